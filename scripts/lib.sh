@@ -1,0 +1,199 @@
+# shellcheck shell=bash
+# Shared by the scripts beside this file; source it, do not run it.
+# It stays within bash 3.2, because that is the bash of macOS.
+#
+# Everything that is fetched or made lives in one cache folder outside the checkout:
+#   models/<sha256>/NAME.gguf   test models         (scripts/fetch-model)
+#   python/<name>-<key>/        Python environments (ensure_python_env, the wheels of ensure_build_tools)
+#   quickstart/                 what scripts/quickstart wrote
+
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+CACHE="${ROSI_CACHE:-${XDG_CACHE_HOME:-${HOME:?set HOME or ROSI_CACHE}/.cache}/rosi-gguf}"
+
+# stdout is for data, so people are told things on stderr.
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+job_count() { nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2; }
+
+# at_least FOUND WANTED: compares dotted versions number by number (`sort -V` is not everywhere).
+at_least() {
+  awk -v found="$1" -v wanted="$2" 'BEGIN {
+    split(found, f, /[^0-9]+/); split(wanted, w, /[^0-9]+/)
+    for (i = 1; i <= 3; i++) if (f[i] + 0 != w[i] + 0) exit !(f[i] + 0 > w[i] + 0)
+  }'
+}
+
+can_apt() { [ "$(id -u)" = 0 ] && have apt-get; }
+
+# Package lists may be old or absent on a fresh machine, so they are read anew before the first install.
+APT_UPDATED=
+apt_install() {
+  if [ -z "$APT_UPDATED" ]; then
+    apt-get update -qq >&2 || say "warning: apt-get update failed; going on with the package lists there are"
+    APT_UPDATED=1
+  fi
+  say "installing with apt-get: $*"
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+    die "apt-get could not install: $*"
+}
+
+# ---- Rust ----
+
+ensure_cargo() {
+  local wanted found how
+  wanted="$(sed -n 's/^rust-version *= *"\([0-9.]*\)".*/\1/p' "$ROOT/Cargo.toml" | head -n 1)"
+  how="install it with rustup (https://rustup.rs), or, where rustup is there already, run 'rustup update stable'"
+  # rustup's folder is often not on the PATH of a non-login shell.
+  if ! have cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+    export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+  fi
+  have cargo || die "cargo is missing. Rust $wanted or newer is needed: $how"
+  found="$(cd "$ROOT" && rustc --version | awk '{ print $2 }')"
+  at_least "$found" "$wanted" || die "Rust $found is too old. Rust $wanted or newer is needed: $how"
+}
+
+# ---- Python ----
+
+python_version_ok() { python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+python_has_venv() { python3 -c 'import venv, ensurepip' 2>/dev/null; }
+
+ensure_python() {
+  if { ! have python3 || ! python_has_venv; } && can_apt; then
+    apt_install python3 python3-venv
+  fi
+  have python3 || die "python3 is missing (Debian/Ubuntu: apt-get install python3 python3-venv; macOS: xcode-select --install)"
+  python_version_ok || die "Python 3.10 or newer is needed, this is $(python3 --version) (macOS: brew install python3)"
+  python_has_venv || die "python3 lacks its venv module (Debian/Ubuntu: apt-get install python3-venv)"
+}
+
+# make_venv NAME REQUIREMENTS: prints the folder of a virtual environment with what the file REQUIREMENTS lists
+# ('' for nothing but pip). Its key holds the file and the Python, so a change of either gives a new one. It is built
+# in a folder of its own and renamed: two scripts at once do not meet, and a broken one never bears the final name.
+# Because of that renaming, use `bin/python -m …`: the scripts beside it name the folder it was built in.
+make_venv() {
+  local name="$1" requirements="$2" key dir building
+  key="$(python3 - "$requirements" <<'PY'
+import hashlib, sys
+text = open(sys.argv[1], "rb").read() if sys.argv[1] else b""
+print(hashlib.sha256(text + sys.version.encode() + sys.base_prefix.encode()).hexdigest()[:16])
+PY
+)"
+  dir="$CACHE/python/$name-$key"
+  if [ ! -x "$dir/bin/python" ]; then
+    mkdir -p "$CACHE/python"
+    building="$(mktemp -d "$CACHE/python/.building.XXXXXX")"
+    fill_venv "$building" "$requirements" || {
+      rm -rf "$building"
+      die "the Python environment '$name' could not be made (see above)"
+    }
+    # rename fails where another script was faster; then its environment is as good as ours.
+    python3 -c 'import os, sys; os.rename(sys.argv[1], sys.argv[2])' "$building" "$dir" 2>/dev/null || rm -rf "$building"
+    [ -x "$dir/bin/python" ] || die "$dir is in the way: remove it and try again"
+  fi
+  printf '%s\n' "$dir"
+}
+
+fill_venv() {
+  python3 -m venv "$1" >&2 || return 1
+  if [ -n "$2" ]; then
+    say "fetching Python packages: $(grep -c '==' "$2") listed in ${2##*/}"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r "$2" >&2 || return 1
+  fi
+}
+
+# Sets PYTHON to an interpreter with what the oracles in tests/oracles import.
+ensure_python_env() {
+  local venv
+  ensure_python
+  # `die` in a command substitution ends only that; the caller may have turned `set -e` off by `||`.
+  venv="$(make_venv oracles "$ROOT/tests/oracles/requirements.txt")" || exit 1
+  export PYTHON="$venv/bin/python"
+}
+
+# ---- what llama.cpp's build needs: cmake, make, a C++ compiler, libclang ----
+
+ensure_build_tools() {
+  ensure_cargo
+  case "$(uname -s)" in
+    Darwin) xcode-select -p >/dev/null 2>&1 || die "the compiler is missing: run 'xcode-select --install'" ;;
+    *) ensure_compiler ;;
+  esac
+  ensure_cmake_and_libclang
+  # bindgen needs clang's own headers (stdbool.h); where only the library is there, the compiler's serve as well.
+  if [ "$(uname -s)" != Darwin ] && [ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ] && ! have_clang_headers; then
+    BINDGEN_EXTRA_CLANG_ARGS="-I$(c++ -print-file-name=include)"
+    export BINDGEN_EXTRA_CLANG_ARGS
+  fi
+  export CMAKE_BUILD_PARALLEL_LEVEL="${CMAKE_BUILD_PARALLEL_LEVEL:-$(job_count)}"
+}
+
+ensure_compiler() {
+  have c++ && have make && return
+  can_apt && apt_install g++ make
+  have c++ || die "a C++ compiler is missing and cannot be installed from here (Debian/Ubuntu: sudo apt-get install g++ make)"
+  have make || die "make is missing and cannot be installed from here (Debian/Ubuntu: sudo apt-get install make)"
+}
+
+ensure_cmake_and_libclang() {
+  local missing=()
+  have cmake || missing+=(cmake)
+  have_libclang || missing+=(libclang-dev)
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  if can_apt; then
+    apt_install "${missing[@]}"
+  else
+    use_wheels "${missing[@]}"
+  fi
+}
+
+# Without root (or apt-get): the PyPI wheels of cmake and libclang carry the programs themselves.
+use_wheels() {
+  local venv packages
+  say "not on this system: $*; taking them from Python wheels"
+  ensure_python
+  venv="$(make_venv build-tools "$ROOT/scripts/build-tools.txt")" || exit 1
+  packages="$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("platlib"))')"
+  have cmake || export PATH="$packages/cmake/data/bin:$PATH"
+  have_libclang || export LIBCLANG_PATH="$packages/clang/native"
+  if ! have cmake || ! have_libclang; then
+    die "cmake and libclang are needed (Debian/Ubuntu: sudo apt-get install cmake libclang-dev; macOS: brew install cmake llvm)"
+  fi
+}
+
+# The places where bindgen looks (it takes no other, so a library elsewhere does not count). Named so as to leave out
+# libclang-cpp, which is something else.
+have_libclang() {
+  [ -n "${LIBCLANG_PATH:-}" ] && return
+  local folder
+  for folder in /usr/lib/llvm*/lib /usr/lib /usr/lib64 /usr/lib/*-linux-* /usr/lib64/llvm*/lib* /usr/local/lib /usr/local/lib64 \
+    /usr/local/llvm*/lib /usr/local/opt/llvm*/lib /opt/homebrew/opt/llvm*/lib /Library/Developer/CommandLineTools/usr/lib \
+    /Applications/Xcode.app/Contents/Developer/Toolchains/XcodeDefault.xctoolchain/usr/lib; do
+    any_exists "$folder"/libclang.so* "$folder"/libclang-[0-9]*.so* "$folder"/libclang.dylib && return
+  done
+  return 1
+}
+
+have_clang_headers() {
+  [ -n "${LIBCLANG_PATH:-}" ] && any_exists "$LIBCLANG_PATH"/clang/*/include/stdbool.h && return
+  [ -z "${LIBCLANG_PATH:-}" ] || return 1
+  any_exists /usr/lib/llvm*/lib/clang/*/include/stdbool.h /usr/lib*/clang/*/include/stdbool.h \
+    /usr/local/lib*/clang/*/include/stdbool.h
+}
+
+# True if one of its arguments exists; a pattern that matches nothing arrives as itself.
+any_exists() {
+  local path
+  for path in "$@"; do
+    [ -e "$path" ] && return
+  done
+  return 1
+}

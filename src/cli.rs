@@ -1,0 +1,156 @@
+//! Raw flags, as clap reads them. [`crate::options`] turns them into what the commands take.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::edit::Method;
+
+/// Make a GGUF language model safer in minutes, without training.
+#[derive(Debug, Parser)]
+#[command(name = "rosi-gguf", version, about, long_about = None, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Say only what is wrong.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more; twice for llama.cpp's log.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a safer copy of a model.
+    Inject(InjectArgs),
+    /// Show what a model file is and which of its matrices an injection would edit.
+    Inspect(InspectArgs),
+    /// Tell what really differs between a model and its injected copy, from the two files alone.
+    Verify(VerifyArgs),
+    /// Ask a model and print its greedy answers.
+    Ask(AskArgs),
+    /// Print shell completions.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Flags of `inject`.
+#[derive(Debug, Args)]
+pub struct InjectArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// Where to write [default: NAME-rosi.gguf beside the model].
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// How the right factor of the edit is chosen.
+    #[arg(long, value_enum, default_value_t = Method::Published)]
+    pub method: Method,
+    /// Size of the change as a share of the edited weights (0.04 = 4 %), or auto.
+    #[arg(long, default_value = "auto", allow_hyphen_values = true)]
+    pub strength: String,
+    /// Layer whose direction is used, from 0, or auto.
+    #[arg(long, default_value = "auto", allow_hyphen_values = true)]
+    pub layer: String,
+    /// Most KL divergence from the base on harmless prompts (first token, nats).
+    #[arg(long, default_value_t = 0.05, allow_hyphen_values = true)]
+    pub max_kl: f64,
+    /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub prompts: Vec<PathBuf>,
+    /// Safety system prompt while extracting the direction: auto, off, or a file.
+    #[arg(long, default_value = "auto", value_name = "auto|off|FILE")]
+    pub system_prompt: String,
+    /// Write the whole report here, as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Print the whole report on stdout, as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show what would be done, without running the model.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Overwrite; inject again; write although there is no gain.
+    #[arg(long)]
+    pub force: bool,
+    /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
+    #[arg(long, value_name = "LORA.gguf")]
+    pub save_adapter: Option<PathBuf>,
+    /// Leave out the two controls (random direction, requantization without edit).
+    #[arg(long)]
+    pub no_controls: bool,
+    /// Keep whole answers in the report instead of their beginnings.
+    #[arg(long)]
+    pub full_answers: bool,
+    /// Seed of the random control direction.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of every command that runs a model; names as in llama.cpp.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// CPU threads [default: all cores].
+    #[arg(short, long)]
+    pub threads: Option<usize>,
+    /// Layers on the GPU.
+    #[arg(long = "gpu-layers", visible_alias = "ngl", default_value_t = 0)]
+    pub n_gpu_layers: i32,
+    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    pub patches: Option<PathBuf>,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    pub patches: Option<PathBuf>,
+}
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The model before.
+    pub base: PathBuf,
+    /// The model after.
+    pub edited: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    pub patches: Option<PathBuf>,
+}
+
+/// Flags of `ask`.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// What to ask; may be given again.
+    #[arg(long, required = true)]
+    pub prompt: Vec<String>,
+    /// Most tokens of an answer.
+    #[arg(long, default_value_t = 64)]
+    pub tokens: usize,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}

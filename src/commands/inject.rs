@@ -1,0 +1,316 @@
+//! `inject`: from a model to a safer copy of it.
+
+use std::time::Instant;
+
+use crate::commands::provenance::Provenance;
+use crate::commands::session::{self, Opened};
+use crate::commands::study::{self, Study};
+use crate::commands::write::{self, Change};
+use crate::edit::Edit;
+use crate::error::{Error, ExitStatus};
+use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::gguf::{AtomicFile, Gguf, sha256_file};
+use crate::interrupt;
+use crate::llama::{Engine, LlamaEngine, adapter, llama_version};
+use crate::options::InjectOptions;
+use crate::output::{Printer, percent};
+use crate::prompts::{PromptKind, PromptSet, Split};
+use crate::report::{AnswerPair, EditFacts, FileFacts, PromptFacts, Report, Scores, peak_memory};
+use crate::verify::{self, Verification};
+
+/// Runs the injection.
+///
+/// # Errors
+/// [`Error`]; then nothing bears the output's name that did not before.
+pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
+    let start = Instant::now();
+    let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
+    check_input(&opened, options, printer)?;
+    let prompts = load_prompts(options, printer)?;
+    if options.dry_run {
+        dry_run(&opened, options, &prompts, printer);
+        return Ok(ExitStatus::Done);
+    }
+    // Taken now, so that an output that cannot be written is known before the work.
+    let mut file = AtomicFile::create(&options.output, options.force)?;
+    let side_files = [&options.report, &options.save_adapter];
+    side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
+
+    let input = file_facts(&options.model, &opened.gguf, printer)?;
+    let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+    let study = Study::new(&opened, &mut engine, &prompts, options, printer)?;
+    let edits = study.edits(&opened.plan)?;
+    let exam = Exam { opened: &opened, options, prompts: &prompts, printer };
+    let before = exam.before(&mut engine, &study, &edits)?;
+    drop(engine);
+
+    let provenance = provenance(&study, options, &prompts, &input);
+    write::write(&opened.gguf, &edits, Change::Edit(&provenance, study.direction()), &mut file, printer)?;
+    let written = Gguf::open(file.temporary_path())?;
+    let verification = check_written(&opened, &written, &edits, printer)?;
+    let after = exam.after(&written, &before)?;
+    let requantized = exam.requantized_control(&edits, &before)?;
+    let mut output = file_facts(file.temporary_path(), &written, printer)?;
+    output.path = options.output.display().to_string();
+    file.commit()?;
+
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION").into(),
+        llama_cpp: llama_version(),
+        input,
+        output,
+        architecture: opened.plan.architecture.clone(),
+        prompts: prompt_facts(&prompts),
+        edit: edit_facts(&study, &edits, options),
+        separation: study.directions.separation.clone(),
+        search: study.search.clone(),
+        scores: before.scores(after.score, requantized),
+        verification,
+        answers: before.answers(&after, options.full_answers),
+        seconds: start.elapsed().as_secs_f64(),
+        peak_memory: peak_memory(),
+    };
+    finish(&report, &opened, &edits, options, printer)
+}
+
+/// What can be refused before the model is loaded.
+fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
+    opened.template()?;
+    for warning in &opened.plan.warnings {
+        printer.warn(warning.to_string());
+        if let Some(hint) = warning.hint() {
+            printer.say(format!("hint: {hint}"));
+        }
+    }
+    match Provenance::read(&opened.gguf) {
+        Some(p) if !options.force => Err(Error::Injected {
+            path: options.model.clone(),
+            version: p.version,
+            strength: percent(p.strength),
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet, Error> {
+    let bundled = PromptSet::bundled();
+    if options.prompts.is_empty() {
+        return Ok(bundled);
+    }
+    let mut prompts = PromptSet::load(&options.prompts)?;
+    for kind in prompts.complete_with(&bundled)? {
+        printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
+    }
+    prompts.require(&[PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming])?;
+    Ok(prompts)
+}
+
+fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {
+    let plan = &opened.plan;
+    let edited: u64 = plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
+    let facts = serde_json::json!({
+        "input": opened.gguf.path.display().to_string(),
+        "output": options.output.display().to_string(),
+        "architecture": plan.architecture,
+        "method": options.method.name(),
+        "writers": plan.writers.iter().map(|w| &w.tensor).collect::<Vec<_>>(),
+        "edited_bytes": edited,
+        "written_bytes": opened.gguf.file_len,
+        "prompts": prompt_facts(prompts),
+    });
+    if options.json {
+        printer.data(serde_json::to_string_pretty(&facts).unwrap_or_default());
+    }
+    printer.say(format!(
+        "would edit {} matrices ({} MB) of {} and write {} ({} MB); nothing was run or written",
+        plan.writers.len(),
+        edited / 1_000_000,
+        opened.gguf.path.display(),
+        options.output.display(),
+        opened.gguf.file_len / 1_000_000
+    ));
+}
+
+fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+    let bar = printer.bar("hashing", gguf.file_len);
+    let sha256 = sha256_file(path, &mut |done, total| {
+        bar.set_of(done, total);
+        interrupt::check().map_err(std::io::Error::other)
+    });
+    interrupt::check()?;
+    let sha256 = sha256.map_err(|source| Error::Io { path: path.into(), source })?;
+    Ok(FileFacts { path: path.display().to_string(), sha256, bytes: gguf.file_len })
+}
+
+fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input: &FileFacts) -> Provenance {
+    Provenance {
+        version: env!("CARGO_PKG_VERSION").into(),
+        method: options.method.name().into(),
+        layer: study.chosen.layer as u32,
+        strength: study.chosen.strength,
+        prompts_sha256: prompts.sha256(),
+        input_sha256: input.sha256.clone(),
+        system_prompt: study.system_prompt.into(),
+    }
+}
+
+fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
+    let of = |split| {
+        [PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming].map(|k| prompts.select(k, split).len())
+    };
+    PromptFacts {
+        source: prompts.source().into(),
+        sha256: prompts.sha256(),
+        extract: of(Split::Extract),
+        search: of(Split::Search),
+        report: of(Split::Report),
+    }
+}
+
+fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFacts {
+    let pushes = study.pushes(edits);
+    EditFacts {
+        method: options.method.name().into(),
+        system_prompt: study.system_prompt.into(),
+        layer: study.chosen.layer,
+        strength: study.chosen.strength,
+        alpha: edits.first().map_or(0.0, |e| e.alpha),
+        writers: edits.len(),
+        writers_against: pushes.iter().filter(|&&p| p < 0.0).count(),
+        push: pushes.iter().sum(),
+    }
+}
+
+/// Reads the written file back; one that differs where it must not is never kept.
+fn check_written(opened: &Opened, written: &Gguf, edits: &[Edit], printer: &Printer) -> Result<Verification, Error> {
+    let bar = printer.bar("verifying", 1);
+    let v = verify::verify(&opened.gguf, written, edits, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+    if !v.untouched_identical {
+        return Err(Error::Damaged { what: v.unexpected.join(", ") });
+    }
+    if !v.metadata_preserved {
+        return Err(Error::Damaged { what: "metadata".into() });
+    }
+    Ok(v)
+}
+
+/// Prints, writes the side files, and says how it ended.
+fn finish(
+    report: &Report,
+    opened: &Opened,
+    edits: &[Edit],
+    options: &InjectOptions,
+    printer: &Printer,
+) -> Result<ExitStatus, Error> {
+    let json = serde_json::to_string_pretty(report).unwrap_or_default();
+    if let Some(path) = &options.report {
+        write::write_whole(path, json.as_bytes(), options.force)?;
+    }
+    if let Some(path) = &options.save_adapter {
+        let bytes = adapter::to_gguf(&opened.plan.architecture, &study::adapters(&opened.plan, edits))?;
+        write::write_whole(path, &bytes, options.force)?;
+    }
+    printer.say(report.summary());
+    printer.say(format!("wrote {} in {:.0} s", options.output.display(), report.seconds));
+    if options.json {
+        printer.data(json);
+    }
+    if report.survived() {
+        return Ok(ExitStatus::Done);
+    }
+    printer.warn(format!(
+        "only {} of the edit survived requantization to the file's own types: the written file is weaker than the exact edit above",
+        percent(report.verification.gain.unwrap_or(0.0))
+    ));
+    printer.warn("use a Q8_0 or F16 file of the model, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`");
+    Ok(ExitStatus::NotVerified)
+}
+
+/// Scores on the report split.
+struct Exam<'a> {
+    opened: &'a Opened,
+    options: &'a InjectOptions,
+    prompts: &'a PromptSet,
+    printer: &'a Printer,
+}
+
+/// What was measured before the file was written.
+struct Before {
+    examiner: Examiner,
+    base: Examination,
+    exact: Score,
+    random: Option<Score>,
+    /// The bundled harmful prompts and how the base took them, where the user brought others.
+    guard: Option<(Vec<String>, Tally)>,
+}
+
+impl Before {
+    fn scores(&self, written: Score, requantized: Option<Score>) -> Scores {
+        Scores { base: self.base.score, exact: self.exact, written, random_direction: self.random, requantized }
+    }
+
+    fn answers(&self, after: &Examination, full: bool) -> Vec<AnswerPair> {
+        let q = self.examiner.questions();
+        AnswerPair::all([&q.harmful, &q.harmless, &q.alarming], &self.base, after, full)
+    }
+}
+
+impl Exam<'_> {
+    /// Base, exact edit and random control, on the model that is loaded already.
+    fn before(&self, engine: &mut LlamaEngine, study: &Study, edits: &[Edit]) -> Result<Before, Error> {
+        let bar = self.printer.bar("scoring on the report split", 3);
+        let plan = &self.opened.plan;
+        let questions = Questions::of(self.prompts, Split::Report, usize::MAX);
+        let (examiner, base) = Examiner::new(engine, questions)?;
+        bar.set(1);
+        let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
+        engine.apply(&study::adapters(plan, edits))?;
+        let exact = examiner.examine(engine)?.score;
+        bar.set(2);
+        let mut random = None;
+        if self.options.controls {
+            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?))?;
+            random = Some(examiner.examine(engine)?.score);
+        }
+        engine.apply(&[])?;
+        Ok(Before { examiner, base, exact, random, guard })
+    }
+
+    fn score_file(&self, gguf: &Gguf, before: &Before) -> Result<(Examination, LlamaEngine), Error> {
+        let mut engine = session::load(gguf, Some(self.opened.template()?), &self.options.run, self.printer)?;
+        let _bar = self.printer.bar("scoring the written file", 1);
+        Ok((before.examiner.examine(&mut engine)?, engine))
+    }
+
+    /// The written file; one that refuses less than its base is never kept.
+    fn after(&self, written: &Gguf, before: &Before) -> Result<Examination, Error> {
+        let (after, mut engine) = self.score_file(written, before)?;
+        let (old, new) = match &before.guard {
+            Some((texts, old)) => (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?)),
+            None => (before.base.score.harmful, after.score.harmful),
+        };
+        if new.refused < old.refused {
+            return Err(Error::LessSafe { edited: new.refused().to_string(), base: old.refused().to_string() });
+        }
+        Ok(after)
+    }
+
+    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted.
+    fn requantized_control(&self, edits: &[Edit], before: &Before) -> Result<Option<Score>, Error> {
+        if !self.options.controls {
+            return Ok(None);
+        }
+        let name = self.options.output.with_extension("control.gguf");
+        let mut file = AtomicFile::create(&name, true)?;
+        write::write(&self.opened.gguf, edits, Change::RequantizeOnly, &mut file, self.printer)?;
+        let gguf = Gguf::open(file.temporary_path())?;
+        Ok(Some(self.score_file(&gguf, before)?.0.score))
+    }
+}
+
+/// The bundled harmful prompts of the report split, and how the model as it is takes them.
+fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
+    let questions = Questions::of(&PromptSet::bundled(), Split::Report, usize::MAX).harmful;
+    let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
+    Ok((questions, Tally::of(&answers)))
+}

@@ -1,0 +1,122 @@
+//! `inspect`: what a file is, and what an injection would edit.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::cli::InspectArgs;
+use crate::commands::provenance::Provenance;
+use crate::commands::session::Opened;
+use crate::error::{Error, ExitStatus};
+use crate::output::{Printer, Table};
+
+#[derive(Serialize)]
+struct Inspection {
+    path: String,
+    architecture: String,
+    name: Option<String>,
+    patch: String,
+    n_layer: usize,
+    n_embd: u64,
+    n_expert: u64,
+    tied_embeddings: bool,
+    file_bytes: u64,
+    tensors: usize,
+    types: BTreeMap<String, TypeUse>,
+    writers: Vec<WriterRow>,
+    chat_template: Option<String>,
+    injected: Option<Provenance>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize, Default)]
+struct TypeUse {
+    tensors: usize,
+    bytes: u64,
+    writers: usize,
+}
+
+#[derive(Serialize)]
+struct WriterRow {
+    tensor: String,
+    layer: usize,
+    #[serde(rename = "type")]
+    ggml_type: String,
+    n_in: u64,
+    n_out: u64,
+    n_expert: u64,
+    post_norm: Option<String>,
+}
+
+/// Prints what the file is.
+///
+/// # Errors
+/// [`Error`] when the file cannot be opened or its architecture is unknown.
+pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
+    let inspection = inspect(&Opened::new(&args.model, args.patches.as_deref())?);
+    if args.json {
+        printer.data(serde_json::to_string_pretty(&inspection).unwrap_or_default());
+    } else {
+        printer.data(describe(&inspection));
+    }
+    Ok(ExitStatus::Done)
+}
+
+fn inspect(opened: &Opened) -> Inspection {
+    let (gguf, plan) = (&opened.gguf, &opened.plan);
+    let mut types: BTreeMap<String, TypeUse> = BTreeMap::new();
+    for tensor in &gguf.tensors {
+        let entry = types.entry(tensor.ggml_type.name().to_string()).or_default();
+        entry.tensors += 1;
+        entry.bytes += tensor.n_bytes();
+        entry.writers += usize::from(plan.writers.iter().any(|w| w.tensor == tensor.name));
+    }
+    let writers = plan.writers.iter().map(|w| WriterRow {
+        tensor: w.tensor.clone(),
+        layer: w.layer,
+        ggml_type: w.ggml_type.name().to_string(),
+        n_in: w.n_in,
+        n_out: w.n_out,
+        n_expert: w.n_expert,
+        post_norm: w.post_norm.clone(),
+    });
+    Inspection {
+        path: gguf.path.display().to_string(),
+        architecture: plan.architecture.clone(),
+        name: gguf.str("general.name").map(str::to_owned),
+        patch: plan.family.clone(),
+        n_layer: plan.n_layer,
+        n_embd: plan.n_embd,
+        n_expert: plan.n_expert,
+        tied_embeddings: plan.tied_embeddings,
+        file_bytes: gguf.file_len,
+        tensors: gguf.tensors.len(),
+        types,
+        writers: writers.collect(),
+        chat_template: gguf.str("tokenizer.chat_template").map(str::to_owned),
+        injected: Provenance::read(gguf),
+        warnings: plan.warnings.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn describe(i: &Inspection) -> String {
+    let mut text = format!("{}\n", i.path);
+    let mut line = |key: &str, value: String| text += &format!("  {key:16} {value}\n");
+    line("name", i.name.clone().unwrap_or_else(|| "-".into()));
+    line("architecture", format!("{} (patches: {})", i.architecture, i.patch));
+    line("layers", format!("{} of width {}", i.n_layer, i.n_embd));
+    line("embeddings", if i.tied_embeddings { "tied" } else { "separate" }.into());
+    line("size", format!("{} MB in {} tensors", i.file_bytes / 1_000_000, i.tensors));
+    line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
+    line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
+    line("writers", format!("{} matrices write into the residual stream", i.writers.len()));
+    let mut table = Table::new(&["type", "tensors", "MB", "writers"]);
+    for (name, t) in &i.types {
+        table.row(vec![name.clone(), t.tensors.to_string(), format!("{:.1}", t.bytes as f64 / 1e6), t.writers.to_string()]);
+    }
+    text += &format!("\n{table}");
+    for warning in &i.warnings {
+        text += &format!("\nwarning: {warning}");
+    }
+    text.trim_end().to_string()
+}

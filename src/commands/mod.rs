@@ -1,0 +1,37 @@
+//! The commands: the only place that joins the stages.
+
+pub mod ask;
+pub mod inject;
+pub mod inspect;
+mod provenance;
+mod session;
+mod study;
+pub mod verify;
+mod write;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+use crate::error::{Error, ExitStatus};
+use crate::options::{InjectOptions, RunOptions};
+use crate::output::Printer;
+
+/// Runs one command.
+///
+/// # Errors
+/// The first stage that failed.
+pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
+    match command {
+        Command::Inject(args) => inject::run(&InjectOptions::new(args)?, printer),
+        Command::Inspect(args) => inspect::run(&args, printer),
+        Command::Verify(args) => verify::run(&args, printer),
+        Command::Ask(args) => {
+            let run = RunOptions::new(args.run)?;
+            ask::run(&ask::Question { model: args.model, prompts: args.prompt, tokens: args.tokens, json: args.json }, &run, printer)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());
+            Ok(ExitStatus::Done)
+        }
+    }
+}

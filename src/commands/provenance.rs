@@ -1,0 +1,103 @@
+//! The `rosi.*` keys: what an injected file says about itself, and the edits that follow from it.
+
+use serde::Serialize;
+
+use crate::direction::SafetyDirection;
+use crate::edit::{self, Edit, EditError, Method, WriterWeights};
+use crate::error::Error;
+use crate::gguf::{Gguf, Value};
+use crate::plan::Plan;
+use crate::verify::KEY_PREFIX;
+
+/// Key of the direction, F32 `[n_embd]`.
+const DIRECTION: &str = "rosi.direction";
+
+/// What an injected file says about itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Provenance {
+    /// Version of this tool.
+    pub version: String,
+    /// [`Method::name`].
+    pub method: String,
+    /// Layer of the direction.
+    pub layer: u32,
+    /// Relative Frobenius change that was asked for.
+    pub strength: f64,
+    /// Hash of the prompt set.
+    pub prompts_sha256: String,
+    /// Hash of the file that was injected.
+    pub input_sha256: String,
+    /// `none`, `safety` or `user`: the system prompt while extracting.
+    pub system_prompt: String,
+}
+
+impl Provenance {
+    /// Reads the keys; `None` when the file has no `rosi.version`.
+    pub fn read(gguf: &Gguf) -> Option<Self> {
+        let text = |key: &str| gguf.str(key).unwrap_or("unknown").to_owned();
+        let strength = match gguf.get("rosi.strength") {
+            Some(Value::F64(v)) => *v,
+            _ => f64::NAN,
+        };
+        gguf.str("rosi.version")?;
+        Some(Self {
+            version: text("rosi.version"),
+            method: text("rosi.method"),
+            layer: gguf.u64("rosi.layer").and_then(|l| u32::try_from(l).ok()).unwrap_or(u32::MAX),
+            strength,
+            prompts_sha256: text("rosi.prompts_sha256"),
+            input_sha256: text("rosi.input_sha256"),
+            system_prompt: text("rosi.system_prompt"),
+        })
+    }
+
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        format!(
+            "by rosi-gguf {}: {}, layer {}, strength {}",
+            self.version,
+            self.method,
+            self.layer,
+            crate::output::percent(self.strength)
+        )
+    }
+
+    /// The records to add to the file, the direction apart.
+    pub fn keys(&self) -> Vec<(String, Value)> {
+        let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
+        let text = |t: &String| Value::String(t.clone());
+        vec![
+            key("version", text(&self.version)),
+            key("method", text(&self.method)),
+            key("layer", Value::U32(self.layer)),
+            key("strength", Value::F64(self.strength)),
+            key("prompts_sha256", text(&self.prompts_sha256)),
+            key("input_sha256", text(&self.input_sha256)),
+            key("system_prompt", text(&self.system_prompt)),
+        ]
+    }
+
+    /// The record of the direction.
+    pub fn direction_key(direction: &SafetyDirection) -> (String, Vec<f32>) {
+        (DIRECTION.to_owned(), direction.unit().to_vec())
+    }
+}
+
+/// The edits that `edited` says were made to `base`, computed again from the base's weights and the
+/// direction in the edited file; empty when it says nothing that is understood.
+pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<Edit>, Error> {
+    let Some(provenance) = Provenance::read(edited) else { return Ok(Vec::new()) };
+    let Some(array) = edited.array(DIRECTION) else { return Ok(Vec::new()) };
+    let unit = edited.read_f32_array(array)?;
+    let usable = provenance.strength.is_finite()
+        && provenance.method == Method::Published.name()
+        && unit.len() as u64 == plan.n_embd;
+    if !usable {
+        return Ok(Vec::new());
+    }
+    let unit: Vec<f64> = unit.iter().map(|&v| f64::from(v)).collect();
+    let direction = SafetyDirection::new(provenance.layer as usize, &unit)?;
+    let weights: Vec<WriterWeights> =
+        plan.writers.iter().map(|w| edit::read_weights(base, w)).collect::<Result<_, EditError>>()?;
+    Ok(edit::published(plan, &weights, &direction, provenance.strength)?)
+}

@@ -1,0 +1,51 @@
+//! Opening a model: header checks and plan before any C code sees the file.
+
+use std::path::Path;
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::llama::{EngineOptions, LlamaEngine};
+use crate::options::RunOptions;
+use crate::output::Printer;
+use crate::patches::Patches;
+use crate::plan::Plan;
+
+/// A checked model file.
+pub struct Opened {
+    /// The header.
+    pub gguf: Gguf,
+    /// Its writers.
+    pub plan: Plan,
+}
+
+/// The embedded patches, with those of `dir` over them.
+pub fn patches(dir: Option<&Path>) -> Result<Patches, Error> {
+    Ok(match dir {
+        Some(dir) => Patches::with_dir(dir)?,
+        None => Patches::embedded()?,
+    })
+}
+
+impl Opened {
+    /// Opens and checks the model at `path`.
+    pub fn new(path: &Path, patch_dir: Option<&Path>) -> Result<Self, Error> {
+        let gguf = Gguf::open(path)?;
+        gguf.refuse_non_model()?;
+        let plan = Plan::resolve(&gguf, &patches(patch_dir)?)?;
+        Ok(Self { gguf, plan })
+    }
+
+    /// The chat template, without which prompts cannot be put as users put them.
+    pub fn template(&self) -> Result<&str, Error> {
+        let template = self.gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
+        template.ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
+    }
+}
+
+/// Loads a model into llama.cpp. The header was checked by [`Opened::new`] or [`Gguf::open`].
+pub fn load(gguf: &Gguf, template: Option<&str>, run: &RunOptions, printer: &Printer) -> Result<LlamaEngine, Error> {
+    let bar = printer.bar("loading the model", 100);
+    let options =
+        EngineOptions { path: gguf.path.clone(), threads: run.threads, n_gpu_layers: run.n_gpu_layers };
+    Ok(LlamaEngine::load(&options, template, &mut |share| bar.set((share * 100.0) as u64))?)
+}

@@ -1,0 +1,60 @@
+//! `verify`: what really differs between two files.
+
+use crate::cli::VerifyArgs;
+use crate::commands::provenance::claimed_edits;
+use crate::commands::session::Opened;
+use crate::error::{Error, ExitStatus};
+use crate::gguf::Gguf;
+use crate::output::{Printer, Table, percent};
+use crate::verify::{self, Verification};
+
+/// Compares the two files and prints the result.
+///
+/// # Errors
+/// [`Error`] when a file cannot be read or they are not two versions of one model.
+pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
+    let base = Opened::new(&args.base, args.patches.as_deref())?;
+    let edited = Gguf::open(&args.edited)?;
+    let edits = claimed_edits(&base.gguf, &edited, &base.plan)?;
+    if edits.is_empty() {
+        printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine cannot be told");
+    }
+    let bar = printer.bar("comparing", base.gguf.tensors.len() as u64);
+    let verification = verify::verify(&base.gguf, &edited, &edits, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+    drop(bar);
+    if args.json {
+        printer.data(serde_json::to_string_pretty(&verification).unwrap_or_default());
+    } else {
+        printer.data(describe(&verification));
+    }
+    let sound = verification.untouched_identical && verification.metadata_preserved;
+    Ok(if sound { ExitStatus::Done } else { ExitStatus::NotVerified })
+}
+
+/// The table of changed tensors and the totals.
+pub fn describe(v: &Verification) -> String {
+    let mut table = Table::new(&["tensor", "type", "asked", "changed", "gain", "cosine", "noise"]);
+    let number = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.3}"));
+    for t in &v.tensors {
+        table.row(vec![
+            t.name.clone(),
+            t.ggml_type.clone(),
+            t.requested_change.map_or("-".into(), percent),
+            percent(t.relative_change),
+            number(t.gain),
+            number(t.cosine),
+            number(t.noise),
+        ]);
+    }
+    let yes = |b: bool| if b { "yes" } else { "NO" };
+    format!(
+        "{table}\n{} tensors changed, {} identical; untouched tensors identical: {}; metadata preserved: {}\n\
+         edit that arrived (gain): {}, cosine along the direction: {}",
+        v.tensors.len(),
+        v.identical,
+        yes(v.untouched_identical),
+        yes(v.metadata_preserved),
+        number(v.gain),
+        number(v.cosine)
+    )
+}

@@ -1,0 +1,336 @@
+//! The change to one weight: which rank-one matrix is added to it, and how it is written.
+
+use serde::Serialize;
+
+use crate::direction::SafetyDirection;
+use crate::gguf::{Gguf, GgufError, TensorInfo};
+use crate::llama::RankOne;
+use crate::plan::{Plan, ResidualWriter};
+use crate::quant::{self, QuantError};
+
+/// Values converted at a time and per thread, so that memory is bounded by the tensor's own bytes.
+const CHUNK_VALUES: usize = 1 << 20;
+
+/// Why an edit could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The tensor could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Its rows could not be converted.
+    #[error("{tensor}: {source}")]
+    Quant {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: QuantError,
+    },
+    /// A weight is not finite.
+    #[error("{tensor} holds weights that are not finite")]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+    },
+    /// The plan names a tensor that the file lacks.
+    #[error("{tensor} is in the plan but not in the file")]
+    Missing {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A gain tensor has the wrong size.
+    #[error("{tensor} has {found} values, expected {expected}")]
+    Size {
+        /// The tensor.
+        tensor: String,
+        /// Expected number of values.
+        expected: usize,
+        /// Found number of values.
+        found: usize,
+    },
+    /// llama.cpp multiplies the weight by a further tensor, which the edit does not know how to undo.
+    #[error("{tensor} is scaled by {scale} at run time, which this version cannot edit")]
+    Scaled {
+        /// The tensor.
+        tensor: String,
+        /// Its scale.
+        scale: String,
+    },
+    /// Every weight that would be edited is zero, so strength has no meaning.
+    #[error("all {n} residual writers are zero: there is nothing to scale the edit by")]
+    ZeroWeights {
+        /// Number of writers.
+        n: usize,
+    },
+}
+
+impl EditError {
+    /// A next step for the user.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gguf(error) => error.hint(),
+            Self::Quant { source, .. } => source.hint(),
+            Self::NotFinite { .. } | Self::ZeroWeights { .. } => {
+                Some("the file is damaged or was converted wrongly; get it again".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// How the right factor is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// w̄, the mean of the weight's rows, as arXiv 2508.20766 Eq. 6 has it.
+    Published,
+}
+
+impl Method {
+    /// The name on the command line, in reports and in provenance keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+        }
+    }
+}
+
+/// What one pass over a writer's weights tells.
+#[derive(Debug, Clone)]
+pub struct WriterWeights {
+    /// w̄: mean of the rows of W per expert, f32 `[n_expert][n_in]`, f64 accumulators.
+    pub mean_row: Vec<f32>,
+    /// ‖W‖_F², f64.
+    pub norm_sq: f64,
+    /// Gain of the norm between W and the stream, f32 `[n_embd]`, where there is one.
+    pub post_norm: Option<Vec<f32>>,
+}
+
+/// ΔW = α · left · rightᵀ per expert of one writer: W `[n_expert][n_embd][n_in]`, left `[n_embd]` a
+/// unit vector, right `[n_expert][n_in]`.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// Index of the writer in the plan.
+    pub writer: usize,
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Number of experts, 1 when dense.
+    pub n_expert: u64,
+    /// Left factor.
+    pub left: Vec<f32>,
+    /// Right factor.
+    pub right: Vec<f32>,
+    /// α.
+    pub alpha: f64,
+    /// ‖W‖_F², for relative sizes.
+    pub weight_norm_sq: f64,
+}
+
+impl Edit {
+    /// ‖ΔW‖_F² = α² ‖right‖², since ‖left‖ = 1.
+    pub fn norm_sq(&self) -> f64 {
+        self.alpha * self.alpha * self.right.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
+    }
+
+    /// The same edit as a rank-one adapter, α in the left factor.
+    pub fn to_rank_one(&self) -> RankOne {
+        let b: Vec<f32> = self.left.iter().map(|&v| (f64::from(v) * self.alpha) as f32).collect();
+        RankOne {
+            tensor: self.tensor.clone(),
+            n_expert: self.n_expert,
+            a: self.right.clone(),
+            b: b.repeat(self.n_expert as usize),
+        }
+    }
+
+    /// W + ΔW of the tensor's bytes, requantized to its own type, nearest.
+    ///
+    /// # Errors
+    /// [`EditError`] naming the tensor.
+    pub fn apply_nearest(&self, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
+        let n_in = info.ne[0] as usize;
+        let n_embd = self.left.len();
+        let mut out = vec![0; bytes.len()];
+        map_rows(info, bytes, Some(&mut out), &|first_row, rows, target| {
+            for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
+                let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
+                let push = (f64::from(self.left[coordinate]) * self.alpha) as f32;
+                let right = &self.right[expert * n_in..(expert + 1) * n_in];
+                row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
+            }
+            quant::quantize(info.ggml_type, n_in, rows, target)
+        })?;
+        Ok(out)
+    }
+
+    /// The tensor through `dequantize → quantize` without any edit: the control that shows what
+    /// requantization alone does.
+    ///
+    /// # Errors
+    /// [`EditError`] naming the tensor.
+    pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
+        let mut out = vec![0; bytes.len()];
+        let n_in = info.ne[0] as usize;
+        map_rows(info, bytes, Some(&mut out), &|_, rows, target| {
+            quant::quantize(info.ggml_type, n_in, rows, target)
+        })?;
+        Ok(out)
+    }
+}
+
+/// Work on a run of decoded rows: index of the first, the values, and the bytes to fill (empty when
+/// nothing is written).
+type RowWork<'a> = dyn Fn(usize, &mut [f32], &mut [u8]) -> Result<(), QuantError> + Sync + 'a;
+
+/// Decodes `bytes` in runs of rows on all cores and hands each run to `work`. The split depends on
+/// the tensor alone, so the bytes do not depend on the machine.
+fn map_rows(
+    info: &TensorInfo,
+    bytes: &[u8],
+    out: Option<&mut [u8]>,
+    work: &RowWork<'_>,
+) -> Result<(), EditError> {
+    let n_in = info.ne[0] as usize;
+    let row_bytes = info.row_bytes() as usize;
+    let rows_per_run = (CHUNK_VALUES / n_in.max(1)).max(1);
+    let runs: Vec<&[u8]> = bytes.chunks(rows_per_run * row_bytes).collect();
+    let mut empty = Vec::new();
+    let targets: Vec<&mut [u8]> = match out {
+        Some(out) => out.chunks_mut(rows_per_run * row_bytes).collect(),
+        None => {
+            empty.resize_with(runs.len(), || [0u8; 0]);
+            empty.iter_mut().map(|e| &mut e[..]).collect()
+        }
+    };
+    let jobs = std::sync::Mutex::new(runs.into_iter().zip(targets).enumerate());
+    let worker = || -> Result<(), QuantError> {
+        let mut values = Vec::new();
+        loop {
+            let Some((run, (source, target))) = jobs.lock().ok().and_then(|mut j| j.next()) else { return Ok(()) };
+            values.resize(source.len() / row_bytes * n_in, 0.0);
+            quant::dequantize(info.ggml_type, n_in, source, &mut values)?;
+            work(run * rows_per_run, &mut values, target)?;
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let result = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        let results = handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        results.fold(Ok(()), Result::and)
+    });
+    result.map_err(|source| EditError::Quant { tensor: info.name.clone(), source })
+}
+
+/// Decodes `bytes` run by run, in order: `see(first_row, values)`.
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn for_each_run(
+    info: &TensorInfo,
+    bytes: &[u8],
+    mut see: impl FnMut(usize, &[f32]),
+) -> Result<(), EditError> {
+    let n_in = info.ne[0] as usize;
+    let row_bytes = info.row_bytes() as usize;
+    let rows_per_run = (CHUNK_VALUES / n_in.max(1)).max(1);
+    let mut values = Vec::new();
+    for (run, source) in bytes.chunks(rows_per_run * row_bytes).enumerate() {
+        values.resize(source.len() / row_bytes * n_in, 0.0);
+        quant::dequantize(info.ggml_type, n_in, source, &mut values)
+            .map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
+        see(run * rows_per_run, &values);
+    }
+    Ok(())
+}
+
+fn info<'g>(gguf: &'g Gguf, name: &str) -> Result<&'g TensorInfo, EditError> {
+    gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })
+}
+
+/// Reads one writer's weights: `w̄ = (1/n_embd) Σ_i W_i` per expert and ‖W‖_F².
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeights, EditError> {
+    let tensor = info(gguf, &writer.tensor)?;
+    let (n_in, n_embd) = (writer.n_in as usize, writer.n_out as usize);
+    let mut sum = vec![0.0f64; n_in * writer.n_expert as usize];
+    let mut norm_sq = 0.0;
+    for_each_run(tensor, &gguf.read_tensor(tensor)?, |first_row, values| {
+        for (i, row) in values.chunks_exact(n_in).enumerate() {
+            let expert = (first_row + i) / n_embd;
+            for (s, &v) in sum[expert * n_in..].iter_mut().zip(row) {
+                *s += f64::from(v);
+                norm_sq += f64::from(v).powi(2);
+            }
+        }
+    })?;
+    if !norm_sq.is_finite() {
+        return Err(EditError::NotFinite { tensor: writer.tensor.clone() });
+    }
+    let mean_row = sum.iter().map(|s| (s / n_embd as f64) as f32).collect();
+    let post_norm = writer.post_norm.as_deref().map(|name| read_gain(gguf, name, n_embd)).transpose()?;
+    Ok(WriterWeights { mean_row, norm_sq, post_norm })
+}
+
+fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditError> {
+    let tensor = info(gguf, name)?;
+    let mut gain = Vec::new();
+    for_each_run(tensor, &gguf.read_tensor(tensor)?, |_, values| gain.extend_from_slice(values))?;
+    if gain.len() == n_embd {
+        return Ok(gain);
+    }
+    Err(EditError::Size { tensor: name.into(), expected: n_embd, found: gain.len() })
+}
+
+/// The left factor of a writer: ŝ, or ŝ ⊘ g where a norm with gain g follows, so that what reaches
+/// the stream lies along ŝ; unit length.
+fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Vec<f32> {
+    let Some(gain) = post_norm else { return direction.unit().to_vec() };
+    // A gain near zero lets nothing through; dividing by it would put the whole edit there.
+    let largest = gain.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+    let floor = (largest * 1e-3).max(f32::MIN_POSITIVE);
+    let left: Vec<f64> = direction
+        .unit()
+        .iter()
+        .zip(gain)
+        .map(|(&s, &g)| if g.abs() < floor { 0.0 } else { f64::from(s) / f64::from(g) })
+        .collect();
+    let norm = left.iter().map(|v| v * v).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    left.iter().map(|v| (v / norm) as f32).collect()
+}
+
+/// Every writer's edit at `strength`: `W ← W + α ŝ w̄ᵀ` (arXiv 2508.20766 Eq. 6), one α for all.
+///
+/// The paper never prints α, and `‖w̄‖ ≈ ‖W‖_F/n_embd` makes a raw α mean nothing across models;
+/// so `strength` is the relative size of the whole change, `√(Σ‖ΔW‖_F² / Σ‖W‖_F²)`, and
+/// `α = strength · √(Σ‖W‖_F² / Σ‖w̄‖²)`.
+///
+/// # Errors
+/// [`EditError::ZeroWeights`] when there is nothing to scale by.
+pub fn published(
+    plan: &Plan,
+    weights: &[WriterWeights],
+    direction: &SafetyDirection,
+    strength: f64,
+) -> Result<Vec<Edit>, EditError> {
+    if let Some(writer) = plan.writers.iter().find(|w| w.scale.is_some()) {
+        let scale = writer.scale.clone().unwrap_or_default();
+        return Err(EditError::Scaled { tensor: writer.tensor.clone(), scale });
+    }
+    let weight_sq: f64 = weights.iter().map(|w| w.norm_sq).sum();
+    let mean_sq: f64 = weights.iter().flat_map(|w| &w.mean_row).map(|&v| f64::from(v).powi(2)).sum();
+    let alpha = strength * (weight_sq / mean_sq).sqrt();
+    if !alpha.is_finite() {
+        return Err(EditError::ZeroWeights { n: weights.len() });
+    }
+    let edits = plan.writers.iter().zip(weights).enumerate().map(|(index, (writer, w))| Edit {
+        writer: index,
+        tensor: writer.tensor.clone(),
+        n_expert: writer.n_expert,
+        left: left_factor(direction, w.post_norm.as_deref()),
+        right: w.mean_row.clone(),
+        alpha,
+        weight_norm_sq: w.norm_sq,
+    });
+    Ok(edits.collect())
+}

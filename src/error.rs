@@ -1,0 +1,121 @@
+//! One error for the commands: the stage's own message, and its hint apart from it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::direction::DirectionError;
+use crate::edit::EditError;
+use crate::gguf::GgufError;
+use crate::interrupt::Interrupted;
+use crate::llama::LlamaError;
+use crate::patches::PatchError;
+use crate::plan::PlanError;
+use crate::prompts::PromptError;
+use crate::verify::VerifyError;
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done.
+    Done,
+    /// Written, but what is in the file is not what was asked for.
+    NotVerified,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Done => Self::SUCCESS,
+            ExitStatus::NotVerified => Self::from(3),
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant is its stage's error, documented there
+pub enum Error {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    #[error(transparent)]
+    Direction(#[from] DirectionError),
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// A flag that cannot be.
+    #[error("{flag}: {problem}")]
+    Option { flag: &'static str, problem: String, hint: Option<String> },
+    /// The model file has no chat template.
+    #[error("{} has no chat template (tokenizer.chat_template): it is a base model, or the key was lost", path.display())]
+    NoTemplate { path: PathBuf },
+    /// The model was injected before.
+    #[error("{} was injected before (rosi.version = {version}, strength {strength})", path.display())]
+    Injected { path: PathBuf, version: String, strength: String },
+    /// The model does not refuse.
+    #[error("this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify")]
+    NoRefusal { plain: u64, prompted: u64, total: u64 },
+    /// No layer and strength helped.
+    #[error("none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl}")]
+    NoGain { trials: usize, base: String, max_kl: f64 },
+    /// The written file refuses less than the base.
+    #[error("the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded")]
+    LessSafe { edited: String, base: String },
+    /// The written file differs where it must not.
+    #[error("the written file differs from its base outside the edit ({what}): it was discarded")]
+    Damaged { what: String },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+impl Error {
+    /// A next step for the user, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gguf(e) => e.hint(),
+            Self::Patch(e) => e.hint(),
+            Self::Plan(e) => e.hint(),
+            Self::Prompt(e) => e.hint(),
+            Self::Llama(e) => e.hint(),
+            Self::Edit(e) => e.hint(),
+            Self::Verify(e) => e.hint(),
+            Self::Option { hint, .. } => hint.clone(),
+            Self::NoTemplate { .. } => {
+                Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
+            }
+            Self::Injected { .. } => {
+                Some("inject the file that it was made from, or pass --force to add a second edit".into())
+            }
+            Self::NoRefusal { .. } => Some(
+                "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
+                 (--force writes an edit all the same)"
+                    .into(),
+            ),
+            Self::NoGain { .. } => {
+                Some("allow a larger change with --max-kl, or bring prompts that fit the model with --prompts".into())
+            }
+            Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
+            Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),
+            Self::Io { .. } | Self::Direction(_) | Self::Interrupted(_) => None,
+        }
+    }
+
+    /// 1 = the user can mend it, 2 = our bug.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) => ExitCode::from(2),
+            _ => ExitCode::from(1),
+        }
+    }
+}

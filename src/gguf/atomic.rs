@@ -1,0 +1,182 @@
+//! Output that appears under its name only when it is complete.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::{NamedTempFile, PersistError};
+
+use super::GgufError;
+
+/// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
+/// it the final name; dropped before that, it is removed.
+#[derive(Debug)]
+pub struct AtomicFile {
+    path: PathBuf,
+    overwrite: bool,
+    temporary: BufWriter<NamedTempFile>,
+}
+
+impl AtomicFile {
+    /// Starts a file that will be called `path`. Refuses at once a name that is taken, unless
+    /// `overwrite`; a directory, device or pipe is never overwritten, and a symbolic link is
+    /// replaced rather than followed, since other names may share what it points to.
+    pub fn create(path: &Path, overwrite: bool) -> Result<Self, GgufError> {
+        let name = path
+            .file_name()
+            .ok_or_else(|| GgufError::OutputIsDirectory {
+                path: path.to_path_buf(),
+            })?;
+        check_target(path, overwrite)?;
+        let directory = directory_of(path);
+        if !directory.is_dir() {
+            return Err(GgufError::OutputNoDirectory {
+                path: path.to_path_buf(),
+                directory: directory.to_path_buf(),
+            });
+        }
+        let mut prefix = OsString::from(".");
+        // Leaves room under the usual limit of 255 bytes for what is put around the name.
+        match name.len() {
+            ..=200 => prefix.push(name),
+            _ => prefix.push(name.to_string_lossy().chars().take(50).collect::<String>()),
+        }
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // tempfile's default is 0600; a model is not a secret, so let the umask decide.
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let temporary = builder
+            .tempfile_in(directory)
+            .map_err(|error| GgufError::from_output(path, "create", error))?;
+        Ok(AtomicFile {
+            path: path.to_path_buf(),
+            overwrite,
+            temporary: BufWriter::with_capacity(1 << 20, temporary),
+        })
+    }
+
+    /// The name the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name the file has until [`AtomicFile::commit`].
+    pub fn temporary_path(&self) -> &Path {
+        self.temporary.get_ref().path()
+    }
+
+    /// Makes the file durable and gives it its name. Without `overwrite`, fails when something took
+    /// the name since [`AtomicFile::create`].
+    pub fn commit(self) -> Result<(), GgufError> {
+        let path = self.path;
+        let failed = |doing| {
+            let path = path.clone();
+            move |error| GgufError::from_output(&path, doing, error)
+        };
+        let temporary = self
+            .temporary
+            .into_inner()
+            .map_err(|error| failed("write")(error.into_error()))?;
+        temporary.as_file().sync_all().map_err(failed("sync"))?;
+        let renamed = match self.overwrite {
+            true => check_target(&path, true).and_then(|()| {
+                let renamed = temporary.persist(&path);
+                renamed.map_err(|error| failed("rename")(error.error))
+            }),
+            false => persist_new(temporary, &path).map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => GgufError::OutputExists { path: path.clone() },
+                _ => failed("rename")(error),
+            }),
+        };
+        drop(renamed?);
+        sync_directory(directory_of(&path)).map_err(failed("sync the directory of"))
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        if kind == ErrorKind::Interrupted {
+            return error;
+        }
+        io::Error::new(kind, GgufError::from_output(&self.path, "write", error))
+    }
+}
+
+/// Errors carry a [`GgufError`] that names the output.
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.temporary.write(bytes);
+        written.map_err(|error| self.explain(error))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.temporary.flush();
+        flushed.map_err(|error| self.explain(error))
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn check_target(path: &Path, overwrite: bool) -> Result<(), GgufError> {
+    let owned = || path.to_path_buf();
+    let Ok(found) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    if found.is_dir() {
+        return Err(GgufError::OutputIsDirectory { path: owned() });
+    }
+    if !overwrite {
+        return Err(GgufError::OutputExists { path: owned() });
+    }
+    if !found.is_file() && !found.is_symlink() {
+        return Err(GgufError::OutputNotAFile { path: owned() });
+    }
+    Ok(())
+}
+
+/// Renames without replacing anything.
+fn persist_new(temporary: NamedTempFile, path: &Path) -> io::Result<File> {
+    let PersistError { error, file } = match temporary.persist_noclobber(path) {
+        Ok(file) => return Ok(file),
+        Err(failed) => failed,
+    };
+    if error.kind() == ErrorKind::AlreadyExists {
+        return Err(error);
+    }
+    // Filesystems such as exFAT have neither an exclusive rename nor hard links. Taking the name
+    // with an empty file fails when it is taken, and then belongs to us to replace.
+    OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.persist(path).map_err(|failed| {
+        // Our own empty placeholder; the rename's error is the one worth reporting.
+        let _ = fs::remove_file(path);
+        failed.error
+    })
+}
+
+/// Makes the rename survive a power cut, where directories can be synced at all.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::InvalidInput | ErrorKind::Unsupported
+            ) =>
+        {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}

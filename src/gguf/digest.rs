@@ -1,0 +1,41 @@
+//! SHA-256 of files and bytes, in lower-case hexadecimal.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use super::Progress;
+
+/// SHA-256 of a file, read in 1 MiB pieces. `progress` gets bytes done and in all, and may stop the
+/// work by returning an error.
+pub fn sha256_file(path: &Path, progress: &mut Progress<'_>) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let total = file.metadata()?.len();
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut done = 0;
+    loop {
+        let n = match file.read(&mut buffer) {
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if n == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(&buffer[..n]);
+        done += n as u64;
+        progress(done, total)?;
+    }
+}
+
+/// SHA-256 of bytes in memory.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,322 @@
+//! Everything that can be wrong with a GGUF file or with writing one.
+
+use std::error::Error;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::{GgmlType, ValueType};
+
+/// Why a file could not be read or written. [`GgufError::hint`] says what to do about it.
+#[derive(thiserror::Error, Debug)]
+#[allow(missing_docs)] // each message documents its variant and names its fields
+pub enum GgufError {
+    #[error("no such file: {}", path.display())]
+    NotFound { path: PathBuf },
+    #[error("{} is a directory, expected a GGUF file", path.display())]
+    IsDirectory { path: PathBuf },
+    #[error("{} is not a regular file", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("{} is empty, expected a GGUF file", path.display())]
+    Empty { path: PathBuf },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {problem}", path.display())]
+    Malformed {
+        path: PathBuf,
+        problem: Box<Malformed>,
+    },
+    #[error("{} is {kind}, expected a language model", path.display())]
+    NotAModel { path: PathBuf, kind: NonModel },
+    #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
+    Changed {
+        path: PathBuf,
+        expected: u64,
+        found: u64,
+    },
+    #[error("{}: tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}", path.display())]
+    TensorPastEnd {
+        path: PathBuf,
+        tensor: String,
+        end: u64,
+        file_len: u64,
+    },
+    #[error("{}: expected an array of {expected}, found an array of {len} × {found}", path.display())]
+    ArrayItems {
+        path: PathBuf,
+        expected: &'static str,
+        found: ValueType,
+        len: u64,
+    },
+    #[error("new data for tensor '{tensor}' must be {expected} bytes, found {found}")]
+    TensorLength {
+        tensor: String,
+        expected: u64,
+        found: u64,
+    },
+    #[error("cannot compute new data for tensor '{tensor}'")]
+    Replace {
+        tensor: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("cannot add key '{key}': {reason}")]
+    AddedKey { key: String, reason: &'static str },
+    #[error("cannot leave out key '{key}': {reason}")]
+    DroppedKey { key: String, reason: &'static str },
+    #[error("stopped while writing the copy of {}", path.display())]
+    Stopped { path: PathBuf, source: io::Error },
+    #[error("cannot write the output made from {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("{} already exists", path.display())]
+    OutputExists { path: PathBuf },
+    #[error("output {} is a directory, expected a file name", path.display())]
+    OutputIsDirectory { path: PathBuf },
+    #[error("output {} exists and is not a regular file", path.display())]
+    OutputNotAFile { path: PathBuf },
+    #[error("directory {} of output {} does not exist", directory.display(), path.display())]
+    OutputNoDirectory { path: PathBuf, directory: PathBuf },
+    #[error("no permission to write output {}", path.display())]
+    OutputReadOnly { path: PathBuf, source: io::Error },
+    #[error("no space left to write output {}", path.display())]
+    OutputNoSpace { path: PathBuf, source: io::Error },
+    #[error("cannot {doing} output {}", path.display())]
+    Output {
+        path: PathBuf,
+        doing: &'static str,
+        source: io::Error,
+    },
+}
+
+/// What is wrong inside a GGUF header.
+#[derive(thiserror::Error, Debug)]
+#[allow(missing_docs)] // each message documents its variant and names its fields
+pub enum Malformed {
+    #[error("{part} needs {need} bytes at offset {at}, but the file has only {left} more")]
+    Truncated {
+        part: String,
+        at: u64,
+        need: u64,
+        left: u64,
+    },
+    #[error("cannot read {part}: {source}")]
+    Read { part: String, source: io::Error },
+    #[error("not a GGUF file: it starts with \"{}\", expected \"GGUF\"", found.escape_ascii())]
+    Magic { found: Vec<u8> },
+    #[error("GGUF version is {found}, expected 2 or 3")]
+    Version { found: u32 },
+    #[error(
+        "GGUF version is {found:#010x}: the file has the other byte order, expected little-endian"
+    )]
+    Endianness { found: u32 },
+    #[error("number of {what} is {found}, expected 0 or more")]
+    NegativeCount { what: &'static str, found: i64 },
+    #[error("number of {what} is {found}, but the rest of the file has room for at most {max}")]
+    TooMany {
+        what: &'static str,
+        found: u64,
+        max: u64,
+    },
+    #[error("{part} takes the header past {max} bytes of memory, far beyond any real model")]
+    TooLarge { part: String, max: u64 },
+    #[error("{part} is a string of {found} bytes, expected at most {max}")]
+    StringLength { part: String, found: u64, max: u64 },
+    #[error("key {index} is empty")]
+    EmptyKey { index: u64 },
+    #[error("{part} has a name with a NUL byte in it, which llama.cpp would cut short")]
+    Nul { part: String },
+    #[error("key '{key}' appears more than once")]
+    DuplicateKey { key: String },
+    #[error("key '{key}' has value type {found}, expected 0 to 12")]
+    ValueType { key: String, found: u32 },
+    #[error("key '{key}' is an array of arrays, which GGUF readers do not accept")]
+    NestedArray { key: String },
+    #[error("key '{key}' is an array of {found} elements, expected at most {max}")]
+    ArrayLength { key: String, found: u64, max: u64 },
+    #[error("key '{key}' is {found}, expected {expected}")]
+    KeyType {
+        key: String,
+        expected: &'static str,
+        found: String,
+    },
+    #[error("key '{key}' has {found} elements, expected {expected} as in tokenizer.ggml.tokens")]
+    TokenCount {
+        key: String,
+        expected: u64,
+        found: u64,
+    },
+    #[error("key 'general.alignment' is {found}, expected a power of two")]
+    Alignment { found: u64 },
+    #[error("tensor {index} has a name of {found} bytes, expected fewer than 64")]
+    TensorName { index: u64, found: u64 },
+    #[error("tensor '{tensor}' appears more than once")]
+    DuplicateTensor { tensor: String },
+    #[error("tensor '{tensor}' has {found} dimensions, expected at most 4")]
+    Dimensions { tensor: String, found: u32 },
+    #[error("tensor '{tensor}' has {found} elements along axis {axis}, expected 0 or more")]
+    NegativeDimension {
+        tensor: String,
+        axis: u32,
+        found: i64,
+    },
+    #[error("tensor '{tensor}' has shape {ne:?}, whose size overflows")]
+    ShapeOverflow { tensor: String, ne: [u64; 4] },
+    #[error("tensor '{tensor}' has ggml type {found}, which is unknown or was removed")]
+    TensorType { tensor: String, found: u32 },
+    #[error(
+        "tensor '{tensor}' has rows of {found} elements, expected a multiple of {expected} for {ggml_type}"
+    )]
+    RowLength {
+        tensor: String,
+        ggml_type: GgmlType,
+        expected: u64,
+        found: u64,
+    },
+    #[error("tensor '{tensor}' has offset {found}, expected {expected}")]
+    Offset {
+        tensor: String,
+        expected: u64,
+        found: u64,
+    },
+    #[error("tensor data should start at byte {start}, past the end of the file at {file_len}")]
+    DataStart { start: u64, file_len: u64 },
+    #[error("tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}")]
+    DataPastEnd {
+        tensor: String,
+        end: u64,
+        file_len: u64,
+    },
+}
+
+/// GGUF files that are well-formed but hold something other than a language model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names say it
+pub enum NonModel {
+    Mmproj,
+    Adapter,
+    ControlVector,
+    Imatrix,
+    VocabOnly,
+}
+
+impl std::fmt::Display for NonModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            NonModel::Mmproj => "a multimodal projector (mmproj)",
+            NonModel::Adapter => "a LoRA adapter",
+            NonModel::ControlVector => "a control vector",
+            NonModel::Imatrix => "an importance matrix (imatrix)",
+            NonModel::VocabOnly => "a vocabulary without tensors",
+        })
+    }
+}
+
+impl GgufError {
+    /// An I/O error while writing `path`, told apart by what the user can do about it.
+    pub(super) fn from_output(path: &Path, doing: &'static str, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+                GgufError::OutputNoSpace { path, source }
+            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                GgufError::OutputReadOnly { path, source }
+            }
+            _ => GgufError::Output {
+                path,
+                doing,
+                source,
+            },
+        }
+    }
+
+    /// An error from a writer; [`super::AtomicFile`] has put the better error inside.
+    pub(super) fn from_write(path: &Path, error: io::Error) -> Self {
+        error.downcast::<GgufError>().unwrap_or_else(|source| {
+            let path = path.to_path_buf();
+            GgufError::Write { path, source }
+        })
+    }
+
+    /// What to try next, where there is something to try.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            GgufError::NotFound { .. } => "check the spelling, or use an absolute path",
+            GgufError::IsDirectory { .. } => "name the .gguf file inside it",
+            GgufError::NotAFile { .. } => "copy it to a file first: it is read more than once",
+            GgufError::Empty { .. } => "the download or copy probably failed; fetch it again",
+            GgufError::Read { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
+                "check the file's permissions"
+            }
+            GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
+            GgufError::NotAModel { kind, .. } => kind.hint(),
+            GgufError::Changed { .. } => {
+                "wait until nothing is writing to the file, then run again"
+            }
+            GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
+                "free some space, or write to another disk"
+            }
+            GgufError::OutputExists { .. } => "choose another name, or overwrite it with `--force`",
+            GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
+            GgufError::OutputNotAFile { .. } => "choose another name",
+            GgufError::OutputNoDirectory { directory, .. } => {
+                return Some(format!("create it with `mkdir -p {}`", directory.display()));
+            }
+            GgufError::OutputReadOnly { .. } => "write to a directory that you own",
+            GgufError::OutputNoSpace { .. } => "free some space, or write to another disk",
+            _ => return None,
+        };
+        Some(hint.to_string())
+    }
+}
+
+const FETCH_AGAIN: &str = "the file is incomplete or damaged; download it again and compare its \
+                           size and SHA-256 with the publisher's";
+
+impl Malformed {
+    fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Malformed::Magic { found } => match found.as_slice() {
+                b"vers" => "this looks like a Git LFS pointer; fetch the file with `git lfs pull`",
+                [b'<', ..] => "this looks like a web page; download the file itself",
+                b"ggml" | b"lmgg" | b"ggjt" | b"tjgg" | b"ggla" => {
+                    "this is a format from before GGUF; convert the original model again"
+                }
+                _ => "convert the model with llama.cpp's `convert_hf_to_gguf.py`",
+            },
+            Malformed::Version { found: 1 } => {
+                "version 1 is no longer supported; convert the original model again"
+            }
+            Malformed::Version { .. } => "a newer version of this program may know it",
+            Malformed::Endianness { .. } => {
+                "swap the bytes with llama.cpp's `gguf_convert_endian.py`"
+            }
+            Malformed::TensorType { found, .. } => match found {
+                4 | 5 | 31..=33 | 36..=38 => {
+                    "llama.cpp removed this type; quantize the original model again"
+                }
+                _ => "a newer version of this program may know it",
+            },
+            Malformed::Truncated { .. }
+            | Malformed::TooMany { .. }
+            | Malformed::DataStart { .. }
+            | Malformed::DataPastEnd { .. } => FETCH_AGAIN,
+            Malformed::Read { .. } => return None,
+            _ => "llama.cpp would refuse or misread this file too; get it from another source",
+        })
+    }
+}
+
+impl NonModel {
+    fn hint(self) -> &'static str {
+        match self {
+            NonModel::Mmproj => {
+                "name the language model that it belongs to; the projector stays as it is"
+            }
+            NonModel::Adapter => {
+                "name the base model, or merge the adapter first with `llama-export-lora`"
+            }
+            NonModel::ControlVector => "name the model that it steers",
+            NonModel::Imatrix => "name the model, and pass this file with `--imatrix`",
+            NonModel::VocabOnly => "name the file that holds the model's weights",
+        }
+    }
+}

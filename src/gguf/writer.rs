@@ -1,0 +1,245 @@
+//! Copying a file with some tensors replaced and some keys added, everything else byte for byte.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+
+use super::{Gguf, GgufError, Progress, TensorInfo, Value, encode, reader};
+
+const CHUNK: u64 = 4 << 20;
+/// Magic, version and `n_tensors` come before `n_kv`, which is the only count that changes.
+const N_KV_AT: u64 = 4 + 4 + 8;
+
+/// Computes new data for a tensor, or `None` to leave it as it is.
+type Replace<'a> =
+    dyn FnMut(&TensorInfo) -> Result<Option<Vec<u8>>, Box<dyn Error + Send + Sync>> + 'a;
+
+/// A copy of `source` to be written with [`Rewrite::write_to`].
+pub struct Rewrite<'a> {
+    /// The file to copy.
+    pub source: &'a Gguf,
+    /// Records to put after the existing ones; for arrays see `added_f32`.
+    pub added: Vec<(String, Value)>,
+    /// Arrays of floats to put after `added`.
+    pub added_f32: Vec<(String, Vec<f32>)>,
+    /// Existing keys that start with this are left out, so that `added` may replace them.
+    pub drop_prefix: Option<&'a str>,
+}
+
+impl Rewrite<'_> {
+    /// Writes the copy and returns its length. `replace` is asked for each tensor in file order
+    /// and must return as many bytes as the tensor has. Holds at most one tensor in memory.
+    ///
+    /// With nothing added, dropped or replaced, the copy is identical to the source.
+    pub fn write_to(
+        &self,
+        out: &mut impl Write,
+        replace: &mut Replace<'_>,
+        progress: &mut Progress<'_>,
+    ) -> Result<u64, GgufError> {
+        let header = self.plan_header()?;
+        let mut copier = Copier {
+            source: self.source,
+            file: self.source.reopen()?,
+            out,
+            progress,
+            buffer: Vec::new(),
+            done: 0,
+            total: header.data_start + (self.source.file_len - self.source.data_start),
+        };
+        copier.copy(0..N_KV_AT)?;
+        copier.write(&header.n_kv.to_le_bytes())?;
+        for kept in &header.kept {
+            copier.copy(kept.clone())?;
+        }
+        copier.write(&header.added)?;
+        copier.copy(self.source.info_bytes.clone())?;
+        copier.pad_to(header.data_start)?;
+        copier.copy_data(replace)?;
+        copier.flush()?;
+        Ok(copier.done)
+    }
+
+    fn plan_header(&self) -> Result<Header, GgufError> {
+        let source = self.source;
+        let mut kept: Vec<Range<u64>> = Vec::new();
+        let mut n_kv = (self.added.len() + self.added_f32.len()) as u64;
+        for record in &source.metadata {
+            if self.drops(&record.key)? {
+                continue;
+            }
+            n_kv += 1;
+            match kept.last_mut() {
+                Some(last) if last.end == record.bytes.start => last.end = record.bytes.end,
+                _ => kept.push(record.bytes.clone()),
+            }
+        }
+        let added = self.encode_added()?;
+        let kept_len: u64 = kept.iter().map(|range| range.end - range.start).sum();
+        let info_len = source.info_bytes.end - source.info_bytes.start;
+        let end = source.kv_bytes.start + kept_len + added.len() as u64 + info_len;
+        let data_start = match source.tensors.len() {
+            0 => end,
+            // Alignment is below 2^32 and `end` near a file's length, so this cannot overflow.
+            _ => reader::pad(end, source.alignment).unwrap_or(end),
+        };
+        Ok(Header {
+            n_kv,
+            kept,
+            added,
+            data_start,
+        })
+    }
+
+    fn drops(&self, key: &str) -> Result<bool, GgufError> {
+        let drops = self
+            .drop_prefix
+            .is_some_and(|prefix| key.starts_with(prefix));
+        if drops && key == "general.alignment" {
+            return Err(GgufError::DroppedKey {
+                key: key.to_string(),
+                reason: "tensor offsets depend on it",
+            });
+        }
+        Ok(drops)
+    }
+
+    fn encode_added(&self) -> Result<Vec<u8>, GgufError> {
+        let mut bytes = Vec::new();
+        for (i, (key, value)) in self.added.iter().enumerate() {
+            let twice = self.added[..i].iter().any(|(other, _)| other == key);
+            let reason = if key.is_empty() {
+                "it is empty"
+            } else if key.contains('\0') {
+                "it has a NUL byte in it"
+            } else if key == "general.alignment" {
+                "tensor offsets depend on it"
+            } else if twice {
+                "it is given twice"
+            } else if self.source.get(key).is_some() && !self.drops(key)? {
+                "the file has it already"
+            } else {
+                encode::key_value(&mut bytes, key, value)?;
+                continue;
+            };
+            let key = key.clone();
+            return Err(GgufError::AddedKey { key, reason });
+        }
+        for (key, items) in &self.added_f32 {
+            if self.source.get(key).is_some() && !self.drops(key)? {
+                let (key, reason) = (key.clone(), "the file has it already");
+                return Err(GgufError::AddedKey { key, reason });
+            }
+            encode::f32_array(&mut bytes, key, items);
+        }
+        Ok(bytes)
+    }
+}
+
+/// The header of the copy, decided before anything is written.
+struct Header {
+    n_kv: u64,
+    kept: Vec<Range<u64>>,
+    added: Vec<u8>,
+    data_start: u64,
+}
+
+struct Copier<'a, 'p, W> {
+    source: &'a Gguf,
+    file: File,
+    out: &'a mut W,
+    progress: &'a mut Progress<'p>,
+    buffer: Vec<u8>,
+    done: u64,
+    total: u64,
+}
+
+impl<W: Write> Copier<'_, '_, W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
+        let path = &self.source.path;
+        self.out
+            .write_all(bytes)
+            .map_err(|error| GgufError::from_write(path, error))?;
+        self.done += bytes.len() as u64;
+        (self.progress)(self.done, self.total).map_err(|source| {
+            let path = path.clone();
+            GgufError::Stopped { path, source }
+        })
+    }
+
+    fn flush(&mut self) -> Result<(), GgufError> {
+        let path = &self.source.path;
+        self.out
+            .flush()
+            .map_err(|error| GgufError::from_write(path, error))
+    }
+
+    /// Copies a range of the source.
+    fn copy(&mut self, range: Range<u64>) -> Result<(), GgufError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut at = range.start;
+        while at < range.end {
+            let n = CHUNK.min(range.end - at);
+            buffer.resize(n as usize, 0);
+            self.file
+                .seek(SeekFrom::Start(at))
+                .and_then(|_| self.file.read_exact(&mut buffer))
+                .map_err(|error| self.shrunk_or(error))?;
+            self.write(&buffer)?;
+            at += n;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn shrunk_or(&self, error: io::Error) -> GgufError {
+        match (error.kind(), self.file.metadata()) {
+            (io::ErrorKind::UnexpectedEof, Ok(now)) => self.source.changed(now.len()),
+            _ => self.source.read_error(error),
+        }
+    }
+
+    /// Pads the header. The source's own padding is kept where it still fits.
+    fn pad_to(&mut self, data_start: u64) -> Result<(), GgufError> {
+        let found = self.source.info_bytes.end..self.source.data_start;
+        if data_start - self.done == found.end - found.start {
+            return self.copy(found);
+        }
+        let zeros = vec![0; CHUNK.min(data_start - self.done) as usize];
+        while self.done < data_start {
+            let n = CHUNK.min(data_start - self.done);
+            self.write(&zeros[..n as usize])?;
+        }
+        Ok(())
+    }
+
+    fn copy_data(&mut self, replace: &mut Replace<'_>) -> Result<(), GgufError> {
+        let source = self.source;
+        let mut at = source.data_start;
+        for tensor in &source.tensors {
+            self.copy(at..tensor.data.start)?;
+            let replaced = replace(tensor).map_err(|source| GgufError::Replace {
+                tensor: tensor.name.clone(),
+                source,
+            })?;
+            match replaced {
+                None => self.copy(tensor.data.clone())?,
+                Some(bytes) if bytes.len() as u64 == tensor.n_bytes() => {
+                    for chunk in bytes.chunks(CHUNK as usize) {
+                        self.write(chunk)?;
+                    }
+                }
+                Some(bytes) => {
+                    return Err(GgufError::TensorLength {
+                        tensor: tensor.name.clone(),
+                        expected: tensor.n_bytes(),
+                        found: bytes.len() as u64,
+                    });
+                }
+            }
+            at = tensor.data.end;
+        }
+        self.copy(at..source.file_len)
+    }
+}

@@ -1,0 +1,28 @@
+//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models, in the order of its flow:
+//!
+//! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
+//! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
+//! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
+//! refuses, [`edit`] the change to a weight, [`evaluate`] and [`search`] how much of it is best,
+//! [`verify`] what really changed in the written file, [`report`] what is said about it.
+
+pub mod activations;
+pub mod cli;
+pub mod commands;
+pub mod direction;
+pub mod edit;
+pub mod error;
+pub mod evaluate;
+pub mod gguf;
+pub mod interrupt;
+pub mod llama;
+pub mod options;
+pub mod output;
+pub mod patches;
+pub mod plan;
+pub mod prompts;
+pub mod quant;
+pub mod report;
+pub mod search;
+pub mod verify;
+

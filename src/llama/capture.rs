@@ -1,0 +1,166 @@
+//! What is looked for in the running graph: the residual stream at each prompt's last token, and
+//! the inputs of every residual writer.
+
+use std::collections::HashMap;
+
+use ndarray::{Array2, Array3};
+
+use super::LlamaError;
+use super::ffi::{EvalHook, Node};
+use crate::activations::{Activations, WriterInputs};
+use crate::plan::Plan;
+
+/// Most memory for the last-token inputs of all writers together; beyond it fewer prompts are kept.
+const MAX_INPUT_BYTES: usize = 1 << 30;
+
+/// The names to look for.
+#[derive(Debug, Clone)]
+pub struct Capture {
+    n_layer: usize,
+    n_embd: usize,
+    /// Graph name of the residual after each layer → layer.
+    residual: HashMap<String, usize>,
+    /// Weight name → index of the writer; mixtures of experts are left to the graph's router.
+    inputs: HashMap<String, usize>,
+    n_in: Vec<usize>,
+}
+
+impl Capture {
+    /// Looks for the residual of every layer and the inputs of every dense writer of `plan`.
+    pub fn new(plan: &Plan) -> Self {
+        let residual = (0..plan.n_layer).map(|l| (format!("{}-{l}", plan.residual_name), l)).collect();
+        let dense = plan.writers.iter().enumerate().filter(|(_, w)| w.n_expert == 1);
+        Self {
+            n_layer: plan.n_layer,
+            n_embd: plan.n_embd as usize,
+            residual,
+            inputs: dense.map(|(i, w)| (w.tensor.clone(), i)).collect(),
+            n_in: plan.writers.iter().map(|w| w.n_in as usize).collect(),
+        }
+    }
+
+    /// Room for `n_prompt` prompts. Rows that are never captured stay NaN, so they are noticed.
+    pub fn allocate(&self, n_prompt: usize) -> Activations {
+        let per_prompt: usize = self.n_in.iter().sum::<usize>() * size_of::<f32>();
+        let keep = n_prompt.min(MAX_INPUT_BYTES / per_prompt.max(1));
+        let inputs = self.n_in.iter().map(|&n_in| WriterInputs {
+            sum: vec![0.0; n_in],
+            tokens: 0,
+            last: Array2::from_elem((keep, n_in), f32::NAN),
+        });
+        Activations {
+            residual: Array3::from_elem((n_prompt, self.n_layer, self.n_embd), f32::NAN),
+            inputs: inputs.collect(),
+        }
+    }
+}
+
+/// Copies what [`Capture`] names out of one batch.
+pub struct CaptureHook<'a> {
+    capture: &'a Capture,
+    activations: &'a mut Activations,
+    /// Index of the batch's first prompt among all prompts.
+    first: usize,
+    n_tokens: usize,
+    /// Batch index of each prompt's last token.
+    last: Vec<usize>,
+    row: Vec<f32>,
+}
+
+impl<'a> CaptureHook<'a> {
+    /// For a batch of `tokens.0` tokens whose prompts, numbered from `first`, end at `tokens.1`.
+    pub fn new(
+        capture: &'a Capture,
+        activations: &'a mut Activations,
+        first: usize,
+        tokens: (usize, Vec<usize>),
+    ) -> Self {
+        Self { capture, activations, first, n_tokens: tokens.0, last: tokens.1, row: Vec::new() }
+    }
+
+    /// Checks that the batch showed every residual that was looked for.
+    ///
+    /// # Errors
+    /// [`LlamaError::NotCaptured`] naming the first layer that is missing.
+    pub fn finish(self) -> Result<(), LlamaError> {
+        for (name, &layer) in &self.capture.residual {
+            let rows = self.first..self.first + self.last.len();
+            let missing = rows.filter(|&p| self.activations.residual[[p, layer, 0]].is_nan()).count();
+            if missing > 0 {
+                return Err(LlamaError::NotCaptured { name: name.clone(), count: missing });
+            }
+        }
+        Ok(())
+    }
+
+    /// The writer whose product `node` is, and the node of its input.
+    fn writer_input<'n>(&self, node: Node<'n>) -> Option<(usize, Node<'n>)> {
+        let weight = node.is_mul_mat().then(|| node.src(0)).flatten()?;
+        let writer = *self.capture.inputs.get(weight.name())?;
+        Some((writer, node.src(1)?))
+    }
+
+    /// Rows of `node` at the last tokens: in the last layer llama.cpp computes only those.
+    fn last_rows(&self, node: Node<'_>, row_len: usize) -> Result<Vec<usize>, LlamaError> {
+        let ne = node.ne();
+        let rows = ne[1..].iter().product::<i64>();
+        if ne[0] == row_len as i64 && rows == self.n_tokens as i64 {
+            return Ok(self.last.clone());
+        }
+        if ne[0] == row_len as i64 && rows == self.last.len() as i64 {
+            return Ok((0..self.last.len()).collect());
+        }
+        Err(LlamaError::NodeShape { name: node.name().into(), expected: row_len, found: ne })
+    }
+
+    fn read(&mut self, node: Node<'_>, row: usize) -> Result<(), LlamaError> {
+        let expected = node.ne()[0] as usize;
+        node.read_row(row as i64, &mut self.row).ok_or_else(|| LlamaError::NodeShape {
+            name: node.name().into(),
+            expected,
+            found: node.ne(),
+        })
+    }
+
+    fn take_residual(&mut self, node: Node<'_>, layer: usize) -> Result<(), LlamaError> {
+        for (i, row) in self.last_rows(node, self.capture.n_embd)?.into_iter().enumerate() {
+            self.read(node, row)?;
+            let mut target = self.activations.residual.slice_mut(ndarray::s![self.first + i, layer, ..]);
+            target.iter_mut().zip(&self.row).for_each(|(t, v)| *t = *v);
+        }
+        Ok(())
+    }
+
+    fn take_input(&mut self, node: Node<'_>, writer: usize) -> Result<(), LlamaError> {
+        let last = self.last_rows(node, self.capture.n_in[writer])?;
+        let rows = node.ne()[1..].iter().product::<i64>() as usize;
+        let mut next = last.iter().copied().enumerate().peekable();
+        for row in 0..rows {
+            self.read(node, row)?;
+            let inputs = &mut self.activations.inputs[writer];
+            inputs.sum.iter_mut().zip(&self.row).for_each(|(s, &v)| *s += f64::from(v));
+            inputs.tokens += 1;
+            let Some((i, _)) = next.next_if(|&(_, at)| at == row) else { continue };
+            if self.first + i < inputs.last.nrows() {
+                inputs.last.row_mut(self.first + i).iter_mut().zip(&self.row).for_each(|(t, v)| *t = *v);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl EvalHook for CaptureHook<'_> {
+    fn wants(&mut self, node: Node<'_>) -> bool {
+        self.capture.residual.contains_key(node.name()) || self.writer_input(node).is_some()
+    }
+
+    fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError> {
+        if let Some(&layer) = self.capture.residual.get(node.name()) {
+            self.take_residual(node, layer)?;
+        }
+        if let Some((writer, input)) = self.writer_input(node) {
+            self.take_input(input, writer)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,334 @@
+//! The model as the rest of the crate sees it: answers, logits, hidden states, edits to preview.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use super::adapter::{self, RankOne};
+use super::capture::{Capture, CaptureHook};
+use super::ffi::{Adapter, Batch, Context, ContextSize, Model, Token};
+use super::template::ChatTemplate;
+use super::LlamaError;
+use crate::activations::Activations;
+
+/// One conversation of a single turn, before the model's template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chat<'a> {
+    /// The system prompt, if any.
+    pub system: Option<&'a str>,
+    /// What the user says.
+    pub user: &'a str,
+}
+
+/// Receives the logits of the first answer token: index of the chat, logits `[n_vocab]`.
+pub type FirstLogits<'a> = dyn FnMut(usize, &[f32]) + 'a;
+
+/// A language model that can be asked, looked into, and given edits to preview.
+///
+/// llama.cpp stands behind [`LlamaEngine`]; tests of the search use a small stand-in.
+pub trait Engine {
+    /// Number of blocks.
+    fn n_layer(&self) -> usize;
+
+    /// Applies rank-one edits to every later call, in place of those before; none = the base model.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when an edit does not fit its tensor.
+    fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError>;
+
+    /// Greedy answers of at most `n_predict` tokens; `first` sees the first token's logits.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering or decoding fails.
+    fn answer(
+        &mut self,
+        chats: &[Chat<'_>],
+        n_predict: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError>;
+
+    /// Residual stream of every layer at the last prompt token, and the writers' inputs.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering, decoding or the capture fails.
+    fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError>;
+}
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// The GGUF.
+    pub path: PathBuf,
+    /// CPU threads.
+    pub threads: usize,
+    /// Layers on the GPU, as llama.cpp's `-ngl`; 0 = none.
+    pub n_gpu_layers: i32,
+}
+
+/// Sequences per batch. More did not run faster on 2 cores and costs logits memory.
+const N_SEQ: usize = 32;
+/// Tokens per batch: one micro-batch, so that llama.cpp keeps their order.
+const N_BATCH: usize = 1024;
+/// Cells of the KV cache: a batch of prompts and their answers.
+const N_CTX: usize = 2048;
+
+/// [`Engine`] over llama.cpp.
+pub struct LlamaEngine {
+    model: Rc<Model>,
+    context: Context,
+    template: Option<ChatTemplate>,
+}
+
+impl LlamaEngine {
+    /// Loads the model; `template` is its chat template's source (without one, prompts are plain).
+    ///
+    /// # Errors
+    /// [`LlamaError`] when the model, the context or the template cannot be made.
+    pub fn load(
+        options: &EngineOptions,
+        template: Option<&str>,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self, LlamaError> {
+        let model = Model::load(&options.path, options.n_gpu_layers, progress)?;
+        let size = ContextSize {
+            n_ctx: N_CTX as u32,
+            n_batch: N_BATCH as u32,
+            n_seq: N_SEQ as u32,
+            n_threads: i32::try_from(options.threads.max(1)).unwrap_or(1),
+        };
+        let context = Context::new(&model, size)?;
+        let (bos, eos) = model.bos_eos_text();
+        let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
+        Ok(Self { model, context, template })
+    }
+
+    /// The tokens of `chat` as the model sees them, ready for its answer.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when the template or the vocabulary refuses.
+    pub fn tokens(&self, chat: &Chat<'_>) -> Result<Vec<Token>, LlamaError> {
+        let (text, has_bos) = match &self.template {
+            Some(template) => {
+                let text = template.render(chat)?;
+                let has_bos = template.starts_with_bos(&text);
+                (text, has_bos)
+            }
+            None => (chat.user.to_owned(), false),
+        };
+        // A template that writes BOS itself must not get a second one from the tokenizer.
+        let tokens = self.model.tokenize(&text, !has_bos)?;
+        let limit = N_BATCH.min(N_CTX / 2);
+        if tokens.len() > limit || tokens.is_empty() {
+            return Err(LlamaError::PromptTooLong {
+                tokens: tokens.len(),
+                limit,
+                start: chat.user.chars().take(60).collect(),
+            });
+        }
+        Ok(tokens)
+    }
+
+    fn all_tokens(&self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
+        chats.iter().map(|chat| self.tokens(chat)).collect()
+    }
+
+    /// Logits at the last token of each chat, `[n_chat][n_vocab]`.
+    ///
+    /// # Errors
+    /// As [`Engine::answer`].
+    pub fn last_logits(&mut self, chats: &[Chat<'_>]) -> Result<Vec<Vec<f32>>, LlamaError> {
+        let mut rows = vec![Vec::new(); chats.len()];
+        self.answer(chats, 1, &mut |i, logits| rows[i] = logits.to_vec())?;
+        Ok(rows)
+    }
+
+    /// Runs the prompts of one group: the shared beginning once, then the rest of each.
+    /// Returns the batch index of each prompt's last token.
+    fn prefill(&mut self, prompts: &[Vec<Token>]) -> Result<Vec<usize>, LlamaError> {
+        let shared = shared_prefix(prompts);
+        self.context.clear();
+        if shared > 0 {
+            let mut batch = Batch::default();
+            for (pos, &token) in prompts[0][..shared].iter().enumerate() {
+                batch.push(token, pos, 0, false);
+            }
+            self.context.decode(&mut batch, None)?;
+            for seq in 1..prompts.len() {
+                self.context.copy_sequence(0, seq as i32);
+            }
+        }
+        let mut batch = Batch::default();
+        let mut last = Vec::with_capacity(prompts.len());
+        for (seq, tokens) in prompts.iter().enumerate() {
+            for (pos, &token) in tokens.iter().enumerate().skip(shared) {
+                let index = batch.push(token, pos, seq, pos + 1 == tokens.len());
+                if pos + 1 == tokens.len() {
+                    last.push(index);
+                }
+            }
+        }
+        self.context.decode(&mut batch, None)?;
+        Ok(last)
+    }
+
+    /// Greedy answers of one group whose prompts and answers fit the cache together.
+    fn answer_group(
+        &mut self,
+        prompts: &[Vec<Token>],
+        n_predict: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let mut rows: Vec<Option<usize>> = self.prefill(prompts)?.into_iter().map(Some).collect();
+        let mut answers: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
+        for step in 0..n_predict {
+            let mut batch = Batch::default();
+            let mut next_rows = vec![None; prompts.len()];
+            for (seq, row) in rows.iter().enumerate() {
+                let Some(row) = *row else { continue };
+                let missing = LlamaError::Logits { prompt: seq, found: "no logits" };
+                let logits = self.context.logits(row).ok_or(missing)?;
+                if step == 0 {
+                    first(seq, logits);
+                }
+                let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
+                if self.model.is_eog(token) {
+                    continue;
+                }
+                answers[seq].push(token);
+                let pos = prompts[seq].len() + step;
+                next_rows[seq] = Some(batch.push(token, pos, seq, true));
+            }
+            if batch.is_empty() || step + 1 == n_predict {
+                break;
+            }
+            self.context.decode(&mut batch, None)?;
+            rows = next_rows;
+        }
+        Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
+    }
+}
+
+impl Engine for LlamaEngine {
+    fn n_layer(&self) -> usize {
+        self.model.n_layer()
+    }
+
+    fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError> {
+        if edits.is_empty() {
+            return self.context.set_adapter(None, 0.0);
+        }
+        let mut bytes = adapter::to_gguf(&self.model.architecture(), edits)?;
+        let adapter = Adapter::from_bytes(&self.model, &mut bytes)?;
+        self.context.set_adapter(Some(adapter), 1.0)
+    }
+
+    fn answer(
+        &mut self,
+        chats: &[Chat<'_>],
+        n_predict: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let prompts = self.all_tokens(chats)?;
+        let mut answers = Vec::with_capacity(prompts.len());
+        for range in groups(&prompts, n_predict) {
+            let start = range.start;
+            let group = self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
+            answers.extend(group);
+        }
+        Ok(answers)
+    }
+
+    fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError> {
+        let prompts = self.all_tokens(chats)?;
+        let mut activations = capture.allocate(prompts.len());
+        for range in groups(&prompts, 0) {
+            let mut batch = Batch::default();
+            let mut last = Vec::new();
+            for (seq, tokens) in prompts[range.clone()].iter().enumerate() {
+                for (pos, &token) in tokens.iter().enumerate() {
+                    batch.push(token, pos, seq, pos + 1 == tokens.len());
+                }
+                last.push(batch.len() - 1);
+            }
+            self.context.clear();
+            let mut hook = CaptureHook::new(capture, &mut activations, range.start, (batch.len(), last));
+            self.context.decode(&mut batch, Some(&mut hook))?;
+            hook.finish()?;
+        }
+        Ok(activations)
+    }
+}
+
+/// Cuts prompts into runs that fit one batch and, with their answers, the cache.
+fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
+    let mut groups = Vec::new();
+    let (mut start, mut tokens) = (0, 0);
+    for (i, prompt) in prompts.iter().enumerate() {
+        let full = i - start == N_SEQ
+            || tokens + prompt.len() > N_BATCH
+            || tokens + prompt.len() + (i - start + 1) * n_predict > N_CTX;
+        if full && i > start {
+            groups.push(start..i);
+            (start, tokens) = (i, 0);
+        }
+        tokens += prompt.len();
+    }
+    if start < prompts.len() {
+        groups.push(start..prompts.len());
+    }
+    groups
+}
+
+/// Length of the beginning that all prompts share, leaving at least one token of each.
+fn shared_prefix(prompts: &[Vec<Token>]) -> usize {
+    let Some((first, rest)) = prompts.split_first() else { return 0 };
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
+    (0..shortest).find(|&i| rest.iter().any(|p| p[i] != first[i])).unwrap_or(shortest)
+}
+
+/// The most likely token; the lowest id among equals. `None` when a logit is NaN.
+fn argmax(logits: &[f32]) -> Option<Token> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit.is_nan() {
+            return None;
+        }
+        if logit > best.1 {
+            best = (i, logit);
+        }
+    }
+    Token::try_from(best.0).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_prefix_leaves_a_token_of_each() {
+        assert_eq!(shared_prefix(&[vec![1, 2, 3], vec![1, 2, 4]]), 2);
+        assert_eq!(shared_prefix(&[vec![1, 2], vec![1, 2]]), 1);
+        assert_eq!(shared_prefix(&[vec![5], vec![1, 2]]), 0);
+        assert_eq!(shared_prefix(&[]), 0);
+    }
+
+    #[test]
+    fn groups_cover_everything_once_and_fit() {
+        let prompts: Vec<Vec<Token>> = (0..70).map(|i| vec![0; 1 + (i * 37) % 300]).collect();
+        let groups = groups(&prompts, 20);
+        assert_eq!(groups.first().map(|g| g.start), Some(0));
+        assert_eq!(groups.last().map(|g| g.end), Some(70));
+        for pair in groups.windows(2) {
+            assert_eq!(pair[0].end, pair[1].start);
+        }
+        for group in groups {
+            let tokens: usize = prompts[group.clone()].iter().map(Vec::len).sum();
+            assert!(group.len() <= N_SEQ && tokens <= N_BATCH && tokens + group.len() * 20 <= N_CTX);
+        }
+    }
+
+    #[test]
+    fn argmax_takes_the_lowest_of_equals_and_refuses_nan() {
+        assert_eq!(argmax(&[0.0, 2.0, 2.0]), Some(1));
+        assert_eq!(argmax(&[0.0, f32::NAN]), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! llama.cpp through `llama-cpp-sys-2`: loading, chat templates, batched greedy answers, capture of
+//! hidden states through the eval callback, and edits previewed as rank-one LoRA adapters.
+
+pub mod adapter;
+pub mod capture;
+pub mod engine;
+pub mod ffi;
+pub mod template;
+
+use std::path::PathBuf;
+
+pub use adapter::RankOne;
+pub use capture::Capture;
+pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
+pub use ffi::{Token, llama_version};
+pub use template::ChatTemplate;
+
+use crate::interrupt::Interrupted;
+
+/// What can go wrong between us and llama.cpp.
+#[derive(Debug, thiserror::Error)]
+pub enum LlamaError {
+    /// The model did not load.
+    #[error("llama.cpp could not load {}: {reason}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// No context could be made.
+    #[error("llama.cpp could not create a context: {reason}")]
+    Context {
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// An adapter was refused.
+    #[error("llama.cpp refused the rank-one adapter: {reason}")]
+    Adapter {
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// An edit does not fit the tensor it names.
+    #[error("edit of {tensor}: {what} has {found} values, expected {expected}")]
+    EditShape {
+        /// The tensor.
+        tensor: String,
+        /// Which factor.
+        what: &'static str,
+        /// Expected number of values.
+        expected: u64,
+        /// Found number of values.
+        found: u64,
+    },
+    /// The vocabulary could not split a text.
+    #[error("the model's vocabulary could not tokenize a text of {bytes} bytes")]
+    Tokenize {
+        /// Length of the text.
+        bytes: usize,
+    },
+    /// A prompt is longer than a batch.
+    #[error("prompt of {tokens} tokens is longer than the {limit} that fit one batch: {start:?}")]
+    PromptTooLong {
+        /// Tokens of the rendered prompt.
+        tokens: usize,
+        /// Tokens that fit.
+        limit: usize,
+        /// Its beginning.
+        start: String,
+    },
+    /// A batch breaks the context's sizes.
+    #[error("batch of {tokens} tokens and {outputs} outputs does not fit {n_batch} tokens and {n_seq} sequences")]
+    BatchTooLarge {
+        /// Tokens of the batch.
+        tokens: usize,
+        /// Outputs of the batch.
+        outputs: usize,
+        /// Tokens that fit.
+        n_batch: usize,
+        /// Sequences that fit.
+        n_seq: usize,
+    },
+    /// A decode failed.
+    #[error("llama.cpp could not decode a batch (code {code}): {reason}")]
+    Decode {
+        /// llama.cpp's return code.
+        code: i32,
+        /// What llama.cpp said.
+        reason: String,
+    },
+    /// Logits that should be there are not, or are not finite.
+    #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
+    Logits {
+        /// Which prompt of the batch.
+        prompt: usize,
+        /// What was found.
+        found: &'static str,
+    },
+    /// The graph did not show what the capture waits for.
+    #[error("the graph of this model never computed {name} for {count} prompts")]
+    NotCaptured {
+        /// Node or weight that was expected.
+        name: String,
+        /// How many prompts miss it.
+        count: usize,
+    },
+    /// A captured node has another shape or type than expected.
+    #[error("{name} in the graph has shape {found:?}, expected F32 rows of {expected}")]
+    NodeShape {
+        /// The node.
+        name: String,
+        /// Expected row length.
+        expected: usize,
+        /// Found shape.
+        found: [i64; 4],
+    },
+    /// The eval callback panicked (our bug; the panic was kept out of C).
+    #[error("the eval callback panicked")]
+    Callback,
+    /// The chat template cannot be used.
+    #[error("chat template: {0}")]
+    Template(#[from] template::TemplateError),
+    /// Ctrl-C.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl LlamaError {
+    /// A next step for the user, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Load { .. } => Some("run with -vv to see llama.cpp's log".into()),
+            Self::Context { .. } => Some("is there enough memory? fewer layers on the GPU: -ngl 0".into()),
+            Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
+            Self::NotCaptured { .. } => {
+                Some("the patches file may name another residual than this llama.cpp computes".into())
+            }
+            Self::Template(error) => error.hint(),
+            _ => None,
+        }
+    }
+}

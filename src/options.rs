@@ -1,0 +1,195 @@
+//! Validated options: what the commands take. The only place that reads the text of a flag.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::{InjectArgs, RunArgs};
+use crate::edit::Method;
+use crate::error::Error;
+use crate::search::SearchOptions;
+
+/// Largest strength that is taken: beyond it no model that was measured still writes text.
+const MAX_STRENGTH: f64 = 1.0;
+
+/// Whether a safety system prompt is used while the direction is extracted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SystemPrompt {
+    /// Only when the model hardly refuses without it.
+    Auto,
+    /// Never.
+    Off,
+    /// Always this text.
+    Text(String),
+}
+
+/// How to run a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOptions {
+    /// CPU threads.
+    pub threads: usize,
+    /// Layers on the GPU.
+    pub n_gpu_layers: i32,
+    /// Folder of further patches.
+    pub patches: Option<PathBuf>,
+}
+
+/// Options of `inject`.
+#[derive(Debug, Clone)]
+pub struct InjectOptions {
+    /// The model.
+    pub model: PathBuf,
+    /// Where to write.
+    pub output: PathBuf,
+    /// How the right factor is chosen.
+    pub method: Method,
+    /// Layer, strength and budget.
+    pub search: SearchOptions,
+    /// The user's prompt files; empty = bundled.
+    pub prompts: Vec<PathBuf>,
+    /// Safety system prompt.
+    pub system_prompt: SystemPrompt,
+    /// Where the JSON report goes.
+    pub report: Option<PathBuf>,
+    /// Whether the JSON report goes to stdout.
+    pub json: bool,
+    /// Whether nothing is run or written.
+    pub dry_run: bool,
+    /// Whether to overwrite, inject twice, and write without gain.
+    pub force: bool,
+    /// Where the adapter goes.
+    pub save_adapter: Option<PathBuf>,
+    /// Whether the controls are run.
+    pub controls: bool,
+    /// Whether the report keeps whole answers.
+    pub full_answers: bool,
+    /// Seed of the random control.
+    pub seed: u64,
+    /// How to run the model.
+    pub run: RunOptions,
+}
+
+impl RunOptions {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for zero threads.
+    pub fn new(args: RunArgs) -> Result<Self, Error> {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = args.threads.unwrap_or(cores);
+        if threads == 0 || threads > 1024 {
+            return Err(option("--threads", format!("expected 1 to 1024, found {threads}"), None));
+        }
+        Ok(Self { threads, n_gpu_layers: args.n_gpu_layers, patches: args.patches })
+    }
+}
+
+impl InjectOptions {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read.
+    pub fn new(args: InjectArgs) -> Result<Self, Error> {
+        let output = args.output.unwrap_or_else(|| default_output(&args.model));
+        if same_file(&output, &args.model) {
+            let hint = Some("give another name with -o; the input is never overwritten".into());
+            return Err(option("--output", format!("{} is the input itself", output.display()), hint));
+        }
+        if !(args.max_kl > 0.0 && args.max_kl.is_finite()) {
+            return Err(option("--max-kl", format!("expected a positive number of nats, found {}", args.max_kl), None));
+        }
+        Ok(Self {
+            search: SearchOptions {
+                layer: parse_layer(&args.layer)?,
+                strength: parse_strength(&args.strength)?,
+                max_kl: args.max_kl,
+            },
+            system_prompt: parse_system_prompt(&args.system_prompt)?,
+            model: args.model,
+            output,
+            method: args.method,
+            prompts: args.prompts,
+            report: args.report,
+            json: args.json,
+            dry_run: args.dry_run,
+            force: args.force,
+            save_adapter: args.save_adapter,
+            controls: !args.no_controls,
+            full_answers: args.full_answers,
+            seed: args.seed,
+            run: RunOptions::new(args.run)?,
+        })
+    }
+}
+
+fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
+    Error::Option { flag, problem, hint }
+}
+
+/// `NAME-rosi.gguf` beside the input.
+fn default_output(model: &Path) -> PathBuf {
+    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
+    model.with_file_name(format!("{stem}-rosi.gguf"))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    match (a.canonicalize(), b.canonicalize()) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => a == b,
+    }
+}
+
+fn parse_layer(text: &str) -> Result<Option<usize>, Error> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let problem = || option("--layer", format!("expected auto or a layer from 0, found {text:?}"), None);
+    text.parse().map(Some).map_err(|_| problem())
+}
+
+fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    match text.parse::<f64>() {
+        Ok(value) if value < 0.0 => Err(option(
+            "--strength",
+            format!("{text} is negative, and this tool only makes models safer"),
+            Some("strength is positive: 0.04 changes the edited weights by 4 %".into()),
+        )),
+        Ok(value) if value > 0.0 && value <= MAX_STRENGTH => Ok(Some(value)),
+        _ => Err(option(
+            "--strength",
+            format!("expected auto or a number above 0 and up to {MAX_STRENGTH}, found {text:?}"),
+            Some("0.04 changes the edited weights by 4 %".into()),
+        )),
+    }
+}
+
+fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {
+    match text {
+        "auto" => Ok(SystemPrompt::Auto),
+        "off" => Ok(SystemPrompt::Off),
+        path => std::fs::read_to_string(path)
+            .map(SystemPrompt::Text)
+            .map_err(|source| Error::Io { path: path.into(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strength_is_positive_or_auto() {
+        assert_eq!(parse_strength("auto").unwrap(), None);
+        assert_eq!(parse_strength("0.04").unwrap(), Some(0.04));
+        for bad in ["0", "-0.04", "nan", "inf", "2", "x", ""] {
+            assert!(parse_strength(bad).is_err(), "{bad}");
+        }
+        assert!(parse_strength("-1").unwrap_err().to_string().contains("only makes models safer"));
+    }
+
+    #[test]
+    fn output_stands_beside_the_input() {
+        assert_eq!(default_output(Path::new("/m/a.Q4_K_M.gguf")), Path::new("/m/a.Q4_K_M-rosi.gguf"));
+    }
+}

@@ -1,0 +1,59 @@
+//! Tables in plain text.
+
+use std::fmt;
+
+/// Rows of equal length; the first column is left-aligned, the others right-aligned.
+#[derive(Debug, Clone, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// With a header.
+    pub fn new(header: &[&str]) -> Self {
+        Self { rows: vec![header.iter().map(ToString::to_string).collect()] }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..n).map(width).collect();
+        for (i, row) in self.rows.iter().enumerate() {
+            let mut line = String::new();
+            for (c, cell) in row.iter().enumerate() {
+                let pad = " ".repeat(widths[c] - cell.chars().count());
+                line += &if c == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
+            }
+            writeln!(f, "{}", line.trim_end())?;
+            if i == 0 {
+                writeln!(f, "{}", "-".repeat(widths.iter().sum::<usize>() + 2 * n.saturating_sub(1)))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let mut table = Table::new(&["model", "refused"]);
+        table.row(vec!["base".into(), "3/4".into()]);
+        table.row(vec!["written file".into(), "4/4".into()]);
+        insta::assert_snapshot!(table.to_string(), @r"
+        model         refused
+        ---------------------
+        base              3/4
+        written file      4/4
+        ");
+    }
+}

@@ -1,0 +1,499 @@
+//! `patches/*.toml` → [`ArchPatch`]: what writes into the residual stream of an architecture.
+#![doc = include_str!("../patches/README.md")]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+#[cfg(test)]
+mod tests;
+
+/// The files in the binary, in the order in which they are searched.
+const EMBEDDED: &[(&str, &str)] = &[
+    ("deepseek2.toml", include_str!("../patches/deepseek2.toml")),
+    ("dense.toml", include_str!("../patches/dense.toml")),
+    ("gemma.toml", include_str!("../patches/gemma.toml")),
+    ("gemma3.toml", include_str!("../patches/gemma3.toml")),
+    ("llama.toml", include_str!("../patches/llama.toml")),
+    ("mistral.toml", include_str!("../patches/mistral.toml")),
+    ("qwen2.toml", include_str!("../patches/qwen2.toml")),
+    ("qwen3.toml", include_str!("../patches/qwen3.toml")),
+    ("qwen3vl.toml", include_str!("../patches/qwen3vl.toml")),
+    ("refused.toml", include_str!("../patches/refused.toml")),
+];
+
+/// More close names than this are noise.
+const MAX_CLOSE_NAMES: usize = 3;
+
+/// What one family of architectures writes into the residual stream with. One `patches/*.toml`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArchPatch {
+    /// Name of the file that says so, e.g. `llama.toml`.
+    #[serde(skip)]
+    pub file: String,
+    /// Values of `general.architecture`.
+    pub architectures: Vec<String>,
+    /// Name of the residual stream in the graph, without `-N`.
+    pub residual: String,
+    /// What becomes of the token embedding.
+    #[serde(default)]
+    pub embedding: EmbeddingPolicy,
+    /// Tensors that look like writers and are none.
+    #[serde(default)]
+    pub not_writers: Vec<String>,
+    /// Why no model of these architectures can be edited.
+    pub refused: Option<String>,
+    /// The patterns.
+    #[serde(default, rename = "writer")]
+    pub writers: Vec<WriterPattern>,
+}
+
+/// One kind of matrix that writes into the residual stream.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriterPattern {
+    /// Name of the tensor, with `{i}` for the block.
+    pub tensor: String,
+    /// Where in the block it sits.
+    pub kind: WriterKind,
+    /// Which of its two axes is the residual's.
+    pub axis: ResidualAxis,
+    /// Whether every block of `layers` must have it.
+    #[serde(default)]
+    pub required: bool,
+    /// Group of which every block must have at least one.
+    pub any_of: Option<String>,
+    /// Whether it holds one matrix per expert.
+    #[serde(default)]
+    pub experts: bool,
+    /// Blocks that it may be in.
+    #[serde(default)]
+    pub layers: LayerRange,
+    /// Gain of the norm between the matrix and the residual.
+    pub post_norm: Option<String>,
+    /// Whether that norm may be absent.
+    #[serde(default)]
+    pub post_norm_optional: bool,
+    /// Tensor by which llama.cpp multiplies the product, when the file has it.
+    pub scale: Option<String>,
+    /// Whether that scale multiplies a LoRA's contribution too.
+    #[serde(default)]
+    pub scale_after_lora: bool,
+    /// Whether llama.cpp applies a LoRA to it.
+    #[serde(default = "default_true")]
+    pub lora: bool,
+    /// Key of the factor that multiplies what it writes.
+    pub residual_scale_key: Option<String>,
+    /// The factor when no key gives one.
+    pub residual_scale: Option<f64>,
+    /// Further factor of `residual_scale`, from the model's shape.
+    pub residual_scale_times: Option<ShapeFactor>,
+}
+
+/// Which axis of a GGUF matrix is the coordinate of the residual stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResidualAxis {
+    /// `ne[1] = n_embd`: one GGUF row is one coordinate of the output, as in every projection.
+    Rows,
+    /// `ne[0] = n_embd`: one GGUF row is a whole residual vector, as in `token_embd`.
+    Cols,
+}
+
+/// Where a writer sits; the order is the order of writing within a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriterKind {
+    /// Before the first block.
+    Embedding,
+    /// Output projection of an attention.
+    Attention,
+    /// Output projection of a state space, convolution or other recurrent mixer.
+    Recurrent,
+    /// Down projection of a feed-forward network, dense, expert or shared expert.
+    Ffn,
+    /// Anything else, written after the feed-forward network.
+    Other,
+}
+
+/// What becomes of the writers of kind [`WriterKind::Embedding`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmbeddingPolicy {
+    /// They stay out of the plan.
+    #[default]
+    Leave,
+    /// They are in the plan, unless the output matrix is the same tensor.
+    WhenUntied,
+}
+
+/// A factor that the model's shape gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShapeFactor {
+    /// `√n_embd`, the embedding scale of gemma.
+    SqrtNEmbd,
+    /// `1/√n_layer`, the depth scale of minicpm.
+    RsqrtNLayer,
+}
+
+/// Blocks `from..until`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerRange {
+    /// First block; 0 when absent.
+    #[serde(default)]
+    pub from: u32,
+    /// First block after the range; none when absent.
+    pub until: Option<u32>,
+}
+
+impl LayerRange {
+    /// Whether block `layer` is in the range.
+    pub fn contains(&self, layer: usize) -> bool {
+        layer >= self.from as usize && self.until.is_none_or(|until| layer < until as usize)
+    }
+}
+
+impl WriterPattern {
+    /// Name of the tensor in block `layer`.
+    pub fn tensor_in(&self, layer: usize) -> String {
+        in_block(&self.tensor, layer)
+    }
+
+    /// Whether every block has its own: the name holds `{i}`.
+    pub fn per_block(&self) -> bool {
+        self.tensor.contains("{i}")
+    }
+}
+
+/// `pattern` with `{i}` replaced by `layer`.
+pub fn in_block(pattern: &str, layer: usize) -> String {
+    pattern.replace("{i}", &layer.to_string())
+}
+
+/// Every known family; each architecture is in exactly one.
+#[derive(Debug, Clone)]
+pub struct Patches {
+    patches: Vec<ArchPatch>,
+}
+
+impl Patches {
+    /// The files in the binary.
+    pub fn embedded() -> Result<Self, PatchError> {
+        let own = |(name, text): &(&str, &str)| (name.to_string(), text.to_string());
+        Self::from_files(EMBEDDED.iter().map(own))
+    }
+
+    /// The files in the binary and every `*.toml` in `dir`, which is right where both speak.
+    pub fn with_dir(dir: &Path) -> Result<Self, PatchError> {
+        let own = Self::from_files(read_dir(dir)?.into_iter())?;
+        let mut patches = Self::embedded()?.patches;
+        for patch in &mut patches {
+            patch.architectures.retain(|arch| own.named(arch).is_none());
+        }
+        patches.retain(|patch| !patch.architectures.is_empty());
+        patches.extend(own.patches);
+        Ok(Self { patches })
+    }
+
+    /// The family of `arch`, the value of `general.architecture`.
+    pub fn find(&self, arch: &str) -> Result<&ArchPatch, PatchError> {
+        let Some(patch) = self.named(arch) else {
+            return Err(PatchError::Unknown {
+                architecture: arch.to_string(),
+                close: self.close_names(arch),
+            });
+        };
+        match &patch.refused {
+            None => Ok(patch),
+            Some(reason) => Err(PatchError::Refused {
+                architecture: arch.to_string(),
+                reason: reason.clone(),
+            }),
+        }
+    }
+
+    /// Every architecture that can be edited, sorted.
+    pub fn architectures(&self) -> Vec<&str> {
+        let editable = self.patches.iter().filter(|patch| patch.refused.is_none());
+        let names = editable.flat_map(|patch| &patch.architectures);
+        let mut names: Vec<&str> = names.map(String::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn named(&self, arch: &str) -> Option<&ArchPatch> {
+        let names_it = |patch: &&ArchPatch| patch.architectures.iter().any(|name| name == arch);
+        self.patches.iter().find(names_it)
+    }
+
+    fn from_files(files: impl Iterator<Item = (String, String)>) -> Result<Self, PatchError> {
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        let mut patches = Vec::new();
+        for (file, text) in files {
+            let patch = parse(&file, &text)?;
+            for arch in &patch.architectures {
+                if let Some(first) = seen.insert(arch.clone(), file.clone()) {
+                    return Err(PatchError::Duplicate {
+                        architecture: arch.clone(),
+                        first,
+                        second: file,
+                    });
+                }
+            }
+            patches.push(patch);
+        }
+        Ok(Self { patches })
+    }
+
+    fn close_names(&self, arch: &str) -> Vec<String> {
+        let names = self.architectures().into_iter();
+        let mut close: Vec<_> = names
+            .map(|name| (edit_distance(arch, name), name))
+            .collect();
+        close.retain(|(distance, _)| *distance <= (arch.len() / 3).max(2));
+        close.sort_unstable();
+        close.truncate(MAX_CLOSE_NAMES);
+        close.iter().map(|(_, name)| name.to_string()).collect()
+    }
+}
+
+/// What is wrong with a patch file, or with asking for an architecture.
+#[allow(missing_docs)] // of fields: the names say it
+#[derive(Debug, thiserror::Error)]
+pub enum PatchError {
+    /// A file or directory cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A directory has no patch file.
+    #[error("no *.toml file in {dir}")]
+    NoFiles { dir: PathBuf },
+    /// A file is not TOML, or has a field that the format lacks, or one of another type.
+    #[error("{file}, line {line}: {message}")]
+    Syntax {
+        file: String,
+        line: usize,
+        message: String,
+    },
+    /// A field has a value that makes no sense.
+    #[error("{file}: `{field}`: expected {expected}, found {found}")]
+    Field {
+        file: String,
+        field: String,
+        expected: String,
+        found: String,
+    },
+    /// Two files name the same architecture, or one names it twice.
+    #[error("architecture `{architecture}` is named twice: in {first} and in {second}")]
+    Duplicate {
+        architecture: String,
+        first: String,
+        second: String,
+    },
+    /// No file names the architecture.
+    #[error(
+        "no patch file names architecture `{architecture}`{}",
+        name_list(close)
+    )]
+    Unknown {
+        architecture: String,
+        close: Vec<String>,
+    },
+    /// Models of this architecture cannot be edited.
+    #[error("models of architecture `{architecture}` cannot be edited: {reason}")]
+    Refused {
+        architecture: String,
+        reason: String,
+    },
+}
+
+impl PatchError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Read { .. } | Self::Refused { .. } => return None,
+            Self::NoFiles { .. } => "--patches takes a directory of files like those in patches/",
+            Self::Syntax { .. } | Self::Field { .. } => "patches/README.md describes the format",
+            Self::Duplicate { .. } => "take it out of one of the two files",
+            Self::Unknown { .. } => {
+                "write DIR/NAME.toml with the tensors that write into the residual stream \
+                 (patches/README.md describes the format) and pass --patches DIR"
+            }
+        };
+        Some(hint.to_string())
+    }
+}
+
+fn name_list(close: &[String]) -> String {
+    match close {
+        [] => String::new(),
+        names => format!(", close names: {}", names.join(", ")),
+    }
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// Parses and checks one file.
+fn parse(file: &str, text: &str) -> Result<ArchPatch, PatchError> {
+    let mut patch: ArchPatch =
+        toml::from_str(text).map_err(|error| syntax_error(file, text, &error))?;
+    patch.file = file.to_string();
+    check(&patch)?;
+    Ok(patch)
+}
+
+fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> PatchError {
+    let start = error.span().map_or(0, |span| span.start);
+    let newlines = text.bytes().take(start).filter(|byte| *byte == b'\n');
+    let (line, message) = (
+        1 + newlines.count(),
+        error.message().trim().replace('\n', " "),
+    );
+    let file = file.to_string();
+    PatchError::Syntax {
+        file,
+        line,
+        message,
+    }
+}
+
+/// Name and text of every `*.toml` in `dir`, sorted by name.
+fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
+    let unreadable = |path: &Path, source| {
+        let path = path.to_path_buf();
+        PatchError::Read { path, source }
+    };
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).map_err(|error| unreadable(dir, error))? {
+        let path = entry.map_err(|error| unreadable(dir, error))?.path();
+        if path.extension() == Some(OsStr::new("toml")) {
+            let text = fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            files.push((name.into_owned(), text));
+        }
+    }
+    if files.is_empty() {
+        let dir = dir.to_path_buf();
+        return Err(PatchError::NoFiles { dir });
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Levenshtein distance in bytes.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, byte_a) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, byte_b) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(byte_a != byte_b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Refuses what serde cannot see.
+fn check(patch: &ArchPatch) -> Result<(), PatchError> {
+    let at = Place(&patch.file, String::new());
+    let named = patch.architectures.iter().all(|name| !name.is_empty());
+    let named = named && !patch.architectures.is_empty();
+    at.ensure(named, "architectures", "names", "nothing")?;
+    at.ensure(!patch.residual.is_empty(), "residual", "a name", "nothing")?;
+    for name in &patch.not_writers {
+        at.tensor_name("not_writers", name)?;
+    }
+    let (count, refused) = (patch.writers.len(), patch.refused.is_some());
+    let expected = ["at least one", "none beside `refused`"][usize::from(refused)];
+    at.ensure(
+        (count == 0) == refused,
+        "writer",
+        expected,
+        &count.to_string(),
+    )?;
+    for (index, writer) in patch.writers.iter().enumerate() {
+        let at = Place(&patch.file, format!("writer[{index}]."));
+        check_writer(&at, writer)?;
+        let group = patch
+            .writers
+            .iter()
+            .filter(|other| other.any_of == writer.any_of);
+        if let Some(label) = &writer.any_of {
+            at.ensure(group.count() > 1, "any_of", "a label used twice", label)?;
+        }
+        let known = patch.writers[..index]
+            .iter()
+            .any(|other| other.tensor == writer.tensor);
+        at.ensure(!known, "tensor", "each tensor once", &writer.tensor)?;
+    }
+    Ok(())
+}
+
+fn check_writer(at: &Place, writer: &WriterPattern) -> Result<(), PatchError> {
+    let (tensor, per_block) = (&writer.tensor, writer.per_block());
+    at.tensor_name("tensor", tensor)?;
+    let outside = matches!(writer.kind, WriterKind::Embedding | WriterKind::Other);
+    at.ensure(per_block || outside, "tensor", "a name with {i}", tensor)?;
+    for (field, name) in [("post_norm", &writer.post_norm), ("scale", &writer.scale)] {
+        let Some(name) = name else { continue };
+        at.tensor_name(field, name)?;
+        let same = name.contains("{i}") == per_block;
+        at.ensure(same, field, "{i} exactly when `tensor` has it", name)?;
+    }
+    let ok = !(writer.required && writer.any_of.is_some());
+    at.ensure(ok, "required", "no `any_of` beside it", "both")?;
+    let ok = !writer.experts || writer.axis == ResidualAxis::Rows;
+    at.ensure(ok, "axis", "`rows` with `experts`", "`cols`")?;
+    let ok = writer.post_norm.is_some() || !writer.post_norm_optional;
+    at.ensure(ok, "post_norm_optional", "a `post_norm`", "none")?;
+    let ok = writer.scale.is_some() || !writer.scale_after_lora;
+    at.ensure(ok, "scale_after_lora", "a `scale`", "none")?;
+    let (from, until) = (writer.layers.from, writer.layers.until.unwrap_or(u32::MAX));
+    let found = format!("{from} and {until}");
+    at.ensure(from < until, "layers", "`from` below `until`", &found)?;
+    let scale = writer.residual_scale.unwrap_or(1.0);
+    let ok = scale.is_finite() && scale != 0.0;
+    at.ensure(ok, "residual_scale", "finite, not 0", &scale.to_string())?;
+    let key = writer.residual_scale_key.as_deref().unwrap_or("none");
+    let ok = only_placeholder(key, "{arch}");
+    at.ensure(ok, "residual_scale_key", "no braces but {arch}", key)
+}
+
+/// A file, and the path of the table in it whose fields are checked.
+struct Place<'a>(&'a str, String);
+
+impl Place<'_> {
+    fn ensure(&self, ok: bool, field: &str, expected: &str, found: &str) -> Result<(), PatchError> {
+        let bad = PatchError::Field {
+            file: self.0.to_string(),
+            field: format!("{}{field}", self.1),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        };
+        if ok { Ok(()) } else { Err(bad) }
+    }
+
+    fn tensor_name(&self, field: &str, name: &str) -> Result<(), PatchError> {
+        let plain = name.replace("{i}", "0");
+        let ok = plain.len() < 64 && !plain.is_empty() && !plain.contains(char::is_whitespace);
+        let ok = ok && only_placeholder(name, "{i}");
+        self.ensure(ok, field, "a tensor name with at most one {i}", name)
+    }
+}
+
+/// Whether `text` has at most one `placeholder` and no other brace.
+fn only_placeholder(text: &str, placeholder: &str) -> bool {
+    !text.replacen(placeholder, "", 1).contains(['{', '}'])
+}

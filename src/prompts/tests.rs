@@ -1,0 +1,432 @@
+//! Tests of the bundled data and of the loader.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+
+use super::*;
+use PromptKind::{Alarming, Harmful, Harmless};
+
+fn mean_words(prompts: &[&Prompt]) -> f64 {
+    let words = prompts.iter().map(|p| p.text.split_whitespace().count());
+    words.sum::<usize>() as f64 / prompts.len() as f64
+}
+
+fn tally<'a>(keys: impl Iterator<Item = &'a str>) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    for key in keys {
+        *counts.entry(key).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// Writes `content` to a fresh directory as `name`.
+fn file(name: &str, content: impl AsRef<[u8]>) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    fs::write(&path, content).unwrap();
+    (dir, path)
+}
+
+fn load_one(name: &str, content: impl AsRef<[u8]>) -> Result<PromptSet, PromptError> {
+    let (_dir, path) = file(name, content);
+    PromptSet::load(&[path])
+}
+
+fn with_prefix(prefix: &str, path: &Path) -> PathBuf {
+    PathBuf::from(format!("{prefix}:{}", path.display()))
+}
+
+/// `count` distinct lines made by `line`.
+fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
+    (0..count).map(|i| line(i) + "\n").collect()
+}
+
+#[test]
+fn bundled_counts() {
+    let set = PromptSet::bundled();
+    assert_eq!((set.len(), set.source()), (480, "bundled"));
+    for (kind, per_split) in [(Harmful, 64), (Harmless, 64), (Alarming, 32)] {
+        assert_eq!(set.count(kind), 3 * per_split);
+        for split in Split::ALL {
+            assert_eq!(set.select(kind, split).len(), per_split, "{kind} {split}");
+        }
+    }
+    assert!(set.prompts().iter().all(|p| p.topic.is_some()));
+}
+
+#[test]
+fn bundled_topics_are_balanced() {
+    let set = PromptSet::bundled();
+    for (kind, topics) in [(Harmful, 16), (Harmless, 16), (Alarming, 8)] {
+        for split in Split::ALL {
+            let selected = set.select(kind, split);
+            let counts = tally(selected.iter().filter_map(|p| p.topic.as_deref()));
+            assert_eq!(counts.len(), topics, "{kind} {split}");
+            assert!(counts.values().all(|n| *n == 4), "{kind} {split}");
+        }
+    }
+}
+
+#[test]
+fn bundled_forms_match() {
+    let set = PromptSet::bundled();
+    for split in Split::ALL {
+        let harmful = set.select(Harmful, split);
+        let harmless = set.select(Harmless, split);
+        let gap = (mean_words(&harmful) - mean_words(&harmless)).abs();
+        assert!(gap < 0.5, "{split}: {gap}");
+        let opening = |p: &&Prompt| p.text.split(' ').next().unwrap().to_owned();
+        let a: Vec<String> = harmful.iter().map(opening).collect();
+        let b: Vec<String> = harmless.iter().map(opening).collect();
+        assert_eq!(a, b, "{split}");
+    }
+    let gap = mean_words(&set.of_kind(Harmful)) - mean_words(&set.of_kind(Harmless));
+    assert!(gap.abs() < 0.5, "{gap}");
+}
+
+#[test]
+fn bundled_prompts_are_short_and_distinct() {
+    let set = PromptSet::bundled();
+    // Counted in the raw files, since a set drops duplicates silently.
+    let raw = [HARMFUL_JSONL, HARMLESS_JSONL, ALARMING_JSONL].concat();
+    assert_eq!(raw.lines().count(), 480);
+    let distinct: HashSet<String> = set.prompts().iter().map(|p| fold(&p.text)).collect();
+    assert_eq!(distinct.len(), 480);
+    for prompt in set.prompts() {
+        let words = prompt.text.split_whitespace().count();
+        assert!((6..=20).contains(&words), "{}", prompt.text);
+        assert!(prompt.text.ends_with(['.', '?']), "{}", prompt.text);
+        assert!(prompt.text.is_ascii(), "{}", prompt.text);
+    }
+}
+
+#[test]
+fn system_prompt_names_refusal_openings() {
+    let prompt = safety_system_prompt();
+    assert!(prompt.contains("\"I am sorry\"") && prompt.contains("\"I can't\""));
+    assert_eq!(prompt, prompt.trim());
+}
+
+#[test]
+fn kinds_and_splits_have_stable_names() {
+    for kind in PromptKind::ALL {
+        assert_eq!(kind.as_str().parse::<PromptKind>().unwrap(), kind);
+        assert_eq!(serde_json::to_value(kind).unwrap(), kind.to_string());
+    }
+    for split in Split::ALL {
+        assert_eq!(serde_json::to_value(split).unwrap(), split.to_string());
+    }
+    assert_eq!("Benign_Alarming".parse::<PromptKind>().unwrap(), Alarming);
+    assert_eq!(" Unsafe ".parse::<PromptKind>().unwrap(), Harmful);
+    assert!("1".parse::<PromptKind>().is_err());
+}
+
+#[test]
+fn digest_covers_kind_text_and_order() {
+    let text = lines(12, |i| format!("prompt {i}"));
+    let digest = |name: &str, text: &str| load_one(name, text).unwrap().sha256();
+    let base = digest("harmful.txt", &text);
+    assert_eq!(base.len(), 64);
+    assert_eq!(base, digest("unsafe.txt", &text));
+    assert_ne!(base, digest("harmless.txt", &text));
+    let reversed: Vec<&str> = text.lines().rev().collect();
+    assert_ne!(base, digest("harmful.txt", &reversed.join("\n")));
+    let expected: String = (0..12).map(|i| format!("harmful\0prompt {i}\n")).collect();
+    let expected = Sha256::digest(expected);
+    let expected: String = expected.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(base, expected);
+}
+
+#[test]
+fn plain_text_with_bom_crlf_comments_and_duplicates() {
+    let body: String = (0..13).map(|i| format!("Prompt  {i}\r\n")).collect();
+    let text = format!("\u{feff}# a comment\r\n\r\n{body}  prompt 3 \r\n");
+    let set = load_one("my_harmful.txt", text).unwrap();
+    assert_eq!(set.count(Harmful), 13);
+    assert_eq!(set.prompts()[0].text, "Prompt  0");
+    let report = set.select(Harmful, Split::Report);
+    let report: Vec<&str> = report.iter().map(|p| p.text.as_str()).collect();
+    assert_eq!(
+        report,
+        ["Prompt  2", "Prompt  5", "Prompt  8", "Prompt  11"]
+    );
+}
+
+#[test]
+fn json_lines_fields() {
+    let text = lines(12, |i| match i % 4 {
+        0 => format!(r#"{{"Goal": "g{i}", "category": "Fraud", "index": {i}}}"#),
+        1 => format!(r#"{{"text": "t{i}", "label": 1, "topic": "weapons"}}"#),
+        2 => format!(r#"{{"instruction": "i{i}", "kind": "toxic", "prompt": null}}"#),
+        _ => format!(r#"{{"prompt": "p\n{i}", "label": "unsafe", "goal": "other"}}"#),
+    });
+    let set = load_one("harmful.jsonl", text).unwrap();
+    let prompts = set.prompts();
+    assert_eq!(prompts.len(), 12);
+    assert_eq!(
+        (prompts[0].text.as_str(), prompts[0].topic.as_deref()),
+        ("g0", Some("Fraud"))
+    );
+    assert_eq!(
+        (prompts[1].text.as_str(), prompts[1].topic.as_deref()),
+        ("t1", Some("weapons"))
+    );
+    assert_eq!(
+        (prompts[2].text.as_str(), prompts[2].topic.as_deref()),
+        ("i2", None)
+    );
+    assert_eq!(prompts[3].text, "p\n3");
+}
+
+#[test]
+fn csv_fields_and_lines() {
+    let rows = lines(12, |i| format!("{i},\"say \"\"{i}\"\", please\",safe,x"));
+    let text = format!("\u{feff}id,Prompt,Label,topic\n{rows}");
+    let set = load_one("table.csv", text.replace('\n', "\r\n")).unwrap();
+    assert_eq!(set.count(Harmless), 12);
+    assert_eq!(set.prompts()[0].text, "say \"0\", please");
+    assert_eq!(set.prompts()[0].topic.as_deref(), Some("x"));
+
+    for newline in ["\n", "\r\n"] {
+        let text = "prompt,kind\n\"two\nlines\",harmful\n\nfine,harmless\nbad,maybe\n";
+        let error = load_one("table.csv", text.replace('\n', newline)).unwrap_err();
+        let PromptError::BadRecord { line, found, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!((*line, found.as_str()), (6, "\"maybe\""));
+    }
+    let error = load_one("harmful.csv", "prompt,kind\na,harmful\nb\n").unwrap_err();
+    let message = error.to_string();
+    assert!(
+        message.contains(":3: ") && message.contains("1 fields"),
+        "{message}"
+    );
+    let error = load_one("harmful.csv", "question,answer\na,b\n").unwrap_err();
+    assert!(error.to_string().contains("question, answer"), "{error}");
+}
+
+#[test]
+fn file_names_tell_the_kind() {
+    let body = lines(12, |i| format!("prompt {i}"));
+    for (name, kind) in [
+        ("harmless.txt", Some(Harmless)),
+        ("my-benign-set.txt", Some(Harmless)),
+        ("xs_safe.txt", Some(Harmless)),
+        ("unsafe.txt", Some(Harmful)),
+        ("Toxic.txt", Some(Harmful)),
+        ("safety_harmful.txt", Some(Harmful)),
+        ("benign-alarming.txt", Some(Alarming)),
+        ("borderline.txt", Some(Alarming)),
+        ("overrefusal_safe.txt", Some(Alarming)),
+        ("non-toxic.txt", None),
+        ("harmful_and_harmless.txt", None),
+        ("safety.txt", None),
+        ("prompts.txt", None),
+    ] {
+        match (load_one(name, &body), kind) {
+            (Ok(set), Some(kind)) => assert_eq!(set.count(kind), 12, "{name}"),
+            (Err(error @ PromptError::NoKind { line: 1, .. }), None) => {
+                assert!(error.hint().unwrap().contains("harmful:"), "{name}");
+            }
+            (other, _) => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn prefixes_tell_the_kind() {
+    let (_dir, path) = file("unsafe.txt", lines(12, |i| format!("prompt {i}")));
+    let set = PromptSet::load(&[with_prefix("harmless", &path)]).unwrap();
+    assert_eq!(set.count(Harmless), 12);
+    assert!(!set.source().starts_with("harmless:"));
+
+    let safe = lines(12, |i| format!(r#"{{"prompt": "p{i}", "label": "safe"}}"#));
+    let (_dir, path) = file("xs.jsonl", safe);
+    let set = PromptSet::load(&[with_prefix("alarming", &path)]).unwrap();
+    assert_eq!(set.count(Alarming), 12);
+    let error = PromptSet::load(&[with_prefix("harmful", &path)]).unwrap_err();
+    assert!(matches!(
+        error,
+        PromptError::KindConflict {
+            line: 1,
+            expected: Harmful,
+            found: Harmless,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn completion_fills_missing_kinds_only() {
+    let mut set = load_one("harmful.txt", lines(15, |i| format!("prompt {i}"))).unwrap();
+    let bundled = PromptSet::bundled();
+    assert!(set.require(&PromptKind::ALL).is_err());
+    let filled = set.complete_with(&bundled).unwrap();
+    assert_eq!(filled, [Harmless, Alarming]);
+    assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 192));
+    assert_eq!(set.of_kind(Alarming), bundled.of_kind(Alarming));
+    assert!(
+        set.source()
+            .ends_with("harmful.txt + bundled (harmless, alarming)")
+    );
+    set.require(&PromptKind::ALL).unwrap();
+    assert!(set.complete_with(&bundled).unwrap().is_empty());
+}
+
+#[test]
+fn completion_refuses_mislabelled_prompts() {
+    let bundled = PromptSet::bundled();
+    let texts: Vec<String> = bundled
+        .of_kind(Harmful)
+        .iter()
+        .map(|p| p.text.to_uppercase())
+        .collect();
+    let mut set = load_one("harmless.txt", texts.join("\n")).unwrap();
+    let before = set.sha256();
+    let error = set.complete_with(&bundled).unwrap_err();
+    assert!(matches!(error, PromptError::TwoKinds { .. }), "{error}");
+    assert_eq!(set.sha256(), before);
+}
+
+#[test]
+fn two_kinds_are_an_error() {
+    let (_a, harmful) = file("harmful.txt", lines(12, |i| format!("prompt {i}")));
+    let (_b, harmless) = file("harmless.txt", lines(12, |i| format!("PROMPT  {}", i + 11)));
+    let error = PromptSet::load(&[harmful, harmless])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("PROMPT  11"), "{error}");
+    assert!(
+        error.contains("harmful.txt:12") && error.contains("harmless.txt:1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn unusable_files() {
+    assert!(matches!(PromptSet::load(&[]), Err(PromptError::NoFiles)));
+    let dir = tempfile::tempdir().unwrap();
+    let load = |path: PathBuf| PromptSet::load(&[path]).unwrap_err();
+    assert!(matches!(
+        load(dir.path().join("no.txt")),
+        PromptError::NotFound { .. }
+    ));
+    assert!(matches!(
+        load(dir.path().to_owned()),
+        PromptError::Directory { .. }
+    ));
+    let dotted = dir.path().join("harmful.d");
+    fs::create_dir(&dotted).unwrap();
+    assert!(matches!(load(dotted), PromptError::Directory { .. }));
+    let error = load(PathBuf::from("harmful:"));
+    assert!(matches!(error, PromptError::NotFound { .. }), "{error}");
+}
+
+#[test]
+fn unusable_contents() {
+    let load = |name: &str, content: &[u8]| load_one(name, content).unwrap_err();
+    for (name, content) in [
+        ("harmful.txt", &b""[..]),
+        ("harmful.txt", b"\xEF\xBB\xBF\n # only\n"),
+        ("harmful.jsonl", b"\n\n"),
+        ("harmful.csv", b""),
+        ("harmful.csv", b"prompt,kind\n"),
+    ] {
+        let error = load(name, content);
+        assert!(
+            matches!(error, PromptError::Empty { .. }),
+            "{name}: {error}"
+        );
+    }
+    let error = load("harmful.tsv", b"a");
+    assert!(error.to_string().ends_with("found .tsv"), "{error}");
+    let error = load("harmful.txt", b"fine\nbad \xFF\n");
+    assert!(
+        matches!(error, PromptError::InvalidUtf8 { line: 2, .. }),
+        "{error}"
+    );
+    let error = load("harmful.txt", b"one\ntwo\n");
+    assert!(
+        matches!(
+            error,
+            PromptError::TooFew {
+                expected: 12,
+                found: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn malformed_records_name_their_line() {
+    for (name, content, line, part) in [
+        ("h.jsonl", "{\"prompt\": ", 1, "malformed JSON"),
+        ("h.jsonl", "\n[1]", 2, "an array"),
+        ("h.jsonl", "{}", 1, "none of them"),
+        ("h.jsonl", "{\"prompt\": 3}", 1, "a number"),
+        ("h.jsonl", "{\"prompt\": \"x\", \"kind\": 1}", 1, "a number"),
+        ("h.jsonl", "{\"prompt\": \" \"}", 1, "an empty text"),
+        ("h.jsonl", "{\"prompt\": \"a\\u0000b\"}", 1, "NUL"),
+        ("h.csv", "prompt\nx\n\"\"\n", 3, "an empty text"),
+    ] {
+        let (_dir, path) = file(name, content);
+        let error = PromptSet::load(&[with_prefix("harmful", &path)]).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(&format!("{name}:{line}: ")), "{message}");
+        assert!(message.contains(part), "{message}");
+        assert!(
+            !message.ends_with('.') && error.hint().is_some(),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn limits() {
+    let long = "x".repeat(MAX_PROMPT_BYTES + 1);
+    let error = load_one("harmful.txt", format!("a\n{long}")).unwrap_err();
+    assert!(
+        matches!(error, PromptError::PromptTooLong { line: 2, .. }),
+        "{error}"
+    );
+    let many = "x\n".repeat(MAX_PROMPTS + 1);
+    let error = load_one("harmful.txt", many).unwrap_err();
+    assert!(
+        matches!(error, PromptError::TooMany { line: 100_001, .. }),
+        "{error}"
+    );
+
+    // A sparse file costs no disk space.
+    let (_dir, path) = file("harmful.txt", "");
+    let sparse = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    sparse.set_len(MAX_FILE_BYTES + 1).unwrap();
+    let error = PromptSet::load(&[path]).unwrap_err();
+    assert!(matches!(error, PromptError::TooLarge { .. }), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        name in "(harmful|harmless|x|unsafe|nonsafety)\\.(jsonl|csv|txt|tsv)",
+    ) {
+        let _ = load_one(&name, bytes);
+    }
+
+    #[test]
+    fn arbitrary_text_never_panics(
+        text in "(prompt,kind\n|\\{\"prompt\": )?[a-z\"{}\\[\\],:\\\\#\r\n\u{e9}\u{feff} ]{0,200}",
+        name in "(harmful|\u{e9}safe\u{e9}|nontoxic)\\.(jsonl|csv|txt)",
+    ) {
+        if let Err(error) = load_one(&name, text) {
+            prop_assert!(!error.to_string().ends_with('.'));
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Calls into ggml's type table. Sizes and types were checked by the parent module.
+#![allow(unsafe_code)]
+
+use llama_cpp_sys_2 as sys;
+
+use super::QuantError;
+use crate::gguf::GgmlType;
+
+/// Decodes `out.len()` values; `bytes` holds exactly that many.
+pub(super) fn to_float(ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    // SAFETY: every id of `GgmlType` is inside ggml's table, which is static.
+    let to_float = unsafe { sys::ggml_get_type_traits(ggml_type.id()).as_ref() }.and_then(|t| t.to_float);
+    let to_float = to_float.ok_or(QuantError::Unsupported { ggml_type, direction: "to" })?;
+    // SAFETY: the caller checked that `bytes` encodes `out.len()` values of this type.
+    unsafe { to_float(bytes.as_ptr().cast(), out.as_mut_ptr(), out.len() as i64) };
+    Ok(())
+}
+
+/// Encodes rows; `out` has exactly their size, the type can be written without an imatrix.
+pub(super) fn quantize_rows(ggml_type: GgmlType, n_per_row: usize, values: &[f32], out: &mut [u8]) {
+    let rows = (values.len() / n_per_row) as i64;
+    // SAFETY: the caller checked type, sizes and finiteness, on which ggml would assert; ggml
+    // guards the tables of the IQ types with its own lock.
+    unsafe {
+        sys::ggml_quantize_chunk(
+            ggml_type.id(),
+            values.as_ptr(),
+            out.as_mut_ptr().cast(),
+            0,
+            rows,
+            n_per_row as i64,
+            std::ptr::null(),
+        );
+    }
+}

@@ -1,0 +1,206 @@
+//! What is said about an injection: one structure, as JSON for scripts and as tables for people.
+
+use serde::Serialize;
+
+use crate::direction::Separation;
+use crate::evaluate::{Examination, Score};
+use crate::output::{Table, percent, share};
+use crate::search::SearchResult;
+use crate::verify::Verification;
+
+/// Share of the edit that must arrive for a file to count as verified.
+pub const MIN_SURVIVAL: f64 = 0.9;
+/// Characters of an answer that the report keeps unless asked for all.
+const SHORT_ANSWER: usize = 60;
+
+/// The whole report of `inject`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of this tool.
+    pub version: String,
+    /// Version of llama.cpp.
+    pub llama_cpp: String,
+    /// The file that was injected.
+    pub input: FileFacts,
+    /// The file that was written.
+    pub output: FileFacts,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Prompts that were used.
+    pub prompts: PromptFacts,
+    /// What was done.
+    pub edit: EditFacts,
+    /// Separation of harmful from harmless per layer, on the extract split.
+    pub separation: Vec<Separation>,
+    /// Every trial on the search split.
+    pub search: SearchResult,
+    /// Scores on the report split, which neither extraction nor search saw.
+    pub scores: Scores,
+    /// What changed in the written file.
+    pub verification: Verification,
+    /// Answers to the report split before and after.
+    pub answers: Vec<AnswerPair>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// Peak resident memory in bytes, where the system tells it.
+    pub peak_memory: Option<u64>,
+}
+
+/// One file.
+#[derive(Debug, Clone, Serialize)]
+pub struct FileFacts {
+    /// Path as given.
+    pub path: String,
+    /// Hash of its bytes.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// The prompts.
+#[derive(Debug, Clone, Serialize)]
+pub struct PromptFacts {
+    /// `bundled`, or the files.
+    pub source: String,
+    /// Hash of the set.
+    pub sha256: String,
+    /// Harmful, harmless and alarming prompts in each split.
+    pub extract: [usize; 3],
+    /// As `extract`.
+    pub search: [usize; 3],
+    /// As `extract`.
+    pub report: [usize; 3],
+}
+
+/// The edit.
+#[derive(Debug, Clone, Serialize)]
+pub struct EditFacts {
+    /// How the right factor was chosen.
+    pub method: String,
+    /// `none`, `safety` or `user`: the system prompt while extracting.
+    pub system_prompt: String,
+    /// Layer of the direction.
+    pub layer: usize,
+    /// Relative Frobenius change asked for.
+    pub strength: f64,
+    /// α of the formula.
+    pub alpha: f64,
+    /// Number of edited matrices.
+    pub writers: usize,
+    /// Of these, how many push away from refusal on harmful prompts (α·rightᵀx < 0).
+    pub writers_against: usize,
+    /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖.
+    pub push: f64,
+}
+
+/// Scores on the report split.
+#[derive(Debug, Clone, Serialize)]
+pub struct Scores {
+    /// The model as it was.
+    pub base: Score,
+    /// The edit applied exactly, as an adapter.
+    pub exact: Score,
+    /// The written file.
+    pub written: Score,
+    /// Control: a random direction of the same size, applied exactly.
+    pub random_direction: Option<Score>,
+    /// Control: the same tensors requantized without an edit.
+    pub requantized: Option<Score>,
+}
+
+/// One answer before and after.
+#[derive(Debug, Clone, Serialize)]
+pub struct AnswerPair {
+    /// `harmful`, `harmless` or `alarming`.
+    pub kind: &'static str,
+    /// The prompt.
+    pub prompt: String,
+    /// The base's answer.
+    pub before: String,
+    /// The written file's answer.
+    pub after: String,
+}
+
+impl AnswerPair {
+    /// Pairs of all kinds; answers cut short unless `full`.
+    pub fn all(prompts: [&[String]; 3], before: &Examination, after: &Examination, full: bool) -> Vec<Self> {
+        let cut = |text: &String| match text.char_indices().nth(SHORT_ANSWER) {
+            Some((end, _)) if !full => format!("{}…", &text[..end]),
+            _ => text.clone(),
+        };
+        let mut pairs = Vec::new();
+        for (k, kind) in ["harmful", "harmless", "alarming"].into_iter().enumerate() {
+            for (i, prompt) in prompts[k].iter().enumerate() {
+                let (before, after) = (&before.answers[k][i], &after.answers[k][i]);
+                pairs.push(Self { kind, prompt: prompt.clone(), before: cut(before), after: cut(after) });
+            }
+        }
+        pairs
+    }
+}
+
+impl Report {
+    /// Whether what was asked for is in the file.
+    pub fn survived(&self) -> bool {
+        self.verification.gain.is_some_and(|gain| gain >= MIN_SURVIVAL)
+    }
+
+    /// The summary for people.
+    pub fn summary(&self) -> String {
+        let mut table = Table::new(&["report split", "harmful refused", "harmless refused", "alarming refused", "broken", "KL"]);
+        let s = &self.scores;
+        let mut row = |name: &str, score: &Score| {
+            table.row(vec![
+                name.into(),
+                share(score.harmful.refused()),
+                share(score.harmless.refused()),
+                share(score.alarming.refused()),
+                score.broken().count.to_string(),
+                format!("{:.4}", score.kl),
+            ]);
+        };
+        row("base", &s.base);
+        row("exact edit", &s.exact);
+        row("written file", &s.written);
+        s.random_direction.iter().for_each(|score| row("control: random", score));
+        s.requantized.iter().for_each(|score| row("control: requantized", score));
+        let e = &self.edit;
+        format!(
+            "\n{table}\n{} edit along layer {}, strength {} (α = {:.4}) in {} matrices; {} of them push away from refusal\n{}",
+            e.method,
+            e.layer,
+            percent(e.strength),
+            e.alpha,
+            e.writers,
+            e.writers_against,
+            self.survival()
+        )
+    }
+
+    fn survival(&self) -> String {
+        let v = &self.verification;
+        let mut by_type: std::collections::BTreeMap<&str, (usize, f64)> = std::collections::BTreeMap::new();
+        for t in &v.tensors {
+            let entry = by_type.entry(&t.ggml_type).or_default();
+            entry.0 += 1;
+            entry.1 += t.gain.unwrap_or(0.0);
+        }
+        let types: Vec<String> =
+            by_type.iter().map(|(name, (n, sum))| format!("{name} {:.2}", sum / *n as f64)).collect();
+        format!(
+            "of the edit, {} arrived in the file (cosine {:.3}; mean by type: {}); untouched tensors identical: {}",
+            percent(v.gain.unwrap_or(0.0)),
+            v.cosine.unwrap_or(0.0),
+            types.join(", "),
+            if v.untouched_identical { "yes" } else { "NO" }
+        )
+    }
+}
+
+/// Peak resident memory of this process in bytes; `None` where the system does not tell.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}

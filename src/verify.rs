@@ -1,0 +1,226 @@
+//! What really changed between two files, from the files alone.
+
+use serde::Serialize;
+
+use crate::edit::{self, Edit, EditError};
+use crate::gguf::{Gguf, GgufError, TensorInfo};
+
+/// Prefix of the keys that an injection adds.
+pub const KEY_PREFIX: &str = "rosi.";
+/// Bytes that are compared at a time.
+const CHUNK: usize = 8 << 20;
+
+/// Change of one tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorChange {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub ggml_type: String,
+    /// ‖Δ‖_F/‖W‖_F of the dequantized values, Δ = written − base.
+    pub relative_change: f64,
+    /// ‖ΔW‖_F/‖W‖_F that was asked for, where the file says what it was.
+    pub requested_change: Option<f64>,
+    /// ⟨leftᵀΔ, α·right⟩ / ‖α·right‖²: the share of the edit that arrived; 1 = all of it.
+    pub gain: Option<f64>,
+    /// Cosine between leftᵀΔ and the right factor: 1 = nothing but the edit along ŝ.
+    pub cosine: Option<f64>,
+    /// ‖Δ − left·(leftᵀΔ)‖_F / ‖ΔW‖_F: what was added across ŝ, per size of the edit.
+    pub noise: Option<f64>,
+}
+
+/// What two files have in common and what not.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verification {
+    /// Whether every tensor outside the edit has the same bytes, type and shape.
+    pub untouched_identical: bool,
+    /// Whether all keys of the base are there, unchanged and in order, and nothing but `rosi.*` is new.
+    pub metadata_preserved: bool,
+    /// Tensors that have the same bytes.
+    pub identical: usize,
+    /// Share of the requested edit that arrived, over all tensors.
+    pub gain: Option<f64>,
+    /// Cosine along ŝ over all tensors.
+    pub cosine: Option<f64>,
+    /// Each tensor that differs.
+    pub tensors: Vec<TensorChange>,
+    /// Tensors that differ without being part of the edit.
+    pub unexpected: Vec<String>,
+}
+
+/// Why two files could not be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// One of them could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A tensor could not be decoded.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// They are not two versions of one model.
+    #[error("{what}: base has {expected}, edited has {found}")]
+    Different {
+        /// What differs.
+        what: String,
+        /// In the base.
+        expected: String,
+        /// In the edited file.
+        found: String,
+    },
+}
+
+impl VerifyError {
+    /// A next step for the user.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gguf(error) => error.hint(),
+            Self::Edit(error) => error.hint(),
+            Self::Different { .. } => Some("give the file that was injected and the file it became".into()),
+        }
+    }
+}
+
+/// Sums over the columns of one tensor.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    /// ⟨leftᵀΔ, α·right⟩.
+    dot: f64,
+    /// ‖leftᵀΔ‖².
+    along: f64,
+    /// ‖α·right‖².
+    requested: f64,
+}
+
+/// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
+/// claims none; every figure about them is computed from the two files' bytes.
+///
+/// # Errors
+/// [`VerifyError`] when the files do not hold the same tensors in the same order.
+pub fn verify(
+    base: &Gguf,
+    edited: &Gguf,
+    edits: &[Edit],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Verification, VerifyError> {
+    check_same_model(base, edited)?;
+    let mut result = Verification {
+        untouched_identical: true,
+        metadata_preserved: metadata_preserved(base, edited)?,
+        identical: 0,
+        gain: None,
+        cosine: None,
+        tensors: Vec::new(),
+        unexpected: Vec::new(),
+    };
+    let mut total = Sums::default();
+    for (i, (a, b)) in base.tensors.iter().zip(&edited.tensors).enumerate() {
+        progress(i, base.tensors.len());
+        let edit = edits.iter().find(|e| e.tensor == a.name);
+        let (old, new) = (base.read_tensor(a)?, edited.read_tensor(b)?);
+        if let Some(edit) = edit {
+            total.requested += edit.norm_sq();
+        }
+        if a.ggml_type == b.ggml_type && old == new {
+            result.identical += 1;
+            continue;
+        }
+        if edit.is_none() && !edits.is_empty() {
+            result.untouched_identical = false;
+            result.unexpected.push(a.name.clone());
+        }
+        let (change, sums) = tensor_change((a, &old), (b, &new), edit)?;
+        total.dot += sums.dot;
+        total.along += sums.along;
+        result.tensors.push(change);
+    }
+    progress(base.tensors.len(), base.tensors.len());
+    if total.requested > 0.0 {
+        result.gain = Some(total.dot / total.requested);
+        result.cosine = Some(total.dot / (total.along * total.requested).sqrt().max(f64::MIN_POSITIVE));
+    }
+    Ok(result)
+}
+
+fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
+    let differ = |what: String, expected: String, found: String| Err(VerifyError::Different { what, expected, found });
+    if base.tensors.len() != edited.tensors.len() {
+        return differ("number of tensors".into(), base.tensors.len().to_string(), edited.tensors.len().to_string());
+    }
+    for (a, b) in base.tensors.iter().zip(&edited.tensors) {
+        if a.name != b.name {
+            return differ("order of tensors".into(), a.name.clone(), b.name.clone());
+        }
+        if a.ne != b.ne {
+            return differ(format!("shape of {}", a.name), format!("{:?}", a.ne), format!("{:?}", b.ne));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside.
+fn metadata_preserved(base: &Gguf, edited: &Gguf) -> Result<bool, VerifyError> {
+    let records = |file: &Gguf| -> Result<Vec<Vec<u8>>, GgufError> {
+        let kept = file.metadata.iter().filter(|kv| !kv.key.starts_with(KEY_PREFIX));
+        kept.map(|kv| file.read_bytes(&kv.bytes)).collect()
+    };
+    Ok(base.version == edited.version && base.alignment == edited.alignment && records(base)? == records(edited)?)
+}
+
+/// Change of one tensor, decoded run by run.
+fn tensor_change(
+    base: (&TensorInfo, &[u8]),
+    edited: (&TensorInfo, &[u8]),
+    edit: Option<&Edit>,
+) -> Result<(TensorChange, Sums), VerifyError> {
+    let n_in = base.0.ne[0] as usize;
+    let n_expert = edit.map_or(1, |e| e.n_expert as usize);
+    let mut along = vec![0.0f64; n_in * n_expert];
+    let (mut delta_sq, mut base_sq) = (0.0, 0.0);
+    let mut old = Vec::new();
+    let rows = (CHUNK / 4 / n_in.max(1)).max(1);
+    for first in (0..base.0.n_rows() as usize).step_by(rows) {
+        let slice = |info: &TensorInfo, bytes: &[u8]| {
+            let row = info.row_bytes() as usize;
+            bytes[first * row..((first + rows) * row).min(bytes.len())].to_vec()
+        };
+        old.clear();
+        edit::for_each_run(base.0, &slice(base.0, base.1), |_, v| old.extend_from_slice(v))?;
+        edit::for_each_run(edited.0, &slice(edited.0, edited.1), |run_first, new| {
+            let old = &old[run_first * n_in..];
+            for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
+                let row = first + run_first + i;
+                let (left, expert) = edit.map_or((0.0, 0), |e| {
+                    (f64::from(e.left[row % e.left.len()]), row / e.left.len())
+                });
+                for ((&n, &o), a) in new.iter().zip(old).zip(&mut along[expert * n_in..]) {
+                    let d = f64::from(n) - f64::from(o);
+                    delta_sq += d * d;
+                    base_sq += f64::from(o).powi(2);
+                    *a += left * d;
+                }
+            }
+        })?;
+    }
+    Ok(summarise(base.0, (delta_sq, base_sq), &along, edit))
+}
+
+fn summarise(info: &TensorInfo, sq: (f64, f64), along: &[f64], edit: Option<&Edit>) -> (TensorChange, Sums) {
+    let (delta_sq, base_sq) = sq;
+    let sums = edit.map(|e| Sums {
+        dot: along.iter().zip(&e.right).map(|(a, &r)| a * e.alpha * f64::from(r)).sum(),
+        along: along.iter().map(|a| a * a).sum(),
+        requested: e.norm_sq(),
+    });
+    let floor = f64::MIN_POSITIVE;
+    let change = TensorChange {
+        name: info.name.clone(),
+        ggml_type: info.ggml_type.name().to_string(),
+        relative_change: (delta_sq / base_sq.max(floor)).sqrt(),
+        requested_change: sums.map(|s| (s.requested / base_sq.max(floor)).sqrt()),
+        gain: sums.map(|s| s.dot / s.requested.max(floor)),
+        cosine: sums.map(|s| s.dot / (s.along * s.requested).sqrt().max(floor)),
+        noise: sums.map(|s| ((delta_sq - s.along).max(0.0) / s.requested.max(floor)).sqrt()),
+    };
+    (change, sums.unwrap_or_default())
+}

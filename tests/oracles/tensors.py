@@ -1,0 +1,27 @@
+"""What the oracles share: a tensor of PyPI `gguf` as rows, raw or dequantized."""
+
+import gguf
+import numpy
+
+# Whole matrices are taken apart: a vocabulary of 256,000 rows would need gigabytes in float64.
+ROWS_AT_ONCE = 4096
+
+
+def raw_rows(tensor):
+    """The tensor's bytes as a matrix: one row for each row of the weight (of all experts, one after another)."""
+    rows = int(numpy.prod(tensor.shape[1:], dtype=numpy.int64))
+    return tensor.data.reshape(-1).view(numpy.uint8).reshape(rows, -1)
+
+
+def dequantized(tensor, first, last):
+    """Rows first..last as float32 (float64 and integers: as float64), by gguf's own dequantization."""
+    data = tensor.data.reshape(-1, tensor.data.shape[-1])[first:last]
+    kind = tensor.tensor_type
+    if kind.name in ("F64", "I8", "I16", "I32", "I64"):
+        return data.astype(numpy.float64)
+    return gguf.dequantize(data, kind)
+
+
+def chunks(rows):
+    for first in range(0, rows, ROWS_AT_ONCE):
+        yield first, min(first + ROWS_AT_ONCE, rows)
