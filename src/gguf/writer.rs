@@ -1,5 +1,6 @@
 //! Copying a file with some tensors replaced and some keys added, everything else byte for byte.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -107,33 +108,35 @@ impl Rewrite<'_> {
 
     fn encode_added(&self) -> Result<Vec<u8>, GgufError> {
         let mut bytes = Vec::new();
-        for (i, (key, value)) in self.added.iter().enumerate() {
-            let twice = self.added[..i].iter().any(|(other, _)| other == key);
-            let reason = if key.is_empty() {
-                "it is empty"
-            } else if key.contains('\0') {
-                "it has a NUL byte in it"
-            } else if key == "general.alignment" {
-                "tensor offsets depend on it"
-            } else if twice {
-                "it is given twice"
-            } else if self.source.get(key).is_some() && !self.drops(key)? {
-                "the file has it already"
-            } else {
-                encode::key_value(&mut bytes, key, value)?;
-                continue;
-            };
-            let key = key.clone();
-            return Err(GgufError::AddedKey { key, reason });
+        let mut seen = HashSet::new();
+        for (key, value) in &self.added {
+            self.check_added(key, &mut seen)?;
+            encode::key_value(&mut bytes, key, value)?;
         }
         for (key, items) in &self.added_f32 {
-            if self.source.get(key).is_some() && !self.drops(key)? {
-                let (key, reason) = (key.clone(), "the file has it already");
-                return Err(GgufError::AddedKey { key, reason });
-            }
+            self.check_added(key, &mut seen)?;
             encode::f32_array(&mut bytes, key, items);
         }
         Ok(bytes)
+    }
+
+    /// Refuses a key that would make the copy unreadable.
+    fn check_added<'k>(&self, key: &'k str, seen: &mut HashSet<&'k str>) -> Result<(), GgufError> {
+        let reason = if key.is_empty() {
+            "it is empty"
+        } else if key.contains('\0') {
+            "it has a NUL byte in it"
+        } else if key == "general.alignment" {
+            "tensor offsets depend on it"
+        } else if !seen.insert(key) {
+            "it is given twice"
+        } else if self.source.get(key).is_some() && !self.drops(key)? {
+            "the file has it already"
+        } else {
+            return Ok(());
+        };
+        let key = key.to_string();
+        Err(GgufError::AddedKey { key, reason })
     }
 }
 

@@ -107,7 +107,7 @@ fn empty_tensor() {
         .bytes(&[0; 4]);
     let gguf = raw.parse().unwrap();
     assert_eq!(gguf.tensors[0].n_elements(), 0);
-    assert_eq!(gguf.tensors[0].data, 96..96);
+    assert_eq!(gguf.tensors[0].data, 128..128);
 }
 
 #[test]

@@ -117,6 +117,30 @@ fn unfit_keys_are_refused() {
 }
 
 #[test]
+fn float_arrays_are_added_and_checked_too() {
+    let (_directory, path) = on_disk(&to_bytes(&sample()));
+    let source = Gguf::open(&path).unwrap();
+    let with = |keys: &[&str]| {
+        let rewrite = Rewrite {
+            source: &source,
+            added: vec![text("rosi.note", "n")],
+            added_f32: keys.iter().map(|&key| (key.into(), vec![0.5, -2.0])).collect(),
+            drop_prefix: None,
+        };
+        let mut out = Vec::new();
+        rewrite.write_to(&mut out, &mut |_| Ok(None), &mut |_, _| Ok(()))?;
+        Ok::<_, GgufError>(out)
+    };
+    let (_directory, path) = on_disk(&with(&["rosi.direction"]).unwrap());
+    let new = Gguf::open(&path).unwrap();
+    let array = new.array("rosi.direction").unwrap();
+    assert_eq!(new.read_f32_array(array).unwrap(), [0.5, -2.0]);
+    for keys in [&["rosi.note"][..], &["a", "a"], &[""], &["general.architecture"]] {
+        assert!(matches!(with(keys), Err(GgufError::AddedKey { .. })), "{keys:?}");
+    }
+}
+
+#[test]
 fn one_tensor_replaced() {
     let bytes = to_bytes(&sample());
     let (_directory, path) = on_disk(&bytes);
@@ -153,7 +177,7 @@ fn failures_name_the_tensor() {
         added_f32: Vec::new(),
         drop_prefix: None,
     };
-    let mut run = |bytes: Option<Vec<u8>>| {
+    let run = |bytes: Option<Vec<u8>>| {
         let mut replace = |_: &_| Ok(Some(bytes.clone().ok_or("boom")?));
         rewrite
             .write_to(&mut Vec::new(), &mut replace, &mut |_, _| Ok(()))
