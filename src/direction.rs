@@ -111,7 +111,10 @@ pub struct Directions {
 ///
 /// # Errors
 /// [`DirectionError`] when a set is empty or a difference vanishes.
-pub fn difference_in_means(harmful: &Activations, harmless: &Activations) -> Result<Directions, DirectionError> {
+pub fn difference_in_means(
+    harmful: &Activations,
+    harmless: &Activations,
+) -> Result<Directions, DirectionError> {
     if harmful.n_prompt() < 2 || harmless.n_prompt() < 2 {
         return Err(DirectionError::Empty { harmful: harmful.n_prompt(), harmless: harmless.n_prompt() });
     }

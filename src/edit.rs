@@ -205,7 +205,9 @@ fn map_rows(
     let worker = || -> Result<(), QuantError> {
         let mut values = Vec::new();
         loop {
-            let Some((run, (source, target))) = jobs.lock().ok().and_then(|mut j| j.next()) else { return Ok(()) };
+            let Some((run, (source, target))) = jobs.lock().ok().and_then(|mut j| j.next()) else {
+                return Ok(());
+            };
             values.resize(source.len() / row_bytes * n_in, 0.0);
             quant::dequantize(info.ggml_type, n_in, source, &mut values)?;
             work(run * rows_per_run, &mut values, target)?;

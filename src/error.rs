@@ -63,13 +63,19 @@ pub enum Error {
     #[error("{} was injected before (rosi.version = {version}, strength {strength})", path.display())]
     Injected { path: PathBuf, version: String, strength: String },
     /// The model does not refuse.
-    #[error("this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify")]
+    #[error(
+        "this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify"
+    )]
     NoRefusal { plain: u64, prompted: u64, total: u64 },
     /// No layer and strength helped.
-    #[error("none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl}")]
+    #[error(
+        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl}"
+    )]
     NoGain { trials: usize, base: String, max_kl: f64 },
     /// The written file refuses less than the base.
-    #[error("the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded")]
+    #[error(
+        "the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded"
+    )]
     LessSafe { edited: String, base: String },
     /// The written file differs where it must not.
     #[error("the written file differs from its base outside the edit ({what}): it was discarded")]

@@ -25,4 +25,3 @@ pub mod quant;
 pub mod report;
 pub mod search;
 pub mod verify;
-

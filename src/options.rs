@@ -94,7 +94,11 @@ impl InjectOptions {
             return Err(option("--output", format!("{} is the input itself", output.display()), hint));
         }
         if !(args.max_kl > 0.0 && args.max_kl.is_finite()) {
-            return Err(option("--max-kl", format!("expected a positive number of nats, found {}", args.max_kl), None));
+            return Err(option(
+                "--max-kl",
+                format!("expected a positive number of nats, found {}", args.max_kl),
+                None,
+            ));
         }
         Ok(Self {
             search: SearchOptions {

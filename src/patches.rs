@@ -211,10 +211,9 @@ impl Patches {
         };
         match &patch.refused {
             None => Ok(patch),
-            Some(reason) => Err(PatchError::Refused {
-                architecture: arch.to_string(),
-                reason: reason.clone(),
-            }),
+            Some(reason) => {
+                Err(PatchError::Refused { architecture: arch.to_string(), reason: reason.clone() })
+            }
         }
     }
 
@@ -239,11 +238,7 @@ impl Patches {
             let patch = parse(&file, &text)?;
             for arch in &patch.architectures {
                 if let Some(first) = seen.insert(arch.clone(), file.clone()) {
-                    return Err(PatchError::Duplicate {
-                        architecture: arch.clone(),
-                        first,
-                        second: file,
-                    });
+                    return Err(PatchError::Duplicate { architecture: arch.clone(), first, second: file });
                 }
             }
             patches.push(patch);
@@ -253,9 +248,7 @@ impl Patches {
 
     fn close_names(&self, arch: &str) -> Vec<String> {
         let names = self.architectures().into_iter();
-        let mut close: Vec<_> = names
-            .map(|name| (edit_distance(arch, name), name))
-            .collect();
+        let mut close: Vec<_> = names.map(|name| (edit_distance(arch, name), name)).collect();
         close.retain(|(distance, _)| *distance <= (arch.len() / 3).max(2));
         close.sort_unstable();
         close.truncate(MAX_CLOSE_NAMES);
@@ -269,50 +262,25 @@ impl Patches {
 pub enum PatchError {
     /// A file or directory cannot be read.
     #[error("cannot read {path}")]
-    Read {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Read { path: PathBuf, source: std::io::Error },
     /// A directory has no patch file.
     #[error("no *.toml file in {dir}")]
     NoFiles { dir: PathBuf },
     /// A file is not TOML, or has a field that the format lacks, or one of another type.
     #[error("{file}, line {line}: {message}")]
-    Syntax {
-        file: String,
-        line: usize,
-        message: String,
-    },
+    Syntax { file: String, line: usize, message: String },
     /// A field has a value that makes no sense.
     #[error("{file}: `{field}`: expected {expected}, found {found}")]
-    Field {
-        file: String,
-        field: String,
-        expected: String,
-        found: String,
-    },
+    Field { file: String, field: String, expected: String, found: String },
     /// Two files name the same architecture, or one names it twice.
     #[error("architecture `{architecture}` is named twice: in {first} and in {second}")]
-    Duplicate {
-        architecture: String,
-        first: String,
-        second: String,
-    },
+    Duplicate { architecture: String, first: String, second: String },
     /// No file names the architecture.
-    #[error(
-        "no patch file names architecture `{architecture}`{}",
-        name_list(close)
-    )]
-    Unknown {
-        architecture: String,
-        close: Vec<String>,
-    },
+    #[error("no patch file names architecture `{architecture}`{}", name_list(close))]
+    Unknown { architecture: String, close: Vec<String> },
     /// Models of this architecture cannot be edited.
     #[error("models of architecture `{architecture}` cannot be edited: {reason}")]
-    Refused {
-        architecture: String,
-        reason: String,
-    },
+    Refused { architecture: String, reason: String },
 }
 
 impl PatchError {
@@ -345,8 +313,7 @@ fn default_true() -> bool {
 
 /// Parses and checks one file.
 fn parse(file: &str, text: &str) -> Result<ArchPatch, PatchError> {
-    let mut patch: ArchPatch =
-        toml::from_str(text).map_err(|error| syntax_error(file, text, &error))?;
+    let mut patch: ArchPatch = toml::from_str(text).map_err(|error| syntax_error(file, text, &error))?;
     patch.file = file.to_string();
     check(&patch)?;
     Ok(patch)
@@ -355,16 +322,9 @@ fn parse(file: &str, text: &str) -> Result<ArchPatch, PatchError> {
 fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> PatchError {
     let start = error.span().map_or(0, |span| span.start);
     let newlines = text.bytes().take(start).filter(|byte| *byte == b'\n');
-    let (line, message) = (
-        1 + newlines.count(),
-        error.message().trim().replace('\n', " "),
-    );
+    let (line, message) = (1 + newlines.count(), error.message().trim().replace('\n', " "));
     let file = file.to_string();
-    PatchError::Syntax {
-        file,
-        line,
-        message,
-    }
+    PatchError::Syntax { file, line, message }
 }
 
 /// Name and text of every `*.toml` in `dir`, sorted by name.
@@ -417,25 +377,15 @@ fn check(patch: &ArchPatch) -> Result<(), PatchError> {
     }
     let (count, refused) = (patch.writers.len(), patch.refused.is_some());
     let expected = ["at least one", "none beside `refused`"][usize::from(refused)];
-    at.ensure(
-        (count == 0) == refused,
-        "writer",
-        expected,
-        &count.to_string(),
-    )?;
+    at.ensure((count == 0) == refused, "writer", expected, &count.to_string())?;
     for (index, writer) in patch.writers.iter().enumerate() {
         let at = Place(&patch.file, format!("writer[{index}]."));
         check_writer(&at, writer)?;
-        let group = patch
-            .writers
-            .iter()
-            .filter(|other| other.any_of == writer.any_of);
+        let group = patch.writers.iter().filter(|other| other.any_of == writer.any_of);
         if let Some(label) = &writer.any_of {
             at.ensure(group.count() > 1, "any_of", "a label used twice", label)?;
         }
-        let known = patch.writers[..index]
-            .iter()
-            .any(|other| other.tensor == writer.tensor);
+        let known = patch.writers[..index].iter().any(|other| other.tensor == writer.tensor);
         at.ensure(!known, "tensor", "each tensor once", &writer.tensor)?;
     }
     Ok(())

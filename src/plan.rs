@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::patches::{
-    ArchPatch, EmbeddingPolicy, PatchError, Patches, ResidualAxis, ShapeFactor, WriterKind,
-    WriterPattern, in_block,
+    ArchPatch, EmbeddingPolicy, PatchError, Patches, ResidualAxis, ShapeFactor, WriterKind, WriterPattern,
+    in_block,
 };
 
 #[cfg(test)]
@@ -85,9 +85,8 @@ impl Plan {
         if let Some(split) = gguf.split() {
             return Err(PlanError::Split { count: split.count });
         }
-        let architecture = gguf
-            .architecture()
-            .ok_or_else(|| PlanError::key_missing("general.architecture"))?;
+        let architecture =
+            gguf.architecture().ok_or_else(|| PlanError::key_missing("general.architecture"))?;
         let patch = patches.find(architecture)?;
         let model = Model::read(gguf, architecture, patch)?;
         let n_block = model.n_layer + model.n_layer_nextn;
@@ -168,11 +167,7 @@ impl<'a> Model<'a> {
                 false => layer == 0,
             };
             for pattern in self.patch.writers.iter().filter(here) {
-                let slot = Slot {
-                    model: self,
-                    pattern,
-                    layer,
-                };
+                let slot = Slot { model: self, pattern, layer };
                 match self.gguf.tensor(&pattern.tensor_in(layer)) {
                     Some(tensor) => writers.push(slot.writer(tensor)?),
                     None if layer < self.n_layer => slot.check_absent()?,
@@ -271,18 +266,11 @@ impl Slot<'_> {
         } else if !pattern.required {
             return Ok(());
         }
-        if candidates
-            .iter()
-            .any(|name| self.model.gguf.tensor(name).is_some())
-        {
+        if candidates.iter().any(|name| self.model.gguf.tensor(name).is_some()) {
             return Ok(());
         }
         let family = self.model.patch.file.clone();
-        Err(PlanError::MissingWriter {
-            layer,
-            candidates,
-            family,
-        })
+        Err(PlanError::MissingWriter { layer, candidates, family })
     }
 
     fn post_norm(&self) -> Result<Option<String>> {
@@ -314,13 +302,7 @@ impl Slot<'_> {
     }
 
     fn residual_scale(&self) -> Result<f64> {
-        let Model {
-            gguf,
-            architecture,
-            n_embd,
-            n_layer,
-            ..
-        } = self.model;
+        let Model { gguf, architecture, n_embd, n_layer, .. } = self.model;
         let key = self.pattern.residual_scale_key.as_ref();
         let key = key.map(|key| key.replace("{arch}", architecture));
         if let Some(key) = key.filter(|key| gguf.get(key).is_some()) {
@@ -382,31 +364,16 @@ pub enum PlanError {
     Split { count: u16 },
     /// A key is missing, or its value makes no sense.
     #[error("key `{key}`: expected {expected}, found {found}")]
-    Key {
-        key: String,
-        expected: String,
-        found: String,
-    },
+    Key { key: String, expected: String, found: String },
     /// A block lacks a writer.
-    #[error(
-        "block {layer}: expected tensor {}, found none ({family})",
-        alternatives(candidates)
-    )]
-    MissingWriter {
-        layer: usize,
-        candidates: Vec<String>,
-        family: String,
-    },
+    #[error("block {layer}: expected tensor {}, found none ({family})", alternatives(candidates))]
+    MissingWriter { layer: usize, candidates: Vec<String>, family: String },
     /// The norm between a writer and the residual is missing.
     #[error("tensor `{norm}`: expected the gain of the norm after `{writer}`, found none")]
     MissingNorm { norm: String, writer: String },
     /// A tensor has another shape or type than its place demands.
     #[error("tensor `{tensor}`: expected {expected}, found {found}")]
-    Shape {
-        tensor: String,
-        expected: String,
-        found: String,
-    },
+    Shape { tensor: String, expected: String, found: String },
     /// The patch file leaves nothing to edit.
     #[error("{family}: expected at least one writer in the model, found none")]
     NoWriters { family: String },
@@ -419,9 +386,7 @@ impl PlanError {
             Self::Patch(error) => return error.hint(),
             Self::Split { .. } => "join the files: `llama-gguf-split --merge FIRST-FILE OUTPUT`",
             Self::Key { .. } => "the file is damaged, or no language model",
-            _ => {
-                "if llama.cpp loads this file, mend a copy of the patch file and pass --patches DIR"
-            }
+            _ => "if llama.cpp loads this file, mend a copy of the patch file and pass --patches DIR",
         };
         Some(hint.to_string())
     }
@@ -434,22 +399,14 @@ impl PlanError {
         let found = found.map(|value| value.to_string());
         let found = found.unwrap_or("a value of another type".to_string());
         let (key, expected) = (key.to_string(), expected.to_string());
-        Self::Key {
-            key,
-            expected,
-            found,
-        }
+        Self::Key { key, expected, found }
     }
 
     fn shape(tensor: &TensorInfo, expected: &str) -> Self {
         let (name, ne) = (tensor.ggml_type.name(), shape_text(tensor.ne, None));
         let (found, expected) = (format!("{name} {ne}"), expected.to_string());
         let tensor = tensor.name.clone();
-        Self::Shape {
-            tensor,
-            expected,
-            found,
-        }
+        Self::Shape { tensor, expected, found }
     }
 }
 
@@ -471,15 +428,11 @@ pub enum PlanWarning {
 impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Uncovered { tensor, family } => write!(
-                f,
-                "tensor `{tensor}` looks like a residual writer, but {family} does not name it"
-            ),
+            Self::Uncovered { tensor, family } => {
+                write!(f, "tensor `{tensor}` looks like a residual writer, but {family} does not name it")
+            }
             Self::NoLora { tensor } => {
-                write!(
-                    f,
-                    "llama.cpp applies no LoRA to `{tensor}`: trial runs leave it out"
-                )
+                write!(f, "llama.cpp applies no LoRA to `{tensor}`: trial runs leave it out")
             }
         }
     }

@@ -147,7 +147,14 @@ impl Report {
 
     /// The summary for people.
     pub fn summary(&self) -> String {
-        let mut table = Table::new(&["report split", "harmful refused", "harmless refused", "alarming refused", "broken", "KL"]);
+        let mut table = Table::new(&[
+            "report split",
+            "harmful refused",
+            "harmless refused",
+            "alarming refused",
+            "broken",
+            "KL",
+        ]);
         let s = &self.scores;
         let mut row = |name: &str, score: &Score| {
             table.row(vec![

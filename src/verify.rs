@@ -143,9 +143,14 @@ pub fn verify(
 }
 
 fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
-    let differ = |what: String, expected: String, found: String| Err(VerifyError::Different { what, expected, found });
+    let differ =
+        |what: String, expected: String, found: String| Err(VerifyError::Different { what, expected, found });
     if base.tensors.len() != edited.tensors.len() {
-        return differ("number of tensors".into(), base.tensors.len().to_string(), edited.tensors.len().to_string());
+        return differ(
+            "number of tensors".into(),
+            base.tensors.len().to_string(),
+            edited.tensors.len().to_string(),
+        );
     }
     for (a, b) in base.tensors.iter().zip(&edited.tensors) {
         if a.name != b.name {
@@ -164,7 +169,9 @@ fn metadata_preserved(base: &Gguf, edited: &Gguf) -> Result<bool, VerifyError> {
         let kept = file.metadata.iter().filter(|kv| !kv.key.starts_with(KEY_PREFIX));
         kept.map(|kv| file.read_bytes(&kv.bytes)).collect()
     };
-    Ok(base.version == edited.version && base.alignment == edited.alignment && records(base)? == records(edited)?)
+    Ok(base.version == edited.version
+        && base.alignment == edited.alignment
+        && records(base)? == records(edited)?)
 }
 
 /// Change of one tensor, decoded run by run.
@@ -190,9 +197,8 @@ fn tensor_change(
             let old = &old[run_first * n_in..];
             for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
                 let row = first + run_first + i;
-                let (left, expert) = edit.map_or((0.0, 0), |e| {
-                    (f64::from(e.left[row % e.left.len()]), row / e.left.len())
-                });
+                let (left, expert) =
+                    edit.map_or((0.0, 0), |e| (f64::from(e.left[row % e.left.len()]), row / e.left.len()));
                 for ((&n, &o), a) in new.iter().zip(old).zip(&mut along[expert * n_in..]) {
                     let d = f64::from(n) - f64::from(o);
                     delta_sq += d * d;

@@ -31,7 +31,8 @@ pub fn run(question: &Question, run: &RunOptions, printer: &Printer) -> Result<E
     let gguf = Gguf::open(&question.model)?;
     gguf.refuse_non_model()?;
     let mut engine = session::load(&gguf, gguf.str("tokenizer.chat_template"), run, printer)?;
-    let answers = engine.answer(&chats(&question.prompts, None), question.tokens.clamp(1, 512), &mut |_, _| ())?;
+    let answers =
+        engine.answer(&chats(&question.prompts, None), question.tokens.clamp(1, 512), &mut |_, _| ())?;
     for (prompt, answer) in question.prompts.iter().zip(&answers) {
         if question.json {
             printer.data(serde_json::json!({ "prompt": prompt, "answer": answer }).to_string());

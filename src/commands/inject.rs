@@ -107,7 +107,8 @@ fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet,
 
 fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {
     let plan = &opened.plan;
-    let edited: u64 = plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
+    let edited: u64 =
+        plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),
         "output": options.output.display().to_string(),
@@ -156,7 +157,8 @@ fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input
 
 fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     let of = |split| {
-        [PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming].map(|k| prompts.select(k, split).len())
+        [PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming]
+            .map(|k| prompts.select(k, split).len())
     };
     PromptFacts {
         source: prompts.source().into(),
@@ -182,9 +184,16 @@ fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFac
 }
 
 /// Reads the written file back; one that differs where it must not is never kept.
-fn check_written(opened: &Opened, written: &Gguf, edits: &[Edit], printer: &Printer) -> Result<Verification, Error> {
+fn check_written(
+    opened: &Opened,
+    written: &Gguf,
+    edits: &[Edit],
+    printer: &Printer,
+) -> Result<Verification, Error> {
     let bar = printer.bar("verifying", 1);
-    let v = verify::verify(&opened.gguf, written, edits, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+    let v = verify::verify(&opened.gguf, written, edits, &mut |done, total| {
+        bar.set_of(done as u64, total as u64)
+    })?;
     if !v.untouched_identical {
         return Err(Error::Damaged { what: v.unexpected.join(", ") });
     }
@@ -246,7 +255,13 @@ struct Before {
 
 impl Before {
     fn scores(&self, written: Score, requantized: Option<Score>) -> Scores {
-        Scores { base: self.base.score, exact: self.exact, written, random_direction: self.random, requantized }
+        Scores {
+            base: self.base.score,
+            exact: self.exact,
+            written,
+            random_direction: self.random,
+            requantized,
+        }
     }
 
     fn answers(&self, after: &Examination, full: bool) -> Vec<AnswerPair> {
@@ -260,7 +275,7 @@ impl Exam<'_> {
     fn before(&self, engine: &mut LlamaEngine, study: &Study, edits: &[Edit]) -> Result<Before, Error> {
         let bar = self.printer.bar("scoring on the report split", 3);
         let plan = &self.opened.plan;
-        let questions = Questions::of(self.prompts, Split::Report, usize::MAX);
+        let questions = Questions::of(self.prompts, Split::Report, Questions::ALL);
         let (examiner, base) = Examiner::new(engine, questions)?;
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
@@ -286,11 +301,16 @@ impl Exam<'_> {
     fn after(&self, written: &Gguf, before: &Before) -> Result<Examination, Error> {
         let (after, mut engine) = self.score_file(written, before)?;
         let (old, new) = match &before.guard {
-            Some((texts, old)) => (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?)),
+            Some((texts, old)) => {
+                (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?))
+            }
             None => (before.base.score.harmful, after.score.harmful),
         };
         if new.refused < old.refused {
-            return Err(Error::LessSafe { edited: new.refused().to_string(), base: old.refused().to_string() });
+            return Err(Error::LessSafe {
+                edited: new.refused().to_string(),
+                base: old.refused().to_string(),
+            });
         }
         Ok(after)
     }
@@ -310,7 +330,7 @@ impl Exam<'_> {
 
 /// The bundled harmful prompts of the report split, and how the model as it is takes them.
 fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
-    let questions = Questions::of(&PromptSet::bundled(), Split::Report, usize::MAX).harmful;
+    let questions = Questions::of(&PromptSet::bundled(), Split::Report, Questions::ALL).harmful;
     let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
     Ok((questions, Tally::of(&answers)))
 }

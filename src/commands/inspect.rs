@@ -112,7 +112,12 @@ fn describe(i: &Inspection) -> String {
     line("writers", format!("{} matrices write into the residual stream", i.writers.len()));
     let mut table = Table::new(&["type", "tensors", "MB", "writers"]);
     for (name, t) in &i.types {
-        table.row(vec![name.clone(), t.tensors.to_string(), format!("{:.1}", t.bytes as f64 / 1e6), t.writers.to_string()]);
+        table.row(vec![
+            name.clone(),
+            t.tensors.to_string(),
+            format!("{:.1}", t.bytes as f64 / 1e6),
+            t.writers.to_string(),
+        ]);
     }
     text += &format!("\n{table}");
     for warning in &i.warnings {

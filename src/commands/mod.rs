@@ -13,8 +13,18 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command};
 use crate::error::{Error, ExitStatus};
+use crate::gguf::Gguf;
 use crate::options::{InjectOptions, RunOptions};
 use crate::output::Printer;
+use crate::plan::Plan;
+
+/// The plan of a model by the embedded patches, for library users.
+///
+/// # Errors
+/// [`Error`] when the architecture is unknown or a writer is missing.
+pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
+    Ok(Plan::resolve(gguf, &session::patches(None)?)?)
+}
 
 /// Runs one command.
 ///
@@ -27,7 +37,16 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Verify(args) => verify::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;
-            ask::run(&ask::Question { model: args.model, prompts: args.prompt, tokens: args.tokens, json: args.json }, &run, printer)
+            ask::run(
+                &ask::Question {
+                    model: args.model,
+                    prompts: args.prompt,
+                    tokens: args.tokens,
+                    json: args.json,
+                },
+                &run,
+                printer,
+            )
         }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());

@@ -43,7 +43,12 @@ impl Opened {
 }
 
 /// Loads a model into llama.cpp. The header was checked by [`Opened::new`] or [`Gguf::open`].
-pub fn load(gguf: &Gguf, template: Option<&str>, run: &RunOptions, printer: &Printer) -> Result<LlamaEngine, Error> {
+pub fn load(
+    gguf: &Gguf,
+    template: Option<&str>,
+    run: &RunOptions,
+    printer: &Printer,
+) -> Result<LlamaEngine, Error> {
     let bar = printer.bar("loading the model", 100);
     let options =
         EngineOptions { path: gguf.path.clone(), threads: run.threads, n_gpu_layers: run.n_gpu_layers };

@@ -15,8 +15,8 @@ use crate::plan::Plan;
 use crate::prompts::{PromptKind, PromptSet, Split, safety_system_prompt};
 use crate::search::{Search, SearchResult, Trial};
 
-/// Prompts of each kind in a trial: enough to rank edits, few enough to try a dozen.
-const SEARCH_PROMPTS: usize = 32;
+/// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try a dozen.
+const SEARCH_PROMPTS: [usize; 3] = [40, 24, 16];
 /// A model that refuses at most this share of harmful prompts shows no refusal.
 const HARDLY: f64 = 0.1;
 
@@ -67,7 +67,10 @@ impl Study {
         let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
         let (examiner, base) = Examiner::new(engine, questions)?;
         drop(bar);
-        printer.say(format!("base model: {} harmful prompts refused (search split)", base.score.harmful.refused()));
+        printer.say(format!(
+            "base model: {} harmful prompts refused (search split)",
+            base.score.harmful.refused()
+        ));
         let (system_prompt, text) = choose_system(engine, &examiner, &base, options)?;
         let (harmful, harmless) = collect(opened, engine, prompts, (text.as_deref(), printer))?;
         let directions = direction::difference_in_means(&harmful, &harmless)?;
@@ -150,7 +153,8 @@ fn collect(
     let capture = Capture::new(&opened.plan);
     let bar = printer.bar("collecting hidden states", 2);
     let mut of = |kind| {
-        let texts: Vec<String> = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+        let texts: Vec<String> =
+            prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
         let activations = engine.collect(&chats(&texts, system), &capture);
         bar.set(1);
         activations

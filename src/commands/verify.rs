@@ -20,7 +20,9 @@ pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine cannot be told");
     }
     let bar = printer.bar("comparing", base.gguf.tensors.len() as u64);
-    let verification = verify::verify(&base.gguf, &edited, &edits, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+    let verification = verify::verify(&base.gguf, &edited, &edits, &mut |done, total| {
+        bar.set_of(done as u64, total as u64)
+    })?;
     drop(bar);
     if args.json {
         printer.data(serde_json::to_string_pretty(&verification).unwrap_or_default());

@@ -31,7 +31,9 @@ pub fn write(
 ) -> Result<(), Error> {
     let bar = printer.bar("writing", source.file_len);
     let (added, added_f32) = match change {
-        Change::Edit(provenance, direction) => (provenance.keys(), vec![Provenance::direction_key(direction)]),
+        Change::Edit(provenance, direction) => {
+            (provenance.keys(), vec![Provenance::direction_key(direction)])
+        }
         Change::RequantizeOnly => (Vec::new(), Vec::new()),
     };
     let rewrite = Rewrite { source, added, added_f32, drop_prefix: Some(KEY_PREFIX) };

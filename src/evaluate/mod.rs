@@ -11,7 +11,7 @@ use refusal::{Outcome, classify};
 use stats::{Proportion, kl_divergence};
 
 /// Tokens of an answer that are generated for judging: refusals show in the first sentence.
-pub const N_PREDICT: usize = 20;
+pub const N_PREDICT: usize = 16;
 
 /// The prompts of one split, by kind.
 #[derive(Debug, Clone, Default)]
@@ -25,18 +25,21 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// The prompts of `split`, at most `limit` of each kind, in their order.
-    pub fn of(prompts: &PromptSet, split: Split, limit: usize) -> Self {
-        let pick = |kind| {
+    /// Every prompt of the split.
+    pub const ALL: [usize; 3] = [usize::MAX; 3];
+
+    /// The prompts of `split`, at most `limits` harmful, harmless and alarming ones, in their order.
+    pub fn of(prompts: &PromptSet, split: Split, limits: [usize; 3]) -> Self {
+        let pick = |kind, limit: usize| {
             let all = prompts.select(kind, split);
             // Evenly spread, so that a limit keeps the spread of topics.
             let n = all.len().min(limit);
             (0..n).map(|i| all[i * all.len() / n].text.clone()).collect()
         };
         Self {
-            harmful: pick(PromptKind::Harmful),
-            harmless: pick(PromptKind::Harmless),
-            alarming: pick(PromptKind::Alarming),
+            harmful: pick(PromptKind::Harmful, limits[0]),
+            harmless: pick(PromptKind::Harmless, limits[1]),
+            alarming: pick(PromptKind::Alarming, limits[2]),
         }
     }
 
@@ -158,9 +161,10 @@ impl Examiner {
         engine.apply(&[])?;
         let mut examiner = Self { base: vec![Vec::new(); questions.harmless.len()], questions };
         let mut base = std::mem::take(&mut examiner.base);
-        let harmless = engine.answer(&chats(&examiner.questions.harmless, None), N_PREDICT, &mut |i, logits| {
-            base[i] = logits.to_vec();
-        })?;
+        let harmless =
+            engine.answer(&chats(&examiner.questions.harmless, None), N_PREDICT, &mut |i, logits| {
+                base[i] = logits.to_vec();
+            })?;
         examiner.base = base;
         let examination = examiner.judge(engine, harmless, 0.0)?;
         Ok((examiner, examination))
@@ -191,13 +195,19 @@ impl Examiner {
 
     fn harmless(&self, engine: &mut dyn Engine, n_predict: usize) -> Result<(Vec<String>, f64), LlamaError> {
         let mut sum = 0.0;
-        let answers = engine.answer(&chats(&self.questions.harmless, None), n_predict, &mut |i, logits| {
-            sum += kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY);
-        })?;
+        let answers =
+            engine.answer(&chats(&self.questions.harmless, None), n_predict, &mut |i, logits| {
+                sum += kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY);
+            })?;
         Ok((answers, sum / self.base.len().max(1) as f64))
     }
 
-    fn judge(&self, engine: &mut dyn Engine, harmless: Vec<String>, kl: f64) -> Result<Examination, LlamaError> {
+    fn judge(
+        &self,
+        engine: &mut dyn Engine,
+        harmless: Vec<String>,
+        kl: f64,
+    ) -> Result<Examination, LlamaError> {
         let mut ask = |texts: &[String]| engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ());
         let harmful = ask(&self.questions.harmful)?;
         let alarming = ask(&self.questions.alarming)?;

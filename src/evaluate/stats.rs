@@ -40,13 +40,7 @@ impl From<Proportion> for ProportionRow {
     fn from(p: Proportion) -> Self {
         let (low, high) = p.wilson95();
         let Proportion { count, total } = p;
-        Self {
-            count,
-            total,
-            rate: p.rate(),
-            low,
-            high,
-        }
+        Self { count, total, rate: p.rate(), low, high }
     }
 }
 
@@ -173,8 +167,7 @@ pub fn auroc(positive: &[f64], negative: &[f64]) -> f64 {
 /// Source: N. A. Macmillan and C. D. Creelman, "Detection Theory: A User's Guide" (2005).
 #[must_use]
 pub fn d_prime(positive: &[f64], negative: &[f64]) -> f64 {
-    let (Some((m1, v1)), Some((m0, v0))) = (mean_variance(positive), mean_variance(negative))
-    else {
+    let (Some((m1, v1)), Some((m0, v0))) = (mean_variance(positive), mean_variance(negative)) else {
         return f64::NAN;
     };
     let (gap, spread) = (m1 - m0, ((v1 + v0) / 2.0).sqrt());
@@ -320,10 +313,7 @@ mod tests {
     #[test]
     fn proportions_serialise_with_rate_and_bounds() {
         let row = serde_json::to_value(Proportion::new(1, 2)).unwrap();
-        assert_eq!(
-            (row["count"].as_u64(), row["total"].as_u64()),
-            (Some(1), Some(2))
-        );
+        assert_eq!((row["count"].as_u64(), row["total"].as_u64()), (Some(1), Some(2)));
         assert_eq!(row["rate"].as_f64(), Some(0.5));
         let bound = |name: &str| row[name].as_f64().unwrap();
         close(bound("low") + bound("high"), 1.0, 1e-12);
@@ -346,11 +336,7 @@ mod tests {
     #[test]
     fn d_prime_matches_hand_computed_values() {
         // Means 4 and 1, both variances 2.
-        close(
-            d_prime(&[3.0, 5.0], &[0.0, 2.0]),
-            3.0 / 2.0_f64.sqrt(),
-            1e-12,
-        );
+        close(d_prime(&[3.0, 5.0], &[0.0, 2.0]), 3.0 / 2.0_f64.sqrt(), 1e-12);
         // Means 5 and 0, variances 8 and 0: 5 / sqrt(4).
         close(d_prime(&[3.0, 7.0], &[0.0, 0.0]), 2.5, 1e-12);
         assert_eq!(d_prime(&[1.0, 1.0], &[1.0, 1.0]), 0.0);
@@ -378,10 +364,7 @@ mod tests {
         let mask = f32::NEG_INFINITY;
         let kl = kl_divergence(&[mask, 0.0], &[0.0, 0.0]).unwrap();
         close(kl, std::f64::consts::LN_2, 1e-12);
-        assert_eq!(
-            kl_divergence(&[0.0, 0.0], &[mask, 0.0]),
-            Some(f64::INFINITY)
-        );
+        assert_eq!(kl_divergence(&[0.0, 0.0], &[mask, 0.0]), Some(f64::INFINITY));
         assert_eq!(kl_divergence(&[mask, 0.0], &[mask, 5.0]), Some(0.0));
         assert_eq!(kl_divergence(&[f32::NAN, 0.0], &[0.0, 0.0]), None);
         assert_eq!(kl_divergence(&[0.0, 0.0], &[0.0, f32::INFINITY]), None);

@@ -23,11 +23,8 @@ impl AtomicFile {
     /// `overwrite`; a directory, device or pipe is never overwritten, and a symbolic link is
     /// replaced rather than followed, since other names may share what it points to.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, GgufError> {
-        let name = path
-            .file_name()
-            .ok_or_else(|| GgufError::OutputIsDirectory {
-                path: path.to_path_buf(),
-            })?;
+        let name =
+            path.file_name().ok_or_else(|| GgufError::OutputIsDirectory { path: path.to_path_buf() })?;
         check_target(path, overwrite)?;
         let directory = directory_of(path);
         if !directory.is_dir() {
@@ -51,9 +48,8 @@ impl AtomicFile {
             // tempfile's default is 0600; a model is not a secret, so let the umask decide.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let temporary = builder
-            .tempfile_in(directory)
-            .map_err(|error| GgufError::from_output(path, "create", error))?;
+        let temporary =
+            builder.tempfile_in(directory).map_err(|error| GgufError::from_output(path, "create", error))?;
         Ok(AtomicFile {
             path: path.to_path_buf(),
             overwrite,
@@ -79,10 +75,7 @@ impl AtomicFile {
             let path = path.clone();
             move |error| GgufError::from_output(&path, doing, error)
         };
-        let temporary = self
-            .temporary
-            .into_inner()
-            .map_err(|error| failed("write")(error.into_error()))?;
+        let temporary = self.temporary.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         temporary.as_file().sync_all().map_err(failed("sync"))?;
         let renamed = match self.overwrite {
             true => check_target(&path, true).and_then(|()| {
@@ -169,14 +162,7 @@ fn sync_directory(directory: &Path) -> io::Result<()> {
         return Ok(());
     }
     match File::open(directory).and_then(|directory| directory.sync_all()) {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                ErrorKind::InvalidInput | ErrorKind::Unsupported
-            ) =>
-        {
-            Err(error)
-        }
+        Err(error) if !matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Err(error),
         _ => Ok(()),
     }
 }

@@ -88,12 +88,7 @@ impl GgufBuilder {
 
     /// Adds a tensor from bytes already in the layout of its type, `ne[0]` fastest.
     pub fn tensor(mut self, name: &str, ne: &[u64], ggml_type: GgmlType, bytes: Vec<u8>) -> Self {
-        self.tensors.push(NewTensor {
-            name: name.to_string(),
-            ne: ne.to_vec(),
-            ggml_type,
-            bytes,
-        });
+        self.tensors.push(NewTensor { name: name.to_string(), ne: ne.to_vec(), ggml_type, bytes });
         self
     }
 
@@ -132,10 +127,7 @@ impl GgufBuilder {
     /// The header with its padding, and the length of the whole file.
     fn encode_header(&self) -> Result<(Vec<u8>, u64), GgufError> {
         if let Some(key) = &self.refused {
-            return Err(GgufError::AddedKey {
-                key: key.clone(),
-                reason: "its array lies in another file",
-            });
+            return Err(GgufError::AddedKey { key: key.clone(), reason: "its array lies in another file" });
         }
         let mut header = b"GGUF".to_vec();
         header.extend_from_slice(&self.version.unwrap_or(3).to_le_bytes());

@@ -51,12 +51,7 @@ impl<R: Read + Seek> Cursor<R> {
         if need <= self.left() {
             return Ok(());
         }
-        Err(Malformed::Truncated {
-            part: self.part.clone(),
-            at: self.pos,
-            need,
-            left: self.left(),
-        })
+        Err(Malformed::Truncated { part: self.part.clone(), at: self.pos, need, left: self.left() })
     }
 
     /// Books memory that is about to be allocated.
@@ -65,10 +60,7 @@ impl<R: Read + Seek> Cursor<R> {
         if self.memory <= MAX_MEMORY {
             return Ok(());
         }
-        Err(Malformed::TooLarge {
-            part: self.part.clone(),
-            max: MAX_MEMORY,
-        })
+        Err(Malformed::TooLarge { part: self.part.clone(), max: MAX_MEMORY })
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<(), Malformed> {
@@ -110,11 +102,7 @@ impl<R: Read + Seek> Cursor<R> {
     pub(super) fn string_len(&mut self) -> Result<u64, Malformed> {
         let found = self.u64()?;
         if found > MAX_STRING {
-            return Err(Malformed::StringLength {
-                part: self.part.clone(),
-                found,
-                max: MAX_STRING,
-            });
+            return Err(Malformed::StringLength { part: self.part.clone(), found, max: MAX_STRING });
         }
         self.need(found)?;
         Ok(found)

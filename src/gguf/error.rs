@@ -21,43 +21,19 @@ pub enum GgufError {
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("{}: {problem}", path.display())]
-    Malformed {
-        path: PathBuf,
-        problem: Box<Malformed>,
-    },
+    Malformed { path: PathBuf, problem: Box<Malformed> },
     #[error("{} is {kind}, expected a language model", path.display())]
     NotAModel { path: PathBuf, kind: NonModel },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
-    Changed {
-        path: PathBuf,
-        expected: u64,
-        found: u64,
-    },
+    Changed { path: PathBuf, expected: u64, found: u64 },
     #[error("{}: tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}", path.display())]
-    TensorPastEnd {
-        path: PathBuf,
-        tensor: String,
-        end: u64,
-        file_len: u64,
-    },
+    TensorPastEnd { path: PathBuf, tensor: String, end: u64, file_len: u64 },
     #[error("{}: expected an array of {expected}, found an array of {len} × {found}", path.display())]
-    ArrayItems {
-        path: PathBuf,
-        expected: &'static str,
-        found: ValueType,
-        len: u64,
-    },
+    ArrayItems { path: PathBuf, expected: &'static str, found: ValueType, len: u64 },
     #[error("new data for tensor '{tensor}' must be {expected} bytes, found {found}")]
-    TensorLength {
-        tensor: String,
-        expected: u64,
-        found: u64,
-    },
+    TensorLength { tensor: String, expected: u64, found: u64 },
     #[error("cannot compute new data for tensor '{tensor}'")]
-    Replace {
-        tensor: String,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
     #[error("cannot add key '{key}': {reason}")]
     AddedKey { key: String, reason: &'static str },
     #[error("cannot leave out key '{key}': {reason}")]
@@ -79,11 +55,7 @@ pub enum GgufError {
     #[error("no space left to write output {}", path.display())]
     OutputNoSpace { path: PathBuf, source: io::Error },
     #[error("cannot {doing} output {}", path.display())]
-    Output {
-        path: PathBuf,
-        doing: &'static str,
-        source: io::Error,
-    },
+    Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
 
 /// What is wrong inside a GGUF header.
@@ -91,30 +63,19 @@ pub enum GgufError {
 #[allow(missing_docs)] // each message documents its variant and names its fields
 pub enum Malformed {
     #[error("{part} needs {need} bytes at offset {at}, but the file has only {left} more")]
-    Truncated {
-        part: String,
-        at: u64,
-        need: u64,
-        left: u64,
-    },
+    Truncated { part: String, at: u64, need: u64, left: u64 },
     #[error("cannot read {part}: {source}")]
     Read { part: String, source: io::Error },
     #[error("not a GGUF file: it starts with \"{}\", expected \"GGUF\"", found.escape_ascii())]
     Magic { found: Vec<u8> },
     #[error("GGUF version is {found}, expected 2 or 3")]
     Version { found: u32 },
-    #[error(
-        "GGUF version is {found:#010x}: the file has the other byte order, expected little-endian"
-    )]
+    #[error("GGUF version is {found:#010x}: the file has the other byte order, expected little-endian")]
     Endianness { found: u32 },
     #[error("number of {what} is {found}, expected 0 or more")]
     NegativeCount { what: &'static str, found: i64 },
     #[error("number of {what} is {found}, but the rest of the file has room for at most {max}")]
-    TooMany {
-        what: &'static str,
-        found: u64,
-        max: u64,
-    },
+    TooMany { what: &'static str, found: u64, max: u64 },
     #[error("{part} takes the header past {max} bytes of memory, far beyond any real model")]
     TooLarge { part: String, max: u64 },
     #[error("{part} is a string of {found} bytes, expected at most {max}")]
@@ -132,17 +93,9 @@ pub enum Malformed {
     #[error("key '{key}' is an array of {found} elements, expected at most {max}")]
     ArrayLength { key: String, found: u64, max: u64 },
     #[error("key '{key}' is {found}, expected {expected}")]
-    KeyType {
-        key: String,
-        expected: &'static str,
-        found: String,
-    },
+    KeyType { key: String, expected: &'static str, found: String },
     #[error("key '{key}' has {found} elements, expected {expected} as in tokenizer.ggml.tokens")]
-    TokenCount {
-        key: String,
-        expected: u64,
-        found: u64,
-    },
+    TokenCount { key: String, expected: u64, found: u64 },
     #[error("key 'general.alignment' is {found}, expected a power of two")]
     Alignment { found: u64 },
     #[error("tensor {index} has a name of {found} bytes, expected fewer than 64")]
@@ -152,11 +105,7 @@ pub enum Malformed {
     #[error("tensor '{tensor}' has {found} dimensions, expected at most 4")]
     Dimensions { tensor: String, found: u32 },
     #[error("tensor '{tensor}' has {found} elements along axis {axis}, expected 0 or more")]
-    NegativeDimension {
-        tensor: String,
-        axis: u32,
-        found: i64,
-    },
+    NegativeDimension { tensor: String, axis: u32, found: i64 },
     #[error("tensor '{tensor}' has shape {ne:?}, whose size overflows")]
     ShapeOverflow { tensor: String, ne: [u64; 4] },
     #[error("tensor '{tensor}' has ggml type {found}, which is unknown or was removed")]
@@ -164,26 +113,13 @@ pub enum Malformed {
     #[error(
         "tensor '{tensor}' has rows of {found} elements, expected a multiple of {expected} for {ggml_type}"
     )]
-    RowLength {
-        tensor: String,
-        ggml_type: GgmlType,
-        expected: u64,
-        found: u64,
-    },
+    RowLength { tensor: String, ggml_type: GgmlType, expected: u64, found: u64 },
     #[error("tensor '{tensor}' has offset {found}, expected {expected}")]
-    Offset {
-        tensor: String,
-        expected: u64,
-        found: u64,
-    },
+    Offset { tensor: String, expected: u64, found: u64 },
     #[error("tensor data should start at byte {start}, past the end of the file at {file_len}")]
     DataStart { start: u64, file_len: u64 },
     #[error("tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}")]
-    DataPastEnd {
-        tensor: String,
-        end: u64,
-        file_len: u64,
-    },
+    DataPastEnd { tensor: String, end: u64, file_len: u64 },
 }
 
 /// GGUF files that are well-formed but hold something other than a language model.
@@ -220,11 +156,7 @@ impl GgufError {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
                 GgufError::OutputReadOnly { path, source }
             }
-            _ => GgufError::Output {
-                path,
-                doing,
-                source,
-            },
+            _ => GgufError::Output { path, doing, source },
         }
     }
 
@@ -248,9 +180,7 @@ impl GgufError {
             }
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
-            GgufError::Changed { .. } => {
-                "wait until nothing is writing to the file, then run again"
-            }
+            GgufError::Changed { .. } => "wait until nothing is writing to the file, then run again",
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
             }
@@ -286,13 +216,9 @@ impl Malformed {
                 "version 1 is no longer supported; convert the original model again"
             }
             Malformed::Version { .. } => "a newer version of this program may know it",
-            Malformed::Endianness { .. } => {
-                "swap the bytes with llama.cpp's `gguf_convert_endian.py`"
-            }
+            Malformed::Endianness { .. } => "swap the bytes with llama.cpp's `gguf_convert_endian.py`",
             Malformed::TensorType { found, .. } => match found {
-                4 | 5 | 31..=33 | 36..=38 => {
-                    "llama.cpp removed this type; quantize the original model again"
-                }
+                4 | 5 | 31..=33 | 36..=38 => "llama.cpp removed this type; quantize the original model again",
                 _ => "a newer version of this program may know it",
             },
             Malformed::Truncated { .. }
@@ -308,12 +234,8 @@ impl Malformed {
 impl NonModel {
     fn hint(self) -> &'static str {
         match self {
-            NonModel::Mmproj => {
-                "name the language model that it belongs to; the projector stays as it is"
-            }
-            NonModel::Adapter => {
-                "name the base model, or merge the adapter first with `llama-export-lora`"
-            }
+            NonModel::Mmproj => "name the language model that it belongs to; the projector stays as it is",
+            NonModel::Adapter => "name the base model, or merge the adapter first with `llama-export-lora`",
             NonModel::ControlVector => "name the model that it steers",
             NonModel::Imatrix => "name the model, and pass this file with `--imatrix`",
             NonModel::VocabOnly => "name the file that holds the model's weights",

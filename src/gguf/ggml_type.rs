@@ -134,10 +134,7 @@ impl GgmlType {
 
     /// Whether ggml can convert f32 rows to this type (`ggml_quantize_chunk` aborts on the others).
     pub fn can_quantize(self) -> bool {
-        !matches!(
-            self,
-            T::Q8_1 | T::Q8_K | T::I8 | T::I16 | T::I32 | T::I64 | T::F64
-        )
+        !matches!(self, T::Q8_1 | T::Q8_K | T::I8 | T::I16 | T::I32 | T::I64 | T::F64)
     }
 
     /// Whether ggml aborts when asked to quantize to this type without an importance matrix

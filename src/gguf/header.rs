@@ -95,9 +95,7 @@ impl Gguf {
     /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let at = |i: u32| &self.tensors[i as usize];
-        let found = self
-            .by_name
-            .binary_search_by(|&i| at(i).name.as_str().cmp(name));
+        let found = self.by_name.binary_search_by(|&i| at(i).name.as_str().cmp(name));
         Some(at(self.by_name[found.ok()?]))
     }
 
@@ -182,12 +180,8 @@ impl Gguf {
         expected: &'static str,
         decode: impl Fn(ValueType, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, GgufError> {
-        let refuse = || GgufError::ArrayItems {
-            path: self.path.clone(),
-            expected,
-            found: array.item,
-            len: array.len,
-        };
+        let refuse =
+            || GgufError::ArrayItems { path: self.path.clone(), expected, found: array.item, len: array.len };
         let size = array.item.size().ok_or_else(refuse)?;
         let bytes = array.bytes.end.checked_sub(array.bytes.start);
         if array.len > MAX_READ_ARRAY || bytes != Some(array.len * size) {
@@ -195,9 +189,7 @@ impl Gguf {
         }
         let bytes = self.read_range(&array.bytes)?;
         let items = bytes.chunks_exact(size as usize);
-        items
-            .map(|item| decode(array.item, item).ok_or_else(refuse))
-            .collect()
+        items.map(|item| decode(array.item, item).ok_or_else(refuse)).collect()
     }
 
     /// Reads a range after checking, against the file as it is now, that it can be there.
@@ -217,15 +209,8 @@ impl Gguf {
     /// Opens the file again, refusing it when it is no longer as long as it was.
     pub(super) fn reopen(&self) -> Result<File, GgufError> {
         let file = File::open(&self.path).map_err(|source| self.read_error(source))?;
-        let found = file
-            .metadata()
-            .map_err(|source| self.read_error(source))?
-            .len();
-        if found == self.file_len {
-            Ok(file)
-        } else {
-            Err(self.changed(found))
-        }
+        let found = file.metadata().map_err(|source| self.read_error(source))?.len();
+        if found == self.file_len { Ok(file) } else { Err(self.changed(found)) }
     }
 
     pub(super) fn read_error(&self, source: std::io::Error) -> GgufError {
@@ -234,10 +219,6 @@ impl Gguf {
     }
 
     pub(super) fn changed(&self, found: u64) -> GgufError {
-        GgufError::Changed {
-            path: self.path.clone(),
-            expected: self.file_len,
-            found,
-        }
+        GgufError::Changed { path: self.path.clone(), expected: self.file_len, found }
     }
 }

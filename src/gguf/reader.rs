@@ -8,9 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::cursor::Cursor;
-use super::{
-    ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInfo, Value, ValueType,
-};
+use super::{ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInfo, Value, ValueType};
 
 /// llama.cpp's `GGUF_MAX_ARRAY_ELEMENTS`.
 const MAX_ARRAY: u64 = 1 << 30;
@@ -27,10 +25,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
     let owned = || path.to_path_buf();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => GgufError::NotFound { path: owned() },
-        _ => GgufError::Read {
-            path: owned(),
-            source,
-        },
+        _ => GgufError::Read { path: owned(), source },
     };
     // Asked before opening, because opening a named pipe would wait for a writer.
     let found = fs::metadata(path).map_err(unreadable)?;
@@ -50,10 +45,8 @@ pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
 
 /// Reads the header of a file of `len` bytes; `path` names it in errors.
 pub(super) fn parse(reader: impl Read + Seek, len: u64, path: &Path) -> Result<Gguf, GgufError> {
-    parse_header(reader, len, path.to_path_buf()).map_err(|problem| GgufError::Malformed {
-        path: path.to_path_buf(),
-        problem: Box::new(problem),
-    })
+    parse_header(reader, len, path.to_path_buf())
+        .map_err(|problem| GgufError::Malformed { path: path.to_path_buf(), problem: Box::new(problem) })
 }
 
 fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Gguf, Malformed> {
@@ -80,11 +73,7 @@ fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Ggu
         let start = data_start;
         return Err(Malformed::DataStart { start, file_len });
     }
-    let layout = Layout {
-        data_start,
-        alignment,
-        file_len,
-    };
+    let layout = Layout { data_start, alignment, file_len };
     let tensors = place_tensors(described, &layout)?;
     let by_name = index_by_name(&tensors)?;
     Ok(Gguf {
@@ -133,10 +122,7 @@ fn read_count<R: Read + Seek>(
     Ok(found)
 }
 
-fn read_metadata<R: Read + Seek>(
-    cursor: &mut Cursor<R>,
-    n_kv: u64,
-) -> Result<Vec<KeyValue>, Malformed> {
+fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Vec<KeyValue>, Malformed> {
     let mut metadata = Vec::new();
     for index in 0..n_kv {
         let start = cursor.pos();
@@ -156,9 +142,7 @@ fn read_metadata<R: Read + Seek>(
     let mut keys: Vec<&str> = metadata.iter().map(|record| record.key.as_str()).collect();
     keys.sort_unstable();
     match keys.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Malformed::DuplicateKey {
-            key: pair[0].to_string(),
-        }),
+        Some(pair) => Err(Malformed::DuplicateKey { key: pair[0].to_string() }),
         None => Ok(metadata),
     }
 }
@@ -173,10 +157,7 @@ fn refuse_nul<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
 
 fn read_type<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<ValueType, Malformed> {
     let found = cursor.u32()?;
-    ValueType::from_id(found).ok_or_else(|| Malformed::ValueType {
-        key: key.to_string(),
-        found,
-    })
+    ValueType::from_id(found).ok_or_else(|| Malformed::ValueType { key: key.to_string(), found })
 }
 
 fn read_value<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<Value, Malformed> {
@@ -206,11 +187,7 @@ fn skip_array<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<Array
     }
     let len = cursor.u64()?;
     if len > MAX_ARRAY {
-        return Err(Malformed::ArrayLength {
-            key: key.to_string(),
-            found: len,
-            max: MAX_ARRAY,
-        });
+        return Err(Malformed::ArrayLength { key: key.to_string(), found: len, max: MAX_ARRAY });
     }
     let start = cursor.pos();
     match item.size() {
@@ -234,9 +211,7 @@ fn alignment(metadata: &[KeyValue]) -> Result<u64, Malformed> {
     };
     match record.value {
         Value::U32(value) if value.is_power_of_two() => Ok(value.into()),
-        Value::U32(value) => Err(Malformed::Alignment {
-            found: value.into(),
-        }),
+        Value::U32(value) => Err(Malformed::Alignment { found: value.into() }),
         _ => Err(Malformed::KeyType {
             key: record.key.clone(),
             expected: "uint32",
@@ -270,11 +245,7 @@ fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
             Value::Array(array) => format!("an array of {}", array.item),
             value => value.value_type().to_string(),
         };
-        return Err(Malformed::KeyType {
-            key,
-            expected,
-            found,
-        });
+        return Err(Malformed::KeyType { key, expected, found });
     }
     let Some(&expected) = lengths.get("tokens") else {
         return Ok(());
@@ -283,11 +254,7 @@ fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
         let found = lengths.get(name).copied().unwrap_or(expected);
         if found != expected {
             let key = format!("tokenizer.ggml.{name}");
-            return Err(Malformed::TokenCount {
-                key,
-                expected,
-                found,
-            });
+            return Err(Malformed::TokenCount { key, expected, found });
         }
     }
     Ok(())
@@ -310,10 +277,7 @@ fn read_tensor_infos<R: Read + Seek>(
     Ok(described)
 }
 
-fn read_tensor_info<R: Read + Seek>(
-    cursor: &mut Cursor<R>,
-    index: u64,
-) -> Result<Described, Malformed> {
+fn read_tensor_info<R: Read + Seek>(cursor: &mut Cursor<R>, index: u64) -> Result<Described, Malformed> {
     let found = cursor.string_len()?;
     if found >= MAX_NAME {
         return Err(Malformed::TensorName { index, found });
@@ -329,13 +293,7 @@ fn read_tensor_info<R: Read + Seek>(
         let tensor = name;
         return Err(Malformed::TensorType { tensor, found });
     };
-    let mut info = TensorInfo {
-        name,
-        n_dims,
-        ne,
-        ggml_type,
-        data: 0..0,
-    };
+    let mut info = TensorInfo { name, n_dims, ne, ggml_type, data: 0..0 };
     info.data.end = byte_size(&info)?;
     Ok((info, cursor.u64()?))
 }
@@ -348,20 +306,13 @@ fn read_shape<R: Read + Seek>(
     let tensor = || tensor.to_string();
     let mut ne = [1; 4];
     if n_dims > 4 {
-        return Err(Malformed::Dimensions {
-            tensor: tensor(),
-            found: n_dims,
-        });
+        return Err(Malformed::Dimensions { tensor: tensor(), found: n_dims });
     }
     for axis in 0..n_dims {
         let n = cursor.u64()?;
         let found = n as i64;
         if found < 0 {
-            return Err(Malformed::NegativeDimension {
-                tensor: tensor(),
-                axis,
-                found,
-            });
+            return Err(Malformed::NegativeDimension { tensor: tensor(), axis, found });
         }
         ne[axis as usize] = n;
     }
@@ -370,16 +321,10 @@ fn read_shape<R: Read + Seek>(
 
 /// Bytes of a tensor; ggml counts elements in an i64 and bytes in a 64-bit `size_t`.
 fn byte_size(info: &TensorInfo) -> Result<u64, Malformed> {
-    let overflow = || Malformed::ShapeOverflow {
-        tensor: info.name.clone(),
-        ne: info.ne,
-    };
+    let overflow = || Malformed::ShapeOverflow { tensor: info.name.clone(), ne: info.ne };
     let mut elements: i64 = 1;
     for n in info.ne {
-        elements = i64::try_from(n)
-            .ok()
-            .and_then(|n| elements.checked_mul(n))
-            .ok_or_else(overflow)?;
+        elements = i64::try_from(n).ok().and_then(|n| elements.checked_mul(n)).ok_or_else(overflow)?;
     }
     let block = info.ggml_type.block_len();
     if !info.ne[0].is_multiple_of(block) {
@@ -410,26 +355,15 @@ fn place_tensors(described: Vec<Described>, layout: &Layout) -> Result<Vec<Tenso
     let mut tensors = Vec::with_capacity(described.len());
     for (mut info, found) in described {
         if found != expected {
-            return Err(Malformed::Offset {
-                tensor: info.name,
-                expected,
-                found,
-            });
+            return Err(Malformed::Offset { tensor: info.name, expected, found });
         }
         let end = place(&info.data, found, layout.data_start);
         let next = end.and(pad(info.data.end, layout.alignment));
         let (Some(end), Some(padded)) = (end, next) else {
-            return Err(Malformed::ShapeOverflow {
-                tensor: info.name,
-                ne: info.ne,
-            });
+            return Err(Malformed::ShapeOverflow { tensor: info.name, ne: info.ne });
         };
         if end > file_len {
-            return Err(Malformed::DataPastEnd {
-                tensor: info.name,
-                end,
-                file_len,
-            });
+            return Err(Malformed::DataPastEnd { tensor: info.name, end, file_len });
         }
         info.data = end - info.data.end..end;
         // Cannot wrap: both terms are below 2^63, the first being an offset within the file.
@@ -453,13 +387,8 @@ fn index_by_name(tensors: &[TensorInfo]) -> Result<Vec<u32>, Malformed> {
     let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
     let name = |i: u32| tensors[i as usize].name.as_str();
     by_name.sort_unstable_by_key(|&i| name(i));
-    match by_name
-        .windows(2)
-        .find(|pair| name(pair[0]) == name(pair[1]))
-    {
-        Some(pair) => Err(Malformed::DuplicateTensor {
-            tensor: name(pair[0]).to_string(),
-        }),
+    match by_name.windows(2).find(|pair| name(pair[0]) == name(pair[1])) {
+        Some(pair) => Err(Malformed::DuplicateTensor { tensor: name(pair[0]).to_string() }),
         None => Ok(by_name),
     }
 }

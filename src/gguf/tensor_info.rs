@@ -28,9 +28,7 @@ impl TensorInfo {
     /// Rows of `ne[0]` elements: `ne[1] · ne[2] · ne[3]`.
     pub fn n_rows(&self) -> u64 {
         // Saturating, because [0, 2^40, 2^40, 1] is a legal, empty shape.
-        self.ne[1]
-            .saturating_mul(self.ne[2])
-            .saturating_mul(self.ne[3])
+        self.ne[1].saturating_mul(self.ne[2]).saturating_mul(self.ne[3])
     }
 
     /// Bytes of one row.

@@ -43,11 +43,7 @@ impl Raw {
     }
 
     fn kv_array(self, key: &str, item: u32, len: u64, items: &[u8]) -> Raw {
-        self.string(key.as_bytes())
-            .u32(9)
-            .u32(item)
-            .u64(len)
-            .bytes(items)
+        self.string(key.as_bytes()).u32(9).u32(item).u64(len).bytes(items)
     }
 
     fn tensor(self, name: &str, ne: &[u64], ggml_type: u32, offset: u64) -> Raw {

@@ -13,8 +13,7 @@ const CHUNK: u64 = 4 << 20;
 const N_KV_AT: u64 = 4 + 4 + 8;
 
 /// Computes new data for a tensor, or `None` to leave it as it is.
-type Replace<'a> =
-    dyn FnMut(&TensorInfo) -> Result<Option<Vec<u8>>, Box<dyn Error + Send + Sync>> + 'a;
+type Replace<'a> = dyn FnMut(&TensorInfo) -> Result<Option<Vec<u8>>, Box<dyn Error + Send + Sync>> + 'a;
 
 /// A copy of `source` to be written with [`Rewrite::write_to`].
 pub struct Rewrite<'a> {
@@ -85,18 +84,11 @@ impl Rewrite<'_> {
             // Alignment is below 2^32 and `end` near a file's length, so this cannot overflow.
             _ => reader::pad(end, source.alignment).unwrap_or(end),
         };
-        Ok(Header {
-            n_kv,
-            kept,
-            added,
-            data_start,
-        })
+        Ok(Header { n_kv, kept, added, data_start })
     }
 
     fn drops(&self, key: &str) -> Result<bool, GgufError> {
-        let drops = self
-            .drop_prefix
-            .is_some_and(|prefix| key.starts_with(prefix));
+        let drops = self.drop_prefix.is_some_and(|prefix| key.starts_with(prefix));
         if drops && key == "general.alignment" {
             return Err(GgufError::DroppedKey {
                 key: key.to_string(),
@@ -161,9 +153,7 @@ struct Copier<'a, 'p, W> {
 impl<W: Write> Copier<'_, '_, W> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
         let path = &self.source.path;
-        self.out
-            .write_all(bytes)
-            .map_err(|error| GgufError::from_write(path, error))?;
+        self.out.write_all(bytes).map_err(|error| GgufError::from_write(path, error))?;
         self.done += bytes.len() as u64;
         (self.progress)(self.done, self.total).map_err(|source| {
             let path = path.clone();
@@ -173,9 +163,7 @@ impl<W: Write> Copier<'_, '_, W> {
 
     fn flush(&mut self) -> Result<(), GgufError> {
         let path = &self.source.path;
-        self.out
-            .flush()
-            .map_err(|error| GgufError::from_write(path, error))
+        self.out.flush().map_err(|error| GgufError::from_write(path, error))
     }
 
     /// Copies a range of the source.
@@ -222,10 +210,8 @@ impl<W: Write> Copier<'_, '_, W> {
         let mut at = source.data_start;
         for tensor in &source.tensors {
             self.copy(at..tensor.data.start)?;
-            let replaced = replace(tensor).map_err(|source| GgufError::Replace {
-                tensor: tensor.name.clone(),
-                source,
-            })?;
+            let replaced = replace(tensor)
+                .map_err(|source| GgufError::Replace { tensor: tensor.name.clone(), source })?;
             match replaced {
                 None => self.copy(tensor.data.clone())?,
                 Some(bytes) if bytes.len() as u64 == tensor.n_bytes() => {

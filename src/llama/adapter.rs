@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn layout_is_what_llama_cpp_reads() {
-        let edit = RankOne { tensor: "blk.0.ffn_down.weight".into(), n_expert: 1, a: vec![1.0; 8], b: vec![2.0; 4] };
+        let edit =
+            RankOne { tensor: "blk.0.ffn_down.weight".into(), n_expert: 1, a: vec![1.0; 8], b: vec![2.0; 4] };
         edit.check(8, 4).unwrap();
         let bytes = to_gguf("llama", &[edit]).unwrap();
         let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
@@ -87,7 +88,12 @@ mod tests {
 
     #[test]
     fn experts_are_the_third_dimension() {
-        let edit = RankOne { tensor: "blk.0.ffn_down_exps.weight".into(), n_expert: 3, a: vec![1.0; 24], b: vec![2.0; 12] };
+        let edit = RankOne {
+            tensor: "blk.0.ffn_down_exps.weight".into(),
+            n_expert: 3,
+            a: vec![1.0; 24],
+            b: vec![2.0; 12],
+        };
         edit.check(8, 4).unwrap();
         let bytes = to_gguf("llama", &[edit]).unwrap();
         let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
@@ -98,6 +104,9 @@ mod tests {
     #[test]
     fn wrong_shapes_are_caught_before_c() {
         let edit = RankOne { tensor: "w".into(), n_expert: 2, a: vec![1.0; 8], b: vec![2.0; 4] };
-        assert!(matches!(edit.check(8, 4), Err(LlamaError::EditShape { what: "right factor", expected: 16, found: 8, .. })));
+        assert!(matches!(
+            edit.check(8, 4),
+            Err(LlamaError::EditShape { what: "right factor", expected: 16, found: 8, .. })
+        ));
     }
 }

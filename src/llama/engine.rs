@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use super::LlamaError;
 use super::adapter::{self, RankOne};
 use super::capture::{Capture, CaptureHook};
 use super::ffi::{Adapter, Batch, Context, ContextSize, Model, Token};
 use super::template::ChatTemplate;
-use super::LlamaError;
 use crate::activations::Activations;
 
 /// One conversation of a single turn, before the model's template.
@@ -231,7 +231,8 @@ impl Engine for LlamaEngine {
         let mut answers = Vec::with_capacity(prompts.len());
         for range in groups(&prompts, n_predict) {
             let start = range.start;
-            let group = self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
+            let group =
+                self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
             answers.extend(group);
         }
         Ok(answers)

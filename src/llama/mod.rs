@@ -69,7 +69,9 @@ pub enum LlamaError {
         start: String,
     },
     /// A batch breaks the context's sizes.
-    #[error("batch of {tokens} tokens and {outputs} outputs does not fit {n_batch} tokens and {n_seq} sequences")]
+    #[error(
+        "batch of {tokens} tokens and {outputs} outputs does not fit {n_batch} tokens and {n_seq} sequences"
+    )]
     BatchTooLarge {
         /// Tokens of the batch.
         tokens: usize,

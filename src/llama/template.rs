@@ -176,19 +176,30 @@ mod tests {
 
     #[test]
     fn a_template_that_ignores_the_system_message_gets_it_too() {
-        let t = ChatTemplate::new("{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% endif %}{% endfor %}", "", "").unwrap();
+        let t = ChatTemplate::new(
+            "{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}{% endif %}{% endfor %}",
+            "",
+            "",
+        )
+        .unwrap();
         assert_eq!(t.render(&chat(Some("Be kind."))).unwrap(), "U:Be kind.\n\nHow do I bake bread?");
     }
 
     #[test]
     fn the_date_does_not_move() {
-        let t = ChatTemplate::new("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}", "", "").unwrap();
+        let t =
+            ChatTemplate::new("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}", "", "").unwrap();
         assert!(t.render(&chat(None)).unwrap().starts_with("26 Jul 2024"));
     }
 
     #[test]
     fn python_methods_work() {
-        let t = ChatTemplate::new("{{ messages[0].content.strip().split('?')[0] }} {{ messages[0]['content'] }}", "", "").unwrap();
+        let t = ChatTemplate::new(
+            "{{ messages[0].content.strip().split('?')[0] }} {{ messages[0]['content'] }}",
+            "",
+            "",
+        )
+        .unwrap();
         assert!(t.render(&chat(None)).unwrap().starts_with("How do I bake bread"));
     }
 
@@ -197,7 +208,9 @@ mod tests {
         let endless = "{% for a in range(9000) %}{% for b in range(9000) %}{% for c in range(9000) %}x{% endfor %}{% endfor %}{% endfor %}";
         let t = ChatTemplate::new(endless, "", "").unwrap();
         assert!(matches!(t.render(&chat(None)), Err(TemplateError::Jinja(_))));
-        let t = ChatTemplate::new("{% set x = 'abcdefghij' * 1000000 %}{{ x }}{{ messages[0].content }}", "", "").unwrap();
+        let t =
+            ChatTemplate::new("{% set x = 'abcdefghij' * 1000000 %}{{ x }}{{ messages[0].content }}", "", "")
+                .unwrap();
         assert!(t.render(&chat(None)).is_err());
     }
 

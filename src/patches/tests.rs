@@ -35,18 +35,11 @@ fn embedded_files_are_valid_and_complete() {
     let names: Vec<&str> = on_disk.iter().map(|(name, _)| name.as_str()).collect();
     let embedded: Vec<&str> = EMBEDDED.iter().map(|(name, _)| *name).collect();
     assert_eq!(names, embedded);
-    for arch in [
-        "llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "mistral3", "mistral4",
-    ] {
+    for arch in ["llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "mistral3", "mistral4"] {
         let patch = patches.find(arch).unwrap();
         assert_eq!(patch.residual, "l_out");
         assert_eq!(patch.embedding, EmbeddingPolicy::Leave);
-        assert!(
-            patch
-                .writers
-                .iter()
-                .all(|writer| writer.post_norm.is_none())
-        );
+        assert!(patch.writers.iter().all(|writer| writer.post_norm.is_none()));
     }
 }
 
@@ -55,13 +48,8 @@ fn gemma_norms_follow_the_architecture() {
     let patches = embedded();
     for arch in ["gemma2", "gemma3"] {
         let writers = patches.find(arch).unwrap().writers.iter();
-        let norms: Vec<_> = writers
-            .filter_map(|writer| writer.post_norm.as_deref())
-            .collect();
-        let expected = [
-            "blk.{i}.post_attention_norm.weight",
-            "blk.{i}.post_ffw_norm.weight",
-        ];
+        let norms: Vec<_> = writers.filter_map(|writer| writer.post_norm.as_deref()).collect();
+        let expected = ["blk.{i}.post_attention_norm.weight", "blk.{i}.post_ffw_norm.weight"];
         assert_eq!(norms, expected);
     }
     let first = &patches.find("gemma").unwrap().writers;
@@ -73,10 +61,7 @@ fn pattern_names_its_tensor_per_block() {
     let patch = parse("toy.toml", &toy("layers = { from = 1, until = 3 }")).unwrap();
     let writer = &patch.writers[0];
     assert_eq!(writer.tensor_in(12), "blk.12.ffn_down.weight");
-    assert_eq!(
-        [0, 1, 2, 3].map(|layer| writer.layers.contains(layer)),
-        [false, true, true, false]
-    );
+    assert_eq!([0, 1, 2, 3].map(|layer| writer.layers.contains(layer)), [false, true, true, false]);
     assert!(LayerRange::default().contains(usize::MAX));
     assert!(writer.lora && !writer.required);
 }
@@ -90,10 +75,7 @@ fn unknown_architecture_lists_close_names() {
     );
     assert!(error.hint().unwrap().contains("--patches DIR"));
     let error = embedded().find("zzzzzzzzzzzz").unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "no patch file names architecture `zzzzzzzzzzzz`"
-    );
+    assert_eq!(error.to_string(), "no patch file names architecture `zzzzzzzzzzzz`");
 }
 
 #[test]
@@ -112,10 +94,7 @@ fn directory_overrides_one_architecture_only() {
     fs::write(dir.path().join("notes.txt"), "not TOML").unwrap();
     let patches = Patches::with_dir(dir.path()).unwrap();
     let files = ["toy", "qwen3moe", "qwen3", "llama"].map(|arch| &patches.find(arch).unwrap().file);
-    assert_eq!(
-        files,
-        ["mine.toml", "mine.toml", "qwen3.toml", "llama.toml"]
-    );
+    assert_eq!(files, ["mine.toml", "mine.toml", "qwen3.toml", "llama.toml"]);
 }
 
 #[test]
@@ -125,18 +104,10 @@ fn directory_errors_name_the_path() {
     assert!(error.to_string().starts_with("no *.toml file in "));
     let missing = dir.path().join("missing");
     let error = Patches::with_dir(&missing).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("cannot read {}", missing.display())
-    );
+    assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
     fs::write(dir.path().join("a.toml"), toy("colour = 3")).unwrap();
     let error = Patches::with_dir(dir.path()).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .starts_with("a.toml, line 8: unknown field `colour`"),
-        "{error}"
-    );
+    assert!(error.to_string().starts_with("a.toml, line 8: unknown field `colour`"), "{error}");
 }
 
 #[test]
@@ -145,10 +116,7 @@ fn an_architecture_named_twice_is_refused() {
     let error = Patches::from_files(files.into_iter()).unwrap_err();
     let expected = "architecture `toy` is named twice: in a.toml and in b.toml";
     assert_eq!(error.to_string(), expected);
-    let twice = (
-        "a.toml".to_string(),
-        toy("").replace("[\"toy\"]", "[\"toy\", \"toy\"]"),
-    );
+    let twice = ("a.toml".to_string(), toy("").replace("[\"toy\"]", "[\"toy\", \"toy\"]"));
     assert!(Patches::from_files([twice].into_iter()).is_err());
 }
 
@@ -158,30 +126,12 @@ fn what_is_no_patch_file_is_refused_with_its_line() {
         ("architectures = [", "toy.toml, line 1: "),
         ("architectures = [\"toy\"]", "missing field `residual`"),
         ("residual = \"l_out\"", "missing field `architectures`"),
-        (
-            &toy("lora = 1"),
-            "toy.toml, line 8: invalid type: integer `1`, expected a boolean",
-        ),
-        (
-            &toy("layers = { to = 1 }"),
-            "unknown field `to`, expected `from` or `until`",
-        ),
-        (
-            &toy("").replace("rows", "both"),
-            "unknown variant `both`, expected `rows` or `cols`",
-        ),
-        (
-            &toy("").replace("\"ffn\"", "\"mlp\""),
-            "unknown variant `mlp`",
-        ),
-        (
-            &toy("").replace("axis = \"rows\"", ""),
-            "missing field `axis`",
-        ),
-        (
-            &toy("residual_scale_times = \"pi\""),
-            "unknown variant `pi`",
-        ),
+        (&toy("lora = 1"), "toy.toml, line 8: invalid type: integer `1`, expected a boolean"),
+        (&toy("layers = { to = 1 }"), "unknown field `to`, expected `from` or `until`"),
+        (&toy("").replace("rows", "both"), "unknown variant `both`, expected `rows` or `cols`"),
+        (&toy("").replace("\"ffn\"", "\"mlp\""), "unknown variant `mlp`"),
+        (&toy("").replace("axis = \"rows\"", ""), "missing field `axis`"),
+        (&toy("residual_scale_times = \"pi\""), "unknown variant `pi`"),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message} lacks {expected}");
@@ -192,91 +142,31 @@ fn what_is_no_patch_file_is_refused_with_its_line() {
 fn senseless_fields_are_refused_by_name() {
     let both = "required = true\nany_of = \"ffn\"";
     for (text, expected) in [
-        (
-            toy("").replace("[\"toy\"]", "[]"),
-            "`architectures`: expected names",
-        ),
-        (
-            toy("").replace("\"toy\"", "\"\""),
-            "`architectures`: expected names",
-        ),
-        (
-            toy("").replace("\"l_out\"", "\"\""),
-            "`residual`: expected a name",
-        ),
-        (
-            toy("").replace(WRITER, ""),
-            "`writer`: expected at least one, found 0",
-        ),
-        (
-            format!("refused = \"why\"\n{}", toy("")),
-            "`writer`: expected none beside `refused`, found 1",
-        ),
-        (
-            format!("not_writers = [\"a b\"]\n{}", toy("")),
-            "`not_writers`: expected a tensor name",
-        ),
-        (
-            toy("").replace("{i}", "{n}"),
-            "`writer[0].tensor`: expected a tensor name",
-        ),
-        (
-            toy("").replace("{i}", "{i}{i}"),
-            "`writer[0].tensor`: expected a tensor name",
-        ),
-        (
-            toy("").replace("{i}", "0"),
-            "`writer[0].tensor`: expected a name with {i}",
-        ),
+        (toy("").replace("[\"toy\"]", "[]"), "`architectures`: expected names"),
+        (toy("").replace("\"toy\"", "\"\""), "`architectures`: expected names"),
+        (toy("").replace("\"l_out\"", "\"\""), "`residual`: expected a name"),
+        (toy("").replace(WRITER, ""), "`writer`: expected at least one, found 0"),
+        (format!("refused = \"why\"\n{}", toy("")), "`writer`: expected none beside `refused`, found 1"),
+        (format!("not_writers = [\"a b\"]\n{}", toy("")), "`not_writers`: expected a tensor name"),
+        (toy("").replace("{i}", "{n}"), "`writer[0].tensor`: expected a tensor name"),
+        (toy("").replace("{i}", "{i}{i}"), "`writer[0].tensor`: expected a tensor name"),
+        (toy("").replace("{i}", "0"), "`writer[0].tensor`: expected a name with {i}"),
         (toy(WRITER), "`writer[1].tensor`: expected each tensor once"),
-        (
-            toy("post_norm = \"norm\""),
-            "`writer[0].post_norm`: expected {i} exactly when",
-        ),
-        (
-            toy("scale = \"s.{j}\""),
-            "`writer[0].scale`: expected a tensor name",
-        ),
-        (
-            toy(both),
-            "`writer[0].required`: expected no `any_of` beside it, found both",
-        ),
-        (
-            toy("any_of = \"ffn\""),
-            "`writer[0].any_of`: expected a label used twice, found ffn",
-        ),
-        (
-            toy("post_norm_optional = true"),
-            "`writer[0].post_norm_optional`: expected a `post_norm`",
-        ),
-        (
-            toy("scale_after_lora = true"),
-            "`writer[0].scale_after_lora`: expected a `scale`",
-        ),
-        (
-            toy("layers = { from = 3, until = 3 }"),
-            "`writer[0].layers`: expected `from` below `until`",
-        ),
-        (
-            toy("residual_scale = 0.0"),
-            "`writer[0].residual_scale`: expected finite, not 0, found 0",
-        ),
+        (toy("post_norm = \"norm\""), "`writer[0].post_norm`: expected {i} exactly when"),
+        (toy("scale = \"s.{j}\""), "`writer[0].scale`: expected a tensor name"),
+        (toy(both), "`writer[0].required`: expected no `any_of` beside it, found both"),
+        (toy("any_of = \"ffn\""), "`writer[0].any_of`: expected a label used twice, found ffn"),
+        (toy("post_norm_optional = true"), "`writer[0].post_norm_optional`: expected a `post_norm`"),
+        (toy("scale_after_lora = true"), "`writer[0].scale_after_lora`: expected a `scale`"),
+        (toy("layers = { from = 3, until = 3 }"), "`writer[0].layers`: expected `from` below `until`"),
+        (toy("residual_scale = 0.0"), "`writer[0].residual_scale`: expected finite, not 0, found 0"),
         (toy("residual_scale = nan"), "`writer[0].residual_scale`"),
-        (
-            toy("residual_scale_key = \"{i}.s\""),
-            "`writer[0].residual_scale_key`",
-        ),
-        (
-            toy("experts = true").replace("rows", "cols"),
-            "`writer[0].axis`: expected `rows`",
-        ),
+        (toy("residual_scale_key = \"{i}.s\""), "`writer[0].residual_scale_key`"),
+        (toy("experts = true").replace("rows", "cols"), "`writer[0].axis`: expected `rows`"),
     ] {
         let message = refusal(&text);
         assert!(message.contains(expected), "{message} lacks {expected}");
-        assert!(
-            message.starts_with("toy.toml: ") && !message.ends_with('.'),
-            "{message}"
-        );
+        assert!(message.starts_with("toy.toml: ") && !message.ends_with('.'), "{message}");
     }
 }
 

@@ -20,16 +20,9 @@ struct Toy {
 impl Toy {
     /// A model without blocks.
     fn new(architecture: &'static str, n_block: u32) -> Self {
-        let toy = Self {
-            architecture,
-            keys: Vec::new(),
-            tensors: Vec::new(),
-        };
-        let toy = toy
-            .key("block_count", n_block)
-            .key("embedding_length", N_EMBD as u32);
-        toy.tensor("token_embd.weight", &[N_EMBD, 5])
-            .tensor("output.weight", &[N_EMBD, 5])
+        let toy = Self { architecture, keys: Vec::new(), tensors: Vec::new() };
+        let toy = toy.key("block_count", n_block).key("embedding_length", N_EMBD as u32);
+        toy.tensor("token_embd.weight", &[N_EMBD, 5]).tensor("output.weight", &[N_EMBD, 5])
     }
 
     /// Two blocks with an attention and a dense feed-forward network.
@@ -40,15 +33,12 @@ impl Toy {
 
     /// Two blocks with an attention and experts.
     fn moe(architecture: &'static str) -> Self {
-        let toy = Self::new(architecture, 2)
-            .attention()
-            .key("expert_count", N_EXPERT as u32);
+        let toy = Self::new(architecture, 2).attention().key("expert_count", N_EXPERT as u32);
         toy.blocks("ffn_down_exps.weight", &[N_FF, N_EMBD, N_EXPERT])
     }
 
     fn attention(self) -> Self {
-        self.blocks("attn_output.weight", &[4, N_EMBD])
-            .blocks("attn_q.weight", &[N_EMBD, N_EMBD])
+        self.blocks("attn_output.weight", &[4, N_EMBD]).blocks("attn_q.weight", &[N_EMBD, N_EMBD])
     }
 
     fn gemma_norms(self) -> Self {
@@ -132,34 +122,15 @@ fn resolve_with(toy: &Toy, patch: &str) -> Result<Plan> {
 }
 
 fn names(writers: &[ResidualWriter]) -> Vec<&str> {
-    writers
-        .iter()
-        .map(|writer| writer.tensor.as_str())
-        .collect()
+    writers.iter().map(|writer| writer.tensor.as_str()).collect()
 }
 
 #[test]
 fn dense_families_have_two_writers_per_block() {
-    for architecture in [
-        "llama",
-        "mistral3",
-        "mistral4",
-        "deepseek2",
-        "qwen",
-        "qwen2",
-        "qwen2vl",
-    ]
-    .into_iter()
-    .chain([
-        "qwen3",
-        "qwen3vl",
-        "gemma",
-        "smollm3",
-        "arcee",
-        "internlm2",
-        "xverse",
-        "maincoder",
-    ]) {
+    for architecture in ["llama", "mistral3", "mistral4", "deepseek2", "qwen", "qwen2", "qwen2vl"]
+        .into_iter()
+        .chain(["qwen3", "qwen3vl", "gemma", "smollm3", "arcee", "internlm2", "xverse", "maincoder"])
+    {
         let plan = Toy::dense(architecture).plan();
         let expected = [
             "blk.0.attn_output.weight",
@@ -168,11 +139,7 @@ fn dense_families_have_two_writers_per_block() {
             "blk.1.ffn_down.weight",
         ];
         assert_eq!(names(&plan.writers), expected, "{architecture}");
-        assert!(
-            plan.writers
-                .iter()
-                .all(|writer| writer.lora && writer.residual_scale == 1.0)
-        );
+        assert!(plan.writers.iter().all(|writer| writer.lora && writer.residual_scale == 1.0));
         assert!(plan.warnings.is_empty() && plan.nextn_writers.is_empty() && !plan.tied_embeddings);
         assert_eq!((plan.n_layer, plan.n_embd, plan.n_expert), (2, N_EMBD, 0));
         assert_eq!(plan.residual_node(1), "l_out-1");
@@ -204,14 +171,7 @@ fn a_writer_is_described_in_full() {
 
 #[test]
 fn experts_are_counted() {
-    for architecture in [
-        "llama",
-        "mistral3",
-        "mistral4",
-        "qwen2moe",
-        "qwen3moe",
-        "qwen3vlmoe",
-    ] {
+    for architecture in ["llama", "mistral3", "mistral4", "qwen2moe", "qwen3moe", "qwen3vlmoe"] {
         let plan = Toy::moe(architecture).plan();
         let ffn = &plan.writers[1];
         assert_eq!(ffn.tensor, "blk.0.ffn_down_exps.weight");
@@ -224,9 +184,7 @@ fn experts_are_counted() {
 fn a_shared_expert_and_a_leading_dense_block_are_writers() {
     let toy = Toy::moe("mistral4").without("blk.0.ffn_down_exps.weight");
     let toy = toy.tensor("blk.0.ffn_down.weight", &[N_FF, N_EMBD]);
-    let plan = toy
-        .tensor("blk.1.ffn_down_shexp.weight", &[N_FF, N_EMBD])
-        .plan();
+    let plan = toy.tensor("blk.1.ffn_down_shexp.weight", &[N_FF, N_EMBD]).plan();
     let expected = [
         "blk.0.attn_output.weight",
         "blk.0.ffn_down.weight",
@@ -241,18 +199,12 @@ fn a_shared_expert_and_a_leading_dense_block_are_writers() {
 fn gemma_writers_name_their_norms() {
     for architecture in ["gemma2", "gemma3"] {
         let plan = Toy::dense(architecture).gemma_norms().plan();
-        let norms: Vec<_> = plan
-            .writers
-            .iter()
-            .map(|writer| writer.post_norm.as_deref())
-            .collect();
+        let norms: Vec<_> = plan.writers.iter().map(|writer| writer.post_norm.as_deref()).collect();
         assert_eq!(norms[2], Some("blk.1.post_attention_norm.weight"));
         assert_eq!(norms[3], Some("blk.1.post_ffw_norm.weight"));
     }
     let toy = Toy::dense("gemma3").gemma_norms();
-    let half = toy
-        .clone()
-        .typed("blk.0.post_ffw_norm.weight", &[N_EMBD], GgmlType::F16);
+    let half = toy.clone().typed("blk.0.post_ffw_norm.weight", &[N_EMBD], GgmlType::F16);
     assert!(half.resolve().is_ok());
     let name = "blk.0.post_ffw_norm.weight";
     let brain = toy.clone().typed(name, &[N_EMBD], GgmlType::BF16);
@@ -263,12 +215,7 @@ fn gemma_writers_name_their_norms() {
 
 #[test]
 fn tied_embeddings_are_seen() {
-    assert!(
-        Toy::dense("llama")
-            .without("output.weight")
-            .plan()
-            .tied_embeddings
-    );
+    assert!(Toy::dense("llama").without("output.weight").plan().tied_embeddings);
 }
 
 #[test]
@@ -300,10 +247,7 @@ residual_scale_times = "sqrt_n_embd"
     let tied = resolve_with(&toy.clone().without("output.weight"), patch).unwrap();
     assert_eq!(tied.writers.len(), 2);
     let bare = resolve_with(&toy.without("token_embd.weight"), patch);
-    fails(
-        bare,
-        "block 0: expected tensor `token_embd.weight`, found none (own.toml)",
-    );
+    fails(bare, "block 0: expected tensor `token_embd.weight`, found none (own.toml)");
 }
 
 #[test]
@@ -329,9 +273,7 @@ fn wrong_shapes_are_refused() {
         dense.clone().tensor(name, &ne).fails(&expected);
     }
     let moe = Toy::moe("llama");
-    let few = moe
-        .clone()
-        .tensor("blk.1.ffn_down_exps.weight", &[N_FF, N_EMBD, 2]);
+    let few = moe.clone().tensor("blk.1.ffn_down_exps.weight", &[N_FF, N_EMBD, 2]);
     few.fails("`blk.1.ffn_down_exps.weight`: expected [n, 8, 3], found F32 [12, 8, 2]");
     let none = moe.key("expert_count", 0);
     none.fails("expected [n, 8, 0], found F32 [12, 8, 3]");
@@ -344,17 +286,8 @@ fn scales_are_found_and_checked() {
     let toy = Toy::moe("qwen3moe").tensor("blk.0.attn_output.scale", &[1]);
     let toy = toy.tensor("blk.0.ffn_down_exps.scale", &[N_EXPERT]);
     let plan = toy.plan();
-    let scales: Vec<_> = plan
-        .writers
-        .iter()
-        .map(|writer| writer.scale.as_deref())
-        .collect();
-    let expected = [
-        Some("blk.0.attn_output.scale"),
-        Some("blk.0.ffn_down_exps.scale"),
-        None,
-        None,
-    ];
+    let scales: Vec<_> = plan.writers.iter().map(|writer| writer.scale.as_deref()).collect();
+    let expected = [Some("blk.0.attn_output.scale"), Some("blk.0.ffn_down_exps.scale"), None, None];
     assert_eq!(scales, expected);
     assert!(plan.writers.iter().all(|writer| !writer.scale_after_lora));
     let short = toy.tensor("blk.0.ffn_down_exps.scale", &[1]);
@@ -380,9 +313,8 @@ fn residual_scale_comes_from_the_key_or_the_rule() {
         format!("architectures = [\"toy\"]\nresidual = \"r\"\n[[writer]]\n{tensor}\n{rule}\n")
     };
     let toy = Toy::dense("toy");
-    let scale = |toy: &Toy, rule: &str| {
-        resolve_with(toy, &patch(rule)).map(|plan| plan.writers[0].residual_scale)
-    };
+    let scale =
+        |toy: &Toy, rule: &str| resolve_with(toy, &patch(rule)).map(|plan| plan.writers[0].residual_scale);
     let rule = "residual_scale_key = \"{arch}.residual_scale\"\nresidual_scale = 1.5";
     let depth = "residual_scale = 3.0\nresidual_scale_times = \"rsqrt_n_layer\"";
     assert_eq!(scale(&toy, "").unwrap(), 1.0);
@@ -391,9 +323,7 @@ fn residual_scale_comes_from_the_key_or_the_rule() {
     let keyed = |value| toy.clone().value("residual_scale", value);
     assert_eq!(scale(&keyed(Value::F32(0.25)), rule).unwrap(), 0.25);
     assert_eq!(scale(&keyed(Value::F32(0.0)), rule).unwrap(), 1.0);
-    let error = scale(&keyed(Value::F32(f32::NAN)), rule)
-        .unwrap_err()
-        .to_string();
+    let error = scale(&keyed(Value::F32(f32::NAN)), rule).unwrap_err().to_string();
     let expected = "key `toy.residual_scale`: expected a finite float, found NaN";
     assert_eq!(error, expected);
     assert!(scale(&keyed(Value::Bool(true)), rule).is_err());
@@ -403,9 +333,7 @@ fn residual_scale_comes_from_the_key_or_the_rule() {
 fn nextn_blocks_are_kept_apart() {
     let toy = Toy::moe("deepseek2").key("nextn_predict_layers", 1);
     let toy = toy.without("blk.1.attn_output.weight");
-    let plan = toy
-        .tensor("blk.1.nextn.eh_proj.weight", &[2 * N_EMBD, N_EMBD])
-        .plan();
+    let plan = toy.tensor("blk.1.nextn.eh_proj.weight", &[2 * N_EMBD, N_EMBD]).plan();
     assert_eq!((plan.n_layer, plan.n_layer_nextn), (1, 1));
     assert_eq!(names(&plan.nextn_writers), ["blk.1.ffn_down_exps.weight"]);
     assert!(plan.writers.iter().all(|writer| writer.layer == 0));
@@ -414,24 +342,16 @@ fn nextn_blocks_are_kept_apart() {
 
 #[test]
 fn what_looks_like_a_writer_is_never_skipped_in_silence() {
-    let extra = [
-        "blk.1.ssm_out.weight",
-        "blk.0.ffn_down_shexp.weight",
-        "blk.7.cross_proj.weight",
-    ];
+    let extra = ["blk.1.ssm_out.weight", "blk.0.ffn_down_shexp.weight", "blk.7.cross_proj.weight"];
     let mut toy = Toy::dense("llama");
     for name in extra {
         toy = toy.tensor(name, &[N_FF, N_EMBD]);
     }
     let toy = toy.tensor("blk.0.attn_out_norm.weight", &[N_EMBD]);
-    let toy = toy
-        .tensor("blk.0.down.weight", &[N_EMBD, N_FF])
-        .tensor("v.0.out.weight", &[4, N_EMBD]);
+    let toy = toy.tensor("blk.0.down.weight", &[N_EMBD, N_FF]).tensor("v.0.out.weight", &[4, N_EMBD]);
     let plan = toy.plan();
-    let uncovered = |tensor: &str| PlanWarning::Uncovered {
-        tensor: tensor.into(),
-        family: "llama.toml".into(),
-    };
+    let uncovered =
+        |tensor: &str| PlanWarning::Uncovered { tensor: tensor.into(), family: "llama.toml".into() };
     assert_eq!(plan.warnings, extra.map(uncovered));
     assert!(plan.warnings[0].hint().unwrap().contains("not_writers"));
 }
@@ -454,21 +374,16 @@ layers = { from = 1 }
     assert_eq!(names(&plan.writers), ["blk.1.ffn_down.weight"]);
     assert!(plan.warnings.is_empty());
     let late = resolve_with(&toy, &patch.replace("from = 1", "from = 9"));
-    fails(
-        late,
-        "own.toml: expected at least one writer in the model, found none",
-    );
+    fails(late, "own.toml: expected at least one writer in the model, found none");
 }
 
 #[test]
 fn bad_keys_are_refused() {
     let toy = Toy::dense("llama");
     let count = "key `llama.block_count`: expected an integer from 1 to 4096, found";
-    for (found, value) in [
-        ("0", Value::U32(0)),
-        ("5000", Value::U32(5000)),
-        ("a value of another type", Value::I32(-1)),
-    ] {
+    for (found, value) in
+        [("0", Value::U32(0)), ("5000", Value::U32(5000)), ("a value of another type", Value::I32(-1))]
+    {
         let bad = toy.clone().value("block_count", value);
         bad.fails(&format!("{count} {found}"));
     }
@@ -479,8 +394,7 @@ fn bad_keys_are_refused() {
     let mistyped = toy.clone().value("expert_count", Value::Bool(true));
     mistyped.fails("`llama.expert_count`");
     let mut bare = toy;
-    bare.keys
-        .retain(|(key, _)| !key.ends_with("embedding_length"));
+    bare.keys.retain(|(key, _)| !key.ends_with("embedding_length"));
     bare.fails("key `llama.embedding_length`: expected a value, found none");
 }
 

@@ -47,9 +47,7 @@ pub enum PromptError {
         found: u64,
     },
     /// A file has an extension that stands for no known format.
-    #[error(
-        "prompt file {file} has an unknown format: expected .jsonl, .csv or .txt, found .{extension}"
-    )]
+    #[error("prompt file {file} has an unknown format: expected .jsonl, .csv or .txt, found .{extension}")]
     UnknownFormat {
         /// The path as given.
         file: String,
@@ -166,9 +164,7 @@ impl PromptError {
     /// What the user can do, where there is something useful to say.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::NotFound { .. } => {
-                "check the path; relative paths start at the current directory"
-            }
+            Self::NotFound { .. } => "check the path; relative paths start at the current directory",
             Self::Directory { .. } => "name the prompt files inside it one by one",
             Self::Read { .. } => "check the permissions of the file",
             Self::TooLarge { .. } => "a few hundred prompts are enough; keep a sample of the file",
@@ -186,9 +182,7 @@ impl PromptError {
             Self::PromptTooLong { .. } => "check for a missing line break or closing quote",
             Self::NoKind { file, .. } => return Some(kind_hint(file)),
             Self::KindConflict { file, .. } => {
-                return Some(format!(
-                    "drop the prefix and give {file} alone, or correct the record"
-                ));
+                return Some(format!("drop the prefix and give {file} alone, or correct the record"));
             }
             Self::TwoKinds { .. } => "keep the prompt under one kind only",
             Self::TooFew { kind, expected, .. } => {

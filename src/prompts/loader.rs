@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use super::error::excerpt;
 use super::{
-    Located, MAX_FILE_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS, Prompt, PromptError, PromptKind,
-    PromptSet,
+    Located, MAX_FILE_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS, Prompt, PromptError, PromptKind, PromptSet,
 };
 
 /// Names of the field with the text, the first one present counts.
@@ -58,15 +57,8 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         let file = path.display().to_string();
         let format = format_of(path, &file)?;
         let bytes = read_limited(path, &file)?;
-        let guessed = path
-            .file_name()
-            .and_then(|n| kind_of_name(&n.to_string_lossy()));
-        let sink = Sink {
-            file: &file,
-            explicit,
-            guessed,
-            out: &mut out,
-        };
+        let guessed = path.file_name().and_then(|n| kind_of_name(&n.to_string_lossy()));
+        let sink = Sink { file: &file, explicit, guessed, out: &mut out };
         parse_bytes(&bytes, format, sink)?;
         names.push(file);
     }
@@ -80,12 +72,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
 pub(super) fn parse_all(files: &[(&str, &str)], source: &str) -> Result<PromptSet, PromptError> {
     let mut out = Vec::new();
     for (file, text) in files {
-        let sink = Sink {
-            file,
-            explicit: None,
-            guessed: None,
-            out: &mut out,
-        };
+        let sink = Sink { file, explicit: None, guessed: None, out: &mut out };
         parse_bytes(text.as_bytes(), Format::JsonLines, sink)?;
     }
     PromptSet::from_located(out, source.to_owned())
@@ -116,10 +103,7 @@ fn format_of(path: &Path, file: &str) -> Result<Format, PromptError> {
         None | Some("txt" | "text") => Ok(Format::Plain),
         // A directory deserves to be called one, whatever its name.
         Some(_) if path.is_dir() => Err(PromptError::Directory { file: file.into() }),
-        Some(other) => Err(PromptError::UnknownFormat {
-            file: file.into(),
-            extension: other.into(),
-        }),
+        Some(other) => Err(PromptError::UnknownFormat { file: file.into(), extension: other.into() }),
     }
 }
 
@@ -127,16 +111,9 @@ fn format_of(path: &Path, file: &str) -> Result<Format, PromptError> {
 fn read_limited(path: &Path, file: &str) -> Result<Vec<u8>, PromptError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => PromptError::NotFound { file: file.into() },
-        _ => PromptError::Read {
-            file: file.into(),
-            source,
-        },
+        _ => PromptError::Read { file: file.into(), source },
     };
-    let too_large = |found: u64| PromptError::TooLarge {
-        file: file.into(),
-        limit: MAX_FILE_BYTES,
-        found,
-    };
+    let too_large = |found: u64| PromptError::TooLarge { file: file.into(), limit: MAX_FILE_BYTES, found };
     let metadata = fs::metadata(path).map_err(failed)?;
     if metadata.is_dir() {
         return Err(PromptError::Directory { file: file.into() });
@@ -161,19 +138,10 @@ fn kind_of_name(name: &str) -> Option<PromptKind> {
     let name = name.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
     // First, because such a set is also called benign or safe.
-    if has(&[
-        "alarming",
-        "borderline",
-        "overrefusal",
-        "over-refusal",
-        "over_refusal",
-    ]) {
+    if has(&["alarming", "borderline", "overrefusal", "over-refusal", "over_refusal"]) {
         return Some(PromptKind::Alarming);
     }
-    if ["harmful", "toxic", "harmless", "benign", "safe"]
-        .iter()
-        .any(|word| is_negated(&name, word))
-    {
+    if ["harmful", "toxic", "harmless", "benign", "safe"].iter().any(|word| is_negated(&name, word)) {
         return None;
     }
     let harmless = has(&["harmless", "benign"]) || says_safe(&name);
@@ -213,9 +181,7 @@ fn parse_bytes(bytes: &[u8], format: Format, mut sink: Sink<'_>) -> Result<(), P
         Format::Plain => parse_plain(text, &mut sink)?,
     }
     if sink.out.len() == before {
-        return Err(PromptError::Empty {
-            file: sink.file.into(),
-        });
+        return Err(PromptError::Empty { file: sink.file.into() });
     }
     Ok(())
 }
@@ -233,10 +199,7 @@ fn parse_plain(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
         if content.is_empty() || content.starts_with('#') {
             continue;
         }
-        let record = Record {
-            text: content.to_owned(),
-            ..Record::default()
-        };
+        let record = Record { text: content.to_owned(), ..Record::default() };
         sink.push(line, record)?;
     }
     Ok(())
@@ -261,11 +224,7 @@ fn parse_json_lines(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> 
 }
 
 /// Takes the known fields out of a JSON object.
-fn json_record(
-    object: &Map<String, Value>,
-    line: u64,
-    sink: &Sink<'_>,
-) -> Result<Record, PromptError> {
+fn json_record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Record, PromptError> {
     let get = |name: &str| {
         let mut fields = object.iter().filter(|(_, value)| !value.is_null());
         fields.find(|(key, _)| key.trim().eq_ignore_ascii_case(name))
@@ -339,11 +298,7 @@ struct LineCounter<'t> {
 
 impl<'t> LineCounter<'t> {
     fn new(rest: &'t [u8]) -> Self {
-        LineCounter {
-            rest,
-            offset: 0,
-            line: 1,
-        }
+        LineCounter { rest, offset: 0, line: 1 }
     }
 
     /// The line on which the record at `position` has its first character.
@@ -365,9 +320,9 @@ impl<'t> LineCounter<'t> {
 /// What is wrong with a row, without the position that we give ourselves.
 fn csv_problem(error: &csv::Error) -> String {
     match error.kind() {
-        csv::ErrorKind::UnequalLengths {
-            expected_len, len, ..
-        } => format!("{len} fields in place of {expected_len}"),
+        csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!("{len} fields in place of {expected_len}")
+        }
         _ => excerpt(&error.to_string()),
     }
 }
@@ -387,12 +342,7 @@ fn json_type(value: &Value) -> &'static str {
 impl Sink<'_> {
     /// A complaint about one record.
     fn bad(&self, line: u64, expected: &'static str, found: String) -> PromptError {
-        PromptError::BadRecord {
-            file: self.file.into(),
-            line,
-            expected,
-            found,
-        }
+        PromptError::BadRecord { file: self.file.into(), line, expected, found }
     }
 
     /// Reads kind and topic of a record, where `field` looks fields up by name.
@@ -408,9 +358,7 @@ impl Sink<'_> {
                 let found = format!("{:?}", excerpt(value));
                 self.bad(line, "harmful, harmless or alarming as kind", found)
             })?),
-            None => MAYBE_KIND_FIELDS
-                .iter()
-                .find_map(|name| field(name).and_then(read)),
+            None => MAYBE_KIND_FIELDS.iter().find_map(|name| field(name).and_then(read)),
         };
         let category = || field("category").filter(|value| read(value).is_none());
         let topic = field("topic").or_else(category);
@@ -441,11 +389,7 @@ impl Sink<'_> {
             });
         }
         if self.out.len() >= MAX_PROMPTS {
-            return Err(PromptError::TooMany {
-                file: file(),
-                line,
-                limit: MAX_PROMPTS,
-            });
+            return Err(PromptError::TooMany { file: file(), line, limit: MAX_PROMPTS });
         }
         let kind = self.settle(line, kind)?;
         let at = format!("{}:{line}", self.file);
@@ -460,18 +404,12 @@ impl Sink<'_> {
         match (own, self.explicit) {
             // Alarming prompts are harmless ones, so other sets label them so.
             (Some(Harmless), Some(Alarming)) => Ok(Alarming),
-            (Some(found), Some(expected)) if found != expected => Err(PromptError::KindConflict {
-                file: self.file.into(),
-                line,
-                expected,
-                found,
-            }),
+            (Some(found), Some(expected)) if found != expected => {
+                Err(PromptError::KindConflict { file: self.file.into(), line, expected, found })
+            }
             (own, explicit) => {
                 let kind = own.or(explicit).or(self.guessed);
-                kind.ok_or_else(|| PromptError::NoKind {
-                    file: self.file.into(),
-                    line,
-                })
+                kind.ok_or_else(|| PromptError::NoKind { file: self.file.into(), line })
             }
         }
     }

@@ -98,9 +98,7 @@ impl FromStr for PromptKind {
             "alarming" | "benign-alarming" | "borderline" | "overrefusal" | "over-refusal" => {
                 Ok(Self::Alarming)
             }
-            _ => Err(PromptError::UnknownKind {
-                found: error::excerpt(s),
-            }),
+            _ => Err(PromptError::UnknownKind { found: error::excerpt(s) }),
         }
     }
 }
@@ -344,10 +342,7 @@ struct Located {
 
 impl Located {
     fn new(prompt: &Prompt, at: &str) -> Located {
-        Located {
-            prompt: prompt.clone(),
-            at: at.to_owned(),
-        }
+        Located { prompt: prompt.clone(), at: at.to_owned() }
     }
 }
 

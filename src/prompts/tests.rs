@@ -149,10 +149,7 @@ fn plain_text_with_bom_crlf_comments_and_duplicates() {
     assert_eq!(set.prompts()[0].text, "Prompt  0");
     let report = set.select(Harmful, Split::Report);
     let report: Vec<&str> = report.iter().map(|p| p.text.as_str()).collect();
-    assert_eq!(
-        report,
-        ["Prompt  2", "Prompt  5", "Prompt  8", "Prompt  11"]
-    );
+    assert_eq!(report, ["Prompt  2", "Prompt  5", "Prompt  8", "Prompt  11"]);
 }
 
 #[test]
@@ -166,18 +163,9 @@ fn json_lines_fields() {
     let set = load_one("harmful.jsonl", text).unwrap();
     let prompts = set.prompts();
     assert_eq!(prompts.len(), 12);
-    assert_eq!(
-        (prompts[0].text.as_str(), prompts[0].topic.as_deref()),
-        ("g0", Some("Fraud"))
-    );
-    assert_eq!(
-        (prompts[1].text.as_str(), prompts[1].topic.as_deref()),
-        ("t1", Some("weapons"))
-    );
-    assert_eq!(
-        (prompts[2].text.as_str(), prompts[2].topic.as_deref()),
-        ("i2", None)
-    );
+    assert_eq!((prompts[0].text.as_str(), prompts[0].topic.as_deref()), ("g0", Some("Fraud")));
+    assert_eq!((prompts[1].text.as_str(), prompts[1].topic.as_deref()), ("t1", Some("weapons")));
+    assert_eq!((prompts[2].text.as_str(), prompts[2].topic.as_deref()), ("i2", None));
     assert_eq!(prompts[3].text, "p\n3");
 }
 
@@ -200,10 +188,7 @@ fn csv_fields_and_lines() {
     }
     let error = load_one("harmful.csv", "prompt,kind\na,harmful\nb\n").unwrap_err();
     let message = error.to_string();
-    assert!(
-        message.contains(":3: ") && message.contains("1 fields"),
-        "{message}"
-    );
+    assert!(message.contains(":3: ") && message.contains("1 fields"), "{message}");
     let error = load_one("harmful.csv", "question,answer\na,b\n").unwrap_err();
     assert!(error.to_string().contains("question, answer"), "{error}");
 }
@@ -248,15 +233,7 @@ fn prefixes_tell_the_kind() {
     let set = PromptSet::load(&[with_prefix("alarming", &path)]).unwrap();
     assert_eq!(set.count(Alarming), 12);
     let error = PromptSet::load(&[with_prefix("harmful", &path)]).unwrap_err();
-    assert!(matches!(
-        error,
-        PromptError::KindConflict {
-            line: 1,
-            expected: Harmful,
-            found: Harmless,
-            ..
-        }
-    ));
+    assert!(matches!(error, PromptError::KindConflict { line: 1, expected: Harmful, found: Harmless, .. }));
 }
 
 #[test]
@@ -268,10 +245,7 @@ fn completion_fills_missing_kinds_only() {
     assert_eq!(filled, [Harmless, Alarming]);
     assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 192));
     assert_eq!(set.of_kind(Alarming), bundled.of_kind(Alarming));
-    assert!(
-        set.source()
-            .ends_with("harmful.txt + bundled (harmless, alarming)")
-    );
+    assert!(set.source().ends_with("harmful.txt + bundled (harmless, alarming)"));
     set.require(&PromptKind::ALL).unwrap();
     assert!(set.complete_with(&bundled).unwrap().is_empty());
 }
@@ -279,11 +253,7 @@ fn completion_fills_missing_kinds_only() {
 #[test]
 fn completion_refuses_mislabelled_prompts() {
     let bundled = PromptSet::bundled();
-    let texts: Vec<String> = bundled
-        .of_kind(Harmful)
-        .iter()
-        .map(|p| p.text.to_uppercase())
-        .collect();
+    let texts: Vec<String> = bundled.of_kind(Harmful).iter().map(|p| p.text.to_uppercase()).collect();
     let mut set = load_one("harmless.txt", texts.join("\n")).unwrap();
     let before = set.sha256();
     let error = set.complete_with(&bundled).unwrap_err();
@@ -295,14 +265,9 @@ fn completion_refuses_mislabelled_prompts() {
 fn two_kinds_are_an_error() {
     let (_a, harmful) = file("harmful.txt", lines(12, |i| format!("prompt {i}")));
     let (_b, harmless) = file("harmless.txt", lines(12, |i| format!("PROMPT  {}", i + 11)));
-    let error = PromptSet::load(&[harmful, harmless])
-        .unwrap_err()
-        .to_string();
+    let error = PromptSet::load(&[harmful, harmless]).unwrap_err().to_string();
     assert!(error.contains("PROMPT  11"), "{error}");
-    assert!(
-        error.contains("harmful.txt:12") && error.contains("harmless.txt:1"),
-        "{error}"
-    );
+    assert!(error.contains("harmful.txt:12") && error.contains("harmless.txt:1"), "{error}");
 }
 
 #[test]
@@ -310,14 +275,8 @@ fn unusable_files() {
     assert!(matches!(PromptSet::load(&[]), Err(PromptError::NoFiles)));
     let dir = tempfile::tempdir().unwrap();
     let load = |path: PathBuf| PromptSet::load(&[path]).unwrap_err();
-    assert!(matches!(
-        load(dir.path().join("no.txt")),
-        PromptError::NotFound { .. }
-    ));
-    assert!(matches!(
-        load(dir.path().to_owned()),
-        PromptError::Directory { .. }
-    ));
+    assert!(matches!(load(dir.path().join("no.txt")), PromptError::NotFound { .. }));
+    assert!(matches!(load(dir.path().to_owned()), PromptError::Directory { .. }));
     let dotted = dir.path().join("harmful.d");
     fs::create_dir(&dotted).unwrap();
     assert!(matches!(load(dotted), PromptError::Directory { .. }));
@@ -336,30 +295,14 @@ fn unusable_contents() {
         ("harmful.csv", b"prompt,kind\n"),
     ] {
         let error = load(name, content);
-        assert!(
-            matches!(error, PromptError::Empty { .. }),
-            "{name}: {error}"
-        );
+        assert!(matches!(error, PromptError::Empty { .. }), "{name}: {error}");
     }
     let error = load("harmful.tsv", b"a");
     assert!(error.to_string().ends_with("found .tsv"), "{error}");
     let error = load("harmful.txt", b"fine\nbad \xFF\n");
-    assert!(
-        matches!(error, PromptError::InvalidUtf8 { line: 2, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PromptError::InvalidUtf8 { line: 2, .. }), "{error}");
     let error = load("harmful.txt", b"one\ntwo\n");
-    assert!(
-        matches!(
-            error,
-            PromptError::TooFew {
-                expected: 12,
-                found: 2,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, PromptError::TooFew { expected: 12, found: 2, .. }), "{error}");
 }
 
 #[test]
@@ -379,10 +322,7 @@ fn malformed_records_name_their_line() {
         let message = error.to_string();
         assert!(message.contains(&format!("{name}:{line}: ")), "{message}");
         assert!(message.contains(part), "{message}");
-        assert!(
-            !message.ends_with('.') && error.hint().is_some(),
-            "{message}"
-        );
+        assert!(!message.ends_with('.') && error.hint().is_some(), "{message}");
     }
 }
 
@@ -390,16 +330,10 @@ fn malformed_records_name_their_line() {
 fn limits() {
     let long = "x".repeat(MAX_PROMPT_BYTES + 1);
     let error = load_one("harmful.txt", format!("a\n{long}")).unwrap_err();
-    assert!(
-        matches!(error, PromptError::PromptTooLong { line: 2, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PromptError::PromptTooLong { line: 2, .. }), "{error}");
     let many = "x\n".repeat(MAX_PROMPTS + 1);
     let error = load_one("harmful.txt", many).unwrap_err();
-    assert!(
-        matches!(error, PromptError::TooMany { line: 100_001, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, PromptError::TooMany { line: 100_001, .. }), "{error}");
 
     // A sparse file costs no disk space.
     let (_dir, path) = file("harmful.txt", "");

@@ -136,14 +136,26 @@ mod tests {
     #[test]
     fn what_ggml_would_abort_on_is_an_error() {
         let mut out = vec![0; 292];
-        assert!(matches!(quantize(GgmlType::Q8_K, 256, &ramp(256), &mut out), Err(QuantError::Unsupported { .. })));
+        assert!(matches!(
+            quantize(GgmlType::Q8_K, 256, &ramp(256), &mut out),
+            Err(QuantError::Unsupported { .. })
+        ));
         let mut out = vec![0; 66];
-        assert!(matches!(quantize(GgmlType::IQ2_XXS, 256, &ramp(256), &mut out), Err(QuantError::Unsupported { .. })));
-        assert!(matches!(quantize(GgmlType::Q4_0, 32, &ramp(32), &mut [0; 17]), Err(QuantError::Size { .. })));
+        assert!(matches!(
+            quantize(GgmlType::IQ2_XXS, 256, &ramp(256), &mut out),
+            Err(QuantError::Unsupported { .. })
+        ));
+        assert!(matches!(
+            quantize(GgmlType::Q4_0, 32, &ramp(32), &mut [0; 17]),
+            Err(QuantError::Size { .. })
+        ));
         assert!(matches!(quantize(GgmlType::Q4_0, 0, &[], &mut []), Err(QuantError::Size { .. })));
         let mut bad = ramp(32);
         bad[3] = f32::NAN;
-        assert!(matches!(quantize(GgmlType::Q4_0, 32, &bad, &mut [0; 18]), Err(QuantError::NotFinite { index: 3, .. })));
+        assert!(matches!(
+            quantize(GgmlType::Q4_0, 32, &bad, &mut [0; 18]),
+            Err(QuantError::NotFinite { index: 3, .. })
+        ));
         bad[3] = 1e6;
         assert!(quantize(GgmlType::F16, 32, &bad, &mut [0; 64]).is_err());
     }

@@ -37,8 +37,7 @@ pub(super) fn is_broken(answer: &str) -> bool {
 /// A replacement or control character, except where the token limit cut one character apart.
 fn has_bad_chars(text: &str) -> bool {
     let body = text.trim_end_matches('\u{fffd}');
-    body.chars()
-        .any(|c| c == '\u{fffd}' || c.is_control() && !c.is_whitespace())
+    body.chars().any(|c| c == '\u{fffd}' || c.is_control() && !c.is_whitespace())
 }
 
 /// A special token of a chat template, outside of code.

@@ -75,11 +75,7 @@ fn without_quotations(plain: &str) -> String {
         outside.push(' ');
     }
     let words = outside.split_whitespace().count();
-    if words < WORDS_OUTSIDE {
-        plain.replace('"', " ")
-    } else {
-        outside
-    }
+    if words < WORDS_OUTSIDE { plain.replace('"', " ") } else { outside }
 }
 
 /// Whether a word with its punctuation closes a sentence; "1." and "e.g." do not.

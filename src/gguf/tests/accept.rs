@@ -29,13 +29,9 @@ fn arrays_and_tensors_are_read_from_disk() {
     let array = |key| gguf.array(key).unwrap();
     let scores = gguf.read_f32_array(array("tokenizer.ggml.scores")).unwrap();
     assert_eq!(scores, [0.0, -1.0, -2.0]);
-    let types = gguf
-        .read_u64_array(array("tokenizer.ggml.token_type"))
-        .unwrap();
+    let types = gguf.read_u64_array(array("tokenizer.ggml.token_type")).unwrap();
     assert_eq!(types, [1, 1, 3]);
-    let error = gguf
-        .read_u64_array(array("tokenizer.ggml.scores"))
-        .unwrap_err();
+    let error = gguf.read_u64_array(array("tokenizer.ggml.scores")).unwrap_err();
     assert!(matches!(error, GgufError::ArrayItems { .. }));
     assert!(gguf.read_f32_array(array("tokenizer.ggml.tokens")).is_err());
     let bytes = gguf.read_tensor(gguf.tensor("h").unwrap()).unwrap();
@@ -44,9 +40,12 @@ fn arrays_and_tensors_are_read_from_disk() {
 
 #[test]
 fn negative_integers_and_booleans_in_arrays() {
-    let raw = Raw::header(3, 0, 2)
-        .kv_array("signed", 5, 1, &(-1i32).to_le_bytes())
-        .kv_array("flags", 7, 3, &[0, 1, 2]);
+    let raw = Raw::header(3, 0, 2).kv_array("signed", 5, 1, &(-1i32).to_le_bytes()).kv_array(
+        "flags",
+        7,
+        3,
+        &[0, 1, 2],
+    );
     let (_directory, path) = on_disk(&raw.0);
     let gguf = Gguf::open(&path).unwrap();
     assert!(gguf.read_u64_array(gguf.array("signed").unwrap()).is_err());
@@ -68,10 +67,7 @@ fn hand_made_ranges_are_checked() {
     let gguf = Gguf::open(&path).unwrap();
     let mut tensor = gguf.tensor("q").unwrap().clone();
     tensor.data.end = u64::MAX;
-    assert!(matches!(
-        gguf.read_tensor(&tensor),
-        Err(GgufError::TensorPastEnd { .. })
-    ));
+    assert!(matches!(gguf.read_tensor(&tensor), Err(GgufError::TensorPastEnd { .. })));
     let mut array = gguf.array("tokenizer.ggml.scores").unwrap().clone();
     array.bytes = u64::MAX - 12..u64::MAX;
     assert!(gguf.read_f32_array(&array).is_err());
@@ -89,10 +85,7 @@ fn file_that_shrank_is_noticed() {
 
 #[test]
 fn no_dimensions_is_one_element() {
-    let raw = Raw::header(3, 1, 0)
-        .tensor("w", &[], 0, 0)
-        .pad(32)
-        .bytes(&[0; 4]);
+    let raw = Raw::header(3, 1, 0).tensor("w", &[], 0, 0).pad(32).bytes(&[0; 4]);
     let gguf = raw.parse().unwrap();
     assert_eq!(gguf.tensors[0].ne, [1; 4]);
     assert_eq!(gguf.tensors[0].n_bytes(), 4);
@@ -119,10 +112,7 @@ fn no_tensors_no_padding() {
 
 #[test]
 fn missing_padding_after_the_last_tensor() {
-    let raw = Raw::header(3, 1, 0)
-        .tensor("w", &[1], 0, 0)
-        .pad(32)
-        .bytes(&[0; 4]);
+    let raw = Raw::header(3, 1, 0).tensor("w", &[1], 0, 0).pad(32).bytes(&[0; 4]);
     assert_eq!(raw.parse().unwrap().file_len, raw.0.len() as u64);
 }
 
@@ -140,11 +130,7 @@ fn alignments() {
 
 #[test]
 fn odd_booleans_and_text() {
-    let raw = Raw::header(3, 0, 2)
-        .kv("b", 7, &[0xff])
-        .string(b"s")
-        .u32(8)
-        .string(b"a\xffb");
+    let raw = Raw::header(3, 0, 2).kv("b", 7, &[0xff]).string(b"s").u32(8).string(b"a\xffb");
     let gguf = raw.parse().unwrap();
     assert_eq!(gguf.bool("b"), Some(true));
     assert_eq!(gguf.str("s"), Some("a\u{fffd}b"));
@@ -153,9 +139,7 @@ fn odd_booleans_and_text() {
 #[test]
 fn split() {
     let with = |no, count| {
-        let builder = GgufBuilder::new()
-            .kv("split.no", Value::U16(no))
-            .kv("split.count", Value::U16(count));
+        let builder = GgufBuilder::new().kv("split.no", Value::U16(no)).kv("split.count", Value::U16(count));
         parse(&to_bytes(&builder)).unwrap().split()
     };
     assert_eq!(with(1, 3), Some(Split { no: 1, count: 3 }));
@@ -167,18 +151,12 @@ fn split() {
 fn builder_refuses_what_the_reader_would() {
     let refuse = |builder: GgufBuilder| builder.write_to(&mut Vec::new()).unwrap_err();
     let error = refuse(GgufBuilder::new().f32_tensor("w", &[2], &[0.0]));
-    assert!(matches!(
-        error,
-        GgufError::Malformed { .. } | GgufError::TensorLength { .. }
-    ));
+    assert!(matches!(error, GgufError::Malformed { .. } | GgufError::TensorLength { .. }));
     let error = refuse(sample().f32_tensor("q", &[1], &[0.0]));
     assert!(error.to_string().contains("'q' appears more than once"));
     let array = parse(&to_bytes(&sample())).unwrap();
     let array = array.get("tokenizer.ggml.tokens").unwrap().clone();
-    assert!(matches!(
-        refuse(sample().kv("k", array)),
-        GgufError::AddedKey { .. }
-    ));
+    assert!(matches!(refuse(sample().kv("k", array)), GgufError::AddedKey { .. }));
     refuse(sample().alignment(0));
     refuse(sample().version(1));
 }

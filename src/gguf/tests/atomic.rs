@@ -9,9 +9,7 @@ use super::*;
 
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -71,10 +69,7 @@ fn unfit_targets() {
     let directory = tempfile::tempdir().unwrap();
     for path in [directory.path(), Path::new("/"), Path::new("..")] {
         let error = AtomicFile::create(path, true).unwrap_err();
-        assert!(
-            matches!(error, GgufError::OutputIsDirectory { .. }),
-            "{error}"
-        );
+        assert!(matches!(error, GgufError::OutputIsDirectory { .. }), "{error}");
     }
     let error = AtomicFile::create(&directory.path().join("no/out"), true).unwrap_err();
     assert!(matches!(error, GgufError::OutputNoDirectory { .. }));

@@ -58,10 +58,7 @@ fn short_file() {
 
 #[test]
 fn not_gguf() {
-    says(
-        &Raw(b"PK\x03\x04....".to_vec()),
-        r#"starts with "PK\x03\x04", expected "GGUF""#,
-    );
+    says(&Raw(b"PK\x03\x04....".to_vec()), r#"starts with "PK\x03\x04", expected "GGUF""#);
     let error = parse(b"version https://git-lfs.github.com/spec/v1").unwrap_err();
     assert!(error.hint().unwrap().contains("git lfs pull"));
     let error = parse(b"<!DOCTYPE html>").unwrap_err();
@@ -79,19 +76,13 @@ fn version_0_1_4() {
 #[test]
 fn wrong_endianness() {
     let raw = Raw(b"GGUF\0\0\0\x03".to_vec()).pad(64);
-    assert!(matches!(
-        raw.problem(),
-        Malformed::Endianness { found: 0x0300_0000 }
-    ));
+    assert!(matches!(raw.problem(), Malformed::Endianness { found: 0x0300_0000 }));
 }
 
 #[test]
 fn negative_counts() {
     says(&Raw::header(3, u64::MAX, 0), "number of tensors is -1");
-    says(
-        &Raw::header(3, 0, 1 << 63),
-        "number of key-value pairs is -9223372036854775808",
-    );
+    says(&Raw::header(3, 0, 1 << 63), "number of key-value pairs is -9223372036854775808");
 }
 
 #[test]
@@ -109,19 +100,13 @@ fn empty_key() {
 
 #[test]
 fn duplicate_key() {
-    let raw = Raw::header(3, 0, 3)
-        .kv("a", 0, &[1])
-        .kv("b", 0, &[1])
-        .kv("a", 0, &[2]);
+    let raw = Raw::header(3, 0, 3).kv("a", 0, &[1]).kv("b", 0, &[1]).kv("a", 0, &[2]);
     says(&raw, "key 'a' appears more than once");
 }
 
 #[test]
 fn nul_in_names() {
-    says(
-        &Raw::header(3, 0, 1).kv("a\0b", 0, &[1]),
-        "key 0 has a name with a NUL",
-    );
+    says(&Raw::header(3, 0, 1).kv("a\0b", 0, &[1]), "key 0 has a name with a NUL");
     let raw = Raw::header(3, 1, 0).tensor("w\0", &[], 0, 0).pad(32);
     says(&raw, "tensor 0 has a name with a NUL");
 }
@@ -163,20 +148,11 @@ fn array_too_long() {
 
 #[test]
 fn array_past_the_end() {
-    says(
-        &Raw::header(3, 0, 1).kv_array("k", 4, 3, &[0; 11]),
-        "key 'k' needs 12 bytes",
-    );
-    says(
-        &Raw::header(3, 0, 1).kv_array("k", 8, 2, &[0; 15]),
-        "key 'k' needs 16 bytes",
-    );
+    says(&Raw::header(3, 0, 1).kv_array("k", 4, 3, &[0; 11]), "key 'k' needs 12 bytes");
+    says(&Raw::header(3, 0, 1).kv_array("k", 8, 2, &[0; 15]), "key 'k' needs 16 bytes");
     let mut items = 5u64.to_le_bytes().to_vec();
     items.extend([0; 4]);
-    says(
-        &Raw::header(3, 0, 1).kv_array("k", 8, 1, &items),
-        "key 'k' needs 5 bytes",
-    );
+    says(&Raw::header(3, 0, 1).kv_array("k", 8, 1, &items), "key 'k' needs 5 bytes");
 }
 
 #[test]
@@ -222,30 +198,19 @@ fn alignment_huge() {
 
 #[test]
 fn tensor_name_too_long() {
-    let raw = Raw::header(3, 1, 0)
-        .tensor(&"n".repeat(64), &[], 0, 0)
-        .pad(32);
-    assert!(matches!(
-        raw.problem(),
-        Malformed::TensorName { found: 64, .. }
-    ));
+    let raw = Raw::header(3, 1, 0).tensor(&"n".repeat(64), &[], 0, 0).pad(32);
+    assert!(matches!(raw.problem(), Malformed::TensorName { found: 64, .. }));
 }
 
 #[test]
 fn duplicate_tensor() {
-    let raw = Raw::header(3, 2, 0)
-        .tensor("w", &[0], 0, 0)
-        .tensor("w", &[0], 0, 0)
-        .pad(32);
+    let raw = Raw::header(3, 2, 0).tensor("w", &[0], 0, 0).tensor("w", &[0], 0, 0).pad(32);
     assert!(matches!(raw.problem(), Malformed::DuplicateTensor { .. }));
 }
 
 #[test]
 fn five_dimensions() {
-    assert!(matches!(
-        one_tensor(&[1; 5], 0).problem(),
-        Malformed::Dimensions { found: 5, .. }
-    ));
+    assert!(matches!(one_tensor(&[1; 5], 0).problem(), Malformed::Dimensions { found: 5, .. }));
 }
 
 #[test]
@@ -257,25 +222,15 @@ fn negative_dimension() {
 #[test]
 fn element_count_overflow() {
     // CVE-2026-33298 and its kin: the product wraps to something small.
-    for ne in [
-        [1 << 62, 4, 1, 1],
-        [1 << 32, 1 << 32, 1, 1],
-        [1 << 62, 4, 0, 1],
-    ] {
-        assert!(matches!(
-            one_tensor(&ne, 0).problem(),
-            Malformed::ShapeOverflow { .. }
-        ));
+    for ne in [[1 << 62, 4, 1, 1], [1 << 32, 1 << 32, 1, 1], [1 << 62, 4, 0, 1]] {
+        assert!(matches!(one_tensor(&ne, 0).problem(), Malformed::ShapeOverflow { .. }));
     }
 }
 
 #[test]
 fn byte_count_overflow() {
     for (ne, ggml_type) in [([1 << 62], 0), ([i64::MAX as u64], 28), ([1 << 61], 28)] {
-        assert!(matches!(
-            one_tensor(&ne, ggml_type).problem(),
-            Malformed::ShapeOverflow { .. }
-        ));
+        assert!(matches!(one_tensor(&ne, ggml_type).problem(), Malformed::ShapeOverflow { .. }));
     }
 }
 
@@ -289,10 +244,7 @@ fn padding_overflow() {
 #[test]
 fn accumulated_size_overflow() {
     // CVE-2025-53630, CVE-2026-27940: sizes that wrap when summed.
-    let raw = Raw::header(3, 2, 0)
-        .tensor("a", &[1 << 60], 0, 0)
-        .tensor("b", &[1 << 60], 0, 1 << 62)
-        .pad(32);
+    let raw = Raw::header(3, 2, 0).tensor("a", &[1 << 60], 0, 0).tensor("b", &[1 << 60], 0, 1 << 62).pad(32);
     assert!(matches!(raw.problem(), Malformed::DataPastEnd { .. }));
 }
 
@@ -307,10 +259,7 @@ fn unknown_tensor_type() {
 #[test]
 fn row_not_whole_blocks() {
     let raw = one_tensor(&[33], GgmlType::Q8_0.id());
-    says(
-        &raw,
-        "tensor 'w' has rows of 33 elements, expected a multiple of 32 for Q8_0",
-    );
+    says(&raw, "tensor 'w' has rows of 33 elements, expected a multiple of 32 for Q8_0");
 }
 
 #[test]
@@ -318,31 +267,15 @@ fn wrong_offset() {
     // CVE-2026-7482 relied on an offset that nobody compared with the layout.
     for offset in [1, 32, u64::MAX] {
         let raw = Raw::header(3, 1, 0).tensor("w", &[1], 0, offset).pad(128);
-        assert!(matches!(
-            raw.problem(),
-            Malformed::Offset { expected: 0, .. }
-        ));
+        assert!(matches!(raw.problem(), Malformed::Offset { expected: 0, .. }));
     }
-    let raw = Raw::header(3, 2, 0)
-        .tensor("a", &[1], 0, 0)
-        .tensor("b", &[1], 0, 4)
-        .pad(256);
-    assert!(matches!(
-        raw.problem(),
-        Malformed::Offset {
-            expected: 32,
-            found: 4,
-            ..
-        }
-    ));
+    let raw = Raw::header(3, 2, 0).tensor("a", &[1], 0, 0).tensor("b", &[1], 0, 4).pad(256);
+    assert!(matches!(raw.problem(), Malformed::Offset { expected: 32, found: 4, .. }));
 }
 
 #[test]
 fn data_past_the_end() {
-    let raw = Raw::header(3, 1, 0)
-        .tensor("w", &[3], 0, 0)
-        .pad(32)
-        .bytes(&[0; 11]);
+    let raw = Raw::header(3, 1, 0).tensor("w", &[3], 0, 0).pad(32).bytes(&[0; 11]);
     assert!(matches!(raw.problem(), Malformed::DataPastEnd { .. }));
     assert!(raw.bytes(&[0]).parse().is_ok());
 }
@@ -356,12 +289,7 @@ fn missing_header_padding() {
 #[test]
 fn tokenizer_arrays_of_wrong_type() {
     // llama.cpp #26690.
-    let cases = [
-        ("scores", 0),
-        ("token_type", 7),
-        ("tokens", 4),
-        ("merges", 0),
-    ];
+    let cases = [("scores", 0), ("token_type", 7), ("tokens", 4), ("merges", 0)];
     for (name, item) in cases {
         let key = format!("tokenizer.ggml.{name}");
         let raw = Raw::header(3, 0, 1).kv_array(&key, item, 1, &[0; 8]);
@@ -377,9 +305,12 @@ fn tokenizer_arrays_of_wrong_type() {
 fn tokenizer_arrays_of_wrong_length() {
     for name in ["scores", "token_type"] {
         let item = if name == "scores" { 6 } else { 5 };
-        let raw = Raw::header(3, 0, 2)
-            .kv_array("tokenizer.ggml.tokens", 8, 2, &[0; 16])
-            .kv_array(&format!("tokenizer.ggml.{name}"), item, 1, &[0; 4]);
+        let raw = Raw::header(3, 0, 2).kv_array("tokenizer.ggml.tokens", 8, 2, &[0; 16]).kv_array(
+            &format!("tokenizer.ggml.{name}"),
+            item,
+            1,
+            &[0; 4],
+        );
         says(&raw, "has 1 elements, expected 2");
     }
 }
@@ -387,20 +318,14 @@ fn tokenizer_arrays_of_wrong_length() {
 #[test]
 fn non_models() {
     let with = |key: &str, value: &str| {
-        let builder = GgufBuilder::new()
-            .string(key, value)
-            .f32_tensor("w", &[1], &[0.0]);
+        let builder = GgufBuilder::new().string(key, value).f32_tensor("w", &[1], &[0.0]);
         parse(&to_bytes(&builder)).unwrap().refuse_non_model()
     };
     let cases = [
         ("general.architecture", "clip", NonModel::Mmproj),
         ("general.type", "mmproj", NonModel::Mmproj),
         ("general.type", "adapter", NonModel::Adapter),
-        (
-            "general.architecture",
-            "controlvector",
-            NonModel::ControlVector,
-        ),
+        ("general.architecture", "controlvector", NonModel::ControlVector),
         ("general.type", "imatrix", NonModel::Imatrix),
     ];
     for (key, value, expected) in cases {
@@ -414,20 +339,9 @@ fn non_models() {
 #[test]
 fn vocabulary_only() {
     let vocabulary = GgufBuilder::new().string("general.architecture", "llama");
-    let error = parse(&to_bytes(&vocabulary))
-        .unwrap()
-        .refuse_non_model()
-        .unwrap_err();
-    assert!(matches!(
-        error,
-        GgufError::NotAModel {
-            kind: NonModel::VocabOnly,
-            ..
-        }
-    ));
+    let error = parse(&to_bytes(&vocabulary)).unwrap().refuse_non_model().unwrap_err();
+    assert!(matches!(error, GgufError::NotAModel { kind: NonModel::VocabOnly, .. }));
     // The first file of a split model may be all metadata.
-    let first = vocabulary
-        .kv("split.no", Value::U16(0))
-        .kv("split.count", Value::U16(2));
+    let first = vocabulary.kv("split.no", Value::U16(0)).kv("split.count", Value::U16(2));
     assert!(parse(&to_bytes(&first)).unwrap().refuse_non_model().is_ok());
 }

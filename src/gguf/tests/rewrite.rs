@@ -10,12 +10,7 @@ fn rewrite(
 ) -> Result<Vec<u8>, GgufError> {
     let (_directory, path) = on_disk(bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite {
-        source: &source,
-        added,
-        added_f32: Vec::new(),
-        drop_prefix,
-    };
+    let rewrite = Rewrite { source: &source, added, added_f32: Vec::new(), drop_prefix };
     let mut out = Vec::new();
     let mut last = (0, 0);
     let n = rewrite.write_to(&mut out, &mut |_| Ok(None), &mut |done, total| {
@@ -76,10 +71,7 @@ fn added_keys_leave_the_rest_alone() {
         assert_eq!(out[kv.clone()], bytes[kv]);
         assert!(out[new.data_start as usize..] == bytes[old.data_start as usize..]);
         for (old, new) in old.tensors.iter().zip(&new.tensors) {
-            assert_eq!(
-                (&old.name, old.ne, old.ggml_type),
-                (&new.name, new.ne, new.ggml_type)
-            );
+            assert_eq!((&old.name, old.ne, old.ggml_type), (&new.name, new.ne, new.ggml_type));
         }
     }
 }
@@ -105,11 +97,7 @@ fn unfit_keys_are_refused() {
         assert!(matches!(error, GgufError::AddedKey { .. }), "{error}");
     }
     refuse(vec![text("a", "1"), text("a", "2")], None);
-    let array = parse(&bytes)
-        .unwrap()
-        .get("tokenizer.ggml.tokens")
-        .unwrap()
-        .clone();
+    let array = parse(&bytes).unwrap().get("tokenizer.ggml.tokens").unwrap().clone();
     refuse(vec![("a".into(), array)], None);
     let aligned = to_bytes(&sample().alignment(64));
     let error = rewrite(&aligned, Vec::new(), Some("general.")).unwrap_err();
@@ -145,21 +133,14 @@ fn one_tensor_replaced() {
     let bytes = to_bytes(&sample());
     let (_directory, path) = on_disk(&bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite {
-        source: &source,
-        added: Vec::new(),
-        added_f32: Vec::new(),
-        drop_prefix: None,
-    };
+    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
     let mut asked = Vec::new();
     let mut out = Vec::new();
     let mut replace = |tensor: &super::super::TensorInfo| {
         asked.push(tensor.name.clone());
         Ok((tensor.name == "q").then(|| vec![0xee; 68]))
     };
-    rewrite
-        .write_to(&mut out, &mut replace, &mut |_, _| Ok(()))
-        .unwrap();
+    rewrite.write_to(&mut out, &mut replace, &mut |_, _| Ok(())).unwrap();
     assert_eq!(asked, ["norm", "q", "h"]);
     let mut expected = bytes.clone();
     let q = source.tensor("q").unwrap().data.clone();
@@ -171,27 +152,13 @@ fn one_tensor_replaced() {
 fn failures_name_the_tensor() {
     let (_directory, path) = on_disk(&to_bytes(&sample()));
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite {
-        source: &source,
-        added: Vec::new(),
-        added_f32: Vec::new(),
-        drop_prefix: None,
-    };
+    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
     let run = |bytes: Option<Vec<u8>>| {
         let mut replace = |_: &_| Ok(Some(bytes.clone().ok_or("boom")?));
-        rewrite
-            .write_to(&mut Vec::new(), &mut replace, &mut |_, _| Ok(()))
-            .unwrap_err()
+        rewrite.write_to(&mut Vec::new(), &mut replace, &mut |_, _| Ok(())).unwrap_err()
     };
     let error = run(Some(vec![0; 11]));
-    assert!(matches!(
-        &error,
-        GgufError::TensorLength {
-            expected: 12,
-            found: 11,
-            ..
-        }
-    ));
+    assert!(matches!(&error, GgufError::TensorLength { expected: 12, found: 11, .. }));
     assert!(error.to_string().contains("'norm'"));
     let error = run(None);
     assert!(matches!(&error, GgufError::Replace { tensor, .. } if tensor == "norm"));
@@ -201,12 +168,7 @@ fn failures_name_the_tensor() {
 fn progress_can_stop_it() {
     let (_directory, path) = on_disk(&to_bytes(&sample()));
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite {
-        source: &source,
-        added: Vec::new(),
-        added_f32: Vec::new(),
-        drop_prefix: None,
-    };
+    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
     let mut stop = |_, _| Err(std::io::ErrorKind::Interrupted.into());
     let error = rewrite.write_to(&mut Vec::new(), &mut |_| Ok(None), &mut stop);
     assert!(matches!(error, Err(GgufError::Stopped { .. })));
@@ -217,26 +179,15 @@ fn source_that_shrinks_meanwhile_is_noticed() {
     let bytes = to_bytes(&sample());
     let (_directory, path) = on_disk(&bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite {
-        source: &source,
-        added: Vec::new(),
-        added_f32: Vec::new(),
-        drop_prefix: None,
-    };
+    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
     let mut shrink = |_: &_| {
         let file = std::fs::OpenOptions::new().write(true).open(&path)?;
         file.set_len(bytes.len() as u64 - 100)?;
         Ok(None)
     };
-    let error = rewrite
-        .write_to(&mut Vec::new(), &mut shrink, &mut |_, _| Ok(()))
-        .unwrap_err();
+    let error = rewrite.write_to(&mut Vec::new(), &mut shrink, &mut |_, _| Ok(())).unwrap_err();
     assert!(matches!(error, GgufError::Changed { .. }), "{error}");
-    assert!(
-        rewrite
-            .write_to(&mut Vec::new(), &mut |_| Ok(None), &mut |_, _| Ok(()))
-            .is_err()
-    );
+    assert!(rewrite.write_to(&mut Vec::new(), &mut |_| Ok(None), &mut |_, _| Ok(())).is_err());
 }
 
 #[test]

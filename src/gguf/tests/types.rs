@@ -29,15 +29,9 @@ fn geometry() {
 
 #[test]
 fn what_ggml_can_do() {
-    let no: Vec<_> = GgmlType::all()
-        .filter(|t| !t.can_quantize())
-        .map(GgmlType::name)
-        .collect();
+    let no: Vec<_> = GgmlType::all().filter(|t| !t.can_quantize()).map(GgmlType::name).collect();
     assert_eq!(no, ["Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"]);
-    let imatrix: Vec<_> = GgmlType::all()
-        .filter(|t| t.needs_imatrix())
-        .map(GgmlType::name)
-        .collect();
+    let imatrix: Vec<_> = GgmlType::all().filter(|t| t.needs_imatrix()).map(GgmlType::name).collect();
     assert_eq!(imatrix, ["IQ2_XXS", "IQ2_XS", "IQ1_S"]);
 }
 

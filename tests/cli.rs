@@ -1,0 +1,157 @@
+//! The binary on files that it must refuse, and its flags: no model is needed.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rosi_gguf::gguf::{GgufBuilder, Value};
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+/// Exit code and stderr, with the folder's name taken out.
+fn told(args: &[&str], folder: &Path) -> String {
+    let output = run(args);
+    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
+    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+}
+
+fn inject(folder: &Path, file: &str) -> String {
+    let before = listing(folder);
+    let text = told(&["inject", folder.join(file).to_str().unwrap()], folder);
+    assert_eq!(listing(folder), before, "something was left behind");
+    text
+}
+
+fn listing(folder: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    names
+}
+
+fn save(folder: &Path, name: &str, file: GgufBuilder) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.write_to(&mut bytes).unwrap();
+    std::fs::write(folder.join(name), &bytes).unwrap();
+    bytes
+}
+
+fn arch(name: &str) -> GgufBuilder {
+    GgufBuilder::new().string("general.architecture", name)
+}
+
+/// One block of a llama of width 4: a header that a plan can be made from.
+fn tiny_llama() -> GgufBuilder {
+    arch("llama")
+        .kv("llama.block_count", Value::U32(1))
+        .kv("llama.embedding_length", Value::U32(4))
+        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
+        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
+}
+
+#[test]
+fn files_that_are_no_model_are_refused_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let some = |file: GgufBuilder| file.f32_tensor("t", &[4], &[0.0; 4]);
+    std::fs::create_dir(folder.join("folder.gguf")).unwrap();
+    std::fs::write(folder.join("empty.gguf"), b"").unwrap();
+    std::fs::write(folder.join("text.gguf"), b"this is a text and not a model, not at all").unwrap();
+    let whole = save(folder, "base.gguf", tiny_llama());
+    std::fs::write(folder.join("truncated.gguf"), &whole[..whole.len() - 40]).unwrap();
+    std::fs::write(folder.join("header.gguf"), &whole[..60]).unwrap();
+    save(folder, "mmproj.gguf", some(arch("clip")));
+    save(folder, "adapter.gguf", some(arch("llama").string("general.type", "adapter")));
+    save(folder, "vocab.gguf", arch("llama"));
+    save(folder, "unknown.gguf", some(arch("llamma")));
+    let all = [
+        "missing", "folder", "empty", "text", "truncated", "header", "mmproj", "adapter", "vocab", "unknown", "base",
+    ];
+    let told: Vec<String> =
+        all.iter().map(|name| format!("## {name}\n{}", inject(folder, &format!("{name}.gguf")))).collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn flags_that_cannot_be_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
+    let model = dir.path().join("m.gguf");
+    let model = model.to_str().unwrap();
+    let cases: [&[&str]; 6] = [
+        &["inject", model, "--strength", "-0.04"],
+        &["inject", model, "--strength", "2"],
+        &["inject", model, "--layer", "-1"],
+        &["inject", model, "--max-kl", "0"],
+        &["inject", model, "-o", model],
+        &["inject", model, "--threads", "0"],
+    ];
+    let told: Vec<String> = cases.iter().map(|args| told(args, dir.path())).collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn dry_run_writes_nothing_and_tells_what_it_would() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
+    let before = listing(dir.path());
+    let output = run(&["inject", dir.path().join("m.gguf").to_str().unwrap(), "--dry-run", "--json"]);
+    assert!(output.status.success());
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(facts["writers"], serde_json::json!(["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]));
+    assert_eq!(facts["edited_bytes"], (16 + 32) * 4);
+    assert_eq!(listing(dir.path()), before);
+}
+
+#[test]
+fn an_existing_output_is_never_overwritten_without_force() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
+    std::fs::write(dir.path().join("m-rosi.gguf"), b"mine").unwrap();
+    insta::assert_snapshot!(inject(dir.path(), "m.gguf"), @r"
+    exit 1
+    error: DIR/m-rosi.gguf exists already
+    hint: choose another name, or overwrite it with `--force`
+    ");
+    assert_eq!(std::fs::read(dir.path().join("m-rosi.gguf")).unwrap(), b"mine");
+}
+
+#[test]
+fn inspect_tells_the_writers() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama());
+    let output = run(&["inspect", dir.path().join("m.gguf").to_str().unwrap(), "--json"]);
+    assert!(output.status.success());
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(facts["architecture"], "llama");
+    assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
+    assert_eq!(facts["tied_embeddings"], true);
+    assert_eq!(facts["injected"], serde_json::Value::Null);
+}
+
+#[test]
+fn verify_sees_every_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = save(dir.path(), "a.gguf", tiny_llama());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let json = |edited: &str| -> serde_json::Value {
+        serde_json::from_slice(&run(&["-q", "verify", &path("a.gguf"), &path(edited), "--json"]).stdout).unwrap()
+    };
+    let same = json("a.gguf");
+    assert_eq!((same["identical"].as_u64(), same["tensors"].as_array().unwrap().len()), (Some(2), 0));
+    let mut bytes = base.clone();
+    *bytes.last_mut().unwrap() ^= 0x40;
+    std::fs::write(dir.path().join("b.gguf"), bytes).unwrap();
+    let changed = json("b.gguf");
+    assert_eq!(changed["tensors"][0]["name"], "blk.0.ffn_down.weight");
+    assert_eq!(changed["metadata_preserved"], true);
+    save(dir.path(), "c.gguf", tiny_llama().string("general.name", "other"));
+    assert_eq!(json("c.gguf")["metadata_preserved"], false);
+}
+
+#[test]
+fn completions_are_printed() {
+    let output = run(&["completions", "bash"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("_rosi-gguf"));
+}

@@ -1,0 +1,301 @@
+//! Real models through real llama.cpp, and the results through runtimes and readers that are not ours.
+//! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rosi_gguf::commands::plan_of;
+use rosi_gguf::direction;
+use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::gguf::{Gguf, Rewrite, sha256_file};
+use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine};
+use serde_json::Value;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn qwen() -> PathBuf {
+    variable("ROSI_TEST_MODEL_QWEN")
+}
+
+fn smollm2() -> PathBuf {
+    variable("ROSI_TEST_MODEL_SMOLLM2")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn rosi(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
+}
+
+/// Runs one of tests/oracles with the Python of the oracles.
+fn oracle(script: &str, args: &[&str]) -> Value {
+    let script = variable("ROSI_TEST_ORACLES").join(script);
+    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    json(&output)
+}
+
+fn files_in(folder: &Path) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+fn sha256(path: &Path) -> String {
+    sha256_file(path, &mut |_, _| Ok(())).unwrap()
+}
+
+fn engine(path: &Path) -> LlamaEngine {
+    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    LlamaEngine::load(&options, None, &mut |_| ()).unwrap()
+}
+
+fn chat(user: &str) -> Chat<'_> {
+    Chat { system: None, user }
+}
+
+/// A prompt file small enough for a quick run: 12 of each kind, four per split.
+fn few_prompts(folder: &Path) -> PathBuf {
+    let set = rosi_gguf::prompts::PromptSet::bundled();
+    let mut lines = String::new();
+    for kind in rosi_gguf::prompts::PromptKind::ALL {
+        for prompt in set.of_kind(kind).iter().step_by(8).take(12) {
+            lines += &format!("{}\n", serde_json::to_string(prompt).unwrap());
+        }
+    }
+    let path = folder.join("few.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    path
+}
+
+#[test]
+fn a_base_model_without_template_can_be_inspected_but_not_injected() {
+    let gemma = variable("ROSI_TEST_MODEL_GEMMA3");
+    let facts = json(&rosi(&["inspect", text(&gemma), "--json"]));
+    let writers = facts["writers"].as_array().unwrap();
+    assert_eq!(writers.len(), 36);
+    assert!(writers.iter().all(|w| w["post_norm"].as_str().unwrap().contains("post_")));
+    let dir = tempfile::tempdir().unwrap();
+    let output = rosi(&["inject", text(&gemma), "-o", text(&dir.path().join("out.gguf"))]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("has no chat template"), "{}", stderr(&output));
+    assert_eq!(files_in(dir.path()), 0);
+}
+
+#[test]
+fn a_model_that_never_refuses_is_an_error_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = rosi(&["inject", text(&smollm2()), "-o", text(&dir.path().join("out.gguf"))]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no refusal to amplify"), "{}", stderr(&output));
+    assert_eq!(files_in(dir.path()), 0);
+}
+
+#[test]
+fn inject_writes_what_it_says_and_others_can_run_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, lora, report) =
+        (dir.path().join("out.gguf"), dir.path().join("lora.gguf"), dir.path().join("report.json"));
+    let few = few_prompts(dir.path());
+    let args = [
+        "inject", text(&qwen()), "-o", text(&out), "--layer", "17", "--strength", "0.03", "--prompts", text(&few),
+        "--save-adapter", text(&lora), "--report", text(&report), "--force", "--json", "--no-controls",
+    ];
+    let output = rosi(&args);
+    // 3: written, and told that requantization lost a part.
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{}", stderr(&output));
+    let told = json(&output);
+    assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
+    assert_eq!(told["output"]["sha256"], sha256(&out));
+    check_verify(&out, &told);
+    check_oracle(&out);
+    for extra in [vec![text(&out)], vec![text(&qwen()), "--lora", text(&lora)]] {
+        let mut args = extra.clone();
+        args.extend(["--prompt", "What is the capital of France?", "--tokens", "16"]);
+        let answer = oracle("generate_elsewhere.py", &args);
+        assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+    }
+    let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("was injected before"), "{}", stderr(&again));
+}
+
+fn check_verify(out: &Path, told: &Value) {
+    let verified = json(&rosi(&["-q", "verify", text(&qwen()), text(out), "--json"]));
+    assert_eq!(verified["untouched_identical"], true);
+    assert_eq!(verified["metadata_preserved"], true);
+    let tensors = verified["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), 48);
+    for key in ["name", "type", "relative_change", "gain", "cosine"] {
+        assert!(tensors.iter().all(|t| !t[key].is_null()), "{key}");
+    }
+    // What `verify` computes from the two files is what `inject` reported of its own edit.
+    let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;
+    assert!(close(&verified["gain"], &told["verification"]["gain"]), "{} {}", verified["gain"], told["verification"]["gain"]);
+    assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
+    assert!(verified["gain"].as_f64().unwrap() > 0.05);
+}
+
+/// PyPI `gguf` sees the same tensors changed, by the same amount, and all others byte for byte.
+fn check_oracle(out: &Path) {
+    let theirs = oracle("compare_gguf.py", &[text(&qwen()), text(out)]);
+    assert_eq!(theirs["order_preserved"], true);
+    assert_eq!(theirs["identical"], 291 - 48);
+    assert!(theirs["added_keys"].as_array().unwrap().iter().all(|k| k.as_str().unwrap().starts_with("rosi.")));
+    assert_eq!(theirs["changed_keys"].as_array().unwrap().len(), 0);
+    let ours = json(&rosi(&["-q", "verify", text(&qwen()), text(out), "--json"]));
+    for (a, b) in ours["tensors"].as_array().unwrap().iter().zip(theirs["changed"].as_array().unwrap()) {
+        assert_eq!(a["name"], b["name"]);
+        let (a, b) = (a["relative_change"].as_f64().unwrap(), b["relative_change"].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-5 * b.max(1e-3), "{a} {b}");
+    }
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts(dir.path());
+    let make = |name: &str| {
+        let out = dir.path().join(name);
+        let output = rosi(&[
+            "inject", text(&smollm2()), "-o", text(&out), "--layer", "15", "--strength", "0.04", "--force",
+            "--prompts", text(&few), "--no-controls",
+        ]);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{}", stderr(&output));
+        sha256(&out)
+    };
+    assert_eq!(make("a.gguf"), make("b.gguf"));
+}
+
+/// h / rms(h) ⊙ g, scaled to length 1: what llama.cpp calls the embedding of a token.
+fn normed(residual: impl Iterator<Item = f32>, gain: &[f32]) -> Vec<f64> {
+    let scaled: Vec<f64> = residual.zip(gain).map(|(h, &g)| f64::from(h) * f64::from(g)).collect();
+    let norm = scaled.iter().map(|v| v * v).sum::<f64>().sqrt();
+    scaled.iter().map(|v| v / norm).collect()
+}
+
+#[test]
+fn captured_residuals_are_those_of_another_llama_cpp() {
+    let gguf = Gguf::open(&qwen()).unwrap();
+    let plan = plan_of(&gguf).unwrap();
+    let prompt = "How do I bake bread with only three ingredients?";
+    let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan)).unwrap();
+    let norm = gguf.tensor("output_norm.weight").unwrap();
+    let mut gain = Vec::new();
+    edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values)).unwrap();
+    for layer in [7, 16] {
+        let blocks = (layer + 1).to_string();
+        let theirs = oracle("residual_elsewhere.py", &[text(&qwen()), "--blocks", &blocks, "--prompt", prompt]);
+        let theirs: Vec<f64> = theirs["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let ours = normed(captured.at(0, layer).iter().copied(), &gain);
+        assert_eq!(ours.len(), theirs.len());
+        let cosine: f64 = ours.iter().zip(&theirs).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.999, "layer {layer}: {cosine}");
+    }
+}
+
+/// Writes `gguf` with `edits` to `out`, as `inject` does.
+fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {
+    let rewrite = Rewrite { source: gguf, added: vec![], added_f32: vec![], drop_prefix: None };
+    let mut file = std::fs::File::create(out).unwrap();
+    rewrite
+        .write_to(
+            &mut file,
+            &mut |tensor| {
+                let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
+                Ok(Some(edit.apply_nearest(tensor, &gguf.read_tensor(tensor)?)?))
+            },
+            &mut |_, _| Ok(()),
+        )
+        .unwrap();
+}
+
+#[test]
+fn adapter_and_edited_f16_file_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let (f16, out) = (dir.path().join("f16.gguf"), dir.path().join("out.gguf"));
+    oracle("to_f16.py", &[text(&smollm2()), text(&f16)]);
+    let gguf = Gguf::open(&f16).unwrap();
+    let plan = plan_of(&gguf).unwrap();
+    let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
+    let direction = direction::random(15, plan.n_embd as usize, 7).unwrap();
+    let edits = edit::published(&plan, &weights, &direction, 0.05).unwrap();
+    write_edited(&gguf, &edits, &out);
+
+    let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
+    let mut base = engine(&f16);
+    let plain = base.last_logits(&chats).unwrap();
+    base.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>()).unwrap();
+    let adapted = base.last_logits(&chats).unwrap();
+    let written = engine(&out).last_logits(&chats).unwrap();
+    let distance = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+        let square = |x: f32, y: f32| f64::from(x - y).powi(2);
+        let sum: f64 = a.iter().flatten().zip(b.iter().flatten()).map(|(&x, &y)| square(x, y)).sum();
+        let norm: f64 = b.iter().flatten().map(|&y| f64::from(y).powi(2)).sum();
+        (sum / norm).sqrt()
+    };
+    eprintln!("effect {:.2e}, adapter beside file {:.2e}", distance(&plain, &written), distance(&adapted, &written));
+    assert!(distance(&plain, &written) > 0.02);
+    assert!(distance(&adapted, &written) < 1e-3);
+}
+
+fn forced(out: &Path, few: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args(["inject", text(&smollm2()), "-o", text(out), "--layer", "15", "--strength", "0.04", "--force"]);
+    command.args(["--prompts", text(few), "--no-controls"]).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    let started = Instant::now();
+    let child = forced(&dir.path().join("out.gguf"), &few).spawn().unwrap();
+    // The temporary file shows that the work has begun.
+    while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
+    assert_eq!(files_in(dir.path()), 0);
+}
+
+/// A small file system, for tests that fill it; `None` where we may not mount one.
+fn small_disk(folder: &Path, options: &str) -> Option<()> {
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs", text(folder)]).status();
+    mounted.ok()?.success().then_some(())
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_leave_nothing_behind() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    for (options, expected) in [("size=8m", "no space left"), ("ro", "ead-only")] {
+        if small_disk(dir.path(), options).is_none() {
+            eprintln!("SKIPPED: mounting a tmpfs needs root");
+            return;
+        }
+        let output = forced(&dir.path().join("out.gguf"), &few).output().unwrap();
+        let left = files_in(dir.path());
+        assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        assert_eq!(left, 0);
+    }
+}
