@@ -45,6 +45,7 @@ fn tiny_llama() -> GgufBuilder {
     arch("llama")
         .kv("llama.block_count", Value::U32(1))
         .kv("llama.embedding_length", Value::U32(4))
+        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
         .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
         .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
 }
@@ -65,7 +66,17 @@ fn files_that_are_no_model_are_refused_with_a_reason() {
     save(folder, "vocab.gguf", arch("llama"));
     save(folder, "unknown.gguf", some(arch("llamma")));
     let all = [
-        "missing", "folder", "empty", "text", "truncated", "header", "mmproj", "adapter", "vocab", "unknown", "base",
+        "missing",
+        "folder",
+        "empty",
+        "text",
+        "truncated",
+        "header",
+        "mmproj",
+        "adapter",
+        "vocab",
+        "unknown",
+        "base",
     ];
     let told: Vec<String> =
         all.iter().map(|name| format!("## {name}\n{}", inject(folder, &format!("{name}.gguf")))).collect();
@@ -108,11 +119,7 @@ fn an_existing_output_is_never_overwritten_without_force() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
     std::fs::write(dir.path().join("m-rosi.gguf"), b"mine").unwrap();
-    insta::assert_snapshot!(inject(dir.path(), "m.gguf"), @r"
-    exit 1
-    error: DIR/m-rosi.gguf exists already
-    hint: choose another name, or overwrite it with `--force`
-    ");
+    insta::assert_snapshot!(inject(dir.path(), "m.gguf"));
     assert_eq!(std::fs::read(dir.path().join("m-rosi.gguf")).unwrap(), b"mine");
 }
 
@@ -135,10 +142,11 @@ fn verify_sees_every_difference() {
     let base = save(dir.path(), "a.gguf", tiny_llama());
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let json = |edited: &str| -> serde_json::Value {
-        serde_json::from_slice(&run(&["-q", "verify", &path("a.gguf"), &path(edited), "--json"]).stdout).unwrap()
+        serde_json::from_slice(&run(&["-q", "verify", &path("a.gguf"), &path(edited), "--json"]).stdout)
+            .unwrap()
     };
     let same = json("a.gguf");
-    assert_eq!((same["identical"].as_u64(), same["tensors"].as_array().unwrap().len()), (Some(2), 0));
+    assert_eq!((same["identical"].as_u64(), same["tensors"].as_array().unwrap().len()), (Some(3), 0));
     let mut bytes = base.clone();
     *bytes.last_mut().unwrap() ^= 0x40;
     std::fs::write(dir.path().join("b.gguf"), bytes).unwrap();
@@ -150,8 +158,10 @@ fn verify_sees_every_difference() {
 }
 
 #[test]
-fn completions_are_printed() {
-    let output = run(&["completions", "bash"]);
-    assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stdout).contains("_rosi-gguf"));
+fn completions_work_in_bash() {
+    let script =
+        format!("source <({} completions bash) && complete -p rosi-gguf", env!("CARGO_BIN_EXE_rosi-gguf"));
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("-F _rosi__gguf"));
 }

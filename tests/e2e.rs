@@ -108,10 +108,25 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let dir = tempfile::tempdir().unwrap();
     let (out, lora, report) =
         (dir.path().join("out.gguf"), dir.path().join("lora.gguf"), dir.path().join("report.json"));
-    let few = few_prompts(dir.path());
+    let (few, model) = (few_prompts(dir.path()), qwen());
     let args = [
-        "inject", text(&qwen()), "-o", text(&out), "--layer", "17", "--strength", "0.03", "--prompts", text(&few),
-        "--save-adapter", text(&lora), "--report", text(&report), "--force", "--json", "--no-controls",
+        "inject",
+        text(&model),
+        "-o",
+        text(&out),
+        "--layer",
+        "17",
+        "--strength",
+        "0.03",
+        "--prompts",
+        text(&few),
+        "--save-adapter",
+        text(&lora),
+        "--report",
+        text(&report),
+        "--force",
+        "--json",
+        "--no-controls",
     ];
     let output = rosi(&args);
     // 3: written, and told that requantization lost a part.
@@ -121,7 +136,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     assert_eq!(told["output"]["sha256"], sha256(&out));
     check_verify(&out, &told);
     check_oracle(&out);
-    for extra in [vec![text(&out)], vec![text(&qwen()), "--lora", text(&lora)]] {
+    for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
         let mut args = extra.clone();
         args.extend(["--prompt", "What is the capital of France?", "--tokens", "16"]);
         let answer = oracle("generate_elsewhere.py", &args);
@@ -143,7 +158,12 @@ fn check_verify(out: &Path, told: &Value) {
     }
     // What `verify` computes from the two files is what `inject` reported of its own edit.
     let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;
-    assert!(close(&verified["gain"], &told["verification"]["gain"]), "{} {}", verified["gain"], told["verification"]["gain"]);
+    assert!(
+        close(&verified["gain"], &told["verification"]["gain"]),
+        "{} {}",
+        verified["gain"],
+        told["verification"]["gain"]
+    );
     assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
     assert!(verified["gain"].as_f64().unwrap() > 0.05);
 }
@@ -153,7 +173,9 @@ fn check_oracle(out: &Path) {
     let theirs = oracle("compare_gguf.py", &[text(&qwen()), text(out)]);
     assert_eq!(theirs["order_preserved"], true);
     assert_eq!(theirs["identical"], 291 - 48);
-    assert!(theirs["added_keys"].as_array().unwrap().iter().all(|k| k.as_str().unwrap().starts_with("rosi.")));
+    assert!(
+        theirs["added_keys"].as_array().unwrap().iter().all(|k| k.as_str().unwrap().starts_with("rosi."))
+    );
     assert_eq!(theirs["changed_keys"].as_array().unwrap().len(), 0);
     let ours = json(&rosi(&["-q", "verify", text(&qwen()), text(out), "--json"]));
     for (a, b) in ours["tensors"].as_array().unwrap().iter().zip(theirs["changed"].as_array().unwrap()) {
@@ -170,8 +192,18 @@ fn the_same_input_gives_the_same_bytes() {
     let make = |name: &str| {
         let out = dir.path().join(name);
         let output = rosi(&[
-            "inject", text(&smollm2()), "-o", text(&out), "--layer", "15", "--strength", "0.04", "--force",
-            "--prompts", text(&few), "--no-controls",
+            "inject",
+            text(&smollm2()),
+            "-o",
+            text(&out),
+            "--layer",
+            "15",
+            "--strength",
+            "0.04",
+            "--force",
+            "--prompts",
+            text(&few),
+            "--no-controls",
         ]);
         assert!(matches!(output.status.code(), Some(0 | 3)), "{}", stderr(&output));
         sha256(&out)
@@ -194,11 +226,14 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
     let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan)).unwrap();
     let norm = gguf.tensor("output_norm.weight").unwrap();
     let mut gain = Vec::new();
-    edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values)).unwrap();
+    edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values))
+        .unwrap();
     for layer in [7, 16] {
         let blocks = (layer + 1).to_string();
-        let theirs = oracle("residual_elsewhere.py", &[text(&qwen()), "--blocks", &blocks, "--prompt", prompt]);
-        let theirs: Vec<f64> = theirs["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let theirs =
+            oracle("residual_elsewhere.py", &[text(&qwen()), "--blocks", &blocks, "--prompt", prompt]);
+        let theirs: Vec<f64> =
+            theirs["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
         let ours = normed(captured.at(0, layer).iter().copied(), &gain);
         assert_eq!(ours.len(), theirs.len());
         let cosine: f64 = ours.iter().zip(&theirs).map(|(a, b)| a * b).sum();
@@ -246,14 +281,28 @@ fn adapter_and_edited_f16_file_agree() {
         let norm: f64 = b.iter().flatten().map(|&y| f64::from(y).powi(2)).sum();
         (sum / norm).sqrt()
     };
-    eprintln!("effect {:.2e}, adapter beside file {:.2e}", distance(&plain, &written), distance(&adapted, &written));
+    eprintln!(
+        "effect {:.2e}, adapter beside file {:.2e}",
+        distance(&plain, &written),
+        distance(&adapted, &written)
+    );
     assert!(distance(&plain, &written) > 0.02);
     assert!(distance(&adapted, &written) < 1e-3);
 }
 
 fn forced(out: &Path, few: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.args(["inject", text(&smollm2()), "-o", text(out), "--layer", "15", "--strength", "0.04", "--force"]);
+    command.args([
+        "inject",
+        text(&smollm2()),
+        "-o",
+        text(out),
+        "--layer",
+        "15",
+        "--strength",
+        "0.04",
+        "--force",
+    ]);
     command.args(["--prompts", text(few), "--no-controls"]).stderr(Stdio::piped());
     command
 }

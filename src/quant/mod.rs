@@ -57,7 +57,7 @@ const F16_MAX: f32 = 65504.0;
 
 fn check_size(ggml_type: GgmlType, n_per_row: usize, n: usize, bytes: usize) -> Result<(), QuantError> {
     let row = ggml_type.row_bytes(n_per_row as u64).map(|b| b as usize);
-    let expected = row.filter(|_| n_per_row > 0 && n % n_per_row == 0).map(|b| b * (n / n_per_row));
+    let expected = row.filter(|_| n_per_row > 0 && n.is_multiple_of(n_per_row)).map(|b| b * (n / n_per_row));
     if expected == Some(bytes) {
         return Ok(());
     }
@@ -100,7 +100,7 @@ pub fn quantize(
         return Err(QuantError::Unsupported { ggml_type, direction: "from" });
     }
     let limit = if matches!(ggml_type, GgmlType::F32 | GgmlType::BF16) { f32::MAX } else { F16_MAX };
-    if let Some(index) = values.iter().position(|v| !(v.abs() <= limit)) {
+    if let Some(index) = values.iter().position(|v| !v.is_finite() || v.abs() > limit) {
         return Err(QuantError::NotFinite { ggml_type, index, value: values[index] });
     }
     ffi::quantize_rows(ggml_type, n_per_row, values, out);
