@@ -21,6 +21,11 @@ pub struct Cli {
     pub verbose: u8,
 }
 
+/// The arguments of this process. llama.cpp spells `-ngl` with one dash, which clap reads as three flags.
+pub fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
+    std::env::args_os().map(|arg| if arg == "-ngl" { "--gpu-layers".into() } else { arg })
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -100,8 +105,13 @@ pub struct RunArgs {
     /// CPU threads [default: all cores].
     #[arg(short, long)]
     pub threads: Option<usize>,
-    /// Layers on the GPU.
-    #[arg(long = "gpu-layers", visible_alias = "ngl", default_value_t = 0)]
+    /// Layers on the GPU; `-ngl` works too.
+    #[arg(
+        long = "gpu-layers",
+        visible_alias = "n-gpu-layers",
+        default_value_t = 0,
+        allow_hyphen_values = true
+    )]
     pub n_gpu_layers: i32,
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]

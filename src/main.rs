@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use rosi_gguf::cli::Cli;
+use rosi_gguf::cli::{Cli, arguments};
 use rosi_gguf::output::Printer;
 use rosi_gguf::{commands, interrupt};
 use tracing::level_filters::LevelFilter;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments()) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

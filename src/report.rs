@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::direction::Separation;
 use crate::evaluate::{Examination, Score};
-use crate::output::{Table, percent, share};
+use crate::output::{Table, percent};
 use crate::search::SearchResult;
 use crate::verify::Verification;
 
@@ -159,9 +159,9 @@ impl Report {
         let mut row = |name: &str, score: &Score| {
             table.row(vec![
                 name.into(),
-                share(score.harmful.refused()),
-                share(score.harmless.refused()),
-                share(score.alarming.refused()),
+                score.harmful.refused().to_string(),
+                score.harmless.refused().to_string(),
+                score.alarming.refused().to_string(),
                 score.broken().count.to_string(),
                 format!("{:.4}", score.kl),
             ]);

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use ndarray::{Array2, Array3};
 
 use super::LlamaError;
-use super::ffi::{EvalHook, Node};
+use super::hook::{EvalHook, Node};
 use crate::activations::{Activations, WriterInputs};
 use crate::plan::Plan;
 
@@ -28,7 +28,7 @@ pub struct Capture {
 impl Capture {
     /// Looks for the residual of every layer and the inputs of every dense writer of `plan`.
     pub fn new(plan: &Plan) -> Self {
-        let residual = (0..plan.n_layer).map(|l| (format!("{}-{l}", plan.residual_name), l)).collect();
+        let residual = (0..plan.n_layer).map(|l| (plan.residual_node(l), l)).collect();
         let dense = plan.writers.iter().enumerate().filter(|(_, w)| w.n_expert == 1);
         Self {
             n_layer: plan.n_layer,

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use super::LlamaError;
 use super::adapter::{self, RankOne};
+use super::batch::Batch;
 use super::capture::{Capture, CaptureHook};
-use super::ffi::{Adapter, Batch, Context, ContextSize, Model, Token};
+use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::template::ChatTemplate;
 use crate::activations::Activations;
 

@@ -15,6 +15,8 @@ use std::sync::{Mutex, Once};
 use llama_cpp_sys_2 as sys;
 
 use super::LlamaError;
+use super::batch::Batch;
+use super::hook::{EvalHook, HookState, eval_callback};
 use crate::interrupt;
 
 /// A token id of the model's vocabulary.
@@ -156,12 +158,6 @@ impl Model {
         unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
     }
 
-    /// Whether the vocabulary wants a beginning-of-sequence token.
-    pub fn add_bos(&self) -> bool {
-        // SAFETY: the vocabulary is alive.
-        unsafe { sys::llama_vocab_get_add_bos(self.vocab()) }
-    }
-
     /// The text of the BOS and EOS tokens, empty where the vocabulary has none.
     pub fn bos_eos_text(&self) -> (String, String) {
         let text = |id: Token| {
@@ -301,101 +297,6 @@ fn memory_file(bytes: &mut [u8]) -> Result<*mut libc::FILE, LlamaError> {
     }
 }
 
-/// One node of the running graph, as the eval callback sees it.
-#[derive(Clone, Copy)]
-pub struct Node<'a> {
-    tensor: &'a sys::ggml_tensor,
-}
-
-impl<'a> Node<'a> {
-    /// The node's name; empty when it is not UTF-8.
-    pub fn name(&self) -> &'a str {
-        // SAFETY: ggml keeps the name NUL-terminated within its 64 bytes.
-        unsafe { CStr::from_ptr(self.tensor.name.as_ptr()) }.to_str().unwrap_or("")
-    }
-
-    /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
-    pub fn is_mul_mat(&self) -> bool {
-        matches!(self.tensor.op, sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
-    }
-
-    /// The node's shape, `ne[0]` fastest.
-    pub fn ne(&self) -> [i64; 4] {
-        self.tensor.ne
-    }
-
-    /// Input `i` of the node.
-    pub fn src(&self, i: usize) -> Option<Node<'a>> {
-        let src = *self.tensor.src.get(i)?;
-        // SAFETY: inputs of a node live as long as the graph that holds both.
-        unsafe { src.as_ref() }.map(|tensor| Node { tensor })
-    }
-
-    /// Copies one row of F32 (`ne[0]` values at index `row` of dimensions 1..3 flattened).
-    /// `None` when the node is not F32, not row-contiguous, or has no such row.
-    pub fn read_row(&self, row: i64, out: &mut Vec<f32>) -> Option<()> {
-        let t = self.tensor;
-        let rows = t.ne[1].checked_mul(t.ne[2])?.checked_mul(t.ne[3])?;
-        if t.type_ != sys::GGML_TYPE_F32 || t.nb[0] != 4 || row < 0 || row >= rows {
-            return None;
-        }
-        let (i1, i2, i3) = (row % t.ne[1], row / t.ne[1] % t.ne[2], row / t.ne[1] / t.ne[2]);
-        let offset = i1 as usize * t.nb[1] + i2 as usize * t.nb[2] + i3 as usize * t.nb[3];
-        out.clear();
-        out.resize(t.ne[0] as usize, 0.0);
-        // SAFETY: `offset + 4·ne[0]` lies inside the tensor because each index is below its extent;
-        // `out` is writable for that many bytes; the tensor has been computed (`ask` is false).
-        unsafe {
-            sys::ggml_backend_tensor_get(t, out.as_mut_ptr().cast(), offset, t.ne[0] as usize * 4);
-        }
-        Some(())
-    }
-}
-
-/// What looks on while a graph runs.
-pub trait EvalHook {
-    /// Whether the data of `node` is wanted once it has been computed.
-    fn wants(&mut self, node: Node<'_>) -> bool;
-    /// Takes the data of a wanted node.
-    ///
-    /// # Errors
-    /// Ends the decode; the error comes back from [`Context::decode`].
-    fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError>;
-}
-
-#[derive(Default)]
-struct HookState {
-    hook: Option<NonNull<dyn EvalHook>>,
-    error: Option<LlamaError>,
-}
-
-unsafe extern "C" fn eval_callback(t: *mut sys::ggml_tensor, ask: bool, user: *mut c_void) -> bool {
-    // SAFETY: `user` is the boxed `HookState` of the context that is decoding on this thread, and
-    // `t` a live node of its graph; no other reference to either exists during the call.
-    let (state, tensor) = unsafe { (&mut *user.cast::<HookState>(), &*t) };
-    let Some(mut hook) = state.hook else { return false };
-    if state.error.is_some() {
-        return false;
-    }
-    // SAFETY: `decode` set the pointer from a `&mut` that outlives the decode.
-    let hook = unsafe { hook.as_mut() };
-    let node = Node { tensor };
-    // Unwinding into C is undefined: a panic becomes an error that `decode` raises.
-    match catch_unwind(AssertUnwindSafe(|| {
-        if ask { Ok(hook.wants(node)) } else { hook.take(node).map(|()| true) }
-    })) {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => {
-            state.error = Some(error);
-            false
-        }
-        Err(_) => {
-            state.error = Some(LlamaError::Callback);
-            false
-        }
-    }
-}
-
 unsafe extern "C" fn abort_when_interrupted(_: *mut c_void) -> bool {
     interrupt::requested()
 }
@@ -453,11 +354,6 @@ impl Context {
         NonNull::new(ptr)
             .map(|ptr| Self { ptr, size, state, adapter: None, model: Rc::clone(model) })
             .ok_or_else(|| LlamaError::Context { reason: take_errors() })
-    }
-
-    /// The sizes that the context was made with.
-    pub fn size(&self) -> ContextSize {
-        self.size
     }
 
     /// Applies `adapter` times `scale` to every later decode, or none.
@@ -547,58 +443,5 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: nothing else holds the context; the model outlives it through `self.model`.
         unsafe { sys::llama_free(self.ptr.as_ptr()) }
-    }
-}
-
-/// Tokens of several sequences for one decode.
-#[derive(Debug, Default, Clone)]
-pub struct Batch {
-    tokens: Vec<Token>,
-    pos: Vec<i32>,
-    n_seq: Vec<i32>,
-    seq: Vec<i32>,
-    output: Vec<i8>,
-}
-
-impl Batch {
-    /// Adds `token` at `pos` of sequence `seq`; `output` asks for its logits. Returns its index.
-    pub fn push(&mut self, token: Token, pos: usize, seq: usize, output: bool) -> usize {
-        self.tokens.push(token);
-        self.pos.push(pos as i32);
-        self.n_seq.push(1);
-        self.seq.push(seq as i32);
-        self.output.push(i8::from(output));
-        self.tokens.len() - 1
-    }
-
-    /// Number of tokens.
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether there is no token.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
-    /// Number of tokens that ask for logits.
-    pub fn n_outputs(&self) -> usize {
-        self.output.iter().filter(|&&o| o != 0).count()
-    }
-
-    /// ggml asserts on what does not fit, which ends the process: say it before.
-    fn check(&self, size: ContextSize) -> Result<(), LlamaError> {
-        let too_large = self.len() > size.n_batch as usize
-            || self.n_outputs() > size.n_seq as usize
-            || self.seq.iter().any(|&s| s < 0 || s as u32 >= size.n_seq);
-        if too_large || self.is_empty() {
-            return Err(LlamaError::BatchTooLarge {
-                tokens: self.len(),
-                outputs: self.n_outputs(),
-                n_batch: size.n_batch as usize,
-                n_seq: size.n_seq as usize,
-            });
-        }
-        Ok(())
     }
 }

@@ -2,9 +2,11 @@
 //! hidden states through the eval callback, and edits previewed as rank-one LoRA adapters.
 
 pub mod adapter;
+pub mod batch;
 pub mod capture;
 pub mod engine;
 pub mod ffi;
+pub mod hook;
 pub mod template;
 
 use std::path::PathBuf;
