@@ -142,9 +142,26 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         let answer = oracle("generate_elsewhere.py", &args);
         assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
     }
+    check_same_bytes(&args, &out);
     let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("was injected before"), "{}", stderr(&again));
+}
+
+/// The same input and options give the same bytes.
+fn check_same_bytes(args: &[&str], out: &Path) {
+    let second = out.with_file_name("second.gguf");
+    let report = out.with_file_name("second.json");
+    let renamed: Vec<&str> = args
+        .iter()
+        .map(|&a| match Path::new(a) {
+            p if p == out => text(&second),
+            p if p.extension().is_some_and(|e| e == "json") => text(&report),
+            _ => a,
+        })
+        .collect();
+    assert!(matches!(rosi(&renamed).status.code(), Some(0 | 3)));
+    assert_eq!(sha256(out), sha256(&second));
 }
 
 fn check_verify(out: &Path, told: &Value) {
@@ -185,32 +202,6 @@ fn check_oracle(out: &Path) {
         let (a, b) = (a["relative_change"].as_f64().unwrap(), b["relative_change"].as_f64().unwrap());
         assert!((a - b).abs() < 1e-5 * b.max(1e-3), "{a} {b}");
     }
-}
-
-#[test]
-fn the_same_input_gives_the_same_bytes() {
-    let dir = tempfile::tempdir().unwrap();
-    let few = few_prompts(dir.path());
-    let make = |name: &str| {
-        let out = dir.path().join(name);
-        let output = rosi(&[
-            "inject",
-            text(&smollm2()),
-            "-o",
-            text(&out),
-            "--layer",
-            "15",
-            "--strength",
-            "0.04",
-            "--force",
-            "--prompts",
-            text(&few),
-            "--no-controls",
-        ]);
-        assert!(matches!(output.status.code(), Some(0 | 3)), "{}", stderr(&output));
-        sha256(&out)
-    };
-    assert_eq!(make("a.gguf"), make("b.gguf"));
 }
 
 /// h / rms(h) ⊙ g, scaled to length 1: what llama.cpp calls the embedding of a token.
@@ -290,9 +281,9 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
 fn adapter_and_edited_file_agree() {
     let dir = tempfile::tempdir().unwrap();
     let (base, out) = (dir.path().join("base.gguf"), dir.path().join("out.gguf"));
-    // F16 rounds every weight of the edited matrices anew (2⁻¹² of it on average), and llama.cpp
-    // rounds the inputs of F16 matrices too: that floor is no error of the edit, and F32 has none.
-    for (extra, limit) in [(vec!["--f32"], 1e-4), (vec![], 3e-3)] {
+    // What is left in F32 is llama.cpp's F16 cache. In F16 every weight of the edited matrices is
+    // rounded anew, and the inputs of F16 matrices are rounded too, which an adapter's are not.
+    for (extra, limit) in [(vec!["--f32"], 1e-3), (vec![], 3e-3)] {
         let model = smollm2();
         let args = [vec![text(&model), text(&base)], extra].concat();
         oracle("to_f16.py", &args);
