@@ -213,3 +213,6 @@ impl Search<'_> {
             && score.harmful.refused > self.base.harmful.refused
     }
 }
+
+#[cfg(test)]
+mod tests;
