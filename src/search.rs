@@ -12,7 +12,7 @@ use crate::llama::{Engine, LlamaError, RankOne};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-3, 0.6);
-/// First guess; method.md-like measurements put the useful range of the published edit at 2-8 %.
+/// First guess: the useful strengths of the published edit lie at 2-8 % (docs/method.md).
 const FIRST_STRENGTH: f64 = 0.04;
 /// A probe is close enough when it spends this share of the KL budget.
 const CLOSE: std::ops::RangeInclusive<f64> = 0.7..=1.0;
