@@ -230,7 +230,8 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
         let ours = normed(captured.at(0, layer).iter().copied(), &gain);
         assert_eq!(ours.len(), theirs.len());
         let cosine: f64 = ours.iter().zip(&theirs).map(|(a, b)| a * b).sum();
-        assert!(cosine > 0.999, "layer {layer}: {cosine}");
+        eprintln!("layer {layer}: 1 - cosine = {:.1e}", 1.0 - cosine);
+        assert!(cosine > 0.9995, "layer {layer}: {cosine}");
     }
 }
 
