@@ -149,17 +149,14 @@ impl Edit {
     pub fn apply_nearest(&self, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
         let n_in = info.ne[0] as usize;
         let n_embd = self.left.len();
-        let mut out = vec![0; bytes.len()];
-        map_rows(info, bytes, Some(&mut out), &|first_row, rows, target| {
+        requantize(info, bytes, &|first_row, rows| {
             for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
                 let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
                 let push = (f64::from(self.left[coordinate]) * self.alpha) as f32;
                 let right = &self.right[expert * n_in..(expert + 1) * n_in];
                 row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
             }
-            quant::quantize(info.ggml_type, n_in, rows, target)
-        })?;
-        Ok(out)
+        })
     }
 
     /// The tensor through `dequantize → quantize` without any edit: the control that shows what
@@ -168,40 +165,23 @@ impl Edit {
     /// # Errors
     /// [`EditError`] naming the tensor.
     pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
-        let mut out = vec![0; bytes.len()];
-        let n_in = info.ne[0] as usize;
-        map_rows(info, bytes, Some(&mut out), &|_, rows, target| {
-            quant::quantize(info.ggml_type, n_in, rows, target)
-        })?;
-        Ok(out)
+        requantize(info, bytes, &|_, _| ())
     }
 }
 
-/// Work on a run of decoded rows: index of the first, the values, and the bytes to fill (empty when
-/// nothing is written).
-type RowWork<'a> = dyn Fn(usize, &mut [f32], &mut [u8]) -> Result<(), QuantError> + Sync + 'a;
+/// A change to a run of decoded rows: index of the first, and the values.
+type ChangeRows<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
-/// Decodes `bytes` in runs of rows on all cores and hands each run to `work`. The split depends on
-/// the tensor alone, so the bytes do not depend on the machine.
-fn map_rows(
-    info: &TensorInfo,
-    bytes: &[u8],
-    out: Option<&mut [u8]>,
-    work: &RowWork<'_>,
-) -> Result<(), EditError> {
+/// Decodes `bytes` in runs of rows on all cores, lets `change` have each run, and encodes it again,
+/// nearest. The split depends on the tensor alone, so the bytes do not depend on the machine.
+fn requantize(info: &TensorInfo, bytes: &[u8], change: &ChangeRows<'_>) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
     let row_bytes = info.row_bytes() as usize;
     let rows_per_run = (CHUNK_VALUES / n_in.max(1)).max(1);
-    let runs: Vec<&[u8]> = bytes.chunks(rows_per_run * row_bytes).collect();
-    let mut empty = Vec::new();
-    let targets: Vec<&mut [u8]> = match out {
-        Some(out) => out.chunks_mut(rows_per_run * row_bytes).collect(),
-        None => {
-            empty.resize_with(runs.len(), || [0u8; 0]);
-            empty.iter_mut().map(|e| &mut e[..]).collect()
-        }
-    };
-    let jobs = std::sync::Mutex::new(runs.into_iter().zip(targets).enumerate());
+    let mut out = vec![0; bytes.len()];
+    let runs = bytes.chunks(rows_per_run * row_bytes);
+    let targets = out.chunks_mut(rows_per_run * row_bytes);
+    let jobs = std::sync::Mutex::new(runs.zip(targets).enumerate());
     let worker = || -> Result<(), QuantError> {
         let mut values = Vec::new();
         loop {
@@ -210,7 +190,8 @@ fn map_rows(
             };
             values.resize(source.len() / row_bytes * n_in, 0.0);
             quant::dequantize(info.ggml_type, n_in, source, &mut values)?;
-            work(run * rows_per_run, &mut values, target)?;
+            change(run * rows_per_run, &mut values);
+            quant::quantize(info.ggml_type, n_in, &values, target)?;
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -219,7 +200,8 @@ fn map_rows(
         let results = handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         results.fold(Ok(()), Result::and)
     });
-    result.map_err(|source| EditError::Quant { tensor: info.name.clone(), source })
+    result.map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
+    Ok(out)
 }
 
 /// Decodes `bytes` run by run, in order: `see(first_row, values)`.

@@ -174,6 +174,12 @@ fn metadata_preserved(base: &Gguf, edited: &Gguf) -> Result<bool, VerifyError> {
         && records(base)? == records(edited)?)
 }
 
+/// The bytes of at most `n` rows from row `first` on.
+fn rows_from<'b>((info, bytes): (&TensorInfo, &'b [u8]), first: usize, n: usize) -> &'b [u8] {
+    let row = info.row_bytes() as usize;
+    &bytes[first * row..((first + n) * row).min(bytes.len())]
+}
+
 /// Change of one tensor, decoded run by run.
 fn tensor_change(
     base: (&TensorInfo, &[u8]),
@@ -187,13 +193,10 @@ fn tensor_change(
     let mut old = Vec::new();
     let rows = (CHUNK / 4 / n_in.max(1)).max(1);
     for first in (0..base.0.n_rows() as usize).step_by(rows) {
-        let slice = |info: &TensorInfo, bytes: &[u8]| {
-            let row = info.row_bytes() as usize;
-            bytes[first * row..((first + rows) * row).min(bytes.len())].to_vec()
-        };
+        let (of_base, of_edited) = (rows_from(base, first, rows), rows_from(edited, first, rows));
         old.clear();
-        edit::for_each_run(base.0, &slice(base.0, base.1), |_, v| old.extend_from_slice(v))?;
-        edit::for_each_run(edited.0, &slice(edited.0, edited.1), |run_first, new| {
+        edit::for_each_run(base.0, of_base, |_, v| old.extend_from_slice(v))?;
+        edit::for_each_run(edited.0, of_edited, |run_first, new| {
             let old = &old[run_first * n_in..];
             for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
                 let row = first + run_first + i;

@@ -101,7 +101,7 @@ fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet,
     for kind in prompts.complete_with(&bundled)? {
         printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
     }
-    prompts.require(&[PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming])?;
+    prompts.require(&PromptKind::ALL)?;
     Ok(prompts)
 }
 
@@ -156,10 +156,7 @@ fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input
 }
 
 fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
-    let of = |split| {
-        [PromptKind::Harmful, PromptKind::Harmless, PromptKind::Alarming]
-            .map(|k| prompts.select(k, split).len())
-    };
+    let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
     PromptFacts {
         source: prompts.source().into(),
         sha256: prompts.sha256(),
@@ -216,7 +213,7 @@ fn finish(
         write::write_whole(path, json.as_bytes(), options.force)?;
     }
     if let Some(path) = &options.save_adapter {
-        let bytes = adapter::to_gguf(&opened.plan.architecture, &study::adapters(&opened.plan, edits))?;
+        let bytes = adapter::to_gguf(&opened.plan.architecture, &study::adapters(&opened.plan, edits)?)?;
         write::write_whole(path, &bytes, options.force)?;
     }
     printer.say(report.summary());
@@ -279,12 +276,12 @@ impl Exam<'_> {
         let (examiner, base) = Examiner::new(engine, questions)?;
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
-        engine.apply(&study::adapters(plan, edits))?;
+        engine.apply(&study::adapters(plan, edits)?)?;
         let exact = examiner.examine(engine)?.score;
         bar.set(2);
         let mut random = None;
         if self.options.controls {
-            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?))?;
+            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
             random = Some(examiner.examine(engine)?.score);
         }
         engine.apply(&[])?;

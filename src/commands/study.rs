@@ -8,10 +8,10 @@ use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Tally, chats};
 use crate::interrupt;
-use crate::llama::{Capture, Engine, LlamaEngine, RankOne};
+use crate::llama::{Capture, Engine, LlamaEngine, LlamaError, RankOne};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
-use crate::plan::Plan;
+use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptKind, PromptSet, Split, safety_system_prompt};
 use crate::search::{Search, SearchResult, Trial};
 
@@ -49,8 +49,16 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 }
 
 /// The edits as adapters, without the writers to which llama.cpp applies none.
-pub fn adapters(plan: &Plan, edits: &[Edit]) -> Vec<RankOne> {
-    edits.iter().filter(|e| plan.writers[e.writer].lora).map(Edit::to_rank_one).collect()
+///
+/// # Errors
+/// [`LlamaError::EditShape`], which llama.cpp would partly answer with a crash.
+pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<RankOne>, LlamaError> {
+    let applied = edits.iter().map(|e| (e, &plan.writers[e.writer])).filter(|(_, writer)| writer.lora);
+    let checked = |(edit, writer): (&Edit, &ResidualWriter)| {
+        let rank_one = edit.to_rank_one();
+        rank_one.check(writer.n_in, writer.n_out).map(|()| rank_one)
+    };
+    applied.map(checked).collect()
 }
 
 impl Study {
@@ -76,11 +84,13 @@ impl Study {
         let directions = direction::difference_in_means(&harmful, &harmless)?;
         check_layer(options, directions.by_layer.len())?;
         let search = {
-            let edits = |layer: usize, strength: f64| {
-                edit::published(&opened.plan, &weights, &directions.by_layer[layer], strength)
+            let edits = |layer: usize, strength: f64| -> Result<Vec<RankOne>, Error> {
+                let direction = &directions.by_layer[layer];
+                let edits = edit::published(&opened.plan, &weights, direction, strength)?;
+                Ok(adapters(&opened.plan, &edits)?)
             };
             edits(0, 1.0)?; // what can fail does so for every layer and strength alike
-            let make = |layer, strength| adapters(&opened.plan, &edits(layer, strength).unwrap_or_default());
+            let make = |layer, strength| edits(layer, strength).unwrap_or_default();
             run_search(engine, &examiner, &base, (&make, &directions, options, printer))?
         };
         let chosen = choose_trial(&search, &base, options)?;
