@@ -1,6 +1,8 @@
 //! Rows of every ggml type ↔ f32, by ggml's own code, checked before it can abort the process.
 
 mod ffi;
+mod grid;
+pub mod preserve;
 
 use crate::gguf::GgmlType;
 

@@ -1,0 +1,403 @@
+//! Requantization that keeps a rank-one edit: codes are chosen anew on each block's existing grid so
+//! that the edit arrives along its left factor, column by column.
+//!
+//! A small edit is a small part of one quantization step: rounding to nearest throws it away. But of
+//! the edit `ΔW = l rᵀ` only `lᵀΔW = rᵀ` has to arrive (‖l‖ = 1), one number per column, and a column
+//! has hundreds of rows that can share it: of all rows a few move by one whole step. Which ones is
+//! decided by **error diffusion**: the rows are walked in the order of falling |l_i|, and for every
+//! column j the weighted error so far,
+//!
+//! ```text
+//! c_j = Σ_{rows i so far} l_i (moved_ij − l_i r_j)
+//! ```
+//!
+//! is carried into the next row's rounding. So rows move as often as the edit asks of them, what a
+//! block's extremes cannot take is carried on to rows that can, and the last and smallest |l_i| leave
+//! an error far below the first ones'.
+//!
+//! What is added besides is noise `N = moved − ΔW`, and its cost is what real inputs x make of it,
+//! `E‖N x‖² = tr(N C Nᵀ)`, `C = E[x xᵀ]`. With `C ≈ diag(D) + Σ_p m_p m_pᵀ` ([`InputModel`]) the walk
+//! carries a second error along each row, `e_p = Σ_{columns j so far} m_pj N_ij`, and among the rows
+//! that could take a step lets those do it that bring it down: the best move of one value is
+//!
+//! ```text
+//! argmin_t  A·w_j (t + c_j/l_i)² + w_j (t − l_i r_j)² + 2 t Σ_p e_p m_pj,   w_j = D_j + Σ_p m_pj²
+//! ```
+//!
+//! rounded to the grid, A the weight of the edit over the noise. A move never makes |c_j| larger, so
+//! no column can end up further from its edit than if the tensor were left alone.
+//!
+//! Only codes change: scales, offsets and all other bytes stay. The order of work depends on the
+//! tensor alone, so the bytes do not depend on the number of threads.
+
+use super::QuantError;
+use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
+use crate::gguf::GgmlType;
+
+/// A: how much an error along the edit counts against one across it.
+const ALONG: f32 = 3.0;
+/// Rows with |l_i| below this share of the mean are left alone: they would move by whole steps to
+/// mend what they hardly reach.
+const LEAST_SHARE: f32 = 0.05;
+/// Stripes of columns that a tensor is cut into, for as many threads.
+const STRIPES: usize = 4;
+
+/// What is known of a matrix's inputs: `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ`, in any unit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InputModel {
+    /// D, `[n_in]`; empty = all the same.
+    pub diagonal: Vec<f32>,
+    /// m_p, each `[n_in]`.
+    pub principal: Vec<Vec<f32>>,
+}
+
+/// ΔW = left · rightᵀ of one matrix `[left.len()][right.len()]`.
+#[derive(Debug, Clone, Copy)]
+pub struct RankOneTarget<'a> {
+    /// l, a unit vector, one entry per row.
+    pub left: &'a [f32],
+    /// r with the strength in it, one entry per column.
+    pub right: &'a [f32],
+}
+
+/// Whether [`preserve`] can write the type.
+pub fn can_preserve(ggml_type: GgmlType) -> bool {
+    scalar(ggml_type).is_some() || float(ggml_type).is_some()
+}
+
+/// Walks one stripe: rows of the stripe's bytes, and what the walk needs to know.
+type Walk = fn(&mut [&mut [u8]], &Stripe<'_>);
+
+fn scalar(ggml_type: GgmlType) -> Option<Walk> {
+    use GgmlType as T;
+    Some(match ggml_type {
+        T::Q4_0 => walk::<grid::Q4_0>,
+        T::Q4_1 => walk::<grid::Q4_1>,
+        T::Q5_0 => walk::<grid::Q5_0>,
+        T::Q5_1 => walk::<grid::Q5_1>,
+        T::Q8_0 => walk::<grid::Q8_0>,
+        T::Q1_0 => walk::<grid::Q1_0>,
+        T::Q2_0 => walk::<grid::Q2_0>,
+        T::Q2_K => walk::<grid::Q2K>,
+        T::Q3_K => walk::<grid::Q3K>,
+        T::Q4_K => walk::<grid::Q4K>,
+        T::Q5_K => walk::<grid::Q5K>,
+        T::Q6_K => walk::<grid::Q6K>,
+        T::IQ4_NL => walk::<grid::IQ4NL>,
+        T::IQ4_XS => walk::<grid::IQ4XS>,
+        T::MXFP4 => walk::<grid::MXFP4>,
+        T::NVFP4 => walk::<grid::NVFP4>,
+        T::TQ1_0 => walk::<grid::TQ1_0>,
+        T::TQ2_0 => walk::<grid::TQ2_0>,
+        _ => return None,
+    })
+}
+
+fn float(ggml_type: GgmlType) -> Option<Walk> {
+    Some(match ggml_type {
+        GgmlType::F32 => walk_floats::<F32>,
+        GgmlType::F16 => walk_floats::<F16>,
+        GgmlType::BF16 => walk_floats::<BF16>,
+        _ => return None,
+    })
+}
+
+/// Adds `target` to the matrix in `bytes` (rows of `target.right.len()` values of `ggml_type`).
+///
+/// # Errors
+/// [`QuantError`] when sizes disagree, the type cannot be written, or a float would overflow.
+pub fn preserve(
+    ggml_type: GgmlType,
+    bytes: &mut [u8],
+    target: RankOneTarget<'_>,
+    inputs: &InputModel,
+    threads: usize,
+) -> Result<(), QuantError> {
+    let (n_row, n_in) = (target.left.len(), target.right.len());
+    super::check_size(ggml_type, n_in, n_row * n_in, bytes.len())?;
+    let unsupported = QuantError::Unsupported { ggml_type, direction: "from" };
+    let walk = scalar(ggml_type).or_else(|| float(ggml_type)).ok_or(unsupported)?;
+    check_finite(ggml_type, target.left)?;
+    check_finite(ggml_type, target.right)?;
+    if n_row == 0 {
+        return Ok(());
+    }
+    let order = row_order(target.left, if ggml_type.is_float() { 0.0 } else { LEAST_SHARE });
+    let unit = Units::new(ggml_type, n_in);
+    let stripes: Vec<Stripe<'_>> =
+        unit.ranges().map(|columns| Stripe::new(target, inputs, columns, &order)).collect();
+    let mut rows: Vec<Vec<&mut [u8]>> = stripes.iter().map(|_| Vec::with_capacity(n_row)).collect();
+    for row in bytes.chunks_exact_mut(bytes.len() / n_row) {
+        for (part, rows) in row.chunks_mut(unit.stripe_bytes()).zip(&mut rows) {
+            rows.push(part);
+        }
+    }
+    let jobs = std::sync::Mutex::new(stripes.iter().zip(&mut rows));
+    std::thread::scope(|scope| {
+        let worker = || {
+            while let Some((stripe, rows)) = jobs.lock().ok().and_then(|mut jobs| jobs.next()) {
+                walk(rows, stripe);
+            }
+        };
+        (1..threads.min(STRIPES)).for_each(|_| drop(scope.spawn(worker)));
+        worker();
+    });
+    Ok(())
+}
+
+fn check_finite(ggml_type: GgmlType, factor: &[f32]) -> Result<(), QuantError> {
+    match factor.iter().position(|v| !v.is_finite()) {
+        Some(index) => Err(QuantError::NotFinite { ggml_type, index, value: factor[index] }),
+        None => Ok(()),
+    }
+}
+
+/// How the columns are cut into stripes of whole blocks.
+struct Units {
+    n_in: usize,
+    /// Columns of a stripe.
+    stripe: usize,
+    /// Bytes per `block_len` columns.
+    block: (usize, usize),
+}
+
+impl Units {
+    fn new(ggml_type: GgmlType, n_in: usize) -> Self {
+        let block = (ggml_type.block_len() as usize, ggml_type.block_bytes() as usize);
+        let blocks = (n_in / block.0).div_ceil(STRIPES).max(1);
+        Self { n_in, stripe: blocks * block.0, block }
+    }
+
+    fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        (0..self.n_in).step_by(self.stripe).map(|first| first..(first + self.stripe).min(self.n_in))
+    }
+
+    fn stripe_bytes(&self) -> usize {
+        self.stripe / self.block.0 * self.block.1
+    }
+}
+
+/// Rows by falling |l_i|, without those below `share` of the mean; ties by index.
+fn row_order(left: &[f32], share: f32) -> Vec<usize> {
+    let mean = (left.iter().map(|l| f64::from(*l).powi(2)).sum::<f64>() / left.len() as f64).sqrt();
+    let least = (mean * f64::from(share)) as f32;
+    let mut order: Vec<usize> = (0..left.len()).filter(|&i| left[i] != 0.0 && left[i].abs() >= least).collect();
+    order.sort_by(|&a, &b| left[b].abs().total_cmp(&left[a].abs()).then(a.cmp(&b)));
+    order
+}
+
+/// A range of columns, and what the walk over it needs.
+struct Stripe<'a> {
+    order: &'a [usize],
+    left: &'a [f32],
+    right: &'a [f32],
+    /// m_p of these columns.
+    principal: Vec<&'a [f32]>,
+    /// Σ_j m_pj r_j of each run of [`MAX_SUB`]/2 columns, `[n_run][n_principal]`.
+    drift: Vec<f32>,
+    /// 1/w_j.
+    inverse_weight: Vec<f32>,
+}
+
+/// Columns per entry of [`Stripe::drift`]: the smallest sub-block.
+const RUN: usize = MAX_SUB / 2;
+
+impl<'a> Stripe<'a> {
+    fn new(
+        target: RankOneTarget<'a>,
+        inputs: &'a InputModel,
+        columns: std::ops::Range<usize>,
+        order: &'a [usize],
+    ) -> Self {
+        let right = &target.right[columns.clone()];
+        let usable = inputs.principal.iter().filter(|m| m.len() == target.right.len());
+        let principal: Vec<&[f32]> = usable.map(|m| &m[columns.clone()]).collect();
+        let weight = |j: usize| -> f64 {
+            let own = inputs.diagonal.get(columns.start + j).map_or(1.0, |&d| f64::from(d));
+            own + principal.iter().map(|m| f64::from(m[j]).powi(2)).sum::<f64>()
+        };
+        let weights: Vec<f64> = (0..right.len()).map(weight).collect();
+        // An input that is never used would make its weight, and what it is divided by, zero.
+        let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
+        let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
+        let runs = right.chunks(RUN).enumerate();
+        let drift = runs.flat_map(|(run, right)| {
+            principal.iter().map(move |m| m[run * RUN..].iter().zip(right).map(|(m, r)| m * r).sum::<f32>()).collect::<Vec<_>>()
+        });
+        let drift = drift.collect();
+        Self { order, left: target.left, right, principal, drift, inverse_weight }
+    }
+}
+
+/// The walk over one row.
+struct Row<'a, 's> {
+    stripe: &'s Stripe<'a>,
+    /// l_i.
+    left: f32,
+    /// c_j.
+    carry: &'s mut [f32],
+    /// e_p.
+    error: &'s mut [f32],
+}
+
+impl Row<'_, '_> {
+    /// What every value of a sub-block wants to move by, after its columns' carry has been charged
+    /// with the row's share; returns the largest.
+    fn wishes(&mut self, first: usize, wish: &mut [f32]) -> f32 {
+        let (n, left) = (wish.len(), self.left);
+        let right = &self.stripe.right[first..first + n];
+        let carry = &mut self.carry[first..first + n];
+        wish.fill(0.0);
+        for (m, &e) in self.stripe.principal.iter().zip(self.error.iter()) {
+            wish.iter_mut().zip(&m[first..first + n]).for_each(|(w, m)| *w += e * m);
+        }
+        let (along, own) = (-ALONG / left / (ALONG + 1.0), left / (ALONG + 1.0));
+        let weight = &self.stripe.inverse_weight[first..first + n];
+        let mut largest = 0.0f32;
+        for j in 0..n {
+            carry[j] -= left * left * right[j];
+            wish[j] = along * carry[j] + own * right[j] - wish[j] * weight[j] / (ALONG + 1.0);
+            largest = largest.max(wish[j].abs());
+        }
+        for run in first / RUN..(first + n) / RUN {
+            let drift = &self.stripe.drift[run * self.error.len()..];
+            self.error.iter_mut().zip(drift).for_each(|(e, d)| *e -= left * d);
+        }
+        largest
+    }
+
+    /// Notes that value `j` moved.
+    fn moved(&mut self, j: usize, by: f32) {
+        self.carry[j] += self.left * by;
+        for (e, m) in self.error.iter_mut().zip(&self.stripe.principal) {
+            *e += m[j] * by;
+        }
+    }
+
+    /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
+    fn sub_block<G: Grid>(&mut self, first: usize, (block, at): (&mut [u8], usize), step: f32) {
+        let mut wish = [0.0; MAX_SUB];
+        let wish = &mut wish[..G::SUB];
+        let largest = self.wishes(first, wish);
+        let least = 0.5 * G::LEVELS.gap() * step.abs();
+        if !(step.is_finite() && step != 0.0 && largest >= least) {
+            return;
+        }
+        for (j, &wish) in wish.iter().enumerate().filter(|(_, w)| w.abs() >= least) {
+            // Twice the way to c_j = 0: as far from it on the other side.
+            let most = -2.0 * self.carry[first + j] / (self.left * step);
+            if most * wish * step <= 0.0 {
+                continue;
+            }
+            let q = G::get(block, at + j);
+            let (to, levels) = G::LEVELS.moved(q, wish / step, most.abs());
+            if to != q {
+                G::set(block, at + j, to);
+                self.moved(first + j, levels * step);
+            }
+        }
+    }
+}
+
+fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
+    let mut carry = vec![0.0; stripe.right.len()];
+    let mut error = vec![0.0; stripe.principal.len()];
+    let mut steps = [0.0; MAX_SUBS];
+    for &i in stripe.order {
+        error.fill(0.0);
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        for (b, block) in rows[i].chunks_exact_mut(G::BYTES).enumerate() {
+            G::steps(block, &mut steps);
+            for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
+                let at = sub * G::SUB;
+                row.sub_block::<G>(b * G::LEN + at, (block, at), step);
+            }
+        }
+    }
+}
+
+/// A floating-point type: its grid is its own rounding.
+trait Float {
+    const BYTES: usize;
+    fn read(bytes: &[u8]) -> f32;
+    fn write(value: f32, bytes: &mut [u8]);
+    /// The nearest representable value.
+    fn round(value: f32) -> f32;
+    /// The next representable value above or below a representable one.
+    fn next(value: f32, up: bool) -> f32;
+}
+
+struct F32;
+struct F16;
+struct BF16;
+
+impl Float for F32 {
+    const BYTES: usize = 4;
+    fn read(b: &[u8]) -> f32 {
+        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+    }
+    fn write(value: f32, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&value.to_le_bytes());
+    }
+    fn round(value: f32) -> f32 {
+        value
+    }
+    fn next(value: f32, _: bool) -> f32 {
+        value
+    }
+}
+
+macro_rules! half_float {
+    ($name:ident, $half:ty) => {
+        impl Float for $name {
+            const BYTES: usize = 2;
+            fn read(b: &[u8]) -> f32 {
+                <$half>::from_le_bytes([b[0], b[1]]).to_f32()
+            }
+            fn write(value: f32, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&<$half>::from_f32(value).to_le_bytes());
+            }
+            fn round(value: f32) -> f32 {
+                <$half>::from_f32(value).to_f32()
+            }
+            fn next(value: f32, up: bool) -> f32 {
+                // Bits of one sign are ordered as the values are; around zero the next one is far
+                // too small to matter, so it stays.
+                let bits = <$half>::from_f32(value).to_bits();
+                match (value == 0.0, (value > 0.0) == up) {
+                    (true, _) => value,
+                    (_, true) => <$half>::from_bits(bits + 1).to_f32(),
+                    (_, false) => <$half>::from_bits(bits - 1).to_f32(),
+                }
+            }
+        }
+    };
+}
+
+half_float!(F16, half::f16);
+half_float!(BF16, half::bf16);
+
+/// Rounds `W_ij + l_i r_j` up or down, whichever brings the column's carry down. A value that would
+/// not be finite stays.
+fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
+    let mut carry = vec![0.0f32; stripe.right.len()];
+    for &i in stripe.order {
+        let left = stripe.left[i];
+        let columns = carry.iter_mut().zip(stripe.right);
+        for (bytes, (carry, &right)) in rows[i].chunks_exact_mut(F::BYTES).zip(columns) {
+            let (old, wanted) = (F::read(bytes), left * right);
+            *carry -= left * wanted;
+            let plain = F::round(old + wanted);
+            let other = F::next(plain, plain < old + wanted);
+            let after = |new: f32| *carry + left * (new - old);
+            let new = if after(other).abs() < after(plain).abs() { other } else { plain };
+            if new.is_finite() && after(new).abs() <= carry.abs() {
+                *carry = after(new);
+                F::write(new, bytes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::quant::{dequantize, quantize};
+
+/// Standard normal numbers.
+fn noise(n: usize, seed: u64) -> Vec<f32> {
+    crate::direction::random(0, n.max(1), seed).unwrap().unit().iter().map(|v| v * (n as f32).sqrt()).collect()
+}
+
+fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * (values.len() / n_in)];
+    quantize(ggml_type, n_in, values, &mut bytes).unwrap();
+    bytes
+}
+
+fn decoded(ggml_type: GgmlType, n_in: usize, n_row: usize, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; n_in * n_row];
+    dequantize(ggml_type, n_in, bytes, &mut values).unwrap();
+    values
+}
+
+/// lᵀ(after − before), per column.
+fn arrived(left: &[f32], n_in: usize, before: &[f32], after: &[f32]) -> Vec<f64> {
+    let mut along = vec![0.0; n_in];
+    for (i, (old, new)) in before.chunks_exact(n_in).zip(after.chunks_exact(n_in)).enumerate() {
+        for (a, (o, n)) in along.iter_mut().zip(old.iter().zip(new)) {
+            *a += f64::from(left[i]) * (f64::from(*n) - f64::from(*o));
+        }
+    }
+    along
+}
+
+/// Gain and cosine of a 1 % edit of a normal matrix.
+fn survival(ggml_type: GgmlType, inputs: &InputModel) -> (f64, f64) {
+    let (n_row, n_in) = (512, 512);
+    let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / (n_row as f32).sqrt()).collect();
+    let right: Vec<f32> = noise(n_in, 2).iter().map(|v| v * 0.01 * (n_row as f32).sqrt()).collect();
+    let mut bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
+    let before = decoded(ggml_type, n_in, n_row, &bytes);
+    preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, right: &right }, inputs, 2).unwrap();
+    let along = arrived(&left, n_in, &before, &decoded(ggml_type, n_in, n_row, &bytes));
+    let dot: f64 = along.iter().zip(&right).map(|(a, r)| a * f64::from(*r)).sum();
+    let (found, asked) = (along.iter().map(|a| a * a).sum::<f64>(), right.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>());
+    (dot / asked, dot / (found * asked).sqrt())
+}
+
+#[test]
+fn a_small_edit_arrives_whole() {
+    let model = InputModel { diagonal: vec![1.0; 512], principal: vec![noise(512, 5), noise(512, 6)] };
+    for ggml_type in GgmlType::all().filter(|&t| can_preserve(t)) {
+        for inputs in [&InputModel::default(), &model] {
+            let (gain, cosine) = survival(ggml_type, inputs);
+            eprintln!("{ggml_type}: gain {gain:.4} cosine {cosine:.4}");
+            assert!((0.97..1.03).contains(&gain) && cosine > 0.98, "{ggml_type}: {gain} {cosine}");
+        }
+    }
+}
+
+#[test]
+fn no_edit_changes_no_byte_and_threads_change_nothing() {
+    let (n_row, n_in) = (64, 1024);
+    let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / 8.0).collect();
+    let right = noise(n_in, 2);
+    for ggml_type in GgmlType::all().filter(|&t| can_preserve(t)) {
+        let bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
+        let with = |right: &[f32], threads| {
+            let mut bytes = bytes.clone();
+            let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4)] };
+            preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, right }, &inputs, threads).unwrap();
+            bytes
+        };
+        assert_eq!(with(&vec![0.0; n_in], 2), bytes, "{ggml_type}");
+        let edited = with(&right, 1);
+        assert_ne!(edited, bytes, "{ggml_type}");
+        assert_eq!(edited, with(&right, 3), "{ggml_type}");
+    }
+}
+
+/// Σ_j (lᵀΔ_j − r_j)², f64, with its tolerance: f32 sums of that size.
+fn weighted_error(right: &[f32], along: &[f64]) -> (f64, f64) {
+    let square = |(a, r): (&f64, &f32)| (a - f64::from(*r)).powi(2);
+    let alone: f64 = right.iter().map(|r| f64::from(*r).powi(2)).sum();
+    (along.iter().zip(right).map(square).sum(), alone)
+}
+
+fn factor(n: usize) -> impl Strategy<Value = Vec<f32>> {
+    prop_oneof![
+        proptest::collection::vec(-1f32..1.0, n),
+        Just(vec![0.0; n]),
+        (0..n).prop_map(move |i| (0..n).map(|j| f32::from(i == j)).collect()),
+        proptest::collection::vec(-1e-30f32..1e-30, n),
+        proptest::collection::vec(-1e4f32..1e4, n),
+        proptest::collection::vec(-1e30f32..1e30, n),
+    ]
+}
+
+/// Bytes of two rows of one block: any codes, and scales from zero over denormals to the largest F16.
+fn raw(ggml_type: GgmlType, n_row: usize) -> impl Strategy<Value = Vec<u8>> {
+    let n = ggml_type.block_bytes() as usize * n_row;
+    prop_oneof![proptest::collection::vec(any::<u8>(), n), Just(vec![0; n]), Just(vec![0x7B; n]), Just(vec![1; n])]
+}
+
+fn check_raw(ggml_type: GgmlType, bytes: &[u8], left: &[f32], right: &[f32]) -> Result<(), TestCaseError> {
+    let (n_in, n_row) = (ggml_type.block_len() as usize, left.len());
+    let norm = left.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let left: Vec<f32> = left.iter().map(|v| if norm > 0.0 { (f64::from(*v) / norm) as f32 } else { 0.0 }).collect();
+    let before = decoded(ggml_type, n_in, n_row, bytes);
+    prop_assume!(before.iter().all(|v| v.is_finite()));
+    let mut after = bytes.to_vec();
+    let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4)] };
+    preserve(ggml_type, &mut after, RankOneTarget { left: &left, right }, &inputs, 1).unwrap();
+    let values = decoded(ggml_type, n_in, n_row, &after);
+    prop_assert!(values.iter().all(|v| v.is_finite()), "{}", ggml_type);
+    let along = arrived(&left, n_in, &before, &values);
+    let (error, alone) = weighted_error(right, &along);
+    let scale: f64 = before.iter().chain(&values).map(|v| f64::from(*v).powi(2)).sum();
+    prop_assert!(error <= alone * (1.0 + 1e-4) + 1e-10 * scale, "{}: {} > {}", ggml_type, error, alone);
+    Ok(())
+}
+
+/// A type, three rows of one block, the left factor and the right one.
+fn hostile() -> impl Strategy<Value = (GgmlType, Vec<u8>, Vec<f32>, Vec<f32>)> {
+    let types: Vec<GgmlType> = GgmlType::all().filter(|&t| can_preserve(t)).collect();
+    prop::sample::select(types)
+        .prop_flat_map(|t| (Just(t), raw(t, 3), factor(3), factor(t.block_len() as usize)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn hostile_blocks_give_no_nan_and_are_never_worse_than_left_alone((t, bytes, left, right) in hostile()) {
+        check_raw(t, &bytes, &left, &right)?;
+    }
+}
