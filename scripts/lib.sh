@@ -4,6 +4,7 @@
 #
 # Everything that is fetched or made lives in one cache folder outside the checkout:
 #   models/<sha256>/NAME.gguf   test models         (scripts/fetch-model)
+#   prompts/<sha256>/NAME.jsonl outside prompt sets (scripts/fetch-prompts)
 #   python/<name>-<key>/        Python environments (ensure_python_env, the wheels of ensure_build_tools)
 #   quickstart/                 what scripts/quickstart wrote
 
@@ -117,6 +118,44 @@ ensure_python_env() {
   # `die` in a command substitution ends only that; the caller may have turned `set -e` off by `||`.
   venv="$(make_venv oracles "$ROOT/tests/oracles/requirements.txt")" || exit 1
   export PYTHON="$venv/bin/python"
+}
+
+# ---- files that are carried by Python packages; nothing of those packages is installed or run ----
+
+# SHA-256 by Python, because its command has another name on each system.
+sha256_of() {
+  python3 - "$1" <<'PY'
+import hashlib, sys
+digest = hashlib.sha256()
+with open(sys.argv[1], "rb") as file:
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+print(digest.hexdigest())
+PY
+}
+
+# download_wheel PACKAGE==VERSION FOLDER: leaves the package's wheel in the empty FOLDER.
+download_wheel() {
+  local venv
+  venv="$(make_venv pip '')" || exit 1
+  "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary=:all: \
+    --dest "$2" "$1" >&2 || die "$1 could not be downloaded"
+}
+
+# make_checked FILE SHA256 MAKER: MAKER writes to the path it is given, and may use the folder $temp; what it wrote gets
+# the name FILE only if its SHA-256 is right.
+make_checked() {
+  local file="$1" sha256="$2" maker="$3" made found
+  mkdir -p "$(dirname "$file")"
+  # A unique name beside the final one: two runs at once do not meet, and the rename is atomic.
+  temp="$(mktemp -d "$(dirname "$file")/.fetching.XXXXXX")"
+  trap 'rm -rf "$temp"' EXIT
+  trap 'exit 130' INT TERM
+  made="$temp/$(basename "$file")"
+  "$maker" "$made"
+  found="$(sha256_of "$made")"
+  [ "$found" = "$sha256" ] || die "what was downloaded for ${file##*/} is another file: its SHA-256 is $found, not $sha256"
+  mv -f "$made" "$file"
 }
 
 # ---- what llama.cpp's build needs: cmake, make, a C++ compiler, libclang ----

@@ -159,7 +159,7 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The bundled set: 192 harmful, 192 harmless and 96 alarming prompts.
+    /// The bundled set: 192 harmful, 192 harmless and 288 alarming prompts.
     pub fn bundled() -> PromptSet {
         let files = [
             ("harmful.jsonl", HARMFUL_JSONL),

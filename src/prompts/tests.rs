@@ -47,8 +47,8 @@ fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
 #[test]
 fn bundled_counts() {
     let set = PromptSet::bundled();
-    assert_eq!((set.len(), set.source()), (480, "bundled"));
-    for (kind, per_split) in [(Harmful, 64), (Harmless, 64), (Alarming, 32)] {
+    assert_eq!((set.len(), set.source()), (672, "bundled"));
+    for (kind, per_split) in [(Harmful, 64), (Harmless, 64), (Alarming, 96)] {
         assert_eq!(set.count(kind), 3 * per_split);
         for split in Split::ALL {
             assert_eq!(set.select(kind, split).len(), per_split, "{kind} {split}");
@@ -60,7 +60,7 @@ fn bundled_counts() {
 #[test]
 fn bundled_topics_are_balanced() {
     let set = PromptSet::bundled();
-    for (kind, topics) in [(Harmful, 16), (Harmless, 16), (Alarming, 8)] {
+    for (kind, topics) in [(Harmful, 16), (Harmless, 16), (Alarming, 24)] {
         for split in Split::ALL {
             let selected = set.select(kind, split);
             let counts = tally(selected.iter().filter_map(|p| p.topic.as_deref()));
@@ -87,14 +87,46 @@ fn bundled_forms_match() {
     assert!(gap.abs() < 0.5, "{gap}");
 }
 
+/// Alarming prompts are to differ from harmful ones in meaning, not in length, punctuation or opening.
+#[test]
+fn bundled_alarming_prompts_are_not_told_by_their_form() {
+    let set = PromptSet::bundled();
+    let questions = |prompts: &[&Prompt]| {
+        prompts.iter().filter(|p| p.text.ends_with('?')).count() as f64 / prompts.len() as f64
+    };
+    for split in Split::ALL {
+        let (alarming, harmful) = (set.select(Alarming, split), set.select(Harmful, split));
+        let gap = (mean_words(&alarming) - mean_words(&harmful)).abs();
+        assert!(gap < 1.0, "{split}: {gap}");
+        let gap = (questions(&alarming) - questions(&harmful)).abs();
+        assert!(gap < 0.25, "{split}: {gap}");
+        let openings = tally(alarming.iter().filter_map(|p| p.text.split(' ').next()));
+        assert!(openings.len() >= 20, "{split}: {openings:?}");
+        assert!(openings.values().all(|n| *n <= alarming.len() / 4), "{split}: {openings:?}");
+    }
+}
+
+#[test]
+fn bundled_alarming_prompts_are_no_variants_of_each_other() {
+    let set = PromptSet::bundled();
+    let folded: Vec<String> = set.of_kind(Alarming).iter().map(|p| fold(&p.text)).collect();
+    let words: Vec<HashSet<&str>> = folded.iter().map(|text| text.split(' ').collect()).collect();
+    for (i, a) in words.iter().enumerate() {
+        for (j, b) in words.iter().enumerate().take(i) {
+            let (common, all) = (a.intersection(b).count(), a.union(b).count());
+            assert!(2 * common <= all, "{} / {}", folded[i], folded[j]);
+        }
+    }
+}
+
 #[test]
 fn bundled_prompts_are_short_and_distinct() {
     let set = PromptSet::bundled();
     // Counted in the raw files, since a set drops duplicates silently.
     let raw = [HARMFUL_JSONL, HARMLESS_JSONL, ALARMING_JSONL].concat();
-    assert_eq!(raw.lines().count(), 480);
+    assert_eq!(raw.lines().count(), 672);
     let distinct: HashSet<String> = set.prompts().iter().map(|p| fold(&p.text)).collect();
-    assert_eq!(distinct.len(), 480);
+    assert_eq!(distinct.len(), 672);
     for prompt in set.prompts() {
         let words = prompt.text.split_whitespace().count();
         assert!((6..=20).contains(&words), "{}", prompt.text);
