@@ -1,15 +1,17 @@
 //! Hidden states that a model showed on a set of prompts.
 
-use ndarray::{Array2, Array3, ArrayView1, s};
+use ndarray::{Array2, Array3, ArrayView1, Axis, s};
+
+use crate::linalg;
+use crate::quant::preserve::InputModel;
 
 /// Inputs of one residual writer.
 #[derive(Debug, Clone)]
 pub struct WriterInputs {
-    /// Σ x over all tokens that the writer saw, `[n_in]`, f64. In the last layer llama.cpp
-    /// computes the FFN for the last tokens only, so there the sum is over those.
-    pub sum: Vec<f64>,
-    /// How many tokens `sum` covers.
-    pub tokens: u64,
+    /// x at tokens spread evenly over all prompts and positions, f32 `[n_sample][n_in]`; what all
+    /// prompts begin with is taken once. Empty where llama.cpp computes the last tokens only (the FFN
+    /// of the last layer).
+    pub sample: Array2<f32>,
     /// x at the last token of each prompt, f32 `[n_kept][n_in]`; `n_kept ≤ n_prompt` where memory
     /// is short.
     pub last: Array2<f32>,
@@ -20,6 +22,32 @@ impl WriterInputs {
     pub fn mean_last(&self) -> Vec<f64> {
         let n = self.last.nrows().max(1) as f64;
         self.last.columns().into_iter().map(|c| c.iter().map(|&v| f64::from(v)).sum::<f64>() / n).collect()
+    }
+}
+
+/// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the inputs of one writer in several sets of prompts:
+/// m_p are the first `k` principal components (not centred) of all their rows, D what these leave of
+/// each input's own second moment, at least a hundredth of it.
+pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
+    let views: Vec<_> = sets.iter().flat_map(|s| [s.last.view(), s.sample.view()]).collect();
+    let Ok(rows) = ndarray::concatenate(Axis(0), &views) else { return InputModel::default() };
+    let n = rows.nrows();
+    if n == 0 || rows.iter().any(|v| !v.is_finite()) {
+        return InputModel::default();
+    }
+    // The eigenvectors a of X Xᵀ/n are a few hundred long; those of Xᵀ X/n are Xᵀa, scaled.
+    let gram = rows.dot(&rows.t()) / n as f32;
+    let (_, vectors) = linalg::top_eigen(gram.view(), k);
+    let components = vectors.dot(&rows) / (n as f32).sqrt();
+    let square = |j: usize| rows.column(j).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / n as f64;
+    let diagonal = (0..rows.ncols()).map(|j| {
+        let (own, known) =
+            (square(j), components.column(j).iter().map(|&m| f64::from(m).powi(2)).sum::<f64>());
+        (own - known).max(0.01 * own) as f32
+    });
+    InputModel {
+        diagonal: diagonal.collect(),
+        principal: components.rows().into_iter().map(|row| row.to_vec()).collect(),
     }
 }
 
@@ -52,5 +80,33 @@ impl Activations {
         let n = self.n_prompt().max(1) as f64;
         mean.iter_mut().for_each(|m| *m /= n);
         mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_model_has_the_second_moments_of_its_rows() {
+        // Two strong directions and a little of everything else.
+        let row = |i: usize, j: usize| {
+            let (a, b) = ((i as f32).sin() * 3.0, (i as f32 * 2.3).cos());
+            a + b * f32::from(j % 2 == 0) + ((i * 31 + j * 17) % 13) as f32 * 0.01
+        };
+        let inputs = WriterInputs {
+            sample: Array2::from_shape_fn((40, 24), |(i, j)| row(i, j)),
+            last: Array2::from_shape_fn((8, 24), |(i, j)| row(i + 40, j)),
+        };
+        let model = input_model(&[&inputs], 3);
+        assert_eq!(model.principal.len(), 3);
+        for j in 0..24 {
+            let own = (0..48).map(|i| row(i, j).powi(2)).sum::<f32>() / 48.0;
+            let known: f32 = model.principal.iter().map(|m| m[j] * m[j]).sum();
+            assert!((model.diagonal[j] + known - own).abs() < 0.02 * own, "{j}");
+            assert!(known > 0.9 * own, "{j}: {known} of {own}");
+        }
+        let empty = WriterInputs { sample: Array2::zeros((0, 24)), last: Array2::zeros((0, 24)) };
+        assert_eq!(input_model(&[&empty], 3), InputModel::default());
     }
 }

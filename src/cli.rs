@@ -64,6 +64,13 @@ pub struct InjectArgs {
     /// Most KL divergence from the base on harmless prompts (first token, nats).
     #[arg(long, default_value_t = 0.05, allow_hyphen_values = true)]
     pub max_kl: f64,
+    /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
+    /// promote=TYPE.
+    #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE")]
+    pub requant: String,
+    /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
+    #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
+    pub promote: Option<String>,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,

@@ -9,7 +9,7 @@ use crate::plan::{Plan, ResidualWriter};
 use crate::quant::{self, QuantError};
 
 /// Values converted at a time and per thread, so that memory is bounded by the tensor's own bytes.
-const CHUNK_VALUES: usize = 1 << 20;
+pub(crate) const CHUNK_VALUES: usize = 1 << 20;
 
 /// Why an edit could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -141,67 +141,6 @@ impl Edit {
             b: b.repeat(self.n_expert as usize),
         }
     }
-
-    /// W + ΔW of the tensor's bytes, requantized to its own type, nearest.
-    ///
-    /// # Errors
-    /// [`EditError`] naming the tensor.
-    pub fn apply_nearest(&self, info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
-        let n_in = info.ne[0] as usize;
-        let n_embd = self.left.len();
-        requantize(info, bytes, &|first_row, rows| {
-            for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
-                let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
-                let push = (f64::from(self.left[coordinate]) * self.alpha) as f32;
-                let right = &self.right[expert * n_in..(expert + 1) * n_in];
-                row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
-            }
-        })
-    }
-
-    /// The tensor through `dequantize → quantize` without any edit: the control that shows what
-    /// requantization alone does.
-    ///
-    /// # Errors
-    /// [`EditError`] naming the tensor.
-    pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
-        requantize(info, bytes, &|_, _| ())
-    }
-}
-
-/// A change to a run of decoded rows: index of the first, and the values.
-type ChangeRows<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
-
-/// Decodes `bytes` in runs of rows on all cores, lets `change` have each run, and encodes it again,
-/// nearest. The split depends on the tensor alone, so the bytes do not depend on the machine.
-fn requantize(info: &TensorInfo, bytes: &[u8], change: &ChangeRows<'_>) -> Result<Vec<u8>, EditError> {
-    let n_in = info.ne[0] as usize;
-    let row_bytes = info.row_bytes() as usize;
-    let rows_per_run = (CHUNK_VALUES / n_in.max(1)).max(1);
-    let mut out = vec![0; bytes.len()];
-    let runs = bytes.chunks(rows_per_run * row_bytes);
-    let targets = out.chunks_mut(rows_per_run * row_bytes);
-    let jobs = std::sync::Mutex::new(runs.zip(targets).enumerate());
-    let worker = || -> Result<(), QuantError> {
-        let mut values = Vec::new();
-        loop {
-            let Some((run, (source, target))) = jobs.lock().ok().and_then(|mut j| j.next()) else {
-                return Ok(());
-            };
-            values.resize(source.len() / row_bytes * n_in, 0.0);
-            quant::dequantize(info.ggml_type, n_in, source, &mut values)?;
-            change(run * rows_per_run, &mut values);
-            quant::quantize(info.ggml_type, n_in, &values, target)?;
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let result = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        let results = handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
-        results.fold(Ok(()), Result::and)
-    });
-    result.map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
-    Ok(out)
 }
 
 /// Decodes `bytes` run by run, in order: `see(first_row, values)`.

@@ -3,7 +3,7 @@
 //! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
 //! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
 //! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
-//! refuses, [`edit`] the change to a weight, [`evaluate`] and [`search`] how much of it is best,
+//! refuses, [`edit`] the change to a weight, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best,
 //! [`verify`] what really changed in the written file, [`report`] what is said about it.
 
 pub mod activations;
@@ -15,6 +15,7 @@ pub mod error;
 pub mod evaluate;
 pub mod gguf;
 pub mod interrupt;
+pub mod linalg;
 pub mod llama;
 pub mod options;
 pub mod output;
@@ -23,5 +24,6 @@ pub mod plan;
 pub mod prompts;
 pub mod quant;
 pub mod report;
+pub mod requant;
 pub mod search;
 pub mod verify;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::{InjectArgs, RunArgs};
 use crate::edit::Method;
 use crate::error::Error;
+use crate::requant::Requant;
 use crate::search::SearchOptions;
 
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
@@ -43,6 +44,8 @@ pub struct InjectOptions {
     pub method: Method,
     /// Layer, strength and budget.
     pub search: SearchOptions,
+    /// How edited tensors are quantized.
+    pub requant: Requant,
     /// The user's prompt files; empty = bundled.
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
@@ -107,6 +110,7 @@ impl InjectOptions {
                 max_kl: args.max_kl,
             },
             system_prompt: parse_system_prompt(&args.system_prompt)?,
+            requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
             output,
             method: args.method,
@@ -166,6 +170,15 @@ fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
             Some("0.04 changes the edited weights by 4 %".into()),
         )),
     }
+}
+
+/// `--promote TYPE` is short for `--requant promote=TYPE`.
+fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
+    let (flag, text) = match promote {
+        Some(name) => ("--promote", format!("promote={name}")),
+        None => ("--requant", text.to_owned()),
+    };
+    text.parse().map_err(|problem| option(flag, problem, None))
 }
 
 fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {

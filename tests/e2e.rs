@@ -10,6 +10,8 @@ use rosi_gguf::direction;
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{Gguf, Rewrite, sha256_file};
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::quant::preserve::InputModel;
+use rosi_gguf::requant::{self, Requant};
 use serde_json::Value;
 
 fn variable(name: &str) -> PathBuf {
@@ -237,14 +239,19 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
 
 /// Writes `gguf` with `edits` to `out`, as `inject` does.
 fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {
-    let rewrite = Rewrite { source: gguf, added: vec![], added_f32: vec![], drop_prefix: None };
+    let rewrite = Rewrite::copy(gguf);
     let mut file = std::fs::File::create(out).unwrap();
     rewrite
         .write_to(
             &mut file,
             &mut |tensor| {
                 let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-                Ok(Some(edit.apply_nearest(tensor, &gguf.read_tensor(tensor)?)?))
+                Ok(Some(requant::apply(
+                    edit,
+                    (tensor, gguf.read_tensor(tensor)?),
+                    Requant::Nearest,
+                    &InputModel::default(),
+                )?))
             },
             &mut |_, _| Ok(()),
         )

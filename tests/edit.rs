@@ -7,7 +7,8 @@ use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, SafetyDirection};
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, Rewrite, Value};
-use rosi_gguf::quant;
+use rosi_gguf::quant::{self, preserve::InputModel};
+use rosi_gguf::requant::{self, Requant};
 use rosi_gguf::verify::{Verification, verify};
 
 const N_EMBD: usize = 32;
@@ -42,10 +43,15 @@ fn edited(dir: &Path, bytes: &[u8], strength: f64, n_embd: usize) -> (Gguf, Vec<
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let direction = direction::random(0, n_embd, 3).unwrap();
     let edits = edit::published(&plan, &weights, &direction, strength).unwrap();
-    let rewrite = Rewrite { source: &gguf, added: vec![], added_f32: vec![], drop_prefix: None };
+    let rewrite = Rewrite::copy(&gguf);
     let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
         let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-        Ok(Some(edit.apply_nearest(tensor, &gguf.read_tensor(tensor)?)?))
+        Ok(Some(requant::apply(
+            edit,
+            (tensor, gguf.read_tensor(tensor)?),
+            Requant::Nearest,
+            &InputModel::default(),
+        )?))
     };
     rewrite.write_to(&mut std::fs::File::create(&out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
     let verification = verify(&gguf, &Gguf::open(&out).unwrap(), &edits, &mut |_, _| ()).unwrap();

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{self, Study};
-use crate::commands::write::{self, Change};
+use crate::commands::write::{self, Change, Write};
 use crate::edit::Edit;
 use crate::error::{Error, ExitStatus};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
@@ -45,11 +45,13 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     drop(engine);
 
     let provenance = provenance(&study, options, &prompts, &input);
-    write::write(&opened.gguf, &edits, Change::Edit(&provenance, study.direction()), &mut file, printer)?;
+    let write =
+        Write { source: &opened.gguf, edits: &edits, inputs: &study.inputs, requant: options.requant };
+    write.write(Change::Edit(&provenance, study.direction()), &mut file, printer)?;
     let written = Gguf::open(file.temporary_path())?;
     let verification = check_written(&opened, &written, &edits, printer)?;
     let after = exam.after(&written, &before)?;
-    let requantized = exam.requantized_control(&edits, &before)?;
+    let requantized = exam.requantized_control(write, &before)?;
     let mut output = file_facts(file.temporary_path(), &written, printer)?;
     output.path = options.output.display().to_string();
     file.commit()?;
@@ -313,13 +315,13 @@ impl Exam<'_> {
     }
 
     /// Control: the same tensors through the quantizer without an edit, in a file that is deleted.
-    fn requantized_control(&self, edits: &[Edit], before: &Before) -> Result<Option<Score>, Error> {
+    fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
         if !self.options.controls {
             return Ok(None);
         }
         let name = self.options.output.with_extension("control.gguf");
         let mut file = AtomicFile::create(&name, true)?;
-        write::write(&self.opened.gguf, edits, Change::RequantizeOnly, &mut file, self.printer)?;
+        write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let gguf = Gguf::open(file.temporary_path())?;
         Ok(Some(self.score_file(&gguf, before)?.0.score))
     }

@@ -1,6 +1,6 @@
 //! Looking into the model: does it refuse, along what, and how much of the edit is best.
 
-use crate::activations::Activations;
+use crate::activations::{self, Activations};
 use crate::commands::session::Opened;
 use crate::direction::{self, Directions, SafetyDirection};
 use crate::edit::{self, Edit, EditError, WriterWeights};
@@ -13,10 +13,15 @@ use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptKind, PromptSet, Split, safety_system_prompt};
+use crate::quant::preserve::InputModel;
 use crate::search::{Search, SearchResult, Trial};
 
 /// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try a dozen.
 const SEARCH_PROMPTS: [usize; 3] = [40, 24, 16];
+/// Tokens of all positions, per set of prompts, whose inputs are kept.
+const SAMPLE: usize = 256;
+/// Principal components of a writer's inputs that requantization keeps its noise away from.
+const PRINCIPAL: usize = 8;
 /// A model that refuses at most this share of harmful prompts shows no refusal.
 const HARDLY: f64 = 0.1;
 
@@ -32,6 +37,8 @@ pub struct Study {
     pub chosen: Trial,
     /// `none`, `safety` or `user`.
     pub system_prompt: &'static str,
+    /// What is known of each writer's inputs, in the plan's order.
+    pub inputs: Vec<InputModel>,
     /// Activations on the harmful prompts of the extract split.
     harmful: Activations,
 }
@@ -82,6 +89,7 @@ impl Study {
         let (system_prompt, text) = choose_system(engine, &examiner, &base, options)?;
         let (harmful, harmless) = collect(opened, engine, prompts, (text.as_deref(), printer))?;
         let directions = direction::difference_in_means(&harmful, &harmless)?;
+        let inputs = input_models(&harmful, &harmless, printer);
         check_layer(options, directions.by_layer.len())?;
         let search = {
             let edits = |layer: usize, strength: f64| -> Result<Vec<RankOne>, Error> {
@@ -94,7 +102,7 @@ impl Study {
             run_search(engine, &examiner, &base, (&make, &directions, options, printer))?
         };
         let chosen = choose_trial(&search, &base, options)?;
-        Ok(Self { directions, weights, search, chosen, system_prompt, harmful })
+        Ok(Self { directions, weights, search, chosen, system_prompt, inputs, harmful })
     }
 
     /// The direction of the chosen layer.
@@ -160,7 +168,7 @@ fn collect(
     prompts: &PromptSet,
     (system, printer): (Option<&str>, &Printer),
 ) -> Result<(Activations, Activations), Error> {
-    let capture = Capture::new(&opened.plan);
+    let capture = Capture::new(&opened.plan).with_sample(SAMPLE);
     let bar = printer.bar("collecting hidden states", 2);
     let mut of = |kind| {
         let texts: Vec<String> =
@@ -170,6 +178,17 @@ fn collect(
         activations
     };
     Ok((of(PromptKind::Harmful)?, of(PromptKind::Harmless)?))
+}
+
+/// The second moments of every writer's inputs, which tell requantization where noise does least.
+fn input_models(harmful: &Activations, harmless: &Activations, printer: &Printer) -> Vec<InputModel> {
+    let bar = printer.bar("weighing the writers' inputs", harmful.inputs.len() as u64);
+    let pairs = harmful.inputs.iter().zip(&harmless.inputs).enumerate();
+    let models = pairs.map(|(i, (a, b))| {
+        bar.set(i as u64);
+        activations::input_model(&[a, b], PRINCIPAL)
+    });
+    models.collect()
 }
 
 fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {

@@ -1,14 +1,17 @@
 //! Writing an edited copy: under a temporary name until it has been verified.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use crate::commands::provenance::Provenance;
 use crate::direction::SafetyDirection;
 use crate::edit::Edit;
 use crate::error::Error;
-use crate::gguf::{AtomicFile, Gguf, Rewrite};
+use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite};
 use crate::interrupt;
 use crate::output::Printer;
+use crate::quant::preserve::InputModel;
+use crate::requant::{self, Requant};
 use crate::verify::KEY_PREFIX;
 
 /// How the tensors of the edit are written.
@@ -20,42 +23,62 @@ pub enum Change<'a> {
     RequantizeOnly,
 }
 
-/// Writes `source` with `edits` to `file`, which still has its temporary name; flushed, so that it
-/// can be read back.
-pub fn write(
-    source: &Gguf,
-    edits: &[Edit],
-    change: Change<'_>,
-    file: &mut AtomicFile,
-    printer: &Printer,
-) -> Result<(), Error> {
-    let bar = printer.bar("writing", source.file_len);
-    let (added, added_f32) = match change {
-        Change::Edit(provenance, direction) => {
-            (provenance.keys(), vec![Provenance::direction_key(direction)])
+/// A change to the tensors of `edits`.
+#[derive(Clone, Copy)]
+pub struct Write<'a> {
+    /// The file that is copied.
+    pub source: &'a Gguf,
+    /// The edits.
+    pub edits: &'a [Edit],
+    /// What is known of each writer's inputs, by [`Edit::writer`].
+    pub inputs: &'a [InputModel],
+    /// How edited tensors are quantized.
+    pub requant: Requant,
+}
+
+impl Write<'_> {
+    /// Writes the changed copy to `file`, which still has its temporary name; flushed, so that it can
+    /// be read back.
+    pub fn write(&self, change: Change<'_>, file: &mut AtomicFile, printer: &Printer) -> Result<(), Error> {
+        let source = self.source;
+        let bar = printer.bar("writing", source.file_len);
+        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
+        if let Change::Edit(provenance, direction) = change {
+            rewrite.added = provenance.keys();
+            rewrite.added_f32 = vec![Provenance::direction_key(direction)];
+            rewrite.types = self.types();
         }
-        Change::RequantizeOnly => (Vec::new(), Vec::new()),
-    };
-    let rewrite = Rewrite { source, added, added_f32, drop_prefix: Some(KEY_PREFIX) };
-    let written = rewrite.write_to(
-        file,
-        &mut |tensor| {
-            let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-            let bytes = source.read_tensor(tensor)?;
-            Ok(Some(match change {
-                Change::Edit(..) => edit.apply_nearest(tensor, &bytes)?,
-                Change::RequantizeOnly => Edit::requantize_only(tensor, &bytes)?,
-            }))
-        },
-        &mut |done, total| {
-            bar.set_of(done, total);
-            // `Interrupted` is an error kind that writers retry.
-            interrupt::check().map_err(std::io::Error::other)
-        },
-    );
-    interrupt::check()?;
-    written?;
-    Ok(())
+        let written = rewrite.write_to(
+            file,
+            &mut |tensor| {
+                let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
+                let bytes = source.read_tensor(tensor)?;
+                Ok(Some(match change {
+                    Change::Edit(..) => {
+                        let nothing = InputModel::default();
+                        let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
+                        requant::apply(edit, (tensor, bytes), self.requant, inputs)?
+                    }
+                    Change::RequantizeOnly => requant::requantize_only(tensor, &bytes)?,
+                }))
+            },
+            &mut |done, total| {
+                bar.set_of(done, total);
+                // `Interrupted` is an error kind that writers retry.
+                interrupt::check().map_err(std::io::Error::other)
+            },
+        );
+        interrupt::check()?;
+        written?;
+        Ok(())
+    }
+
+    /// The edited tensors that get another type.
+    fn types(&self) -> HashMap<String, GgmlType> {
+        let edited = self.edits.iter().filter_map(|e| self.source.tensor(&e.tensor));
+        let typed = edited.map(|t| (t, self.requant.type_for(t.ggml_type)));
+        typed.filter(|(t, new)| *new != t.ggml_type).map(|(t, new)| (t.name.clone(), new)).collect()
+    }
 }
 
 /// Writes a small file as a whole.

@@ -1,5 +1,6 @@
 //! How safe, how helpful, how far from the base: scores on prompts, three ways.
 
+pub mod fidelity;
 pub mod refusal;
 pub mod stats;
 

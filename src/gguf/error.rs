@@ -32,6 +32,8 @@ pub enum GgufError {
     ArrayItems { path: PathBuf, expected: &'static str, found: ValueType, len: u64 },
     #[error("new data for tensor '{tensor}' must be {expected} bytes, found {found}")]
     TensorLength { tensor: String, expected: u64, found: u64 },
+    #[error("tensor '{tensor}' cannot become {ggml_type}: its rows have {ne0} values, expected a multiple of {}", ggml_type.block_len())]
+    Retype { tensor: String, ggml_type: super::GgmlType, ne0: u64 },
     #[error("cannot compute new data for tensor '{tensor}'")]
     Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
     #[error("cannot add key '{key}': {reason}")]
@@ -184,6 +186,7 @@ impl GgufError {
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
             }
+            GgufError::Retype { .. } => "types of 32 values a block fit most models: Q8_0, Q5_1, Q4_0",
             GgufError::OutputExists { .. } => "choose another name, or overwrite it with `--force`",
             GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
             GgufError::OutputNotAFile { .. } => "choose another name",

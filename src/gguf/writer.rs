@@ -1,12 +1,12 @@
 //! Copying a file with some tensors replaced and some keys added, everything else byte for byte.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use super::{Gguf, GgufError, Progress, TensorInfo, Value, encode, reader};
+use super::{GgmlType, Gguf, GgufError, Progress, TensorInfo, Value, encode, reader};
 
 const CHUNK: u64 = 4 << 20;
 /// Magic, version and `n_tensors` come before `n_kv`, which is the only count that changes.
@@ -25,11 +25,24 @@ pub struct Rewrite<'a> {
     pub added_f32: Vec<(String, Vec<f32>)>,
     /// Existing keys that start with this are left out, so that `added` may replace them.
     pub drop_prefix: Option<&'a str>,
+    /// Tensors that get another type; the offsets of all tensors are then laid anew. Each must be
+    /// replaced.
+    pub types: HashMap<String, GgmlType>,
 }
 
-impl Rewrite<'_> {
+impl<'a> Rewrite<'a> {
+    /// A copy with nothing added, dropped or retyped.
+    pub fn copy(source: &'a Gguf) -> Self {
+        Self { source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None, types: HashMap::new() }
+    }
+
+    /// The type that `tensor` has in the copy.
+    pub fn type_of(&self, tensor: &TensorInfo) -> GgmlType {
+        self.types.get(&tensor.name).copied().unwrap_or(tensor.ggml_type)
+    }
+
     /// Writes the copy and returns its length. `replace` is asked for each tensor in file order
-    /// and must return as many bytes as the tensor has. Holds at most one tensor in memory.
+    /// and must return as many bytes as the tensor has in the copy. Holds at most one tensor in memory.
     ///
     /// With nothing added, dropped or replaced, the copy is identical to the source.
     pub fn write_to(
@@ -46,7 +59,7 @@ impl Rewrite<'_> {
             progress,
             buffer: Vec::new(),
             done: 0,
-            total: header.data_start + (self.source.file_len - self.source.data_start),
+            total: header.data_start + header.data_len,
         };
         copier.copy(0..N_KV_AT)?;
         copier.write(&header.n_kv.to_le_bytes())?;
@@ -54,9 +67,15 @@ impl Rewrite<'_> {
             copier.copy(kept.clone())?;
         }
         copier.write(&header.added)?;
-        copier.copy(self.source.info_bytes.clone())?;
+        match &header.info {
+            None => copier.copy(self.source.info_bytes.clone())?,
+            Some(info) => copier.write(info)?,
+        }
         copier.pad_to(header.data_start)?;
-        copier.copy_data(replace)?;
+        match header.info {
+            None => copier.copy_data(replace)?,
+            Some(_) => copier.lay_data(self, replace)?,
+        }
         copier.flush()?;
         Ok(copier.done)
     }
@@ -84,7 +103,38 @@ impl Rewrite<'_> {
             // Alignment is below 2^32 and `end` near a file's length, so this cannot overflow.
             _ => reader::pad(end, source.alignment).unwrap_or(end),
         };
-        Ok(Header { n_kv, kept, added, data_start })
+        let (info, data_len) = match self.types.is_empty() {
+            true => (None, source.file_len - source.data_start),
+            false => self.lay_out().map(|(info, len)| (Some(info), len))?,
+        };
+        Ok(Header { n_kv, kept, added, info, data_start, data_len })
+    }
+
+    /// The tensor descriptions with new types and offsets, and the length of the data. A description
+    /// keeps its length, so the header's own layout does not change.
+    fn lay_out(&self) -> Result<(Vec<u8>, u64), GgufError> {
+        let source = self.source;
+        let mut info = source.read_bytes(&source.info_bytes)?;
+        let (mut at, mut offset) = (0usize, 0u64);
+        for tensor in &source.tensors {
+            let ggml_type = self.type_of(tensor);
+            let row = ggml_type.row_bytes(tensor.ne[0]);
+            let bytes = row.and_then(|row| row.checked_mul(tensor.n_rows()));
+            let bytes = bytes.ok_or_else(|| GgufError::Retype {
+                tensor: tensor.name.clone(),
+                ggml_type,
+                ne0: tensor.ne[0],
+            })?;
+            at += 8 + tensor.name.len() + 4 + 8 * tensor.n_dims as usize;
+            info[at..at + 4].copy_from_slice(&ggml_type.id().to_le_bytes());
+            info[at + 4..at + 12].copy_from_slice(&offset.to_le_bytes());
+            at += 12;
+            offset =
+                offset.checked_add(bytes).and_then(|end| reader::pad(end, source.alignment)).ok_or_else(
+                    || GgufError::Retype { tensor: tensor.name.clone(), ggml_type, ne0: tensor.ne[0] },
+                )?;
+        }
+        Ok((info, offset))
     }
 
     fn drops(&self, key: &str) -> Result<bool, GgufError> {
@@ -137,7 +187,10 @@ struct Header {
     n_kv: u64,
     kept: Vec<Range<u64>>,
     added: Vec<u8>,
+    /// Tensor descriptions, where they are not those of the source.
+    info: Option<Vec<u8>>,
     data_start: u64,
+    data_len: u64,
 }
 
 struct Copier<'a, 'p, W> {
@@ -197,10 +250,41 @@ impl<W: Write> Copier<'_, '_, W> {
         if data_start - self.done == found.end - found.start {
             return self.copy(found);
         }
-        let zeros = vec![0; CHUNK.min(data_start - self.done) as usize];
-        while self.done < data_start {
-            let n = CHUNK.min(data_start - self.done);
-            self.write(&zeros[..n as usize])?;
+        self.zeros(data_start - self.done)
+    }
+
+    fn zeros(&mut self, mut n: u64) -> Result<(), GgufError> {
+        let zeros = vec![0; CHUNK.min(n) as usize];
+        while n > 0 {
+            let now = CHUNK.min(n);
+            self.write(&zeros[..now as usize])?;
+            n -= now;
+        }
+        Ok(())
+    }
+
+    /// Writes new data of `expected` bytes.
+    fn write_tensor(&mut self, tensor: &TensorInfo, bytes: &[u8], expected: u64) -> Result<(), GgufError> {
+        let found = bytes.len() as u64;
+        if found != expected {
+            return Err(GgufError::TensorLength { tensor: tensor.name.clone(), expected, found });
+        }
+        bytes.chunks(CHUNK as usize).try_for_each(|chunk| self.write(chunk))
+    }
+
+    /// Tensor after tensor at its new offset, each padded to the alignment.
+    fn lay_data(&mut self, rewrite: &Rewrite<'_>, replace: &mut Replace<'_>) -> Result<(), GgufError> {
+        for tensor in &self.source.tensors {
+            let replaced = replaced(tensor, replace)?;
+            let row = rewrite.type_of(tensor).row_bytes(tensor.ne[0]).unwrap_or(0);
+            let expected = row * tensor.n_rows();
+            match replaced {
+                Some(bytes) => self.write_tensor(tensor, &bytes, expected)?,
+                None if rewrite.type_of(tensor) == tensor.ggml_type => self.copy(tensor.data.clone())?,
+                None => self.write_tensor(tensor, &[], expected)?,
+            }
+            let padded = reader::pad(expected, self.source.alignment).unwrap_or(expected);
+            self.zeros(padded - expected)?;
         }
         Ok(())
     }
@@ -210,25 +294,16 @@ impl<W: Write> Copier<'_, '_, W> {
         let mut at = source.data_start;
         for tensor in &source.tensors {
             self.copy(at..tensor.data.start)?;
-            let replaced = replace(tensor)
-                .map_err(|source| GgufError::Replace { tensor: tensor.name.clone(), source })?;
-            match replaced {
+            match replaced(tensor, replace)? {
                 None => self.copy(tensor.data.clone())?,
-                Some(bytes) if bytes.len() as u64 == tensor.n_bytes() => {
-                    for chunk in bytes.chunks(CHUNK as usize) {
-                        self.write(chunk)?;
-                    }
-                }
-                Some(bytes) => {
-                    return Err(GgufError::TensorLength {
-                        tensor: tensor.name.clone(),
-                        expected: tensor.n_bytes(),
-                        found: bytes.len() as u64,
-                    });
-                }
+                Some(bytes) => self.write_tensor(tensor, &bytes, tensor.n_bytes())?,
             }
             at = tensor.data.end;
         }
         self.copy(at..source.file_len)
     }
+}
+
+fn replaced(tensor: &TensorInfo, replace: &mut Replace<'_>) -> Result<Option<Vec<u8>>, GgufError> {
+    replace(tensor).map_err(|source| GgufError::Replace { tensor: tensor.name.clone(), source })
 }

@@ -23,6 +23,8 @@ pub struct Capture {
     /// Weight name → index of the writer; mixtures of experts are left to the graph's router.
     inputs: HashMap<String, usize>,
     n_in: Vec<usize>,
+    /// Tokens of all positions whose inputs are kept, in one collection.
+    n_sample: usize,
 }
 
 impl Capture {
@@ -36,16 +38,38 @@ impl Capture {
             residual,
             inputs: dense.map(|(i, w)| (w.tensor.clone(), i)).collect(),
             n_in: plan.writers.iter().map(|w| w.n_in as usize).collect(),
+            n_sample: 0,
         }
     }
 
-    /// Room for `n_prompt` prompts. Rows that are never captured stay NaN, so they are noticed.
-    pub fn allocate(&self, n_prompt: usize) -> Activations {
-        let per_prompt: usize = self.n_in.iter().sum::<usize>() * size_of::<f32>();
-        let keep = n_prompt.min(MAX_INPUT_BYTES / per_prompt.max(1));
+    /// Looks for nothing.
+    #[cfg(test)]
+    pub(super) fn nothing() -> Self {
+        let (residual, inputs) = (HashMap::new(), HashMap::new());
+        Self { n_layer: 0, n_embd: 0, residual, inputs, n_in: Vec::new(), n_sample: 0 }
+    }
+
+    /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
+    pub fn with_sample(self, n: usize) -> Self {
+        Self { n_sample: n, ..self }
+    }
+
+    /// Tokens of all positions that are kept, of `available`.
+    pub(super) fn n_sample(&self, available: usize) -> usize {
+        self.n_sample.min(available).min(self.rows_in_memory())
+    }
+
+    fn rows_in_memory(&self) -> usize {
+        let per_row: usize = self.n_in.iter().sum::<usize>() * size_of::<f32>();
+        MAX_INPUT_BYTES / per_row.max(1)
+    }
+
+    /// Room for `n_prompt` prompts and `n_sample` tokens. Rows that are never captured stay NaN, so
+    /// they are noticed.
+    pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
+        let keep = n_prompt.min(self.rows_in_memory());
         let inputs = self.n_in.iter().map(|&n_in| WriterInputs {
-            sum: vec![0.0; n_in],
-            tokens: 0,
+            sample: Array2::from_elem((n_sample, n_in), f32::NAN),
             last: Array2::from_elem((keep, n_in), f32::NAN),
         });
         Activations {
@@ -55,27 +79,31 @@ impl Capture {
     }
 }
 
+/// Which tokens of a batch are kept.
+#[derive(Debug, Default)]
+pub struct Keep {
+    /// Tokens of the batch.
+    pub n_tokens: usize,
+    /// Index of the batch's first prompt among all prompts.
+    pub first: usize,
+    /// Batch index of each prompt's last token.
+    pub last: Vec<usize>,
+    /// Batch index of each sampled token, and its row in [`WriterInputs::sample`].
+    pub sample: Vec<(usize, usize)>,
+}
+
 /// Copies what [`Capture`] names out of one batch.
 pub struct CaptureHook<'a> {
     capture: &'a Capture,
     activations: &'a mut Activations,
-    /// Index of the batch's first prompt among all prompts.
-    first: usize,
-    n_tokens: usize,
-    /// Batch index of each prompt's last token.
-    last: Vec<usize>,
+    keep: Keep,
     row: Vec<f32>,
 }
 
 impl<'a> CaptureHook<'a> {
-    /// For a batch of `tokens.0` tokens whose prompts, numbered from `first`, end at `tokens.1`.
-    pub fn new(
-        capture: &'a Capture,
-        activations: &'a mut Activations,
-        first: usize,
-        tokens: (usize, Vec<usize>),
-    ) -> Self {
-        Self { capture, activations, first, n_tokens: tokens.0, last: tokens.1, row: Vec::new() }
+    /// For one batch.
+    pub fn new(capture: &'a Capture, activations: &'a mut Activations, keep: Keep) -> Self {
+        Self { capture, activations, keep, row: Vec::new() }
     }
 
     /// Checks that the batch showed every residual that was looked for.
@@ -84,7 +112,7 @@ impl<'a> CaptureHook<'a> {
     /// [`LlamaError::NotCaptured`] naming the first layer that is missing.
     pub fn finish(self) -> Result<(), LlamaError> {
         for (name, &layer) in &self.capture.residual {
-            let rows = self.first..self.first + self.last.len();
+            let rows = self.keep.first..self.keep.first + self.keep.last.len();
             let missing = rows.filter(|&p| self.activations.residual[[p, layer, 0]].is_nan()).count();
             if missing > 0 {
                 return Err(LlamaError::NotCaptured { name: name.clone(), count: missing });
@@ -104,11 +132,11 @@ impl<'a> CaptureHook<'a> {
     fn last_rows(&self, node: Node<'_>, row_len: usize) -> Result<Vec<usize>, LlamaError> {
         let ne = node.ne();
         let rows = ne[1..].iter().product::<i64>();
-        if ne[0] == row_len as i64 && rows == self.n_tokens as i64 {
-            return Ok(self.last.clone());
+        if ne[0] == row_len as i64 && rows == self.keep.n_tokens as i64 {
+            return Ok(self.keep.last.clone());
         }
-        if ne[0] == row_len as i64 && rows == self.last.len() as i64 {
-            return Ok((0..self.last.len()).collect());
+        if ne[0] == row_len as i64 && rows == self.keep.last.len() as i64 {
+            return Ok((0..self.keep.last.len()).collect());
         }
         Err(LlamaError::NodeShape { name: node.name().into(), expected: row_len, found: ne })
     }
@@ -125,28 +153,34 @@ impl<'a> CaptureHook<'a> {
     fn take_residual(&mut self, node: Node<'_>, layer: usize) -> Result<(), LlamaError> {
         for (i, row) in self.last_rows(node, self.capture.n_embd)?.into_iter().enumerate() {
             self.read(node, row)?;
-            let mut target = self.activations.residual.slice_mut(ndarray::s![self.first + i, layer, ..]);
-            target.iter_mut().zip(&self.row).for_each(|(t, v)| *t = *v);
+            let at = ndarray::s![self.keep.first + i, layer, ..];
+            copy(&self.row, self.activations.residual.slice_mut(at));
         }
         Ok(())
     }
 
     fn take_input(&mut self, node: Node<'_>, writer: usize) -> Result<(), LlamaError> {
         let last = self.last_rows(node, self.capture.n_in[writer])?;
-        let rows = node.ne()[1..].iter().product::<i64>() as usize;
-        let mut next = last.iter().copied().enumerate().peekable();
-        for row in 0..rows {
-            self.read(node, row)?;
-            let inputs = &mut self.activations.inputs[writer];
-            inputs.sum.iter_mut().zip(&self.row).for_each(|(s, &v)| *s += f64::from(v));
-            inputs.tokens += 1;
-            let Some((i, _)) = next.next_if(|&(_, at)| at == row) else { continue };
-            if self.first + i < inputs.last.nrows() {
-                inputs.last.row_mut(self.first + i).iter_mut().zip(&self.row).for_each(|(t, v)| *t = *v);
+        let all = node.ne()[1..].iter().product::<i64>() == self.keep.n_tokens as i64;
+        for (i, row) in last.into_iter().enumerate() {
+            let at = self.keep.first + i;
+            if at < self.activations.inputs[writer].last.nrows() {
+                self.read(node, row)?;
+                copy(&self.row, self.activations.inputs[writer].last.row_mut(at));
             }
+        }
+        // In the last layer llama.cpp computes the last tokens only.
+        for i in 0..if all { self.keep.sample.len() } else { 0 } {
+            let (row, at) = self.keep.sample[i];
+            self.read(node, row)?;
+            copy(&self.row, self.activations.inputs[writer].sample.row_mut(at));
         }
         Ok(())
     }
+}
+
+fn copy(row: &[f32], mut target: ndarray::ArrayViewMut1<'_, f32>) {
+    target.iter_mut().zip(row).for_each(|(t, v)| *t = *v);
 }
 
 impl EvalHook for CaptureHook<'_> {

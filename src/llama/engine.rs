@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use ndarray::Array2;
+
 use super::LlamaError;
 use super::adapter::{self, RankOne};
 use super::batch::Batch;
-use super::capture::{Capture, CaptureHook};
+use super::capture::{Capture, CaptureHook, Keep};
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::template::ChatTemplate;
 use crate::activations::Activations;
@@ -241,22 +243,66 @@ impl Engine for LlamaEngine {
 
     fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError> {
         let prompts = self.all_tokens(chats)?;
-        let mut activations = capture.allocate(prompts.len());
+        let sample = Sample::new(&prompts, capture);
+        let mut activations = capture.allocate(prompts.len(), sample.n_kept);
         for range in groups(&prompts, 0) {
             let mut batch = Batch::default();
-            let mut last = Vec::new();
-            for (seq, tokens) in prompts[range.clone()].iter().enumerate() {
+            let mut keep = Keep { first: range.start, ..Keep::default() };
+            for (seq, prompt) in range.enumerate() {
+                let tokens = &prompts[prompt];
                 for (pos, &token) in tokens.iter().enumerate() {
-                    batch.push(token, pos, seq, pos + 1 == tokens.len());
+                    let index = batch.push(token, pos, seq, pos + 1 == tokens.len());
+                    keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));
                 }
-                last.push(batch.len() - 1);
+                keep.last.push(batch.len() - 1);
             }
+            keep.n_tokens = batch.len();
             self.context.clear();
-            let mut hook = CaptureHook::new(capture, &mut activations, range.start, (batch.len(), last));
+            let mut hook = CaptureHook::new(capture, &mut activations, keep);
             self.context.decode(&mut batch, Some(&mut hook))?;
             hook.finish()?;
         }
+        for inputs in &mut activations.inputs {
+            if inputs.sample.iter().next().is_some_and(|v| v.is_nan()) {
+                inputs.sample = Array2::zeros((0, inputs.sample.ncols()));
+            }
+        }
         Ok(activations)
+    }
+}
+
+/// Tokens spread evenly over all positions of all prompts; what they all begin with counts once.
+struct Sample {
+    shared: usize,
+    /// Number of each prompt's first token behind the shared ones.
+    starts: Vec<usize>,
+    n_tokens: usize,
+    n_kept: usize,
+}
+
+impl Sample {
+    fn new(prompts: &[Vec<Token>], capture: &Capture) -> Self {
+        let shared = shared_prefix(prompts);
+        let mut n_tokens = shared;
+        let starts = prompts.iter().map(|p| {
+            n_tokens += p.len() - shared;
+            n_tokens - (p.len() - shared)
+        });
+        let starts = starts.collect();
+        Self { shared, starts, n_tokens, n_kept: capture.n_sample(n_tokens) }
+    }
+
+    /// The row of the token at `pos` of `prompt`, if it is kept.
+    fn row(&self, prompt: usize, pos: usize) -> Option<usize> {
+        let number = match pos < self.shared {
+            true if prompt > 0 => return None,
+            true => pos,
+            false => self.starts[prompt] + pos - self.shared,
+        };
+        // Row r is the first token with number·n_kept/n_tokens ≥ r.
+        let row = (number * self.n_kept).div_ceil(self.n_tokens.max(1));
+        let before = number.checked_sub(1).map(|n| (n * self.n_kept).div_ceil(self.n_tokens.max(1)));
+        (row < self.n_kept && before != Some(row)).then_some(row)
     }
 }
 
@@ -311,6 +357,20 @@ mod tests {
         assert_eq!(shared_prefix(&[vec![1, 2], vec![1, 2]]), 1);
         assert_eq!(shared_prefix(&[vec![5], vec![1, 2]]), 0);
         assert_eq!(shared_prefix(&[]), 0);
+    }
+
+    #[test]
+    fn a_sample_takes_every_row_once() {
+        let prompts: Vec<Vec<Token>> = (0..9).map(|i| [vec![7; 5], (0..3 + i).collect()].concat()).collect();
+        for n_kept in [0, 1, 4, 31, 68] {
+            let mut sample = Sample::new(&prompts, &Capture::nothing());
+            sample.n_kept = n_kept;
+            let mut rows = Vec::new();
+            for (i, prompt) in prompts.iter().enumerate() {
+                rows.extend((0..prompt.len()).filter_map(|pos| sample.row(i, pos)));
+            }
+            assert_eq!(rows, (0..n_kept).collect::<Vec<_>>(), "{n_kept}");
+        }
     }
 
     #[test]

@@ -181,7 +181,8 @@ impl Units {
 fn row_order(left: &[f32], share: f32) -> Vec<usize> {
     let mean = (left.iter().map(|l| f64::from(*l).powi(2)).sum::<f64>() / left.len() as f64).sqrt();
     let least = (mean * f64::from(share)) as f32;
-    let mut order: Vec<usize> = (0..left.len()).filter(|&i| left[i] != 0.0 && left[i].abs() >= least).collect();
+    let mut order: Vec<usize> =
+        (0..left.len()).filter(|&i| left[i] != 0.0 && left[i].abs() >= least).collect();
     order.sort_by(|&a, &b| left[b].abs().total_cmp(&left[a].abs()).then(a.cmp(&b)));
     order
 }
@@ -222,7 +223,10 @@ impl<'a> Stripe<'a> {
         let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
         let runs = right.chunks(RUN).enumerate();
         let drift = runs.flat_map(|(run, right)| {
-            principal.iter().map(move |m| m[run * RUN..].iter().zip(right).map(|(m, r)| m * r).sum::<f32>()).collect::<Vec<_>>()
+            principal
+                .iter()
+                .map(move |m| m[run * RUN..].iter().zip(right).map(|(m, r)| m * r).sum::<f32>())
+                .collect::<Vec<_>>()
         });
         let drift = drift.collect();
         Self { order, left: target.left, right, principal, drift, inverse_weight }

@@ -10,7 +10,7 @@ fn rewrite(
 ) -> Result<Vec<u8>, GgufError> {
     let (_directory, path) = on_disk(bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite { source: &source, added, added_f32: Vec::new(), drop_prefix };
+    let rewrite = Rewrite { added, drop_prefix, ..Rewrite::copy(&source) };
     let mut out = Vec::new();
     let mut last = (0, 0);
     let n = rewrite.write_to(&mut out, &mut |_| Ok(None), &mut |done, total| {
@@ -110,10 +110,9 @@ fn float_arrays_are_added_and_checked_too() {
     let source = Gguf::open(&path).unwrap();
     let with = |keys: &[&str]| {
         let rewrite = Rewrite {
-            source: &source,
             added: vec![text("rosi.note", "n")],
             added_f32: keys.iter().map(|&key| (key.into(), vec![0.5, -2.0])).collect(),
-            drop_prefix: None,
+            ..Rewrite::copy(&source)
         };
         let mut out = Vec::new();
         rewrite.write_to(&mut out, &mut |_| Ok(None), &mut |_, _| Ok(()))?;
@@ -133,7 +132,7 @@ fn one_tensor_replaced() {
     let bytes = to_bytes(&sample());
     let (_directory, path) = on_disk(&bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
+    let rewrite = Rewrite::copy(&source);
     let mut asked = Vec::new();
     let mut out = Vec::new();
     let mut replace = |tensor: &super::super::TensorInfo| {
@@ -152,7 +151,7 @@ fn one_tensor_replaced() {
 fn failures_name_the_tensor() {
     let (_directory, path) = on_disk(&to_bytes(&sample()));
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
+    let rewrite = Rewrite::copy(&source);
     let run = |bytes: Option<Vec<u8>>| {
         let mut replace = |_: &_| Ok(Some(bytes.clone().ok_or("boom")?));
         rewrite.write_to(&mut Vec::new(), &mut replace, &mut |_, _| Ok(())).unwrap_err()
@@ -168,7 +167,7 @@ fn failures_name_the_tensor() {
 fn progress_can_stop_it() {
     let (_directory, path) = on_disk(&to_bytes(&sample()));
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
+    let rewrite = Rewrite::copy(&source);
     let mut stop = |_, _| Err(std::io::ErrorKind::Interrupted.into());
     let error = rewrite.write_to(&mut Vec::new(), &mut |_| Ok(None), &mut stop);
     assert!(matches!(error, Err(GgufError::Stopped { .. })));
@@ -179,7 +178,7 @@ fn source_that_shrinks_meanwhile_is_noticed() {
     let bytes = to_bytes(&sample());
     let (_directory, path) = on_disk(&bytes);
     let source = Gguf::open(&path).unwrap();
-    let rewrite = Rewrite { source: &source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None };
+    let rewrite = Rewrite::copy(&source);
     let mut shrink = |_: &_| {
         let file = std::fs::OpenOptions::new().write(true).open(&path)?;
         file.set_len(bytes.len() as u64 - 100)?;
@@ -211,4 +210,48 @@ fn full_disk_is_told_apart() {
     }
     let error = sample().write_to(&mut Full).unwrap_err();
     assert!(error.hint().unwrap().contains("free some space"));
+}
+
+#[test]
+fn a_retyped_tensor_moves_the_others_and_changes_none_of_them() {
+    let values: Vec<f32> = (0..64).map(|i| i as f32 - 30.0).collect();
+    let mut q4 = vec![0; 36];
+    crate::quant::quantize(GgmlType::Q4_0, 64, &values, &mut q4).unwrap();
+    let builder = GgufBuilder::new()
+        .string("general.architecture", "llama")
+        .f32_tensor("first", &[3], &[1.0, 2.0, 3.0])
+        .tensor("middle", &[64], GgmlType::Q4_0, q4)
+        .f32_tensor("last", &[64], &values);
+    let (_directory, path) = on_disk(&to_bytes(&builder));
+    let source = Gguf::open(&path).unwrap();
+    let mut q8 = vec![0; 68];
+    crate::quant::quantize(GgmlType::Q8_0, 64, &values, &mut q8).unwrap();
+    let with = |ggml_type, data: &[u8]| {
+        let types = [("middle".to_string(), ggml_type)].into();
+        let rewrite = Rewrite { types, added: vec![text("rosi.note", "n")], ..Rewrite::copy(&source) };
+        let mut out = Vec::new();
+        let mut replace = |t: &crate::gguf::TensorInfo| Ok((t.name == "middle").then(|| data.to_vec()));
+        let length = rewrite.write_to(&mut out, &mut replace, &mut |done, all| {
+            assert!(done <= all);
+            Ok(())
+        })?;
+        assert_eq!(length, out.len() as u64);
+        Ok::<_, GgufError>(out)
+    };
+    let (_directory, path) = on_disk(&with(GgmlType::Q8_0, &q8).unwrap());
+    let new = Gguf::open(&path).unwrap();
+    for name in ["first", "last"] {
+        let (a, b) = (source.tensor(name).unwrap(), new.tensor(name).unwrap());
+        assert_eq!(source.read_tensor(a).unwrap(), new.read_tensor(b).unwrap(), "{name}");
+        assert_eq!((a.ne, a.ggml_type, a.n_dims), (b.ne, b.ggml_type, b.n_dims));
+    }
+    let middle = new.tensor("middle").unwrap();
+    assert_eq!(middle.ggml_type, GgmlType::Q8_0);
+    assert_eq!(new.read_tensor(middle).unwrap(), q8);
+    // Data of the old type, and a type whose blocks do not fit the rows.
+    assert!(matches!(
+        with(GgmlType::Q8_0, &[0; 36]),
+        Err(GgufError::TensorLength { expected: 68, found: 36, .. })
+    ));
+    assert!(matches!(with(GgmlType::Q4_K, &q8), Err(GgufError::Retype { ne0: 64, .. })));
 }

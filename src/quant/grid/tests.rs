@@ -55,7 +55,10 @@ fn check<G: Grid>(ggml_type: GgmlType, scales: &[usize]) {
         let before = decoded::<G>(ggml_type, &block);
         for j in 0..G::LEN {
             let mut changed = block.clone();
-            let (old, new) = (G::get(&block, j), *codes.start() + (j as i32 * 7 + seed as i32) % codes.clone().count() as i32);
+            let (old, new) = (
+                G::get(&block, j),
+                *codes.start() + (j as i32 * 7 + seed as i32) % codes.clone().count() as i32,
+            );
             G::set(&mut changed, j, new);
             let after = decoded::<G>(ggml_type, &changed);
             let expected = steps[j / G::SUB] * (worth(G::LEVELS, new) - worth(G::LEVELS, old));
@@ -101,7 +104,8 @@ fn ternary_bytes_of_ggml_come_back_unchanged() {
         TQ1_0::set(&mut block, j, q);
         assert_eq!(block, whole, "{j}");
         TQ1_0::set(&mut block, j, (q + 1) % 3);
-        let (before, after) = (decoded::<TQ1_0>(GgmlType::TQ1_0, &whole), decoded::<TQ1_0>(GgmlType::TQ1_0, &block));
+        let (before, after) =
+            (decoded::<TQ1_0>(GgmlType::TQ1_0, &whole), decoded::<TQ1_0>(GgmlType::TQ1_0, &block));
         let changed: Vec<usize> = (0..256).filter(|&i| before[i] != after[i]).collect();
         assert_eq!(changed, [j]);
         TQ1_0::set(&mut block, j, q);

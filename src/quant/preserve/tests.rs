@@ -5,7 +5,12 @@ use crate::quant::{dequantize, quantize};
 
 /// Standard normal numbers.
 fn noise(n: usize, seed: u64) -> Vec<f32> {
-    crate::direction::random(0, n.max(1), seed).unwrap().unit().iter().map(|v| v * (n as f32).sqrt()).collect()
+    crate::direction::random(0, n.max(1), seed)
+        .unwrap()
+        .unit()
+        .iter()
+        .map(|v| v * (n as f32).sqrt())
+        .collect()
 }
 
 fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Vec<u8> {
@@ -41,7 +46,8 @@ fn survival(ggml_type: GgmlType, inputs: &InputModel) -> (f64, f64) {
     preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, right: &right }, inputs, 2).unwrap();
     let along = arrived(&left, n_in, &before, &decoded(ggml_type, n_in, n_row, &bytes));
     let dot: f64 = along.iter().zip(&right).map(|(a, r)| a * f64::from(*r)).sum();
-    let (found, asked) = (along.iter().map(|a| a * a).sum::<f64>(), right.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>());
+    let (found, asked) =
+        (along.iter().map(|a| a * a).sum::<f64>(), right.iter().map(|r| f64::from(*r).powi(2)).sum::<f64>());
     (dot / asked, dot / (found * asked).sqrt())
 }
 
@@ -98,13 +104,19 @@ fn factor(n: usize) -> impl Strategy<Value = Vec<f32>> {
 /// Bytes of two rows of one block: any codes, and scales from zero over denormals to the largest F16.
 fn raw(ggml_type: GgmlType, n_row: usize) -> impl Strategy<Value = Vec<u8>> {
     let n = ggml_type.block_bytes() as usize * n_row;
-    prop_oneof![proptest::collection::vec(any::<u8>(), n), Just(vec![0; n]), Just(vec![0x7B; n]), Just(vec![1; n])]
+    prop_oneof![
+        proptest::collection::vec(any::<u8>(), n),
+        Just(vec![0; n]),
+        Just(vec![0x7B; n]),
+        Just(vec![1; n])
+    ]
 }
 
 fn check_raw(ggml_type: GgmlType, bytes: &[u8], left: &[f32], right: &[f32]) -> Result<(), TestCaseError> {
     let (n_in, n_row) = (ggml_type.block_len() as usize, left.len());
     let norm = left.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
-    let left: Vec<f32> = left.iter().map(|v| if norm > 0.0 { (f64::from(*v) / norm) as f32 } else { 0.0 }).collect();
+    let left: Vec<f32> =
+        left.iter().map(|v| if norm > 0.0 { (f64::from(*v) / norm) as f32 } else { 0.0 }).collect();
     let before = decoded(ggml_type, n_in, n_row, bytes);
     prop_assume!(before.iter().all(|v| v.is_finite()));
     let mut after = bytes.to_vec();

@@ -1,0 +1,197 @@
+//! How an edit gets into a tensor's bytes: kept by error diffusion, rounded to nearest, or in a wider
+//! type.
+
+use std::str::FromStr;
+
+use crate::edit::{CHUNK_VALUES, Edit, EditError};
+use crate::gguf::{GgmlType, TensorInfo};
+use crate::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
+use crate::quant::{self, QuantError};
+
+/// How edited tensors are quantized again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Requant {
+    /// Codes are moved on each block's own grid so that the edit arrives ([`quant::preserve`]).
+    Preserve,
+    /// Every block is quantized anew, to nearest, as `llama-quantize` does: loses small edits.
+    Nearest,
+    /// As [`Requant::Preserve`], but edited tensors of fewer bits become this type.
+    Promote(GgmlType),
+}
+
+impl Requant {
+    /// The name in reports and provenance keys.
+    pub fn name(self) -> String {
+        match self {
+            Self::Preserve => "preserve".into(),
+            Self::Nearest => "nearest".into(),
+            Self::Promote(ggml_type) => format!("promote={ggml_type}"),
+        }
+    }
+
+    /// The type that an edited tensor of `ggml_type` gets.
+    pub fn type_for(self, ggml_type: GgmlType) -> GgmlType {
+        match self {
+            Self::Promote(wider) if bits(ggml_type) < bits(wider) => wider,
+            _ => ggml_type,
+        }
+    }
+}
+
+/// Bits per value.
+fn bits(ggml_type: GgmlType) -> f64 {
+    8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64
+}
+
+impl FromStr for Requant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = "preserve, nearest or promote=TYPE";
+        match (text, text.strip_prefix("promote=")) {
+            ("preserve", _) => Ok(Self::Preserve),
+            ("nearest", _) => Ok(Self::Nearest),
+            (_, Some(name)) => {
+                let found = GgmlType::all().find(|t| t.name().eq_ignore_ascii_case(name));
+                let writable = found.filter(|&t| can_preserve(t));
+                writable
+                    .map(Self::Promote)
+                    .ok_or_else(|| format!("expected a type such as Q8_0 or F16, found {name:?}"))
+            }
+            _ => Err(format!("expected {wanted}, found {text:?}")),
+        }
+    }
+}
+
+/// The tensor's data with `edit`, in the type that `requant` gives it; `inputs` is what is known of the
+/// writer's inputs.
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn apply(
+    edit: &Edit,
+    (info, bytes): (&TensorInfo, Vec<u8>),
+    requant: Requant,
+    inputs: &InputModel,
+) -> Result<Vec<u8>, EditError> {
+    let ggml_type = requant.type_for(info.ggml_type);
+    if requant == Requant::Nearest || ggml_type != info.ggml_type {
+        return nearest(edit, info, &bytes, ggml_type);
+    }
+    preserved(edit, info, bytes, inputs)
+}
+
+/// Expert by expert, in place.
+fn preserved(
+    edit: &Edit,
+    info: &TensorInfo,
+    mut bytes: Vec<u8>,
+    inputs: &InputModel,
+) -> Result<Vec<u8>, EditError> {
+    let n_in = info.ne[0] as usize;
+    let per_expert = bytes.len() / (edit.n_expert as usize).max(1);
+    for (expert, bytes) in bytes.chunks_mut(per_expert.max(1)).enumerate() {
+        let right: Vec<f32> = edit.right[expert * n_in..(expert + 1) * n_in]
+            .iter()
+            .map(|&r| (f64::from(r) * edit.alpha) as f32)
+            .collect();
+        let target = RankOneTarget { left: &edit.left, right: &right };
+        preserve(info.ggml_type, bytes, target, inputs, threads())
+            .map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
+    }
+    Ok(bytes)
+}
+
+/// W + ΔW of the tensor's bytes, quantized to `ggml_type`, nearest.
+fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
+    let n_in = info.ne[0] as usize;
+    let n_embd = edit.left.len();
+    requantize(info, bytes, ggml_type, &|first_row, rows| {
+        for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
+            let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
+            let push = (f64::from(edit.left[coordinate]) * edit.alpha) as f32;
+            let right = &edit.right[expert * n_in..(expert + 1) * n_in];
+            row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
+        }
+    })
+}
+
+/// The tensor through `dequantize → quantize` without any edit: the control that shows what
+/// requantization alone does.
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
+    requantize(info, bytes, info.ggml_type, &|_, _| ())
+}
+
+/// A change to a run of decoded rows: index of the first, and the values.
+type ChangeRows<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// Decodes `bytes` in runs of rows on all cores, lets `change` have each run, and encodes it as
+/// `ggml_type`, nearest. The split depends on the tensor alone, so the bytes do not depend on the
+/// machine.
+fn requantize(
+    info: &TensorInfo,
+    bytes: &[u8],
+    ggml_type: GgmlType,
+    change: &ChangeRows<'_>,
+) -> Result<Vec<u8>, EditError> {
+    let failed = |source| EditError::Quant { tensor: info.name.clone(), source };
+    let n_in = info.ne[0] as usize;
+    let row_bytes = info.row_bytes() as usize;
+    let wrong = QuantError::Size { ggml_type, n_per_row: n_in, expected: 0, found: bytes.len() };
+    let new_row = ggml_type.row_bytes(info.ne[0]).ok_or_else(|| failed(wrong))? as usize;
+    let rows_per_run = (CHUNK_VALUES / n_in.max(1)).max(1);
+    let mut out = vec![0; new_row * info.n_rows() as usize];
+    let runs = bytes.chunks(rows_per_run * row_bytes);
+    let targets = out.chunks_mut(rows_per_run * new_row);
+    let jobs = std::sync::Mutex::new(runs.zip(targets).enumerate());
+    let worker = || -> Result<(), QuantError> {
+        let mut values = Vec::new();
+        loop {
+            let Some((run, (source, target))) = jobs.lock().ok().and_then(|mut j| j.next()) else {
+                return Ok(());
+            };
+            values.resize(source.len() / row_bytes * n_in, 0.0);
+            quant::dequantize(info.ggml_type, n_in, source, &mut values)?;
+            change(run * rows_per_run, &mut values);
+            quant::quantize(ggml_type, n_in, &values, target)?;
+        }
+    };
+    let result = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads()).map(|_| scope.spawn(worker)).collect();
+        let results = handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
+        results.fold(Ok(()), Result::and)
+    });
+    result.map_err(failed)?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for requant in [Requant::Preserve, Requant::Nearest, Requant::Promote(GgmlType::Q8_0)] {
+            assert_eq!(requant.name().parse(), Ok(requant));
+        }
+        assert_eq!("promote=q8_0".parse(), Ok(Requant::Promote(GgmlType::Q8_0)));
+        for bad in ["", "promote", "promote=Q9", "promote=Q8_K", "keep"] {
+            assert!(bad.parse::<Requant>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn promotion_never_narrows() {
+        let promote = Requant::Promote(GgmlType::Q8_0);
+        assert_eq!(promote.type_for(GgmlType::Q2_K), GgmlType::Q8_0);
+        assert_eq!(promote.type_for(GgmlType::F16), GgmlType::F16);
+        assert_eq!(Requant::Preserve.type_for(GgmlType::Q2_K), GgmlType::Q2_K);
+    }
+}
