@@ -153,10 +153,11 @@ impl Codebook {
         self.values_at(self.scale(block, g), codeword)
     }
 
-    /// What may replace a codeword, nearest first (distance in units, ties by index, then signs):
-    /// the 24 nearest other codewords with the same signs, and in the types that store signs the 16
-    /// nearest (codeword, signs) with other signs. In IQ2_XXS, IQ2_XS and IQ3_XXS an even number of
-    /// signs turns over, so that the group's parity, and its neighbour's signs, stay.
+    /// What may replace a codeword, nearest first (by distance in units): the 24 nearest other
+    /// codewords with the same signs, and in the types that store signs the 16 nearest (codeword,
+    /// signs) with one or two signs turned over. In IQ2_XXS, IQ2_XS and IQ3_XXS it is always two of
+    /// the same group, so that parity, and with it every other group, stays. Equal distances come
+    /// in an order that is fixed and favours no coordinate.
     #[inline]
     pub fn neighbours(&self, codeword: Codeword) -> impl ExactSizeIterator<Item = Codeword> + '_ {
         let len = near::list_len(self.layout.signs());

@@ -25,23 +25,26 @@ pub(super) fn list_len(signs: Signs) -> usize {
 }
 
 /// For every codeword its [`list_len`] replacements, nearest first: the [`PLAIN`] nearest other
-/// codewords under the same signs and the [`FLIPPED`] nearest (codeword, signs) under others.
-/// Equal distances go by index, then by flips.
+/// codewords under the same signs, and the [`FLIPPED`] nearest (itself included) with one or two
+/// signs turned over, always two where their number must stay even.
 ///
 /// The distance does not depend on the signs that are there already: with v, w ≥ 0 and signs s,
 /// ‖s∘v − s∘f∘w‖² = ‖v − w‖² + 4 Σ_{f_j = −1} v_j w_j.
 pub(super) fn lists(points: &[Point], dim: usize, signs: Signs) -> Vec<Near> {
-    let masks: Vec<u8> = match signs {
-        Signs::None => vec![],
-        Signs::Free => (1..=u8::MAX >> (8 - dim)).collect(),
-        Signs::Even => (1..=u8::MAX >> (8 - dim)).filter(|m| m.count_ones() % 2 == 0).collect(),
-    };
+    let masks: Vec<u8> = (1..=u8::MAX >> (8 - dim))
+        .filter(|mask| match signs {
+            Signs::None => false,
+            Signs::Free => mask.count_ones() <= 2,
+            Signs::Even => mask.count_ones() == 2,
+        })
+        .collect();
     let mut all = Vec::with_capacity(points.len() * list_len(signs));
     let (mut plain, mut flipped) = (Vec::new(), Vec::new());
-    for (index, point) in points.iter().enumerate() {
+    for index in 0..points.len() {
         plain.clear();
-        plain
-            .extend(points.iter().enumerate().filter(|(i, _)| *i != index).map(|(i, p)| key(point, p, i, 0)));
+        plain.extend(
+            (0..points.len()).filter(|other| *other != index).map(|other| key(points, index, other, 0)),
+        );
         keep_smallest(&mut plain, PLAIN);
         flipped.clear();
         if !masks.is_empty() {
@@ -56,15 +59,15 @@ pub(super) fn lists(points: &[Point], dim: usize, signs: Signs) -> Vec<Near> {
 
 /// The [`FLIPPED`] nearest under other signs.
 fn flips_of(nearest: &mut Vec<u64>, masks: &[u8], points: &[Point], index: usize) {
-    let point = &points[index];
     // The codeword itself comes first: its flips bound what the others need to be tried for.
-    nearest.extend(masks.iter().map(|&mask| key(point, point, index, mask)));
+    nearest.extend(masks.iter().map(|&mask| key(points, index, index, mask)));
     let mut bound = keep_smallest(nearest, FLIPPED);
-    for (i, other) in points.iter().enumerate().filter(|(i, _)| *i != index) {
-        if key(point, other, i, 0) >= bound {
+    for other in (0..points.len()).filter(|other| *other != index) {
+        if distance(&points[index], &points[other], 0) >= bound >> DISTANCE_SHIFT {
             continue;
         }
-        nearest.extend(masks.iter().map(|&mask| key(point, other, i, mask)).filter(|key| *key < bound));
+        let keys = masks.iter().map(|&mask| key(points, index, other, mask));
+        nearest.extend(keys.filter(|key| *key < bound));
         if nearest.len() > 4 * FLIPPED {
             bound = keep_smallest(nearest, FLIPPED);
         }
@@ -72,11 +75,22 @@ fn flips_of(nearest: &mut Vec<u64>, masks: &[u8], points: &[Point], index: usize
     keep_smallest(nearest, FLIPPED);
 }
 
-/// Squared distance, index and flips in one number that sorts by them.
-fn key(from: &Point, to: &Point, index: usize, flips: u8) -> u64 {
+/// Where a key holds its squared distance.
+const DISTANCE_SHIFT: u32 = 40;
+
+/// Squared distance, lot, index and flips in one number that sorts by them. Equal distances are the
+/// rule, and a list that cut them off by index would never move some of the coordinates.
+fn key(points: &[Point], from: usize, to: usize, flips: u8) -> u64 {
+    let distance = distance(&points[from], &points[to], flips);
+    let tail = (to as u64) << 8 | u64::from(flips);
+    // Multiplying by 2⁶⁴/φ spreads what differs in low bits over the high ones.
+    let lot = ((from as u64) << 24 | tail).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48;
+    distance << DISTANCE_SHIFT | lot << 24 | tail
+}
+
+fn distance(from: &Point, to: &Point, flips: u8) -> u64 {
     let turned = |j: usize| if flips >> j & 1 == 1 { -to[j] } else { to[j] };
-    let distance: i32 = (0..8).map(|j| (from[j] - turned(j)).pow(2)).sum();
-    (distance as u64) << 24 | (index as u64) << 8 | u64::from(flips)
+    (0..8).map(|j| (from[j] - turned(j)).pow(2)).sum::<i32>() as u64
 }
 
 /// Shortens to the `n` smallest, in order, and returns what a further one must stay below.
