@@ -16,8 +16,15 @@ pub(super) fn to_float(ggml_type: GgmlType, bytes: &[u8], out: &mut [f32]) -> Re
     Ok(())
 }
 
-/// Encodes rows; `out` has exactly their size, the type can be written without an imatrix.
-pub(super) fn quantize_rows(ggml_type: GgmlType, n_per_row: usize, values: &[f32], out: &mut [u8]) {
+/// Encodes rows; `out` has exactly their size, the type can be written, and there is an importance
+/// per value of a row where the type needs one.
+pub(super) fn quantize_rows(
+    ggml_type: GgmlType,
+    n_per_row: usize,
+    values: &[f32],
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+) {
     let rows = (values.len() / n_per_row) as i64;
     // SAFETY: the caller checked type, sizes and finiteness, on which ggml would assert; ggml
     // guards the tables of the IQ types with its own lock.
@@ -29,7 +36,7 @@ pub(super) fn quantize_rows(ggml_type: GgmlType, n_per_row: usize, values: &[f32
             0,
             rows,
             n_per_row as i64,
-            std::ptr::null(),
+            importance.map_or(std::ptr::null(), <[f32]>::as_ptr),
         );
     }
 }

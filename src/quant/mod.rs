@@ -1,5 +1,6 @@
 //! Rows of every ggml type ↔ f32, by ggml's own code, checked before it can abort the process.
 
+pub mod codebook;
 mod ffi;
 mod grid;
 pub mod preserve;
@@ -39,6 +40,22 @@ pub enum QuantError {
         /// What.
         value: f32,
     },
+    /// The importances are not one per value of a row.
+    #[error("rows of {n_per_row} values come with {found} importances")]
+    ImportanceSize {
+        /// Values per row.
+        n_per_row: usize,
+        /// Importances given.
+        found: usize,
+    },
+    /// An importance is not a positive number.
+    #[error("importance {value} at index {index} is not a positive number")]
+    Importance {
+        /// Where.
+        index: usize,
+        /// What.
+        value: f32,
+    },
 }
 
 impl QuantError {
@@ -49,7 +66,7 @@ impl QuantError {
                 Some("start from another quantization of the model, for example Q4_K_M or Q8_0".into())
             }
             Self::NotFinite { .. } => Some("a smaller --strength keeps the weights in range".into()),
-            Self::Size { .. } => None,
+            Self::Size { .. } | Self::ImportanceSize { .. } | Self::Importance { .. } => None,
         }
     }
 }
@@ -101,12 +118,55 @@ pub fn quantize(
     if !ggml_type.can_quantize() || ggml_type.needs_imatrix() {
         return Err(QuantError::Unsupported { ggml_type, direction: "from" });
     }
-    let limit = if matches!(ggml_type, GgmlType::F32 | GgmlType::BF16) { f32::MAX } else { F16_MAX };
-    if let Some(index) = values.iter().position(|v| !v.is_finite() || v.abs() > limit) {
-        return Err(QuantError::NotFinite { ggml_type, index, value: values[index] });
-    }
-    ffi::quantize_rows(ggml_type, n_per_row, values, out);
+    check_values(ggml_type, values)?;
+    ffi::quantize_rows(ggml_type, n_per_row, values, None, out);
     Ok(())
+}
+
+fn check_values(ggml_type: GgmlType, values: &[f32]) -> Result<(), QuantError> {
+    let limit = if matches!(ggml_type, GgmlType::F32 | GgmlType::BF16) { f32::MAX } else { F16_MAX };
+    match values.iter().position(|v| !v.is_finite() || v.abs() > limit) {
+        Some(index) => Err(QuantError::NotFinite { ggml_type, index, value: values[index] }),
+        None => Ok(()),
+    }
+}
+
+/// Encodes whole rows as [`quantize`] does, minimizing `Σ importance_j (value_ij − decoded_ij)²`
+/// as `llama-quantize --imatrix` does; `importance` `[n_per_row]` is the same for every row, and
+/// only its proportions matter. The one way to write IQ1_S, IQ2_XXS and IQ2_XS.
+///
+/// # Errors
+/// [`QuantError`] as in [`quantize`], and when `importance` has another length or holds what is
+/// not a finite positive number.
+pub fn quantize_weighted(
+    ggml_type: GgmlType,
+    n_per_row: usize,
+    values: &[f32],
+    importance: &[f32],
+    out: &mut [u8],
+) -> Result<(), QuantError> {
+    check_size(ggml_type, n_per_row, values.len(), out.len())?;
+    if !ggml_type.can_quantize() {
+        return Err(QuantError::Unsupported { ggml_type, direction: "from" });
+    }
+    check_values(ggml_type, values)?;
+    let importance = proportions(n_per_row, importance)?;
+    ffi::quantize_rows(ggml_type, n_per_row, values, Some(&importance), out);
+    Ok(())
+}
+
+/// Importances over a power of two near their largest: ggml squares sums of them and asserts that
+/// nothing overflowed. The power of two keeps its result the same to the bit.
+fn proportions(n_per_row: usize, importance: &[f32]) -> Result<Vec<f32>, QuantError> {
+    if importance.len() != n_per_row {
+        return Err(QuantError::ImportanceSize { n_per_row, found: importance.len() });
+    }
+    if let Some(index) = importance.iter().position(|v| !v.is_finite() || *v <= 0.0) {
+        return Err(QuantError::Importance { index, value: importance[index] });
+    }
+    let largest = importance.iter().fold(0.0, |max: f32, v| max.max(*v));
+    let unit = f64::from(largest).log2().floor().exp2();
+    Ok(importance.iter().map(|v| (f64::from(*v) / unit) as f32).collect())
 }
 
 #[cfg(test)]
@@ -160,5 +220,77 @@ mod tests {
         ));
         bad[3] = 1e6;
         assert!(quantize(GgmlType::F16, 32, &bad, &mut [0; 64]).is_err());
+    }
+
+    fn row_bytes(ggml_type: GgmlType, n: usize) -> Vec<u8> {
+        vec![0; ggml_type.row_bytes(n as u64).unwrap() as usize]
+    }
+
+    #[test]
+    fn every_writable_type_round_trips_under_uniform_importance() {
+        for ggml_type in GgmlType::all().filter(|t| t.can_quantize()) {
+            let n = 512;
+            let values = ramp(2 * n);
+            let mut bytes = row_bytes(ggml_type, 2 * n);
+            quantize_weighted(ggml_type, n, &values, &vec![1.0; n], &mut bytes).unwrap();
+            let mut back = vec![0.0; 2 * n];
+            dequantize(ggml_type, n, &bytes, &mut back).unwrap();
+            let error: f32 = values.iter().zip(&back).map(|(a, b)| (a - b).powi(2)).sum();
+            let norm: f32 = values.iter().map(|v| v * v).sum();
+            assert!((error / norm).sqrt() < 0.75, "{ggml_type}: {}", (error / norm).sqrt());
+        }
+    }
+
+    #[test]
+    fn only_the_proportions_of_importances_matter() {
+        let n = 256;
+        let uneven: Vec<f32> = (0..n).map(|i| 0.01 + (i * 53 % 97) as f32).collect();
+        for ggml_type in GgmlType::all().filter(|t| t.can_quantize()) {
+            let mut plain = row_bytes(ggml_type, n);
+            ffi::quantize_rows(ggml_type, n, &ramp(n), Some(&uneven), &mut plain);
+            for factor in [1.0, 2.0_f32.powi(100), 2.0_f32.powi(-100)] {
+                let importance: Vec<f32> = uneven.iter().map(|v| v * factor).collect();
+                let mut scaled = row_bytes(ggml_type, n);
+                quantize_weighted(ggml_type, n, &ramp(n), &importance, &mut scaled).unwrap();
+                assert_eq!(scaled, plain, "{ggml_type} at {factor:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_importance_makes_ggml_abort() {
+        let n = 256;
+        let sizes = [1e-30, 1e-14, 1e-6, 1.0, 65504.0];
+        let importances = [f32::from_bits(1), 1e-30, 1.0, 1e30, f32::MAX];
+        for ggml_type in GgmlType::all().filter(|t| t.can_quantize()) {
+            for (k, size) in sizes.iter().enumerate() {
+                let values: Vec<f32> = ramp(n).iter().map(|v| v * size).collect();
+                let mixed: Vec<f32> = (0..n).map(|i| importances[(i * (k + 3) / 7) % 5]).collect();
+                for importance in importances.map(|v| vec![v; n]).into_iter().chain([mixed]) {
+                    let mut bytes = row_bytes(ggml_type, n);
+                    quantize_weighted(ggml_type, n, &values, &importance, &mut bytes).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_importance_is_an_error() {
+        let mut out = [0; 66];
+        let mut check = |importance: &[f32]| {
+            quantize_weighted(GgmlType::IQ2_XXS, 256, &ramp(256), importance, &mut out).unwrap_err()
+        };
+        assert_eq!(check(&[1.0; 255]), QuantError::ImportanceSize { n_per_row: 256, found: 255 });
+        for value in [0.0, -1.0, f32::INFINITY] {
+            let mut importance = [1.0; 256];
+            importance[7] = value;
+            assert_eq!(check(&importance), QuantError::Importance { index: 7, value });
+        }
+        assert!(matches!(check(&[f32::NAN; 256]), QuantError::Importance { index: 0, .. }));
+        let mut out = row_bytes(GgmlType::Q8_K, 256);
+        assert!(matches!(
+            quantize_weighted(GgmlType::Q8_K, 256, &ramp(256), &[1.0; 256], &mut out),
+            Err(QuantError::Unsupported { .. })
+        ));
     }
 }
