@@ -27,7 +27,8 @@ fn main() {
     let mut engine = load(&path, &gguf);
     let capture = Capture::new(&plan).with_sample(256);
     let mut of = |kind| {
-        let texts: Vec<String> = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+        let texts: Vec<String> =
+            prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
         engine.collect(&chats(&texts, None), &capture).unwrap()
     };
     let (harmful, harmless) = (of(PromptKind::Harmful), of(PromptKind::Harmless));
@@ -35,30 +36,101 @@ fn main() {
     let dir = &directions.by_layer[15];
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let edits = edit::published(&plan, &weights, dir, strength).unwrap();
-    let q = Questions::of(&prompts, Split::Report, [32, 32, 0]);
-    let cap = Capture::new(&plan);
-    engine.apply(&[]).unwrap();
-    let base = Snapshot::of(&mut engine, &q, &cap).unwrap();
-    engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>()).unwrap();
-    let exact = Snapshot::of(&mut engine, &q, &cap).unwrap();
+    let test_kind = |engine: &mut LlamaEngine, kind| {
+        let texts: Vec<String> =
+            prompts.select(kind, Split::Report).iter().take(32).map(|p| p.text.clone()).collect();
+        engine.collect(&chats(&texts, None), &capture).unwrap()
+    };
+    let tests = [test_kind(&mut engine, PromptKind::Harmful), test_kind(&mut engine, PromptKind::Harmless)];
     drop(engine);
-    for (name, requant, k) in [("nearest", Requant::Nearest, 0), ("preserve k=0", Requant::Preserve, 0), ("preserve k=1", Requant::Preserve, 1), ("preserve k=4", Requant::Preserve, 4), ("preserve k=8", Requant::Preserve, 8), ("preserve k=16", Requant::Preserve, 16), ("preserve k=32", Requant::Preserve, 32)] {
-        let inputs: Vec<InputModel> = harmful.inputs.iter().zip(&harmless.inputs).map(|(a, b)| if k == 0 { InputModel::default() } else { activations::input_model(&[a, b], k) }).collect();
-        let out = std::path::PathBuf::from("/tmp/w/bench.gguf");
-        let mut file = std::fs::File::create(&out).unwrap();
-        let t = std::time::Instant::now();
-        Rewrite::copy(&gguf).write_to(&mut file, &mut |t| {
-            let Some(e) = edits.iter().find(|e| e.tensor == t.name) else { return Ok(None) };
-            Ok(Some(requant::apply(e, (t, gguf.read_tensor(t)?), requant, &inputs[e.writer])?))
-        }, &mut |_, _| Ok(())).unwrap();
-        drop(file);
-        let secs = t.elapsed().as_secs_f64();
-        let written = Gguf::open(&out).unwrap();
-        let v = verify(&gguf, &written, &edits, &mut |_, _| ()).unwrap();
-        let noise = (v.tensors.iter().map(|t| t.noise.unwrap().powi(2)).sum::<f64>() / v.tensors.len() as f64).sqrt();
-        let mut engine = load(&out, &gguf);
-        let snap = Snapshot::of(&mut engine, &q, &cap).unwrap();
-        let f = Fidelity::of(&base, &exact, &snap, dir);
-        println!("{name}: {secs:.1}s gain {:.4} cos {:.4} noise {noise:.2} shift {:.4} KL harmful {:.5} harmless {:.5}", v.gain.unwrap(), v.cosine.unwrap(), f.mean_shift, f.kl_harmful, f.kl_harmless);
+    for spec in std::env::args().skip(1).filter(|a| a != "--bench") {
+        let mut parts = spec.split(',');
+        let (norm, k, along, least, ex): (u32, usize, f32, f32, f32) = (
+            parts.next().unwrap().parse().unwrap(),
+            parts.next().unwrap().parse().unwrap(),
+            parts.next().unwrap().parse().unwrap(),
+            parts.next().unwrap().parse().unwrap(),
+            parts.next().unwrap().parse().unwrap(),
+        );
+        rosi_gguf::quant::preserve::TUNE.lock().unwrap().2 = ex;
+        rosi_gguf::quant::preserve::TUNE.lock().unwrap().0 = along;
+        rosi_gguf::quant::preserve::TUNE.lock().unwrap().1 = least;
+        rosi_gguf::activations::NORM.store(norm, std::sync::atomic::Ordering::SeqCst);
+        let mut sums = std::collections::BTreeMap::<String, [f64; 6]>::new();
+        let mut spent = 0.0;
+        for e in edits.iter().filter(|e| e.writer % 4 < 2) {
+            let info = gguf.tensor(&e.tensor).unwrap();
+            let bytes = gguf.read_tensor(info).unwrap();
+            let (requant, inputs) = if k == 999 {
+                (Requant::Nearest, InputModel::default())
+            } else if k == 0 {
+                (Requant::Preserve, InputModel::default())
+            } else {
+                (
+                    Requant::Preserve,
+                    activations::input_model(&[&harmful.inputs[e.writer], &harmless.inputs[e.writer]], k),
+                )
+            };
+            let t = std::time::Instant::now();
+            let new = requant::apply(e, (info, bytes.clone()), requant, &inputs).unwrap();
+            spent += t.elapsed().as_secs_f64();
+            let n_in = info.ne[0] as usize;
+            let decode = |b: &[u8]| {
+                let mut v = Vec::new();
+                edit::for_each_run(info, b, |_, x| v.extend_from_slice(x)).unwrap();
+                ndarray::Array2::from_shape_vec((info.ne[1] as usize, n_in), v).unwrap()
+            };
+            let mut n = decode(&new) - decode(&bytes);
+            let mut delta = ndarray::Array2::<f32>::zeros(n.dim());
+            for (i, l) in e.left.iter().enumerate() {
+                for (j, r) in e.right.iter().enumerate() {
+                    delta[[i, j]] = (f64::from(*l) * e.alpha) as f32 * r;
+                }
+            }
+            n -= &delta;
+            let entry = sums.entry(format!("{}", info.ggml_type)).or_default();
+            entry[0] += n.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / e.norm_sq();
+            entry[1] += 1.0;
+            for (s, set) in tests.iter().enumerate() {
+                let unit = |x: &ndarray::Array2<f32>| {
+                    let mut y = x.clone();
+                    for mut r in y.rows_mut() {
+                        let norm = r.dot(&r).sqrt().max(1e-9);
+                        r /= norm;
+                    }
+                    y
+                };
+                for (w, rows) in
+                    [&set.inputs[e.writer].last, &set.inputs[e.writer].sample].into_iter().enumerate()
+                {
+                    if rows.nrows() == 0 {
+                        continue;
+                    }
+                    let x = unit(rows);
+                    let noise: f64 = n.dot(&x.t()).iter().map(|v| f64::from(*v).powi(2)).sum();
+                    let want: f64 = delta.dot(&x.t()).iter().map(|v| f64::from(*v).powi(2)).sum();
+                    let _ = s;
+                    entry[2 + w] += noise / want / 2.0;
+                    let along: f64 = ndarray::Array1::from(e.left.clone())
+                        .dot(&n)
+                        .dot(&x.t())
+                        .iter()
+                        .map(|v| f64::from(*v).powi(2))
+                        .sum();
+                    entry[4 + w] += along / want / 2.0;
+                }
+            }
+        }
+        println!("norm {norm} k {k} along {along} least {least} pace {ex}: {spent:.2}s");
+        for (t, s) in sums {
+            println!(
+                "   {t}: noise/edit {:.3} out last {:.4} all {:.4} | along last {:.5} all {:.5}",
+                s[0] / s[1],
+                s[2] / s[1],
+                s[3] / s[1],
+                s[4] / s[1],
+                s[5] / s[1]
+            );
+        }
     }
 }

@@ -25,15 +25,20 @@ impl WriterInputs {
     }
 }
 
-/// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the inputs of one writer in several sets of prompts:
-/// m_p are the first `k` principal components (not centred) of all their rows, D what these leave of
-/// each input's own second moment, at least a hundredth of it.
+/// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the inputs of one writer in several sets of prompts, each
+/// scaled to length 1 (the few tokens with enormous inputs have a residual as enormous, to which noise
+/// does nothing): m_p are the first `k` principal components (not centred) of all rows, D what these
+/// leave of each input's own second moment, at least a hundredth of it.
 pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
     let views: Vec<_> = sets.iter().flat_map(|s| [s.last.view(), s.sample.view()]).collect();
-    let Ok(rows) = ndarray::concatenate(Axis(0), &views) else { return InputModel::default() };
+    let Ok(mut rows) = ndarray::concatenate(Axis(0), &views) else { return InputModel::default() };
     let n = rows.nrows();
     if n == 0 || rows.iter().any(|v| !v.is_finite()) {
         return InputModel::default();
+    }
+    for mut row in rows.rows_mut() {
+        let norm = row.dot(&row).sqrt();
+        row *= if norm > 0.0 { 1.0 / norm } else { 0.0 };
     }
     // The eigenvectors a of X Xᵀ/n are a few hundred long; those of Xᵀ X/n are Xᵀa, scaled.
     let gram = rows.dot(&rows.t()) / n as f32;

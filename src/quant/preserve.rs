@@ -31,6 +31,7 @@
 //! tensor alone, so the bytes do not depend on the number of threads.
 
 use super::QuantError;
+use super::codebook::Codebook;
 use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
 use crate::gguf::GgmlType;
 
@@ -38,9 +39,12 @@ use crate::gguf::GgmlType;
 const ALONG: f32 = 3.0;
 /// Rows with |l_i| below this share of the mean are left alone: they would move by whole steps to
 /// mend what they hardly reach.
-const LEAST_SHARE: f32 = 0.05;
+const LEAST_SHARE: f32 = 0.25;
 /// Stripes of columns that a tensor is cut into, for as many threads.
 const STRIPES: usize = 4;
+
+/// Fewest columns of a stripe: each has errors of its own along the rows.
+const LEAST_STRIPE: usize = 1024;
 
 /// What is known of a matrix's inputs: `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ`, in any unit.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,7 +66,12 @@ pub struct RankOneTarget<'a> {
 
 /// Whether [`preserve`] can write the type.
 pub fn can_preserve(ggml_type: GgmlType) -> bool {
-    scalar(ggml_type).is_some() || float(ggml_type).is_some()
+    walk_of(ggml_type).is_some()
+}
+
+fn walk_of(ggml_type: GgmlType) -> Option<Walk> {
+    let codewords = || Codebook::of(ggml_type).map(|_| walk_codewords as Walk);
+    scalar(ggml_type).or_else(|| float(ggml_type)).or_else(codewords)
 }
 
 /// Walks one stripe: rows of the stripe's bytes, and what the walk needs to know.
@@ -116,7 +125,7 @@ pub fn preserve(
     let (n_row, n_in) = (target.left.len(), target.right.len());
     super::check_size(ggml_type, n_in, n_row * n_in, bytes.len())?;
     let unsupported = QuantError::Unsupported { ggml_type, direction: "from" };
-    let walk = scalar(ggml_type).or_else(|| float(ggml_type)).ok_or(unsupported)?;
+    let walk = walk_of(ggml_type).ok_or(unsupported)?;
     check_finite(ggml_type, target.left)?;
     check_finite(ggml_type, target.right)?;
     if n_row == 0 {
@@ -125,7 +134,7 @@ pub fn preserve(
     let order = row_order(target.left, if ggml_type.is_float() { 0.0 } else { LEAST_SHARE });
     let unit = Units::new(ggml_type, n_in);
     let stripes: Vec<Stripe<'_>> =
-        unit.ranges().map(|columns| Stripe::new(target, inputs, columns, &order)).collect();
+        unit.ranges().map(|columns| Stripe::new((ggml_type, target), inputs, columns, &order)).collect();
     let mut rows: Vec<Vec<&mut [u8]>> = stripes.iter().map(|_| Vec::with_capacity(n_row)).collect();
     for row in bytes.chunks_exact_mut(bytes.len() / n_row) {
         for (part, rows) in row.chunks_mut(unit.stripe_bytes()).zip(&mut rows) {
@@ -164,7 +173,8 @@ struct Units {
 impl Units {
     fn new(ggml_type: GgmlType, n_in: usize) -> Self {
         let block = (ggml_type.block_len() as usize, ggml_type.block_bytes() as usize);
-        let blocks = (n_in / block.0).div_ceil(STRIPES).max(1);
+        let stripes = (n_in / LEAST_STRIPE).clamp(1, STRIPES);
+        let blocks = (n_in / block.0).div_ceil(stripes).max(1);
         Self { n_in, stripe: blocks * block.0, block }
     }
 
@@ -189,23 +199,26 @@ fn row_order(left: &[f32], share: f32) -> Vec<usize> {
 
 /// A range of columns, and what the walk over it needs.
 struct Stripe<'a> {
+    ggml_type: GgmlType,
     order: &'a [usize],
     left: &'a [f32],
+    /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
+    inverse_reach: f32,
     right: &'a [f32],
     /// m_p of these columns.
     principal: Vec<&'a [f32]>,
-    /// Σ_j m_pj r_j of each run of [`MAX_SUB`]/2 columns, `[n_run][n_principal]`.
+    /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_principal]`.
     drift: Vec<f32>,
     /// 1/w_j.
     inverse_weight: Vec<f32>,
 }
 
-/// Columns per entry of [`Stripe::drift`]: the smallest sub-block.
-const RUN: usize = MAX_SUB / 2;
+/// Columns per entry of [`Stripe::drift`]: the smallest group.
+const RUN: usize = 4;
 
 impl<'a> Stripe<'a> {
     fn new(
-        target: RankOneTarget<'a>,
+        (ggml_type, target): (GgmlType, RankOneTarget<'a>),
         inputs: &'a InputModel,
         columns: std::ops::Range<usize>,
         order: &'a [usize],
@@ -229,7 +242,9 @@ impl<'a> Stripe<'a> {
                 .collect::<Vec<_>>()
         });
         let drift = drift.collect();
-        Self { order, left: target.left, right, principal, drift, inverse_weight }
+        let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
+        let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
+        Self { ggml_type, order, left: target.left, inverse_reach, right, principal, drift, inverse_weight }
     }
 }
 
@@ -245,27 +260,35 @@ struct Row<'a, 's> {
 }
 
 impl Row<'_, '_> {
-    /// What every value of a sub-block wants to move by, after its columns' carry has been charged
-    /// with the row's share; returns the largest.
-    fn wishes(&mut self, first: usize, wish: &mut [f32]) -> f32 {
-        let (n, left) = (wish.len(), self.left);
-        let right = &self.stripe.right[first..first + n];
-        let carry = &mut self.carry[first..first + n];
-        wish.fill(0.0);
+    /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
+    /// returns in `pull` what the errors along the row make of a move: Σ_p e_p m_pj.
+    fn charge(&mut self, first: usize, pull: &mut [f32]) {
+        let (n, left) = (pull.len(), self.left);
+        pull.fill(0.0);
         for (m, &e) in self.stripe.principal.iter().zip(self.error.iter()) {
-            wish.iter_mut().zip(&m[first..first + n]).for_each(|(w, m)| *w += e * m);
+            pull.iter_mut().zip(&m[first..first + n]).for_each(|(p, m)| *p += e * m);
         }
-        let (along, own) = (-ALONG / left / (ALONG + 1.0), left / (ALONG + 1.0));
-        let weight = &self.stripe.inverse_weight[first..first + n];
-        let mut largest = 0.0f32;
-        for j in 0..n {
-            carry[j] -= left * left * right[j];
-            wish[j] = along * carry[j] + own * right[j] - wish[j] * weight[j] / (ALONG + 1.0);
-            largest = largest.max(wish[j].abs());
-        }
+        let right = &self.stripe.right[first..first + n];
+        let share = left * left * self.stripe.inverse_reach;
+        self.carry[first..first + n].iter_mut().zip(right).for_each(|(c, r)| *c -= share * r);
         for run in first / RUN..(first + n) / RUN {
             let drift = &self.stripe.drift[run * self.error.len()..];
             self.error.iter_mut().zip(drift).for_each(|(e, d)| *e -= left * d);
+        }
+    }
+
+    /// Turns `pull` into what every value wants to move by; returns the largest.
+    fn wishes(&self, first: usize, pull: &mut [f32]) -> f32 {
+        let n = pull.len();
+        let right = &self.stripe.right[first..first + n];
+        let carry = &self.carry[first..first + n];
+        let inverse_weight = &self.stripe.inverse_weight[first..first + n];
+        let along = -ALONG / self.left / (ALONG + 1.0);
+        let (own, across) = (self.left / (ALONG + 1.0), 1.0 / (ALONG + 1.0));
+        let mut largest = 0.0f32;
+        for j in 0..n {
+            pull[j] = along * carry[j] + own * right[j] - across * pull[j] * inverse_weight[j];
+            largest = largest.max(pull[j].abs());
         }
         largest
     }
@@ -282,6 +305,7 @@ impl Row<'_, '_> {
     fn sub_block<G: Grid>(&mut self, first: usize, (block, at): (&mut [u8], usize), step: f32) {
         let mut wish = [0.0; MAX_SUB];
         let wish = &mut wish[..G::SUB];
+        self.charge(first, wish);
         let largest = self.wishes(first, wish);
         let least = 0.5 * G::LEVELS.gap() * step.abs();
         if !(step.is_finite() && step != 0.0 && largest >= least) {
@@ -315,6 +339,58 @@ fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
             for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
                 let at = sub * G::SUB;
                 row.sub_block::<G>(b * G::LEN + at, (block, at), step);
+            }
+        }
+    }
+}
+
+impl Row<'_, '_> {
+    /// Gives the group of values from column `first` on the codeword that costs least, if that is not
+    /// its own: the cost of the module's head, summed over the group, and Σ c_j² may not grow.
+    fn group(&mut self, book: &Codebook, first: usize, (block, g): (&mut [u8], usize)) {
+        let mut pull = [0.0; 8];
+        let pull = &mut pull[..book.dim()];
+        self.charge(first, pull);
+        let (scale, own) = (book.scale(block, g), book.read(block, g));
+        let now = book.values_at(scale, own);
+        let carry = &self.carry[first..first + pull.len()];
+        let carried: f32 = carry.iter().map(|c| c * c).sum();
+        let right = &self.stripe.right[first..first + pull.len()];
+        let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
+        let along = ALONG / (self.left * self.left);
+        let mut best = (0.0f32, own);
+        for candidate in book.neighbours(own) {
+            let values = book.values_at(scale, candidate);
+            let (mut cost, mut left_over) = (0.0f32, 0.0f32);
+            for (j, (&c, &r)) in carry.iter().zip(right).enumerate() {
+                let step = values[j] - now[j];
+                let after = c + self.left * step;
+                let edit = along * (after * after - c * c) + step * (step - 2.0 * self.left * r);
+                cost += edit / inverse_weight[j] + 2.0 * step * pull[j];
+                left_over += after * after;
+            }
+            if cost < best.0 && left_over <= carried {
+                best = (cost, candidate);
+            }
+        }
+        if best.1 != own {
+            let values = book.values_at(scale, best.1);
+            book.write(block, g, best.1);
+            (0..pull.len()).for_each(|j| self.moved(first + j, values[j] - now[j]));
+        }
+    }
+}
+
+fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
+    let Some(book) = Codebook::of(stripe.ggml_type) else { return };
+    let mut carry = vec![0.0; stripe.right.len()];
+    let mut error = vec![0.0; stripe.principal.len()];
+    for &i in stripe.order {
+        error.fill(0.0);
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        for (b, block) in rows[i].chunks_exact_mut(book.block_bytes()).enumerate() {
+            for g in 0..book.groups_per_block() {
+                row.group(book, b * book.block_len() + g * book.dim(), (block, g));
             }
         }
     }
