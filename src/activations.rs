@@ -106,7 +106,8 @@ mod tests {
         let model = input_model(&[&inputs], 3);
         assert_eq!(model.principal.len(), 3);
         for j in 0..24 {
-            let own = (0..48).map(|i| row(i, j).powi(2)).sum::<f32>() / 48.0;
+            let square = |i: usize| row(i, j).powi(2) / (0..24).map(|k| row(i, k).powi(2)).sum::<f32>();
+            let own = (0..48).map(square).sum::<f32>() / 48.0;
             let known: f32 = model.principal.iter().map(|m| m[j] * m[j]).sum();
             assert!((model.diagonal[j] + known - own).abs() < 0.02 * own, "{j}");
             assert!(known > 0.9 * own, "{j}: {known} of {own}");
