@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::direction::DirectionError;
 use crate::edit::EditError;
+use crate::gate::GateError;
 use crate::gguf::GgufError;
 use crate::interrupt::Interrupted;
 use crate::llama::LlamaError;
@@ -49,6 +50,9 @@ pub enum Error {
     Direction(#[from] DirectionError),
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// No gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error(transparent)]
@@ -96,6 +100,7 @@ impl Error {
             Self::Llama(e) => e.hint(),
             Self::Edit(e) => e.hint(),
             Self::Verify(e) => e.hint(),
+            Self::Gate(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
@@ -109,7 +114,7 @@ impl Error {
                     .into(),
             ),
             Self::NoGain { .. } => {
-                Some("allow a larger change with --max-kl, or bring prompts that fit the model with --prompts".into())
+                Some("allow a larger change with --max-kl or --max-false-refusal, or bring prompts that fit the model with --prompts".into())
             }
             Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
             Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),

@@ -273,7 +273,7 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
     let plan = plan_of(&gguf).unwrap();
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let direction = direction::random(15, plan.n_embd as usize, 7).unwrap();
-    let edits = edit::published(&plan, &weights, &direction, 0.03).unwrap();
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.03).unwrap();
     write_edited(&gguf, &edits, out);
 
     let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
