@@ -14,6 +14,7 @@ pub mod edit;
 pub mod error;
 pub mod evaluate;
 pub mod gguf;
+pub mod imatrix;
 pub mod interrupt;
 pub mod linalg;
 pub mod llama;

@@ -12,9 +12,11 @@ mod table;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// What it is called on the command line, and what prints its tables.
+type Part = (&'static str, fn() -> Result<(), Failure>);
+
 /// The parts, in the order in which they are printed.
-const PARTS: [(&str, fn() -> Result<(), Failure>); 2] =
-    [("synthetic", synthetic::run), ("speed", speed::run)];
+const PARTS: [Part; 2] = [("synthetic", synthetic::run), ("speed", speed::run)];
 
 fn main() -> Result<(), Failure> {
     // cargo itself adds `--bench`.

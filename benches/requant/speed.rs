@@ -16,9 +16,10 @@ use crate::table;
 const PRINCIPAL: usize = 16;
 /// The edit's size, ‖ΔW‖/‖W‖.
 const STRENGTH: f64 = 0.01;
-/// Runs of which the median counts; one alone where a run takes longer than this, in seconds.
-const RUNS: usize = 3;
-const LONG: f64 = 4.0;
+/// Samples of which the median counts, each as many runs as take this long, in CPU seconds: the
+/// kernel's clock is coarse.
+const SAMPLES: usize = 3;
+const LEAST: f64 = 0.1;
 /// Index of Qwen2.5-Coder-0.5B in the models.
 const QWEN: usize = 1;
 
@@ -35,10 +36,13 @@ fn cpu_seconds() -> f64 {
 /// Median CPU seconds of `work`.
 fn median(mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
     let mut times = Vec::new();
-    while times.len() < RUNS && times.first().is_none_or(|&t| t < LONG) {
-        let start = cpu_seconds();
-        work()?;
-        times.push(cpu_seconds() - start);
+    for _ in 0..SAMPLES {
+        let (start, mut runs) = (cpu_seconds(), 0);
+        while runs == 0 || cpu_seconds() - start < LEAST {
+            work()?;
+            runs += 1;
+        }
+        times.push((cpu_seconds() - start) / f64::from(runs));
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])
@@ -123,7 +127,7 @@ pub fn run() -> Result<(), Failure> {
     rows.push(row("all".into(), writers.iter().map(|c| c.values.len()).sum(), all));
     let text = format!(
         "All {} residual writers of Qwen2.5-Coder-0.5B in their own types, an edit of 1 %. CPU seconds of one thread, \
-         median of {RUNS} runs; \"with inputs\" knows {PRINCIPAL} principal directions of the writers' inputs, as \
+         median of {SAMPLES} samples; \"with inputs\" knows {PRINCIPAL} principal directions of the writers' inputs, as \
          `inject` does. What ggml needs is the encoding alone, without decoding before it.",
         writers.len()
     );
@@ -137,7 +141,7 @@ pub fn run() -> Result<(), Failure> {
         eprintln!("{}", rows[rows.len() - 1].join("  "));
     }
     let text = format!(
-        "{} quantized to each type; as above (one run alone where a run takes more than {LONG} s). Aim: 3 times less \
+        "{} quantized to each type; as above. Aim: 3 times less \
          for Q2_K to Q6_K.",
         big.name
     );
