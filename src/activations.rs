@@ -97,7 +97,7 @@ mod tests {
         // Two strong directions and a little of everything else.
         let row = |i: usize, j: usize| {
             let (a, b) = ((i as f32).sin() * 3.0, (i as f32 * 2.3).cos());
-            a + b * f32::from(j % 2 == 0) + ((i * 31 + j * 17) % 13) as f32 * 0.01
+            a + b * f32::from(j.is_multiple_of(2)) + ((i * 31 + j * 17) % 13) as f32 * 0.01
         };
         let inputs = WriterInputs {
             sample: Array2::from_shape_fn((40, 24), |(i, j)| row(i, j)),

@@ -15,6 +15,7 @@ pub mod error;
 pub mod evaluate;
 pub mod gate;
 pub mod gguf;
+pub mod imatrix;
 pub mod interrupt;
 pub mod linalg;
 pub mod llama;

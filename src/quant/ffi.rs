@@ -40,3 +40,9 @@ pub(super) fn quantize_rows(
         );
     }
 }
+
+/// Whether ggml finds every scale and every float of whole blocks finite.
+pub(super) fn validate(ggml_type: GgmlType, bytes: &[u8]) -> bool {
+    // SAFETY: reads exactly `bytes.len()` bytes, which the caller checked to be whole blocks.
+    unsafe { sys::ggml_validate_row_data(ggml_type.id(), bytes.as_ptr().cast(), bytes.len()) }
+}

@@ -56,6 +56,12 @@ pub enum QuantError {
         /// What.
         value: f32,
     },
+    /// ggml refuses the bytes.
+    #[error("{ggml_type} rows hold a scale or a value that is not finite")]
+    Invalid {
+        /// The type.
+        ggml_type: GgmlType,
+    },
 }
 
 impl QuantError {
@@ -66,6 +72,7 @@ impl QuantError {
                 Some("start from another quantization of the model, for example Q4_K_M or Q8_0".into())
             }
             Self::NotFinite { .. } => Some("a smaller --strength keeps the weights in range".into()),
+            Self::Invalid { .. } => Some("the file is damaged or was converted wrongly; get it again".into()),
             Self::Size { .. } | Self::ImportanceSize { .. } | Self::Importance { .. } => None,
         }
     }
@@ -101,6 +108,20 @@ pub fn dequantize(
         return Ok(());
     }
     ffi::to_float(ggml_type, bytes, out)
+}
+
+/// Checks rows as llama.cpp does with `--check-tensors`: no scale and no float may be infinite or NaN.
+///
+/// # Errors
+/// [`QuantError`] when `bytes` are not whole blocks, or one holds what is not finite.
+pub fn validate(ggml_type: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
+    let n = bytes.len() / ggml_type.block_bytes() as usize * ggml_type.block_len() as usize;
+    if n > 0 {
+        check_size(ggml_type, n, n, bytes.len())?;
+    } else if !bytes.is_empty() {
+        return Err(QuantError::Size { ggml_type, n_per_row: 0, expected: 0, found: bytes.len() });
+    }
+    if ffi::validate(ggml_type, bytes) { Ok(()) } else { Err(QuantError::Invalid { ggml_type }) }
 }
 
 /// Encodes whole rows of `n_per_row` values, rounding to nearest as `llama-quantize` does.

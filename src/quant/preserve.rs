@@ -471,7 +471,8 @@ fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
             let other = F::next(plain, plain < old + wanted);
             let after = |new: f32| *carry + left * (new - old);
             let new = if after(other).abs() < after(plain).abs() { other } else { plain };
-            if new.is_finite() && after(new).abs() <= carry.abs() {
+            // Equal values may still be other bytes: −0 plus nothing is +0.
+            if new != old && new.is_finite() && after(new).abs() <= carry.abs() {
                 *carry = after(new);
                 F::write(new, bytes);
             }

@@ -69,7 +69,9 @@ fn no_edit_changes_no_byte_and_threads_change_nothing() {
     let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / 8.0).collect();
     let right = noise(n_in, 2);
     for ggml_type in GgmlType::all().filter(|&t| can_preserve(t)) {
-        let bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
+        let mut values = noise(n_row * n_in, 3);
+        (0..n_in).for_each(|j| values[j * 7] = -0.0);
+        let bytes = encoded(ggml_type, n_in, &values);
         let with = |right: &[f32], threads| {
             let mut bytes = bytes.clone();
             let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4)] };
@@ -77,6 +79,7 @@ fn no_edit_changes_no_byte_and_threads_change_nothing() {
             bytes
         };
         assert_eq!(with(&vec![0.0; n_in], 2), bytes, "{ggml_type}");
+        assert_eq!(with(&vec![-0.0; n_in], 2), bytes, "{ggml_type}");
         let edited = with(&right, 1);
         assert_ne!(edited, bytes, "{ggml_type}");
         assert_eq!(edited, with(&right, 3), "{ggml_type}");
@@ -138,11 +141,72 @@ fn hostile() -> impl Strategy<Value = (GgmlType, Vec<u8>, Vec<f32>, Vec<f32>)> {
         .prop_flat_map(|t| (Just(t), raw(t, 3), factor(3), factor(t.block_len() as usize)))
 }
 
+/// A matrix, an edit, and inputs of any size.
+#[derive(Debug, Clone)]
+struct Shape {
+    ggml_type: GgmlType,
+    n_row: usize,
+    bytes: Vec<u8>,
+    left: Vec<f32>,
+    right: Vec<f32>,
+    inputs: InputModel,
+}
+
+/// Up to 5 rows of up to 9 blocks (of several stripes, where blocks are large).
+fn shaped() -> impl Strategy<Value = Shape> {
+    let types: Vec<GgmlType> = GgmlType::all().filter(|&t| can_preserve(t)).collect();
+    let shape = (prop::sample::select(types), 1usize..6, 1usize..10);
+    shape.prop_flat_map(|(ggml_type, n_row, n_block)| {
+        let n_in = ggml_type.block_len() as usize * n_block;
+        let diagonal =
+            prop_oneof![Just(vec![]), factor(n_in).prop_map(|d| d.iter().map(|v| v.abs()).collect())];
+        let principal = proptest::collection::vec(prop_oneof![factor(n_in), factor(n_in + 1)], 0..3);
+        let inputs =
+            (diagonal, principal).prop_map(|(diagonal, principal)| InputModel { diagonal, principal });
+        let parts = (raw(ggml_type, n_row * n_block), factor(n_row), factor(n_in), inputs);
+        parts.prop_map(move |(bytes, left, right, inputs)| Shape {
+            ggml_type,
+            n_row,
+            bytes,
+            left,
+            right,
+            inputs,
+        })
+    })
+}
+
+fn check_shape(shape: &Shape) -> Result<(), TestCaseError> {
+    let Shape { ggml_type, n_row, bytes, left, right, inputs } = shape;
+    let norm = left.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let unit = |v: &f32| if norm > 0.0 { (f64::from(*v) / norm) as f32 } else { 0.0 };
+    let left: Vec<f32> = left.iter().map(unit).collect();
+    let before = decoded(*ggml_type, right.len(), *n_row, bytes);
+    prop_assume!(before.iter().all(|v| v.is_finite()));
+    let with = |threads| {
+        let mut after = bytes.clone();
+        preserve(*ggml_type, &mut after, RankOneTarget { left: &left, right }, inputs, threads).unwrap();
+        after
+    };
+    let after = with(1);
+    prop_assert_eq!(&after, &with(4));
+    let values = decoded(*ggml_type, right.len(), *n_row, &after);
+    prop_assert!(values.iter().all(|v| v.is_finite()), "{}", ggml_type);
+    let (error, alone) = weighted_error(right, &arrived(&left, right.len(), &before, &values));
+    let scale: f64 = before.iter().chain(&values).map(|v| f64::from(*v).powi(2)).sum();
+    prop_assert!(error <= alone * (1.0 + 1e-4) + 1e-10 * scale, "{}: {} > {}", ggml_type, error, alone);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
     fn hostile_blocks_give_no_nan_and_are_never_worse_than_left_alone((t, bytes, left, right) in hostile()) {
         check_raw(t, &bytes, &left, &right)?;
+    }
+
+    #[test]
+    fn all_shapes_and_inputs_are_survived_alike_by_any_number_of_threads(shape in shaped()) {
+        check_shape(&shape)?;
     }
 }

@@ -1,0 +1,121 @@
+//! The tensors that are edited: residual writers of the three test models.
+
+use rosi_gguf::commands::plan_of;
+use rosi_gguf::direction;
+use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::gguf::{GgmlType, Gguf};
+use rosi_gguf::plan::Plan;
+use rosi_gguf::quant;
+
+use crate::Failure;
+
+/// Models by the variables that `scripts/bench` sets.
+const MODELS: [(&str, &str); 3] = [
+    ("SmolLM2-135M", "ROSI_TEST_MODEL_SMOLLM2"),
+    ("Qwen2.5-Coder-0.5B", "ROSI_TEST_MODEL_QWEN"),
+    ("gemma-3-270m", "ROSI_TEST_MODEL_GEMMA3"),
+];
+
+/// A tensor and the edit that is to be made to it.
+pub struct Case {
+    /// Model and tensor.
+    pub name: String,
+    /// The type it has in the file.
+    pub own: GgmlType,
+    /// Its bytes in that type.
+    pub bytes: Vec<u8>,
+    /// W, `[n_row][n_in]`.
+    pub values: Vec<f32>,
+    /// l of the published method, a random direction in the place of the safety direction.
+    pub left: Vec<f32>,
+    /// w̄, scaled so that ‖w̄‖ = ‖W‖: a strength times it is r.
+    pub right: Vec<f32>,
+}
+
+impl Case {
+    fn new(gguf: &Gguf, model: &str, edit: &Edit) -> Result<Self, Failure> {
+        let info = gguf.tensor(&edit.tensor).ok_or("the plan names a tensor that is not there")?;
+        let bytes = gguf.read_tensor(info)?;
+        let values = decoded(info.ggml_type, info.ne[0] as usize, &bytes)?;
+        let scale = edit.weight_norm_sq.sqrt() / norm(&edit.right);
+        Ok(Self {
+            name: format!("{model} `{}`", edit.tensor),
+            own: info.ggml_type,
+            bytes,
+            values,
+            left: edit.left.clone(),
+            right: edit.right.iter().map(|&r| (f64::from(r) * scale) as f32).collect(),
+        })
+    }
+
+    /// Values per row.
+    pub fn n_in(&self) -> usize {
+        self.right.len()
+    }
+
+    /// Whether the type's blocks fit the rows.
+    pub fn fits(&self, ggml_type: GgmlType) -> bool {
+        (self.n_in() as u64).is_multiple_of(ggml_type.block_len())
+    }
+
+    /// r at a strength.
+    pub fn right_at(&self, strength: f64) -> Vec<f32> {
+        self.right.iter().map(|&r| (f64::from(r) * strength) as f32).collect()
+    }
+}
+
+/// `√Σ v²`, f64.
+pub fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+/// Whole rows as f32.
+pub fn decoded(ggml_type: GgmlType, n_in: usize, bytes: &[u8]) -> Result<Vec<f32>, Failure> {
+    let row = ggml_type.row_bytes(n_in as u64).ok_or("the block does not fit the row")? as usize;
+    let mut values = vec![0.0; bytes.len() / row * n_in];
+    quant::dequantize(ggml_type, n_in, bytes, &mut values)?;
+    Ok(values)
+}
+
+/// Whole rows in a type, to nearest; with the same importance everywhere where ggml insists on any.
+pub fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Result<Vec<u8>, Failure> {
+    let row = ggml_type.row_bytes(n_in as u64).ok_or("the block does not fit the row")? as usize;
+    let mut bytes = vec![0; values.len() / n_in * row];
+    if ggml_type.needs_imatrix() {
+        quant::quantize_weighted(ggml_type, n_in, values, &vec![1.0; n_in], &mut bytes)?;
+    } else {
+        quant::quantize(ggml_type, n_in, values, &mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+/// One of the models by its index in [`MODELS`].
+pub fn open(index: usize) -> Result<(&'static str, Gguf, Plan), Failure> {
+    let (name, variable) = MODELS[index];
+    let path =
+        std::env::var_os(variable).ok_or_else(|| format!("{variable} is not set: run scripts/bench"))?;
+    let gguf = Gguf::open(std::path::Path::new(&path))?;
+    let plan = plan_of(&gguf)?;
+    Ok((name, gguf, plan))
+}
+
+/// The cases of one model: the writers that `wanted` picks.
+pub fn of_model(index: usize, wanted: impl Fn(&Plan, usize) -> bool) -> Result<Vec<Case>, Failure> {
+    let (name, gguf, mut plan) = open(index)?;
+    let picked = (0..plan.writers.len()).filter(|&w| wanted(&plan, w)).collect::<Vec<_>>();
+    plan.writers = picked.iter().map(|&w| plan.writers[w].clone()).collect();
+    let weights = plan.writers.iter().map(|w| edit::read_weights(&gguf, w)).collect::<Result<Vec<_>, _>>()?;
+    let direction = direction::random(0, plan.n_embd as usize, 1)?;
+    let edits = edit::published(&plan, &weights, &direction, 1.0)?;
+    edits.iter().map(|e| Case::new(&gguf, name, e)).collect()
+}
+
+/// Both writers of a block in the middle of each model; of those in Q4_K_M one whose `ffn_down` is
+/// Q6_K, to have something wider than the types of 4 bits.
+pub fn of_middle_blocks() -> Result<Vec<Case>, Failure> {
+    let mut cases = Vec::new();
+    for (index, layer) in [15, 13, 10].into_iter().enumerate() {
+        cases.extend(of_model(index, |plan, w| plan.writers[w].layer == layer)?);
+    }
+    Ok(cases)
+}
