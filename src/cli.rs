@@ -81,6 +81,9 @@ pub struct InjectArgs {
     /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
     #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
     pub promote: Option<String>,
+    /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,

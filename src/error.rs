@@ -7,6 +7,7 @@ use crate::direction::DirectionError;
 use crate::edit::EditError;
 use crate::gate::GateError;
 use crate::gguf::GgufError;
+use crate::imatrix::ImatrixError;
 use crate::interrupt::Interrupted;
 use crate::llama::LlamaError;
 use crate::patches::PatchError;
@@ -50,6 +51,9 @@ pub enum Error {
     Direction(#[from] DirectionError),
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// The importance matrix could not be used.
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
     /// No gate.
     #[error(transparent)]
     Gate(#[from] GateError),
@@ -101,6 +105,7 @@ impl Error {
             Self::Edit(e) => e.hint(),
             Self::Verify(e) => e.hint(),
             Self::Gate(e) => e.hint(),
+            Self::Imatrix(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

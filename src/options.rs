@@ -46,6 +46,8 @@ pub struct InjectOptions {
     pub search: SearchOptions,
     /// How edited tensors are quantized.
     pub requant: Requant,
+    /// Importance matrix of the model's weights.
+    pub imatrix: Option<PathBuf>,
     /// The user's prompt files; empty = bundled.
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
@@ -117,6 +119,7 @@ impl InjectOptions {
             model: args.model,
             output,
             method: args.method,
+            imatrix: args.imatrix,
             prompts: args.prompts,
             report: args.report,
             json: args.json,

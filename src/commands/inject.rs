@@ -10,12 +10,14 @@ use crate::commands::write::{self, Change, Write};
 use crate::edit::Edit;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::{AtomicFile, Gguf, sha256_file};
+use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{adapter, llama_version};
 use crate::options::InjectOptions;
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
+use crate::requant::Requant;
 use crate::verify::{self, Verification};
 
 /// Runs the injection.
@@ -90,6 +92,8 @@ fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> R
             printer.say(format!("hint: {hint}"));
         }
     }
+    // Read again when it is needed; what is wrong with it is known before the work.
+    options.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
         Some(p) if !options.force => Err(Error::Injected {
             path: options.model.clone(),
@@ -235,9 +239,12 @@ fn finish(
         return Ok(ExitStatus::Done);
     }
     printer.warn(format!(
-        "only {} of the edit survived requantization to the file's own types: the written file is weaker than the exact edit above",
+        "only {} of the edit is in the written file: it is weaker than the exact edit above",
         percent(report.verification.gain.unwrap_or(0.0))
     ));
-    printer.warn("use a Q8_0 or F16 file of the model, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`");
+    printer.warn(match options.requant {
+        Requant::Nearest => "rounding to nearest loses small edits: leave out --requant nearest",
+        _ => "the types of these tensors leave no room for it: give them a wider one with --promote Q8_0, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`",
+    });
     Ok(ExitStatus::NotVerified)
 }

@@ -1,5 +1,7 @@
 //! What edits are made of: directions, right factors, and what is known of the writers' inputs.
 
+use std::path::Path;
+
 use crate::activations::{self, Activations, WriterInputs};
 use crate::commands::session::Opened;
 use crate::direction::{self, Directions, SafetyDirection};
@@ -7,6 +9,7 @@ use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::chats;
 use crate::gate::{self, GateError, GateInputs, GateOptions};
+use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::output::Printer;
@@ -97,6 +100,25 @@ impl Material {
             weights,
             mean_harmful,
         })
+    }
+
+    /// Mixes what an importance matrix says of the writers' inputs into what the prompts showed.
+    ///
+    /// # Errors
+    /// [`Error::Imatrix`] when it cannot be read or is of another model.
+    pub fn mix(&mut self, path: &Path, plan: &Plan, printer: &Printer) -> Result<(), Error> {
+        let imatrix = Imatrix::open(path)?;
+        let mut known = 0;
+        for (writer, model) in plan.writers.iter().zip(&mut self.inputs) {
+            let (n_in, n_expert) = (writer.n_in as usize, writer.n_expert as usize);
+            if let Some(other) = imatrix.input_model(&writer.tensor, n_in, n_expert)? {
+                *model = std::mem::take(model).mixed(other);
+                known += 1;
+            }
+        }
+        let total = plan.writers.len();
+        printer.say(format!("the importance matrix tells of {known} of {total} writers"));
+        Ok(())
     }
 
     /// The edits of `candidate` along `direction` at `strength`.

@@ -63,7 +63,10 @@ impl Study {
         ));
         let (system_prompt, text) = choose_system(engine, &mut examiner, &base, options)?;
         let method = (options.method, text.as_deref());
-        let material = Material::collect(opened, engine, prompts, method, printer)?;
+        let mut material = Material::collect(opened, engine, prompts, method, printer)?;
+        if let Some(path) = &options.imatrix {
+            material.mix(path, &opened.plan, printer)?;
+        }
         check_layer(options, material.directions.by_layer.len())?;
         let space = material::space(options.method);
         let search = {
