@@ -17,20 +17,42 @@
 //! that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB), and a few hundred rows do for
 //! inputs of any width.
 
+use std::ops::Range;
+
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::activations::WriterInputs;
-use crate::linalg::{self, NotPositive};
+use crate::linalg::{Cholesky, NotPositive};
 
 /// The knobs of the regression.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct GateOptions {
     /// λ over the mean squared input, `tr(X Xᵀ)/n_in`.
     pub ridge: f64,
-    /// κ: how far alarming prompts are pushed the other way; 0 = not at all.
-    pub contrast: f64,
     /// τ: how much the tokens of all positions count beside the last ones.
     pub tokens: f64,
+}
+
+/// The gate of one writer for every κ: u is linear in the targets, so `u ∝ u₁ − κ u₂`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// u₁: target 1 on harmful prompts, `[n_in]`.
+    opening: Array1<f32>,
+    /// u₂: target 1 on alarming prompts, `[n_in]`.
+    turning: Array1<f32>,
+    /// Means of u₁ᵀx and u₂ᵀx over the last tokens of harmful prompts.
+    means: (f32, f32),
+}
+
+impl Gate {
+    /// u at κ = `contrast`, scaled so that the mean of uᵀx over harmful last tokens is 1; `None` where
+    /// the inputs do not tell harmful prompts from the others.
+    pub fn right_factor(&self, contrast: f64) -> Option<Vec<f32>> {
+        let kappa = contrast as f32;
+        let mean = self.means.0 - kappa * self.means.1;
+        let u = (&self.opening - &(&self.turning * kappa)) / mean;
+        (mean > 0.0 && u.iter().all(|v| v.is_finite())).then(|| u.to_vec())
+    }
 }
 
 /// The inputs of one writer on the three kinds of prompts.
@@ -63,12 +85,6 @@ pub enum GateError {
         /// Why.
         source: NotPositive,
     },
-    /// No linear gate tells harmful prompts from the others.
-    #[error("{tensor}: its inputs do not tell harmful prompts from harmless ones")]
-    Closed {
-        /// The writer.
-        tensor: String,
-    },
 }
 
 impl GateError {
@@ -78,64 +94,63 @@ impl GateError {
     }
 }
 
-/// Rows of the regression: inputs, targets, and how much each row counts.
+/// Rows of the regression: inputs, and how much each counts. Harmful prompts come first, alarming ones
+/// from `alarming` on.
 struct Rows {
     x: Array2<f32>,
-    y: Vec<f32>,
     weight: Vec<f32>,
+    harmful: Range<usize>,
+    alarming: Range<usize>,
 }
 
 impl Rows {
     fn new(inputs: &GateInputs<'_>, options: &GateOptions) -> Option<Self> {
-        let kappa = options.contrast as f32;
-        let last = [(inputs.harmful, 1.0), (inputs.harmless, 0.0), (inputs.alarming, -kappa)];
-        let n_last: usize = last.iter().map(|(set, _)| set.last.nrows()).sum();
+        let last = [inputs.harmful, inputs.harmless, inputs.alarming];
+        let [n_harmful, n_harmless, n_alarming] = last.map(|set| set.last.nrows());
+        let n_last = n_harmful + n_harmless + n_alarming;
         let sampled = [inputs.harmless, inputs.alarming];
         let n_token: usize = sampled.iter().map(|set| set.sample.nrows()).sum();
-        let views: Vec<ArrayView2<'_, f32>> = last
-            .iter()
-            .map(|(set, _)| set.last.view())
-            .chain(sampled.iter().map(|set| set.sample.view()))
-            .collect();
+        let tokens = sampled.iter().map(|set| set.sample.view());
+        let views: Vec<ArrayView2<'_, f32>> = last.iter().map(|set| set.last.view()).chain(tokens).collect();
         let x = ndarray::concatenate(Axis(0), &views).ok()?;
-        let mut y: Vec<f32> = last.iter().flat_map(|&(set, y)| vec![y; set.last.nrows()]).collect();
-        y.resize(x.nrows(), 0.0);
         let mut weight = vec![1.0 / n_last.max(1) as f32; n_last];
         weight.resize(x.nrows(), options.tokens as f32 / n_token.max(1) as f32);
-        (inputs.harmful.last.nrows() > 0 && x.iter().all(|v| v.is_finite())).then_some(Self { x, y, weight })
+        let rows = Self { weight, harmful: 0..n_harmful, alarming: n_harmful + n_harmless..n_last, x };
+        (n_harmful > 0 && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
     }
 
-    /// `Xᵀ(X Xᵀ + λI)⁻¹y` with every row, and its target, times the root of its weight.
-    fn solve(mut self, ridge: f64) -> Result<Array1<f32>, NotPositive> {
-        for ((mut row, y), weight) in self.x.rows_mut().into_iter().zip(&mut self.y).zip(&self.weight) {
+    /// `Xᵀ(X Xᵀ + λI)⁻¹y` for y = 1 on harmful and for y = 1 on alarming prompts, with every row, and
+    /// its target, times the root of its weight.
+    fn solve(mut self, ridge: f64) -> Result<[Array1<f32>; 2], NotPositive> {
+        for (mut row, weight) in self.x.rows_mut().into_iter().zip(&self.weight) {
             row *= weight.sqrt();
-            *y *= weight.sqrt();
         }
         let mut gram = self.x.dot(&self.x.t()).mapv(f64::from);
         let lambda = ridge * gram.diag().sum() / self.x.ncols().max(1) as f64;
         gram.diag_mut().mapv_inplace(|v| v + lambda);
-        let y = Array1::from(self.y).mapv(f64::from);
-        let dual = linalg::solve_positive(gram, y)?;
-        Ok(self.x.t().dot(&dual.mapv(|v| v as f32)))
+        let factor = Cholesky::of(gram)?;
+        let solution = |target: &Range<usize>| {
+            let y = |(i, &w): (usize, &f32)| if target.contains(&i) { f64::from(w.sqrt()) } else { 0.0 };
+            let dual = factor.solve(self.weight.iter().enumerate().map(y).collect());
+            self.x.t().dot(&dual.mapv(|v| v as f32))
+        };
+        Ok([solution(&self.harmful), solution(&self.alarming)])
     }
 }
 
-/// u of the module's head for the writer `tensor`, `[n_in]`.
+/// The gate of the module's head for the writer `tensor`.
 ///
 /// # Errors
-/// [`GateError`] when the inputs are missing or do not tell the prompts apart.
-pub fn gate(tensor: &str, inputs: &GateInputs<'_>, options: &GateOptions) -> Result<Vec<f32>, GateError> {
+/// [`GateError`] when the inputs are missing or the regression has no solution.
+pub fn gate(tensor: &str, inputs: &GateInputs<'_>, options: &GateOptions) -> Result<Gate, GateError> {
     let tensor = || tensor.to_owned();
     let rows = Rows::new(inputs, options);
     let rows =
         rows.ok_or_else(|| GateError::Inputs { tensor: tensor(), rows: inputs.harmful.last.nrows() })?;
-    let u = rows.solve(options.ridge).map_err(|source| GateError::Singular { tensor: tensor(), source })?;
-    let mean = inputs.harmful.last.dot(&u).mean().unwrap_or(0.0);
-    let scaled = u.mapv(|v| v / mean);
-    if mean <= 0.0 || scaled.iter().any(|v| !v.is_finite()) {
-        return Err(GateError::Closed { tensor: tensor() });
-    }
-    Ok(scaled.to_vec())
+    let solved = rows.solve(options.ridge);
+    let [opening, turning] = solved.map_err(|source| GateError::Singular { tensor: tensor(), source })?;
+    let mean = |u: &Array1<f32>| inputs.harmful.last.dot(u).mean().unwrap_or(0.0);
+    Ok(Gate { means: (mean(&opening), mean(&turning)), opening, turning })
 }
 
 #[cfg(test)]
@@ -165,8 +180,8 @@ mod tests {
             (inputs(&centre(0), 32, 1), inputs(&centre(1), 32, 2), inputs(&centre(2), 32, 3));
         let sets = GateInputs { harmful: &harmful, harmless: &harmless, alarming: &alarming };
         for (contrast, expected) in [(0.0, 0.0), (0.7, -0.7)] {
-            let u = gate("w", &sets, &GateOptions { ridge: 0.05, contrast, tokens: 1.0 }).unwrap();
-            let u = Array1::from(u);
+            let gate = gate("w", &sets, &GateOptions { ridge: 0.05, tokens: 1.0 }).unwrap();
+            let u = Array1::from(gate.right_factor(contrast).unwrap());
             // New prompts of the same kinds.
             let mean = |at, seed| inputs(&centre(at), 64, seed).last.dot(&u).mean().unwrap();
             assert!((mean(0, 11) - 1.0).abs() < 0.15, "{}", mean(0, 11));
@@ -180,10 +195,22 @@ mod tests {
         let (harmful, harmless, alarming) =
             (inputs(&centre(0), 9, 1), inputs(&centre(1), 7, 2), inputs(&centre(2), 8, 3));
         let sets = GateInputs { harmful: &harmful, harmless: &harmless, alarming: &alarming };
-        let options = GateOptions { ridge: 0.1, contrast: 0.5, tokens: 0.7 };
+        let options = GateOptions { ridge: 0.1, tokens: 0.7 };
         let rows = Rows::new(&sets, &options).unwrap();
-        let (x, y, weight) = (rows.x.mapv(f64::from), rows.y.clone(), rows.weight.clone());
-        let u = rows.solve(options.ridge).unwrap().mapv(f64::from);
+        let (x, weight) = (rows.x.mapv(f64::from), rows.weight.clone());
+        let [opening, turning] = rows.solve(options.ridge).unwrap().map(|u| u.mapv(f64::from));
+        let u = opening - 0.5 * turning;
+        let y: Vec<f32> = (0..x.nrows())
+            .map(|i| {
+                if i < 9 {
+                    1.0
+                } else if (16..24).contains(&i) {
+                    -0.5
+                } else {
+                    0.0
+                }
+            })
+            .collect();
         // Gradient of the objective: Σ_r w_r (uᵀx_r − y_r) x_r + λu = 0.
         let trace: f64 = x.rows().into_iter().zip(&weight).map(|(r, &w)| f64::from(w) * r.dot(&r)).sum();
         let mut gradient = &u * (options.ridge * trace / N_IN as f64);
@@ -197,8 +224,9 @@ mod tests {
     fn inputs_that_tell_nothing_apart_give_no_gate() {
         let same = WriterInputs { last: Array2::zeros((4, N_IN)), sample: Array2::zeros((0, N_IN)) };
         let sets = GateInputs { harmful: &same, harmless: &same, alarming: &same };
-        let options = GateOptions { ridge: 0.05, contrast: 0.7, tokens: 1.0 };
-        assert!(gate("w", &sets, &options).is_err());
+        let options = GateOptions { ridge: 0.05, tokens: 1.0 };
+        let blind = gate("w", &sets, &options).ok().and_then(|gate| gate.right_factor(0.7));
+        assert_eq!(blind, None);
         let missing = WriterInputs { last: Array2::from_elem((4, N_IN), f32::NAN), ..same.clone() };
         let sets = GateInputs { harmful: &missing, ..sets };
         assert!(matches!(gate("w", &sets, &options), Err(GateError::Inputs { .. })));

@@ -10,32 +10,43 @@ pub struct NotPositive {
     pub n: usize,
 }
 
-/// Solves `A x = b` for a symmetric positive definite A `[n][n]` by Cholesky's factor, f64.
-///
-/// # Errors
-/// [`NotPositive`].
-pub fn solve_positive(mut a: Array2<f64>, mut b: Array1<f64>) -> Result<Array1<f64>, NotPositive> {
-    let n = a.nrows();
-    // Row i of the factor takes the place of row i of A: both dot products run along rows.
-    for i in 0..n {
-        for j in 0..=i {
-            let known = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
-            let rest = a[[i, j]] - known;
-            a[[i, j]] = if i == j { rest.sqrt() } else { rest / a[[j, j]] };
+/// Cholesky's factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
+pub struct Cholesky(Array2<f64>);
+
+impl Cholesky {
+    /// Factors `a`.
+    ///
+    /// # Errors
+    /// [`NotPositive`].
+    pub fn of(mut a: Array2<f64>) -> Result<Self, NotPositive> {
+        let n = a.nrows();
+        // Row i of the factor takes the place of row i of A: both dot products run along rows.
+        for i in 0..n {
+            for j in 0..=i {
+                let known = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
+                let rest = a[[i, j]] - known;
+                a[[i, j]] = if i == j { rest.sqrt() } else { rest / a[[j, j]] };
+            }
+            if !(a[[i, i]].is_finite() && a[[i, i]] > 0.0) {
+                return Err(NotPositive { n });
+            }
         }
-        if !(a[[i, i]].is_finite() && a[[i, i]] > 0.0) {
-            return Err(NotPositive { n });
+        Ok(Self(a))
+    }
+
+    /// Solves `A x = b`, b `[n]`.
+    pub fn solve(&self, mut b: Array1<f64>) -> Array1<f64> {
+        let l = &self.0;
+        for i in 0..b.len() {
+            b[i] = (b[i] - l.slice(s![i, ..i]).dot(&b.slice(s![..i]))) / l[[i, i]];
         }
+        for i in (0..b.len()).rev() {
+            b[i] /= l[[i, i]];
+            let solved = b[i];
+            b.slice_mut(s![..i]).scaled_add(-solved, &l.slice(s![i, ..i]));
+        }
+        b
     }
-    for i in 0..n {
-        b[i] = (b[i] - a.slice(s![i, ..i]).dot(&b.slice(s![..i]))) / a[[i, i]];
-    }
-    for i in (0..n).rev() {
-        b[i] /= a[[i, i]];
-        let solved = b[i];
-        b.slice_mut(s![..i]).scaled_add(-solved, &a.slice(s![i, ..i]));
-    }
-    Ok(b)
 }
 
 /// Rounds of subspace iteration: the gaps between the first few eigenvalues of a second-moment matrix
@@ -88,10 +99,10 @@ mod tests {
         });
         let a = root.dot(&root.t());
         let x = Array1::from_shape_fn(6, |i| i as f64 - 2.5);
-        let found = solve_positive(a.clone(), a.dot(&x)).unwrap();
+        let found = Cholesky::of(a.clone()).unwrap().solve(a.dot(&x));
         assert!((&found - &x).iter().all(|d| d.abs() < 1e-9), "{found}");
-        assert_eq!(solve_positive(-a, x.clone()), Err(NotPositive { n: 6 }));
-        assert!(solve_positive(Array2::from_elem((6, 6), f64::NAN), x).is_err());
+        assert_eq!(Cholesky::of(-a).err(), Some(NotPositive { n: 6 }));
+        assert!(Cholesky::of(Array2::from_elem((6, 6), f64::NAN)).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::direction::{self, Directions, SafetyDirection};
 use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::chats;
-use crate::gate::{self, GateError, GateInputs, GateOptions};
+use crate::gate::{self, Gate, GateInputs, GateOptions};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -23,7 +23,7 @@ const SAMPLE: usize = 256;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
 /// λ and τ of the gate (docs/method.md: neither matters much within a factor of four).
-const GATE: GateOptions = GateOptions { ridge: 0.05, contrast: 0.0, tokens: 1.0 };
+const GATE: GateOptions = GateOptions { ridge: 0.05, tokens: 1.0 };
 /// Layers that a gated edit tries, as shares of the depth, the default first.
 const WINDOWS: [(f64, f64); 4] = [(0.3, 0.8), (0.0, 1.0), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
@@ -51,10 +51,17 @@ pub struct Material {
     pub weights: Vec<WriterWeights>,
     /// What is known of each writer's inputs, in the plan's order.
     pub inputs: Vec<InputModel>,
-    /// Right factors of every κ that may be tried.
-    rights: Vec<(f64, RightFactors)>,
+    rights: Rights,
     /// Mean input of each writer at the last token of harmful prompts.
     mean_harmful: Vec<Vec<f64>>,
+}
+
+/// Right factors in the plan's order.
+enum Rights {
+    /// The same whatever is tried.
+    Fixed(RightFactors),
+    /// A gate each, where there is one.
+    Gates(Vec<Option<Gate>>),
 }
 
 /// Reads w̄ and ‖W‖ of every writer.
@@ -135,9 +142,12 @@ impl Material {
         let (from, until) = candidate.window;
         let inside =
             |writer: &ResidualWriter| (from..until).contains(&((writer.layer as f64 + 0.5) / n_layer));
-        let nothing = (0.0, Vec::new());
-        let (_, all) = self.rights.iter().find(|(kappa, _)| *kappa == candidate.contrast).unwrap_or(&nothing);
-        let rights = plan.writers.iter().zip(all).map(|(w, right)| right.clone().filter(|_| inside(w)));
+        let right = |i: usize| match &self.rights {
+            Rights::Fixed(rights) => rights[i].clone(),
+            Rights::Gates(gates) => gates[i].as_ref()?.right_factor(candidate.contrast),
+        };
+        let writers = plan.writers.iter().enumerate();
+        let rights = writers.map(|(i, writer)| if inside(writer) { right(i) } else { None });
         edit::edits(plan, &self.weights, &rights.collect(), direction, strength)
     }
 
@@ -189,46 +199,36 @@ impl Collector<'_> {
     }
 }
 
-/// Right factors of every writer for each κ that the method may try. A writer whose inputs the graph
-/// does not show (experts), or do not tell the prompts apart, has no gate and is left alone.
+/// Right factors of every writer. One whose inputs the graph does not show (experts) has no gate and is
+/// left alone.
 fn right_factors(
     opened: &Opened,
     weights: &[WriterWeights],
     (method, mean_harmful): (Method, &[Vec<f64>]),
     ([harmful, harmless, alarming], printer): ([&Activations; 3], &Printer),
-) -> Result<Vec<(f64, RightFactors)>, Error> {
+) -> Result<Rights, Error> {
     if !method.is_gated() {
         let mut rights = edit::mean_rows(weights);
         if method == Method::PublishedSigned {
             rights.iter_mut().flatten().zip(mean_harmful).for_each(|(r, mean)| turn_towards(r, mean));
         }
-        return Ok(vec![(0.0, rights)]);
+        return Ok(Rights::Fixed(rights));
     }
-    let contrasts = space(method).contrasts;
     let writers = &opened.plan.writers;
-    let bar = printer.bar("learning the gates", (contrasts.len() * writers.len()) as u64);
-    let mut all = Vec::new();
-    for (round, contrast) in contrasts.into_iter().enumerate() {
-        let mut rights = RightFactors::new();
-        for (i, writer) in writers.iter().enumerate() {
-            interrupt::check()?;
-            let sets = GateInputs {
-                harmful: &harmful.inputs[i],
-                harmless: &harmless.inputs[i],
-                alarming: &alarming.inputs[i],
-            };
-            let dense = writer.n_expert == 1;
-            let gate = dense.then(|| gate::gate(&writer.tensor, &sets, &GateOptions { contrast, ..GATE }));
-            rights.push(match gate.transpose() {
-                // The first writers read words, not yet intent.
-                Err(GateError::Closed { .. }) => None,
-                gate => gate?,
-            });
-            bar.set((round * writers.len() + i + 1) as u64);
-        }
-        all.push((contrast, rights));
+    let bar = printer.bar("learning the gates", writers.len() as u64);
+    let mut gates = Vec::new();
+    for (i, writer) in writers.iter().enumerate() {
+        interrupt::check()?;
+        let sets = GateInputs {
+            harmful: &harmful.inputs[i],
+            harmless: &harmless.inputs[i],
+            alarming: &alarming.inputs[i],
+        };
+        let gate = (writer.n_expert == 1).then(|| gate::gate(&writer.tensor, &sets, &GATE));
+        gates.push(gate.transpose()?);
+        bar.set(i as u64 + 1);
     }
-    Ok(all)
+    Ok(Rights::Gates(gates))
 }
 
 /// Turns `right` so that it pushes along ŝ, not against it, on the mean harmful input.
