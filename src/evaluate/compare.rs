@@ -53,6 +53,10 @@ impl Paired {
 ///
 /// The end of an answer counts as one of its tokens. Both models are fed the same tokens, those of the
 /// base (teacher forcing). Infinite when a logit of this model is no number; see [`kl_divergence`].
+///
+/// In a quantized file ggml rounds the inputs of every matrix too, so the smallest change of a weight is
+/// enough for other roundings all the way up: an edit of nothing (1e-6) to SmolLM2-135M Q4_1 gave 0.0021
+/// and 0.0012 over 32 prompts, to its F32 copy 4e-8 and 2e-8. The same file twice gives exactly 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Divergence {
     /// Over the first token of each answer.
