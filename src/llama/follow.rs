@@ -1,6 +1,6 @@
 //! A model made to read what others wrote: likelihoods of given text, and sequences fed token by token.
 //!
-//! A decode has room for [`N_SEQ`] rows of logits, and a row has `n_vocab` values (0.6 MB for Qwen), so
+//! A decode has room for `N_SEQ` = 32 rows of logits, and a row has `n_vocab` values (0.6 MB for Qwen), so
 //! nothing here keeps rows: each is shown once and is gone with the next decode.
 
 use super::LlamaError;
