@@ -37,6 +37,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Ask a model and print its greedy answers.
     Ask(AskArgs),
+    /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
+    Eval(EvalArgs),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -181,6 +183,53 @@ pub struct AskArgs {
     #[arg(long)]
     pub json: bool,
     /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The models.
+    #[arg(required = true, value_name = "MODEL")]
+    pub models: Vec<PathBuf>,
+    /// The model that the others are compared with: paired tests of refusals, KL divergence.
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<PathBuf>,
+    /// Ask all prompts of this file in place of the bundled report split; may be given again.
+    #[arg(long = "set", value_name = "FILE")]
+    pub sets: Vec<PathBuf>,
+    /// A second model that reads each answer and says whether it refuses.
+    #[arg(long, value_name = "JUDGE.gguf")]
+    pub judge: Option<PathBuf>,
+    /// Most tokens of an answer.
+    #[arg(long, default_value_t = crate::evaluate::N_PREDICT, value_name = "N")]
+    pub tokens: usize,
+    /// Also measure the perplexity on this text.
+    #[arg(long, value_name = "TEXTFILE")]
+    pub perplexity: Option<PathBuf>,
+    /// Tokens of a chunk of that text, as llama-perplexity's -c.
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub ctx_size: usize,
+    /// Most chunks of that text that are read; 0 = all.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub chunks: usize,
+    /// Also put these multiple-choice questions (MMLU, ARC or HellaSwag as JSONL).
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub choice: Option<PathBuf>,
+    /// Also put the harmful prompts in ways that are known to get past refusals.
+    #[arg(long)]
+    pub jailbreak: bool,
+    /// Print the whole report on stdout, as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Write the whole report here, as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Overwrite the report.
+    #[arg(long)]
+    pub force: bool,
+    /// How to run the models.
     #[command(flatten)]
     pub run: RunArgs,
 }

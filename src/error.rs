@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::direction::DirectionError;
 use crate::edit::EditError;
+use crate::evaluate::EvalError;
 use crate::gate::GateError;
 use crate::gguf::GgufError;
 use crate::imatrix::ImatrixError;
@@ -60,6 +61,8 @@ pub enum Error {
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error(transparent)]
+    Eval(EvalError),
+    #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
     #[error("{flag}: {problem}")]
@@ -93,6 +96,16 @@ pub enum Error {
     Io { path: PathBuf, source: std::io::Error },
 }
 
+/// A failing model is the same error wherever it fails.
+impl From<EvalError> for Error {
+    fn from(error: EvalError) -> Self {
+        match error {
+            EvalError::Llama(error) => Self::Llama(error),
+            error => Self::Eval(error),
+        }
+    }
+}
+
 impl Error {
     /// A next step for the user, where there is one.
     pub fn hint(&self) -> Option<String> {
@@ -106,6 +119,7 @@ impl Error {
             Self::Verify(e) => e.hint(),
             Self::Gate(e) => e.hint(),
             Self::Imatrix(e) => e.hint(),
+            Self::Eval(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

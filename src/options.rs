@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{InjectArgs, RunArgs};
+use crate::cli::{EvalArgs, InjectArgs, RunArgs};
 use crate::edit::Method;
 use crate::error::Error;
+use crate::evaluate::perplexity::ChunkOptions;
 use crate::requant::Requant;
 use crate::search::SearchOptions;
 
@@ -129,6 +130,76 @@ impl InjectOptions {
             controls: !args.no_controls,
             full_answers: args.full_answers,
             seed: args.seed,
+            run: RunOptions::new(args.run)?,
+        })
+    }
+}
+
+/// Most tokens of an answer that is judged: with the longest prompt it still fits the cache.
+const MAX_TOKENS: usize = 512;
+/// Tokens of a chunk of text: four, so that one is scored after one that is read; one batch at most.
+const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
+
+/// Options of `eval`.
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    /// The models.
+    pub models: Vec<PathBuf>,
+    /// What they are compared with.
+    pub base: Option<PathBuf>,
+    /// The user's prompt files; empty = the bundled report split.
+    pub sets: Vec<PathBuf>,
+    /// The judge.
+    pub judge: Option<PathBuf>,
+    /// Most tokens of an answer.
+    pub tokens: usize,
+    /// The text for perplexity.
+    pub perplexity: Option<PathBuf>,
+    /// How that text is cut.
+    pub chunks: ChunkOptions,
+    /// The multiple-choice questions.
+    pub choice: Option<PathBuf>,
+    /// Whether harmful prompts are also put in other ways.
+    pub jailbreak: bool,
+    /// Where the JSON report goes.
+    pub report: Option<PathBuf>,
+    /// Whether the JSON report goes to stdout.
+    pub json: bool,
+    /// Whether to overwrite the report.
+    pub force: bool,
+    /// How to run the models.
+    pub run: RunOptions,
+}
+
+impl EvalOptions {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the flag.
+    pub fn new(args: EvalArgs) -> Result<Self, Error> {
+        if !(1..=MAX_TOKENS).contains(&args.tokens) {
+            let problem = format!("expected 1 to {MAX_TOKENS}, found {}", args.tokens);
+            return Err(option("--tokens", problem, None));
+        }
+        if !CTX_SIZE.contains(&args.ctx_size) {
+            let problem =
+                format!("expected {} to {}, found {}", CTX_SIZE.start(), CTX_SIZE.end(), args.ctx_size);
+            return Err(option("--ctx-size", problem, None));
+        }
+        let chunks = if args.chunks == 0 { usize::MAX } else { args.chunks };
+        Ok(Self {
+            models: args.models,
+            base: args.base,
+            sets: args.sets,
+            judge: args.judge,
+            tokens: args.tokens,
+            perplexity: args.perplexity,
+            chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
+            choice: args.choice,
+            jailbreak: args.jailbreak,
+            report: args.report,
+            json: args.json,
+            force: args.force,
             run: RunOptions::new(args.run)?,
         })
     }

@@ -144,7 +144,8 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
     ));
 }
 
-fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+/// Path, hash and size of the file that `gguf` was read from.
+pub(super) fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
     let bar = printer.bar("hashing", gguf.file_len);
     let sha256 = sha256_file(path, &mut |done, total| {
         bar.set_of(done, total);

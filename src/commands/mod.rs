@@ -1,6 +1,7 @@
 //! The commands: the only place that joins the stages.
 
 pub mod ask;
+pub mod eval;
 mod exam;
 pub mod inject;
 pub mod inspect;
@@ -16,7 +17,7 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
-use crate::options::{InjectOptions, RunOptions};
+use crate::options::{EvalOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
 use crate::plan::Plan;
 
@@ -50,6 +51,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
                 printer,
             )
         }
+        Command::Eval(args) => eval::run(&EvalOptions::new(args)?, printer),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());
             Ok(ExitStatus::Done)

@@ -1,9 +1,19 @@
-//! How safe, how helpful, how far from the base: scores on prompts, three ways.
+//! How safe, how helpful, how far from the base: scores on prompts, three ways; and what `eval` adds to
+//! them for finished files: likelihoods, jailbreaks, a second opinion, tests against the base.
 
+pub mod choice;
+pub mod compare;
+mod error;
 pub mod fidelity;
+pub mod jailbreak;
+pub mod judge;
+pub mod likelihood;
+pub mod material;
+pub mod perplexity;
 pub mod refusal;
 pub mod stats;
 
+pub use error::EvalError;
 use serde::Serialize;
 
 use crate::llama::{Chat, Engine, LlamaError};

@@ -223,7 +223,7 @@ pub fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> Option<f64> {
 }
 
 /// `ln Σ exp(x)` without overflow; `None` for a NaN, a +infinity or nothing finite.
-fn log_sum_exp(xs: &[f32]) -> Option<f64> {
+pub(super) fn log_sum_exp(xs: &[f32]) -> Option<f64> {
     if xs.iter().any(|x| x.is_nan()) {
         return None;
     }

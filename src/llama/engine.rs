@@ -10,6 +10,7 @@ use super::adapter::{self, RankOne};
 use super::batch::Batch;
 use super::capture::{Capture, CaptureHook, Keep};
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
+use super::follow::Lanes;
 use super::template::ChatTemplate;
 use crate::activations::Activations;
 
@@ -68,16 +69,16 @@ pub struct EngineOptions {
 }
 
 /// Sequences per batch. More did not run faster on 2 cores and costs logits memory.
-const N_SEQ: usize = 32;
+pub(super) const N_SEQ: usize = 32;
 /// Tokens per batch: one micro-batch, so that llama.cpp keeps their order.
-const N_BATCH: usize = 1024;
+pub(super) const N_BATCH: usize = 1024;
 /// Cells of the KV cache: a batch of prompts and their answers.
-const N_CTX: usize = 2048;
+pub(super) const N_CTX: usize = 2048;
 
 /// [`Engine`] over llama.cpp.
 pub struct LlamaEngine {
-    model: Rc<Model>,
-    context: Context,
+    pub(super) model: Rc<Model>,
+    pub(super) context: Context,
     template: Option<ChatTemplate>,
 }
 
@@ -109,22 +110,36 @@ impl LlamaEngine {
     /// # Errors
     /// [`LlamaError`] when the template or the vocabulary refuses.
     pub fn tokens(&self, chat: &Chat<'_>) -> Result<Vec<Token>, LlamaError> {
-        let (text, has_bos) = match &self.template {
-            Some(template) => {
-                let text = template.render(chat)?;
-                let has_bos = template.starts_with_bos(&text);
-                (text, has_bos)
-            }
-            None => (chat.user.to_owned(), false),
+        let text = match &self.template {
+            Some(template) => template.render(chat)?,
+            None => chat.user.to_owned(),
         };
+        self.prompt_tokens(&text, chat.user)
+    }
+
+    /// The tokens of a finished exchange, as the template of a guard model lays it out for its verdict.
+    ///
+    /// # Errors
+    /// As [`Self::tokens`].
+    pub fn exchange_tokens(&self, user: &str, assistant: &str) -> Result<Vec<Token>, LlamaError> {
+        let text = match &self.template {
+            Some(template) => template.render_exchange(user, assistant)?,
+            None => format!("{user}\n\n{assistant}"),
+        };
+        self.prompt_tokens(&text, user)
+    }
+
+    /// Splits a rendered prompt that begins (for the error) with `start`.
+    fn prompt_tokens(&self, text: &str, start: &str) -> Result<Vec<Token>, LlamaError> {
+        let has_bos = self.template.as_ref().is_some_and(|template| template.starts_with_bos(text));
         // A template that writes BOS itself must not get a second one from the tokenizer.
-        let tokens = self.model.tokenize(&text, !has_bos)?;
+        let tokens = self.model.tokenize(text, !has_bos)?;
         let limit = N_BATCH.min(N_CTX / 2);
         if tokens.len() > limit || tokens.is_empty() {
             return Err(LlamaError::PromptTooLong {
                 tokens: tokens.len(),
                 limit,
-                start: chat.user.chars().take(60).collect(),
+                start: start.chars().take(60).collect(),
             });
         }
         Ok(tokens)
@@ -144,9 +159,29 @@ impl LlamaEngine {
         Ok(rows)
     }
 
+    /// As [`Engine::answer`], to prompts that are tokens already.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when decoding fails.
+    pub fn answer_tokens(
+        &mut self,
+        prompts: &[Vec<Token>],
+        n_predict: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let mut answers = Vec::with_capacity(prompts.len());
+        for range in groups(prompts, n_predict) {
+            let start = range.start;
+            let group =
+                self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
+            answers.extend(group);
+        }
+        Ok(answers)
+    }
+
     /// Runs the prompts of one group: the shared beginning once, then the rest of each.
     /// Returns the batch index of each prompt's last token.
-    fn prefill(&mut self, prompts: &[Vec<Token>]) -> Result<Vec<usize>, LlamaError> {
+    pub(super) fn prefill(&mut self, prompts: &[Vec<Token>]) -> Result<Vec<usize>, LlamaError> {
         let shared = shared_prefix(prompts);
         self.context.clear();
         if shared > 0 {
@@ -195,31 +230,22 @@ impl LlamaEngine {
         n_predict: usize,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
-        let mut rows: Vec<Option<usize>> = self.prefill(prompts)?.into_iter().map(Some).collect();
         let mut answers: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
+        let mut lanes = Lanes::new(self, prompts)?;
         for step in 0..n_predict {
-            let mut batch = Batch::default();
-            let mut next_rows = vec![None; prompts.len()];
-            for (seq, row) in rows.iter().enumerate() {
-                let Some(row) = *row else { continue };
-                let missing = LlamaError::Logits { prompt: seq, found: "no logits" };
-                let logits = self.context.logits(row).ok_or(missing)?;
+            let mut next = vec![None; prompts.len()];
+            for (seq, answer) in answers.iter_mut().enumerate() {
+                let Some(logits) = lanes.logits(seq)? else { continue };
                 if step == 0 {
                     first(seq, logits);
                 }
-                let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
-                if self.model.is_eog(token) {
-                    continue;
-                }
-                answers[seq].push(token);
-                let pos = prompts[seq].len() + step;
-                next_rows[seq] = Some(batch.push(token, pos, seq, true));
+                let token = lanes.greedy(seq)?;
+                next[seq] = token;
+                answer.extend(token);
             }
-            if batch.is_empty() || step + 1 == n_predict {
+            if step + 1 == n_predict || !lanes.feed(&next)? {
                 break;
             }
-            self.context.decode(&mut batch, None)?;
-            rows = next_rows;
         }
         Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
     }
@@ -246,14 +272,7 @@ impl Engine for LlamaEngine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
         let prompts = self.all_tokens(chats)?;
-        let mut answers = Vec::with_capacity(prompts.len());
-        for range in groups(&prompts, n_predict) {
-            let start = range.start;
-            let group =
-                self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
-            answers.extend(group);
-        }
-        Ok(answers)
+        self.answer_tokens(&prompts, n_predict, first)
     }
 
     fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError> {
@@ -348,7 +367,7 @@ impl Sample {
 }
 
 /// Cuts prompts into runs that fit one batch and, with their answers, the cache.
-fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
+pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (i, prompt) in prompts.iter().enumerate() {
@@ -375,7 +394,7 @@ fn shared_prefix(prompts: &[Vec<Token>]) -> usize {
 }
 
 /// The most likely token; the lowest id among equals. `None` when a logit is NaN.
-fn argmax(logits: &[f32]) -> Option<Token> {
+pub(super) fn argmax(logits: &[f32]) -> Option<Token> {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &logit) in logits.iter().enumerate() {
         if logit.is_nan() {

@@ -158,6 +158,14 @@ impl Model {
         unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
     }
 
+    /// The token that the vocabulary wants before every text, if any.
+    pub fn bos_to_add(&self) -> Option<Token> {
+        // SAFETY: the vocabulary is alive.
+        let (adds, bos) =
+            unsafe { (sys::llama_vocab_get_add_bos(self.vocab()), sys::llama_vocab_bos(self.vocab())) };
+        (adds && bos >= 0).then_some(bos)
+    }
+
     /// The text of the BOS and EOS tokens, empty where the vocabulary has none.
     pub fn bos_eos_text(&self) -> (String, String) {
         let text = |id: Token| {

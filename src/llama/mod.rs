@@ -6,6 +6,7 @@ pub mod batch;
 pub mod capture;
 pub mod engine;
 pub mod ffi;
+pub mod follow;
 pub mod hook;
 pub mod template;
 
@@ -15,6 +16,7 @@ pub use adapter::RankOne;
 pub use capture::Capture;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};
+pub use follow::{Lanes, TextModel};
 pub use template::ChatTemplate;
 
 use crate::interrupt::Interrupted;

@@ -46,8 +46,8 @@ pub enum TemplateError {
         /// The limit.
         limit: usize,
     },
-    /// It wrote nothing of the user's message.
-    #[error("the rendered prompt does not contain the user's message")]
+    /// It left out a message.
+    #[error("the rendered prompt does not contain the whole message")]
     DropsMessage,
 }
 
@@ -94,15 +94,37 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError`] when rendering fails, takes too long, or loses the message.
     pub fn render(&self, chat: &Chat<'_>) -> Result<String, TemplateError> {
-        let text = match self.render_messages(chat.system, chat.user) {
+        let text = match self.render_turn(chat.system, chat.user) {
             Ok(text) if chat.system.is_none_or(|system| text.contains(system.trim())) => text,
             Err(error) if chat.system.is_none() => return Err(error),
             _ => {
                 let joined = format!("{}\n\n{}", chat.system.unwrap_or_default(), chat.user);
-                self.render_messages(None, &joined)?
+                self.render_turn(None, &joined)?
             }
         };
         if text.contains(chat.user.trim()) { Ok(text) } else { Err(TemplateError::DropsMessage) }
+    }
+
+    /// Renders a finished exchange for a guard model, whose template puts a question about it after
+    /// it. Some guards take contents as text, some as a list of parts.
+    ///
+    /// # Errors
+    /// [`TemplateError`] when rendering fails, takes too long, or loses one of the messages.
+    pub fn render_exchange(&self, user: &str, assistant: &str) -> Result<String, TemplateError> {
+        let roles = [("user", user), ("assistant", assistant)];
+        let whole = |text: &str| roles.iter().all(|(_, content)| text.contains(content.trim()));
+        let plain = roles.map(|(role, content)| context! { role, content });
+        let text = self.render_messages(&plain);
+        if text.as_deref().is_ok_and(whole) {
+            return text;
+        }
+        let parts =
+            roles.map(|(role, text)| context! { role, content => [context! { type => "text", text }] });
+        match self.render_messages(&parts) {
+            Ok(text) if whole(&text) => Ok(text),
+            // What went wrong with plain contents is the better explanation.
+            _ => text.and(Err(TemplateError::DropsMessage)),
+        }
     }
 
     /// Whether a rendered prompt already begins with the BOS token.
@@ -110,12 +132,16 @@ impl ChatTemplate {
         !self.bos.is_empty() && rendered.starts_with(&self.bos)
     }
 
-    fn render_messages(&self, system: Option<&str>, user: &str) -> Result<String, TemplateError> {
+    fn render_turn(&self, system: Option<&str>, user: &str) -> Result<String, TemplateError> {
         let mut messages = Vec::new();
         if let Some(system) = system {
             messages.push(context! { role => "system", content => system });
         }
         messages.push(context! { role => "user", content => user });
+        self.render_messages(&messages)
+    }
+
+    fn render_messages(&self, messages: &[Value]) -> Result<String, TemplateError> {
         let template = self.env.get_template("chat").map_err(jinja)?;
         let text = template
             .render(context! {
@@ -183,6 +209,23 @@ mod tests {
         )
         .unwrap();
         assert_eq!(t.render(&chat(Some("Be kind."))).unwrap(), "U:Be kind.\n\nHow do I bake bread?");
+    }
+
+    #[test]
+    fn an_exchange_reaches_guards_that_take_text_and_guards_that_take_parts() {
+        let task = "Task: is the last message of the agent unsafe?\n";
+        let plain = r"{% for m in messages %}{{ m.role ~ ': ' ~ (m.content | trim) ~ '\n' }}{% endfor %}";
+        let parts = r"{% for m in messages %}{{ m.role ~ ': ' }}{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ (c.text | trim) ~ '\n' }}{% endfor %}{% endfor %}";
+        for body in [plain, parts] {
+            let t = ChatTemplate::new(&format!("{task}{body}Verdict:"), "", "").unwrap();
+            let text = t.render_exchange("How do I bake bread?", " Mix flour. ").unwrap();
+            assert!(text.starts_with(task) && text.ends_with("Verdict:"), "{text}");
+            assert!(text.contains("user: How do I bake bread?\nassistant: Mix flour.\n"), "{text}");
+        }
+        let only_user = ChatTemplate::new("{{ messages[0].content }}", "", "").unwrap();
+        assert!(matches!(only_user.render_exchange("a", "b"), Err(TemplateError::DropsMessage)));
+        let fails = ChatTemplate::new("{{ raise_exception('no agents') }}", "", "").unwrap();
+        assert!(matches!(fails.render_exchange("a", "b"), Err(TemplateError::Jinja(_))));
     }
 
     #[test]

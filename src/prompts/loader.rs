@@ -47,6 +47,14 @@ struct Sink<'a> {
 
 /// Reads the files of [`PromptSet::load`].
 pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
+    let set = load_whole(paths)?;
+    let present = PromptKind::ALL.into_iter().filter(|k| set.count(*k) > 0);
+    set.require(&present.collect::<Vec<_>>())?;
+    Ok(set)
+}
+
+/// Reads the files of [`PromptSet::load_whole`].
+pub(super) fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
     if paths.is_empty() {
         return Err(PromptError::NoFiles);
     }
@@ -62,10 +70,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         parse_bytes(&bytes, format, sink)?;
         names.push(file);
     }
-    let set = PromptSet::from_located(out, names.join(", "))?;
-    let present = PromptKind::ALL.into_iter().filter(|k| set.count(*k) > 0);
-    set.require(&present.collect::<Vec<_>>())?;
-    Ok(set)
+    PromptSet::from_located(out, names.join(", "))
 }
 
 /// Parses JSON Lines texts that are already in memory.

@@ -207,6 +207,16 @@ impl PromptSet {
         loader::load(paths)
     }
 
+    /// As [`PromptSet::load`], but any number of prompts of a kind will do: for sets that are used
+    /// as a whole and not split.
+    ///
+    /// # Errors
+    ///
+    /// As [`PromptSet::load`], the least number apart.
+    pub fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
+        loader::load_whole(paths)
+    }
+
     /// Builds a set, dropping duplicates and refusing texts of two kinds.
     fn from_located(located: Vec<Located>, source: String) -> Result<PromptSet, PromptError> {
         let mut seen: HashMap<String, (PromptKind, String)> = HashMap::new();

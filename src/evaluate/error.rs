@@ -1,0 +1,84 @@
+//! What can go wrong with the material of an evaluation.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::llama::LlamaError;
+
+/// Material that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// A file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is above the size limit.
+    #[error("{} is too large: expected at most {limit} bytes, found {found}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+        /// The size in bytes, or as far as the file was read.
+        found: u64,
+    },
+    /// A file is not UTF-8.
+    #[error("{}:{line}: expected UTF-8 text, found invalid bytes", path.display())]
+    InvalidUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line of the first invalid byte, from 1.
+        line: usize,
+    },
+    /// A multiple-choice record does not have the expected form.
+    #[error("{file}:{line}: expected {expected}, found {found}")]
+    BadItem {
+        /// The file.
+        file: String,
+        /// The line of the record, from 1.
+        line: usize,
+        /// What should have been there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A file of multiple-choice questions holds none.
+    #[error("{file} is empty: expected a multiple-choice question a line, found none")]
+    NoItems {
+        /// The file.
+        file: String,
+    },
+    /// A text has too few tokens for one chunk.
+    #[error("the text has {found} tokens, expected at least one chunk of {expected}")]
+    TextTooShort {
+        /// Tokens of a chunk.
+        expected: usize,
+        /// Tokens of the text.
+        found: usize,
+    },
+    /// The model failed.
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+}
+
+impl EvalError {
+    /// A next step for the user, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Read { .. } => "check the path; relative paths start at the current directory",
+            Self::TooLarge { .. } => "keep a sample of the file: some hundred questions or pages are enough",
+            Self::InvalidUtf8 { .. } => "save the file as UTF-8",
+            Self::BadItem { .. } | Self::NoItems { .. } => {
+                "a record is a JSON object on one line with question, choices and answer (or ARC's answerKey, \
+                 or HellaSwag's ctx, endings and label)"
+            }
+            Self::TextTooShort { .. } => "use a longer text, or a smaller --ctx-size",
+            Self::Llama(error) => return error.hint(),
+        };
+        Some(hint.to_owned())
+    }
+}

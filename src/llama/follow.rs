@@ -1,0 +1,170 @@
+//! A model made to read what others wrote: likelihoods of given text, and sequences fed token by token.
+//!
+//! A decode has room for `N_SEQ` = 32 rows of logits, and a row has `n_vocab` values (0.6 MB for Qwen), so
+//! nothing here keeps rows: each is shown once and is gone with the next decode.
+
+use super::LlamaError;
+use super::batch::Batch;
+use super::engine::{LlamaEngine, N_BATCH, N_CTX, N_SEQ, argmax};
+use super::ffi::Token;
+
+/// Receives the logits that predict a token: index of the continuation, index of the token in it,
+/// logits `[n_vocab]`.
+pub type SeenLogits<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+/// A language model as a reader of plain text, without any chat.
+///
+/// llama.cpp stands behind [`LlamaEngine`]; tests of the evaluation use a small stand-in.
+pub trait TextModel {
+    /// The tokens of `text`, with what the vocabulary wants before it when `add_special`.
+    ///
+    /// # Errors
+    /// [`LlamaError::Tokenize`].
+    fn text_tokens(&self, text: &str, add_special: bool) -> Result<Vec<Token>, LlamaError>;
+
+    /// The token that the vocabulary wants before every text, if any.
+    fn bos(&self) -> Option<Token>;
+
+    /// Reads `context` once and each of at most 32 `continuations` after it; `seen` gets the logits
+    /// that predict each token of each continuation, in the order of each continuation.
+    ///
+    /// # Errors
+    /// [`LlamaError::PromptTooLong`] when they do not fit the cache; what decoding fails with.
+    fn follow(
+        &mut self,
+        context: &[Token],
+        continuations: &[Vec<Token>],
+        seen: &mut SeenLogits<'_>,
+    ) -> Result<(), LlamaError>;
+}
+
+impl TextModel for LlamaEngine {
+    fn text_tokens(&self, text: &str, add_special: bool) -> Result<Vec<Token>, LlamaError> {
+        self.model.tokenize(text, add_special)
+    }
+
+    fn bos(&self) -> Option<Token> {
+        self.model.bos_to_add()
+    }
+
+    fn follow(
+        &mut self,
+        context: &[Token],
+        continuations: &[Vec<Token>],
+        seen: &mut SeenLogits<'_>,
+    ) -> Result<(), LlamaError> {
+        self.check_fit(context, continuations)?;
+        let last = self.prefill(std::slice::from_ref(&context.to_vec()))?;
+        for seq in 1..continuations.len() {
+            self.context.copy_sequence(0, seq as i32);
+        }
+        let logits = self.row(0, last[0])?;
+        for (seq, continuation) in continuations.iter().enumerate() {
+            if !continuation.is_empty() {
+                seen(seq, 0, logits);
+            }
+        }
+        // The last token of each predicts nothing that is asked for.
+        let steps: Vec<(usize, usize)> = (continuations.iter().enumerate())
+            .flat_map(|(seq, c)| (0..c.len().saturating_sub(1)).map(move |i| (seq, i)))
+            .collect();
+        for run in steps.chunks(N_SEQ) {
+            let mut batch = Batch::default();
+            for &(seq, i) in run {
+                batch.push(continuations[seq][i], context.len() + i, seq, true);
+            }
+            self.context.decode(&mut batch, None)?;
+            for (index, &(seq, i)) in run.iter().enumerate() {
+                seen(seq, i + 1, self.row(seq, index)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LlamaEngine {
+    /// Number of tokens of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.model.n_vocab()
+    }
+
+    fn check_fit(&self, context: &[Token], continuations: &[Vec<Token>]) -> Result<(), LlamaError> {
+        let tokens = context.len() + continuations.iter().map(Vec::len).sum::<usize>();
+        let fits = !context.is_empty() && context.len() <= N_BATCH && tokens <= N_CTX;
+        if fits && continuations.len() <= N_SEQ {
+            return Ok(());
+        }
+        let start: String = self.model.detokenize(context).chars().take(60).collect();
+        Err(LlamaError::PromptTooLong { tokens, limit: N_CTX, start })
+    }
+
+    /// The logits of row `index` of the last batch, which belong to sequence `seq`.
+    fn row(&self, seq: usize, index: usize) -> Result<&[f32], LlamaError> {
+        self.context.logits(index).ok_or(LlamaError::Logits { prompt: seq, found: "no logits" })
+    }
+}
+
+/// Prompts of one group that are continued token by token, by whatever the caller feeds.
+///
+/// Two models whose lanes are fed the same tokens run in lockstep: that is teacher forcing.
+pub struct Lanes<'a> {
+    engine: &'a mut LlamaEngine,
+    lanes: Vec<Lane>,
+}
+
+/// One sequence: its length, and the batch index of its last token while it goes on.
+#[derive(Clone, Copy)]
+struct Lane {
+    len: usize,
+    row: Option<usize>,
+}
+
+impl<'a> Lanes<'a> {
+    /// Reads `prompts`, which must be one of [`groups`](super::engine::groups); what the engine read
+    /// before is forgotten.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when decoding fails.
+    pub fn new(engine: &'a mut LlamaEngine, prompts: &[Vec<Token>]) -> Result<Self, LlamaError> {
+        let rows = engine.prefill(prompts)?;
+        let lane = |(prompt, row): (&Vec<Token>, usize)| Lane { len: prompt.len(), row: Some(row) };
+        Ok(Self { lanes: prompts.iter().zip(rows).map(lane).collect(), engine })
+    }
+
+    /// The logits after the last token of lane `seq`, `[n_vocab]`; `None` once it has ended.
+    ///
+    /// # Errors
+    /// [`LlamaError::Logits`] when llama.cpp has none.
+    pub fn logits(&self, seq: usize) -> Result<Option<&[f32]>, LlamaError> {
+        let row = self.lanes.get(seq).and_then(|lane| lane.row);
+        row.map(|row| self.engine.row(seq, row)).transpose()
+    }
+
+    /// The most likely next token of lane `seq`; `None` where that ends the answer, or it has ended.
+    ///
+    /// # Errors
+    /// [`LlamaError::Logits`] when there are none, or one is NaN.
+    pub fn greedy(&self, seq: usize) -> Result<Option<Token>, LlamaError> {
+        let Some(logits) = self.logits(seq)? else { return Ok(None) };
+        let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
+        Ok((!self.engine.model.is_eog(token)).then_some(token))
+    }
+
+    /// Feeds `next[seq]` to each lane; a lane that gets none has ended. False when all have.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when decoding fails.
+    pub fn feed(&mut self, next: &[Option<Token>]) -> Result<bool, LlamaError> {
+        let mut batch = Batch::default();
+        for (seq, lane) in self.lanes.iter_mut().enumerate() {
+            let token = next.get(seq).copied().flatten().filter(|_| lane.row.is_some());
+            lane.row = token.map(|token| batch.push(token, lane.len, seq, true));
+            lane.len += 1;
+        }
+        if batch.is_empty() {
+            return Ok(false);
+        }
+        self.engine.context.decode(&mut batch, None)?;
+        Ok(true)
+    }
+}
