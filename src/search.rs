@@ -175,8 +175,8 @@ pub struct Search<'a> {
     pub space: &'a Space,
 }
 
-/// Hears (steps done, steps in all, best trial so far).
-pub type SearchProgress<'a> = dyn FnMut(usize, usize, Option<&Trial>) + 'a;
+/// Hears what was found so far, and how many steps there will be in all.
+pub type SearchProgress<'a> = dyn FnMut(&SearchResult, usize) + 'a;
 
 impl Search<'_> {
     /// Runs it.
@@ -195,7 +195,7 @@ impl Search<'_> {
         let base = self.examiner.quick(self.engine)?;
         let mut total = COARSE_LAYERS + 2 + self.space.windows.len() + self.space.contrasts.len() - 2
             + self.options.trials;
-        self.probe_all(separation, base.as_ref(), &mut result, &mut |done| progress(done, total, None))?;
+        self.probe_all(separation, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let probed = result.probes.len();
         total = probed + self.options.trials;
         let mut ranked = result.probes.clone();
@@ -205,7 +205,7 @@ impl Search<'_> {
         for probe in ranked.iter().take(whole) {
             if !late(&self.options) || result.trials.is_empty() {
                 self.trial(&probe.candidate, probe.strength, &mut result)?;
-                progress(probed + result.trials.len(), total, result.best());
+                progress(&result, total);
             }
         }
         // Where nothing kept the limits, less of the most promising may.
@@ -214,11 +214,10 @@ impl Search<'_> {
         for share in FINE_STRENGTHS.into_iter().take(fine.min(self.options.trials.saturating_sub(whole))) {
             if let Some((candidate, strength)) = start.filter(|_| !late(&self.options)) {
                 self.trial(&candidate, strength * share, &mut result)?;
-                progress(probed + result.trials.len(), total, result.best());
+                progress(&result, total);
             }
         }
         result.mark_front();
-        progress(total, total, result.best());
         Ok(result)
     }
 
@@ -229,31 +228,31 @@ impl Search<'_> {
         separation: &[Separation],
         base: Option<&Quick>,
         result: &mut SearchResult,
-        step: &mut dyn FnMut(usize),
+        step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
         let (window, contrast) = (self.space.windows[0], self.space.contrasts[0]);
         let coarse = self.coarse_layers(separation);
         let stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1);
         for &layer in &coarse {
             self.probe(Candidate { layer, window, contrast }, base, result)?;
-            step(result.probes.len());
+            step(result);
         }
         if self.options.layer.is_none() {
             let (at, by) = (best_probe(result).candidate.layer, (stride / 2).max(1));
             for layer in [at.saturating_sub(by), at + by] {
                 if layer < separation.len() && result.probes.iter().all(|p| p.candidate.layer != layer) {
                     self.probe(Candidate { layer, window, contrast }, base, result)?;
-                    step(result.probes.len());
+                    step(result);
                 }
             }
         }
         for &contrast in &self.space.contrasts[1..] {
             self.probe(Candidate { contrast, ..best_probe(result).candidate }, base, result)?;
-            step(result.probes.len());
+            step(result);
         }
         for &window in &self.space.windows[1..] {
             self.probe(Candidate { window, ..best_probe(result).candidate }, base, result)?;
-            step(result.probes.len());
+            step(result);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split, safety_system_prompt};
-use crate::search::{Candidate, Search, SearchResult, Trial};
+use crate::search::{Candidate, Probe, Search, SearchResult, Trial};
 
 /// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try several.
 const SEARCH_PROMPTS: [usize; 3] = [40, 32, 32];
@@ -151,42 +151,55 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
 
 fn run_search(mut search: Search<'_>, material: &Material, printer: &Printer) -> Result<SearchResult, Error> {
     let bar = printer.bar("searching", 9);
-    let result = search.run(&material.directions.separation, &mut |done, total, best| {
-        bar.set_of(done.min(total) as u64, total as u64);
-        if let Some(t) = best {
-            let refused: Proportion = t.score.harmful.refused();
-            let layer = t.candidate.layer;
-            bar.note(&format!("step {done}: best {}/{} at layer {layer}", refused.count, refused.total));
+    Ok(search.run(&material.directions.separation, &mut |result, total| {
+        bar.set_of((result.probes.len() + result.trials.len()) as u64, total as u64);
+        match (result.trials.last(), result.probes.last()) {
+            (Some(trial), _) => {
+                printer.detail(describe_trial(trial));
+                let best = result.best().map_or("none yet".into(), |t| {
+                    let refused: Proportion = t.score.harmful.refused();
+                    format!("{}/{} at layer {}", refused.count, refused.total, t.candidate.layer)
+                });
+                bar.note(&format!("trial {}: best {best}", result.trials.len()));
+            }
+            (None, Some(probe)) => {
+                printer.detail(describe_probe(probe));
+                bar.note(&format!("comparing edits: {}", result.probes.len()));
+            }
+            _ => {}
         }
-    })?;
-    let describe = |c: &Candidate| {
-        let (from, until) = c.window;
-        format!("layer {:2} window {from:.1}-{until:.1} contrast {:.1}", c.layer, c.contrast)
-    };
-    for p in &result.probes {
-        let quick = p.quick.map_or(String::new(), |q| {
-            format!(
-                ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
-                q.harmful, q.harmless, q.alarming
-            )
-        });
-        let what = describe(&p.candidate);
-        printer.detail(format!("  probe {what} strength {:.4}{quick} utility {:+.3}", p.strength, p.utility));
-    }
-    for t in &result.trials {
-        printer.detail(format!(
-            "  trial {} strength {:.4}: harmful {} harmless {} alarming {} broken {} KL {:.4} utility {:+.3}",
-            describe(&t.candidate),
-            t.strength,
-            t.score.harmful.refused,
-            t.score.harmless.refused,
-            t.score.alarming.refused,
-            t.score.broken().count,
-            t.score.kl,
-            t.utility
-        ));
-    }
-    Ok(result)
+    })?)
+}
+
+fn describe(candidate: &Candidate) -> String {
+    let (from, until) = candidate.window;
+    let (layer, contrast) = (candidate.layer, candidate.contrast);
+    format!("layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}")
+}
+
+fn describe_probe(p: &Probe) -> String {
+    let quick = p.quick.map_or(String::new(), |q| {
+        format!(
+            ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
+            q.harmful, q.harmless, q.alarming
+        )
+    });
+    format!("  probe {} strength {:.4}{quick} utility {:+.3}", describe(&p.candidate), p.strength, p.utility)
+}
+
+fn describe_trial(t: &Trial) -> String {
+    format!(
+        "  trial {} strength {:.4}: harmful {} harmless {} alarming {} broken {} KL {:.4} utility {:+.3}{}",
+        describe(&t.candidate),
+        t.strength,
+        t.score.harmful.refused,
+        t.score.harmless.refused,
+        t.score.alarming.refused,
+        t.score.broken().count,
+        t.score.kl,
+        t.utility,
+        if t.accepted { "" } else { ", over a limit" }
+    )
 }
 
 /// The best accepted trial; with `--force` the most useful one when none was accepted.

@@ -223,7 +223,8 @@ impl Examiner {
         Ok(Tally::of(&answers))
     }
 
-    /// First tokens of everything, of the model as it is now; `None` where the base has no openings.
+    /// First tokens of the harmful prompts and of every second other one (KL looks at all the harmless
+    /// ones), of the model as it is now; `None` where the base has no openings.
     ///
     /// # Errors
     /// [`LlamaError`].
@@ -232,9 +233,11 @@ impl Examiner {
             return Ok(None);
         }
         let mut means = [0.0; 3];
-        for (mean, texts) in means.iter_mut().zip(self.questions.by_kind()) {
+        let kinds = self.questions.by_kind().into_iter().zip([1, 2, 2]);
+        for (mean, (texts, step)) in means.iter_mut().zip(kinds) {
+            let texts: Vec<String> = texts.iter().step_by(step).cloned().collect();
             let mut sum = 0.0;
-            engine.answer(&chats(texts, None), 1, &mut |_, logits| sum += share(logits, &self.openings))?;
+            engine.answer(&chats(&texts, None), 1, &mut |_, logits| sum += share(logits, &self.openings))?;
             *mean = sum / texts.len().max(1) as f64;
         }
         let [harmful, harmless, alarming] = means;

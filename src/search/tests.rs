@@ -76,7 +76,7 @@ fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
         options,
         space: &space,
     };
-    search.run(&separation(20), &mut |_, _, _| ()).unwrap()
+    search.run(&separation(20), &mut |_, _| ()).unwrap()
 }
 
 const AUTO: SearchOptions = SearchOptions {
