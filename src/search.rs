@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::direction::Separation;
 use crate::evaluate::{Examiner, Quick, Score};
 use crate::llama::{Engine, LlamaError, RankOne};
 
@@ -25,7 +24,7 @@ const MAX_PROBES: usize = 4;
 const COARSE_LAYERS: usize = 5;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
 /// edits along directions of the last layers break the text.
-const DEPTHS: std::ops::Range<f64> = 0.25..0.85;
+const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
 /// Shares of the best strength that are tried at the end: less may do as well at less cost.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
 /// Broken answers above the base's share that still pass.
@@ -185,7 +184,7 @@ impl Search<'_> {
     /// [`LlamaError`].
     pub fn run(
         &mut self,
-        separation: &[Separation],
+        n_layer: usize,
         progress: &mut SearchProgress<'_>,
     ) -> Result<SearchResult, LlamaError> {
         let started = Instant::now();
@@ -195,7 +194,7 @@ impl Search<'_> {
         let base = self.examiner.quick(self.engine)?;
         let mut total = COARSE_LAYERS + 2 + self.space.windows.len() + self.space.contrasts.len() - 2
             + self.options.trials;
-        self.probe_all(separation, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
+        self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let probed = result.probes.len();
         total = probed + self.options.trials;
         let mut ranked = result.probes.clone();
@@ -225,13 +224,13 @@ impl Search<'_> {
     /// contrasts and windows there.
     fn probe_all(
         &mut self,
-        separation: &[Separation],
+        n_layer: usize,
         base: Option<&Quick>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
         let (window, contrast) = (self.space.windows[0], self.space.contrasts[0]);
-        let coarse = self.coarse_layers(separation);
+        let coarse = self.coarse_layers(n_layer);
         let stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1);
         for &layer in &coarse {
             self.probe(Candidate { layer, window, contrast }, base, result)?;
@@ -240,7 +239,7 @@ impl Search<'_> {
         if self.options.layer.is_none() {
             let (at, by) = (best_probe(result).candidate.layer, (stride / 2).max(1));
             for layer in [at.saturating_sub(by), at + by] {
-                if layer < separation.len() && result.probes.iter().all(|p| p.candidate.layer != layer) {
+                if layer < n_layer && result.probes.iter().all(|p| p.candidate.layer != layer) {
                     self.probe(Candidate { layer, window, contrast }, base, result)?;
                     step(result);
                 }
@@ -257,18 +256,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Layers that separate nearly as well as the best one, spread evenly over the usable depths.
-    fn coarse_layers(&self, separation: &[Separation]) -> Vec<usize> {
+    /// Layers spread evenly over the usable depths. How well a layer separates is no guide: on
+    /// Qwen2.5-Coder-0.5B the layers with the highest AUROC are among the worst to push along.
+    fn coarse_layers(&self, n_layer: usize) -> Vec<usize> {
         if let Some(layer) = self.options.layer {
             return vec![layer];
         }
-        let n = separation.len() as f64;
-        let usable: Vec<&Separation> =
-            separation.iter().filter(|s| DEPTHS.contains(&((s.layer as f64 + 0.5) / n))).collect();
-        let best = usable.iter().map(|s| s.auroc).fold(0.0, f64::max);
-        let good: Vec<usize> = usable.iter().filter(|s| s.auroc >= 0.9 * best).map(|s| s.layer).collect();
-        let count = good.len().min(COARSE_LAYERS);
-        (0..count).map(|i| good[(2 * i + 1) * good.len() / (2 * count)]).collect()
+        let usable = (0..n_layer).filter(|&l| DEPTHS.contains(&((l as f64 + 0.5) / n_layer as f64)));
+        let usable: Vec<usize> = usable.collect();
+        let count = usable.len().min(COARSE_LAYERS);
+        (0..count).map(|i| usable[(2 * i + 1) * usable.len() / (2 * count)]).collect()
     }
 
     /// Finds the candidate's strength and looks at its first tokens (at its answers, where the base

@@ -23,7 +23,7 @@ const SAMPLE: usize = 256;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
 /// λ and τ of the gate (docs/method.md: neither matters much within a factor of four).
-const GATE: GateOptions = GateOptions { ridge: 0.05, tokens: 1.0 };
+const GATE: GateOptions = GateOptions { ridge: 0.01, tokens: 1.0 };
 /// Layers that a gated edit tries, as shares of the depth, the default first.
 const WINDOWS: [(f64, f64); 4] = [(0.3, 0.8), (0.0, 1.0), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
@@ -33,9 +33,9 @@ const CONTRASTS: [f64; 3] = [1.5, 0.7, 3.0];
 pub fn space(method: Method) -> Space {
     match method {
         Method::Contrast => {
-            Space { windows: WINDOWS.to_vec(), contrasts: CONTRASTS.to_vec(), first_strength: 0.005 }
+            Space { windows: WINDOWS.to_vec(), contrasts: CONTRASTS.to_vec(), first_strength: 0.05 }
         }
-        Method::Gated => Space { windows: WINDOWS.to_vec(), contrasts: vec![0.0], first_strength: 0.005 },
+        Method::Gated => Space { windows: WINDOWS.to_vec(), contrasts: vec![0.0], first_strength: 0.05 },
         // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
         Method::Published | Method::PublishedSigned => {
             Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 }

@@ -151,7 +151,7 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
 
 fn run_search(mut search: Search<'_>, material: &Material, printer: &Printer) -> Result<SearchResult, Error> {
     let bar = printer.bar("searching", 9);
-    Ok(search.run(&material.directions.separation, &mut |result, total| {
+    Ok(search.run(material.directions.by_layer.len(), &mut |result, total| {
         bar.set_of((result.probes.len() + result.trials.len()) as u64, total as u64);
         match (result.trials.last(), result.probes.last()) {
             (Some(trial), _) => {

@@ -55,11 +55,6 @@ fn questions() -> Questions {
     Questions { harmful: of("harmful"), harmless: of("harmless"), alarming: of("alarming") }
 }
 
-fn separation(n: usize) -> Vec<Separation> {
-    let of = |layer| Separation { layer, norm: 1.0, relative_norm: 0.5, auroc: 0.95, d_prime: 2.0 };
-    (0..n).map(of).collect()
-}
-
 fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
     vec![RankOne { tensor: candidate.layer.to_string(), n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
 }
@@ -76,7 +71,7 @@ fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
         options,
         space: &space,
     };
-    search.run(&separation(20), &mut |_, _| ()).unwrap()
+    search.run(20, &mut |_, _| ()).unwrap()
 }
 
 const AUTO: SearchOptions = SearchOptions {

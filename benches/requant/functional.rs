@@ -1,0 +1,180 @@
+//! Whether a rewritten file does what the exact edit does: the adapter on the base (E), the file that
+//! preserves the edit (R) and the one rounded to nearest (N), on prompts of the report split.
+
+use std::path::Path;
+
+use rosi_gguf::activations::{self, Activations};
+use rosi_gguf::direction::{self, Directions};
+use rosi_gguf::edit::{self, Edit, RightFactors};
+use rosi_gguf::evaluate::fidelity::{Fidelity, Snapshot};
+use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
+use rosi_gguf::gate::{self, GateInputs, GateOptions};
+use rosi_gguf::gguf::{Gguf, Rewrite};
+use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::plan::Plan;
+use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::quant::preserve::InputModel;
+use rosi_gguf::requant::{self, Requant};
+use rosi_gguf::verify::verify;
+
+use crate::{Failure, cases, table};
+
+/// The edits that are compared: name, layer of the direction, strength.
+const EDITS: [(&str, usize, f64); 3] = [("contrast", 12, 0.004), ("published", 15, 0.01), ("published", 15, 0.03)];
+/// λ, τ and κ of the gate, and its layers, as `inject` has them by default.
+const GATE: GateOptions = GateOptions { ridge: 0.05, tokens: 1.0 };
+const CONTRAST: f64 = 1.5;
+const WINDOW: std::ops::Range<f64> = 0.3..0.8;
+/// Harmful and harmless prompts.
+const PROMPTS: [usize; 3] = [32, 32, 0];
+
+struct Subject {
+    gguf: Gguf,
+    plan: Plan,
+    sets: [Activations; 3],
+    directions: Directions,
+    questions: Questions,
+    examiner: Examiner,
+    base: (Snapshot, Score),
+}
+
+fn load(gguf: &Gguf, path: &Path) -> Result<LlamaEngine, Failure> {
+    let options = EngineOptions { path: path.to_path_buf(), threads: 2, n_gpu_layers: 0 };
+    Ok(LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ())?)
+}
+
+impl Subject {
+    fn new(engine: &mut LlamaEngine, gguf: Gguf, plan: Plan) -> Result<Self, Failure> {
+        let prompts = PromptSet::bundled();
+        let capture = Capture::new(&plan).with_sample(256);
+        let mut collect = |kind| {
+            let texts: Vec<String> =
+                prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+            engine.collect(&chats(&texts, None), &capture)
+        };
+        let sets =
+            [collect(PromptKind::Harmful)?, collect(PromptKind::Harmless)?, collect(PromptKind::Alarming)?];
+        let directions = direction::difference_in_means(&sets[0], &sets[1])?;
+        let questions = Questions::of(&prompts, Split::Report, PROMPTS);
+        let (examiner, base) = Examiner::new(engine, questions.clone())?;
+        let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);
+        Ok(Self { gguf, plan, sets, directions, questions, examiner, base })
+    }
+
+    fn edits(&self, method: &str, layer: usize, strength: f64) -> Result<Vec<Edit>, Failure> {
+        let weights =
+            self.plan.writers.iter().map(|w| edit::read_weights(&self.gguf, w)).collect::<Result<Vec<_>, _>>()?;
+        let rights = if method == "published" { edit::mean_rows(&weights) } else { self.gates()? };
+        Ok(edit::edits(&self.plan, &weights, &rights, &self.directions.by_layer[layer], strength)?)
+    }
+
+    fn gates(&self) -> Result<RightFactors, Failure> {
+        let [harmful, harmless, alarming] = &self.sets;
+        let mut rights = RightFactors::new();
+        for (i, writer) in self.plan.writers.iter().enumerate() {
+            let depth = (writer.layer as f64 + 0.5) / self.plan.n_layer as f64;
+            let inputs = GateInputs {
+                harmful: &harmful.inputs[i],
+                harmless: &harmless.inputs[i],
+                alarming: &alarming.inputs[i],
+            };
+            let gate = WINDOW.contains(&depth).then(|| gate::gate(&writer.tensor, &inputs, &GATE)).transpose()?;
+            rights.push(gate.and_then(|gate| gate.right_factor(CONTRAST)));
+        }
+        Ok(rights)
+    }
+
+    fn inputs(&self) -> Vec<InputModel> {
+        let [a, b, c] = &self.sets;
+        let sets = a.inputs.iter().zip(&b.inputs).zip(&c.inputs);
+        sets.map(|((a, b), c)| activations::input_model(&[a, b, c], 16)).collect()
+    }
+
+    /// Snapshot and score of whatever `engine` is.
+    fn seen(&self, engine: &mut LlamaEngine) -> Result<(Snapshot, Score), Failure> {
+        let snapshot = Snapshot::of(engine, &self.questions, &Capture::residual_only(&self.plan))?;
+        Ok((snapshot, self.examiner.examine(engine)?.score))
+    }
+
+    /// A row for the base with an adapter that does nothing to speak of.
+    fn floor(&self, engine: &mut LlamaEngine) -> Result<Vec<String>, Failure> {
+        let edits = self.edits("contrast", EDITS[0].1, 1e-8)?;
+        engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>())?;
+        let (snapshot, score) = self.seen(engine)?;
+        let fidelity = Fidelity::of(&self.base.0, &self.base.0, &snapshot, &self.directions.by_layer[EDITS[0].1]);
+        let mut row = vec!["an adapter of almost nothing".to_owned(), "–".into(), "–".into(), "–".into()];
+        row.extend([fidelity.kl_harmful, fidelity.kl_harmless].map(|kl| format!("{kl:.4}")));
+        row.extend([score.harmful.refused().to_string(), score.harmless.refused().to_string()]);
+        Ok(row)
+    }
+
+    /// A row for the file that `requant` makes.
+    fn file(
+        &self,
+        (edits, inputs): (&[Edit], &[InputModel]),
+        requant: Requant,
+        (exact, layer): (&Snapshot, usize),
+    ) -> Result<Vec<String>, Failure> {
+        let folder = std::env::temp_dir().join(format!("rosi-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join("edited.gguf");
+        let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
+            let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
+            let bytes = self.gguf.read_tensor(tensor)?;
+            Ok(Some(requant::apply(edit, (tensor, bytes), requant, &inputs[edit.writer])?))
+        };
+        let mut file = std::fs::File::create(&path)?;
+        Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
+        let written = Gguf::open(&path)?;
+        let verification = verify(&self.gguf, &written, edits, &mut |_, _| ())?;
+        let (snapshot, score) = self.seen(&mut load(&self.gguf, &path)?)?;
+        std::fs::remove_dir_all(&folder)?;
+        let fidelity = Fidelity::of(&self.base.0, exact, &snapshot, &self.directions.by_layer[layer]);
+        Ok(vec![
+            requant.name(),
+            format!("{:.3}", verification.gain.unwrap_or(0.0)),
+            format!("{:.3}", verification.cosine.unwrap_or(0.0)),
+            format!("{:.3}", fidelity.mean_shift),
+            format!("{:.4}", fidelity.kl_harmful),
+            format!("{:.4}", fidelity.kl_harmless),
+            score.harmful.refused().to_string(),
+            score.harmless.refused().to_string(),
+        ])
+    }
+}
+
+/// Prints the table.
+pub fn run() -> Result<(), Failure> {
+    let (name, gguf, plan) = cases::open(1)?;
+    let path = gguf.path.clone();
+    let mut engine = load(&gguf, &path)?;
+    let subject = Subject::new(&mut engine, gguf, plan)?;
+    let inputs = subject.inputs();
+    let plain = |name: &str, score: &Score| {
+        let dash = || String::from("–");
+        let counts = [score.harmful.refused().to_string(), score.harmless.refused().to_string()];
+        [vec![name.to_owned(), dash(), dash(), dash(), dash(), dash()], counts.to_vec()].concat()
+    };
+    let mut rows = vec![plain("base", &subject.base.1)];
+    rows.push(subject.floor(&mut engine)?);
+    for (method, layer, strength) in EDITS {
+        let edits = subject.edits(method, layer, strength)?;
+        engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>())?;
+        let (exact, score) = subject.seen(&mut engine)?;
+        rows.push(plain(&format!("{method} {:.1} %: exact (adapter)", strength * 100.0), &score));
+        for requant in [Requant::Preserve, Requant::Nearest] {
+            rows.push(subject.file((&edits, &inputs), requant, (&exact, layer))?);
+        }
+    }
+    let text = format!(
+        "{name} Q4_K_M, {} harmful and {} harmless prompts of the report split. Shift: of the residual stream along the \
+         direction on harmful prompts, last token, all layers, as a share of the exact edit's. KL: of the first answer \
+         token from the exact edit, nats; in the row of the adapter of (almost) nothing from the base: what ggml rounds \
+         differently where an adapter is applied, below which no file can come.",
+        PROMPTS[0], PROMPTS[1]
+    );
+    let header =
+        ["edit", "gain", "cosine", "shift", "KL harmful", "KL harmless", "harmful refused", "harmless refused"];
+    table::print("What the rewritten file does", &text, &header, &rows);
+    Ok(())
+}
