@@ -11,6 +11,7 @@ use crate::llama::LlamaError;
 use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
+use crate::scar::ScarError;
 use crate::verify::VerifyError;
 
 /// How a command that did not fail ended.
@@ -51,6 +52,8 @@ pub enum Error {
     Edit(#[from] EditError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Scar(#[from] ScarError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
@@ -96,6 +99,7 @@ impl Error {
             Self::Llama(e) => e.hint(),
             Self::Edit(e) => e.hint(),
             Self::Verify(e) => e.hint(),
+            Self::Scar(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
