@@ -206,8 +206,9 @@ fn lanczos(factor: &Array2<f64>, count: usize) -> Vec<Eigenpair> {
 /// A fixed vector that no structure of a weight is likely to be orthogonal to.
 fn start(n: usize) -> Vec<f64> {
     let scrambled = (1..=n as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31));
-    let mut vector: Vec<f64> =
-        scrambled.map(|i| (i.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11) as f64 / (1u64 << 52) as f64 - 1.0).collect();
+    let mut vector: Vec<f64> = scrambled
+        .map(|i| (i.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11) as f64 / (1u64 << 52) as f64 - 1.0)
+        .collect();
     normalize(&mut vector);
     vector
 }

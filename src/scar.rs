@@ -259,12 +259,15 @@ fn is_suspect(window: &Region, layers: &[Option<Region>]) -> bool {
     let own = layers[window.layers.clone()].iter().flatten();
     let agreeing = own.filter(|l| lowest.cosine(&l.lowest.basis[0]) >= AGREES).count();
     let share = agreeing as f64 / window.layers.len() as f64;
-    lowest.dense && lowest.gap >= GAP_AGREED && window.layers.len() >= MIN_AGREEING.0 && share >= MIN_AGREEING.1
+    lowest.dense
+        && lowest.gap >= GAP_AGREED
+        && window.layers.len() >= MIN_AGREEING.0
+        && share >= MIN_AGREEING.1
 }
 
 /// What was done to one layer, given its writers' energies along the directions of each of `regions`
 /// (windows, the largest first, then single layers): the direction that leaves the least, but a smaller
-/// region's only when it halves that, since it was fitted to less.
+/// region's only when it leaves a quarter of that, since it was fitted to less.
 fn touched<'r>(
     layer: usize,
     sites: &[(&Site, &Vec<f64>)],
@@ -279,7 +282,7 @@ fn touched<'r>(
             continue;
         }
         let energy = sites.iter().map(|(_, e)| e[k].clamp(0.0, 1.0)).sum::<f64>() / sites.len() as f64;
-        if best.is_none_or(|(least, _)| energy < least / 2.0) {
+        if best.is_none_or(|(least, _)| energy < least / 4.0) {
             best = Some((energy, k));
         }
     }

@@ -122,7 +122,10 @@ fn describe(i: &Inspection) -> String {
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
     if let Some(scar) = &i.abliterated {
-        line("abliterated", scar.as_ref().map_or("no direction was removed from the weights".into(), Scar::describe));
+        line(
+            "abliterated",
+            scar.as_ref().map_or("no direction was removed from the weights".into(), Scar::describe),
+        );
     }
     line("writers", format!("{} matrices write into the residual stream", i.writers.len()));
     let mut table = Table::new(&["type", "tensors", "MB", "writers"]);

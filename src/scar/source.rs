@@ -88,7 +88,11 @@ impl<'a> FileSource<'a> {
 
     /// Decodes a writer and shows it expert by expert, as f32 `[n_embd, columns]`; returns ‖W‖_F² of what
     /// was shown.
-    fn for_each_expert(&self, site: usize, mut see: impl FnMut(ArrayView2<'_, f32>)) -> Result<f64, EditError> {
+    fn for_each_expert(
+        &self,
+        site: usize,
+        mut see: impl FnMut(ArrayView2<'_, f32>),
+    ) -> Result<f64, EditError> {
         let (writer, n_embd) = (self.writers[site], self.n_embd);
         let missing = || EditError::Missing { tensor: writer.tensor.clone() };
         let info = self.gguf.tensor(&writer.tensor).ok_or_else(missing)?;
