@@ -145,6 +145,9 @@ pub struct RunArgs {
 pub struct InspectArgs {
     /// The model.
     pub model: PathBuf,
+    /// Also read the weights: was a direction removed from them, as "uncensored" models are made?
+    #[arg(long)]
+    pub weights: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -14,6 +14,7 @@ use crate::llama::LlamaError;
 use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
+use crate::scar::ScarError;
 use crate::verify::VerifyError;
 
 /// How a command that did not fail ended.
@@ -62,6 +63,9 @@ pub enum Error {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Eval(EvalError),
+    /// The weights could not be searched for a scar.
+    #[error(transparent)]
+    Scar(#[from] ScarError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
@@ -120,6 +124,7 @@ impl Error {
             Self::Gate(e) => e.hint(),
             Self::Imatrix(e) => e.hint(),
             Self::Eval(e) => e.hint(),
+            Self::Scar(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

@@ -132,7 +132,7 @@ impl Rows {
         let solution = |target: &Range<usize>| {
             let y = |(i, &w): (usize, &f32)| if target.contains(&i) { f64::from(w.sqrt()) } else { 0.0 };
             let dual = factor.solve(self.weight.iter().enumerate().map(y).collect());
-            self.x.t().dot(&dual.mapv(|v| v as f32))
+            self.x.t().dot(&dual.into_iter().map(|v| v as f32).collect::<Array1<f32>>())
         };
         Ok([solution(&self.harmful), solution(&self.alarming)])
     }

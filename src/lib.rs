@@ -27,5 +27,6 @@ pub mod prompts;
 pub mod quant;
 pub mod report;
 pub mod requant;
+pub mod scar;
 pub mod search;
 pub mod verify;

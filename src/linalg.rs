@@ -1,8 +1,29 @@
-//! The little linear algebra that directions and gates need, on `ndarray`'s matrix products.
+//! The little linear algebra that gates, requantization and the scar need: positive definite systems,
+//! `W Wᵀ` of a large weight, and the first or last few eigenpairs of a symmetric matrix.
+//!
+//! Why not a crate: of a matrix of up to 8192² only the five smallest eigenpairs are wanted, dozens of
+//! times. A full decomposition (nalgebra, faer) costs 4/3 n³ and more each time, and they bring many
+//! crates. Here a blocked Cholesky factor (n³/3, in the matrix product that ndarray has anyway) makes the
+//! small end of the spectrum the large one of the inverse, which Lanczos finds in some dozen steps of 2n².
 
-use ndarray::{Array1, Array2, ArrayView2, s};
+use std::sync::Mutex;
 
-/// The matrix is not positive definite, or holds values that are not finite.
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
+
+/// Rows of the product that one thread makes at a time.
+const BAND: usize = 128;
+/// Columns that are multiplied in f32 before the sum goes on in f64.
+const COLUMNS: usize = 1024;
+/// Width of a block of the Cholesky factor.
+const BLOCK: usize = 64;
+/// Steps of Lanczos; the pairs wanted are fewer than a tenth of them.
+const STEPS: usize = 48;
+/// Shifts that are tried until the factor exists, for a matrix with 1 on its diagonal: an exact
+/// projection leaves an eigenvalue of 0, which the rounding of f32 products moves by some 1e-6.
+const SHIFTS: [f64; 4] = [1e-6, 1e-5, 1e-4, 1e-3];
+
+/// The matrix has values that are not finite, or is far from positive definite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a matrix of size {n} is not positive definite")]
 pub struct NotPositive {
@@ -10,42 +31,245 @@ pub struct NotPositive {
     pub n: usize,
 }
 
+/// An eigenvalue and its unit vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Eigenpair {
+    /// λ, raised by at most 1e-3 (as a rule 1e-6), never below 1e-7.
+    pub value: f64,
+    /// u, `[n]`, ‖u‖ = 1.
+    pub vector: Vec<f64>,
+}
+
+/// Threads for `jobs` pieces of work.
+pub fn threads(jobs: usize) -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get()).min(jobs).max(1)
+}
+
+/// Runs `work` on every item, on `threads` threads, in no particular order.
+pub fn in_parallel<T: Send>(threads: usize, items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let queue = Mutex::new(items);
+    let worker = || {
+        while let Some(item) = queue.lock().ok().and_then(|mut items| items.next()) {
+            work(item);
+        }
+    };
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(worker))));
+}
+
+/// `G ← G + W Wᵀ` in the lower triangle (diagonal included; what is above it is undefined); W f32
+/// `[n, columns]`, G f64 `[n, n]`; products of [`COLUMNS`] columns in f32, their sum in f64. The order of
+/// the sums does not depend on the number of threads.
+pub fn add_outer(gram: &mut Array2<f64>, w: ArrayView2<'_, f32>) {
+    let mut bands: Vec<_> = gram.axis_chunks_iter_mut(Axis(0), BAND).enumerate().collect();
+    bands.reverse(); // the long ones first, so that the threads end together
+    in_parallel(threads(bands.len()), bands.into_iter(), |(k, band)| add_band(k * BAND, band, w));
+}
+
+fn add_band(first: usize, mut band: ArrayViewMut2<'_, f64>, w: ArrayView2<'_, f32>) {
+    let end = first + band.nrows();
+    let mut product = Array2::<f32>::zeros((band.nrows(), end));
+    for columns in w.axis_chunks_iter(Axis(1), COLUMNS) {
+        let (rows, all) = (columns.slice(s![first..end, ..]), columns.slice(s![..end, ..]));
+        general_mat_mul(1.0, &rows, &all.t(), 0.0, &mut product);
+        band.slice_mut(s![.., ..end]).zip_mut_with(&product, |g, &p| *g += f64::from(p));
+    }
+}
+
+/// The `count` smallest eigenpairs of `a`, ascending. `a` is symmetric, positive semidefinite, has 1 on
+/// its diagonal, and only its lower triangle is read. Deterministic.
+///
+/// # Errors
+/// [`NotPositive`].
+pub fn smallest(a: &Array2<f64>, count: usize) -> Result<Vec<Eigenpair>, NotPositive> {
+    let n = a.nrows();
+    for shift in SHIFTS {
+        let mut factor = a.clone();
+        factor.diag_mut().iter_mut().for_each(|d| *d += shift);
+        if cholesky(&mut factor) {
+            return Ok(lanczos(&factor, count));
+        }
+    }
+    Err(NotPositive { n })
+}
+
+/// Replaces the lower triangle of `a` by L with `a = L Lᵀ`; false when there is none. Left-looking, in
+/// blocks of columns: nearly all work is in one matrix product per block.
+fn cholesky(a: &mut Array2<f64>) -> bool {
+    let n = a.nrows();
+    for from in (0..n).step_by(BLOCK) {
+        let to = (from + BLOCK).min(n);
+        let (done, rest) = a.view_mut().split_at(Axis(1), from);
+        let mut target = rest.split_at(Axis(1), to - from).0.slice_move(s![from.., ..]);
+        let (below, here) = (done.slice(s![from.., ..]), done.slice(s![from..to, ..]));
+        general_mat_mul(-1.0, &below, &here.t(), 1.0, &mut target);
+        let mut corner: Vec<Vec<f64>> = Vec::with_capacity(to - from);
+        for row in target.axis_iter_mut(Axis(0)) {
+            let Some(row) = row.into_slice() else { return false };
+            let known = corner.len();
+            for c in 0..known {
+                row[c] = (row[c] - dot(&row[..c], &corner[c][..c])) / corner[c][c];
+            }
+            if known == row.len() {
+                continue; // below the block's own rows
+            }
+            let pivot = row[known] - dot(&row[..known], &row[..known]);
+            if pivot.is_nan() || pivot <= 0.0 {
+                return false;
+            }
+            row[known] = pivot.sqrt();
+            corner.push(row.to_vec());
+        }
+    }
+    true
+}
+
 /// Cholesky's factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
 pub struct Cholesky(Array2<f64>);
 
 impl Cholesky {
-    /// Factors `a`.
+    /// Factors `a`, of which only the lower triangle is read.
     ///
     /// # Errors
     /// [`NotPositive`].
     pub fn of(mut a: Array2<f64>) -> Result<Self, NotPositive> {
         let n = a.nrows();
-        // Row i of the factor takes the place of row i of A: both dot products run along rows.
-        for i in 0..n {
-            for j in 0..=i {
-                let known = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
-                let rest = a[[i, j]] - known;
-                a[[i, j]] = if i == j { rest.sqrt() } else { rest / a[[j, j]] };
-            }
-            if !(a[[i, i]].is_finite() && a[[i, i]] > 0.0) {
-                return Err(NotPositive { n });
-            }
-        }
-        Ok(Self(a))
+        if cholesky(&mut a) { Ok(Self(a)) } else { Err(NotPositive { n }) }
     }
 
     /// Solves `A x = b`, b `[n]`.
-    pub fn solve(&self, mut b: Array1<f64>) -> Array1<f64> {
-        let l = &self.0;
-        for i in 0..b.len() {
-            b[i] = (b[i] - l.slice(s![i, ..i]).dot(&b.slice(s![..i]))) / l[[i, i]];
-        }
-        for i in (0..b.len()).rev() {
-            b[i] /= l[[i, i]];
-            let solved = b[i];
-            b.slice_mut(s![..i]).scaled_add(-solved, &l.slice(s![i, ..i]));
+    pub fn solve(&self, mut b: Vec<f64>) -> Vec<f64> {
+        if let Some(factor) = self.0.as_slice() {
+            solve(factor, &mut b);
         }
         b
+    }
+}
+
+/// `Σ a_i b_i` in eight sums that the compiler can keep in vector registers.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (mut sums, n) = ([0.0; 8], a.len().min(b.len()) / 8 * 8);
+    for (x, y) in a[..n].chunks_exact(8).zip(b[..n].chunks_exact(8)) {
+        for k in 0..8 {
+            sums[k] += x[k] * y[k];
+        }
+    }
+    let rest: f64 = a[n..].iter().zip(&b[n..]).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f64>() + rest
+}
+
+/// `x ← x + f·y`.
+fn add(x: &mut [f64], f: f64, y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, &y)| *x += f * y);
+}
+
+/// Scales `x` to unit length and returns the length that it had.
+pub fn normalize(x: &mut [f64]) -> f64 {
+    let norm = dot(x, x).sqrt();
+    if norm > 0.0 {
+        x.iter_mut().for_each(|v| *v /= norm);
+    }
+    norm
+}
+
+/// `x ← (L Lᵀ)⁻¹ x`.
+fn solve(factor: &[f64], x: &mut [f64]) {
+    let n = x.len();
+    for i in 0..n {
+        let row = &factor[i * n..i * n + i];
+        x[i] = (x[i] - dot(row, &x[..i])) / factor[i * n + i];
+    }
+    for i in (0..n).rev() {
+        let value = x[i] / factor[i * n + i];
+        x[i] = value;
+        add(&mut x[..i], -value, &factor[i * n..i * n + i]);
+    }
+}
+
+/// Lanczos with full reorthogonalisation on `(L Lᵀ)⁻¹`, whose largest eigenvalues are the reciprocals of
+/// the smallest ones of `L Lᵀ`.
+fn lanczos(factor: &Array2<f64>, count: usize) -> Vec<Eigenpair> {
+    let n = factor.nrows();
+    let Some(factor) = factor.as_slice() else { return Vec::new() };
+    let steps = STEPS.min(n);
+    let mut basis = vec![start(n)];
+    let mut tridiagonal = Array2::<f64>::zeros((steps, steps));
+    let mut made = 0;
+    for k in 0..steps {
+        let mut next = basis[k].clone();
+        solve(factor, &mut next);
+        tridiagonal[[k, k]] = dot(&basis[k], &next);
+        for _twice in 0..2 {
+            for q in &basis {
+                let along = dot(q, &next);
+                add(&mut next, -along, q);
+            }
+        }
+        made = k + 1;
+        let norm = normalize(&mut next);
+        if made == steps || norm <= 1e-13 * tridiagonal[[k, k]].abs() {
+            break;
+        }
+        tridiagonal[[k, k + 1]] = norm;
+        tridiagonal[[k + 1, k]] = norm;
+        basis.push(next);
+    }
+    let (values, vectors) = jacobi(tridiagonal.slice(s![..made, ..made]).to_owned());
+    let mut order: Vec<usize> = (0..made).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let pair = |&k: &usize| {
+        let mut vector = vec![0.0; n];
+        basis.iter().enumerate().for_each(|(i, q)| add(&mut vector, vectors[[i, k]], q));
+        normalize(&mut vector);
+        Eigenpair { value: 1.0 / values[k].clamp(1e-7, 1e7), vector }
+    };
+    order.iter().take(count).map(pair).collect()
+}
+
+/// A fixed vector that no structure of a weight is likely to be orthogonal to.
+fn start(n: usize) -> Vec<f64> {
+    let scrambled = (1..=n as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31));
+    let mut vector: Vec<f64> = scrambled
+        .map(|i| (i.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 11) as f64 / (1u64 << 52) as f64 - 1.0)
+        .collect();
+    normalize(&mut vector);
+    vector
+}
+
+/// All eigenvalues of a small symmetric matrix, and the vectors as columns, by Jacobi rotations.
+pub fn jacobi(mut a: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
+    let n = a.nrows();
+    let mut vectors = Array2::<f64>::eye(n);
+    for _sweep in 0..64 {
+        let size: f64 = a.iter().map(|v| v * v).sum();
+        let off: f64 = size - a.diag().iter().map(|v| v * v).sum::<f64>();
+        if off.is_nan() || off <= 1e-26 * size {
+            break;
+        }
+        for p in 0..n {
+            for q in p + 1..n {
+                rotate(&mut a, &mut vectors, (p, q));
+            }
+        }
+    }
+    (a.diag().to_vec(), vectors)
+}
+
+/// The rotation in the plane of coordinates p and q that makes `a[p, q]` zero.
+fn rotate(a: &mut Array2<f64>, vectors: &mut Array2<f64>, (p, q): (usize, usize)) {
+    if a[[p, q]] == 0.0 {
+        return;
+    }
+    let theta = (a[[q, q]] - a[[p, p]]) / (2.0 * a[[p, q]]);
+    let tangent = theta.signum() / (theta.abs() + theta.hypot(1.0));
+    let cosine = 1.0 / tangent.hypot(1.0);
+    let sine = tangent * cosine;
+    let mix = |x: f64, y: f64| (cosine * x - sine * y, sine * x + cosine * y);
+    for k in 0..a.nrows() {
+        (a[[k, p]], a[[k, q]]) = mix(a[[k, p]], a[[k, q]]);
+    }
+    for k in 0..a.nrows() {
+        (a[[p, k]], a[[q, k]]) = mix(a[[p, k]], a[[q, k]]);
+        (vectors[[k, p]], vectors[[k, q]]) = mix(vectors[[k, p]], vectors[[k, q]]);
     }
 }
 
@@ -92,6 +316,73 @@ fn orthonormalise(basis: &mut Array2<f32>) {
 mod tests {
     use super::*;
 
+    /// A matrix with orthonormal columns, from reflections along fixed vectors.
+    fn rotation(n: usize) -> Array2<f64> {
+        let mut q = Array2::<f64>::eye(n);
+        for k in 0..3 {
+            let mut v: Vec<f64> = (0..n).map(|i| ((i * (k + 3) + 1) as f64).sin()).collect();
+            normalize(&mut v);
+            let v = Array2::from_shape_vec((n, 1), v).unwrap();
+            q = &q - &(v.dot(&v.t().dot(&q)) * 2.0);
+        }
+        q
+    }
+
+    fn with_spectrum(values: &[f64]) -> (Array2<f64>, Array2<f64>) {
+        let q = rotation(values.len());
+        let scaled = &q * &ndarray::Array1::from(values.to_vec());
+        (scaled.dot(&q.t()), q)
+    }
+
+    #[test]
+    fn the_smallest_pairs_of_a_known_spectrum() {
+        for n in [3, 64, 150, 300] {
+            let values: Vec<f64> = (0..n).map(|i| 0.3 + 0.02 * i as f64).collect();
+            let (a, q) = with_spectrum(&values);
+            let found = smallest(&a, 3).unwrap();
+            for (k, pair) in found.iter().enumerate() {
+                assert!((pair.value - values[k]).abs() < 1e-4, "{n} {k} {}", pair.value);
+                let cosine: f64 = q.column(k).iter().zip(&pair.vector).map(|(a, b)| a * b).sum();
+                assert!(cosine.abs() > 0.999, "{n} {k} {cosine}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_plane_of_zeros_gives_two_vectors() {
+        let mut values = vec![0.5; 100];
+        (values[0], values[1]) = (1e-8, 3e-8);
+        let (a, q) = with_spectrum(&values);
+        let found = smallest(&a, 3).unwrap();
+        assert!(found[1].value < 1e-5 && found[2].value > 0.4, "{found:?}");
+        for pair in &found[..2] {
+            let inside: f64 = (0..2)
+                .map(|k| q.column(k).iter().zip(&pair.vector).map(|(a, b)| a * b).sum::<f64>().powi(2))
+                .sum();
+            assert!(inside > 0.999_999, "{inside}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_covariance_is_an_error() {
+        let (a, _) = with_spectrum(&[-1.0, 1.0, 2.0]);
+        assert_eq!(smallest(&a, 1), Err(NotPositive { n: 3 }));
+        assert!(smallest(&Array2::from_elem((70, 70), f64::NAN), 1).is_err());
+    }
+
+    #[test]
+    fn the_product_is_the_one_of_the_definition() {
+        let w = Array2::from_shape_fn((200, 1500), |(i, j)| ((i * 31 + j * 17) % 23) as f32 / 11.0 - 1.0);
+        let mut gram = Array2::zeros((200, 200));
+        add_outer(&mut gram, w.view());
+        let exact = w.mapv(f64::from).dot(&w.mapv(f64::from).t());
+        for i in 0..200 {
+            for j in 0..=i {
+                assert!((gram[[i, j]] - exact[[i, j]]).abs() < 1e-2, "{i} {j}");
+            }
+        }
+    }
+
     #[test]
     fn positive_systems_are_solved_and_others_refused() {
         let root = Array2::from_shape_fn((6, 6), |(i, j)| {
@@ -99,8 +390,8 @@ mod tests {
         });
         let a = root.dot(&root.t());
         let x = Array1::from_shape_fn(6, |i| i as f64 - 2.5);
-        let found = Cholesky::of(a.clone()).unwrap().solve(a.dot(&x));
-        assert!((&found - &x).iter().all(|d| d.abs() < 1e-9), "{found}");
+        let found = Cholesky::of(a.clone()).unwrap().solve(a.dot(&x).to_vec());
+        assert!(found.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
         assert_eq!(Cholesky::of(-a).err(), Some(NotPositive { n: 6 }));
         assert!(Cholesky::of(Array2::from_elem((6, 6), f64::NAN)).is_err());
     }

@@ -9,6 +9,7 @@ use crate::commands::provenance::Provenance;
 use crate::commands::session::Opened;
 use crate::error::{Error, ExitStatus};
 use crate::output::{Printer, Table};
+use crate::scar::{self, FileSource, Scar};
 
 #[derive(Serialize)]
 struct Inspection {
@@ -26,6 +27,9 @@ struct Inspection {
     writers: Vec<WriterRow>,
     chat_template: Option<String>,
     injected: Option<Provenance>,
+    /// Missing when the weights were not looked at, null when no direction was removed from them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    abliterated: Option<Option<Scar>>,
     warnings: Vec<String>,
 }
 
@@ -53,7 +57,14 @@ struct WriterRow {
 /// # Errors
 /// [`Error`] when the file cannot be opened or its architecture is unknown.
 pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let inspection = inspect(&Opened::new(&args.model, args.patches.as_deref())?);
+    let opened = Opened::new(&args.model, args.patches.as_deref())?;
+    let mut inspection = inspect(&opened);
+    if args.weights {
+        let bar = printer.bar("reading the weights", 1);
+        let source = FileSource::new(&opened.gguf, &opened.plan);
+        let findings = scar::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+        inspection.abliterated = Some(findings.scar);
+    }
     if args.json {
         printer.data(serde_json::to_string_pretty(&inspection).unwrap_or_default());
     } else {
@@ -95,6 +106,7 @@ fn inspect(opened: &Opened) -> Inspection {
         writers: writers.collect(),
         chat_template: gguf.str("tokenizer.chat_template").map(str::to_owned),
         injected: Provenance::read(gguf),
+        abliterated: None,
         warnings: plan.warnings.iter().map(ToString::to_string).collect(),
     }
 }
@@ -109,6 +121,12 @@ fn describe(i: &Inspection) -> String {
     line("size", format!("{} MB in {} tensors", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
+    if let Some(scar) = &i.abliterated {
+        line(
+            "abliterated",
+            scar.as_ref().map_or("no direction was removed from the weights".into(), Scar::describe),
+        );
+    }
     line("writers", format!("{} matrices write into the residual stream", i.writers.len()));
     let mut table = Table::new(&["type", "tensors", "MB", "writers"]);
     for (name, t) in &i.types {
