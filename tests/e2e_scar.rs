@@ -307,7 +307,7 @@ fn inspect_tells_it_of_a_file() {
     let removal = Removal::of_one(1.0, 0.3..0.7, &m.meaning());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("copy.gguf");
-    let rewrite = Rewrite { source: &source, added: vec![], added_f32: vec![], drop_prefix: None };
+    let rewrite = Rewrite::copy(&source);
     let mut replace = |tensor: &TensorInfo| {
         let Some(site) = m.sites.iter().position(|s| s.tensor == tensor.name) else { return Ok(None) };
         let w = m.without(site, &removal);
