@@ -30,6 +30,9 @@
 //! Only codes change: scales, offsets and all other bytes stay. The order of work depends on the
 //! tensor alone, so the bytes do not depend on the number of threads.
 
+mod float;
+
+use self::float::{BF16, F16, F32, walk_floats};
 use super::QuantError;
 use super::codebook::Codebook;
 use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
@@ -205,8 +208,11 @@ struct Stripe<'a> {
     /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
     inverse_reach: f32,
     right: &'a [f32],
-    /// m_p of these columns.
-    principal: Vec<&'a [f32]>,
+    /// Number of m_p.
+    n_principal: usize,
+    /// m_p of these columns, `[n/LANES][n_principal][LANES]`, so that both a few columns of all of them
+    /// and one column lie together; zero beyond the last column.
+    principal: Vec<f32>,
     /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_principal]`.
     drift: Vec<f32>,
     /// 1/w_j.
@@ -215,6 +221,8 @@ struct Stripe<'a> {
 
 /// Columns per entry of [`Stripe::drift`]: the smallest group.
 const RUN: usize = 4;
+/// Columns whose m_p lie together: the largest group of codewords.
+const LANES: usize = 8;
 
 impl<'a> Stripe<'a> {
     fn new(
@@ -244,8 +252,31 @@ impl<'a> Stripe<'a> {
         let drift = drift.collect();
         let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
         let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
-        Self { ggml_type, order, left: target.left, inverse_reach, right, principal, drift, inverse_weight }
+        let n_principal = principal.len();
+        let principal = interleaved(&principal, right.len());
+        Self {
+            ggml_type,
+            order,
+            left: target.left,
+            inverse_reach,
+            right,
+            n_principal,
+            principal,
+            drift,
+            inverse_weight,
+        }
     }
+}
+
+/// m_p as [`Stripe::principal`] has them.
+fn interleaved(principal: &[&[f32]], n: usize) -> Vec<f32> {
+    let mut all = Vec::with_capacity(n.next_multiple_of(LANES) * principal.len());
+    for first in (0..n).step_by(LANES) {
+        for m in principal {
+            all.extend((first..first + LANES).map(|j| m.get(j).copied().unwrap_or(0.0)));
+        }
+    }
+    all
 }
 
 /// The walk over one row.
@@ -257,16 +288,30 @@ struct Row<'a, 's> {
     carry: &'s mut [f32],
     /// e_p.
     error: &'s mut [f32],
+    /// Half of the smallest distance between two levels: less of a wish comes to nothing.
+    least: f32,
 }
 
 impl Row<'_, '_> {
+    /// m_p of column `j` and of those that lie with it, `[n_principal][LANES]`.
+    #[inline]
+    fn lanes(&self, j: usize) -> &[f32] {
+        let len = self.stripe.n_principal * LANES;
+        &self.stripe.principal[j / LANES * len..][..len]
+    }
+
     /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
     /// returns in `pull` what the errors along the row make of a move: Σ_p e_p m_pj.
+    #[inline]
     fn charge(&mut self, first: usize, pull: &mut [f32]) {
         let (n, left) = (pull.len(), self.left);
-        pull.fill(0.0);
-        for (m, &e) in self.stripe.principal.iter().zip(self.error.iter()) {
-            pull.iter_mut().zip(&m[first..first + n]).for_each(|(p, m)| *p += e * m);
+        for (k, pull) in pull.chunks_mut(LANES).enumerate() {
+            let at = first + k * LANES;
+            let mut sum = [0.0; LANES];
+            for (m, &e) in self.lanes(at).chunks_exact(LANES).zip(self.error.iter()) {
+                sum.iter_mut().zip(m).for_each(|(s, m)| *s += e * m);
+            }
+            pull.copy_from_slice(&sum[at % LANES..][..pull.len()]);
         }
         let right = &self.stripe.right[first..first + n];
         let share = left * left * self.stripe.inverse_reach;
@@ -278,6 +323,7 @@ impl Row<'_, '_> {
     }
 
     /// Turns `pull` into what every value wants to move by; returns the largest.
+    #[inline]
     fn wishes(&self, first: usize, pull: &mut [f32]) -> f32 {
         let n = pull.len();
         let right = &self.stripe.right[first..first + n];
@@ -285,19 +331,24 @@ impl Row<'_, '_> {
         let inverse_weight = &self.stripe.inverse_weight[first..first + n];
         let along = -ALONG / self.left / (ALONG + 1.0);
         let (own, across) = (self.left / (ALONG + 1.0), 1.0 / (ALONG + 1.0));
-        let mut largest = 0.0f32;
         for j in 0..n {
             pull[j] = along * carry[j] + own * right[j] - across * pull[j] * inverse_weight[j];
-            largest = largest.max(pull[j].abs());
         }
-        largest
+        // Lane by lane, for the compiler to do several at once.
+        let mut largest = [0.0f32; RUN];
+        for pull in pull.chunks_exact(RUN) {
+            largest.iter_mut().zip(pull).for_each(|(l, p)| *l = if p.abs() > *l { p.abs() } else { *l });
+        }
+        largest.into_iter().fold(0.0, f32::max)
     }
 
     /// Notes that value `j` moved.
     fn moved(&mut self, j: usize, by: f32) {
         self.carry[j] += self.left * by;
-        for (e, m) in self.error.iter_mut().zip(&self.stripe.principal) {
-            *e += m[j] * by;
+        let len = self.stripe.n_principal * LANES;
+        let lanes = &self.stripe.principal[j / LANES * len..][..len];
+        for (e, m) in self.error.iter_mut().zip(lanes.chunks_exact(LANES)) {
+            *e += m[j % LANES] * by;
         }
     }
 
@@ -307,7 +358,7 @@ impl Row<'_, '_> {
         let wish = &mut wish[..G::SUB];
         self.charge(first, wish);
         let largest = self.wishes(first, wish);
-        let least = 0.5 * G::LEVELS.gap() * step.abs();
+        let least = self.least * step.abs();
         if !(step.is_finite() && step != 0.0 && largest >= least) {
             return;
         }
@@ -329,11 +380,12 @@ impl Row<'_, '_> {
 
 fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.principal.len()];
+    let mut error = vec![0.0; stripe.n_principal];
     let mut steps = [0.0; MAX_SUBS];
+    let least = 0.5 * G::LEVELS.gap();
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least };
         for (b, block) in rows[i].chunks_exact_mut(G::BYTES).enumerate() {
             G::steps(block, &mut steps);
             for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
@@ -384,97 +436,13 @@ impl Row<'_, '_> {
 fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let Some(book) = Codebook::of(stripe.ggml_type) else { return };
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.principal.len()];
+    let mut error = vec![0.0; stripe.n_principal];
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least: 0.0 };
         for (b, block) in rows[i].chunks_exact_mut(book.block_bytes()).enumerate() {
             for g in 0..book.groups_per_block() {
                 row.group(book, b * book.block_len() + g * book.dim(), (block, g));
-            }
-        }
-    }
-}
-
-/// A floating-point type: its grid is its own rounding.
-trait Float {
-    const BYTES: usize;
-    fn read(bytes: &[u8]) -> f32;
-    fn write(value: f32, bytes: &mut [u8]);
-    /// The nearest representable value.
-    fn round(value: f32) -> f32;
-    /// The next representable value above or below a representable one.
-    fn next(value: f32, up: bool) -> f32;
-}
-
-struct F32;
-struct F16;
-struct BF16;
-
-impl Float for F32 {
-    const BYTES: usize = 4;
-    fn read(b: &[u8]) -> f32 {
-        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-    }
-    fn write(value: f32, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&value.to_le_bytes());
-    }
-    fn round(value: f32) -> f32 {
-        value
-    }
-    fn next(value: f32, _: bool) -> f32 {
-        value
-    }
-}
-
-macro_rules! half_float {
-    ($name:ident, $half:ty) => {
-        impl Float for $name {
-            const BYTES: usize = 2;
-            fn read(b: &[u8]) -> f32 {
-                <$half>::from_le_bytes([b[0], b[1]]).to_f32()
-            }
-            fn write(value: f32, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&<$half>::from_f32(value).to_le_bytes());
-            }
-            fn round(value: f32) -> f32 {
-                <$half>::from_f32(value).to_f32()
-            }
-            fn next(value: f32, up: bool) -> f32 {
-                // Bits of one sign are ordered as the values are; around zero the next one is far
-                // too small to matter, so it stays.
-                let bits = <$half>::from_f32(value).to_bits();
-                match (value == 0.0, (value > 0.0) == up) {
-                    (true, _) => value,
-                    (_, true) => <$half>::from_bits(bits + 1).to_f32(),
-                    (_, false) => <$half>::from_bits(bits - 1).to_f32(),
-                }
-            }
-        }
-    };
-}
-
-half_float!(F16, half::f16);
-half_float!(BF16, half::bf16);
-
-/// Rounds `W_ij + l_i r_j` up or down, whichever brings the column's carry down. A value that would
-/// not be finite stays.
-fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
-    let mut carry = vec![0.0f32; stripe.right.len()];
-    for &i in stripe.order {
-        let left = stripe.left[i];
-        let columns = carry.iter_mut().zip(stripe.right);
-        for (bytes, (carry, &right)) in rows[i].chunks_exact_mut(F::BYTES).zip(columns) {
-            let (old, wanted) = (F::read(bytes), left * right);
-            *carry -= left * wanted;
-            let plain = F::round(old + wanted);
-            let other = F::next(plain, plain < old + wanted);
-            let after = |new: f32| *carry + left * (new - old);
-            let new = if after(other).abs() < after(plain).abs() { other } else { plain };
-            // Equal values may still be other bytes: −0 plus nothing is +0.
-            if new != old && new.is_finite() && after(new).abs() <= carry.abs() {
-                *carry = after(new);
-                F::write(new, bytes);
             }
         }
     }
