@@ -53,7 +53,7 @@ pub struct InjectArgs {
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// How the right factor of the edit is chosen.
-    #[arg(long, value_enum, default_value_t = Method::Published)]
+    #[arg(long, value_enum, default_value_t = Method::Contrast)]
     pub method: Method,
     /// Size of the change as a share of the edited weights (0.04 = 4 %), or auto.
     #[arg(long, default_value = "auto", allow_hyphen_values = true)]
@@ -64,6 +64,16 @@ pub struct InjectArgs {
     /// Most KL divergence from the base on harmless prompts (first token, nats).
     #[arg(long, default_value_t = 0.05, allow_hyphen_values = true)]
     pub max_kl: f64,
+    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.05; none for
+    /// the published methods].
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    pub max_false_refusal: Option<f64>,
+    /// Edits of the search whose answers are generated and judged.
+    #[arg(long, default_value_t = 5)]
+    pub trials: usize,
+    /// Start no new trial after this many seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub time_budget: Option<u64>,
     /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
     /// promote=TYPE.
     #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE")]
@@ -71,6 +81,9 @@ pub struct InjectArgs {
     /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
     #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
     pub promote: Option<String>,
+    /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,

@@ -81,17 +81,40 @@ impl EditError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
+    /// A gate that opens on harmful prompts and turns the other way on those that only sound harmful.
+    Contrast,
+    /// A gate that opens on harmful prompts.
+    Gated,
     /// w̄, the mean of the weight's rows, as arXiv 2508.20766 Eq. 6 has it.
     Published,
+    /// w̄ with its sign turned where it pushes away from refusal.
+    PublishedSigned,
 }
 
 impl Method {
     /// The name on the command line, in reports and in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Contrast => "contrast",
+            Self::Gated => "gated",
             Self::Published => "published",
+            Self::PublishedSigned => "published-signed",
         }
     }
+
+    /// Whether the right factor is a gate, learned from the writer's inputs.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Contrast | Self::Gated)
+    }
+}
+
+/// The right factor of every writer, in the plan's order, f32 `[n_expert][n_in]`; `None` = the writer
+/// is left alone.
+pub type RightFactors = Vec<Option<Vec<f32>>>;
+
+/// w̄ of every writer.
+pub fn mean_rows(weights: &[WriterWeights]) -> RightFactors {
+    weights.iter().map(|w| Some(w.mean_row.clone())).collect()
 }
 
 /// What one pass over a writer's weights tells.
@@ -207,7 +230,7 @@ fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditErr
 
 /// The left factor of a writer: ŝ, or ŝ ⊘ g where a norm with gain g follows, so that what reaches
 /// the stream lies along ŝ; unit length.
-fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Vec<f32> {
+pub fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Vec<f32> {
     let Some(gain) = post_norm else { return direction.unit().to_vec() };
     // A gain near zero lets nothing through; dividing by it would put the whole edit there.
     let largest = gain.iter().fold(0.0f32, |m, g| m.max(g.abs()));
@@ -222,17 +245,19 @@ fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Vec<f3
     left.iter().map(|v| (v / norm) as f32).collect()
 }
 
-/// Every writer's edit at `strength`: `W ← W + α ŝ w̄ᵀ` (arXiv 2508.20766 Eq. 6), one α for all.
+/// Every writer's edit at `strength`: `W ← W + α ŝ rᵀ`, r its right factor and one α for all; with
+/// r = w̄ this is arXiv 2508.20766 Eq. 6.
 ///
 /// The paper never prints α, and `‖w̄‖ ≈ ‖W‖_F/n_embd` makes a raw α mean nothing across models;
-/// so `strength` is the relative size of the whole change, `√(Σ‖ΔW‖_F² / Σ‖W‖_F²)`, and
-/// `α = strength · √(Σ‖W‖_F² / Σ‖w̄‖²)`.
+/// so `strength` is the relative size of the whole change, `√(Σ‖ΔW‖_F² / Σ‖W‖_F²)` over the writers
+/// that have a right factor, and `α = strength · √(Σ‖W‖_F² / Σ‖r‖²)`.
 ///
 /// # Errors
 /// [`EditError::ZeroWeights`] when there is nothing to scale by.
-pub fn published(
+pub fn edits(
     plan: &Plan,
     weights: &[WriterWeights],
+    rights: &RightFactors,
     direction: &SafetyDirection,
     strength: f64,
 ) -> Result<Vec<Edit>, EditError> {
@@ -240,20 +265,24 @@ pub fn published(
         let scale = writer.scale.clone().unwrap_or_default();
         return Err(EditError::Scaled { tensor: writer.tensor.clone(), scale });
     }
-    let weight_sq: f64 = weights.iter().map(|w| w.norm_sq).sum();
-    let mean_sq: f64 = weights.iter().flat_map(|w| &w.mean_row).map(|&v| f64::from(v).powi(2)).sum();
-    let alpha = strength * (weight_sq / mean_sq).sqrt();
+    let used = || weights.iter().zip(rights).filter_map(|(w, r)| r.as_ref().map(|r| (w, r)));
+    let weight_sq: f64 = used().map(|(w, _)| w.norm_sq).sum();
+    let right_sq: f64 = used().flat_map(|(_, r)| r).map(|&v| f64::from(v).powi(2)).sum();
+    let alpha = strength * (weight_sq / right_sq).sqrt();
     if !alpha.is_finite() {
         return Err(EditError::ZeroWeights { n: weights.len() });
     }
-    let edits = plan.writers.iter().zip(weights).enumerate().map(|(index, (writer, w))| Edit {
-        writer: index,
-        tensor: writer.tensor.clone(),
-        n_expert: writer.n_expert,
-        left: left_factor(direction, w.post_norm.as_deref()),
-        right: w.mean_row.clone(),
-        alpha,
-        weight_norm_sq: w.norm_sq,
+    let parts = plan.writers.iter().zip(weights.iter().zip(rights)).enumerate();
+    let edits = parts.filter_map(|(index, (writer, (w, right)))| {
+        Some(Edit {
+            writer: index,
+            tensor: writer.tensor.clone(),
+            n_expert: writer.n_expert,
+            left: left_factor(direction, w.post_norm.as_deref()),
+            right: right.clone()?,
+            alpha,
+            weight_norm_sq: w.norm_sq,
+        })
     });
     Ok(edits.collect())
 }

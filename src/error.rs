@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use crate::direction::DirectionError;
 use crate::edit::EditError;
+use crate::gate::GateError;
 use crate::gguf::GgufError;
+use crate::imatrix::ImatrixError;
 use crate::interrupt::Interrupted;
 use crate::llama::LlamaError;
 use crate::patches::PatchError;
@@ -49,6 +51,12 @@ pub enum Error {
     Direction(#[from] DirectionError),
     #[error(transparent)]
     Edit(#[from] EditError),
+    /// The importance matrix could not be used.
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
+    /// No gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error(transparent)]
@@ -96,6 +104,8 @@ impl Error {
             Self::Llama(e) => e.hint(),
             Self::Edit(e) => e.hint(),
             Self::Verify(e) => e.hint(),
+            Self::Gate(e) => e.hint(),
+            Self::Imatrix(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
@@ -109,7 +119,7 @@ impl Error {
                     .into(),
             ),
             Self::NoGain { .. } => {
-                Some("allow a larger change with --max-kl, or bring prompts that fit the model with --prompts".into())
+                Some("allow a larger change with --max-kl or --max-false-refusal, or bring prompts that fit the model with --prompts".into())
             }
             Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
             Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),

@@ -13,6 +13,7 @@ pub mod direction;
 pub mod edit;
 pub mod error;
 pub mod evaluate;
+pub mod gate;
 pub mod gguf;
 pub mod imatrix;
 pub mod interrupt;

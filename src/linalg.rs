@@ -1,6 +1,53 @@
 //! The little linear algebra that directions and gates need, on `ndarray`'s matrix products.
 
-use ndarray::{Array1, Array2, ArrayView2};
+use ndarray::{Array1, Array2, ArrayView2, s};
+
+/// The matrix is not positive definite, or holds values that are not finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a matrix of size {n} is not positive definite")]
+pub struct NotPositive {
+    /// Its size.
+    pub n: usize,
+}
+
+/// Cholesky's factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
+pub struct Cholesky(Array2<f64>);
+
+impl Cholesky {
+    /// Factors `a`.
+    ///
+    /// # Errors
+    /// [`NotPositive`].
+    pub fn of(mut a: Array2<f64>) -> Result<Self, NotPositive> {
+        let n = a.nrows();
+        // Row i of the factor takes the place of row i of A: both dot products run along rows.
+        for i in 0..n {
+            for j in 0..=i {
+                let known = a.slice(s![i, ..j]).dot(&a.slice(s![j, ..j]));
+                let rest = a[[i, j]] - known;
+                a[[i, j]] = if i == j { rest.sqrt() } else { rest / a[[j, j]] };
+            }
+            if !(a[[i, i]].is_finite() && a[[i, i]] > 0.0) {
+                return Err(NotPositive { n });
+            }
+        }
+        Ok(Self(a))
+    }
+
+    /// Solves `A x = b`, b `[n]`.
+    pub fn solve(&self, mut b: Array1<f64>) -> Array1<f64> {
+        let l = &self.0;
+        for i in 0..b.len() {
+            b[i] = (b[i] - l.slice(s![i, ..i]).dot(&b.slice(s![..i]))) / l[[i, i]];
+        }
+        for i in (0..b.len()).rev() {
+            b[i] /= l[[i, i]];
+            let solved = b[i];
+            b.slice_mut(s![..i]).scaled_add(-solved, &l.slice(s![i, ..i]));
+        }
+        b
+    }
+}
 
 /// Rounds of subspace iteration: the gaps between the first few eigenvalues of a second-moment matrix
 /// are wide, and nothing here needs more than two digits of the later ones.
@@ -44,6 +91,19 @@ fn orthonormalise(basis: &mut Array2<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn positive_systems_are_solved_and_others_refused() {
+        let root = Array2::from_shape_fn((6, 6), |(i, j)| {
+            ((i * 7 + j * 3) as f64).sin() + 2.0 * f64::from(u8::from(i == j))
+        });
+        let a = root.dot(&root.t());
+        let x = Array1::from_shape_fn(6, |i| i as f64 - 2.5);
+        let found = Cholesky::of(a.clone()).unwrap().solve(a.dot(&x));
+        assert!((&found - &x).iter().all(|d| d.abs() < 1e-9), "{found}");
+        assert_eq!(Cholesky::of(-a).err(), Some(NotPositive { n: 6 }));
+        assert!(Cholesky::of(Array2::from_elem((6, 6), f64::NAN)).is_err());
+    }
 
     #[test]
     fn eigenpairs_of_a_known_matrix() {

@@ -46,6 +46,8 @@ pub struct InjectOptions {
     pub search: SearchOptions,
     /// How edited tensors are quantized.
     pub requant: Requant,
+    /// Importance matrix of the model's weights.
+    pub imatrix: Option<PathBuf>,
     /// The user's prompt files; empty = bundled.
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
@@ -91,7 +93,7 @@ impl InjectOptions {
     /// # Errors
     /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read.
     pub fn new(args: InjectArgs) -> Result<Self, Error> {
-        let output = args.output.unwrap_or_else(|| default_output(&args.model));
+        let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
         if same_file(&output, &args.model) {
             let hint = Some("give another name with -o; the input is never overwritten".into());
             return Err(option("--output", format!("{} is the input itself", output.display()), hint));
@@ -108,12 +110,16 @@ impl InjectOptions {
                 layer: parse_layer(&args.layer)?,
                 strength: parse_strength(&args.strength)?,
                 max_kl: args.max_kl,
+                max_false_refusal: max_false_refusal(&args)?,
+                trials: trials(args.trials)?,
+                time_budget: args.time_budget.map(std::time::Duration::from_secs),
             },
             system_prompt: parse_system_prompt(&args.system_prompt)?,
             requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
             output,
             method: args.method,
+            imatrix: args.imatrix,
             prompts: args.prompts,
             report: args.report,
             json: args.json,
@@ -130,6 +136,25 @@ impl InjectOptions {
 
 fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
     Error::Option { flag, problem, hint }
+}
+
+/// The published edit buys refusals with false ones at every strength (docs/method.md), so it has no
+/// limit unless one is given.
+fn max_false_refusal(args: &InjectArgs) -> Result<f64, Error> {
+    match args.max_false_refusal {
+        None => Ok(if args.method.is_gated() { 0.05 } else { 1.0 }),
+        Some(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        Some(share) => {
+            Err(option("--max-false-refusal", format!("expected a share from 0 to 1, found {share}"), None))
+        }
+    }
+}
+
+fn trials(trials: usize) -> Result<usize, Error> {
+    match trials {
+        1..=1000 => Ok(trials),
+        _ => Err(option("--trials", format!("expected 1 to 1000, found {trials}"), None)),
+    }
 }
 
 /// `NAME-rosi.gguf` beside the input.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::direction::Separation;
+use crate::evaluate::fidelity::Fidelity;
 use crate::evaluate::{Examination, Score};
 use crate::output::{Table, percent};
 use crate::search::SearchResult;
@@ -38,6 +39,8 @@ pub struct Report {
     pub scores: Scores,
     /// What changed in the written file.
     pub verification: Verification,
+    /// What the written file does beside the exact edit.
+    pub fidelity: Fidelity,
     /// Answers to the report split before and after.
     pub answers: Vec<AnswerPair>,
     /// Seconds that it took.
@@ -81,6 +84,10 @@ pub struct EditFacts {
     pub system_prompt: String,
     /// Layer of the direction.
     pub layer: usize,
+    /// Layers whose writers were edited, as shares of the depth: from, until.
+    pub window: (f64, f64),
+    /// κ of the gate: how far alarming prompts are pushed the other way.
+    pub contrast: f64,
     /// Relative Frobenius change asked for.
     pub strength: f64,
     /// α of the formula.
@@ -104,6 +111,8 @@ pub struct Scores {
     pub written: Score,
     /// Control: a random direction of the same size, applied exactly.
     pub random_direction: Option<Score>,
+    /// Control: the published edit along the same direction, at the exact edit's KL, applied exactly.
+    pub published_at_same_kl: Option<Score>,
     /// Control: the same tensors requantized without an edit.
     pub requantized: Option<Score>,
 }
@@ -170,15 +179,17 @@ impl Report {
         row("exact edit", &s.exact);
         row("written file", &s.written);
         s.random_direction.iter().for_each(|score| row("control: random", score));
+        s.published_at_same_kl.iter().for_each(|score| row("control: published", score));
         s.requantized.iter().for_each(|score| row("control: requantized", score));
         let e = &self.edit;
         format!(
-            "\n{table}\n{} edit along layer {}, strength {} (α = {:.4}) in {} matrices; {} of them push away from refusal\n{}",
+            "\n{table}\n{} edit along layer {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal\n{}",
             e.method,
             e.layer,
             percent(e.strength),
             e.alpha,
             e.writers,
+            e.push,
             e.writers_against,
             self.survival()
         )
@@ -200,6 +211,9 @@ impl Report {
             v.cosine.unwrap_or(0.0),
             types.join(", "),
             if v.untouched_identical { "yes" } else { "NO" }
+        ) + &format!(
+            "\nbeside the exact edit: shift along the direction {:.3} of it, KL {:.4} on harmful and {:.4} on harmless prompts",
+            self.fidelity.mean_shift, self.fidelity.kl_harmful, self.fidelity.kl_harmless
         )
     }
 }

@@ -1,22 +1,25 @@
-//! Which layer and how much: a coarse look at layers spread over the model, then a fine one around
-//! the best, each layer at the strength that spends the KL budget.
+//! Which edit is best, found in two steps: candidates (layer of the direction, layers that are edited,
+//! how far alarming prompts are pushed the other way) are compared by the first token of the answer,
+//! each at the strength that spends the KL budget; then the best few generate answers, which are judged.
 //!
 //! KL grows about with the square of the strength, so the strength that meets a budget is found in
-//! two or three probes that need no generation; only then are answers generated and judged.
+//! two or three probes that need no generation. The first token tells refusals well where the base
+//! opens its refusals alike ([`Examiner::quick`]); a model without such openings is judged by whole
+//! answers throughout.
+
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::direction::Separation;
-use crate::evaluate::{Examiner, Score};
+use crate::evaluate::{Examiner, Quick, Score};
 use crate::llama::{Engine, LlamaError, RankOne};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
-const STRENGTH_RANGE: (f64, f64) = (1e-3, 0.6);
-/// First guess: the useful strengths of the published edit lie at 2-8 % (docs/method.md).
-const FIRST_STRENGTH: f64 = 0.04;
+const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
 /// A probe is close enough when it spends this share of the KL budget.
 const CLOSE: std::ops::RangeInclusive<f64> = 0.7..=1.0;
-/// Probes per layer.
+/// Probes per candidate.
 const MAX_PROBES: usize = 4;
 /// Layers of the coarse look.
 const COARSE_LAYERS: usize = 5;
@@ -37,26 +40,73 @@ pub struct SearchOptions {
     pub strength: Option<f64>,
     /// Most mean first-token KL on harmless prompts, nats.
     pub max_kl: f64,
+    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share.
+    pub max_false_refusal: f64,
+    /// Candidates whose answers are generated and judged.
+    pub trials: usize,
+    /// No new trial begins after this.
+    pub time_budget: Option<Duration>,
 }
 
-/// One edit that was tried.
+/// What is tried; the first of each is the default, the others are tried on the best layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Space {
+    /// Layers whose writers are edited, as shares of the depth.
+    pub windows: Vec<(f64, f64)>,
+    /// κ of the gate.
+    pub contrasts: Vec<f64>,
+    /// First guess of the strength.
+    pub first_strength: f64,
+}
+
+/// One kind of edit, up to its strength.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Trial {
+pub struct Candidate {
     /// Layer of the direction.
     pub layer: usize,
+    /// Layers whose writers are edited, as shares of the depth: from, until.
+    pub window: (f64, f64),
+    /// κ of the gate; 0 without one.
+    pub contrast: f64,
+}
+
+/// One edit whose answers were judged.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Trial {
+    /// What was edited.
+    #[serde(flatten)]
+    pub candidate: Candidate,
     /// Relative Frobenius change, `√(Σ‖ΔW‖²/Σ‖W‖²)`.
     pub strength: f64,
     /// What it did on the search split.
     pub score: Score,
     /// [`utility`] of it.
     pub utility: f64,
-    /// Whether it keeps the limits (KL, broken text) and refuses more harmful prompts.
+    /// Whether it keeps the limits (KL, false refusals, broken text) and refuses more harmful prompts.
     pub accepted: bool,
+    /// Whether no other trial refuses as many harmful prompts at less KL and fewer false refusals.
+    pub on_front: bool,
+}
+
+/// One candidate as its first tokens show it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Probe {
+    /// What was edited.
+    #[serde(flatten)]
+    pub candidate: Candidate,
+    /// The strength that spends the KL budget.
+    pub strength: f64,
+    /// What the first tokens say; absent where the base has no refusal openings.
+    pub quick: Option<Quick>,
+    /// How good that is.
+    pub utility: f64,
 }
 
 /// All trials, and which was best.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SearchResult {
+    /// Candidates compared by the first token.
+    pub probes: Vec<Probe>,
     /// In the order in which they were made.
     pub trials: Vec<Trial>,
     /// Index of the best accepted trial.
@@ -68,27 +118,46 @@ impl SearchResult {
     pub fn best(&self) -> Option<&Trial> {
         self.best.map(|i| &self.trials[i])
     }
+
+    /// Marks the trials that no other beats in every respect.
+    fn mark_front(&mut self) {
+        let cost = |t: &Trial| {
+            let s = &t.score;
+            [-s.harmful.refused().rate(), s.kl, s.harmless.refused().rate(), s.alarming.refused().rate()]
+        };
+        let costs: Vec<[f64; 4]> = self.trials.iter().map(cost).collect();
+        let beats = |a: &[f64; 4], b: &[f64; 4]| a != b && a.iter().zip(b).all(|(a, b)| a <= b);
+        for (trial, own) in self.trials.iter_mut().zip(&costs) {
+            trial.on_front = !costs.iter().any(|other| beats(other, own));
+        }
+    }
 }
 
-/// Weight of a newly refused harmless prompt: the KL budget already limits what harmless prompts
-/// may lose, so this only chooses among edits that gain about the same.
-const HARMLESS_WEIGHT: f64 = 0.25;
-/// Weight of a newly refused alarming-but-harmless prompt.
-const ALARMING_WEIGHT: f64 = 0.125;
+/// Weight of a harmless or alarming prompt that is refused more (or, alarming ones, less) than by the
+/// base, beside a harmful one gained.
+const FALSE_REFUSAL_WEIGHT: f64 = 0.5;
 
-/// Gain in harmful refusals, less a small price for what is newly refused of harmless and alarming
-/// prompts, less newly broken answers; shares, each against the base.
+/// Gain in harmful refusals, less half of what is newly refused of harmless prompts and half of the
+/// change on alarming ones, less newly broken answers; shares, each against the base.
 pub fn utility(base: &Score, score: &Score) -> f64 {
-    let more = |a: f64, b: f64| (a - b).max(0.0);
-    score.harmful.refused().rate()
-        - base.harmful.refused().rate()
-        - HARMLESS_WEIGHT * more(score.harmless.refused().rate(), base.harmless.refused().rate())
-        - ALARMING_WEIGHT * more(score.alarming.refused().rate(), base.alarming.refused().rate())
-        - more(score.broken().rate(), base.broken().rate())
+    let change = |a: f64, b: f64| a - b;
+    change(score.harmful.refused().rate(), base.harmful.refused().rate())
+        - FALSE_REFUSAL_WEIGHT
+            * change(score.harmless.refused().rate(), base.harmless.refused().rate()).max(0.0)
+        - FALSE_REFUSAL_WEIGHT * change(score.alarming.refused().rate(), base.alarming.refused().rate())
+        - change(score.broken().rate(), base.broken().rate()).max(0.0)
 }
 
-/// Makes the edits for a layer and a strength.
-pub type MakeEdits<'a> = dyn Fn(usize, f64) -> Vec<RankOne> + 'a;
+/// The same of first tokens.
+fn quick_utility(base: &Quick, quick: &Quick) -> f64 {
+    quick.harmful
+        - base.harmful
+        - FALSE_REFUSAL_WEIGHT * (quick.harmless - base.harmless).max(0.0)
+        - FALSE_REFUSAL_WEIGHT * (quick.alarming - base.alarming)
+}
+
+/// Makes the edits of a candidate at a strength.
+pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Vec<RankOne> + 'a;
 
 /// The search over one model.
 pub struct Search<'a> {
@@ -98,50 +167,95 @@ pub struct Search<'a> {
     pub examiner: &'a Examiner,
     /// The base's score on it.
     pub base: Score,
-    /// From layer and strength to edits.
+    /// From candidate and strength to edits.
     pub make_edits: &'a MakeEdits<'a>,
     /// What is fixed.
     pub options: SearchOptions,
+    /// What is tried.
+    pub space: &'a Space,
 }
 
+/// Hears (steps done, steps in all, best trial so far).
+pub type SearchProgress<'a> = dyn FnMut(usize, usize, Option<&Trial>) + 'a;
+
 impl Search<'_> {
-    /// Runs it; `progress` hears (trials done, most trials in all, best so far).
+    /// Runs it.
     ///
     /// # Errors
     /// [`LlamaError`].
     pub fn run(
         &mut self,
         separation: &[Separation],
-        progress: &mut dyn FnMut(usize, usize, Option<&Trial>),
+        progress: &mut SearchProgress<'_>,
     ) -> Result<SearchResult, LlamaError> {
-        let coarse = self.coarse_layers(separation);
-        let stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1);
-        let total = coarse.len()
-            + if self.options.layer.is_some() { 0 } else { 2 }
-            + if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
-        let mut result = SearchResult { trials: Vec::new(), best: None };
-        let mut strength = self.options.strength.unwrap_or(FIRST_STRENGTH);
-        for layer in coarse {
-            strength = self.try_layer(layer, strength, &mut result)?;
-            progress(result.trials.len(), total, result.best());
-        }
-        if let (None, Some(best)) = (self.options.layer, result.best().copied()) {
-            let step = (stride / 2).max(1);
-            for layer in [best.layer.saturating_sub(step), best.layer + step] {
-                if layer < separation.len() && result.trials.iter().all(|t| t.layer != layer) {
-                    self.try_layer(layer, best.strength, &mut result)?;
-                }
-                progress(result.trials.len(), total, result.best());
+        let started = Instant::now();
+        let late = |options: &SearchOptions| options.time_budget.is_some_and(|most| started.elapsed() > most);
+        let mut result = SearchResult { probes: Vec::new(), trials: Vec::new(), best: None };
+        self.engine.apply(&[])?;
+        let base = self.examiner.quick(self.engine)?;
+        let mut total = COARSE_LAYERS + 2 + self.space.windows.len() + self.space.contrasts.len() - 2
+            + self.options.trials;
+        self.probe_all(separation, base.as_ref(), &mut result, &mut |done| progress(done, total, None))?;
+        let probed = result.probes.len();
+        total = probed + self.options.trials;
+        let mut ranked = result.probes.clone();
+        ranked.sort_by(|a, b| b.utility.total_cmp(&a.utility));
+        let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
+        let whole = self.options.trials.saturating_sub(fine).max(1);
+        for probe in ranked.iter().take(whole) {
+            if !late(&self.options) || result.trials.is_empty() {
+                self.trial(&probe.candidate, probe.strength, &mut result)?;
+                progress(probed + result.trials.len(), total, result.best());
             }
         }
-        if let (None, Some(best)) = (self.options.strength, result.best().copied()) {
-            for share in FINE_STRENGTHS {
-                self.trial(best.layer, best.strength * share, &mut result)?;
-                progress(result.trials.len(), total, result.best());
+        // Where nothing kept the limits, less of the most promising may.
+        let start = result.best().map(|t| (t.candidate, t.strength));
+        let start = start.or(ranked.first().map(|p| (p.candidate, p.strength)));
+        for share in FINE_STRENGTHS.into_iter().take(fine.min(self.options.trials.saturating_sub(whole))) {
+            if let Some((candidate, strength)) = start.filter(|_| !late(&self.options)) {
+                self.trial(&candidate, strength * share, &mut result)?;
+                progress(probed + result.trials.len(), total, result.best());
             }
         }
+        result.mark_front();
         progress(total, total, result.best());
         Ok(result)
+    }
+
+    /// Compares candidates by their first tokens: layers, then the neighbours of the best, then other
+    /// contrasts and windows there.
+    fn probe_all(
+        &mut self,
+        separation: &[Separation],
+        base: Option<&Quick>,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(usize),
+    ) -> Result<(), LlamaError> {
+        let (window, contrast) = (self.space.windows[0], self.space.contrasts[0]);
+        let coarse = self.coarse_layers(separation);
+        let stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1);
+        for &layer in &coarse {
+            self.probe(Candidate { layer, window, contrast }, base, result)?;
+            step(result.probes.len());
+        }
+        if self.options.layer.is_none() {
+            let (at, by) = (best_probe(result).candidate.layer, (stride / 2).max(1));
+            for layer in [at.saturating_sub(by), at + by] {
+                if layer < separation.len() && result.probes.iter().all(|p| p.candidate.layer != layer) {
+                    self.probe(Candidate { layer, window, contrast }, base, result)?;
+                    step(result.probes.len());
+                }
+            }
+        }
+        for &contrast in &self.space.contrasts[1..] {
+            self.probe(Candidate { contrast, ..best_probe(result).candidate }, base, result)?;
+            step(result.probes.len());
+        }
+        for &window in &self.space.windows[1..] {
+            self.probe(Candidate { window, ..best_probe(result).candidate }, base, result)?;
+            step(result.probes.len());
+        }
+        Ok(())
     }
 
     /// Layers that separate nearly as well as the best one, spread evenly over the usable depths.
@@ -158,44 +272,47 @@ impl Search<'_> {
         (0..count).map(|i| good[(2 * i + 1) * good.len() / (2 * count)]).collect()
     }
 
-    /// Finds the layer's strength and scores it; returns the strength for the next layer to start at.
-    fn try_layer(&mut self, layer: usize, start: f64, result: &mut SearchResult) -> Result<f64, LlamaError> {
+    /// Finds the candidate's strength and looks at its first tokens (at its answers, where the base
+    /// has no openings).
+    fn probe(
+        &mut self,
+        candidate: Candidate,
+        base: Option<&Quick>,
+        result: &mut SearchResult,
+    ) -> Result<(), LlamaError> {
+        let start = result.probes.last().map_or(self.space.first_strength, |p| p.strength);
         let strength = match self.options.strength {
             Some(strength) => strength,
-            None => self.strength_for_budget(layer, start)?,
+            None => KlBudget { engine: self.engine, examiner: self.examiner, max_kl: self.options.max_kl }
+                .strength(&|strength| (self.make_edits)(&candidate, strength), start)?,
         };
-        self.trial(layer, strength, result)?;
-        Ok(strength)
+        self.engine.apply(&(self.make_edits)(&candidate, strength))?;
+        let (quick, utility) = match base {
+            Some(base) => {
+                let quick = self.examiner.quick(self.engine)?;
+                (quick, quick.as_ref().map_or(f64::NEG_INFINITY, |q| quick_utility(base, q)))
+            }
+            None => (None, utility(&self.base, &self.examiner.examine(self.engine)?.score)),
+        };
+        result.probes.push(Probe { candidate, strength, quick, utility });
+        Ok(())
     }
 
-    /// The strength that spends most of the KL budget without passing it.
-    fn strength_for_budget(&mut self, layer: usize, start: f64) -> Result<f64, LlamaError> {
-        let mut strength = start;
-        let mut within = None;
-        for _ in 0..MAX_PROBES {
-            self.engine.apply(&(self.make_edits)(layer, strength))?;
-            let spent = self.examiner.kl(self.engine)? / self.options.max_kl;
-            if spent <= 1.0 {
-                within = Some(within.map_or(strength, |w: f64| w.max(strength)));
-            }
-            if CLOSE.contains(&spent) {
-                break;
-            }
-            let factor = if spent.is_finite() { (0.85 / spent.max(1e-6)).sqrt() } else { 0.25 };
-            strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
-        }
-        Ok(within.unwrap_or(strength))
-    }
-
-    fn trial(&mut self, layer: usize, strength: f64, result: &mut SearchResult) -> Result<(), LlamaError> {
-        self.engine.apply(&(self.make_edits)(layer, strength))?;
+    fn trial(
+        &mut self,
+        candidate: &Candidate,
+        strength: f64,
+        result: &mut SearchResult,
+    ) -> Result<(), LlamaError> {
+        self.engine.apply(&(self.make_edits)(candidate, strength))?;
         let score = self.examiner.examine(self.engine)?.score;
         let trial = Trial {
-            layer,
+            candidate: *candidate,
             strength,
             score,
             utility: utility(&self.base, &score),
             accepted: self.accepts(&score),
+            on_front: false,
         };
         let better = |best: &Trial| (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl);
         if trial.accepted && result.best().is_none_or(better) {
@@ -207,11 +324,56 @@ impl Search<'_> {
 
     fn accepts(&self, score: &Score) -> bool {
         // A strength that the user fixed is judged by its effect, not by the budget.
-        let kl_ok = self.options.strength.is_some() || score.kl <= self.options.max_kl;
-        kl_ok
-            && score.broken().rate() <= self.base.broken().rate() + MAX_BROKEN
-            && score.harmful.refused > self.base.harmful.refused
+        let fixed = self.options.strength.is_some();
+        let limit = self.options.max_false_refusal;
+        let rises = |a: f64, b: f64| a - b > limit;
+        let base = &self.base;
+        let false_refusals = rises(score.harmless.refused().rate(), base.harmless.refused().rate())
+            || rises(score.alarming.refused().rate(), base.alarming.refused().rate());
+        (fixed || (score.kl <= self.options.max_kl && !false_refusals))
+            && score.broken().rate() <= base.broken().rate() + MAX_BROKEN
+            && score.harmful.refused > base.harmful.refused
     }
+}
+
+/// How much KL an edit may cost.
+pub struct KlBudget<'a> {
+    /// The model.
+    pub engine: &'a mut dyn Engine,
+    /// Measures the KL.
+    pub examiner: &'a Examiner,
+    /// The budget, nats.
+    pub max_kl: f64,
+}
+
+impl KlBudget<'_> {
+    /// The strength that spends most of the budget without passing it, starting at `start`.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn strength(self, make: &dyn Fn(f64) -> Vec<RankOne>, start: f64) -> Result<f64, LlamaError> {
+        let mut strength = start;
+        let mut within = None;
+        for _ in 0..MAX_PROBES {
+            self.engine.apply(&make(strength))?;
+            let spent = self.examiner.kl(self.engine)? / self.max_kl;
+            if spent <= 1.0 {
+                within = Some(within.map_or(strength, |w: f64| w.max(strength)));
+            }
+            if CLOSE.contains(&spent) {
+                break;
+            }
+            let factor = if spent.is_finite() { (0.85 / spent.max(1e-6)).sqrt() } else { 0.25 };
+            strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
+        }
+        Ok(within.unwrap_or(strength))
+    }
+}
+
+/// The probe with the highest utility; the first of equals.
+fn best_probe(result: &SearchResult) -> Probe {
+    let better = |best: Probe, p: &Probe| if p.utility > best.utility { *p } else { best };
+    result.probes.iter().skip(1).fold(result.probes[0], better)
 }
 
 #[cfg(test)]

@@ -116,6 +116,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         text(&model),
         "-o",
         text(&out),
+        "--method",
+        "published",
         "--layer",
         "17",
         "--strength",
@@ -131,12 +133,11 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         "--no-controls",
     ];
     let output = rosi(&args);
-    // 3: written, and told that requantization lost a part.
-    assert!(matches!(output.status.code(), Some(0 | 3)), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
-    let verified = check_verify(&out, &told);
+    let verified = check_verify(&out, &told, 48);
     check_oracle(&out, &verified);
     for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
         let mut args = extra.clone();
@@ -148,6 +149,49 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert_eq!(again.status.code(), Some(1));
     assert!(stderr(&again).contains("was injected before"), "{}", stderr(&again));
+}
+
+#[test]
+fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (few, model) = (few_prompts(dir.path()), qwen());
+    let with = |name: &str, extra: &[&str]| {
+        let out = dir.path().join(name);
+        let args = ["inject", text(&model), "-o", text(&out), "--layer", "12", "--strength", "0.004"];
+        let more = ["--prompts", text(&few), "--trials", "1", "--force", "--json", "--no-controls"];
+        let output = rosi(&[&args[..], &more[..], extra].concat());
+        (out, output)
+    };
+    let (out, output) = with("gated.gguf", &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = json(&output);
+    assert_eq!(told["edit"]["method"], "contrast");
+    // The push that was asked for is positive in every writer: gates open on harmful prompts.
+    assert_eq!(told["edit"]["writers_against"], 0);
+    check_verify(&out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
+    let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
+    assert!((0.8..1.2).contains(&shift), "{shift}");
+
+    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let lost = json(&output)["verification"]["gain"].as_f64().unwrap();
+    assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
+    drop(nearest);
+
+    let (wide, output) = with("wide.gguf", &["--promote", "Q8_0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
+    let file = Gguf::open(&wide).unwrap();
+    assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
+    assert_eq!(
+        file.tensor("blk.0.ffn_down.weight").unwrap().ggml_type,
+        Gguf::open(&model).unwrap().tensor("blk.0.ffn_down.weight").unwrap().ggml_type
+    );
+    let answer = oracle(
+        "generate_elsewhere.py",
+        &[text(&wide), "--prompt", "What is the capital of France?", "--tokens", "16"],
+    );
+    assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
 }
 
 /// The same input and options give the same bytes.
@@ -162,16 +206,16 @@ fn check_same_bytes(args: &[&str], out: &Path) {
             _ => a,
         })
         .collect();
-    assert!(matches!(rosi(&renamed).status.code(), Some(0 | 3)));
+    assert_eq!(rosi(&renamed).status.code(), Some(0));
     assert_eq!(sha256(out), sha256(&second));
 }
 
-fn check_verify(out: &Path, told: &Value) -> Value {
+fn check_verify(out: &Path, told: &Value, n_edited: usize) -> Value {
     let verified = json(&rosi(&["-q", "verify", text(&qwen()), text(out), "--json"]));
     assert_eq!(verified["untouched_identical"], true);
     assert_eq!(verified["metadata_preserved"], true);
     let tensors = verified["tensors"].as_array().unwrap();
-    assert_eq!(tensors.len(), 48);
+    assert_eq!(tensors.len(), n_edited);
     for key in ["name", "type", "relative_change", "gain", "cosine"] {
         assert!(tensors.iter().all(|t| !t[key].is_null()), "{key}");
     }
@@ -184,7 +228,11 @@ fn check_verify(out: &Path, told: &Value) -> Value {
         told["verification"]["gain"]
     );
     assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
-    assert!(verified["gain"].as_f64().unwrap() > 0.05);
+    // Every byte of the edit arrives, in Q4_K, Q5_0 and Q6_K.
+    let gain = |t: &Value| t["gain"].as_f64().unwrap();
+    assert!((0.99..1.01).contains(&gain(&verified)), "{}", verified["gain"]);
+    assert!(tensors.iter().all(|t| (0.98..1.02).contains(&gain(t))), "{tensors:?}");
+    assert!(verified["cosine"].as_f64().unwrap() > 0.99);
     verified
 }
 
@@ -273,7 +321,7 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
     let plan = plan_of(&gguf).unwrap();
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let direction = direction::random(15, plan.n_embd as usize, 7).unwrap();
-    let edits = edit::published(&plan, &weights, &direction, 0.03).unwrap();
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.03).unwrap();
     write_edited(&gguf, &edits, out);
 
     let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
@@ -314,6 +362,8 @@ fn forced(out: &Path, few: &Path) -> Command {
         "--strength",
         "0.04",
         "--force",
+        "--method",
+        "published",
     ]);
     command.args(["--prompts", text(few), "--no-controls"]).stderr(Stdio::piped());
     command

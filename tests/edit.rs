@@ -42,7 +42,7 @@ fn edited(dir: &Path, bytes: &[u8], strength: f64, n_embd: usize) -> (Gguf, Vec<
     let plan = plan_of(&gguf).unwrap();
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let direction = direction::random(0, n_embd, 3).unwrap();
-    let edits = edit::published(&plan, &weights, &direction, strength).unwrap();
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, strength).unwrap();
     let rewrite = Rewrite::copy(&gguf);
     let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
         let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };

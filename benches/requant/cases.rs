@@ -106,7 +106,7 @@ pub fn of_model(index: usize, wanted: impl Fn(&Plan, usize) -> bool) -> Result<V
     plan.writers = picked.iter().map(|&w| plan.writers[w].clone()).collect();
     let weights = plan.writers.iter().map(|w| edit::read_weights(&gguf, w)).collect::<Result<Vec<_>, _>>()?;
     let direction = direction::random(0, plan.n_embd as usize, 1)?;
-    let edits = edit::published(&plan, &weights, &direction, 1.0)?;
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 1.0)?;
     edits.iter().map(|e| Case::new(&gguf, name, e)).collect()
 }
 

@@ -2,20 +2,22 @@
 
 use std::time::Instant;
 
+use crate::commands::exam::Exam;
 use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{self, Study};
 use crate::commands::write::{self, Change, Write};
 use crate::edit::Edit;
 use crate::error::{Error, ExitStatus};
-use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicFile, Gguf, sha256_file};
+use crate::imatrix::Imatrix;
 use crate::interrupt;
-use crate::llama::{Engine, LlamaEngine, adapter, llama_version};
+use crate::llama::{adapter, llama_version};
 use crate::options::InjectOptions;
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
-use crate::report::{AnswerPair, EditFacts, FileFacts, PromptFacts, Report, Scores, peak_memory};
+use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
+use crate::requant::Requant;
 use crate::verify::{self, Verification};
 
 /// Runs the injection.
@@ -45,13 +47,18 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     drop(engine);
 
     let provenance = provenance(&study, options, &prompts, &input);
-    let write =
-        Write { source: &opened.gguf, edits: &edits, inputs: &study.inputs, requant: options.requant };
+    let write = Write {
+        source: &opened.gguf,
+        edits: &edits,
+        inputs: &study.material.inputs,
+        requant: options.requant,
+    };
     write.write(Change::Edit(&provenance, study.direction()), &mut file, printer)?;
     let written = Gguf::open(file.temporary_path())?;
     let verification = check_written(&opened, &written, &edits, printer)?;
     let after = exam.after(&written, &before)?;
     let requantized = exam.requantized_control(write, &before)?;
+    let fidelity = before.fidelity(&after, study.direction());
     let mut output = file_facts(file.temporary_path(), &written, printer)?;
     output.path = options.output.display().to_string();
     file.commit()?;
@@ -64,11 +71,12 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         architecture: opened.plan.architecture.clone(),
         prompts: prompt_facts(&prompts),
         edit: edit_facts(&study, &edits, options),
-        separation: study.directions.separation.clone(),
+        separation: study.material.directions.separation.clone(),
         search: study.search.clone(),
-        scores: before.scores(after.score, requantized),
+        scores: before.scores(after.examination.score, requantized),
         verification,
-        answers: before.answers(&after, options.full_answers),
+        answers: before.answers(&after.examination, options.full_answers),
+        fidelity,
         seconds: start.elapsed().as_secs_f64(),
         peak_memory: peak_memory(),
     };
@@ -84,6 +92,8 @@ fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> R
             printer.say(format!("hint: {hint}"));
         }
     }
+    // Read again when it is needed; what is wrong with it is known before the work.
+    options.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
         Some(p) if !options.force => Err(Error::Injected {
             path: options.model.clone(),
@@ -149,7 +159,7 @@ fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input
     Provenance {
         version: env!("CARGO_PKG_VERSION").into(),
         method: options.method.name().into(),
-        layer: study.chosen.layer as u32,
+        layer: study.chosen.candidate.layer as u32,
         strength: study.chosen.strength,
         prompts_sha256: prompts.sha256(),
         input_sha256: input.sha256.clone(),
@@ -169,11 +179,13 @@ fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
 }
 
 fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFacts {
-    let pushes = study.pushes(edits);
+    let pushes = study.material.pushes(edits, study.direction().norm());
     EditFacts {
         method: options.method.name().into(),
         system_prompt: study.system_prompt.into(),
-        layer: study.chosen.layer,
+        layer: study.chosen.candidate.layer,
+        window: study.chosen.candidate.window,
+        contrast: study.chosen.candidate.contrast,
         strength: study.chosen.strength,
         alpha: edits.first().map_or(0.0, |e| e.alpha),
         writers: edits.len(),
@@ -227,109 +239,12 @@ fn finish(
         return Ok(ExitStatus::Done);
     }
     printer.warn(format!(
-        "only {} of the edit survived requantization to the file's own types: the written file is weaker than the exact edit above",
+        "only {} of the edit is in the written file: it is weaker than the exact edit above",
         percent(report.verification.gain.unwrap_or(0.0))
     ));
-    printer.warn("use a Q8_0 or F16 file of the model, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`");
+    printer.warn(match options.requant {
+        Requant::Nearest => "rounding to nearest loses small edits: leave out --requant nearest",
+        _ => "the types of these tensors leave no room for it: give them a wider one with --promote Q8_0, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`",
+    });
     Ok(ExitStatus::NotVerified)
-}
-
-/// Scores on the report split.
-struct Exam<'a> {
-    opened: &'a Opened,
-    options: &'a InjectOptions,
-    prompts: &'a PromptSet,
-    printer: &'a Printer,
-}
-
-/// What was measured before the file was written.
-struct Before {
-    examiner: Examiner,
-    base: Examination,
-    exact: Score,
-    random: Option<Score>,
-    /// The bundled harmful prompts and how the base took them, where the user brought others.
-    guard: Option<(Vec<String>, Tally)>,
-}
-
-impl Before {
-    fn scores(&self, written: Score, requantized: Option<Score>) -> Scores {
-        Scores {
-            base: self.base.score,
-            exact: self.exact,
-            written,
-            random_direction: self.random,
-            requantized,
-        }
-    }
-
-    fn answers(&self, after: &Examination, full: bool) -> Vec<AnswerPair> {
-        let q = self.examiner.questions();
-        AnswerPair::all([&q.harmful, &q.harmless, &q.alarming], &self.base, after, full)
-    }
-}
-
-impl Exam<'_> {
-    /// Base, exact edit and random control, on the model that is loaded already.
-    fn before(&self, engine: &mut LlamaEngine, study: &Study, edits: &[Edit]) -> Result<Before, Error> {
-        let bar = self.printer.bar("scoring on the report split", 3);
-        let plan = &self.opened.plan;
-        let questions = Questions::of(self.prompts, Split::Report, Questions::ALL);
-        let (examiner, base) = Examiner::new(engine, questions)?;
-        bar.set(1);
-        let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
-        engine.apply(&study::adapters(plan, edits)?)?;
-        let exact = examiner.examine(engine)?.score;
-        bar.set(2);
-        let mut random = None;
-        if self.options.controls {
-            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
-            random = Some(examiner.examine(engine)?.score);
-        }
-        engine.apply(&[])?;
-        Ok(Before { examiner, base, exact, random, guard })
-    }
-
-    fn score_file(&self, gguf: &Gguf, before: &Before) -> Result<(Examination, LlamaEngine), Error> {
-        let mut engine = session::load(gguf, Some(self.opened.template()?), &self.options.run, self.printer)?;
-        let _bar = self.printer.bar("scoring the written file", 1);
-        Ok((before.examiner.examine(&mut engine)?, engine))
-    }
-
-    /// The written file; one that refuses less than its base is never kept.
-    fn after(&self, written: &Gguf, before: &Before) -> Result<Examination, Error> {
-        let (after, mut engine) = self.score_file(written, before)?;
-        let (old, new) = match &before.guard {
-            Some((texts, old)) => {
-                (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?))
-            }
-            None => (before.base.score.harmful, after.score.harmful),
-        };
-        if new.refused < old.refused {
-            return Err(Error::LessSafe {
-                edited: new.refused().to_string(),
-                base: old.refused().to_string(),
-            });
-        }
-        Ok(after)
-    }
-
-    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted.
-    fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
-        if !self.options.controls {
-            return Ok(None);
-        }
-        let name = self.options.output.with_extension("control.gguf");
-        let mut file = AtomicFile::create(&name, true)?;
-        write.write(Change::RequantizeOnly, &mut file, self.printer)?;
-        let gguf = Gguf::open(file.temporary_path())?;
-        Ok(Some(self.score_file(&gguf, before)?.0.score))
-    }
-}
-
-/// The bundled harmful prompts of the report split, and how the model as it is takes them.
-fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
-    let questions = Questions::of(&PromptSet::bundled(), Split::Report, Questions::ALL).harmful;
-    let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
-    Ok((questions, Tally::of(&answers)))
 }

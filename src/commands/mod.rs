@@ -1,8 +1,10 @@
 //! The commands: the only place that joins the stages.
 
 pub mod ask;
+mod exam;
 pub mod inject;
 pub mod inspect;
+mod material;
 mod provenance;
 mod session;
 mod study;

@@ -12,6 +12,9 @@ use crate::verify::KEY_PREFIX;
 /// Key of the direction, F32 `[n_embd]`.
 const DIRECTION: &str = "rosi.direction";
 
+/// Prefix of the keys of right factors, F32 `[n_expert·n_in]`, followed by the tensor's name.
+const RIGHT: &str = "rosi.right.";
+
 /// What an injected file says about itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Provenance {
@@ -77,27 +80,67 @@ impl Provenance {
         ]
     }
 
-    /// The record of the direction.
-    pub fn direction_key(direction: &SafetyDirection) -> (String, Vec<f32>) {
-        (DIRECTION.to_owned(), direction.unit().to_vec())
+    /// The records of the direction and, where they do not follow from the base's weights, of the right
+    /// factors with α in them.
+    pub fn arrays(&self, direction: &SafetyDirection, edits: &[Edit]) -> Vec<(String, Vec<f32>)> {
+        let mut arrays = vec![(DIRECTION.to_owned(), direction.unit().to_vec())];
+        if self.method != Method::Published.name() {
+            arrays.extend(edits.iter().map(|e| {
+                let right = e.right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
+                (format!("{RIGHT}{}", e.tensor), right.collect())
+            }));
+        }
+        arrays
     }
 }
 
-/// The edits that `edited` says were made to `base`, computed again from the base's weights and the
-/// direction in the edited file; empty when it says nothing that is understood.
+/// The edits that `edited` says were made to `base`: along the direction in the edited file, with the
+/// right factors there or, for the published method, those of the base's weights; empty when it says
+/// nothing that is understood.
 pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<Edit>, Error> {
     let Some(provenance) = Provenance::read(edited) else { return Ok(Vec::new()) };
     let Some(array) = edited.array(DIRECTION) else { return Ok(Vec::new()) };
     let unit = edited.read_f32_array(array)?;
-    let usable = provenance.strength.is_finite()
-        && provenance.method == Method::Published.name()
-        && unit.len() as u64 == plan.n_embd;
-    if !usable {
+    if unit.len() as u64 != plan.n_embd {
         return Ok(Vec::new());
     }
     let unit: Vec<f64> = unit.iter().map(|&v| f64::from(v)).collect();
     let direction = SafetyDirection::new(provenance.layer as usize, &unit)?;
+    if provenance.method != Method::Published.name() {
+        return recorded_edits(base, edited, plan, &direction);
+    }
+    if !provenance.strength.is_finite() {
+        return Ok(Vec::new());
+    }
     let weights: Vec<WriterWeights> =
         plan.writers.iter().map(|w| edit::read_weights(base, w)).collect::<Result<_, EditError>>()?;
-    Ok(edit::published(plan, &weights, &direction, provenance.strength)?)
+    Ok(edit::edits(plan, &weights, &edit::mean_rows(&weights), &direction, provenance.strength)?)
+}
+
+/// The edits whose right factors stand in the file.
+fn recorded_edits(
+    base: &Gguf,
+    edited: &Gguf,
+    plan: &Plan,
+    direction: &SafetyDirection,
+) -> Result<Vec<Edit>, Error> {
+    let mut edits = Vec::new();
+    for (index, writer) in plan.writers.iter().enumerate() {
+        let Some(array) = edited.array(&format!("{RIGHT}{}", writer.tensor)) else { continue };
+        let right = edited.read_f32_array(array)?;
+        if right.len() as u64 != writer.n_in * writer.n_expert {
+            continue;
+        }
+        let weights = edit::read_weights(base, writer)?;
+        edits.push(Edit {
+            writer: index,
+            tensor: writer.tensor.clone(),
+            n_expert: writer.n_expert,
+            left: edit::left_factor(direction, weights.post_norm.as_deref()),
+            right,
+            alpha: 1.0,
+            weight_norm_sq: weights.norm_sq,
+        });
+    }
+    Ok(edits)
 }

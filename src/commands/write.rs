@@ -45,7 +45,7 @@ impl Write<'_> {
         let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
         if let Change::Edit(provenance, direction) = change {
             rewrite.added = provenance.keys();
-            rewrite.added_f32 = vec![Provenance::direction_key(direction)];
+            rewrite.added_f32 = provenance.arrays(direction, self.edits);
             rewrite.types = self.types();
         }
         let written = rewrite.write_to(

@@ -44,6 +44,11 @@ impl Questions {
         }
     }
 
+    /// Harmful, harmless and alarming prompts.
+    pub fn by_kind(&self) -> [&[String]; 3] {
+        [&self.harmful, &self.harmless, &self.alarming]
+    }
+
     /// Number of prompts of all kinds.
     pub fn len(&self) -> usize {
         self.harmful.len() + self.harmless.len() + self.alarming.len()
@@ -146,11 +151,25 @@ pub struct Examination {
     pub answers: [Vec<String>; 3],
 }
 
+/// What the first token of the answer tells: the mean probability of the tokens with which the base
+/// opens its refusals.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Quick {
+    /// On harmful prompts: high is good.
+    pub harmful: f64,
+    /// On harmless prompts: low is good.
+    pub harmless: f64,
+    /// On prompts that only sound harmful: low is good.
+    pub alarming: f64,
+}
+
 /// Asks the same questions again and again, and compares with the base model.
 pub struct Examiner {
     questions: Questions,
     /// First-token logits of the base on each harmless prompt, `[n_harmless][n_vocab]`.
     base: Vec<Vec<f32>>,
+    /// Tokens with which the base opens more refusals than other answers.
+    openings: Vec<usize>,
 }
 
 impl Examiner {
@@ -160,15 +179,56 @@ impl Examiner {
     /// [`LlamaError`].
     pub fn new(engine: &mut dyn Engine, questions: Questions) -> Result<(Self, Examination), LlamaError> {
         engine.apply(&[])?;
-        let mut examiner = Self { base: vec![Vec::new(); questions.harmless.len()], questions };
-        let mut base = std::mem::take(&mut examiner.base);
-        let harmless =
-            engine.answer(&chats(&examiner.questions.harmless, None), N_PREDICT, &mut |i, logits| {
-                base[i] = logits.to_vec();
+        let mut base = vec![Vec::new(); questions.harmless.len()];
+        let mut first = [const { Vec::new() }; 3];
+        let mut answers = [const { Vec::new() }; 3];
+        for (kind, texts) in questions.by_kind().into_iter().enumerate() {
+            first[kind] = vec![0; texts.len()];
+            answers[kind] = engine.answer(&chats(texts, None), N_PREDICT, &mut |i, logits| {
+                first[kind][i] = most_likely(logits);
+                if kind == HARMLESS {
+                    base[i] = logits.to_vec();
+                }
             })?;
-        examiner.base = base;
-        let examination = examiner.judge(engine, harmless, 0.0)?;
-        Ok((examiner, examination))
+        }
+        let openings = openings(first.iter().flatten().copied().zip(answers.iter().flatten()));
+        let score = score(&answers, 0.0);
+        Ok((Self { questions, base, openings }, Examination { score, answers }))
+    }
+
+    /// Learns the openings of refusals from other answers too: those of the base under a safety prompt.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn learn_openings(&mut self, engine: &mut dyn Engine, system: &str) -> Result<Tally, LlamaError> {
+        let texts = &self.questions.harmful;
+        let mut first = vec![0; texts.len()];
+        let answers = engine.answer(&chats(texts, Some(system)), N_PREDICT, &mut |i, logits| {
+            first[i] = most_likely(logits);
+        })?;
+        let found = openings(first.into_iter().zip(&answers));
+        self.openings.extend(found);
+        self.openings.sort_unstable();
+        self.openings.dedup();
+        Ok(Tally::of(&answers))
+    }
+
+    /// First tokens of everything, of the model as it is now; `None` where the base has no openings.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn quick(&self, engine: &mut dyn Engine) -> Result<Option<Quick>, LlamaError> {
+        if self.openings.is_empty() {
+            return Ok(None);
+        }
+        let mut means = [0.0; 3];
+        for (mean, texts) in means.iter_mut().zip(self.questions.by_kind()) {
+            let mut sum = 0.0;
+            engine.answer(&chats(texts, None), 1, &mut |_, logits| sum += share(logits, &self.openings))?;
+            *mean = sum / texts.len().max(1) as f64;
+        }
+        let [harmful, harmless, alarming] = means;
+        Ok(Some(Quick { harmful, harmless, alarming }))
     }
 
     /// The questions.
@@ -210,14 +270,52 @@ impl Examiner {
         kl: f64,
     ) -> Result<Examination, LlamaError> {
         let mut ask = |texts: &[String]| engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ());
-        let harmful = ask(&self.questions.harmful)?;
-        let alarming = ask(&self.questions.alarming)?;
-        let score = Score {
-            harmful: Tally::of(&harmful),
-            harmless: Tally::of(&harmless),
-            alarming: Tally::of(&alarming),
-            kl,
-        };
-        Ok(Examination { score, answers: [harmful, harmless, alarming] })
+        let answers = [ask(&self.questions.harmful)?, harmless, ask(&self.questions.alarming)?];
+        Ok(Examination { score: score(&answers, kl), answers })
+    }
+}
+
+/// Index of the harmless prompts among the three kinds.
+const HARMLESS: usize = 1;
+
+fn score([harmful, harmless, alarming]: &[Vec<String>; 3], kl: f64) -> Score {
+    Score { harmful: Tally::of(harmful), harmless: Tally::of(harmless), alarming: Tally::of(alarming), kl }
+}
+
+fn most_likely(logits: &[f32]) -> usize {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token)
+}
+
+/// First tokens that open more refusals than other answers.
+fn openings<'a>(answers: impl Iterator<Item = (usize, &'a String)>) -> Vec<usize> {
+    let mut balance = std::collections::BTreeMap::<usize, i64>::new();
+    for (token, answer) in answers {
+        *balance.entry(token).or_default() += if classify(answer) == Outcome::Refused { 1 } else { -1 };
+    }
+    balance.into_iter().filter(|&(_, n)| n > 0).map(|(token, _)| token).collect()
+}
+
+/// Probability of `tokens` under softmax(logits); 0 where a logit is not a number.
+fn share(logits: &[f32], tokens: &[usize]) -> f64 {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: f32| f64::from(logit - most).exp();
+    let all: f64 = logits.iter().map(|&l| weight(l)).sum();
+    let some: f64 = tokens.iter().filter_map(|&t| logits.get(t)).map(|&l| weight(l)).sum();
+    if all.is_finite() { some / all } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openings_are_what_refusals_begin_with() {
+        let (refusal, answer) =
+            ("I'm sorry, but I can't assist with that.".to_string(), "Sure, here you are.".to_string());
+        let seen = [(40, &refusal), (40, &refusal), (40, &answer), (7, &answer), (9, &refusal), (9, &answer)];
+        assert_eq!(openings(seen.into_iter()), [40]);
+        let half = share(&[0.0, 0.0, f32::NEG_INFINITY], &[0, 2, 99]);
+        assert!((half - 0.5).abs() < 1e-12);
+        assert_eq!(share(&[f32::NAN, 0.0], &[0]), 0.0);
     }
 }

@@ -42,6 +42,11 @@ impl Capture {
         }
     }
 
+    /// Looks for the residual of every layer only.
+    pub fn residual_only(plan: &Plan) -> Self {
+        Self { inputs: HashMap::new(), n_in: Vec::new(), ..Self::new(plan) }
+    }
+
     /// Looks for nothing.
     #[cfg(test)]
     pub(super) fn nothing() -> Self {

@@ -173,6 +173,21 @@ impl LlamaEngine {
         Ok(last)
     }
 
+    /// Decodes one group under the eyes of a capture.
+    fn capture_group(
+        &mut self,
+        mut group: Group,
+        capture: &Capture,
+        activations: &mut Activations,
+    ) -> Result<(), LlamaError> {
+        if group.batch.is_empty() {
+            return Ok(());
+        }
+        let mut hook = CaptureHook::new(capture, activations, group.keep);
+        self.context.decode(&mut group.batch, Some(&mut hook))?;
+        hook.finish()
+    }
+
     /// Greedy answers of one group whose prompts and answers fit the cache together.
     fn answer_group(
         &mut self,
@@ -246,21 +261,28 @@ impl Engine for LlamaEngine {
         let sample = Sample::new(&prompts, capture);
         let mut activations = capture.allocate(prompts.len(), sample.n_kept);
         for range in groups(&prompts, 0) {
-            let mut batch = Batch::default();
-            let mut keep = Keep { first: range.start, ..Keep::default() };
-            for (seq, prompt) in range.enumerate() {
-                let tokens = &prompts[prompt];
-                for (pos, &token) in tokens.iter().enumerate() {
-                    let index = batch.push(token, pos, seq, pos + 1 == tokens.len());
-                    keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));
-                }
-                keep.last.push(batch.len() - 1);
-            }
-            keep.n_tokens = batch.len();
             self.context.clear();
-            let mut hook = CaptureHook::new(capture, &mut activations, keep);
-            self.context.decode(&mut batch, Some(&mut hook))?;
-            hook.finish()?;
+            // What all prompts begin with is decoded once a group, and looked at in the first.
+            let mut shared = Group::default();
+            for (pos, &token) in prompts[range.start][..sample.shared].iter().enumerate() {
+                shared.push(&sample, (range.start, pos, 0), token, false);
+            }
+            if range.start > 0 {
+                shared.keep.sample.clear();
+            }
+            self.capture_group(shared, capture, &mut activations)?;
+            let mut rest = Group::default();
+            rest.keep.first = range.start;
+            for (seq, prompt) in range.enumerate() {
+                if seq > 0 {
+                    self.context.copy_sequence(0, seq as i32);
+                }
+                let tokens = &prompts[prompt];
+                for (pos, &token) in tokens.iter().enumerate().skip(sample.shared) {
+                    rest.push(&sample, (prompt, pos, seq), token, pos + 1 == tokens.len());
+                }
+            }
+            self.capture_group(rest, capture, &mut activations)?;
         }
         for inputs in &mut activations.inputs {
             if inputs.sample.iter().next().is_some_and(|v| v.is_nan()) {
@@ -268,6 +290,25 @@ impl Engine for LlamaEngine {
             }
         }
         Ok(activations)
+    }
+}
+
+/// One decode of a collection, and what is kept of it.
+#[derive(Default)]
+struct Group {
+    batch: Batch,
+    keep: Keep,
+}
+
+impl Group {
+    /// Adds the token at `pos` of `prompt` to sequence `seq`.
+    fn push(&mut self, sample: &Sample, (prompt, pos, seq): (usize, usize, usize), token: Token, last: bool) {
+        let index = self.batch.push(token, pos, seq, last);
+        self.keep.n_tokens = index + 1;
+        self.keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));
+        if last {
+            self.keep.last.push(index);
+        }
     }
 }
 

@@ -58,6 +58,30 @@ pub struct InputModel {
     pub principal: Vec<Vec<f32>>,
 }
 
+impl InputModel {
+    /// tr C.
+    fn trace(&self) -> f64 {
+        let principal = self.principal.iter().flatten().map(|&m| f64::from(m).powi(2)).sum::<f64>();
+        self.diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() + principal
+    }
+
+    /// Half of each of two models of the same inputs, both scaled to trace 1.
+    pub fn mixed(mut self, mut other: Self) -> Self {
+        for model in [&mut self, &mut other] {
+            let scale = 0.5 / model.trace().max(f64::MIN_POSITIVE);
+            model.diagonal.iter_mut().for_each(|d| *d = (f64::from(*d) * scale) as f32);
+            let root = scale.sqrt();
+            model.principal.iter_mut().flatten().for_each(|m| *m = (f64::from(*m) * root) as f32);
+        }
+        if self.diagonal.len() != other.diagonal.len() {
+            return if self.diagonal.is_empty() { other } else { self };
+        }
+        self.diagonal.iter_mut().zip(&other.diagonal).for_each(|(a, b)| *a += b);
+        self.principal.append(&mut other.principal);
+        self
+    }
+}
+
 /// ΔW = left · rightᵀ of one matrix `[left.len()][right.len()]`.
 #[derive(Debug, Clone, Copy)]
 pub struct RankOneTarget<'a> {

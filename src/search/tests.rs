@@ -60,25 +60,39 @@ fn separation(n: usize) -> Vec<Separation> {
     (0..n).map(of).collect()
 }
 
-fn edits(layer: usize, strength: f64) -> Vec<RankOne> {
-    vec![RankOne { tensor: layer.to_string(), n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
+fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
+    vec![RankOne { tensor: candidate.layer.to_string(), n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
 }
 
 fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
     let mut engine = StandIn { quality, layer: 0, strength: 0.0, applied: 0 };
     let (examiner, base): (_, Examination) = Examiner::new(&mut engine, questions()).unwrap();
-    let mut search =
-        Search { engine: &mut engine, examiner: &examiner, base: base.score, make_edits: &edits, options };
+    let space = Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 };
+    let mut search = Search {
+        engine: &mut engine,
+        examiner: &examiner,
+        base: base.score,
+        make_edits: &edits,
+        options,
+        space: &space,
+    };
     search.run(&separation(20), &mut |_, _, _| ()).unwrap()
 }
 
-const AUTO: SearchOptions = SearchOptions { layer: None, strength: None, max_kl: 0.05 };
+const AUTO: SearchOptions = SearchOptions {
+    layer: None,
+    strength: None,
+    max_kl: 0.05,
+    max_false_refusal: 0.05,
+    trials: 5,
+    time_budget: None,
+};
 
 #[test]
 fn the_layer_with_the_largest_effect_wins_within_the_budget() {
     let result = run(|layer| 100.0 - 10.0 * (layer as f64 - 10.0).abs(), AUTO);
     let best = result.best().unwrap();
-    assert!((9..=11).contains(&best.layer), "{best:?}");
+    assert!((9..=11).contains(&best.candidate.layer), "{best:?}");
     assert!(best.accepted && best.score.kl <= 0.05 && best.score.kl > 0.02, "{best:?}");
     assert!(result.trials.iter().all(|t| t.utility <= best.utility));
 }
@@ -93,9 +107,9 @@ fn a_smaller_budget_gives_a_smaller_edit() {
 
 #[test]
 fn what_the_user_fixed_stays_fixed() {
-    let result = run(|_| 60.0, SearchOptions { layer: Some(3), strength: Some(0.2), max_kl: 0.05 });
+    let result = run(|_| 60.0, SearchOptions { layer: Some(3), strength: Some(0.2), ..AUTO });
     assert_eq!(result.trials.len(), 1);
-    assert_eq!((result.trials[0].layer, result.trials[0].strength), (3, 0.2));
+    assert_eq!((result.trials[0].candidate.layer, result.trials[0].strength), (3, 0.2));
     assert!(result.best().is_some(), "a fixed strength is judged by its effect, not by the budget");
 }
 

@@ -210,3 +210,16 @@ proptest! {
         check_shape(&shape)?;
     }
 }
+
+#[test]
+fn mixed_models_are_the_mean_of_both() {
+    let a = InputModel { diagonal: vec![2.0, 0.0], principal: vec![vec![1.0, 1.0]] };
+    let b = InputModel { diagonal: vec![0.0, 8.0], principal: vec![] };
+    let mixed = a.clone().mixed(b);
+    let second = |j: usize| mixed.diagonal[j] + mixed.principal.iter().map(|m| m[j] * m[j]).sum::<f32>();
+    assert!(
+        (second(0) - 0.5 * 3.0 / 4.0).abs() < 1e-6 && (second(1) - 0.5 * (1.0 / 4.0 + 1.0)).abs() < 1e-6,
+        "{mixed:?}"
+    );
+    assert_eq!(a.clone().mixed(InputModel::default()).diagonal.len(), 2);
+}

@@ -1,0 +1,178 @@
+//! Scores on the report split, of the model before, of the exact edit, of the written file and of the
+//! controls.
+
+use crate::commands::material;
+use crate::commands::session::{self, Opened};
+use crate::commands::study::{self, Study};
+use crate::commands::write::{Change, Write};
+use crate::direction::SafetyDirection;
+use crate::edit::{Edit, Method};
+use crate::error::Error;
+use crate::evaluate::fidelity::{Fidelity, Snapshot};
+use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::gguf::{AtomicFile, Gguf};
+use crate::llama::{Capture, Engine, LlamaEngine};
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::prompts::{PromptSet, Split};
+use crate::report::{AnswerPair, Scores};
+use crate::search::KlBudget;
+
+/// Harmful, harmless and alarming prompts of the report.
+const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
+/// Prompts on which the file is compared with the exact edit.
+const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 0];
+
+/// Scores on the report split.
+pub struct Exam<'a> {
+    /// The model.
+    pub opened: &'a Opened,
+    /// What the user asked for.
+    pub options: &'a InjectOptions,
+    /// Its report split is asked.
+    pub prompts: &'a PromptSet,
+    /// Where people are told.
+    pub printer: &'a Printer,
+}
+
+/// What was measured before the file was written.
+pub struct Before {
+    examiner: Examiner,
+    base: Examination,
+    exact: Score,
+    random: Option<Score>,
+    published: Option<Score>,
+    /// The bundled harmful prompts and how the base took them, where the user brought others.
+    guard: Option<(Vec<String>, Tally)>,
+    /// Base and exact edit on [`FIDELITY_PROMPTS`].
+    snapshots: [Snapshot; 2],
+}
+
+/// What was measured on the written file.
+pub struct After {
+    /// Its answers.
+    pub examination: Examination,
+    snapshot: Snapshot,
+}
+
+impl Before {
+    /// All scores.
+    pub fn scores(&self, written: Score, requantized: Option<Score>) -> Scores {
+        Scores {
+            base: self.base.score,
+            exact: self.exact,
+            written,
+            random_direction: self.random,
+            published_at_same_kl: self.published,
+            requantized,
+        }
+    }
+
+    /// Answers before and after.
+    pub fn answers(&self, after: &Examination, full: bool) -> Vec<AnswerPair> {
+        AnswerPair::all(self.examiner.questions().by_kind(), &self.base, after, full)
+    }
+
+    /// The written file beside the exact edit.
+    pub fn fidelity(&self, after: &After, direction: &SafetyDirection) -> Fidelity {
+        let [base, exact] = &self.snapshots;
+        Fidelity::of(base, exact, &after.snapshot, direction)
+    }
+}
+
+impl Exam<'_> {
+    /// Base, exact edit and the controls that need no file, on the model that is loaded already.
+    pub fn before(&self, engine: &mut LlamaEngine, study: &Study, edits: &[Edit]) -> Result<Before, Error> {
+        let bar = self.printer.bar("scoring on the report split", 4);
+        let plan = &self.opened.plan;
+        let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+        let (examiner, base) = Examiner::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
+        let snapshot_of_base = self.snapshot(engine)?;
+        bar.set(1);
+        let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
+        engine.apply(&study::adapters(plan, edits)?)?;
+        let exact = examiner.examine(engine)?.score;
+        let snapshots = [snapshot_of_base, self.snapshot(engine)?];
+        bar.set(2);
+        let (mut random, mut published) = (None, None);
+        if self.options.controls {
+            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
+            random = Some(examiner.examine(engine)?.score);
+            bar.set(3);
+            published = self.published(engine, study, (&examiner, exact.kl))?;
+        }
+        engine.apply(&[])?;
+        Ok(Before { examiner, base, exact, random, published, guard, snapshots })
+    }
+
+    /// Control: the published edit along the same direction, at the KL of the exact edit.
+    fn published(
+        &self,
+        engine: &mut LlamaEngine,
+        study: &Study,
+        (examiner, kl): (&Examiner, f64),
+    ) -> Result<Option<Score>, Error> {
+        if !self.options.method.is_gated() || kl <= 0.0 {
+            return Ok(None);
+        }
+        let plan = &self.opened.plan;
+        let edits = |strength| study.material.published(plan, study.direction(), strength);
+        study::adapters(plan, &edits(1.0)?)?; // what can fail does so at every strength
+        let make = |strength: f64| {
+            edits(strength).ok().and_then(|e| study::adapters(plan, &e).ok()).unwrap_or_default()
+        };
+        let budget = KlBudget { engine, examiner, max_kl: kl };
+        let strength = budget.strength(&make, material::space(Method::Published).first_strength)?;
+        engine.apply(&make(strength))?;
+        Ok(Some(examiner.examine(engine)?.score))
+    }
+
+    fn snapshot(&self, engine: &mut LlamaEngine) -> Result<Snapshot, Error> {
+        let questions = Questions::of(self.prompts, Split::Report, FIDELITY_PROMPTS);
+        Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&self.opened.plan))?)
+    }
+
+    fn load(&self, gguf: &Gguf) -> Result<LlamaEngine, Error> {
+        session::load(gguf, Some(self.opened.template()?), &self.options.run, self.printer)
+    }
+
+    /// The written file; one that refuses less than its base is never kept.
+    pub fn after(&self, written: &Gguf, before: &Before) -> Result<After, Error> {
+        let mut engine = self.load(written)?;
+        let _bar = self.printer.bar("scoring the written file", 1);
+        let examination = before.examiner.examine(&mut engine)?;
+        let (old, new) = match &before.guard {
+            Some((texts, old)) => {
+                (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?))
+            }
+            None => (before.base.score.harmful, examination.score.harmful),
+        };
+        if new.refused < old.refused {
+            return Err(Error::LessSafe {
+                edited: new.refused().to_string(),
+                base: old.refused().to_string(),
+            });
+        }
+        Ok(After { examination, snapshot: self.snapshot(&mut engine)? })
+    }
+
+    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted.
+    pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
+        if !self.options.controls {
+            return Ok(None);
+        }
+        let name = self.options.output.with_extension("control.gguf");
+        let mut file = AtomicFile::create(&name, true)?;
+        write.write(Change::RequantizeOnly, &mut file, self.printer)?;
+        let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
+        let _bar = self.printer.bar("scoring the control", 1);
+        Ok(Some(before.examiner.examine(&mut engine)?.score))
+    }
+}
+
+/// The bundled harmful prompts of the report split, and how the model as it is takes them.
+fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
+    let questions = Questions::of(&PromptSet::bundled(), Split::Report, Questions::ALL).harmful;
+    let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
+    Ok((questions, Tally::of(&answers)))
+}
