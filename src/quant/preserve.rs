@@ -31,10 +31,13 @@
 //! tensor alone, so the bytes do not depend on the number of threads.
 
 mod float;
+mod stripe;
 
 use self::float::{BF16, F16, F32, walk_floats};
+use self::stripe::{LANES, RUN, Stripe};
 use super::QuantError;
 use super::codebook::Codebook;
+use super::ffi;
 use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
 use crate::gguf::GgmlType;
 
@@ -224,85 +227,6 @@ fn row_order(left: &[f32], share: f32) -> Vec<usize> {
     order
 }
 
-/// A range of columns, and what the walk over it needs.
-struct Stripe<'a> {
-    ggml_type: GgmlType,
-    order: &'a [usize],
-    left: &'a [f32],
-    /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
-    inverse_reach: f32,
-    right: &'a [f32],
-    /// Number of m_p.
-    n_principal: usize,
-    /// m_p of these columns, `[n/LANES][n_principal][LANES]`, so that both a few columns of all of them
-    /// and one column lie together; zero beyond the last column.
-    principal: Vec<f32>,
-    /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_principal]`.
-    drift: Vec<f32>,
-    /// 1/w_j.
-    inverse_weight: Vec<f32>,
-}
-
-/// Columns per entry of [`Stripe::drift`]: the smallest group.
-const RUN: usize = 4;
-/// Columns whose m_p lie together: the largest group of codewords.
-const LANES: usize = 8;
-
-impl<'a> Stripe<'a> {
-    fn new(
-        (ggml_type, target): (GgmlType, RankOneTarget<'a>),
-        inputs: &'a InputModel,
-        columns: std::ops::Range<usize>,
-        order: &'a [usize],
-    ) -> Self {
-        let right = &target.right[columns.clone()];
-        let usable = inputs.principal.iter().filter(|m| m.len() == target.right.len());
-        let principal: Vec<&[f32]> = usable.map(|m| &m[columns.clone()]).collect();
-        let weight = |j: usize| -> f64 {
-            let own = inputs.diagonal.get(columns.start + j).map_or(1.0, |&d| f64::from(d));
-            own + principal.iter().map(|m| f64::from(m[j]).powi(2)).sum::<f64>()
-        };
-        let weights: Vec<f64> = (0..right.len()).map(weight).collect();
-        // An input that is never used would make its weight, and what it is divided by, zero.
-        let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
-        let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
-        let runs = right.chunks(RUN).enumerate();
-        let drift = runs.flat_map(|(run, right)| {
-            principal
-                .iter()
-                .map(move |m| m[run * RUN..].iter().zip(right).map(|(m, r)| m * r).sum::<f32>())
-                .collect::<Vec<_>>()
-        });
-        let drift = drift.collect();
-        let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
-        let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
-        let n_principal = principal.len();
-        let principal = interleaved(&principal, right.len());
-        Self {
-            ggml_type,
-            order,
-            left: target.left,
-            inverse_reach,
-            right,
-            n_principal,
-            principal,
-            drift,
-            inverse_weight,
-        }
-    }
-}
-
-/// m_p as [`Stripe::principal`] has them.
-fn interleaved(principal: &[&[f32]], n: usize) -> Vec<f32> {
-    let mut all = Vec::with_capacity(n.next_multiple_of(LANES) * principal.len());
-    for first in (0..n).step_by(LANES) {
-        for m in principal {
-            all.extend((first..first + LANES).map(|j| m.get(j).copied().unwrap_or(0.0)));
-        }
-    }
-    all
-}
-
 /// The walk over one row.
 struct Row<'a, 's> {
     stripe: &'s Stripe<'a>,
@@ -318,7 +242,7 @@ struct Row<'a, 's> {
 
 impl Row<'_, '_> {
     /// m_p of column `j` and of those that lie with it, `[n_principal][LANES]`.
-    #[inline]
+    #[inline(always)]
     fn lanes(&self, j: usize) -> &[f32] {
         let len = self.stripe.n_principal * LANES;
         &self.stripe.principal[j / LANES * len..][..len]
@@ -326,7 +250,7 @@ impl Row<'_, '_> {
 
     /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
     /// returns in `pull` what the errors along the row make of a move: Σ_p e_p m_pj.
-    #[inline]
+    #[inline(always)]
     fn charge(&mut self, first: usize, pull: &mut [f32]) {
         let (n, left) = (pull.len(), self.left);
         for (k, pull) in pull.chunks_mut(LANES).enumerate() {
@@ -347,7 +271,7 @@ impl Row<'_, '_> {
     }
 
     /// Turns `pull` into what every value wants to move by; returns the largest.
-    #[inline]
+    #[inline(always)]
     fn wishes(&self, first: usize, pull: &mut [f32]) -> f32 {
         let n = pull.len();
         let right = &self.stripe.right[first..first + n];
@@ -367,6 +291,7 @@ impl Row<'_, '_> {
     }
 
     /// Notes that value `j` moved.
+    #[inline(always)]
     fn moved(&mut self, j: usize, by: f32) {
         self.carry[j] += self.left * by;
         let len = self.stripe.n_principal * LANES;
@@ -377,6 +302,7 @@ impl Row<'_, '_> {
     }
 
     /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
+    #[inline(always)]
     fn sub_block<G: Grid>(&mut self, first: usize, (block, at): (&mut [u8], usize), step: f32) {
         let mut wish = [0.0; MAX_SUB];
         let wish = &mut wish[..G::SUB];
@@ -403,6 +329,11 @@ impl Row<'_, '_> {
 }
 
 fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
+    ffi::vectorized(|| walk_levels::<G>(rows, stripe));
+}
+
+#[inline(always)]
+fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
     let mut error = vec![0.0; stripe.n_principal];
     let mut steps = [0.0; MAX_SUBS];
@@ -421,8 +352,23 @@ fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 }
 
 impl Row<'_, '_> {
+    /// How far away a codeword may be to cost less than none, ‖step‖². With what value j wishes to move by,
+    /// `v_j = (l r_j − A c_j/l − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, less
+    /// than zero only if `Σ w_j step_j² < 4 Σ w_j v_j²`. A hundredth more, for rounding.
+    #[inline(always)]
+    fn reach(&self, first: usize, pull: &[f32]) -> f32 {
+        let mut wish = [0.0; LANES];
+        let wish = &mut wish[..pull.len()];
+        wish.copy_from_slice(pull);
+        self.wishes(first, wish);
+        let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
+        let wanted: f32 = wish.iter().zip(inverse_weight).map(|(v, iw)| v * v / iw).sum();
+        4.04 * wanted * inverse_weight.iter().fold(0.0, |max: f32, &iw| max.max(iw))
+    }
+
     /// Gives the group of values from column `first` on the codeword that costs least, if that is not
     /// its own: the cost of the module's head, summed over the group, and Σ c_j² may not grow.
+    #[inline(always)]
     fn group(&mut self, book: &Codebook, first: usize, (block, g): (&mut [u8], usize)) {
         let mut pull = [0.0; 8];
         let pull = &mut pull[..book.dim()];
@@ -435,7 +381,8 @@ impl Row<'_, '_> {
         let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
         let along = ALONG / (self.left * self.left);
         let mut best = (0.0f32, own);
-        for candidate in book.neighbours(own) {
+        for candidate in book.neighbours_within(own, self.reach(first, pull) / (scale.factor * scale.factor))
+        {
             let values = book.values_at(scale, candidate);
             let (mut cost, mut left_over) = (0.0f32, 0.0f32);
             for (j, (&c, &r)) in carry.iter().zip(right).enumerate() {
@@ -458,7 +405,13 @@ impl Row<'_, '_> {
 }
 
 fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
-    let Some(book) = Codebook::of(stripe.ggml_type) else { return };
+    if let Some(book) = Codebook::of(stripe.ggml_type) {
+        ffi::vectorized(|| walk_groups(book, rows, stripe));
+    }
+}
+
+#[inline(always)]
+fn walk_groups(book: &Codebook, rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
     let mut error = vec![0.0; stripe.n_principal];
     for &i in stripe.order {
