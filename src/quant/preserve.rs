@@ -33,11 +33,13 @@
 mod float;
 mod stripe;
 
+use std::marker::PhantomData;
+
 use self::float::{BF16, F16, F32, walk_floats};
 use self::stripe::{LANES, RUN, Stripe};
 use super::QuantError;
 use super::codebook::Codebook;
-use super::ffi;
+use super::ffi::{self, Work};
 use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
 use crate::gguf::GgmlType;
 
@@ -328,8 +330,22 @@ impl Row<'_, '_> {
     }
 }
 
+/// A walk over `rows` of a stripe, compiled for what the processor can do.
+struct OverLevels<'a, 's, G> {
+    rows: &'s mut [&'a mut [u8]],
+    stripe: &'s Stripe<'s>,
+    grid: PhantomData<G>,
+}
+
+impl<G: Grid> Work for OverLevels<'_, '_, G> {
+    #[inline(always)]
+    fn run(self) {
+        walk_levels::<G>(self.rows, self.stripe);
+    }
+}
+
 fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
-    ffi::vectorized(|| walk_levels::<G>(rows, stripe));
+    ffi::vectorized(OverLevels { rows, stripe, grid: PhantomData::<G> });
 }
 
 #[inline(always)]
@@ -404,9 +420,23 @@ impl Row<'_, '_> {
     }
 }
 
+/// As [`OverLevels`].
+struct OverGroups<'a, 's> {
+    book: &'s Codebook,
+    rows: &'s mut [&'a mut [u8]],
+    stripe: &'s Stripe<'s>,
+}
+
+impl Work for OverGroups<'_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        walk_groups(self.book, self.rows, self.stripe);
+    }
+}
+
 fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     if let Some(book) = Codebook::of(stripe.ggml_type) {
-        ffi::vectorized(|| walk_groups(book, rows, stripe));
+        ffi::vectorized(OverGroups { book, rows, stripe });
     }
 }
 
