@@ -36,7 +36,7 @@ mod stripe;
 use std::marker::PhantomData;
 
 use self::float::{BF16, F16, F32, walk_floats};
-use self::stripe::{LANES, RUN, Stripe};
+use self::stripe::{LANES, RUN, Stripe, WIDE};
 use super::QuantError;
 use super::codebook::Codebook;
 use super::ffi::{self, Work};
@@ -236,18 +236,34 @@ struct Row<'a, 's> {
     left: f32,
     /// c_j.
     carry: &'s mut [f32],
-    /// e_p.
+    /// e_p, and zeros up to whole [`WIDE`].
     error: &'s mut [f32],
     /// Half of the smallest distance between two levels: less of a wish comes to nothing.
     least: f32,
 }
 
+/// e_p += by · m_p, [`WIDE`] at a time: arrays, because of loops over slices the compiler makes what is
+/// good for long ones.
+#[inline(always)]
+fn add(error: &mut [f32], by: f32, m: &[f32]) {
+    for (e, m) in error.as_chunks_mut::<WIDE>().0.iter_mut().zip(m.as_chunks::<WIDE>().0) {
+        *e = std::array::from_fn(|k| e[k] + by * m[k]);
+    }
+}
+
 impl Row<'_, '_> {
-    /// m_p of column `j` and of those that lie with it, `[n_principal][LANES]`.
+    /// `Σ_p e_p m_pj` of the N columns from `first` on, which lie together.
     #[inline(always)]
-    fn lanes(&self, j: usize) -> &[f32] {
+    fn pull<const N: usize>(&self, first: usize, pull: &mut [f32]) {
         let len = self.stripe.n_principal * LANES;
-        &self.stripe.principal[j / LANES * len..][..len]
+        let lanes = &self.stripe.lanes[first / LANES * len..][..len];
+        let mut sum = [0.0; N];
+        for (m, &e) in lanes.chunks_exact(LANES).zip(self.error.iter()) {
+            if let Some(m) = m[first % LANES..].first_chunk::<N>() {
+                sum = std::array::from_fn(|k| sum[k] + e * m[k]);
+            }
+        }
+        pull.copy_from_slice(&sum);
     }
 
     /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
@@ -256,20 +272,19 @@ impl Row<'_, '_> {
     fn charge(&mut self, first: usize, pull: &mut [f32]) {
         let (n, left) = (pull.len(), self.left);
         for (k, pull) in pull.chunks_mut(LANES).enumerate() {
-            let at = first + k * LANES;
-            let mut sum = [0.0; LANES];
-            for (m, &e) in self.lanes(at).chunks_exact(LANES).zip(self.error.iter()) {
-                sum.iter_mut().zip(m).for_each(|(s, m)| *s += e * m);
+            match pull.len() {
+                LANES => self.pull::<LANES>(first + k * LANES, pull),
+                8 => self.pull::<8>(first, pull),
+                _ => self.pull::<4>(first, pull),
             }
-            pull.copy_from_slice(&sum[at % LANES..][..pull.len()]);
         }
         let right = &self.stripe.right[first..first + n];
         let share = left * left * self.stripe.inverse_reach;
         self.carry[first..first + n].iter_mut().zip(right).for_each(|(c, r)| *c -= share * r);
-        for run in first / RUN..(first + n) / RUN {
-            let drift = &self.stripe.drift[run * self.error.len()..];
-            self.error.iter_mut().zip(drift).for_each(|(e, d)| *e -= left * d);
-        }
+        let n = self.error.len();
+        let runs = &self.stripe.drift[first / RUN * n..(first + pull.len()) / RUN * n];
+        // Without m_p there is nothing to go through.
+        runs.chunks_exact(n.max(1)).for_each(|drift| add(self.error, -left, drift));
     }
 
     /// Turns `pull` into what every value wants to move by; returns the largest.
@@ -296,11 +311,8 @@ impl Row<'_, '_> {
     #[inline(always)]
     fn moved(&mut self, j: usize, by: f32) {
         self.carry[j] += self.left * by;
-        let len = self.stripe.n_principal * LANES;
-        let lanes = &self.stripe.principal[j / LANES * len..][..len];
-        for (e, m) in self.error.iter_mut().zip(lanes.chunks_exact(LANES)) {
-            *e += m[j % LANES] * by;
-        }
+        let n = self.error.len();
+        add(self.error, by, &self.stripe.columns[j * n..][..n]);
     }
 
     /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
@@ -351,7 +363,7 @@ fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 #[inline(always)]
 fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.n_principal];
+    let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     let mut steps = [0.0; MAX_SUBS];
     let least = 0.5 * G::LEVELS.gap();
     for &i in stripe.order {
@@ -373,7 +385,7 @@ impl Row<'_, '_> {
     /// than zero only if `Σ w_j step_j² < 4 Σ w_j v_j²`. A hundredth more, for rounding.
     #[inline(always)]
     fn reach(&self, first: usize, pull: &[f32]) -> f32 {
-        let mut wish = [0.0; LANES];
+        let mut wish = [0.0; 8];
         let wish = &mut wish[..pull.len()];
         wish.copy_from_slice(pull);
         self.wishes(first, wish);
@@ -443,7 +455,7 @@ fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 #[inline(always)]
 fn walk_groups(book: &Codebook, rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.n_principal];
+    let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     for &i in stripe.order {
         error.fill(0.0);
         let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least: 0.0 };
