@@ -165,6 +165,15 @@ impl Codebook {
         list.iter().map(move |near| Codeword { index: near.index, signs: codeword.signs ^ near.flips })
     }
 
+    /// Those of [`Codebook::neighbours`] nearer than `√limit` units.
+    #[inline]
+    pub fn neighbours_within(&self, codeword: Codeword, limit: f32) -> impl Iterator<Item = Codeword> + '_ {
+        let len = near::list_len(self.layout.signs());
+        let list = self.near[usize::from(codeword.index) * len..][..len].iter();
+        list.take_while(move |near| near.distance < limit)
+            .map(move |near| Codeword { index: near.index, signs: codeword.signs ^ near.flips })
+    }
+
     /// Puts a codeword in the place of group `g`; no other bit changes. It comes from
     /// [`Codebook::read`] of this group or of [`Codebook::neighbours`] of that, else the parity of
     /// signs may not fit the types that keep one.

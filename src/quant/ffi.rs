@@ -1,4 +1,5 @@
-//! Calls into ggml's type table. Sizes and types were checked by the parent module.
+//! Calls into ggml's type table, whose sizes and types were checked by the parent module; and into code
+//! for wider vectors.
 #![allow(unsafe_code)]
 
 use llama_cpp_sys_2 as sys;
@@ -45,4 +46,27 @@ pub(super) fn quantize_rows(
 pub(super) fn validate(ggml_type: GgmlType, bytes: &[u8]) -> bool {
     // SAFETY: reads exactly `bytes.len()` bytes, which the caller checked to be whole blocks.
     unsafe { sys::ggml_validate_row_data(ggml_type.id(), bytes.as_ptr().cast(), bytes.len()) }
+}
+
+/// Work on long rows of numbers.
+pub(super) trait Work {
+    /// Does it. To be `#[inline(always)]`, with all that matters in it, else it is not compiled anew.
+    fn run(self);
+}
+
+/// Runs `work` compiled for AVX2 where the processor has it. That is for speed alone: every operation is
+/// the same, in the same order, and rounded alike, so the results are the same to the bit.
+pub(super) fn vectorized(work: impl Work) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { with_avx2(work) };
+    }
+    work.run();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn with_avx2(work: impl Work) {
+    work.run();
 }

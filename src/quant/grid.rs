@@ -44,6 +44,7 @@ impl Levels {
 
     /// The code nearest to `q` moved by `by` levels, and how many levels that really is; the move is
     /// towards `by` and of at most `most` levels.
+    #[inline(always)]
     pub(super) fn moved(self, q: i32, by: f32, most: f32) -> (i32, f32) {
         match self {
             Self::Integers(first, last) => {

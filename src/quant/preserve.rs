@@ -30,8 +30,16 @@
 //! Only codes change: scales, offsets and all other bytes stay. The order of work depends on the
 //! tensor alone, so the bytes do not depend on the number of threads.
 
+mod float;
+mod stripe;
+
+use std::marker::PhantomData;
+
+use self::float::{BF16, F16, F32, walk_floats};
+use self::stripe::{LANES, RUN, Stripe, WIDE};
 use super::QuantError;
 use super::codebook::Codebook;
+use super::ffi::{self, Work};
 use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
 use crate::gguf::GgmlType;
 
@@ -221,57 +229,6 @@ fn row_order(left: &[f32], share: f32) -> Vec<usize> {
     order
 }
 
-/// A range of columns, and what the walk over it needs.
-struct Stripe<'a> {
-    ggml_type: GgmlType,
-    order: &'a [usize],
-    left: &'a [f32],
-    /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
-    inverse_reach: f32,
-    right: &'a [f32],
-    /// m_p of these columns.
-    principal: Vec<&'a [f32]>,
-    /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_principal]`.
-    drift: Vec<f32>,
-    /// 1/w_j.
-    inverse_weight: Vec<f32>,
-}
-
-/// Columns per entry of [`Stripe::drift`]: the smallest group.
-const RUN: usize = 4;
-
-impl<'a> Stripe<'a> {
-    fn new(
-        (ggml_type, target): (GgmlType, RankOneTarget<'a>),
-        inputs: &'a InputModel,
-        columns: std::ops::Range<usize>,
-        order: &'a [usize],
-    ) -> Self {
-        let right = &target.right[columns.clone()];
-        let usable = inputs.principal.iter().filter(|m| m.len() == target.right.len());
-        let principal: Vec<&[f32]> = usable.map(|m| &m[columns.clone()]).collect();
-        let weight = |j: usize| -> f64 {
-            let own = inputs.diagonal.get(columns.start + j).map_or(1.0, |&d| f64::from(d));
-            own + principal.iter().map(|m| f64::from(m[j]).powi(2)).sum::<f64>()
-        };
-        let weights: Vec<f64> = (0..right.len()).map(weight).collect();
-        // An input that is never used would make its weight, and what it is divided by, zero.
-        let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
-        let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
-        let runs = right.chunks(RUN).enumerate();
-        let drift = runs.flat_map(|(run, right)| {
-            principal
-                .iter()
-                .map(move |m| m[run * RUN..].iter().zip(right).map(|(m, r)| m * r).sum::<f32>())
-                .collect::<Vec<_>>()
-        });
-        let drift = drift.collect();
-        let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
-        let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
-        Self { ggml_type, order, left: target.left, inverse_reach, right, principal, drift, inverse_weight }
-    }
-}
-
 /// The walk over one row.
 struct Row<'a, 's> {
     stripe: &'s Stripe<'a>,
@@ -279,29 +236,59 @@ struct Row<'a, 's> {
     left: f32,
     /// c_j.
     carry: &'s mut [f32],
-    /// e_p.
+    /// e_p, and zeros up to whole [`WIDE`].
     error: &'s mut [f32],
+    /// Half of the smallest distance between two levels: less of a wish comes to nothing.
+    least: f32,
+}
+
+/// e_p += by · m_p, [`WIDE`] at a time: arrays, because of loops over slices the compiler makes what is
+/// good for long ones.
+#[inline(always)]
+fn add(error: &mut [f32], by: f32, m: &[f32]) {
+    for (e, m) in error.as_chunks_mut::<WIDE>().0.iter_mut().zip(m.as_chunks::<WIDE>().0) {
+        *e = std::array::from_fn(|k| e[k] + by * m[k]);
+    }
 }
 
 impl Row<'_, '_> {
+    /// `Σ_p e_p m_pj` of the N columns from `first` on, which lie together.
+    #[inline(always)]
+    fn pull<const N: usize>(&self, first: usize, pull: &mut [f32]) {
+        let len = self.stripe.n_principal * LANES;
+        let lanes = &self.stripe.lanes[first / LANES * len..][..len];
+        let mut sum = [0.0; N];
+        for (m, &e) in lanes.chunks_exact(LANES).zip(self.error.iter()) {
+            if let Some(m) = m[first % LANES..].first_chunk::<N>() {
+                sum = std::array::from_fn(|k| sum[k] + e * m[k]);
+            }
+        }
+        pull.copy_from_slice(&sum);
+    }
+
     /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
     /// returns in `pull` what the errors along the row make of a move: Σ_p e_p m_pj.
+    #[inline(always)]
     fn charge(&mut self, first: usize, pull: &mut [f32]) {
         let (n, left) = (pull.len(), self.left);
-        pull.fill(0.0);
-        for (m, &e) in self.stripe.principal.iter().zip(self.error.iter()) {
-            pull.iter_mut().zip(&m[first..first + n]).for_each(|(p, m)| *p += e * m);
+        for (k, pull) in pull.chunks_mut(LANES).enumerate() {
+            match pull.len() {
+                LANES => self.pull::<LANES>(first + k * LANES, pull),
+                8 => self.pull::<8>(first, pull),
+                _ => self.pull::<4>(first, pull),
+            }
         }
         let right = &self.stripe.right[first..first + n];
         let share = left * left * self.stripe.inverse_reach;
         self.carry[first..first + n].iter_mut().zip(right).for_each(|(c, r)| *c -= share * r);
-        for run in first / RUN..(first + n) / RUN {
-            let drift = &self.stripe.drift[run * self.error.len()..];
-            self.error.iter_mut().zip(drift).for_each(|(e, d)| *e -= left * d);
-        }
+        let n = self.error.len();
+        let runs = &self.stripe.drift[first / RUN * n..(first + pull.len()) / RUN * n];
+        // Without m_p there is nothing to go through.
+        runs.chunks_exact(n.max(1)).for_each(|drift| add(self.error, -left, drift));
     }
 
     /// Turns `pull` into what every value wants to move by; returns the largest.
+    #[inline(always)]
     fn wishes(&self, first: usize, pull: &mut [f32]) -> f32 {
         let n = pull.len();
         let right = &self.stripe.right[first..first + n];
@@ -309,29 +296,33 @@ impl Row<'_, '_> {
         let inverse_weight = &self.stripe.inverse_weight[first..first + n];
         let along = -ALONG / self.left / (ALONG + 1.0);
         let (own, across) = (self.left / (ALONG + 1.0), 1.0 / (ALONG + 1.0));
-        let mut largest = 0.0f32;
         for j in 0..n {
             pull[j] = along * carry[j] + own * right[j] - across * pull[j] * inverse_weight[j];
-            largest = largest.max(pull[j].abs());
         }
-        largest
+        // Lane by lane, for the compiler to do several at once.
+        let mut largest = [0.0f32; RUN];
+        for pull in pull.chunks_exact(RUN) {
+            largest.iter_mut().zip(pull).for_each(|(l, p)| *l = if p.abs() > *l { p.abs() } else { *l });
+        }
+        largest.into_iter().fold(0.0, f32::max)
     }
 
     /// Notes that value `j` moved.
+    #[inline(always)]
     fn moved(&mut self, j: usize, by: f32) {
         self.carry[j] += self.left * by;
-        for (e, m) in self.error.iter_mut().zip(&self.stripe.principal) {
-            *e += m[j] * by;
-        }
+        let n = self.error.len();
+        add(self.error, by, &self.stripe.columns[j * n..][..n]);
     }
 
     /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
+    #[inline(always)]
     fn sub_block<G: Grid>(&mut self, first: usize, (block, at): (&mut [u8], usize), step: f32) {
         let mut wish = [0.0; MAX_SUB];
         let wish = &mut wish[..G::SUB];
         self.charge(first, wish);
         let largest = self.wishes(first, wish);
-        let least = 0.5 * G::LEVELS.gap() * step.abs();
+        let least = self.least * step.abs();
         if !(step.is_finite() && step != 0.0 && largest >= least) {
             return;
         }
@@ -351,13 +342,33 @@ impl Row<'_, '_> {
     }
 }
 
+/// A walk over `rows` of a stripe, compiled for what the processor can do.
+struct OverLevels<'a, 's, G> {
+    rows: &'s mut [&'a mut [u8]],
+    stripe: &'s Stripe<'s>,
+    grid: PhantomData<G>,
+}
+
+impl<G: Grid> Work for OverLevels<'_, '_, G> {
+    #[inline(always)]
+    fn run(self) {
+        walk_levels::<G>(self.rows, self.stripe);
+    }
+}
+
 fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
+    ffi::vectorized(OverLevels { rows, stripe, grid: PhantomData::<G> });
+}
+
+#[inline(always)]
+fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.principal.len()];
+    let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     let mut steps = [0.0; MAX_SUBS];
+    let least = 0.5 * G::LEVELS.gap();
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least };
         for (b, block) in rows[i].chunks_exact_mut(G::BYTES).enumerate() {
             G::steps(block, &mut steps);
             for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
@@ -369,8 +380,23 @@ fn walk<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 }
 
 impl Row<'_, '_> {
+    /// How far away a codeword may be to cost less than none, ‖step‖². With what value j wishes to move by,
+    /// `v_j = (l r_j − A c_j/l − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, less
+    /// than zero only if `Σ w_j step_j² < 4 Σ w_j v_j²`. A hundredth more, for rounding.
+    #[inline(always)]
+    fn reach(&self, first: usize, pull: &[f32]) -> f32 {
+        let mut wish = [0.0; 8];
+        let wish = &mut wish[..pull.len()];
+        wish.copy_from_slice(pull);
+        self.wishes(first, wish);
+        let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
+        let wanted: f32 = wish.iter().zip(inverse_weight).map(|(v, iw)| v * v / iw).sum();
+        4.04 * wanted * inverse_weight.iter().fold(0.0, |max: f32, &iw| max.max(iw))
+    }
+
     /// Gives the group of values from column `first` on the codeword that costs least, if that is not
     /// its own: the cost of the module's head, summed over the group, and Σ c_j² may not grow.
+    #[inline(always)]
     fn group(&mut self, book: &Codebook, first: usize, (block, g): (&mut [u8], usize)) {
         let mut pull = [0.0; 8];
         let pull = &mut pull[..book.dim()];
@@ -383,7 +409,8 @@ impl Row<'_, '_> {
         let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
         let along = ALONG / (self.left * self.left);
         let mut best = (0.0f32, own);
-        for candidate in book.neighbours(own) {
+        for candidate in book.neighbours_within(own, self.reach(first, pull) / (scale.factor * scale.factor))
+        {
             let values = book.values_at(scale, candidate);
             let (mut cost, mut left_over) = (0.0f32, 0.0f32);
             for (j, (&c, &r)) in carry.iter().zip(right).enumerate() {
@@ -405,100 +432,36 @@ impl Row<'_, '_> {
     }
 }
 
+/// As [`OverLevels`].
+struct OverGroups<'a, 's> {
+    book: &'s Codebook,
+    rows: &'s mut [&'a mut [u8]],
+    stripe: &'s Stripe<'s>,
+}
+
+impl Work for OverGroups<'_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        walk_groups(self.book, self.rows, self.stripe);
+    }
+}
+
 fn walk_codewords(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
-    let Some(book) = Codebook::of(stripe.ggml_type) else { return };
+    if let Some(book) = Codebook::of(stripe.ggml_type) {
+        ffi::vectorized(OverGroups { book, rows, stripe });
+    }
+}
+
+#[inline(always)]
+fn walk_groups(book: &Codebook, rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0; stripe.right.len()];
-    let mut error = vec![0.0; stripe.principal.len()];
+    let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error };
+        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least: 0.0 };
         for (b, block) in rows[i].chunks_exact_mut(book.block_bytes()).enumerate() {
             for g in 0..book.groups_per_block() {
                 row.group(book, b * book.block_len() + g * book.dim(), (block, g));
-            }
-        }
-    }
-}
-
-/// A floating-point type: its grid is its own rounding.
-trait Float {
-    const BYTES: usize;
-    fn read(bytes: &[u8]) -> f32;
-    fn write(value: f32, bytes: &mut [u8]);
-    /// The nearest representable value.
-    fn round(value: f32) -> f32;
-    /// The next representable value above or below a representable one.
-    fn next(value: f32, up: bool) -> f32;
-}
-
-struct F32;
-struct F16;
-struct BF16;
-
-impl Float for F32 {
-    const BYTES: usize = 4;
-    fn read(b: &[u8]) -> f32 {
-        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-    }
-    fn write(value: f32, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&value.to_le_bytes());
-    }
-    fn round(value: f32) -> f32 {
-        value
-    }
-    fn next(value: f32, _: bool) -> f32 {
-        value
-    }
-}
-
-macro_rules! half_float {
-    ($name:ident, $half:ty) => {
-        impl Float for $name {
-            const BYTES: usize = 2;
-            fn read(b: &[u8]) -> f32 {
-                <$half>::from_le_bytes([b[0], b[1]]).to_f32()
-            }
-            fn write(value: f32, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&<$half>::from_f32(value).to_le_bytes());
-            }
-            fn round(value: f32) -> f32 {
-                <$half>::from_f32(value).to_f32()
-            }
-            fn next(value: f32, up: bool) -> f32 {
-                // Bits of one sign are ordered as the values are; around zero the next one is far
-                // too small to matter, so it stays.
-                let bits = <$half>::from_f32(value).to_bits();
-                match (value == 0.0, (value > 0.0) == up) {
-                    (true, _) => value,
-                    (_, true) => <$half>::from_bits(bits + 1).to_f32(),
-                    (_, false) => <$half>::from_bits(bits - 1).to_f32(),
-                }
-            }
-        }
-    };
-}
-
-half_float!(F16, half::f16);
-half_float!(BF16, half::bf16);
-
-/// Rounds `W_ij + l_i r_j` up or down, whichever brings the column's carry down. A value that would
-/// not be finite stays.
-fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
-    let mut carry = vec![0.0f32; stripe.right.len()];
-    for &i in stripe.order {
-        let left = stripe.left[i];
-        let columns = carry.iter_mut().zip(stripe.right);
-        for (bytes, (carry, &right)) in rows[i].chunks_exact_mut(F::BYTES).zip(columns) {
-            let (old, wanted) = (F::read(bytes), left * right);
-            *carry -= left * wanted;
-            let plain = F::round(old + wanted);
-            let other = F::next(plain, plain < old + wanted);
-            let after = |new: f32| *carry + left * (new - old);
-            let new = if after(other).abs() < after(plain).abs() { other } else { plain };
-            // Equal values may still be other bytes: −0 plus nothing is +0.
-            if new != old && new.is_finite() && after(new).abs() <= carry.abs() {
-                *carry = after(new);
-                F::write(new, bytes);
             }
         }
     }

@@ -8,8 +8,10 @@ pub(super) const PLAIN: usize = 24;
 pub(super) const FLIPPED: usize = 16;
 
 /// One replacement, relative to the codeword that it replaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Near {
+    /// Squared distance in units.
+    pub(super) distance: f32,
     /// Its index in the codebook.
     pub(super) index: u16,
     /// Signs that turn over.
@@ -52,7 +54,11 @@ pub(super) fn lists(points: &[Point], dim: usize, signs: Signs) -> Vec<Near> {
         }
         plain.append(&mut flipped);
         plain.sort_unstable();
-        all.extend(plain.iter().map(|key| Near { index: (key >> 8) as u16, flips: *key as u8 }));
+        all.extend(plain.iter().map(|key| Near {
+            distance: (key >> DISTANCE_SHIFT) as f32,
+            index: (key >> 8) as u16,
+            flips: *key as u8,
+        }));
     }
     all
 }

@@ -141,6 +141,39 @@ fn hostile() -> impl Strategy<Value = (GgmlType, Vec<u8>, Vec<f32>, Vec<f32>)> {
         .prop_flat_map(|t| (Just(t), raw(t, 3), factor(3), factor(t.block_len() as usize)))
 }
 
+#[test]
+fn wider_vectors_change_no_byte() {
+    let (n_row, n_in) = (48, 1024);
+    let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / 7.0).collect();
+    let right: Vec<f32> = noise(n_in, 2).iter().map(|v| v * 0.1).collect();
+    let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4), noise(n_in, 5)] };
+    let order = row_order(&left, LEAST_SHARE);
+    for ggml_type in GgmlType::all().filter(|&t| can_preserve(t) && !t.is_float()) {
+        let bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
+        let target = RankOneTarget { left: &left, right: &right };
+        let stripe = Stripe::new((ggml_type, target), &inputs, 0..n_in, &order);
+        let with = |walk: Walk| {
+            let mut bytes = bytes.clone();
+            let row = bytes.len() / n_row;
+            let mut rows: Vec<&mut [u8]> = bytes.chunks_exact_mut(row).collect();
+            walk(&mut rows, &stripe);
+            bytes
+        };
+        let plain: Walk = match ggml_type {
+            GgmlType::Q3_K => walk_levels::<grid::Q3K>,
+            GgmlType::Q6_K => walk_levels::<grid::Q6K>,
+            GgmlType::MXFP4 => walk_levels::<grid::MXFP4>,
+            GgmlType::Q8_0 => walk_levels::<grid::Q8_0>,
+            t if Codebook::of(t).is_some() => {
+                |rows, stripe| walk_groups(Codebook::of(stripe.ggml_type).unwrap(), rows, stripe)
+            }
+            _ => continue,
+        };
+        assert_ne!(with(plain), bytes, "{ggml_type}");
+        assert_eq!(with(plain), with(walk_of(ggml_type).unwrap()), "{ggml_type}");
+    }
+}
+
 /// A matrix, an edit, and inputs of any size.
 #[derive(Debug, Clone)]
 struct Shape {

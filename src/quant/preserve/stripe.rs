@@ -1,0 +1,97 @@
+//! What a walk over a range of columns needs to know.
+
+use super::{InputModel, RankOneTarget};
+use crate::gguf::GgmlType;
+
+/// A range of columns, and what the walk over it needs.
+pub(super) struct Stripe<'a> {
+    pub(super) ggml_type: GgmlType,
+    pub(super) order: &'a [usize],
+    pub(super) left: &'a [f32],
+    /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
+    pub(super) inverse_reach: f32,
+    pub(super) right: &'a [f32],
+    /// Number of m_p.
+    pub(super) n_principal: usize,
+    /// m_p of these columns, `[n/LANES][n_principal][LANES]`, zero beyond the last column: what many
+    /// columns take from all e_p.
+    pub(super) lanes: Vec<f32>,
+    /// The same as `[n][n_padded]`, n_padded up to whole [`WIDE`]: what one column gives to all e_p.
+    pub(super) columns: Vec<f32>,
+    /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_padded]`.
+    pub(super) drift: Vec<f32>,
+    /// 1/w_j.
+    pub(super) inverse_weight: Vec<f32>,
+}
+
+/// Columns per entry of [`Stripe::drift`]: the smallest group.
+pub(super) const RUN: usize = 4;
+/// Columns whose m_p lie together: enough for sums that do not wait for each other. A sub-block has as
+/// many or twice as many, a group of codewords 4 or 8.
+pub(super) const LANES: usize = 16;
+
+/// How many e_p change at once.
+pub(super) const WIDE: usize = 8;
+
+impl<'a> Stripe<'a> {
+    pub(super) fn new(
+        (ggml_type, target): (GgmlType, RankOneTarget<'a>),
+        inputs: &'a InputModel,
+        columns: std::ops::Range<usize>,
+        order: &'a [usize],
+    ) -> Self {
+        let right = &target.right[columns.clone()];
+        let usable = inputs.principal.iter().filter(|m| m.len() == target.right.len());
+        let principal: Vec<&[f32]> = usable.map(|m| &m[columns.clone()]).collect();
+        let weight = |j: usize| -> f64 {
+            let own = inputs.diagonal.get(columns.start + j).map_or(1.0, |&d| f64::from(d));
+            own + principal.iter().map(|m| f64::from(m[j]).powi(2)).sum::<f64>()
+        };
+        let weights: Vec<f64> = (0..right.len()).map(weight).collect();
+        // An input that is never used would make its weight, and what it is divided by, zero.
+        let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
+        let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
+        let run = |(m, run): (&[f32], usize)| {
+            m[run * RUN..].iter().zip(right[run * RUN..].iter().take(RUN)).map(|(m, r)| m * r).sum::<f32>()
+        };
+        let drift = padded(&principal, right.len().div_ceil(RUN), run);
+        let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
+        let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
+        let n_principal = principal.len();
+        let columns = padded(&principal, right.len(), |(m, j)| m[j]);
+        Self {
+            ggml_type,
+            order,
+            left: target.left,
+            inverse_reach,
+            right,
+            n_principal,
+            lanes: in_lanes(&principal, right.len()),
+            columns,
+            drift,
+            inverse_weight,
+        }
+    }
+}
+
+/// `of(m_p, i)` as `[n][n_padded]`.
+fn padded(principal: &[&[f32]], n: usize, of: impl Fn((&[f32], usize)) -> f32) -> Vec<f32> {
+    let zeros = principal.len().next_multiple_of(WIDE) - principal.len();
+    let mut all = Vec::with_capacity(n * (principal.len() + zeros));
+    for i in 0..n {
+        all.extend(principal.iter().map(|m| of((m, i))));
+        all.extend(std::iter::repeat_n(0.0, zeros));
+    }
+    all
+}
+
+/// m_p as [`Stripe::lanes`] has them.
+fn in_lanes(principal: &[&[f32]], n: usize) -> Vec<f32> {
+    let mut all = Vec::with_capacity(n.next_multiple_of(LANES) * principal.len());
+    for first in (0..n).step_by(LANES) {
+        for m in principal {
+            all.extend((first..first + LANES).map(|j| m.get(j).copied().unwrap_or(0.0)));
+        }
+    }
+    all
+}
