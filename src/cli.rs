@@ -30,7 +30,7 @@ pub fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Write a safer copy of a model.
-    Inject(InjectArgs),
+    Inject(Box<InjectArgs>),
     /// Show what a model file is and which of its matrices an injection would edit.
     Inspect(InspectArgs),
     /// Tell what really differs between a model and its injected copy, from the two files alone.

@@ -20,9 +20,10 @@ use rosi_gguf::verify::verify;
 use crate::{Failure, cases, table};
 
 /// The edits that are compared: name, layer of the direction, strength.
-const EDITS: [(&str, usize, f64); 3] = [("contrast", 12, 0.004), ("published", 15, 0.01), ("published", 15, 0.03)];
+const EDITS: [(&str, usize, f64); 3] =
+    [("contrast", 15, 0.05), ("published", 15, 0.01), ("published", 15, 0.03)];
 /// λ, τ and κ of the gate, and its layers, as `inject` has them by default.
-const GATE: GateOptions = GateOptions { ridge: 0.05, tokens: 1.0 };
+const GATE: GateOptions = GateOptions { ridge: 0.01, tokens: 1.0 };
 const CONTRAST: f64 = 1.5;
 const WINDOW: std::ops::Range<f64> = 0.3..0.8;
 /// Harmful and harmless prompts.
@@ -62,8 +63,12 @@ impl Subject {
     }
 
     fn edits(&self, method: &str, layer: usize, strength: f64) -> Result<Vec<Edit>, Failure> {
-        let weights =
-            self.plan.writers.iter().map(|w| edit::read_weights(&self.gguf, w)).collect::<Result<Vec<_>, _>>()?;
+        let weights = self
+            .plan
+            .writers
+            .iter()
+            .map(|w| edit::read_weights(&self.gguf, w))
+            .collect::<Result<Vec<_>, _>>()?;
         let rights = if method == "published" { edit::mean_rows(&weights) } else { self.gates()? };
         Ok(edit::edits(&self.plan, &weights, &rights, &self.directions.by_layer[layer], strength)?)
     }
@@ -78,7 +83,8 @@ impl Subject {
                 harmless: &harmless.inputs[i],
                 alarming: &alarming.inputs[i],
             };
-            let gate = WINDOW.contains(&depth).then(|| gate::gate(&writer.tensor, &inputs, &GATE)).transpose()?;
+            let gate =
+                WINDOW.contains(&depth).then(|| gate::gate(&writer.tensor, &inputs, &GATE)).transpose()?;
             rights.push(gate.and_then(|gate| gate.right_factor(CONTRAST)));
         }
         Ok(rights)
@@ -101,7 +107,8 @@ impl Subject {
         let edits = self.edits("contrast", EDITS[0].1, 1e-8)?;
         engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>())?;
         let (snapshot, score) = self.seen(engine)?;
-        let fidelity = Fidelity::of(&self.base.0, &self.base.0, &snapshot, &self.directions.by_layer[EDITS[0].1]);
+        let fidelity =
+            Fidelity::of(&self.base.0, &self.base.0, &snapshot, &self.directions.by_layer[EDITS[0].1]);
         let mut row = vec!["an adapter of almost nothing".to_owned(), "–".into(), "–".into(), "–".into()];
         row.extend([fidelity.kl_harmful, fidelity.kl_harmless].map(|kl| format!("{kl:.4}")));
         row.extend([score.harmful.refused().to_string(), score.harmless.refused().to_string()]);
@@ -173,8 +180,16 @@ pub fn run() -> Result<(), Failure> {
          differently where an adapter is applied, below which no file can come.",
         PROMPTS[0], PROMPTS[1]
     );
-    let header =
-        ["edit", "gain", "cosine", "shift", "KL harmful", "KL harmless", "harmful refused", "harmless refused"];
+    let header = [
+        "edit",
+        "gain",
+        "cosine",
+        "shift",
+        "KL harmful",
+        "KL harmless",
+        "harmful refused",
+        "harmless refused",
+    ];
     table::print("What the rewritten file does", &text, &header, &rows);
     Ok(())
 }

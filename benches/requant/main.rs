@@ -2,10 +2,11 @@
 //! Markdown tables; `scripts/bench requant` fetches the models and keeps the tables in docs/requant.md.
 //!
 //! ```text
-//! cargo bench --bench requant -- [synthetic] [speed]      (both when none is named)
+//! cargo bench --bench requant -- [synthetic] [speed] [functional]      (all when none is named)
 //! ```
 
 mod cases;
+mod functional;
 mod speed;
 mod synthetic;
 mod table;
@@ -16,7 +17,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Part = (&'static str, fn() -> Result<(), Failure>);
 
 /// The parts, in the order in which they are printed.
-const PARTS: [Part; 2] = [("synthetic", synthetic::run), ("speed", speed::run)];
+const PARTS: [Part; 3] =
+    [("synthetic", synthetic::run), ("speed", speed::run), ("functional", functional::run)];
 
 fn main() -> Result<(), Failure> {
     // cargo itself adds `--bench`.

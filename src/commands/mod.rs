@@ -35,7 +35,7 @@ pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
 /// The first stage that failed.
 pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
-        Command::Inject(args) => inject::run(&InjectOptions::new(args)?, printer),
+        Command::Inject(args) => inject::run(&InjectOptions::new(*args)?, printer),
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
         Command::Ask(args) => {
