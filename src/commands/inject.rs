@@ -233,6 +233,11 @@ fn finish(
     }
     printer.say(report.summary());
     printer.say(format!("wrote {} in {:.0} s", options.output.display(), report.seconds));
+    if let Requant::Promote(ggml_type) = options.requant {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        let (before, after) = (megabytes(report.input.bytes), megabytes(report.output.bytes));
+        printer.say(format!("edited tensors are {ggml_type}: {before:.0} MB became {after:.0} MB"));
+    }
     if options.json {
         printer.data(json);
     }
