@@ -7,7 +7,7 @@
 //!
 //! # What counts as a scar
 //! The statistic is the gap `ln(λ2/λ1)` of `D^{-1/2} G D^{-1/2}`, D = diag(G), for every layer, for windows
-//! of an eighth of the layers and more, and for attention and feed-forward writers apart. The spacing of
+//! of a quarter of the layers and more, and for attention and feed-forward writers apart. The spacing of
 //! the honest spectrum does not calibrate it: honest weights show gaps of 60 mean spacings. What does is
 //! how wide honest gaps get at all, and that those wide gaps lie along few coordinates (the massive ones
 //! that every model has), while directions of meaning are dense.
@@ -25,6 +25,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use region::MIN_WIDTH;
 pub use region::{Lowest, Region};
 pub use source::{FileSource, Group, Site, Source};
 
@@ -147,6 +148,20 @@ pub struct Findings {
     /// The region that stands out most, whether or not that is a scar; `None` for a model that is too
     /// small to judge.
     pub widest: Option<Region>,
+}
+
+impl Findings {
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        match (&self.scar, &self.widest) {
+            (Some(scar), _) => scar.describe(),
+            (None, Some(widest)) => format!(
+                "no: no direction is missing from the weights; widest gap {:.2}, in honest models up to {HONEST_GAP}",
+                widest.lowest.gap
+            ),
+            (None, None) => format!("cannot be told: the model is narrower than {MIN_WIDTH}"),
+        }
+    }
 }
 
 /// Searches all writers of `source` for directions that they (almost) do not write. `progress(done, total)`.

@@ -134,6 +134,11 @@ fn inspect_tells_the_writers() {
     assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
     assert_eq!(facts["tied_embeddings"], true);
     assert_eq!(facts["injected"], serde_json::Value::Null);
+    assert!(facts.get("abliterated").is_none(), "the weights were not asked for");
+    let path = dir.path().join("m.gguf");
+    let output = run(&["inspect", path.to_str().unwrap(), "--json", "--weights"]);
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(facts.get("abliterated"), Some(&serde_json::Value::Null));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::commands::provenance::Provenance;
 use crate::commands::session::Opened;
 use crate::error::{Error, ExitStatus};
 use crate::output::{Printer, Table};
-use crate::scar::{self, FileSource, Scar};
+use crate::scar::{self, FileSource, Findings, Scar};
 
 #[derive(Serialize)]
 struct Inspection {
@@ -30,6 +30,8 @@ struct Inspection {
     /// Missing when the weights were not looked at, null when no direction was removed from them.
     #[serde(skip_serializing_if = "Option::is_none")]
     abliterated: Option<Option<Scar>>,
+    #[serde(skip)]
+    weights: Option<Findings>,
     warnings: Vec<String>,
 }
 
@@ -63,7 +65,8 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         let bar = printer.bar("reading the weights", 1);
         let source = FileSource::new(&opened.gguf, &opened.plan);
         let findings = scar::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
-        inspection.abliterated = Some(findings.scar);
+        inspection.abliterated = Some(findings.scar.clone());
+        inspection.weights = Some(findings);
     }
     if args.json {
         printer.data(serde_json::to_string_pretty(&inspection).unwrap_or_default());
@@ -107,6 +110,7 @@ fn inspect(opened: &Opened) -> Inspection {
         chat_template: gguf.str("tokenizer.chat_template").map(str::to_owned),
         injected: Provenance::read(gguf),
         abliterated: None,
+        weights: None,
         warnings: plan.warnings.iter().map(ToString::to_string).collect(),
     }
 }
@@ -121,11 +125,8 @@ fn describe(i: &Inspection) -> String {
     line("size", format!("{} MB in {} tensors", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
-    if let Some(scar) = &i.abliterated {
-        line(
-            "abliterated",
-            scar.as_ref().map_or("no direction was removed from the weights".into(), Scar::describe),
-        );
+    if let Some(findings) = &i.weights {
+        line("abliterated", findings.describe());
     }
     line("writers", format!("{} matrices write into the residual stream", i.writers.len()));
     let mut table = Table::new(&["type", "tensors", "MB", "writers"]);

@@ -11,7 +11,7 @@ use crate::interrupt;
 use crate::linalg::{self, NotPositive};
 
 /// Fewer coordinates have too coarse a spectrum to judge.
-const MIN_WIDTH: usize = 64;
+pub const MIN_WIDTH: usize = 64;
 /// Columns per coordinate that a region needs: with fewer, W has directions that it cannot write at all.
 const MIN_COLUMNS: f64 = 1.5;
 /// Most directions that are looked for at once.
