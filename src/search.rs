@@ -207,9 +207,9 @@ impl Search<'_> {
                 progress(&result, total);
             }
         }
-        // Where nothing kept the limits, less of the most promising may.
-        let start = result.best().map(|t| (t.candidate, t.strength));
-        let start = start.or(ranked.first().map(|p| (p.candidate, p.strength)));
+        // Where nothing kept the limits, less of the most useful may.
+        let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
+        let start = result.best().or(result.trials.iter().max_by(useful)).map(|t| (t.candidate, t.strength));
         for share in FINE_STRENGTHS.into_iter().take(fine.min(self.options.trials.saturating_sub(whole))) {
             if let Some((candidate, strength)) = start.filter(|_| !late(&self.options)) {
                 self.trial(&candidate, strength * share, &mut result)?;

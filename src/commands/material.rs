@@ -25,9 +25,9 @@ const PRINCIPAL: usize = 16;
 /// λ and τ of the gate (docs/method.md: neither matters much within a factor of four).
 const GATE: GateOptions = GateOptions { ridge: 0.01, tokens: 1.0 };
 /// Layers that a gated edit tries, as shares of the depth, the default first.
-const WINDOWS: [(f64, f64); 4] = [(0.3, 0.8), (0.0, 1.0), (0.2, 0.9), (0.4, 0.7)];
+const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
-const CONTRASTS: [f64; 3] = [1.5, 0.7, 3.0];
+const CONTRASTS: [f64; 2] = [0.7, 1.5];
 
 /// What `method` tries.
 pub fn space(method: Method) -> Space {
