@@ -134,12 +134,12 @@ impl Inputs {
         (count > 0.0).then_some(mean)
     }
 
-    /// E[x_j²] over all experts, `[n_in]`; `None` when no x was seen.
+    /// `E[x_j²]` over all experts, `[n_in]`; `None` when no x was seen.
     pub fn mean_square(&self) -> Option<Vec<f64>> {
         self.mean(&self.sum_squares)
     }
 
-    /// `E[x xᵀ] ≈ diag(E[x_j²] − m_j²) + m mᵀ`, m = E[x], or 0 where it is not known. Experts count as
+    /// `E[x xᵀ] ≈ diag(E[x_j²] − m_j²) + m mᵀ`, `m = E[x]`, or 0 where it is not known. Experts count as
     /// often as they saw an x. `None` when none did.
     pub fn model(&self) -> Option<InputModel> {
         let square = self.mean_square()?;
