@@ -57,7 +57,7 @@ pub fn in_parallel<T: Send>(threads: usize, items: impl Iterator<Item = T> + Sen
 }
 
 /// `G ← G + W Wᵀ` in the lower triangle (diagonal included; what is above it is undefined); W f32
-/// `[n, columns]`, G f64 `[n, n]`; products of [`COLUMNS`] columns in f32, their sum in f64. The order of
+/// `[n, columns]`, G f64 `[n, n]`; products of 1024 columns at a time in f32, their sum in f64. The order of
 /// the sums does not depend on the number of threads.
 pub fn add_outer(gram: &mut Array2<f64>, w: ArrayView2<'_, f32>) {
     let mut bands: Vec<_> = gram.axis_chunks_iter_mut(Axis(0), BAND).enumerate().collect();
