@@ -7,12 +7,39 @@
 //!
 //! # What counts as a scar
 //! The statistic is the gap `ln(λ2/λ1)` of `D^{-1/2} G D^{-1/2}`, D = diag(G), for every layer, for windows
-//! of a quarter of the layers and more, and for attention and feed-forward writers apart. The spacing of
-//! the honest spectrum does not calibrate it: honest weights show gaps of 60 mean spacings. What does is
-//! how wide honest gaps get at all, and that those wide gaps lie along few coordinates (the massive ones
-//! that every model has), while directions of meaning are dense.
+//! of a quarter of the layers and more, and for attention and feed-forward writers apart; of several removed
+//! directions, the gap after the last. The spacing of the honest spectrum does not calibrate it: honest
+//! weights show gaps of 60 mean spacings. What does is how wide honest gaps get at all, and where: the
+//! widest lie along two or three coordinates, the massive ones that every model has, while a direction of
+//! meaning is dense (participation ratio over a thirtieth of all coordinates). Honest layers agree on their
+//! smallest eigenvectors too, up to |cos| 0.93, so agreement alone is no proof either, only beside a gap.
 //!
-//! TABLE
+//! Gaps measured on SmolLM2-135M, Gemma3-270M and Qwen2.5-Coder-0.5B, and cosine of the layers' directions
+//! found with the true ones, mean over layers, of the worst model (`tests/e2e_scar.rs`, `print_the_table`).
+//! r is random or a difference of token embeddings, per layer unrelated or with |cos| 0.85 between
+//! neighbours; no layer that was left alone was ever named.
+//!
+//! | removed, with weight w           | F32: gap    | cosine | Q4_0, Q4_K: gap | cosine | layers found |
+//! |----------------------------------|-------------|--------|-----------------|--------|--------------|
+//! | nothing                          | 0.5 - 0.8   |        | 0.5 - 0.8       |        | none         |
+//! | r from all layers, w = 1         | 13.0 - 13.3 | 1.0000 | 4.0 - 5.4       | 0.9999 | all          |
+//! | r from layers 30-70 %, w = 1     | 12.4 - 12.6 | 1.0000 | 3.6 - 4.6       | 0.999  | all          |
+//! | all layers, w = 0.8, 1.2         | 2.6 - 2.9   | 0.995  | 2.2 - 3.0       | 0.995  | all          |
+//! | layers 30-70 %, w = 0.8, 1.2     | 2.2 - 2.7   | 0.96   | 1.8 - 2.3       | 0.96   | all          |
+//! | all layers, w = 1.4              | 1.3 - 1.6   | 0.96   | 1.3 - 1.6       | 0.96   | all          |
+//! | layers 30-70 %, w = 1.4          | 1.0 - 1.6   | 0.83   | 1.0 - 1.4       | 0.84   | most or none |
+//! | r of its own per layer, w = 1    | 11.4 - 11.8 | 1.0000 | 2.8 - 3.6       | 0.997  | 99 %         |
+//! | per layer, w = 0.8, 1.2          | 1.5 - 2.1   | 0.96   | 1.3 - 2.0       | 0.96   | 80 - 100 %   |
+//! | per layer, w = 1.4               | 0.9 - 1.3   |        | 0.8 - 1.3       |        | hardly any   |
+//! | from attention or FFN only, w = 1| 13.0 - 13.3 | 1.0000 | 4.0 - 4.4       | 0.999  | all          |
+//! | r = what one FFN writes most, w = 1 | 11.5 - 13.0 | 1.0000 | 2.7 - 4.9    | 0.999  | all          |
+//! | the same, w = 0.8, 1.2           | 0.7 - 1.7   |        | 0.5 - 1.7       |        | none         |
+//!
+//! Real refusal directions (difference in means of Qwen and SmolLM2, the middle layer's or each layer's own)
+//! behave as random ones: w = 1: 13.2 and 11.7, in Q4_0 4.3 and 3.0; w = 0.8, 1.2: 2.6 and 1.7, in Q4_0
+//! 2.4 and 1.5. What writers write most (14 to 17 times the average) is not found with w ≠ 1 because what
+//! is left of it is what an average direction has; along refusal directions they write 1.0 to 1.1.
+
 use ndarray::Array2;
 use serde::Serialize;
 
@@ -179,7 +206,7 @@ pub fn find(source: &dyn Source, progress: &mut dyn FnMut(usize, usize)) -> Resu
 
 /// Regions whose gap no honest model shows.
 struct Suspects<'a> {
-    /// Windows, the largest first.
+    /// Windows, the clearest first.
     windows: Vec<&'a Region>,
     /// Single layers.
     layers: Vec<&'a Region>,
@@ -188,7 +215,7 @@ struct Suspects<'a> {
 impl<'a> Suspects<'a> {
     fn of(layers: &'a [Option<Region>], windows: &'a [Region]) -> Self {
         let mut windows: Vec<&Region> = windows.iter().filter(|w| is_suspect(w, layers)).collect();
-        windows.sort_by_key(|w| (std::cmp::Reverse(w.layers.len()), w.group.is_some(), w.layers.start));
+        windows.sort_by(|a, b| b.clarity().total_cmp(&a.clarity()));
         let single = |l: &&Region| l.lowest.gap >= if l.lowest.dense { GAP_LAYER } else { GAP_SPARSE };
         let mut singles: Vec<&Region> = layers.iter().flatten().filter(single).collect();
         if windows.is_empty() && singles.len() < MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1)) {
@@ -234,7 +261,7 @@ impl<'a> Suspects<'a> {
         if layers.is_empty() {
             return None;
         }
-        let best = self.windows.iter().max_by(|a, b| a.lowest.strength().total_cmp(&b.lowest.strength()));
+        let best = self.windows.first();
         let directions = match best {
             Some(best) if best.lowest.rank > 1 => best.lowest.basis.clone(),
             _ => vec![principal(&layers.iter().map(|(l, _)| l.unit.as_slice()).collect::<Vec<_>>())?],
@@ -252,7 +279,7 @@ impl<'a> Suspects<'a> {
         let single = median(self.layers.iter().map(|l| l.lowest.gap));
         let most = best.is_none() || 2 * self.layers.len() >= layers.len();
         let single = if most { single } else { 0.0 };
-        let gap = best.map_or(single, |best| best.lowest.gap.max(single));
+        let gap = self.windows.iter().map(|w| w.lowest.gap).fold(single, f64::max);
         Some(Scar {
             gap,
             times_honest: gap / HONEST_GAP,
@@ -281,8 +308,8 @@ fn is_suspect(window: &Region, layers: &[Option<Region>]) -> bool {
 }
 
 /// What was done to one layer, given its writers' energies along the directions of each of `regions`
-/// (windows, the largest first, then single layers): the direction that leaves the least, but a smaller
-/// region's only when it leaves a quarter of that, since it was fitted to less.
+/// (windows, the clearest first, then single layers): the first direction that they lack, unless a later
+/// one leaves a quarter of that; a direction of the layer alone is fitted to less and so leaves less anyway.
 fn touched<'r>(
     layer: usize,
     sites: &[(&Site, &Vec<f64>)],

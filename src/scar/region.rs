@@ -66,6 +66,15 @@ pub struct Region {
     pub lowest: Lowest,
 }
 
+impl Region {
+    /// How well its direction is known: the strength times the square root of the number of writers, whose
+    /// noise averages out.
+    pub fn clarity(&self) -> f64 {
+        let kinds = if self.group.is_some() { 1.0 } else { 2.0 };
+        self.lowest.strength() * (self.layers.len() as f64 * kinds).sqrt()
+    }
+}
+
 /// One eigenpair in the units of W.
 struct Pair {
     value: f64,
