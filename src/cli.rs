@@ -66,7 +66,7 @@ pub struct InjectArgs {
     /// Most KL divergence from the base on harmless prompts (first token, nats).
     #[arg(long, default_value_t = 0.05, allow_hyphen_values = true)]
     pub max_kl: f64,
-    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.05; none for
+    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; none for
     /// the published methods].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     pub max_false_refusal: Option<f64>,

@@ -213,7 +213,7 @@ fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
 /// limit unless one is given.
 fn max_false_refusal(args: &InjectArgs) -> Result<f64, Error> {
     match args.max_false_refusal {
-        None => Ok(if args.method.is_gated() { 0.05 } else { 1.0 }),
+        None => Ok(if args.method.is_gated() { 0.1 } else { 1.0 }),
         Some(share) if (0.0..=1.0).contains(&share) => Ok(share),
         Some(share) => {
             Err(option("--max-false-refusal", format!("expected a share from 0 to 1, found {share}"), None))
