@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::edit::{CHUNK_VALUES, Edit, EditError};
 use crate::gguf::{GgmlType, TensorInfo};
+use crate::linalg;
 use crate::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
 use crate::quant::{self, QuantError};
 
@@ -96,7 +97,7 @@ fn preserved(
             .map(|&r| (f64::from(r) * edit.alpha) as f32)
             .collect();
         let target = RankOneTarget { left: &edit.left, right: &right };
-        preserve(info.ggml_type, bytes, target, inputs, threads())
+        preserve(info.ggml_type, bytes, target, inputs, linalg::threads(usize::MAX))
             .map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
     }
     Ok(bytes)
@@ -127,10 +128,6 @@ pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditE
 
 /// A change to a run of decoded rows: index of the first, and the values.
 type ChangeRows<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
-
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
-}
 
 /// Decodes `bytes` in runs of rows on all cores, lets `change` have each run, and encodes it as
 /// `ggml_type`, nearest. The split depends on the tensor alone, so the bytes do not depend on the
@@ -164,7 +161,7 @@ fn requantize(
         }
     };
     let result = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads()).map(|_| scope.spawn(worker)).collect();
+        let handles: Vec<_> = (0..linalg::threads(usize::MAX)).map(|_| scope.spawn(worker)).collect();
         let results = handles.into_iter().map(|h| h.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         results.fold(Ok(()), Result::and)
     });
