@@ -7,7 +7,7 @@ use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
 use crate::requant::Requant;
-use crate::search::SearchOptions;
+use crate::search::{Lever, SearchOptions};
 
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
 const MAX_STRENGTH: f64 = 1.0;
@@ -53,6 +53,8 @@ pub struct InjectOptions {
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
     pub system_prompt: SystemPrompt,
+    /// Only this lever.
+    pub lever: Option<Lever>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// Whether the JSON report goes to stdout.
@@ -99,12 +101,9 @@ impl InjectOptions {
             let hint = Some("give another name with -o; the input is never overwritten".into());
             return Err(option("--output", format!("{} is the input itself", output.display()), hint));
         }
-        if !(args.max_kl > 0.0 && args.max_kl.is_finite()) {
-            return Err(option(
-                "--max-kl",
-                format!("expected a positive number of nats, found {}", args.max_kl),
-                None,
-            ));
+        if let Some(kl) = args.max_kl.filter(|&kl| kl <= 0.0 || !kl.is_finite()) {
+            let problem = format!("expected a positive number of nats, found {kl}");
+            return Err(option("--max-kl", problem, None));
         }
         Ok(Self {
             search: SearchOptions {
@@ -116,6 +115,7 @@ impl InjectOptions {
                 time_budget: args.time_budget.map(std::time::Duration::from_secs),
             },
             system_prompt: parse_system_prompt(&args.system_prompt)?,
+            lever: args.lever,
             requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
             output,

@@ -49,11 +49,12 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let provenance = provenance(&study, options, &prompts, &input);
     let write = Write {
         source: &opened.gguf,
+        plan: &opened.plan,
         edits: &edits,
         inputs: &study.material.inputs,
         requant: options.requant,
     };
-    write.write(Change::Edit(&provenance, study.direction()), &mut file, printer)?;
+    write.write(Change::Edit(&provenance, study.along()), &mut file, printer)?;
     let written = Gguf::open(file.temporary_path())?;
     let verification = check_written(&opened, &written, &edits, printer)?;
     let after = exam.after(&written, &before)?;
@@ -71,7 +72,9 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         architecture: opened.plan.architecture.clone(),
         prompts: prompt_facts(&prompts),
         edit: edit_facts(&study, &edits, options),
-        separation: study.material.directions.separation.clone(),
+        scar: study.scar.clone(),
+        levers: study.search.by_lever(),
+        separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
         search: study.search.clone(),
         scores: before.scores(after.examination.score, requantized),
         verification,
@@ -164,6 +167,7 @@ fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input
         strength: study.chosen.strength,
         prompts_sha256: prompts.sha256(),
         input_sha256: input.sha256.clone(),
+        lever: study.chosen.candidate.lever.name().into(),
         system_prompt: study.system_prompt.into(),
     }
 }
@@ -183,6 +187,7 @@ fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFac
     let pushes = study.material.pushes(edits, study.direction().norm());
     EditFacts {
         method: options.method.name().into(),
+        lever: study.chosen.candidate.lever,
         system_prompt: study.system_prompt.into(),
         layer: study.chosen.candidate.layer,
         window: study.chosen.candidate.window,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::activations::{self, Activations, WriterInputs};
 use crate::commands::session::Opened;
-use crate::direction::{self, Directions, SafetyDirection};
+use crate::direction::{self, Along, Directions};
 use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::chats;
@@ -16,7 +16,7 @@ use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
-use crate::search::{Candidate, Space};
+use crate::search::{Candidate, Lever, Space};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
 const SAMPLE: usize = 256;
@@ -29,24 +29,17 @@ const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
 const CONTRASTS: [f64; 2] = [0.7, 1.5];
 
-/// What `method` tries.
-pub fn space(method: Method) -> Space {
-    match method {
-        Method::Contrast => {
-            Space { windows: WINDOWS.to_vec(), contrasts: CONTRASTS.to_vec(), first_strength: 0.05 }
-        }
-        Method::Gated => Space { windows: WINDOWS.to_vec(), contrasts: vec![0.0], first_strength: 0.05 },
-        // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
-        Method::Published | Method::PublishedSigned => {
-            Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 }
-        }
-    }
+/// What `method` tries with `lever`.
+pub fn space(method: Method, lever: Lever) -> Space {
+    let contrasts = if method == Method::Contrast { CONTRASTS.to_vec() } else { vec![0.0] };
+    // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
+    let (windows, first_strength) =
+        if method.is_gated() { (WINDOWS.to_vec(), 0.05) } else { (vec![(0.0, 1.0)], 0.04) };
+    Space { lever, layer: None, windows, contrasts, first_strength }
 }
 
 /// Everything that an edit is made of.
 pub struct Material {
-    /// Directions and separation per layer.
-    pub directions: Directions,
     /// Weights of each writer.
     pub weights: Vec<WriterWeights>,
     /// What is known of each writer's inputs, in the plan's order.
@@ -77,36 +70,30 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 }
 
 impl Material {
-    /// Collects it on the extract split. `system` is the safety prompt under which the direction is
-    /// taken, if any; gates always see prompts as users send them.
+    /// Collects it on the extract split, with prompts as users send them, and the directions that these
+    /// show.
     pub fn collect(
         opened: &Opened,
         engine: &mut LlamaEngine,
         prompts: &PromptSet,
-        (method, system): (Method, Option<&str>),
+        method: Method,
         printer: &Printer,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Directions), Error> {
         let weights = read_weights(opened, printer)?;
         let collector = Collector { opened, prompts, printer };
         let plain = PromptKind::ALL.map(|kind| collector.collect(engine, (kind, None)));
         let [harmful, harmless, alarming] = plain;
         let (harmful, harmless, alarming) = (harmful?, harmless?, alarming?);
-        let directions = match system {
-            None => direction::difference_in_means(&harmful, &harmless)?,
-            Some(_) => direction::difference_in_means(
-                &collector.collect(engine, (PromptKind::Harmful, system))?,
-                &collector.collect(engine, (PromptKind::Harmless, system))?,
-            )?,
-        };
+        let directions = direction::difference_in_means(&harmful, &harmless)?;
         let sets = [&harmful, &harmless, &alarming];
         let mean_harmful: Vec<Vec<f64>> = harmful.inputs.iter().map(WriterInputs::mean_last).collect();
-        Ok(Self {
+        let material = Self {
             rights: right_factors(opened, &weights, (method, &mean_harmful), (sets, printer))?,
             inputs: input_models(sets, printer),
-            directions,
             weights,
             mean_harmful,
-        })
+        };
+        Ok((material, directions))
     }
 
     /// Mixes what an importance matrix says of the writers' inputs into what the prompts showed.
@@ -128,7 +115,7 @@ impl Material {
         Ok(())
     }
 
-    /// The edits of `candidate` along `direction` at `strength`.
+    /// The edits of `candidate` along its direction at `strength`.
     ///
     /// # Errors
     /// [`EditError`].
@@ -136,7 +123,7 @@ impl Material {
         &self,
         plan: &Plan,
         candidate: &Candidate,
-        (direction, strength): (&SafetyDirection, f64),
+        (along, strength): (Along<'_>, f64),
     ) -> Result<Vec<Edit>, EditError> {
         let n_layer = plan.n_layer as f64;
         let (from, until) = candidate.window;
@@ -148,20 +135,15 @@ impl Material {
         };
         let writers = plan.writers.iter().enumerate();
         let rights = writers.map(|(i, writer)| if inside(writer) { right(i) } else { None });
-        edit::edits(plan, &self.weights, &rights.collect(), direction, strength)
+        edit::edits(plan, &self.weights, &rights.collect(), along, strength)
     }
 
-    /// The published edit of every writer along `direction`.
+    /// The published edit of every writer.
     ///
     /// # Errors
     /// [`EditError`].
-    pub fn published(
-        &self,
-        plan: &Plan,
-        direction: &SafetyDirection,
-        strength: f64,
-    ) -> Result<Vec<Edit>, EditError> {
-        edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), direction, strength)
+    pub fn published(&self, plan: &Plan, along: Along<'_>, strength: f64) -> Result<Vec<Edit>, EditError> {
+        edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), along, strength)
     }
 
     /// α·rightᵀ mean(x) of each dense writer over the harmful prompts' last tokens, in units of ‖s‖:
@@ -175,6 +157,20 @@ impl Material {
         };
         dense.map(push).collect()
     }
+}
+
+/// The difference in means of the extract split under `system`, without the writers' inputs.
+pub fn directions_under(
+    opened: &Opened,
+    engine: &mut LlamaEngine,
+    prompts: &PromptSet,
+    system: &str,
+    printer: &Printer,
+) -> Result<Directions, Error> {
+    let collector = Collector { opened, prompts, printer };
+    let harmful = collector.collect(engine, (PromptKind::Harmful, Some(system)))?;
+    let harmless = collector.collect(engine, (PromptKind::Harmless, Some(system)))?;
+    Ok(direction::difference_in_means(&harmful, &harmless)?)
 }
 
 /// Runs the extract split through the model.
@@ -191,7 +187,10 @@ impl Collector<'_> {
         engine: &mut LlamaEngine,
         (kind, system): (PromptKind, Option<&str>),
     ) -> Result<Activations, Error> {
-        let capture = Capture::new(&self.opened.plan).with_sample(SAMPLE);
+        let capture = match system {
+            None => Capture::new(&self.opened.plan).with_sample(SAMPLE),
+            Some(_) => Capture::residual_only(&self.opened.plan),
+        };
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
         let selected = self.prompts.select(kind, Split::Extract);
         let texts: Vec<String> = selected.iter().map(|p| p.text.clone()).collect();

@@ -5,6 +5,7 @@ pub mod eval;
 mod exam;
 pub mod inject;
 pub mod inspect;
+mod levers;
 mod material;
 mod provenance;
 mod session;

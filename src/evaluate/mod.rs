@@ -206,14 +206,19 @@ impl Examiner {
         Ok((Self { questions, base, openings }, Examination { score, answers }))
     }
 
-    /// Learns the openings of refusals from other answers too: those of the base under a safety prompt.
+    /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it
+    /// is now: those of the base under a safety prompt, or those of an edited model.
     ///
     /// # Errors
     /// [`LlamaError`].
-    pub fn learn_openings(&mut self, engine: &mut dyn Engine, system: &str) -> Result<Tally, LlamaError> {
+    pub fn learn_openings(
+        &mut self,
+        engine: &mut dyn Engine,
+        system: Option<&str>,
+    ) -> Result<Tally, LlamaError> {
         let texts = &self.questions.harmful;
         let mut first = vec![0; texts.len()];
-        let answers = engine.answer(&chats(texts, Some(system)), N_PREDICT, &mut |i, logits| {
+        let answers = engine.answer(&chats(texts, system), N_PREDICT, &mut |i, logits| {
             first[i] = most_likely(logits);
         })?;
         let found = openings(first.into_iter().zip(&answers));
