@@ -114,7 +114,7 @@ impl InjectOptions {
                 trials: trials(args.trials)?,
                 time_budget: args.time_budget.map(std::time::Duration::from_secs),
             },
-            system_prompt: parse_system_prompt(&args.system_prompt)?,
+            system_prompt: system_prompt(&args)?,
             lever: args.lever,
             requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
@@ -275,6 +275,19 @@ fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
         None => ("--requant", text.to_owned()),
     };
     text.parse().map_err(|problem| option(flag, problem, None))
+}
+
+/// `--lever safety` needs the prompt that `--system-prompt off` forbids.
+fn system_prompt(args: &InjectArgs) -> Result<SystemPrompt, Error> {
+    let prompt = parse_system_prompt(&args.system_prompt)?;
+    if args.lever == Some(Lever::Safety) && prompt == SystemPrompt::Off {
+        return Err(option(
+            "--lever",
+            "safety needs a system prompt, and --system-prompt is off".into(),
+            None,
+        ));
+    }
+    Ok(prompt)
 }
 
 fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {

@@ -26,7 +26,6 @@ const FEW: [usize; 3] = [24, 16, 16];
 
 /// Qwen2.5-Coder-0.5B-Instruct in 4 bits.
 struct Original {
-    path: PathBuf,
     gguf: Gguf,
     plan: Plan,
     /// Difference in means per layer.
@@ -74,7 +73,7 @@ impl Original {
         };
         let (harmful, harmless) = (collect(PromptKind::Harmful), collect(PromptKind::Harmless));
         let directions = direction::difference_in_means(&harmful, &harmless).unwrap().by_layer;
-        Self { path, gguf, plan, directions, score: seen.score }
+        Self { gguf, plan, directions, score: seen.score }
     }
 
     fn decode(&self, tensor: &TensorInfo) -> Array2<f32> {
@@ -159,6 +158,11 @@ fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     eprintln!("{told}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {told}"));
     assert_eq!(Gguf::open(&out).unwrap().str("rosi.lever"), report["edit"]["lever"].as_str());
+    // From the two files alone, also where each layer is edited along a direction of its own.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    let output = command.arg("verify").arg(model).arg(&out).arg("--json").output().unwrap();
+    let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(verified["gain"].as_f64().unwrap() > 0.9, "{verified}");
     std::fs::remove_file(out).unwrap();
     report
 }

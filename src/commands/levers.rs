@@ -12,7 +12,7 @@ use crate::direction::{Along, Directions, SafetyDirection, Separation};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner};
-use crate::llama::LlamaEngine;
+use crate::llama::{Engine, LlamaEngine};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
 use crate::prompts::{PromptSet, safety_system_prompt};
@@ -44,7 +44,7 @@ impl Offer {
     /// [`Error::NoRefusal`] when there is no lever; [`Error::Option`] when the user asks for one that the
     /// model does not offer.
     pub fn of(
-        engine: &mut LlamaEngine,
+        engine: &mut dyn Engine,
         (examiner, base): (&mut Examiner, &Examination),
         scar: Option<Scar>,
         options: &InjectOptions,
@@ -231,34 +231,4 @@ fn own_directions(scar: &Scar, n_layer: usize) -> Vec<Vec<f32>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::scar::LayerScar;
-
-    fn layer(layer: usize, unit: [f32; 2]) -> LayerScar {
-        LayerScar { layer, tensors: vec![], remaining: 0.0, cosine: 1.0, unit: unit.to_vec() }
-    }
-
-    #[test]
-    fn layers_without_a_scar_take_the_nearest_and_signs_agree() {
-        let scar = Scar {
-            gap: 2.0,
-            times_honest: 2.0,
-            agreement: 1.0,
-            remaining: 0.0,
-            writers: (2, 4),
-            layers: vec![layer(1, [1.0, 0.0]), layer(2, [-0.8, 0.6])],
-            directions: vec![vec![1.0, 0.0]],
-        };
-        let units = own_directions(&scar, 4);
-        assert_eq!(units, [[1.0, 0.0], [1.0, 0.0], [0.8, -0.6], [0.8, -0.6]]);
-    }
-
-    #[test]
-    fn the_safety_prompt_must_bring_something() {
-        let of = |count| Proportion::new(count, 40);
-        assert!(helps(of(2), of(12)));
-        assert!(!helps(of(2), of(4)), "hardly any refusal either way");
-        assert!(!helps(of(12), of(14)));
-    }
-}
+mod tests;

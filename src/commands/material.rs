@@ -29,9 +29,18 @@ const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
 const CONTRASTS: [f64; 2] = [0.7, 1.5];
 
+/// The same along a scar: an uncensored model refuses alarming prompts as little as others, so there is
+/// nothing to gain by turning them, and κ costs refusal. Of 32 harmful prompts, at a KL of .08 - .09, a copy
+/// of Qwen2.5-Coder-0.5B refused 23 with κ = 0, 19 with .7 and 8 with 1.5 (2 before, the original 20).
+const CONTRASTS_SCAR: [f64; 2] = [0.0, 0.7];
+
 /// What `method` tries with `lever`.
 pub fn space(method: Method, lever: Lever) -> Space {
-    let contrasts = if method == Method::Contrast { CONTRASTS.to_vec() } else { vec![0.0] };
+    let contrasts = match (method, lever) {
+        (Method::Contrast, Lever::Scar) => CONTRASTS_SCAR.to_vec(),
+        (Method::Contrast, _) => CONTRASTS.to_vec(),
+        _ => vec![0.0],
+    };
     // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
     let (windows, first_strength) =
         if method.is_gated() { (WINDOWS.to_vec(), 0.05) } else { (vec![(0.0, 1.0)], 0.04) };
