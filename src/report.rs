@@ -111,7 +111,7 @@ impl EditFacts {
     /// What it is along, for people.
     fn along(&self) -> String {
         match self.lever {
-            Lever::Plain => format!("layer {}", self.layer),
+            Lever::Refusal | Lever::Plain => format!("layer {} ({})", self.layer, self.lever.name()),
             Lever::Safety => format!("layer {} (under the {} system prompt)", self.layer, self.system_prompt),
             Lever::Scar => "what was removed from the weights".into(),
         }

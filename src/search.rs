@@ -60,6 +60,8 @@ pub struct Space {
     pub lever: Lever,
     /// Only this layer; `None` = those at usable depths.
     pub layer: Option<usize>,
+    /// Only the layer that was best of the levers before it.
+    pub follows: bool,
     /// Layers whose writers are edited, as shares of the depth.
     pub windows: Vec<(f64, f64)>,
     /// κ of the gate.
@@ -242,7 +244,10 @@ impl<'a> Search<'a> {
     ) -> Result<(), LlamaError> {
         let mut stride = 1;
         for space in self.spaces {
-            let coarse = self.coarse_layers(space, n_layer);
+            let coarse = match result.probes.is_empty() {
+                false if space.follows => vec![best_probe(result).candidate.layer],
+                _ => self.coarse_layers(space, n_layer),
+            };
             stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1).max(stride);
             for layer in coarse {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);

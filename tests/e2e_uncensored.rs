@@ -69,7 +69,7 @@ impl Original {
         let mut collect = |kind| {
             let texts: Vec<String> =
                 set.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-            engine.collect(&chats(&texts, None), &Capture::residual_only(&plan)).unwrap()
+            engine.collect(&chats(&texts, None), &Capture::residual_only(&plan), &mut |_, _| ()).unwrap()
         };
         let (harmful, harmless) = (collect(PromptKind::Harmful), collect(PromptKind::Harmless));
         let directions = direction::difference_in_means(&harmful, &harmless).unwrap().by_layer;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::commands::material;
+use crate::commands::material::{self, Shown};
 use crate::commands::session::Opened;
 use crate::direction::{Along, Directions, SafetyDirection, Separation};
 use crate::error::Error;
@@ -133,18 +133,23 @@ impl Levers {
         opened: &Opened,
         engine: &mut LlamaEngine,
         prompts: &PromptSet,
-        (offer, plain): (&Offer, Directions),
-        printer: &Printer,
+        (offer, shown): (&Offer, Shown),
+        (options, printer): (&InjectOptions, &Printer),
     ) -> Result<Self, Error> {
         let mut means = BTreeMap::new();
         if let Some((_, text)) = &offer.system {
             let under = material::directions_under(opened, engine, prompts, text, printer)?;
             means.insert(Lever::Safety, under);
         }
-        if offer.plain {
-            means.insert(Lever::Plain, plain.clone());
+        let wanted = |lever| offer.plain && options.lever.is_none_or(|only| only == lever);
+        let gated = options.method.is_gated();
+        if let Some(refusal) = shown.refusal.filter(|_| gated && wanted(Lever::Refusal)) {
+            means.insert(Lever::Refusal, refusal);
         }
-        Ok(Self { means, scar: None, plain })
+        if wanted(Lever::Plain) || means.is_empty() {
+            means.insert(Lever::Plain, shown.plain.clone());
+        }
+        Ok(Self { means, scar: None, plain: shown.plain })
     }
 
     /// What was removed, in every way in which it can be pushed: each removed direction, and both signs,
@@ -187,7 +192,10 @@ impl Levers {
     /// What each lever tries.
     pub fn spaces(&self, options: &InjectOptions) -> Vec<Space> {
         let space = |lever| material::space(options.method, lever);
-        let mut spaces: Vec<Space> = self.means.keys().map(|&lever| space(lever)).collect();
+        let refusal = self.means.contains_key(&Lever::Refusal);
+        let follows = |lever| refusal && lever == Lever::Plain;
+        let of = |lever| Space { follows: follows(lever), ..space(lever) };
+        let mut spaces: Vec<Space> = self.means.keys().map(|&lever| of(lever)).collect();
         if let Some(scar) = &self.scar {
             let layer = options.search.layer.unwrap_or(scar.len() / 2);
             spaces.push(Space { layer: Some(layer), ..space(Lever::Scar) });

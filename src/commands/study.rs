@@ -68,12 +68,13 @@ impl Study {
             base.score.harmful.refused()
         ));
         let offer = Offer::of(engine, (&mut examiner, &base), scar, options)?;
-        let (mut material, plain) = Material::collect(opened, engine, prompts, options.method, printer)?;
+        let method = (options.method, offer.scar.is_some());
+        let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, method, printer)?;
         if let Some(path) = &options.imatrix {
             material.mix(path, &opened.plan, printer)?;
         }
-        check_layer(options, plain.by_layer.len())?;
-        let mut levers = Levers::collect(opened, engine, prompts, (&offer, plain), printer)?;
+        check_layer(options, shown.plain.by_layer.len())?;
+        let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
         let maker = Maker { opened, material: &material, options };
         if let Some(scar) = &offer.scar {
             let way = maker.turn(engine, &mut examiner, levers.ways(scar)?, printer)?;

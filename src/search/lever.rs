@@ -16,6 +16,9 @@ const MAX_KL_SCAR: f64 = 0.15;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lever {
+    /// The difference in means of prompts that the model refuses and prompts that it answers, of all
+    /// kinds, put as users put them.
+    Refusal,
     /// The difference in means of harmful and harmless prompts, put as users put them.
     Plain,
     /// The same under a safety system prompt.
@@ -28,6 +31,7 @@ impl Lever {
     /// The name in reports and in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Refusal => "refusal",
             Self::Plain => "plain",
             Self::Safety => "safety",
             Self::Scar => "scar",
@@ -37,7 +41,7 @@ impl Lever {
     /// Most mean first-token KL on harmless prompts that its edits may cost unless the user says, nats.
     pub fn max_kl(self) -> f64 {
         match self {
-            Self::Plain | Self::Safety => MAX_KL,
+            Self::Refusal | Self::Plain | Self::Safety => MAX_KL,
             Self::Scar => MAX_KL_SCAR,
         }
     }

@@ -51,7 +51,12 @@ impl Engine for StandIn {
         Ok(chats.iter().enumerate().map(|(i, chat)| answer(i, chat)).collect())
     }
 
-    fn collect(&mut self, _: &[Chat<'_>], _: &Capture) -> Result<Activations, LlamaError> {
+    fn collect(
+        &mut self,
+        _: &[Chat<'_>],
+        _: &Capture,
+        _: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
         unreachable!("the search collects nothing")
     }
 }
@@ -70,7 +75,8 @@ fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
 
 fn space(lever: Lever) -> Space {
     let layer = (lever == Lever::Scar).then_some(10);
-    Space { lever, layer, windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 }
+    let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
+    Space { lever, layer, follows: false, windows, contrasts, first_strength: 0.04 }
 }
 
 fn run(quality: Quality, options: SearchOptions) -> SearchResult {
@@ -139,6 +145,7 @@ fn the_lever_that_measures_strongest_wins() {
     // None refuses more at the first token than the base, which has no openings: answers decide.
     for strongest in LEVERS {
         let quality: Quality = match strongest {
+            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 30.0 },
             Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 30.0 },
             Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 30.0 },
             Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 30.0 },

@@ -39,7 +39,12 @@ impl Engine for StandIn {
         Ok(chats.iter().enumerate().map(|c| answer(c).to_owned()).collect())
     }
 
-    fn collect(&mut self, _: &[Chat<'_>], _: &Capture) -> Result<Activations, LlamaError> {
+    fn collect(
+        &mut self,
+        _: &[Chat<'_>],
+        _: &Capture,
+        _: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
         unreachable!("an offer collects nothing")
     }
 }
