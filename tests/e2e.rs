@@ -68,7 +68,7 @@ fn chat(user: &str) -> Chat<'_> {
     Chat { system: None, user }
 }
 
-/// A prompt file small enough for a quick run: 12 of each kind, four per split.
+/// A prompt file small enough for a quick run: 12 of each kind, split 6, 3 and 3.
 fn few_prompts(folder: &Path) -> PathBuf {
     let set = rosi_gguf::prompts::PromptSet::bundled();
     let mut lines = String::new();
