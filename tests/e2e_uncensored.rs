@@ -22,7 +22,7 @@ use serde_json::Value;
 /// 16 changes other answers more than twice as much as 14 (KL .096 and .039).
 const REMOVED: usize = 14;
 /// Harmful, harmless and alarming prompts of each split in the short test.
-const FEW: [usize; 3] = [24, 16, 16];
+const FEW: [usize; 3] = [24, 24, 16];
 
 /// Qwen2.5-Coder-0.5B-Instruct in 4 bits.
 struct Original {
@@ -182,7 +182,9 @@ fn refusal_that_was_removed_comes_back() {
     let prompts = prompt_file(dir.path(), FEW);
     let original = Original::open(&prompts);
     let copy = original.uncensored(&WHOLE, dir.path());
-    let report = inject(&copy, &prompts, &["--layer", "14", "--trials", "3"]);
+    // Of so few prompts a tenth is one or two.
+    let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2"];
+    let report = inject(&copy, &prompts, &limits);
     let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));
     let as_it_was = refused_by(&original.score);
     eprintln!("original {as_it_was:?}, refusal removed {before:?}, injected {after:?}");

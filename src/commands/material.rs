@@ -29,22 +29,32 @@ const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
 /// κ that a contrast gate tries, the default first.
 const CONTRASTS: [f64; 2] = [0.7, 1.5];
 
-/// The same along a scar: an uncensored model refuses alarming prompts as little as others, so there is
-/// nothing to gain by turning them, and κ costs refusal. Of 32 harmful prompts, at a KL of .08 - .09, a copy
-/// of Qwen2.5-Coder-0.5B refused 23 with κ = 0, 19 with .7 and 8 with 1.5 (2 before, the original 20).
-const CONTRASTS_SCAR: [f64; 2] = [0.0, 0.7];
+/// Layers along a scar: what was removed is missing from all of them. A copy of Qwen2.5-Coder-0.5B gained
+/// .33 by first tokens with the first and .31 with the last and with (0.4, 0.7).
+const WINDOWS_SCAR: [(f64, f64); 3] = [(0.2, 0.9), (0.0, 1.0), (0.3, 0.8)];
+/// κ along a scar. On that copy, κ = 0 brings back as much refusal at less KL (of 32 harmful prompts, at a KL
+/// of .08 - .09: 23 with 0, 19 with .7, 8 with 1.5), but with it alarming prompts are refused by .15 of first
+/// tokens instead of .08, which passes the limit of false refusals.
+const CONTRASTS_SCAR: [f64; 1] = [0.7];
 
 /// What `method` tries with `lever`.
 pub fn space(method: Method, lever: Lever) -> Space {
-    let contrasts = match (method, lever) {
-        (Method::Contrast, Lever::Scar) => CONTRASTS_SCAR.to_vec(),
-        (Method::Contrast, _) => CONTRASTS.to_vec(),
-        _ => vec![0.0],
+    if !method.is_gated() {
+        // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
+        return Space {
+            lever,
+            layer: None,
+            windows: vec![(0.0, 1.0)],
+            contrasts: vec![0.0],
+            first_strength: 0.04,
+        };
+    }
+    let (windows, contrasts) = match lever {
+        Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
+        Lever::Plain | Lever::Safety => (WINDOWS.to_vec(), CONTRASTS.to_vec()),
     };
-    // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
-    let (windows, first_strength) =
-        if method.is_gated() { (WINDOWS.to_vec(), 0.05) } else { (vec![(0.0, 1.0)], 0.04) };
-    Space { lever, layer: None, windows, contrasts, first_strength }
+    let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
+    Space { lever, layer: None, windows, contrasts, first_strength: 0.05 }
 }
 
 /// Everything that an edit is made of.
