@@ -18,8 +18,8 @@ use rosi_gguf::quant;
 use serde_json::Value;
 
 /// The layer whose difference in means, removed from everything that writes into the residual stream, takes
-/// the most refusal away: of 40 harmful prompts' first tokens 12 leaves .24, 14 .11 and 16 .06 of .66, but
-/// 16 changes other answers more than twice as much as 14 (KL .096 and .039).
+/// refusal away at the least cost: the share of refusal openings on 32 harmful prompts, of which the original
+/// refuses 22, falls to .24 with 12, .11 with 14 and .06 with 16, at a KL of .086, .039 and .096.
 const REMOVED: usize = 14;
 /// Harmful, harmless and alarming prompts of each split in the short test.
 const FEW: [usize; 3] = [24, 24, 16];

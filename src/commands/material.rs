@@ -30,7 +30,7 @@ const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
 const CONTRASTS: [f64; 2] = [0.7, 1.5];
 
 /// Layers along a scar: what was removed is missing from all of them. A copy of Qwen2.5-Coder-0.5B gained
-/// .33 by first tokens with the first and .31 with the last and with (0.4, 0.7).
+/// .33 by first tokens with the first (κ = 0), .31 with the last and .30 with (0.4, 0.7).
 const WINDOWS_SCAR: [(f64, f64); 3] = [(0.2, 0.9), (0.0, 1.0), (0.3, 0.8)];
 /// κ along a scar. On that copy, κ = 0 brings back as much refusal at less KL (of 32 harmful prompts, at a KL
 /// of .08 - .09: 23 with 0, 19 with .7, 8 with 1.5), but with it alarming prompts are refused by .15 of first
