@@ -18,11 +18,11 @@ use rosi_gguf::quant;
 use serde_json::Value;
 
 /// The layer whose difference in means, removed from everything that writes into the residual stream, takes
-/// the most refusal away: of 40 harmful prompts' first tokens 12 leaves .24, 14 .11 and 16 .06 of .66, but
-/// 16 changes other answers more than twice as much as 14 (KL .096 and .039).
+/// refusal away at the least cost: the share of refusal openings on 32 harmful prompts, of which the original
+/// refuses 22, falls to .24 with 12, .11 with 14 and .06 with 16, at a KL of .086, .039 and .096.
 const REMOVED: usize = 14;
 /// Harmful, harmless and alarming prompts of each split in the short test.
-const FEW: [usize; 3] = [24, 16, 16];
+const FEW: [usize; 3] = [24, 24, 16];
 
 /// Qwen2.5-Coder-0.5B-Instruct in 4 bits.
 struct Original {
@@ -182,7 +182,9 @@ fn refusal_that_was_removed_comes_back() {
     let prompts = prompt_file(dir.path(), FEW);
     let original = Original::open(&prompts);
     let copy = original.uncensored(&WHOLE, dir.path());
-    let report = inject(&copy, &prompts, &["--layer", "14", "--trials", "3"]);
+    // Of so few prompts a tenth is one or two.
+    let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2"];
+    let report = inject(&copy, &prompts, &limits);
     let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));
     let as_it_was = refused_by(&original.score);
     eprintln!("original {as_it_was:?}, refusal removed {before:?}, injected {after:?}");

@@ -33,22 +33,30 @@ const CONTRASTS: [f64; 2] = [0.5, 1.0];
 /// Fewest prompts that are refused, and that are answered, for a direction between them.
 const MIN_REFUSED: usize = 16;
 
-/// The same along a scar: an uncensored model refuses alarming prompts as little as others, so there is
-/// nothing to gain by turning them, and κ costs refusal. Of 32 harmful prompts, at a KL of .08 - .09, a copy
-/// of Qwen2.5-Coder-0.5B refused 23 with κ = 0, 19 with .7 and 8 with 1.5 (2 before, the original 20).
-const CONTRASTS_SCAR: [f64; 2] = [0.0, 0.5];
+/// The same along a scar, where what was removed is missing from all layers: wider first.
+const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), (0.3, 0.8)];
+/// κ along a scar: with none as much refusal comes back at less KL, but that of alarming prompts too.
+const CONTRASTS_SCAR: [f64; 1] = [0.5];
 
 /// What `method` tries with `lever`.
 pub fn space(method: Method, lever: Lever) -> Space {
-    let contrasts = match (method, lever) {
-        (Method::Contrast, Lever::Scar) => CONTRASTS_SCAR.to_vec(),
-        (Method::Contrast, _) => CONTRASTS.to_vec(),
-        _ => vec![0.0],
+    if !method.is_gated() {
+        // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
+        return Space {
+            lever,
+            layer: None,
+            follows: false,
+            windows: vec![(0.0, 1.0)],
+            contrasts: vec![0.0],
+            first_strength: 0.04,
+        };
+    }
+    let (windows, contrasts) = match lever {
+        Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
+        Lever::Refusal | Lever::Plain | Lever::Safety => (WINDOWS.to_vec(), CONTRASTS.to_vec()),
     };
-    // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
-    let (windows, first_strength) =
-        if method.is_gated() { (WINDOWS.to_vec(), 0.05) } else { (vec![(0.0, 1.0)], 0.04) };
-    Space { lever, layer: None, follows: false, windows, contrasts, first_strength }
+    let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
+    Space { lever, layer: None, follows: false, windows, contrasts, first_strength: 0.05 }
 }
 
 /// Everything that an edit is made of.
@@ -109,12 +117,12 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 
 impl Material {
     /// Collects it on the extract split, with prompts as users send them, and the directions that these
-    /// show. With a `scar`, gates for it are learned too.
+    /// show.
     pub fn collect(
         opened: &Opened,
         (engine, examiner): (&mut LlamaEngine, &Examiner),
         prompts: &PromptSet,
-        (method, scar): (Method, bool),
+        method: Method,
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
@@ -127,7 +135,7 @@ impl Material {
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
         let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
         let material = Self {
-            rights: right_factors(opened, (&weights, &mean_harmful), &seen, (method, scar), printer)?,
+            rights: right_factors(opened, (&weights, &mean_harmful), &seen, method, printer)?,
             inputs: input_models(sets, printer),
             weights,
             mean_harmful,
@@ -277,7 +285,7 @@ fn right_factors(
     opened: &Opened,
     (weights, mean_harmful): (&[WriterWeights], &[Vec<f64>]),
     seen: &[Seen; 3],
-    (method, scar): (Method, bool),
+    method: Method,
     printer: &Printer,
 ) -> Result<Rights, Error> {
     if !method.is_gated() {
@@ -291,10 +299,7 @@ fn right_factors(
         inputs: seen.each_ref().map(|s| s.activations.inputs.as_slice()),
         odds: seen.each_ref().map(|s| s.odds.as_slice()),
     };
-    let mut contrasts = space(method, Lever::Plain).contrasts;
-    contrasts.extend(if scar { space(method, Lever::Scar).contrasts } else { Vec::new() });
-    contrasts.sort_by(f64::total_cmp);
-    contrasts.dedup();
+    let contrasts = space(method, Lever::Plain).contrasts; // those along a scar are among them
     let windows = WINDOWS.map(|window| (window, writers_in(&opened.plan, window)));
     let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
     let (bar, mut done) = (printer.bar("learning the gates", total as u64), 0);

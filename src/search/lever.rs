@@ -9,7 +9,8 @@ use super::{Candidate, Probe, SearchResult, Trial};
 const MAX_KL: f64 = 0.05;
 /// The same along a scar. Taking refusal away has moved the model already (a copy of Qwen2.5-Coder-0.5B by
 /// .04 - .10 of KL on harmless prompts), and so does giving it back: of 32 harmful prompts, of which the
-/// original refuses 20 and the copy 2, it refuses 12 at a KL of .04, 21 at .08 and 25 at .17.
+/// original refuses 20 and the copy 2, it refuses 12 at a KL of .04 and 21 at .08; with gates learned from
+/// half as many prompts 19 at .09 and 25 at .17.
 const MAX_KL_SCAR: f64 = 0.15;
 
 /// Where the direction of an edit comes from.
