@@ -25,7 +25,7 @@ pub use lever::{Lever, LeverOutcome};
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
 /// Layers of the coarse look.
-const COARSE_LAYERS: usize = 5;
+const COARSE_LAYERS: usize = 4;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
 /// edits along directions of the last layers break the text.
 const DEPTHS: std::ops::Range<f64> = 0.25..0.8;

@@ -209,6 +209,18 @@ impl Examiner {
         Ok((Self { questions, base, openings }, Examination { score, answers }))
     }
 
+    /// The same with every `step`-th question of each kind: for controls, which differ from the base by
+    /// little or by much, and need not be known to the percent.
+    pub fn part(&self, step: usize) -> Self {
+        let some = |texts: &[String]| texts.iter().step_by(step).cloned().collect();
+        let [harmful, harmless, alarming] = self.questions.by_kind().map(some);
+        Self {
+            questions: Questions { harmful, harmless, alarming },
+            base: self.base.iter().step_by(step).cloned().collect(),
+            openings: self.openings.clone(),
+        }
+    }
+
     /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it
     /// is now: those of the base under a safety prompt, or those of an edited model.
     ///
