@@ -5,7 +5,7 @@ use crate::evaluate::Examiner;
 use crate::llama::{Engine, LlamaError, RankOne};
 
 /// A probe is close enough when it spends this share of the KL budget.
-const CLOSE: std::ops::RangeInclusive<f64> = 0.7..=1.0;
+const CLOSE: std::ops::RangeInclusive<f64> = 0.8..=1.0;
 /// Probes per candidate.
 const MAX_PROBES: usize = 4;
 
@@ -36,7 +36,7 @@ impl KlBudget<'_> {
             if CLOSE.contains(&spent) {
                 break;
             }
-            let factor = if spent.is_finite() { (0.85 / spent.max(1e-6)).sqrt() } else { 0.25 };
+            let factor = if spent.is_finite() { (0.9 / spent.max(1e-6)).sqrt() } else { 0.25 };
             strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
         }
         Ok(within.unwrap_or(strength))
