@@ -25,6 +25,9 @@ pub struct Report {
     pub input: FileFacts,
     /// The file that was written.
     pub output: FileFacts,
+    /// The stored edit that was applied, if it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<FileFacts>,
     /// `general.architecture`.
     pub architecture: String,
     /// Prompts that were used.

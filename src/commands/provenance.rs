@@ -32,6 +32,9 @@ pub struct Provenance {
     pub input_sha256: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
+    /// Hash of the stored edit that was applied, if it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction_sha256: Option<String>,
 }
 
 impl Provenance {
@@ -51,6 +54,7 @@ impl Provenance {
             prompts_sha256: text("rosi.prompts_sha256"),
             input_sha256: text("rosi.input_sha256"),
             system_prompt: text("rosi.system_prompt"),
+            direction_sha256: gguf.str("rosi.direction_sha256").map(str::to_owned),
         })
     }
 
@@ -69,7 +73,8 @@ impl Provenance {
     pub fn keys(&self) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
-        vec![
+        let direction = self.direction_sha256.iter().map(|hash| key("direction_sha256", text(hash)));
+        let keys = vec![
             key("version", text(&self.version)),
             key("method", text(&self.method)),
             key("layer", Value::U32(self.layer)),
@@ -77,7 +82,8 @@ impl Provenance {
             key("prompts_sha256", text(&self.prompts_sha256)),
             key("input_sha256", text(&self.input_sha256)),
             key("system_prompt", text(&self.system_prompt)),
-        ]
+        ];
+        keys.into_iter().chain(direction).collect()
     }
 
     /// The records of the direction and, where they do not follow from the base's weights, of the right

@@ -12,6 +12,7 @@ use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split, safety_system_prompt};
+use crate::search::journal::Journal;
 use crate::search::{Candidate, Probe, Search, SearchResult, Trial};
 
 /// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try several.
@@ -25,10 +26,19 @@ pub struct Study {
     pub material: Material,
     /// Every trial.
     pub search: SearchResult,
-    /// The trial that is written.
-    pub chosen: Trial,
+    /// The edit that is written.
+    pub chosen: Chosen,
     /// `none`, `safety` or `user`.
     pub system_prompt: &'static str,
+}
+
+/// The choice of a search, or of the user.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chosen {
+    /// Which edit.
+    pub candidate: Candidate,
+    /// Relative Frobenius change.
+    pub strength: f64,
 }
 
 /// The edits as adapters, without the writers to which llama.cpp applies none.
@@ -45,10 +55,10 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<RankOne>, LlamaError>
 }
 
 impl Study {
-    /// Runs the whole study on a loaded model.
+    /// Runs the whole study on a loaded model, taking from the journal what is in it already.
     pub fn new(
         opened: &Opened,
-        engine: &mut LlamaEngine,
+        (engine, journal): (&mut LlamaEngine, &mut Journal),
         prompts: &PromptSet,
         options: &InjectOptions,
         printer: &Printer,
@@ -85,10 +95,12 @@ impl Study {
                 make_edits: &make,
                 options: options.search,
                 space: &space,
+                journal,
             };
             run_search(search, &material, printer)?
         };
-        let chosen = choose_trial(&search, &base, options)?;
+        let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
+        let chosen = Chosen { candidate, strength };
         Ok(Self { material, search, chosen, system_prompt })
     }
 

@@ -60,6 +60,15 @@ fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
 }
 
 fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
+    run_with(quality, options, &mut Journal::off()).0
+}
+
+/// The result, and how often an edit was applied for it.
+fn run_with(
+    quality: fn(usize) -> f64,
+    options: SearchOptions,
+    journal: &mut Journal,
+) -> (SearchResult, usize) {
     let mut engine = StandIn { quality, layer: 0, strength: 0.0, applied: 0 };
     let (examiner, base): (_, Examination) = Examiner::new(&mut engine, questions()).unwrap();
     let space = Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 };
@@ -70,8 +79,10 @@ fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
         make_edits: &edits,
         options,
         space: &space,
+        journal,
     };
-    search.run(20, &mut |_, _| ()).unwrap()
+    let result = search.run(20, &mut |_, _| ()).unwrap();
+    (result, engine.applied)
 }
 
 const AUTO: SearchOptions = SearchOptions {
@@ -114,4 +125,30 @@ fn no_effect_and_broken_text_are_never_accepted() {
     let broken = run(|_| 1e6, AUTO);
     assert_eq!(broken.best, None);
     assert!(broken.trials.iter().all(|t| t.score.harmful.broken == 20 && t.utility < 0.0));
+}
+
+#[test]
+fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
+    let quality = |layer: usize| 100.0 - 10.0 * (layer as f64 - 10.3).abs();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.search.jsonl");
+    let mut journal = Journal::begin(&path, journal::tests::head());
+    let (whole, most) = run_with(quality, AUTO, &mut journal);
+    assert_eq!(journal.len(), whole.probes.len() + whole.trials.len());
+    assert_eq!(whole, run(quality, AUTO), "a journal changes nothing");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut applied = vec![most];
+    for kept in 1..=lines.len() {
+        // Stopped in the middle of a line.
+        let torn = lines.get(kept).map_or("", |next| &next[..next.len() / 2]);
+        std::fs::write(&path, lines[..kept].concat() + torn).unwrap();
+        let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+        assert_eq!(journal.len(), kept - 1);
+        let (result, n) = run_with(quality, AUTO, &mut journal);
+        assert_eq!(result, whole, "stopped after {kept} lines");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        applied.push(n);
+    }
+    assert!(applied.is_sorted_by(|a, b| a >= b) && applied[lines.len()] < 5, "{applied:?}");
 }
