@@ -149,6 +149,13 @@ pub fn take(
         }
         printer.warn(format!("{error}; --force applies it all the same"));
     }
+    let facts = &edit.facts;
+    printer.say(format!(
+        "stored {} edit along layer {}, strength {} where it was found",
+        facts.method.name(),
+        facts.chosen.layer,
+        percent(facts.strength)
+    ));
     let file =
         FileFacts { path: path.display().to_string(), sha256: sha256_hex(&bytes), bytes: bytes.len() as u64 };
     Ok(Taken { edit, file })

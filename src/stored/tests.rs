@@ -160,7 +160,10 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.writers[0].mean[0] = f32::NAN, "mean.blk.0.attn_output.weight: "),
         (|e| e.writers[0].inputs.diagonal[0] = -1.0, "diagonal.blk.0.attn_output.weight: expected no neg"),
         (|e| e.facts.model.sketches[0].values[0] = f32::NAN, "sketch.blk.0.attn_output.weight: "),
-        (|e| e.direction = SafetyDirection::from_unit(1, vec![0.0625; 255], 1.0).unwrap(), "direction: exp"),
+        (
+            |e| e.direction = SafetyDirection::from_unit(1, vec![255f32.sqrt().recip(); 255], 1.0).unwrap(),
+            "direction: exp",
+        ),
     ];
     for (i, (change, expected)) in cases.into_iter().enumerate() {
         let told = refused(change);
@@ -174,7 +177,7 @@ fn hostile_names_and_shapes_are_refused() {
     let cases: [(Change, &str); 9] = [
         (|e| e.writers.clear(), "right factors: expected at least one, found none"),
         (|e| e.writers[0].tensor = "output.weight".into(), "arrays: expected only of the model's writers"),
-        (|e| e.writers[0].right.truncate(128), "right.blk.0.attn_output.weight: "),
+        (|e| e.facts.model.shape.writers[0].n_in = 128, "expected [1, 128], found [2, 128]"),
         (|e| e.writers[0].right.extend(vec![1.0; N_EMBD]), "expected [1, 256], found [2, 256]"),
         (|e| e.writers[0].mean.clear(), "mean.blk.0.attn_output.weight: expected an array [256], found none"),
         (|e| e.writers[0].inputs.diagonal.truncate(9), "expected [256], found [9]"),
@@ -199,7 +202,8 @@ fn damaged_files_and_other_ones_are_refused() {
     assert!(matches!(StoredEdit::from_bytes(&huge), Err(Problem::Format { .. })));
     assert!(matches!(StoredEdit::from_bytes(&[bytes, vec![0; 4]].concat()), Err(Problem::Format { .. })));
     let other = |key: &str, text: &str, dtype| {
-        let view = TensorView::new(dtype, vec![N_EMBD], &[0; 4 * N_EMBD][..dtype.bitsize() / 8 * N_EMBD]).unwrap();
+        let view =
+            TensorView::new(dtype, vec![N_EMBD], &[0; 4 * N_EMBD][..dtype.bitsize() / 8 * N_EMBD]).unwrap();
         let metadata = HashMap::from([(key.to_owned(), text.to_owned())]);
         let bytes = safetensors::serialize([("direction", view)], Some(metadata)).unwrap();
         StoredEdit::from_bytes(&bytes).unwrap_err().to_string()
