@@ -63,7 +63,7 @@ impl SafetyDirection {
     /// `norm` is not positive and finite.
     pub fn from_unit(layer: usize, unit: Vec<f32>, norm: f64) -> Result<Self, DirectionError> {
         let length = unit.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        if !((length - 1.0).abs() <= 1e-3) {
+        if !(0.999..=1.001).contains(&length) {
             return Err(DirectionError::NotUnit { layer, length });
         }
         if !norm.is_finite() || norm <= f64::from(f32::MIN_POSITIVE) {

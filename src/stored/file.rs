@@ -197,7 +197,7 @@ impl Arrays<'_> {
         }
         let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let values: Vec<f32> = values.collect();
-        if let Some(value) = values.iter().find(|v| !(v.abs() <= MAX_VALUE)) {
+        if let Some(value) = values.iter().find(|v| !(-MAX_VALUE..=MAX_VALUE).contains(v)) {
             return Err(Problem::content(name, format!("numbers up to {MAX_VALUE:e}"), value));
         }
         Ok(Some(Array { name: name.into(), shape: view.shape().to_vec(), values }))

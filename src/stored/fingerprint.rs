@@ -202,7 +202,7 @@ impl Fingerprint {
     fn sketch_difference(&self, found: &Self) -> Option<Difference> {
         let compared: Vec<_> = self.sketches.iter().map(|a| (a, a.beside(found))).collect();
         let excess = |(_, c): &(&Sketch, Comparison)| c.distance / c.allowed;
-        let beyond = compared.iter().filter(|c| !(excess(c) <= 1.0)).count();
+        let beyond = compared.iter().filter(|c| !(0.0..=1.0).contains(&excess(c))).count();
         let worst = compared.iter().max_by(|a, b| excess(a).total_cmp(&excess(b)));
         let (sketch, worst) = worst.filter(|_| beyond > 0)?;
         let what = format!("{beyond} of {} compared weights, most {}", compared.len(), sketch.tensor);
