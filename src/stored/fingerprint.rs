@@ -28,10 +28,16 @@
 //! have nothing in common are 1.41 apart.
 //!
 //! What follows for fine-tunes: one that moves any norm or bias by a bit is told by the second test.
-//! One that leaves all of them alone (a merged LoRA) is told when it changed the writers by more than
-//! about 1.7 of the larger rounding: from 1 % on between F16 and Q8_0, but only from 12 % (17 % if both
-//! are so) on where one is a Q4_K. Below that it cannot be told from rounding, and what the edit does is
-//! seen by its exam.
+//! One that leaves all of them alone (a merged LoRA) must change the writers by more than about 1.7 of
+//! the roundings. Measured by adding noise of full rank or of rank 16 to every writer:
+//!
+//! | copy | beside F32: distance, told | beside the Q4_K_M file: told |
+//! |---|---|---|
+//! | F32, changed by 0.3 % / 1 % | .003 no / .010 yes | no / no |
+//! | Q8_0, changed by 0.5 % / 1 % / 2 % | .008 no / .012 yes / .021 yes | no / no / no |
+//! | Q4_0, changed by 5 % / 15 % / 20 % | .10 no / .18 yes / .22 yes | no / yes / yes |
+//!
+//! A smaller change cannot be told from rounding; what the edit does there is seen by its exam.
 
 use std::collections::BTreeMap;
 
