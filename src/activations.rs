@@ -8,10 +8,13 @@ use crate::quant::preserve::InputModel;
 /// Inputs of one residual writer.
 #[derive(Debug, Clone)]
 pub struct WriterInputs {
-    /// x at tokens spread evenly over all prompts and positions, f32 `[n_sample][n_in]`; what all
-    /// prompts begin with is taken once. Empty where llama.cpp computes the last tokens only (the FFN
-    /// of the last layer).
+    /// x at tokens spread evenly over all prompts and positions but the last ones, f32
+    /// `[n_sample][n_in]`; what all prompts begin with is taken once. Empty where llama.cpp computes the
+    /// last tokens only (the FFN of the last layer).
     pub sample: Array2<f32>,
+    /// x at the tokens before each prompt's last one, nearest first, f32 `[n_kept·n_tail][n_in]`; empty
+    /// where it was not asked for or not seen.
+    pub tail: Array2<f32>,
     /// x at the last token of each prompt, f32 `[n_kept][n_in]`; `n_kept ≤ n_prompt` where memory
     /// is short.
     pub last: Array2<f32>,
@@ -66,6 +69,15 @@ pub struct Activations {
 }
 
 impl Activations {
+    /// The residuals of some prompts of several sets, without the writers' inputs.
+    pub fn residuals_of<'a>(parts: impl Iterator<Item = (&'a Self, Vec<usize>)>) -> Self {
+        let chosen: Vec<Array3<f32>> =
+            parts.map(|(set, prompts)| set.residual.select(Axis(0), &prompts)).collect();
+        let views: Vec<_> = chosen.iter().map(|c| c.view()).collect();
+        let residual = ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array3::zeros((0, 0, 0)));
+        Self { residual, inputs: Vec::new() }
+    }
+
     /// Number of prompts.
     pub fn n_prompt(&self) -> usize {
         self.residual.shape()[0]
@@ -102,6 +114,7 @@ mod tests {
         let inputs = WriterInputs {
             sample: Array2::from_shape_fn((40, 24), |(i, j)| row(i, j)),
             last: Array2::from_shape_fn((8, 24), |(i, j)| row(i + 40, j)),
+            tail: Array2::zeros((0, 24)),
         };
         let model = input_model(&[&inputs], 3);
         assert_eq!(model.principal.len(), 3);
@@ -112,7 +125,8 @@ mod tests {
             assert!((model.diagonal[j] + known - own).abs() < 0.02 * own, "{j}");
             assert!(known > 0.9 * own, "{j}: {known} of {own}");
         }
-        let empty = WriterInputs { sample: Array2::zeros((0, 24)), last: Array2::zeros((0, 24)) };
+        let none = || Array2::zeros((0, 24));
+        let empty = WriterInputs { sample: none(), last: none(), tail: none() };
         assert_eq!(input_model(&[&empty], 3), InputModel::default());
     }
 }

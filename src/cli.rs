@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::edit::Method;
+use crate::search::Lever;
 
 /// Make a GGUF language model safer in minutes, without training.
 #[derive(Debug, Parser)]
@@ -62,7 +63,8 @@ pub struct InjectArgs {
     pub search: SearchArgs,
     /// Apply the edit that `direction` stored, without a search.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "system_prompt", "resume"
+        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "lever", "system_prompt",
+        "resume"
     ])]
     pub direction: Option<PathBuf>,
     /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
@@ -116,9 +118,10 @@ pub struct SearchArgs {
     /// Layer whose direction is used, from 0, or auto.
     #[arg(long, default_value = "auto", allow_hyphen_values = true)]
     pub layer: String,
-    /// Most KL divergence from the base on harmless prompts (first token, nats).
-    #[arg(long, default_value_t = 0.05, allow_hyphen_values = true)]
-    pub max_kl: f64,
+    /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.15 along
+    /// what was removed from an uncensored model].
+    #[arg(long, value_name = "NATS", allow_hyphen_values = true)]
+    pub max_kl: Option<f64>,
     /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; none for
     /// the published methods].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
@@ -132,6 +135,10 @@ pub struct SearchArgs {
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,
+    /// Where the direction comes from: plain prompts, prompts under a safety system prompt, or what was
+    /// removed from the weights of an uncensored model [default: whichever measures strongest].
+    #[arg(long, value_enum)]
+    pub lever: Option<Lever>,
     /// Safety system prompt while extracting the direction: auto, off, or a file.
     #[arg(long, default_value = "auto", value_name = "auto|off|FILE")]
     pub system_prompt: String,

@@ -88,6 +88,39 @@ impl SafetyDirection {
     }
 }
 
+/// What writers are edited along: all alike, or the writers of each layer along their own direction.
+#[derive(Debug, Clone, Copy)]
+pub enum Along<'a> {
+    /// The same everywhere.
+    One(&'a SafetyDirection),
+    /// One per layer, in order, at least one.
+    Layers(&'a [SafetyDirection]),
+}
+
+impl<'a> Along<'a> {
+    /// ŝ for the writers of `layer`; past the last layer, that of the last.
+    pub fn at(self, layer: usize) -> &'a SafetyDirection {
+        match self {
+            Self::One(direction) => direction,
+            Self::Layers(directions) => &directions[layer.min(directions.len() - 1)],
+        }
+    }
+
+    /// One direction where all have the same ŝ, that of `layer`; else every layer's.
+    pub fn distinct(self, layer: usize) -> Vec<SafetyDirection> {
+        match self {
+            Self::Layers(all) if all.iter().any(|d| d.unit() != all[0].unit()) => all.to_vec(),
+            _ => vec![self.at(layer).clone()],
+        }
+    }
+}
+
+impl<'a> From<&'a SafetyDirection> for Along<'a> {
+    fn from(direction: &'a SafetyDirection) -> Self {
+        Self::One(direction)
+    }
+}
+
 /// A random unit vector for controls: standard normal coordinates (Box-Muller over SplitMix64).
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::direction::SafetyDirection;
+use crate::direction::{Along, SafetyDirection};
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::llama::RankOne;
 use crate::plan::{Plan, ResidualWriter};
@@ -254,13 +254,14 @@ pub fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Ve
 ///
 /// # Errors
 /// [`EditError::ZeroWeights`] when there is nothing to scale by.
-pub fn edits(
+pub fn edits<'a>(
     plan: &Plan,
     weights: &[WriterWeights],
     rights: &RightFactors,
-    direction: &SafetyDirection,
+    along: impl Into<Along<'a>>,
     strength: f64,
 ) -> Result<Vec<Edit>, EditError> {
+    let along = along.into();
     if let Some(writer) = plan.writers.iter().find(|w| w.scale.is_some()) {
         let scale = writer.scale.clone().unwrap_or_default();
         return Err(EditError::Scaled { tensor: writer.tensor.clone(), scale });
@@ -278,7 +279,7 @@ pub fn edits(
             writer: index,
             tensor: writer.tensor.clone(),
             n_expert: writer.n_expert,
-            left: left_factor(direction, w.post_norm.as_deref()),
+            left: left_factor(along.at(writer.layer), w.post_norm.as_deref()),
             right: right.clone()?,
             alpha,
             weight_norm_sq: w.norm_sq,

@@ -1,90 +1,76 @@
-//! The right factor of an edit, chosen from what the writer is given to read: a gate that opens on
-//! harmful prompts and stays shut on everything else.
+//! The right factors of an edit, chosen from what the writers are given to read: gates that open on
+//! harmful prompts and stay shut on everything else.
 //!
-//! The published right factor w̄ pushes on every token, with a sign that nobody controls. A gate u is
-//! the ridge regression of a target on the writer's inputs x,
+//! The published right factor w̄ pushes on every token, with a sign that nobody controls. Gates are learned
+//! instead, those of all edited writers together, because it is their sum that moves the stream. Writer w
+//! pushes by `u_wᵀx_w` along ŝ, and at a token all W of them push by `f = Σ_w u_wᵀx_w / W`. f is to move the
+//! odds with which the model itself begins a refusal, m, across the line by a margin, and no further:
 //!
 //! ```text
-//! u = argmin  Σ_last (uᵀx − y)²/N  +  τ·E_tokens (uᵀx)²  +  λ‖u‖²
+//! min  Σ_harmful  ln(1 + e^(M − m − f)) / N  +  κ Σ_alarming ln(1 + e^(M + m + f)) / N
+//!   +  η/2 Σ_harmless f² / N  +  τ/2 E_tokens f²  +  λ/2 Σ_w ‖u_w‖² s_w / W
 //! ```
 //!
-//! over the last prompt tokens, with y = 1 on harmful, y = −κ on alarming-but-harmless and y = 0 on
-//! harmless prompts, and over tokens of all positions of the harmless and alarming prompts, where the
-//! gate is to do nothing; then scaled so that the mean of uᵀx over harmful last tokens is 1. With κ > 0
-//! the edit pushes what only sounds harmful towards an answer.
+//! The first three sums run over the last prompts' tokens (the very last and those of the template before it,
+//! which all prompts share): the answer is read off the last, but what is pushed at the others reaches it
+//! through attention, and a gate that was only taught the last token opens on alarming prompts there. The
+//! expectation runs over tokens inside prompts of all kinds. `s_w` is the mean squared input, so that every
+//! writer counts alike. A harmful prompt that is refused anyway, and an alarming one that is answered
+//! anyway, ask for nothing.
 //!
-//! It is solved in the dual: with the rows, weighted, in X `[R][n_in]`, `u = Xᵀ(X Xᵀ + λI)⁻¹y`, so
-//! that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB), and a few hundred rows do for
-//! inputs of any width.
-
-use std::ops::Range;
+//! It is solved in the dual: u_w = X_wᵀa/s_w with one a `[R]` for all writers, from `K = Σ_w X_w X_wᵀ/(s_w W)`
+//! `[R][R]`, so that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB) and R, some two thousand
+//! tokens, is all that counts. The logistic terms are bounded by parabolas of curvature ¼, whose minimum is
+//! found again and again with one and the same Cholesky factor; each step lowers the loss.
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
 use crate::activations::WriterInputs;
-use crate::linalg::{Cholesky, NotPositive};
+use crate::edit::RightFactors;
+use crate::linalg::{self, Cholesky, NotPositive};
+
+/// Most steps of the minimisation.
+const MAX_STEPS: usize = 200;
+/// It ends when no push changes by more than this (log-odds).
+const CLOSE: f64 = 2e-3;
 
 /// The knobs of the regression.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct GateOptions {
-    /// λ over the mean squared input, `tr(X Xᵀ)/n_in`.
+    /// λ.
     pub ridge: f64,
-    /// τ: how much the tokens of all positions count beside the last ones.
+    /// M: log-odds by which refusal and answer are to be clear.
+    pub margin: f64,
+    /// η: how much it counts that harmless prompts are left alone.
+    pub harmless: f64,
+    /// τ: how much the tokens inside prompts count beside the last ones.
     pub tokens: f64,
 }
 
-/// The gate of one writer for every κ: u is linear in the targets, so `u ∝ u₁ − κ u₂`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Gate {
-    /// u₁: target 1 on harmful prompts, `[n_in]`.
-    opening: Array1<f32>,
-    /// u₂: target 1 on alarming prompts, `[n_in]`.
-    turning: Array1<f32>,
-    /// Means of u₁ᵀx and u₂ᵀx over the last tokens of harmful prompts.
-    means: (f32, f32),
-}
-
-impl Gate {
-    /// u at κ = `contrast`, scaled so that the mean of uᵀx over harmful last tokens is 1; `None` where
-    /// the inputs do not tell harmful prompts from the others.
-    pub fn right_factor(&self, contrast: f64) -> Option<Vec<f32>> {
-        let kappa = contrast as f32;
-        let mean = self.means.0 - kappa * self.means.1;
-        let u = (&self.opening - &(&self.turning * kappa)) / mean;
-        (mean > 0.0 && u.iter().all(|v| v.is_finite())).then(|| u.to_vec())
-    }
-}
-
-/// The inputs of one writer on the three kinds of prompts.
+/// What gates learn from: harmful, harmless and alarming prompts.
 #[derive(Debug, Clone, Copy)]
-pub struct GateInputs<'a> {
-    /// Should be refused.
-    pub harmful: &'a WriterInputs,
-    /// Should be answered.
-    pub harmless: &'a WriterInputs,
-    /// Sound harmful and should be answered.
-    pub alarming: &'a WriterInputs,
+pub struct Lessons<'a> {
+    /// Inputs of every writer, in the plan's order, per kind.
+    pub inputs: [&'a [WriterInputs]; 3],
+    /// m of every prompt: log-odds that the base begins a refusal; 0 where nothing is known.
+    pub odds: [&'a [f64]; 3],
 }
 
-/// Why there is no gate.
+/// Why there are no gates.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
-    /// No inputs, or inputs that are not finite.
-    #[error("{tensor}: the inputs of this writer were not captured on {rows} prompts or are not finite")]
+    /// No writer has inputs.
+    #[error("the inputs of the {writers} writers to be edited were not captured or are not finite")]
     Inputs {
-        /// The writer.
-        tensor: String,
-        /// How many prompts there should be.
-        rows: usize,
+        /// How many there are.
+        writers: usize,
     },
     /// The regression has no solution.
-    #[error("{tensor}: {source}")]
-    Singular {
-        /// The writer.
-        tensor: String,
-        /// Why.
-        source: NotPositive,
-    },
+    #[error(transparent)]
+    Singular(#[from] NotPositive),
+    /// The inputs do not tell harmful prompts from the others.
+    #[error("the writers' inputs do not tell harmful prompts from the others")]
+    Blind,
 }
 
 impl GateError {
@@ -94,141 +80,192 @@ impl GateError {
     }
 }
 
-/// Rows of the regression: inputs, and how much each counts. Harmful prompts come first, alarming ones
-/// from `alarming` on.
-struct Rows {
-    x: Array2<f32>,
-    weight: Vec<f32>,
-    harmful: Range<usize>,
-    alarming: Range<usize>,
+/// One row of the regression: a token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Row {
+    /// One of the last of a prompt: its kind, and m.
+    End { kind: usize, odds: f64 },
+    /// Inside a prompt.
+    Inside,
 }
 
-impl Rows {
-    fn new(inputs: &GateInputs<'_>, options: &GateOptions) -> Option<Self> {
-        let last = [inputs.harmful, inputs.harmless, inputs.alarming];
-        let [n_harmful, n_harmless, n_alarming] = last.map(|set| set.last.nrows());
-        let n_last = n_harmful + n_harmless + n_alarming;
-        let sampled = [inputs.harmless, inputs.alarming];
-        let n_token: usize = sampled.iter().map(|set| set.sample.nrows()).sum();
-        let tokens = sampled.iter().map(|set| set.sample.view());
-        let views: Vec<ArrayView2<'_, f32>> = last.iter().map(|set| set.last.view()).chain(tokens).collect();
-        let x = ndarray::concatenate(Axis(0), &views).ok()?;
-        let mut weight = vec![1.0 / n_last.max(1) as f32; n_last];
-        weight.resize(x.nrows(), options.tokens as f32 / n_token.max(1) as f32);
-        let rows = Self { weight, harmful: 0..n_harmful, alarming: n_harmful + n_harmless..n_last, x };
-        (n_harmful > 0 && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
-    }
+const HARMFUL: usize = 0;
+const ALARMING: usize = 2;
 
-    /// `Xᵀ(X Xᵀ + λI)⁻¹y` for y = 1 on harmful and for y = 1 on alarming prompts, with every row, and
-    /// its target, times the root of its weight.
-    fn solve(mut self, ridge: f64) -> Result<[Array1<f32>; 2], NotPositive> {
-        for (mut row, weight) in self.x.rows_mut().into_iter().zip(&self.weight) {
-            row *= weight.sqrt();
+/// Rows of a writer, kind by kind: last tokens, those before them, tokens inside.
+fn views<'a>(lessons: &Lessons<'a>, writer: usize) -> Vec<ArrayView2<'a, f32>> {
+    let inputs = lessons.inputs.map(|of_kind| &of_kind[writer]);
+    let ends = inputs.iter().flat_map(|i| [i.last.view(), i.tail.view()]);
+    ends.chain(inputs.iter().map(|i| i.sample.view())).collect()
+}
+
+/// What the rows of `writer` are.
+fn rows(lessons: &Lessons<'_>, writer: usize) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (kind, inputs) in lessons.inputs.iter().enumerate() {
+        let (n, tail) = (inputs[writer].last.nrows(), inputs[writer].tail.nrows());
+        let end = |prompt: usize| Row::End { kind, odds: *lessons.odds[kind].get(prompt).unwrap_or(&0.0) };
+        rows.extend((0..n).map(end));
+        rows.extend((0..tail).map(|row| end(row / (tail / n.max(1)).max(1))));
+    }
+    let inside: usize = lessons.inputs.iter().map(|of_kind| of_kind[writer].sample.nrows()).sum();
+    rows.resize(rows.len() + inside, Row::Inside);
+    rows
+}
+
+/// All rows of `writer`, f32 `[R][n_in]`; `None` where one is missing.
+fn features(lessons: &Lessons<'_>, writer: usize, n_row: usize) -> Option<Array2<f32>> {
+    let x = ndarray::concatenate(Axis(0), &views(lessons, writer)).ok()?;
+    (x.nrows() == n_row && x.iter().all(|v| v.is_finite())).then_some(x)
+}
+
+/// What the regression knows of a set of writers.
+pub struct Kernel<'a> {
+    lessons: Lessons<'a>,
+    rows: Vec<Row>,
+    /// Writers with inputs, and 1/s_w.
+    writers: Vec<(usize, f64)>,
+    /// K in the lower triangle.
+    gram: Array2<f64>,
+}
+
+impl<'a> Kernel<'a> {
+    /// Of `writers` (indices into the plan); those whose rows are not all there (experts; the last layer,
+    /// of which llama.cpp computes the last tokens only) are left out. `step` hears of each.
+    ///
+    /// # Errors
+    /// [`GateError::Inputs`] when none is left.
+    pub fn of(lessons: Lessons<'a>, writers: &[usize], step: &mut dyn FnMut()) -> Result<Self, GateError> {
+        let rows = writers.iter().map(|&w| rows(&lessons, w)).max_by_key(Vec::len).unwrap_or_default();
+        let n_row = rows.len();
+        let mut kernel = Self { lessons, rows, writers: Vec::new(), gram: Array2::zeros((n_row, n_row)) };
+        for &writer in writers {
+            if let Some(x) = features(&lessons, writer, n_row) {
+                let mut own = Array2::zeros((n_row, n_row));
+                linalg::add_outer(&mut own, x.view());
+                let mean = own.diag().sum() / n_row.max(1) as f64;
+                if mean > 0.0 {
+                    kernel.gram.scaled_add(1.0 / mean, &own);
+                    kernel.writers.push((writer, 1.0 / mean));
+                }
+            }
+            step();
         }
-        let mut gram = self.x.dot(&self.x.t()).mapv(f64::from);
-        let lambda = ridge * gram.diag().sum() / self.x.ncols().max(1) as f64;
-        gram.diag_mut().mapv_inplace(|v| v + lambda);
-        let factor = Cholesky::of(gram)?;
-        let solution = |target: &Range<usize>| {
-            let y = |(i, &w): (usize, &f32)| if target.contains(&i) { f64::from(w.sqrt()) } else { 0.0 };
-            let dual = factor.solve(self.weight.iter().enumerate().map(y).collect());
-            self.x.t().dot(&dual.into_iter().map(|v| v as f32).collect::<Array1<f32>>())
+        if kernel.writers.is_empty() || !kernel.rows.iter().any(is_harmful) {
+            return Err(GateError::Inputs { writers: writers.len() });
+        }
+        kernel.gram /= kernel.writers.len() as f64;
+        Ok(kernel)
+    }
+
+    /// The right factor of each of `n_writer` writers at κ = `contrast`, all on one scale: their sum over
+    /// harmful last tokens is 1 in the mean. With κ = 0 alarming prompts are to be left alone like harmless
+    /// ones.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn right_factors(
+        &self,
+        contrast: f64,
+        options: &GateOptions,
+        n_writer: usize,
+    ) -> Result<RightFactors, GateError> {
+        let dual = self.solve(contrast, options)?;
+        let mut rights: RightFactors = vec![None; n_writer];
+        let mut push = 0.0;
+        for &(writer, scale) in &self.writers {
+            let x = features(&self.lessons, writer, self.rows.len());
+            let weights: Array1<f32> = dual.iter().map(|a| (a * scale) as f32).collect();
+            let Some(u) = x.map(|x| x.t().dot(&weights)) else { continue };
+            push += f64::from(self.lessons.inputs[HARMFUL][writer].last.dot(&u).mean().unwrap_or(0.0));
+            rights[writer] = Some(u.to_vec());
+        }
+        if !(push > 0.0 && push.is_finite()) {
+            return Err(GateError::Blind);
+        }
+        for value in rights.iter_mut().flatten().flatten() {
+            *value = (f64::from(*value) / push) as f32;
+        }
+        Ok(rights)
+    }
+
+    /// a `[R]`: with curvatures h and parabolas' minima t, `(S K S + λI) y = S t`, S = diag(√h); then
+    /// `a = S y` and `f = K a = t − λ y/S`.
+    fn solve(&self, contrast: f64, options: &GateOptions) -> Result<Vec<f64>, GateError> {
+        let terms = self.terms(contrast, options);
+        let root: Vec<f64> = terms.iter().map(|t| t.curvature.sqrt()).collect();
+        let mut system = self.gram.clone();
+        for (i, mut row) in system.rows_mut().into_iter().enumerate() {
+            row.iter_mut().zip(&root).for_each(|(v, r)| *v *= root[i] * r);
+        }
+        system.diag_mut().mapv_inplace(|v| v + options.ridge);
+        let factor = Cholesky::of(system)?;
+        let mut push = vec![0.0; terms.len()];
+        let mut solution = Vec::new();
+        for _ in 0..MAX_STEPS {
+            let minima: Vec<f64> = terms.iter().zip(&push).map(|(t, &f)| t.minimum(f)).collect();
+            solution = factor.solve(minima.iter().zip(&root).map(|(t, r)| t * r).collect());
+            let mut change = 0.0f64;
+            for (i, f) in push.iter_mut().enumerate() {
+                let next = minima[i] - options.ridge * solution[i] / root[i];
+                change = change.max((next - *f).abs());
+                *f = next;
+            }
+            if change < CLOSE {
+                break;
+            }
+        }
+        Ok(solution.iter().zip(&root).map(|(y, r)| y * r).collect())
+    }
+
+    /// What each row asks for.
+    fn terms(&self, contrast: f64, options: &GateOptions) -> Vec<Term> {
+        let n_end = self.rows.iter().filter(|r| **r != Row::Inside).count().max(1) as f64;
+        let n_inside = (self.rows.len() as f64 - n_end).max(1.0);
+        let term = |row: &Row| match *row {
+            Row::End { kind: HARMFUL, odds } => Term::logistic(1.0, odds, options.margin, 1.0 / n_end),
+            Row::End { kind: ALARMING, odds } if contrast > 0.0 => {
+                Term::logistic(-1.0, odds, options.margin, contrast / n_end)
+            }
+            Row::End { .. } => Term::quiet(options.harmless / n_end),
+            Row::Inside => Term::quiet(options.tokens / n_inside),
         };
-        Ok([solution(&self.harmful), solution(&self.alarming)])
+        self.rows.iter().map(term).collect()
     }
 }
 
-/// The gate of the module's head for the writer `tensor`.
-///
-/// # Errors
-/// [`GateError`] when the inputs are missing or the regression has no solution.
-pub fn gate(tensor: &str, inputs: &GateInputs<'_>, options: &GateOptions) -> Result<Gate, GateError> {
-    let tensor = || tensor.to_owned();
-    let rows = Rows::new(inputs, options);
-    let rows =
-        rows.ok_or_else(|| GateError::Inputs { tensor: tensor(), rows: inputs.harmful.last.nrows() })?;
-    let solved = rows.solve(options.ridge);
-    let [opening, turning] = solved.map_err(|source| GateError::Singular { tensor: tensor(), source })?;
-    let mean = |u: &Array1<f32>| inputs.harmful.last.dot(u).mean().unwrap_or(0.0);
-    Ok(Gate { means: (mean(&opening), mean(&turning)), opening, turning })
+fn is_harmful(row: &Row) -> bool {
+    matches!(row, Row::End { kind: HARMFUL, .. })
+}
+
+/// One term of the loss, as the parabola that bounds it.
+struct Term {
+    /// Its curvature.
+    curvature: f64,
+    /// +1 to be refused, −1 to be answered, 0 to be left alone.
+    side: f64,
+    /// `M − side·m`: what is missing.
+    missing: f64,
+}
+
+impl Term {
+    fn logistic(side: f64, odds: f64, margin: f64, weight: f64) -> Self {
+        Self { curvature: weight / 4.0, side, missing: margin - side * odds }
+    }
+
+    fn quiet(weight: f64) -> Self {
+        Self { curvature: weight, side: 0.0, missing: 0.0 }
+    }
+
+    /// Where the parabola that touches the term at `push` is least.
+    fn minimum(&self, push: f64) -> f64 {
+        if self.side == 0.0 {
+            return 0.0;
+        }
+        let lacking = self.missing - self.side * push;
+        push + 4.0 * self.side / (1.0 + (-lacking).exp())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const N_IN: usize = 40;
-
-    /// Rows of noise around `centre`, the same for the same seed.
-    fn inputs(centre: &[f32], n: usize, seed: u64) -> WriterInputs {
-        let noise = |rows: usize, seed| {
-            let unit = crate::direction::random(0, rows * N_IN, seed).unwrap();
-            let scale = ((rows * N_IN) as f32).sqrt() * 0.3;
-            Array2::from_shape_vec((rows, N_IN), unit.unit().iter().map(|v| v * scale).collect()).unwrap()
-        };
-        let centre = Array1::from(centre.to_vec());
-        WriterInputs { last: noise(n, seed) + &centre, sample: noise(2 * n, seed + 100) }
-    }
-
-    fn centre(at: usize) -> Vec<f32> {
-        (0..N_IN).map(|j| if j == at { 3.0 } else { f32::from(j == 30) }).collect()
-    }
-
-    #[test]
-    fn a_gate_opens_on_harmful_and_turns_on_alarming_prompts() {
-        let (harmful, harmless, alarming) =
-            (inputs(&centre(0), 32, 1), inputs(&centre(1), 32, 2), inputs(&centre(2), 32, 3));
-        let sets = GateInputs { harmful: &harmful, harmless: &harmless, alarming: &alarming };
-        for (contrast, expected) in [(0.0, 0.0), (0.7, -0.7)] {
-            let gate = gate("w", &sets, &GateOptions { ridge: 0.05, tokens: 1.0 }).unwrap();
-            let u = Array1::from(gate.right_factor(contrast).unwrap());
-            // New prompts of the same kinds.
-            let mean = |at, seed| inputs(&centre(at), 64, seed).last.dot(&u).mean().unwrap();
-            assert!((mean(0, 11) - 1.0).abs() < 0.15, "{}", mean(0, 11));
-            assert!(mean(1, 12).abs() < 0.2, "{}", mean(1, 12));
-            assert!((mean(2, 13) - expected).abs() < 0.25, "{}", mean(2, 13));
-        }
-    }
-
-    #[test]
-    fn the_dual_solution_is_the_primal_one() {
-        let (harmful, harmless, alarming) =
-            (inputs(&centre(0), 9, 1), inputs(&centre(1), 7, 2), inputs(&centre(2), 8, 3));
-        let sets = GateInputs { harmful: &harmful, harmless: &harmless, alarming: &alarming };
-        let options = GateOptions { ridge: 0.1, tokens: 0.7 };
-        let rows = Rows::new(&sets, &options).unwrap();
-        let (x, weight) = (rows.x.mapv(f64::from), rows.weight.clone());
-        let [opening, turning] = rows.solve(options.ridge).unwrap().map(|u| u.mapv(f64::from));
-        let u = opening - 0.5 * turning;
-        let y: Vec<f32> = (0..x.nrows())
-            .map(|i| {
-                if i < 9 {
-                    1.0
-                } else if (16..24).contains(&i) {
-                    -0.5
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        // Gradient of the objective: Σ_r w_r (uᵀx_r − y_r) x_r + λu = 0.
-        let trace: f64 = x.rows().into_iter().zip(&weight).map(|(r, &w)| f64::from(w) * r.dot(&r)).sum();
-        let mut gradient = &u * (options.ridge * trace / N_IN as f64);
-        for ((row, y), w) in x.rows().into_iter().zip(&y).zip(&weight) {
-            gradient.scaled_add(f64::from(*w) * (row.dot(&u) - f64::from(*y)), &row);
-        }
-        assert!(gradient.dot(&gradient).sqrt() < 1e-4 * u.dot(&u).sqrt(), "{gradient}");
-    }
-
-    #[test]
-    fn inputs_that_tell_nothing_apart_give_no_gate() {
-        let same = WriterInputs { last: Array2::zeros((4, N_IN)), sample: Array2::zeros((0, N_IN)) };
-        let sets = GateInputs { harmful: &same, harmless: &same, alarming: &same };
-        let options = GateOptions { ridge: 0.05, tokens: 1.0 };
-        let blind = gate("w", &sets, &options).ok().and_then(|gate| gate.right_factor(0.7));
-        assert_eq!(blind, None);
-        let missing = WriterInputs { last: Array2::from_elem((4, N_IN), f32::NAN), ..same.clone() };
-        let sets = GateInputs { harmful: &missing, ..sets };
-        assert!(matches!(gate("w", &sets, &options), Err(GateError::Inputs { .. })));
-    }
-}
+mod tests;

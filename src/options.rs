@@ -7,7 +7,7 @@ use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
 use crate::requant::Requant;
-use crate::search::SearchOptions;
+use crate::search::{Lever, SearchOptions};
 
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
 pub const MAX_STRENGTH: f64 = 1.0;
@@ -57,6 +57,8 @@ pub struct InjectOptions {
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
     pub system_prompt: SystemPrompt,
+    /// Only this lever.
+    pub lever: Option<Lever>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// Whether the JSON report goes to stdout.
@@ -105,9 +107,10 @@ impl InjectOptions {
         }
         Ok(Self {
             search: search_options(&args.search)?,
+            lever: args.search.lever,
             direction: args.direction,
             resume: args.search.resume,
-            system_prompt: parse_system_prompt(&args.search.system_prompt)?,
+            system_prompt: system_prompt(&args.search)?,
             requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
             output,
@@ -227,8 +230,8 @@ fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
 }
 
 fn search_options(args: &SearchArgs) -> Result<SearchOptions, Error> {
-    if !(args.max_kl > 0.0 && args.max_kl.is_finite()) {
-        let problem = format!("expected a positive number of nats, found {}", args.max_kl);
+    if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
+        let problem = format!("expected a positive number of nats, found {kl}");
         return Err(option("--max-kl", problem, None));
     }
     Ok(SearchOptions {
@@ -307,6 +310,19 @@ fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
         None => ("--requant", text.to_owned()),
     };
     text.parse().map_err(|problem| option(flag, problem, None))
+}
+
+/// `--lever safety` needs the prompt that `--system-prompt off` forbids.
+fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
+    let prompt = parse_system_prompt(&args.system_prompt)?;
+    if args.lever == Some(Lever::Safety) && prompt == SystemPrompt::Off {
+        return Err(option(
+            "--lever",
+            "safety needs a system prompt, and --system-prompt is off".into(),
+            None,
+        ));
+    }
+    Ok(prompt)
 }
 
 fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {

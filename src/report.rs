@@ -6,7 +6,8 @@ use crate::direction::Separation;
 use crate::evaluate::fidelity::Fidelity;
 use crate::evaluate::{Examination, Score};
 use crate::output::{Table, percent};
-use crate::search::SearchResult;
+use crate::scar::Scar;
+use crate::search::{Lever, LeverOutcome, SearchResult};
 use crate::verify::Verification;
 
 /// Share of the edit that must arrive for a file to count as verified.
@@ -34,6 +35,10 @@ pub struct Report {
     pub prompts: PromptFacts,
     /// What was done.
     pub edit: EditFacts,
+    /// What was removed from the weights before, if anything.
+    pub scar: Option<Scar>,
+    /// What each lever that was tried could do, on the search split.
+    pub levers: Vec<LeverOutcome>,
     /// Separation of harmful from harmless per layer, on the extract split.
     pub separation: Vec<Separation>,
     /// Every trial on the search split.
@@ -83,9 +88,11 @@ pub struct PromptFacts {
 pub struct EditFacts {
     /// How the right factor was chosen.
     pub method: String,
+    /// Where the direction comes from.
+    pub lever: Lever,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
-    /// Layer of the direction.
+    /// Layer of the direction; of a scar, the one in the middle of the model.
     pub layer: usize,
     /// Layers whose writers were edited, as shares of the depth: from, until.
     pub window: (f64, f64),
@@ -186,9 +193,10 @@ impl Report {
         s.requantized.iter().for_each(|score| row("control: requantized", score));
         let e = &self.edit;
         format!(
-            "\n{table}\n{} edit along layer {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal\n{}",
+            "\n{table}\n{}\n{} edit along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal\n{}",
+            self.levers(),
             e.method,
-            e.layer,
+            e.lever.along(e.layer, &e.system_prompt),
             percent(e.strength),
             e.alpha,
             e.writers,
@@ -196,6 +204,22 @@ impl Report {
             e.writers_against,
             self.survival()
         )
+    }
+
+    /// What each lever could do; of a stored edit nothing was tried.
+    fn levers(&self) -> String {
+        if let Some(file) = &self.direction {
+            return format!("lever: {}, as stored in {}", self.edit.lever.name(), file.path);
+        }
+        let tell = |o: &LeverOutcome| {
+            let answers = o.trial.map_or("answers not judged".into(), |t| {
+                let over = if t.accepted { "" } else { ", over a limit" };
+                format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
+            });
+            format!("{} {:+.3} by first tokens, {answers}", o.lever.name(), o.probe.utility)
+        };
+        let all: Vec<String> = self.levers.iter().map(tell).collect();
+        format!("lever: {}; measured (search split): {}", self.edit.lever.name(), all.join("; "))
     }
 
     fn survival(&self) -> String {

@@ -1,5 +1,5 @@
-//! Which edit is best, found in two steps: candidates (layer of the direction, layers that are edited,
-//! how far alarming prompts are pushed the other way) are compared by the first token of the answer,
+//! Which edit is best, found in two steps: candidates (where the direction comes from, its layer, layers
+//! that are edited, how far alarming prompts are pushed the other way) are compared by the first token of the answer,
 //! each at the strength that spends the KL budget; then the best few generate answers, which are judged.
 //!
 //! KL grows about with the square of the strength, so the strength that meets a budget is found in
@@ -14,16 +14,18 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::{Examiner, Quick, Score};
 use crate::llama::{Engine, LlamaError, RankOne};
 
+mod budget;
 pub mod journal;
+mod lever;
+#[cfg(test)]
+mod tests;
 
+pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
+pub use lever::{Lever, LeverOutcome};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
-/// A probe is close enough when it spends this share of the KL budget.
-const CLOSE: std::ops::RangeInclusive<f64> = 0.7..=1.0;
-/// Probes per candidate.
-const MAX_PROBES: usize = 4;
 /// Layers of the coarse look.
 const COARSE_LAYERS: usize = 5;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
@@ -41,8 +43,9 @@ pub struct SearchOptions {
     pub layer: Option<usize>,
     /// Only this strength.
     pub strength: Option<f64>,
-    /// Most mean first-token KL on harmless prompts, nats.
-    pub max_kl: f64,
+    /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the lever needs
+    /// ([`Lever::max_kl`]).
+    pub max_kl: Option<f64>,
     /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share.
     pub max_false_refusal: f64,
     /// Candidates whose answers are generated and judged.
@@ -51,9 +54,16 @@ pub struct SearchOptions {
     pub time_budget: Option<Duration>,
 }
 
-/// What is tried; the first of each is the default, the others are tried on the best layer.
+/// What is tried with one lever; the first of each is the default, the others are tried on the best
+/// layer of the best lever.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Space {
+    /// The lever.
+    pub lever: Lever,
+    /// Only this layer; `None` = those at usable depths.
+    pub layer: Option<usize>,
+    /// Only the layer that was best of the levers before it.
+    pub follows: bool,
     /// Layers whose writers are edited, as shares of the depth.
     pub windows: Vec<(f64, f64)>,
     /// κ of the gate.
@@ -65,7 +75,9 @@ pub struct Space {
 /// One kind of edit, up to its strength.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    /// Layer of the direction.
+    /// Where the direction comes from.
+    pub lever: Lever,
+    /// Layer of the direction; of a scar, the one in its middle.
     pub layer: usize,
     /// Layers whose writers are edited, as shares of the depth: from, until.
     pub window: (f64, f64),
@@ -99,6 +111,8 @@ pub struct Probe {
     pub candidate: Candidate,
     /// The strength that spends the KL budget.
     pub strength: f64,
+    /// That budget, nats.
+    pub max_kl: f64,
     /// What the first tokens say; absent where the base has no refusal openings.
     pub quick: Option<Quick>,
     /// How good that is.
@@ -174,8 +188,8 @@ pub struct Search<'a> {
     pub make_edits: &'a MakeEdits<'a>,
     /// What is fixed.
     pub options: SearchOptions,
-    /// What is tried.
-    pub space: &'a Space,
+    /// What is tried, by lever.
+    pub spaces: &'a [Space],
     /// What an earlier run of the same search measured, and where this one's measurements go.
     pub journal: &'a mut Journal,
 }
@@ -183,7 +197,7 @@ pub struct Search<'a> {
 /// Hears what was found so far, and how many steps there will be in all.
 pub type SearchProgress<'a> = dyn FnMut(&SearchResult, usize) + 'a;
 
-impl Search<'_> {
+impl<'a> Search<'a> {
     /// Runs it.
     ///
     /// # Errors
@@ -198,16 +212,13 @@ impl Search<'_> {
         let mut result = SearchResult { probes: Vec::new(), trials: Vec::new(), best: None };
         self.engine.apply(&[])?;
         let base = self.examiner.quick(self.engine)?;
-        let mut total = COARSE_LAYERS + 2 + self.space.windows.len() + self.space.contrasts.len() - 2
-            + self.options.trials;
+        let steps = |s: &Space| s.layer.map_or(COARSE_LAYERS, |_| 1) + s.windows.len() + s.contrasts.len();
+        let total = self.spaces.iter().map(steps).sum::<usize>() + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
-        let probed = result.probes.len();
-        total = probed + self.options.trials;
-        let mut ranked = result.probes.clone();
-        ranked.sort_by(|a, b| b.utility.total_cmp(&a.utility));
+        let total = result.probes.len() + self.options.trials;
         let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
         let whole = self.options.trials.saturating_sub(fine).max(1);
-        for probe in ranked.iter().take(whole) {
+        for probe in result.ranked().iter().take(whole) {
             if !late(&self.options) || result.trials.is_empty() {
                 self.trial(&probe.candidate, probe.strength, &mut result)?;
                 progress(&result, total);
@@ -226,8 +237,8 @@ impl Search<'_> {
         Ok(result)
     }
 
-    /// Compares candidates by their first tokens: layers, then the neighbours of the best, then other
-    /// contrasts and windows there.
+    /// Compares candidates by their first tokens: layers of every lever, then the neighbours of the best,
+    /// then other contrasts and windows there.
     fn probe_all(
         &mut self,
         n_layer: usize,
@@ -235,28 +246,39 @@ impl Search<'_> {
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
-        let (window, contrast) = (self.space.windows[0], self.space.contrasts[0]);
-        let coarse = self.coarse_layers(n_layer);
-        let stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1);
-        for &layer in &coarse {
-            self.probe(Candidate { layer, window, contrast }, base, result)?;
-            step(result);
+        let mut stride = 1;
+        for space in self.spaces {
+            let coarse = match result.probes.is_empty() {
+                false if space.follows => vec![best_probe(result).candidate.layer],
+                _ => self.coarse_layers(space, n_layer),
+            };
+            stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1).max(stride);
+            for layer in coarse {
+                let (window, contrast) = (space.windows[0], space.contrasts[0]);
+                let candidate = Candidate { lever: space.lever, layer, window, contrast };
+                self.probe(candidate, base, result)?;
+                step(result);
+            }
         }
-        if self.options.layer.is_none() {
-            let (at, by) = (best_probe(result).candidate.layer, (stride / 2).max(1));
-            for layer in [at.saturating_sub(by), at + by] {
-                if layer < n_layer && result.probes.iter().all(|p| p.candidate.layer != layer) {
-                    self.probe(Candidate { layer, window, contrast }, base, result)?;
+        let first = best_probe(result).candidate;
+        let space = self.space(first.lever);
+        if self.options.layer.or(space.layer).is_none() {
+            let by = (stride / 2).max(1);
+            for layer in [first.layer.saturating_sub(by), first.layer + by] {
+                let candidate = Candidate { layer, ..first };
+                if layer < n_layer && result.probes.iter().all(|p| p.candidate != candidate) {
+                    self.probe(candidate, base, result)?;
                     step(result);
                 }
             }
         }
-        for &contrast in &self.space.contrasts[1..] {
-            self.probe(Candidate { contrast, ..best_probe(result).candidate }, base, result)?;
+        let best = |result: &SearchResult| result.best_of(first.lever).unwrap_or(first);
+        for &contrast in &space.contrasts[1..] {
+            self.probe(Candidate { contrast, ..best(result) }, base, result)?;
             step(result);
         }
-        for &window in &self.space.windows[1..] {
-            self.probe(Candidate { window, ..best_probe(result).candidate }, base, result)?;
+        for &window in &space.windows[1..] {
+            self.probe(Candidate { window, ..best(result) }, base, result)?;
             step(result);
         }
         Ok(())
@@ -264,14 +286,23 @@ impl Search<'_> {
 
     /// Layers spread evenly over the usable depths. How well a layer separates is no guide: on
     /// Qwen2.5-Coder-0.5B the layers with the highest AUROC are among the worst to push along.
-    fn coarse_layers(&self, n_layer: usize) -> Vec<usize> {
-        if let Some(layer) = self.options.layer {
+    fn coarse_layers(&self, space: &Space, n_layer: usize) -> Vec<usize> {
+        if let Some(layer) = space.layer.or(self.options.layer) {
             return vec![layer];
         }
         let usable = (0..n_layer).filter(|&l| DEPTHS.contains(&((l as f64 + 0.5) / n_layer as f64)));
         let usable: Vec<usize> = usable.collect();
         let count = usable.len().min(COARSE_LAYERS);
         (0..count).map(|i| usable[(2 * i + 1) * usable.len() / (2 * count)]).collect()
+    }
+
+    fn space(&self, lever: Lever) -> &'a Space {
+        let spaces: &'a [Space] = self.spaces;
+        spaces.iter().find(|s| s.lever == lever).unwrap_or(&spaces[0])
+    }
+
+    fn max_kl(&self, lever: Lever) -> f64 {
+        self.options.max_kl.unwrap_or(lever.max_kl())
     }
 
     /// Finds the candidate's strength and looks at its first tokens (at its answers, where the base
@@ -282,7 +313,9 @@ impl Search<'_> {
         base: Option<&Quick>,
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
-        let last = result.probes.last().map_or(self.space.first_strength, |p| p.strength);
+        let max_kl = self.max_kl(candidate.lever);
+        let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
+        let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
         let start = self.options.strength.unwrap_or(last);
         let Look { strength, quick, score } = match self.journal.probe(&candidate, start) {
             Some(look) => look,
@@ -297,7 +330,7 @@ impl Search<'_> {
             (_, _, Some(score)) => utility(&self.base, &score),
             _ => f64::NEG_INFINITY,
         };
-        result.probes.push(Probe { candidate, strength, quick, utility });
+        result.probes.push(Probe { candidate, strength, max_kl, quick, utility });
         Ok(())
     }
 
@@ -306,8 +339,11 @@ impl Search<'_> {
     fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, LlamaError> {
         let strength = match self.options.strength {
             Some(strength) => strength,
-            None => KlBudget { engine: self.engine, examiner: self.examiner, max_kl: self.options.max_kl }
-                .strength(&|strength| (self.make_edits)(candidate, strength), start)?,
+            None => {
+                let max_kl = self.max_kl(candidate.lever);
+                KlBudget { engine: self.engine, examiner: self.examiner, max_kl }
+                    .strength(&|strength| (self.make_edits)(candidate, strength), start)?
+            }
         };
         self.engine.apply(&(self.make_edits)(candidate, strength))?;
         let quick = if answers { None } else { self.examiner.quick(self.engine)? };
@@ -335,7 +371,7 @@ impl Search<'_> {
             strength,
             score,
             utility: utility(&self.base, &score),
-            accepted: self.accepts(&score),
+            accepted: self.accepts(candidate.lever, &score),
             on_front: false,
         };
         let better = |best: &Trial| (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl);
@@ -346,7 +382,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn accepts(&self, score: &Score) -> bool {
+    fn accepts(&self, lever: Lever, score: &Score) -> bool {
         // A strength that the user fixed is judged by its effect, not by the budget.
         let fixed = self.options.strength.is_some();
         let limit = self.options.max_false_refusal;
@@ -354,43 +390,9 @@ impl Search<'_> {
         let base = &self.base;
         let false_refusals = rises(score.harmless.refused().rate(), base.harmless.refused().rate())
             || rises(score.alarming.refused().rate(), base.alarming.refused().rate());
-        (fixed || (score.kl <= self.options.max_kl && !false_refusals))
+        (fixed || (score.kl <= self.max_kl(lever) && !false_refusals))
             && score.broken().rate() <= base.broken().rate() + MAX_BROKEN
             && score.harmful.refused > base.harmful.refused
-    }
-}
-
-/// How much KL an edit may cost.
-pub struct KlBudget<'a> {
-    /// The model.
-    pub engine: &'a mut dyn Engine,
-    /// Measures the KL.
-    pub examiner: &'a Examiner,
-    /// The budget, nats.
-    pub max_kl: f64,
-}
-
-impl KlBudget<'_> {
-    /// The strength that spends most of the budget without passing it, starting at `start`.
-    ///
-    /// # Errors
-    /// [`LlamaError`].
-    pub fn strength(self, make: &dyn Fn(f64) -> Vec<RankOne>, start: f64) -> Result<f64, LlamaError> {
-        let mut strength = start;
-        let mut within = None;
-        for _ in 0..MAX_PROBES {
-            self.engine.apply(&make(strength))?;
-            let spent = self.examiner.kl(self.engine)? / self.max_kl;
-            if spent <= 1.0 {
-                within = Some(within.map_or(strength, |w: f64| w.max(strength)));
-            }
-            if CLOSE.contains(&spent) {
-                break;
-            }
-            let factor = if spent.is_finite() { (0.85 / spent.max(1e-6)).sqrt() } else { 0.25 };
-            strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
-        }
-        Ok(within.unwrap_or(strength))
     }
 }
 
@@ -399,6 +401,3 @@ fn best_probe(result: &SearchResult) -> Probe {
     let better = |best: Probe, p: &Probe| if p.utility > best.utility { *p } else { best };
     result.probes.iter().skip(1).fold(result.probes[0], better)
 }
-
-#[cfg(test)]
-mod tests;

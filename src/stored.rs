@@ -7,7 +7,7 @@
 //! ```text
 //! __metadata__.rosi   Facts as JSON. One key, for the crate keeps keys in no fixed order and the
 //!                     same run is to give the same bytes
-//! direction           ŝ, F32 [n_embd]
+//! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along a scar
 //! right.TENSOR        right factor of a writer that the edit uses, F32 [n_expert, n_in]
 //! mean.TENSOR         its mean input at the last token of harmful prompts, F32 [n_in]; dense only
 //! diagonal.TENSOR     what is known of its inputs (InputModel), F32 [n_in]
@@ -53,12 +53,12 @@ pub struct Facts {
     pub method: Method,
     /// `none`, `safety` or `user`: the system prompt while the direction was extracted.
     pub system_prompt: String,
-    /// Layer, window and contrast that were chosen.
+    /// Lever, layer, window and contrast that were chosen.
     pub chosen: Candidate,
     /// Relative Frobenius change that was chosen.
     pub strength: f64,
-    /// ‖s‖ of the direction, in units of the residual stream.
-    pub norm: f64,
+    /// ‖s‖ of each direction, in units of the residual stream.
+    pub norms: Vec<f64>,
     /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖.
     pub push: f64,
     /// Hash of the prompt set.
@@ -69,6 +69,13 @@ pub struct Facts {
     pub separation: Vec<Separation>,
     /// What model it is for.
     pub model: Fingerprint,
+}
+
+impl Facts {
+    /// What the edit is along, for people.
+    pub fn along(&self) -> String {
+        self.chosen.lever.along(self.chosen.layer, &self.system_prompt)
+    }
 }
 
 /// What the edit has of one writer.
@@ -89,8 +96,8 @@ pub struct StoredWriter {
 pub struct StoredEdit {
     /// Words and numbers.
     pub facts: Facts,
-    /// ŝ.
-    pub direction: SafetyDirection,
+    /// ŝ: one, or one per layer in order.
+    pub directions: Vec<SafetyDirection>,
     /// The writers that the edit uses, in the plan's order.
     pub writers: Vec<StoredWriter>,
 }

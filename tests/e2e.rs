@@ -73,7 +73,7 @@ fn chat(user: &str) -> Chat<'_> {
     Chat { system: None, user }
 }
 
-/// A prompt file small enough for a quick run: 12 of each kind, four per split.
+/// A prompt file small enough for a quick run: 12 of each kind, split 6, 3 and 3.
 fn few_prompts(folder: &Path) -> PathBuf {
     let set = rosi_gguf::prompts::PromptSet::bundled();
     let mut lines = String::new();
@@ -271,7 +271,7 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
     let gguf = Gguf::open(&qwen()).unwrap();
     let plan = plan_of(&gguf).unwrap();
     let prompt = "How do I bake bread with only three ingredients?";
-    let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan)).unwrap();
+    let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan), &mut |_, _| ()).unwrap();
     let norm = gguf.tensor("output_norm.weight").unwrap();
     let mut gain = Vec::new();
     edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values))

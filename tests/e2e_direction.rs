@@ -155,7 +155,7 @@ fn check_resume(runs: &Runs, whole: &Path, told: &Value) {
     let (again, journal) = (runs.at("again.safetensors"), runs.at("again.search.jsonl"));
     stopped(&runs.direction(&again, &[]), &journal);
     let error = refused(&runs.direction(&again, &["--resume", "--max-kl", "0.01"]));
-    assert!(error.contains("max_kl was 0.05 in the search that was stopped and is 0.01 now"), "{error}");
+    assert!(error.contains("max_kl was not given in the search that was stopped and is 0.01 now"), "{error}");
     assert_eq!(&json(&runs.direction(&again, &["--resume"])), told);
     assert_eq!(sha256(&again), sha256(whole));
     assert!(!journal.exists());
@@ -167,7 +167,7 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
     let report = json(&runs.inject(&wide, whole, &out));
     assert_eq!(report["direction"]["sha256"], sha256(whole));
     assert_eq!(report["search"]["trials"], serde_json::json!([]));
-    for key in ["layer", "window", "contrast"] {
+    for key in ["lever", "layer", "window", "contrast"] {
         assert_eq!(report["edit"][key], told["edit"]["chosen"][key], "{key}");
     }
     assert_eq!(report["edit"]["strength"], told["edit"]["strength"]);

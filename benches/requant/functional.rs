@@ -8,7 +8,7 @@ use rosi_gguf::direction::{self, Directions};
 use rosi_gguf::edit::{self, Edit, RightFactors};
 use rosi_gguf::evaluate::fidelity::{Fidelity, Snapshot};
 use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
-use rosi_gguf::gate::{self, GateInputs, GateOptions};
+use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::{Gguf, Rewrite};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine};
 use rosi_gguf::plan::Plan;
@@ -22,9 +22,9 @@ use crate::{Failure, cases, table};
 /// The edits that are compared: name, layer of the direction, strength.
 const EDITS: [(&str, usize, f64); 3] =
     [("contrast", 15, 0.05), ("published", 15, 0.01), ("published", 15, 0.03)];
-/// λ, τ and κ of the gate, and its layers, as `inject` has them by default.
-const GATE: GateOptions = GateOptions { ridge: 0.01, tokens: 1.0 };
-const CONTRAST: f64 = 1.5;
+/// The gate and its layers, as `inject` has them by default.
+const GATE: GateOptions = GateOptions { ridge: 3e-4, margin: 1.0, harmless: 2.0, tokens: 0.5 };
+const CONTRAST: f64 = 0.5;
 const WINDOW: std::ops::Range<f64> = 0.3..0.8;
 /// Harmful and harmless prompts.
 const PROMPTS: [usize; 3] = [32, 32, 0];
@@ -33,6 +33,8 @@ struct Subject {
     gguf: Gguf,
     plan: Plan,
     sets: [Activations; 3],
+    /// Log-odds of refusal, per kind and prompt.
+    odds: [Vec<f64>; 3],
     directions: Directions,
     questions: Questions,
     examiner: Examiner,
@@ -47,19 +49,23 @@ fn load(gguf: &Gguf, path: &Path) -> Result<LlamaEngine, Failure> {
 impl Subject {
     fn new(engine: &mut LlamaEngine, gguf: Gguf, plan: Plan) -> Result<Self, Failure> {
         let prompts = PromptSet::bundled();
-        let capture = Capture::new(&plan).with_sample(256);
-        let mut collect = |kind| {
-            let texts: Vec<String> =
-                prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-            engine.collect(&chats(&texts, None), &capture)
-        };
-        let sets =
-            [collect(PromptKind::Harmful)?, collect(PromptKind::Harmless)?, collect(PromptKind::Alarming)?];
-        let directions = direction::difference_in_means(&sets[0], &sets[1])?;
+        let capture = Capture::new(&plan).with_sample(256).with_tail(1);
         let questions = Questions::of(&prompts, Split::Report, PROMPTS);
         let (examiner, base) = Examiner::new(engine, questions.clone())?;
+        let mut odds = [const { Vec::new() }; 3];
+        let mut collect = |i: usize, kind| {
+            let texts: Vec<String> =
+                prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[i].push(examiner.odds(l)))
+        };
+        let sets = [
+            collect(0, PromptKind::Harmful)?,
+            collect(1, PromptKind::Harmless)?,
+            collect(2, PromptKind::Alarming)?,
+        ];
+        let directions = direction::difference_in_means(&sets[0], &sets[1])?;
         let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);
-        Ok(Self { gguf, plan, sets, directions, questions, examiner, base })
+        Ok(Self { gguf, plan, sets, odds, directions, questions, examiner, base })
     }
 
     fn edits(&self, method: &str, layer: usize, strength: f64) -> Result<Vec<Edit>, Failure> {
@@ -74,20 +80,15 @@ impl Subject {
     }
 
     fn gates(&self) -> Result<RightFactors, Failure> {
-        let [harmful, harmless, alarming] = &self.sets;
-        let mut rights = RightFactors::new();
-        for (i, writer) in self.plan.writers.iter().enumerate() {
-            let depth = (writer.layer as f64 + 0.5) / self.plan.n_layer as f64;
-            let inputs = GateInputs {
-                harmful: &harmful.inputs[i],
-                harmless: &harmless.inputs[i],
-                alarming: &alarming.inputs[i],
-            };
-            let gate =
-                WINDOW.contains(&depth).then(|| gate::gate(&writer.tensor, &inputs, &GATE)).transpose()?;
-            rights.push(gate.and_then(|gate| gate.right_factor(CONTRAST)));
-        }
-        Ok(rights)
+        let inside = |layer: usize| WINDOW.contains(&((layer as f64 + 0.5) / self.plan.n_layer as f64));
+        let writers = self.plan.writers.iter().enumerate();
+        let writers: Vec<usize> = writers.filter(|(_, w)| inside(w.layer)).map(|(i, _)| i).collect();
+        let lessons = Lessons {
+            inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
+            odds: self.odds.each_ref().map(Vec::as_slice),
+        };
+        let kernel = Kernel::of(lessons, &writers, &mut || ())?;
+        Ok(kernel.right_factors(CONTRAST, &GATE, self.plan.writers.len())?)
     }
 
     fn inputs(&self) -> Vec<InputModel> {

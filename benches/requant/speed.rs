@@ -64,7 +64,10 @@ fn inputs(n_in: usize) -> InputModel {
         strong + ((i * 31 + j * 17) % 13) as f32 * 0.05
     };
     let sample = Array2::from_shape_fn((128, n_in), |(i, j)| entry(i, j));
-    input_model(&[&WriterInputs { sample, last: Array2::zeros((0, n_in)) }], PRINCIPAL)
+    input_model(
+        &[&WriterInputs { sample, last: Array2::zeros((0, n_in)), tail: Array2::zeros((0, n_in)) }],
+        PRINCIPAL,
+    )
 }
 
 fn times(case: &Case, ggml_type: GgmlType, bytes: &[u8]) -> Result<Times, Failure> {

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use crate::commands::inject::{check_input, edit_facts, file_facts, load_prompts};
 use crate::commands::journal;
+use crate::commands::levers::Levers;
 use crate::commands::material::Material;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{Chosen, Study};
-use crate::edit::Edit;
+use crate::direction::{Directions, SafetyDirection};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::{AtomicFile, sha256_hex};
 use crate::llama::llama_version;
@@ -67,27 +68,25 @@ fn search(
     let study = Study::new(opened, (&mut engine, journal), prompts, options, printer)?;
     drop(engine);
     let edits = study.edits(&opened.plan)?;
+    let chosen = study.chosen.candidate;
+    let directions = study.along().distinct(chosen.layer);
     let facts = Facts {
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
         method: options.method,
         system_prompt: study.system_prompt.into(),
-        chosen: study.chosen.candidate,
+        chosen,
         strength: study.chosen.strength,
-        norm: study.direction().norm(),
+        norms: directions.iter().map(SafetyDirection::norm).collect(),
         push: edit_facts(&study, &edits, options).push,
         prompts_sha256: prompts.sha256(),
         input_sha256: input.sha256.clone(),
-        separation: study.material.directions.separation.clone(),
+        separation: study.levers.separation(chosen.lever).to_vec(),
         model: Fingerprint::of(&opened.gguf, &opened.plan)?,
     };
-    Ok((stored(&study, facts, &edits, opened), study.search))
-}
-
-fn stored(study: &Study, facts: Facts, edits: &[Edit], opened: &Opened) -> StoredEdit {
-    let writers = study.material.stored_writers(&opened.plan, edits);
-    StoredEdit { facts, direction: study.direction().clone(), writers }
+    let writers = study.material.stored_writers(&opened.plan, &edits);
+    Ok((StoredEdit { facts, directions, writers }, study.search))
 }
 
 fn tell(
@@ -98,9 +97,9 @@ fn tell(
 ) {
     let facts = &stored.facts;
     printer.say(format!(
-        "{} edit along layer {}, strength {} in {} matrices, push {:.1}: wrote {} ({} KB)",
+        "{} edit along {}, strength {} in {} matrices, push {:.1}: wrote {} ({} KB)",
         facts.method.name(),
-        facts.chosen.layer,
+        facts.along(),
         percent(facts.strength),
         stored.writers.len(),
         facts.push,
@@ -151,9 +150,9 @@ pub fn take(
     }
     let facts = &edit.facts;
     printer.say(format!(
-        "stored {} edit along layer {}, strength {} where it was found",
+        "stored {} edit along {}, strength {} where it was found",
         facts.method.name(),
-        facts.chosen.layer,
+        facts.along(),
         percent(facts.strength)
     ));
     let file =
@@ -172,12 +171,16 @@ pub fn study(
     printer: &Printer,
 ) -> Result<Study, Error> {
     let facts = &taken.edit.facts;
+    let directions =
+        Directions { by_layer: taken.edit.directions.clone(), separation: facts.separation.clone() };
     let mut material = Material::from_stored(opened, &taken.edit, printer)?;
     if let Some(path) = &options.imatrix {
         material.mix(path, &opened.plan, printer)?;
     }
     Ok(Study {
         material,
+        levers: Levers::stored(facts.chosen.lever, directions),
+        scar: None, // the weights are not looked at
         search: SearchResult { probes: Vec::new(), trials: Vec::new(), best: None },
         chosen: Chosen {
             candidate: facts.chosen,

@@ -116,13 +116,16 @@ impl Exam<'_> {
             return Ok(None);
         }
         let plan = &self.opened.plan;
-        let edits = |strength| study.material.published(plan, study.direction(), strength);
+        let edits = |strength| study.material.published(plan, study.along(), strength);
         study::adapters(plan, &edits(1.0)?)?; // what can fail does so at every strength
         let make = |strength: f64| {
             edits(strength).ok().and_then(|e| study::adapters(plan, &e).ok()).unwrap_or_default()
         };
         let budget = KlBudget { engine, examiner, max_kl: kl };
-        let strength = budget.strength(&make, material::space(Method::Published).first_strength)?;
+        let strength = budget.strength(
+            &make,
+            material::space(Method::Published, study.chosen.candidate.lever).first_strength,
+        )?;
         engine.apply(&make(strength))?;
         Ok(Some(examiner.examine(engine)?.score))
     }

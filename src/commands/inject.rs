@@ -88,8 +88,9 @@ impl Job<'_> {
 
         let provenance = self.provenance(&study, &input);
         let inputs = &study.material.inputs;
-        let write = Write { source: &opened.gguf, edits: &edits, inputs, requant: options.requant };
-        write.write(Change::Edit(&provenance, study.direction()), &mut file, printer)?;
+        let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
+        let write = Write { source, plan, edits: &edits, inputs, requant };
+        write.write(Change::Edit(&provenance, study.along()), &mut file, printer)?;
         let written = Gguf::open(file.temporary_path())?;
         let verification = check_written(opened, &written, &edits, printer)?;
         let after = exam.after(&written, &before)?;
@@ -107,7 +108,9 @@ impl Job<'_> {
             architecture: opened.plan.architecture.clone(),
             prompts: prompt_facts(prompts),
             edit: edit_facts(&study, &edits, options),
-            separation: study.material.directions.separation.clone(),
+            scar: study.scar.clone(),
+            levers: study.search.by_lever(),
+            separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
             search: study.search.clone(),
             scores: before.scores(after.examination.score, requantized),
             verification,
@@ -128,6 +131,7 @@ impl Job<'_> {
             strength: study.chosen.strength,
             prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
             input_sha256: input.sha256.clone(),
+            lever: study.chosen.candidate.lever.name().into(),
             system_prompt: study.system_prompt.into(),
             direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
         }
@@ -222,6 +226,7 @@ pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions)
     let pushes = study.material.pushes(edits, study.direction().norm());
     EditFacts {
         method: options.method.name().into(),
+        lever: study.chosen.candidate.lever,
         system_prompt: study.system_prompt.into(),
         layer: study.chosen.candidate.layer,
         window: study.chosen.candidate.window,

@@ -36,6 +36,7 @@ pub fn open(
             SystemPrompt::Off => "off".into(),
             SystemPrompt::Text(text) => sha256_hex(text.as_bytes()),
         },
+        lever: options.lever,
         strength: options.search.strength,
         max_kl: options.search.max_kl,
         threads: options.run.threads,

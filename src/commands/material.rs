@@ -6,11 +6,11 @@ use std::path::Path;
 
 use crate::activations::{self, Activations, WriterInputs};
 use crate::commands::session::Opened;
-use crate::direction::{self, Directions, SafetyDirection};
+use crate::direction::{self, Along, Directions};
 use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
-use crate::evaluate::chats;
-use crate::gate::{self, Gate, GateInputs, GateOptions};
+use crate::evaluate::{Examiner, chats};
+use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -18,37 +18,51 @@ use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
-use crate::search::{Candidate, Space};
+use crate::search::{Candidate, Lever, Space};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
 const SAMPLE: usize = 256;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
-/// λ and τ of the gate (docs/method.md: neither matters much within a factor of four).
-const GATE: GateOptions = GateOptions { ridge: 0.01, tokens: 1.0 };
+/// Tokens before a prompt's last one that a gate is taught as well.
+const TAIL: usize = 1;
+/// How gates are learned (docs/method.md has what else was tried).
+const GATE: GateOptions = GateOptions { ridge: 3e-4, margin: 1.0, harmless: 2.0, tokens: 0.5 };
 /// Layers that a gated edit tries, as shares of the depth, the default first.
-const WINDOWS: [(f64, f64); 3] = [(0.3, 0.8), (0.2, 0.9), (0.4, 0.7)];
+const WINDOWS: [(f64, f64); 2] = [(0.3, 0.8), (0.2, 0.9)];
 /// κ that a contrast gate tries, the default first.
-const CONTRASTS: [f64; 2] = [0.7, 1.5];
+const CONTRASTS: [f64; 2] = [0.5, 1.0];
+/// Fewest prompts that are refused, and that are answered, for a direction between them.
+const MIN_REFUSED: usize = 16;
 
-/// What `method` tries.
-pub fn space(method: Method) -> Space {
-    match method {
-        Method::Contrast => {
-            Space { windows: WINDOWS.to_vec(), contrasts: CONTRASTS.to_vec(), first_strength: 0.05 }
-        }
-        Method::Gated => Space { windows: WINDOWS.to_vec(), contrasts: vec![0.0], first_strength: 0.05 },
+/// The same along a scar, where what was removed is missing from all layers: wider first.
+const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), (0.3, 0.8)];
+/// κ along a scar: with none as much refusal comes back at less KL, but that of alarming prompts too.
+const CONTRASTS_SCAR: [f64; 1] = [0.5];
+
+/// What `method` tries with `lever`.
+pub fn space(method: Method, lever: Lever) -> Space {
+    if !method.is_gated() {
         // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
-        Method::Published | Method::PublishedSigned => {
-            Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 }
-        }
+        return Space {
+            lever,
+            layer: None,
+            follows: false,
+            windows: vec![(0.0, 1.0)],
+            contrasts: vec![0.0],
+            first_strength: 0.04,
+        };
     }
+    let (windows, contrasts) = match lever {
+        Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
+        Lever::Refusal | Lever::Plain | Lever::Safety => (WINDOWS.to_vec(), CONTRASTS.to_vec()),
+    };
+    let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
+    Space { lever, layer: None, follows: false, windows, contrasts, first_strength: 0.05 }
 }
 
 /// Everything that an edit is made of.
 pub struct Material {
-    /// Directions and separation per layer.
-    pub directions: Directions,
     /// Weights of each writer.
     pub weights: Vec<WriterWeights>,
     /// What is known of each writer's inputs, in the plan's order.
@@ -62,8 +76,33 @@ pub struct Material {
 enum Rights {
     /// The same whatever is tried.
     Fixed(RightFactors),
-    /// A gate each, where there is one.
-    Gates(Vec<Option<Gate>>),
+    /// Gates, for every window and κ that is tried.
+    Gates(Vec<Learned>),
+}
+
+/// The gates of the writers in a window.
+struct Learned {
+    window: (f64, f64),
+    contrast: f64,
+    rights: RightFactors,
+}
+
+/// What the extract split showed on its way through the model.
+struct Seen {
+    activations: Activations,
+    /// Log-odds that the answer begins a refusal, per prompt.
+    odds: Vec<f64>,
+    /// Whether it does.
+    refused: Vec<bool>,
+}
+
+/// The directions that prompts show as users send them.
+pub struct Shown {
+    /// From harmless to harmful prompts.
+    pub plain: Directions,
+    /// From prompts that the model answers to those that it refuses, whatever their kind; `None` where it
+    /// does too little of either.
+    pub refusal: Option<Directions>,
 }
 
 /// Reads w̄ and ‖W‖ of every writer.
@@ -79,36 +118,31 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 }
 
 impl Material {
-    /// Collects it on the extract split. `system` is the safety prompt under which the direction is
-    /// taken, if any; gates always see prompts as users send them.
+    /// Collects it on the extract split, with prompts as users send them, and the directions that these
+    /// show.
     pub fn collect(
         opened: &Opened,
-        engine: &mut LlamaEngine,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
         prompts: &PromptSet,
-        (method, system): (Method, Option<&str>),
+        method: Method,
         printer: &Printer,
-    ) -> Result<Self, Error> {
+    ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
         let collector = Collector { opened, prompts, printer };
-        let plain = PromptKind::ALL.map(|kind| collector.collect(engine, (kind, None)));
-        let [harmful, harmless, alarming] = plain;
-        let (harmful, harmless, alarming) = (harmful?, harmless?, alarming?);
-        let directions = match system {
-            None => direction::difference_in_means(&harmful, &harmless)?,
-            Some(_) => direction::difference_in_means(
-                &collector.collect(engine, (PromptKind::Harmful, system))?,
-                &collector.collect(engine, (PromptKind::Harmless, system))?,
-            )?,
-        };
-        let sets = [&harmful, &harmless, &alarming];
-        let mean_harmful: Vec<Vec<f64>> = harmful.inputs.iter().map(WriterInputs::mean_last).collect();
-        Ok(Self {
-            rights: right_factors(opened, &weights, (method, &mean_harmful), (sets, printer))?,
+        let seen = PromptKind::ALL.map(|kind| collector.collect(engine, examiner, kind));
+        let [harmful, harmless, alarming] = seen;
+        let seen = [harmful?, harmless?, alarming?];
+        let sets = seen.each_ref().map(|s| &s.activations);
+        let plain = direction::difference_in_means(sets[0], sets[1])?;
+        let shown = Shown { plain, refusal: refusal_directions(&seen)? };
+        let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
+        let material = Self {
+            rights: right_factors(opened, (&weights, &mean_harmful), &seen, method, printer)?,
             inputs: input_models(sets, printer),
-            directions,
             weights,
             mean_harmful,
-        })
+        };
+        Ok((material, shown))
     }
 
     /// Mixes what an importance matrix says of the writers' inputs into what the prompts showed.
@@ -130,7 +164,7 @@ impl Material {
         Ok(())
     }
 
-    /// The edits of `candidate` along `direction` at `strength`.
+    /// The edits of `candidate` along its direction at `strength`.
     ///
     /// # Errors
     /// [`EditError`].
@@ -138,32 +172,31 @@ impl Material {
         &self,
         plan: &Plan,
         candidate: &Candidate,
-        (direction, strength): (&SafetyDirection, f64),
+        (along, strength): (Along<'_>, f64),
     ) -> Result<Vec<Edit>, EditError> {
-        let n_layer = plan.n_layer as f64;
-        let (from, until) = candidate.window;
-        let inside =
-            |writer: &ResidualWriter| (from..until).contains(&((writer.layer as f64 + 0.5) / n_layer));
-        let right = |i: usize| match &self.rights {
-            Rights::Fixed(rights) => rights[i].clone(),
-            Rights::Gates(gates) => gates[i].as_ref()?.right_factor(candidate.contrast),
+        let none = || vec![None; plan.writers.len()];
+        let rights = match &self.rights {
+            Rights::Fixed(rights) => {
+                let inside = writers_in(plan, candidate.window);
+                inside.into_iter().fold(none(), |mut chosen, i| {
+                    chosen[i].clone_from(&rights[i]);
+                    chosen
+                })
+            }
+            Rights::Gates(gates) => {
+                let own = |g: &&Learned| g.window == candidate.window && g.contrast == candidate.contrast;
+                gates.iter().find(own).map_or_else(none, |g| g.rights.clone())
+            }
         };
-        let writers = plan.writers.iter().enumerate();
-        let rights = writers.map(|(i, writer)| if inside(writer) { right(i) } else { None });
-        edit::edits(plan, &self.weights, &rights.collect(), direction, strength)
+        edit::edits(plan, &self.weights, &rights, along, strength)
     }
 
-    /// The published edit of every writer along `direction`.
+    /// The published edit of every writer.
     ///
     /// # Errors
     /// [`EditError`].
-    pub fn published(
-        &self,
-        plan: &Plan,
-        direction: &SafetyDirection,
-        strength: f64,
-    ) -> Result<Vec<Edit>, EditError> {
-        edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), direction, strength)
+    pub fn published(&self, plan: &Plan, along: Along<'_>, strength: f64) -> Result<Vec<Edit>, EditError> {
+        edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), along, strength)
     }
 
     /// α·rightᵀ mean(x) of each dense writer over the harmful prompts' last tokens, in units of ‖s‖:
@@ -179,6 +212,31 @@ impl Material {
     }
 }
 
+/// Indices of the writers of the layers in `window`, shares of the depth.
+fn writers_in(plan: &Plan, (from, until): (f64, f64)) -> Vec<usize> {
+    let n_layer = plan.n_layer as f64;
+    let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
+    plan.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()
+}
+
+/// The difference in means of the extract split under `system`, without the writers' inputs.
+pub fn directions_under(
+    opened: &Opened,
+    engine: &mut LlamaEngine,
+    prompts: &PromptSet,
+    system: &str,
+    printer: &Printer,
+) -> Result<Directions, Error> {
+    let collector = Collector { opened, prompts, printer };
+    let mut residual = |kind| {
+        let _bar = printer.bar(&format!("collecting hidden states under the safety prompt: {kind}"), 1);
+        let capture = Capture::residual_only(&opened.plan);
+        engine.collect(&chats(&collector.texts(kind), Some(system)), &capture, &mut |_, _| ())
+    };
+    let (harmful, harmless) = (residual(PromptKind::Harmful)?, residual(PromptKind::Harmless)?);
+    Ok(direction::difference_in_means(&harmful, &harmless)?)
+}
+
 /// Runs the extract split through the model.
 struct Collector<'a> {
     opened: &'a Opened,
@@ -187,27 +245,50 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    /// Hidden states and writers' inputs on the prompts of one kind.
+    fn texts(&self, kind: PromptKind) -> Vec<String> {
+        self.prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect()
+    }
+
+    /// Hidden states, writers' inputs and the beginnings of answers on the prompts of one kind.
     fn collect(
         &self,
         engine: &mut LlamaEngine,
-        (kind, system): (PromptKind, Option<&str>),
-    ) -> Result<Activations, Error> {
-        let capture = Capture::new(&self.opened.plan).with_sample(SAMPLE);
+        examiner: &Examiner,
+        kind: PromptKind,
+    ) -> Result<Seen, Error> {
+        let capture = Capture::new(&self.opened.plan).with_sample(SAMPLE).with_tail(TAIL);
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
-        let selected = self.prompts.select(kind, Split::Extract);
-        let texts: Vec<String> = selected.iter().map(|p| p.text.clone()).collect();
-        Ok(engine.collect(&chats(&texts, system), &capture)?)
+        let texts = self.texts(kind);
+        let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
+        let activations = engine.collect(&chats(&texts, None), &capture, &mut |i, logits| {
+            odds[i] = examiner.odds(logits);
+            refused[i] = examiner.begins_refusal(logits);
+        })?;
+        Ok(Seen { activations, odds, refused })
     }
+}
+
+/// From what is answered to what is refused, if there is enough of both.
+fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
+    let part = |wanted: bool| {
+        let rows = |s: &Seen| (0..s.refused.len()).filter(|&i| s.refused[i] == wanted).collect::<Vec<_>>();
+        Activations::residuals_of(seen.iter().map(|s| (&s.activations, rows(s))))
+    };
+    let (refused, answered) = (part(true), part(false));
+    if refused.n_prompt().min(answered.n_prompt()) < MIN_REFUSED {
+        return Ok(None);
+    }
+    Ok(Some(direction::difference_in_means(&refused, &answered)?))
 }
 
 /// Right factors of every writer. One whose inputs the graph does not show (experts) has no gate and is
 /// left alone.
 fn right_factors(
     opened: &Opened,
-    weights: &[WriterWeights],
-    (method, mean_harmful): (Method, &[Vec<f64>]),
-    ([harmful, harmless, alarming], printer): ([&Activations; 3], &Printer),
+    (weights, mean_harmful): (&[WriterWeights], &[Vec<f64>]),
+    seen: &[Seen; 3],
+    method: Method,
+    printer: &Printer,
 ) -> Result<Rights, Error> {
     if !method.is_gated() {
         let mut rights = edit::mean_rows(weights);
@@ -216,21 +297,29 @@ fn right_factors(
         }
         return Ok(Rights::Fixed(rights));
     }
-    let writers = &opened.plan.writers;
-    let bar = printer.bar("learning the gates", writers.len() as u64);
-    let mut gates = Vec::new();
-    for (i, writer) in writers.iter().enumerate() {
-        interrupt::check()?;
-        let sets = GateInputs {
-            harmful: &harmful.inputs[i],
-            harmless: &harmless.inputs[i],
-            alarming: &alarming.inputs[i],
+    let lessons = Lessons {
+        inputs: seen.each_ref().map(|s| s.activations.inputs.as_slice()),
+        odds: seen.each_ref().map(|s| s.odds.as_slice()),
+    };
+    let contrasts = space(method, Lever::Plain).contrasts; // those along a scar are among them
+    let windows = WINDOWS.map(|window| (window, writers_in(&opened.plan, window)));
+    let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
+    let (bar, mut done) = (printer.bar("learning the gates", total as u64), 0);
+    let mut learned = Vec::new();
+    for (window, writers) in windows {
+        let mut step = || {
+            done += 1;
+            bar.set(done);
         };
-        let gate = (writer.n_expert == 1).then(|| gate::gate(&writer.tensor, &sets, &GATE));
-        gates.push(gate.transpose()?);
-        bar.set(i as u64 + 1);
+        let kernel = Kernel::of(lessons, &writers, &mut step)?;
+        for &contrast in &contrasts {
+            interrupt::check()?;
+            let rights = kernel.right_factors(contrast, &GATE, opened.plan.writers.len())?;
+            learned.push(Learned { window, contrast, rights });
+            step();
+        }
     }
-    Ok(Rights::Gates(gates))
+    Ok(Rights::Gates(learned))
 }
 
 /// Turns `right` so that it pushes along ŝ, not against it, on the mean harmful input.

@@ -7,6 +7,7 @@ mod exam;
 pub mod inject;
 pub mod inspect;
 mod journal;
+mod levers;
 mod material;
 mod provenance;
 mod session;

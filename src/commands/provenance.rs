@@ -1,15 +1,18 @@
 //! The `rosi.*` keys: what an injected file says about itself, and the edits that follow from it.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
-use crate::direction::SafetyDirection;
+use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, Edit, EditError, Method, WriterWeights};
 use crate::error::Error;
 use crate::gguf::{Gguf, Value};
 use crate::plan::Plan;
 use crate::verify::KEY_PREFIX;
 
-/// Key of the direction, F32 `[n_embd]`.
+/// Key of the direction, F32 `[n_embd]`; where each layer has its own, that of the layer `rosi.layer`, and
+/// every edited layer's under this key with a dot and the layer after it.
 const DIRECTION: &str = "rosi.direction";
 
 /// Prefix of the keys of right factors, F32 `[n_expert·n_in]`, followed by the tensor's name.
@@ -30,6 +33,8 @@ pub struct Provenance {
     pub prompts_sha256: String,
     /// Hash of the file that was injected.
     pub input_sha256: String,
+    /// [`Lever::name`](crate::search::Lever::name); `plain` in files that do not say.
+    pub lever: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
     /// Hash of the stored edit that was applied, if it was one.
@@ -53,6 +58,7 @@ impl Provenance {
             strength,
             prompts_sha256: text("rosi.prompts_sha256"),
             input_sha256: text("rosi.input_sha256"),
+            lever: gguf.str("rosi.lever").unwrap_or("plain").to_owned(),
             system_prompt: text("rosi.system_prompt"),
             direction_sha256: gguf.str("rosi.direction_sha256").map(str::to_owned),
         })
@@ -61,9 +67,10 @@ impl Provenance {
     /// One line for people.
     pub fn describe(&self) -> String {
         format!(
-            "by rosi-gguf {}: {}, layer {}, strength {}",
+            "by rosi-gguf {}: {}, lever {}, layer {}, strength {}",
             self.version,
             self.method,
+            self.lever,
             self.layer,
             crate::output::percent(self.strength)
         )
@@ -81,15 +88,17 @@ impl Provenance {
             key("strength", Value::F64(self.strength)),
             key("prompts_sha256", text(&self.prompts_sha256)),
             key("input_sha256", text(&self.input_sha256)),
+            key("lever", text(&self.lever)),
             key("system_prompt", text(&self.system_prompt)),
         ];
         keys.into_iter().chain(direction).collect()
     }
 
-    /// The records of the direction and, where they do not follow from the base's weights, of the right
+    /// The records of the directions and, where they do not follow from the base's weights, of the right
     /// factors with α in them.
-    pub fn arrays(&self, direction: &SafetyDirection, edits: &[Edit]) -> Vec<(String, Vec<f32>)> {
-        let mut arrays = vec![(DIRECTION.to_owned(), direction.unit().to_vec())];
+    pub fn arrays(&self, along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String, Vec<f32>)> {
+        let mut arrays = vec![(DIRECTION.to_owned(), along.at(self.layer as usize).unit().to_vec())];
+        arrays.extend(own_directions(along, edits, plan));
         if self.method != Method::Published.name() {
             arrays.extend(edits.iter().map(|e| {
                 let right = e.right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
@@ -100,27 +109,60 @@ impl Provenance {
     }
 }
 
+/// The records of the directions of edited layers, where layers have their own.
+fn own_directions(along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String, Vec<f32>)> {
+    let Along::Layers([first, others @ ..]) = along else { return Vec::new() };
+    if others.iter().all(|d| d.unit() == first.unit()) {
+        return Vec::new();
+    }
+    let layers: BTreeSet<usize> = edits.iter().map(|e| plan.writers[e.writer].layer).collect();
+    let record = |layer| (format!("{DIRECTION}.{layer}"), along.at(layer).unit().to_vec());
+    layers.into_iter().map(record).collect()
+}
+
+/// Reads the direction of `key`; `None` where there is none of this model's width.
+fn read_direction(
+    edited: &Gguf,
+    plan: &Plan,
+    key: &str,
+    layer: usize,
+) -> Result<Option<SafetyDirection>, Error> {
+    let Some(array) = edited.array(key) else { return Ok(None) };
+    let unit = edited.read_f32_array(array)?;
+    if unit.len() as u64 != plan.n_embd {
+        return Ok(None);
+    }
+    let unit: Vec<f64> = unit.iter().map(|&v| f64::from(v)).collect();
+    Ok(Some(SafetyDirection::new(layer, &unit)?))
+}
+
 /// The edits that `edited` says were made to `base`: along the direction in the edited file, with the
 /// right factors there or, for the published method, those of the base's weights; empty when it says
 /// nothing that is understood.
 pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<Edit>, Error> {
     let Some(provenance) = Provenance::read(edited) else { return Ok(Vec::new()) };
-    let Some(array) = edited.array(DIRECTION) else { return Ok(Vec::new()) };
-    let unit = edited.read_f32_array(array)?;
-    if unit.len() as u64 != plan.n_embd {
-        return Ok(Vec::new());
-    }
-    let unit: Vec<f64> = unit.iter().map(|&v| f64::from(v)).collect();
-    let direction = SafetyDirection::new(provenance.layer as usize, &unit)?;
+    let layer = provenance.layer as usize;
+    let Some(direction) = read_direction(edited, plan, DIRECTION, layer)? else { return Ok(Vec::new()) };
     if provenance.method != Method::Published.name() {
         return recorded_edits(base, edited, plan, &direction);
     }
     if !provenance.strength.is_finite() {
         return Ok(Vec::new());
     }
+    let layers = layer_directions(edited, plan, &direction)?;
     let weights: Vec<WriterWeights> =
         plan.writers.iter().map(|w| edit::read_weights(base, w)).collect::<Result<_, EditError>>()?;
-    Ok(edit::edits(plan, &weights, &edit::mean_rows(&weights), &direction, provenance.strength)?)
+    Ok(edit::edits(plan, &weights, &edit::mean_rows(&weights), Along::Layers(&layers), provenance.strength)?)
+}
+
+/// The direction of each layer: its own, where the file has one, or else the common one.
+fn layer_directions(
+    edited: &Gguf,
+    plan: &Plan,
+    common: &SafetyDirection,
+) -> Result<Vec<SafetyDirection>, Error> {
+    let of = |layer| read_direction(edited, plan, &format!("{DIRECTION}.{layer}"), layer);
+    (0..plan.n_layer.max(1)).map(|layer| Ok(of(layer)?.unwrap_or_else(|| common.clone()))).collect()
 }
 
 /// The edits whose right factors stand in the file.
@@ -130,6 +172,7 @@ fn recorded_edits(
     plan: &Plan,
     direction: &SafetyDirection,
 ) -> Result<Vec<Edit>, Error> {
+    let layers = layer_directions(edited, plan, direction)?;
     let mut edits = Vec::new();
     for (index, writer) in plan.writers.iter().enumerate() {
         let Some(array) = edited.array(&format!("{RIGHT}{}", writer.tensor)) else { continue };
@@ -142,7 +185,7 @@ fn recorded_edits(
             writer: index,
             tensor: writer.tensor.clone(),
             n_expert: writer.n_expert,
-            left: edit::left_factor(direction, weights.post_norm.as_deref()),
+            left: edit::left_factor(Along::Layers(&layers).at(writer.layer), weights.post_norm.as_deref()),
             right,
             alpha: 1.0,
             weight_norm_sq: weights.norm_sq,

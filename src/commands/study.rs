@@ -1,34 +1,38 @@
 //! Looking into the model: does it refuse, along what, and which edit is best.
 
+use crate::commands::levers::{self, Levers, Offer};
 use crate::commands::material::{self, Material};
 use crate::commands::session::Opened;
-use crate::direction::{self, SafetyDirection};
+use crate::direction::{self, Along, SafetyDirection};
 use crate::edit::{Edit, EditError};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Examination, Examiner, Questions};
-use crate::llama::{LlamaEngine, LlamaError, RankOne};
-use crate::options::{InjectOptions, SystemPrompt};
+use crate::evaluate::{Examination, Examiner, Questions, Score};
+use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne};
+use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
-use crate::prompts::{PromptSet, Split, safety_system_prompt};
+use crate::prompts::{PromptSet, Split};
+use crate::scar::Scar;
 use crate::search::journal::Journal;
-use crate::search::{Candidate, Probe, Search, SearchResult, Trial};
+use crate::search::{Candidate, KlBudget, Lever, Probe, Search, SearchResult, Trial};
 
 /// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try several.
 const SEARCH_PROMPTS: [usize; 3] = [40, 32, 32];
-/// A model that refuses at most this share of harmful prompts shows no refusal.
-const HARDLY: f64 = 0.1;
 
 /// What was found out about a model.
 pub struct Study {
     /// What edits are made of.
     pub material: Material,
+    /// Along what.
+    pub levers: Levers,
+    /// What was removed from the weights before, where the weights were looked at.
+    pub scar: Option<Scar>,
     /// Every trial.
     pub search: SearchResult,
     /// The edit that is written.
     pub chosen: Chosen,
-    /// `none`, `safety` or `user`.
+    /// `none`, `safety` or `user`: the system prompt of the chosen direction.
     pub system_prompt: &'static str,
 }
 
@@ -63,6 +67,8 @@ impl Study {
         options: &InjectOptions,
         printer: &Printer,
     ) -> Result<Self, Error> {
+        let scar = levers::find_scar(opened, options, printer)?;
+        let found = scar.clone();
         let bar = printer.bar("asking the base model", 1);
         let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
         let (mut examiner, base) = Examiner::new(engine, questions)?;
@@ -71,83 +77,126 @@ impl Study {
             "base model: {} harmful prompts refused (search split)",
             base.score.harmful.refused()
         ));
-        let (system_prompt, text) = choose_system(engine, &mut examiner, &base, options)?;
-        let method = (options.method, text.as_deref());
-        let mut material = Material::collect(opened, engine, prompts, method, printer)?;
+        let offer = Offer::of(engine, (&mut examiner, &base), scar, options)?;
+        let (mut material, shown) =
+            Material::collect(opened, (engine, &examiner), prompts, options.method, printer)?;
         if let Some(path) = &options.imatrix {
             material.mix(path, &opened.plan, printer)?;
         }
-        check_layer(options, material.directions.by_layer.len())?;
-        let space = material::space(options.method);
-        let search = {
-            let edits = |candidate: &Candidate, strength: f64| -> Result<Vec<RankOne>, Error> {
-                let direction = &material.directions.by_layer[candidate.layer];
-                let edits = material.edits(&opened.plan, candidate, (direction, strength))?;
-                Ok(adapters(&opened.plan, &edits)?)
-            };
-            let first = Candidate { layer: 0, window: space.windows[0], contrast: space.contrasts[0] };
-            edits(&first, 1.0)?; // what can fail does so for every layer and strength alike
-            let make = |candidate: &Candidate, strength| edits(candidate, strength).unwrap_or_default();
-            let search = Search {
-                engine,
-                examiner: &examiner,
-                base: base.score,
-                make_edits: &make,
-                options: options.search,
-                space: &space,
-                journal,
-            };
-            run_search(search, &material, printer)?
-        };
+        check_layer(options, shown.plain.by_layer.len())?;
+        let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
+        let maker = Maker { opened, material: &material, options };
+        if let Some(scar) = &offer.scar {
+            let way = maker.turn(engine, &mut examiner, levers.ways(scar)?, printer)?;
+            levers.set_scar(way);
+        }
+        let search = maker.search((engine, journal), (&examiner, base.score), &levers, printer)?;
         let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
-        Ok(Self { material, search, chosen, system_prompt })
+        let system_prompt = offer.system_prompt(candidate.lever);
+        Ok(Self { material, levers, scar: found, search, chosen, system_prompt })
+    }
+
+    /// What the chosen edit is along.
+    pub fn along(&self) -> Along<'_> {
+        self.levers.along(&self.chosen.candidate)
     }
 
     /// The direction of the chosen layer.
     pub fn direction(&self) -> &SafetyDirection {
-        &self.material.directions.by_layer[self.chosen.candidate.layer]
+        self.along().at(self.chosen.candidate.layer)
     }
 
     /// The chosen edit of every writer.
     pub fn edits(&self, plan: &Plan) -> Result<Vec<Edit>, EditError> {
-        self.material.edits(plan, &self.chosen.candidate, (self.direction(), self.chosen.strength))
+        self.material.edits(plan, &self.chosen.candidate, (self.along(), self.chosen.strength))
     }
 
     /// The same edit along a random direction: the control.
     pub fn random_edits(&self, plan: &Plan, seed: u64) -> Result<Vec<Edit>, Error> {
         let random = direction::random(self.chosen.candidate.layer, plan.n_embd as usize, seed)?;
-        Ok(self.material.edits(plan, &self.chosen.candidate, (&random, self.chosen.strength))?)
+        Ok(self.material.edits(plan, &self.chosen.candidate, (Along::One(&random), self.chosen.strength))?)
     }
 }
 
-/// Whether the direction is extracted under a safety prompt: asked for, or the model hardly refuses
-/// without one and does with it.
-fn choose_system(
-    engine: &mut LlamaEngine,
-    examiner: &mut Examiner,
-    base: &Examination,
-    options: &InjectOptions,
-) -> Result<(&'static str, Option<String>), Error> {
-    let plain = base.score.harmful.refused();
-    match &options.system_prompt {
-        SystemPrompt::Text(text) => {
-            examiner.learn_openings(engine, text)?;
-            return Ok(("user", Some(text.clone())));
-        }
-        _ if plain.rate() > HARDLY => return Ok(("none", None)),
-        SystemPrompt::Off if !options.force => {
-            return Err(Error::NoRefusal { plain: plain.count, prompted: 0, total: plain.total });
-        }
-        SystemPrompt::Off => return Ok(("none", None)),
-        SystemPrompt::Auto => {}
+/// Makes the edits that are tried.
+struct Maker<'a> {
+    opened: &'a Opened,
+    material: &'a Material,
+    options: &'a InjectOptions,
+}
+
+impl Maker<'_> {
+    /// The adapters of `candidate` at `strength`.
+    fn adapters(
+        &self,
+        candidate: &Candidate,
+        along: Along<'_>,
+        strength: f64,
+    ) -> Result<Vec<RankOne>, Error> {
+        let edits = self.material.edits(&self.opened.plan, candidate, (along, strength))?;
+        Ok(adapters(&self.opened.plan, &edits)?)
     }
-    let safety = safety_system_prompt();
-    let prompted = examiner.learn_openings(engine, safety)?.refused();
-    if prompted.rate() <= HARDLY && !options.force {
-        return Err(Error::NoRefusal { plain: plain.count, prompted: prompted.count, total: plain.total });
+
+    /// Of the `ways` in which a scar can be pushed, the one along which the model refuses the most harmful
+    /// prompts. Teaches `examiner` how the refusals begin that come back: the base may have none.
+    fn turn(
+        &self,
+        engine: &mut LlamaEngine,
+        examiner: &mut Examiner,
+        ways: Vec<Vec<SafetyDirection>>,
+        printer: &Printer,
+    ) -> Result<Vec<SafetyDirection>, Error> {
+        let bar = printer.bar("finding the side of refusal", ways.len() as u64);
+        let space = material::space(self.options.method, Lever::Scar);
+        let candidate = Candidate {
+            lever: Lever::Scar,
+            layer: 0,
+            window: space.windows[0],
+            contrast: space.contrasts[0],
+        };
+        let mut best: Option<(u64, Vec<SafetyDirection>)> = None;
+        for (i, way) in ways.into_iter().enumerate() {
+            let edits = |strength| self.adapters(&candidate, Along::Layers(&way), strength);
+            edits(1.0)?; // what can fail does so at every strength
+            let make = |strength: f64| edits(strength).unwrap_or_default();
+            let max_kl = self.options.search.max_kl.unwrap_or(Lever::Scar.max_kl());
+            let strength = match self.options.search.strength {
+                Some(strength) => strength,
+                None => KlBudget { engine, examiner, max_kl }.strength(&make, space.first_strength)?,
+            };
+            engine.apply(&make(strength))?;
+            let refused = examiner.learn_openings(engine, None)?.refused;
+            printer.detail(format!("  scar way {i} strength {strength:.4}: {refused} harmful refused"));
+            if best.as_ref().is_none_or(|(most, _)| refused > *most) {
+                best = Some((refused, way));
+            }
+            bar.set(i as u64 + 1);
+        }
+        engine.apply(&[])?;
+        Ok(best.map(|(_, way)| way).unwrap_or_default())
     }
-    Ok(("safety", Some(safety.to_owned())))
+
+    fn search(
+        &self,
+        (engine, journal): (&mut LlamaEngine, &mut Journal),
+        (examiner, base): (&Examiner, Score),
+        levers: &Levers,
+        printer: &Printer,
+    ) -> Result<SearchResult, Error> {
+        let spaces = levers.spaces(self.options);
+        let edits =
+            |candidate: &Candidate, strength| self.adapters(candidate, levers.along(candidate), strength);
+        for space in &spaces {
+            let (lever, layer) = (space.lever, space.layer.unwrap_or(0));
+            let first = Candidate { lever, layer, window: space.windows[0], contrast: space.contrasts[0] };
+            edits(&first, 1.0)?; // what can fail does so for every layer and strength alike
+        }
+        let make = |candidate: &Candidate, strength| edits(candidate, strength).unwrap_or_default();
+        let options = self.options.search;
+        let search = Search { engine, examiner, base, make_edits: &make, options, spaces: &spaces, journal };
+        run_search(search, self.opened.plan.n_layer, printer)
+    }
 }
 
 fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
@@ -161,9 +210,9 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
     }
 }
 
-fn run_search(mut search: Search<'_>, material: &Material, printer: &Printer) -> Result<SearchResult, Error> {
+fn run_search(mut search: Search<'_>, n_layer: usize, printer: &Printer) -> Result<SearchResult, Error> {
     let bar = printer.bar("searching", 9);
-    Ok(search.run(material.directions.by_layer.len(), &mut |result, total| {
+    Ok(search.run(n_layer, &mut |result, total| {
         bar.set_of((result.probes.len() + result.trials.len()) as u64, total as u64);
         match (result.trials.last(), result.probes.last()) {
             (Some(trial), _) => {
@@ -185,8 +234,8 @@ fn run_search(mut search: Search<'_>, material: &Material, printer: &Printer) ->
 
 fn describe(candidate: &Candidate) -> String {
     let (from, until) = candidate.window;
-    let (layer, contrast) = (candidate.layer, candidate.contrast);
-    format!("layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}")
+    let Candidate { lever, layer, contrast, .. } = *candidate;
+    format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", lever.name())
 }
 
 fn describe_probe(p: &Probe) -> String {
@@ -219,7 +268,10 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
     let no_gain = || Error::NoGain {
         trials: search.trials.len(),
         base: base.score.harmful.refused().to_string(),
-        max_kl: options.search.max_kl,
+        max_kl: options
+            .search
+            .max_kl
+            .unwrap_or_else(|| search.probes.iter().map(|p| p.max_kl).fold(0.0, f64::max)),
     };
     if let Some(best) = search.best() {
         return Ok(*best);

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::commands::provenance::Provenance;
-use crate::direction::SafetyDirection;
+use crate::direction::Along;
 use crate::edit::Edit;
 use crate::error::Error;
 use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite};
 use crate::interrupt;
 use crate::output::Printer;
+use crate::plan::Plan;
 use crate::quant::preserve::InputModel;
 use crate::requant::{self, Requant};
 use crate::verify::KEY_PREFIX;
@@ -18,7 +19,7 @@ use crate::verify::KEY_PREFIX;
 #[derive(Clone, Copy)]
 pub enum Change<'a> {
     /// With the edit and the keys that tell of it.
-    Edit(&'a Provenance, &'a SafetyDirection),
+    Edit(&'a Provenance, Along<'a>),
     /// Requantized only: the control.
     RequantizeOnly,
 }
@@ -28,6 +29,8 @@ pub enum Change<'a> {
 pub struct Write<'a> {
     /// The file that is copied.
     pub source: &'a Gguf,
+    /// Its writers.
+    pub plan: &'a Plan,
     /// The edits.
     pub edits: &'a [Edit],
     /// What is known of each writer's inputs, by [`Edit::writer`].
@@ -43,9 +46,9 @@ impl Write<'_> {
         let source = self.source;
         let bar = printer.bar("writing", source.file_len);
         let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
-        if let Change::Edit(provenance, direction) = change {
+        if let Change::Edit(provenance, along) = change {
             rewrite.added = provenance.keys();
-            rewrite.added_f32 = provenance.arrays(direction, self.edits);
+            rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
             rewrite.types = self.types();
         }
         let written = rewrite.write_to(

@@ -29,7 +29,7 @@ impl Snapshot {
             Ok(rows)
         };
         let logits = [first(&questions.harmful)?, first(&questions.harmless)?];
-        let residual = engine.collect(&chats(&questions.harmful, None), capture)?;
+        let residual = engine.collect(&chats(&questions.harmful, None), capture, &mut |_, _| ())?;
         Ok(Self { logits, residual })
     }
 

@@ -24,6 +24,9 @@ use stats::{Proportion, kl_divergence};
 /// Tokens of an answer that are generated for judging: refusals show in the first sentence.
 pub const N_PREDICT: usize = 16;
 
+/// Log-odds beyond which nothing is told apart.
+const MAX_ODDS: f64 = 8.0;
+
 /// The prompts of one split, by kind.
 #[derive(Debug, Clone, Default)]
 pub struct Questions {
@@ -218,14 +221,19 @@ impl Examiner {
         Ok((Self { questions, base, openings }, Examination { score, answers }))
     }
 
-    /// Learns the openings of refusals from other answers too: those of the base under a safety prompt.
+    /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it
+    /// is now: those of the base under a safety prompt, or those of an edited model.
     ///
     /// # Errors
     /// [`LlamaError`].
-    pub fn learn_openings(&mut self, engine: &mut dyn Engine, system: &str) -> Result<Tally, LlamaError> {
+    pub fn learn_openings(
+        &mut self,
+        engine: &mut dyn Engine,
+        system: Option<&str>,
+    ) -> Result<Tally, LlamaError> {
         let texts = &self.questions.harmful;
         let mut first = vec![0; texts.len()];
-        let answers = engine.answer(&chats(texts, Some(system)), N_PREDICT, &mut |i, logits| {
+        let answers = engine.answer(&chats(texts, system), N_PREDICT, &mut |i, logits| {
             first[i] = most_likely(logits);
         })?;
         let found = openings(first.into_iter().zip(&answers));
@@ -254,6 +262,19 @@ impl Examiner {
         }
         let [harmful, harmless, alarming] = means;
         Ok(Some(Quick { harmful, harmless, alarming }))
+    }
+
+    /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±[`MAX_ODDS`]; 0
+    /// where the base has no openings or a logit is not a number.
+    pub fn odds(&self, logits: &[f32]) -> f64 {
+        let share = share(logits, &self.openings);
+        let odds = (share / (1.0 - share)).ln();
+        if self.openings.is_empty() || odds.is_nan() { 0.0 } else { odds.clamp(-MAX_ODDS, MAX_ODDS) }
+    }
+
+    /// Whether the likeliest first token is one with which the base begins refusals.
+    pub fn begins_refusal(&self, logits: &[f32]) -> bool {
+        self.openings.contains(&most_likely(logits))
     }
 
     /// The questions.

@@ -25,6 +25,8 @@ pub struct Capture {
     n_in: Vec<usize>,
     /// Tokens of all positions whose inputs are kept, in one collection.
     n_sample: usize,
+    /// Tokens before each prompt's last one whose inputs are kept.
+    n_tail: usize,
 }
 
 impl Capture {
@@ -39,6 +41,7 @@ impl Capture {
             inputs: dense.map(|(i, w)| (w.tensor.clone(), i)).collect(),
             n_in: plan.writers.iter().map(|w| w.n_in as usize).collect(),
             n_sample: 0,
+            n_tail: 0,
         }
     }
 
@@ -51,12 +54,22 @@ impl Capture {
     #[cfg(test)]
     pub(super) fn nothing() -> Self {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
-        Self { n_layer: 0, n_embd: 0, residual, inputs, n_in: Vec::new(), n_sample: 0 }
+        Self { n_layer: 0, n_embd: 0, residual, inputs, n_in: Vec::new(), n_sample: 0, n_tail: 0 }
     }
 
     /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
     pub fn with_sample(self, n: usize) -> Self {
         Self { n_sample: n, ..self }
+    }
+
+    /// Keeps the inputs of the `n` tokens before each prompt's last one.
+    pub fn with_tail(self, n: usize) -> Self {
+        Self { n_tail: n, ..self }
+    }
+
+    /// Tokens before the last one that are kept.
+    pub(super) fn n_tail(&self) -> usize {
+        self.n_tail
     }
 
     /// Tokens of all positions that are kept, of `available`.
@@ -72,10 +85,11 @@ impl Capture {
     /// Room for `n_prompt` prompts and `n_sample` tokens. Rows that are never captured stay NaN, so
     /// they are noticed.
     pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
-        let keep = n_prompt.min(self.rows_in_memory());
+        let keep = n_prompt.min(self.rows_in_memory() / (1 + self.n_tail));
         let inputs = self.n_in.iter().map(|&n_in| WriterInputs {
             sample: Array2::from_elem((n_sample, n_in), f32::NAN),
             last: Array2::from_elem((keep, n_in), f32::NAN),
+            tail: Array2::from_elem((keep * self.n_tail, n_in), f32::NAN),
         });
         Activations {
             residual: Array3::from_elem((n_prompt, self.n_layer, self.n_embd), f32::NAN),
@@ -95,6 +109,8 @@ pub struct Keep {
     pub last: Vec<usize>,
     /// Batch index of each sampled token, and its row in [`WriterInputs::sample`].
     pub sample: Vec<(usize, usize)>,
+    /// Batch index of each token before a last one, and its row in [`WriterInputs::tail`].
+    pub tail: Vec<(usize, usize)>,
 }
 
 /// Copies what [`Capture`] names out of one batch.
@@ -174,11 +190,20 @@ impl<'a> CaptureHook<'a> {
                 copy(&self.row, self.activations.inputs[writer].last.row_mut(at));
             }
         }
-        // In the last layer llama.cpp computes the last tokens only.
-        for i in 0..if all { self.keep.sample.len() } else { 0 } {
+        if !all {
+            return Ok(()); // in the last layer llama.cpp computes the last tokens only
+        }
+        for i in 0..self.keep.sample.len() {
             let (row, at) = self.keep.sample[i];
             self.read(node, row)?;
             copy(&self.row, self.activations.inputs[writer].sample.row_mut(at));
+        }
+        for i in 0..self.keep.tail.len() {
+            let (row, at) = self.keep.tail[i];
+            if at < self.activations.inputs[writer].tail.nrows() {
+                self.read(node, row)?;
+                copy(&self.row, self.activations.inputs[writer].tail.row_mut(at));
+            }
         }
         Ok(())
     }

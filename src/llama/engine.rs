@@ -50,11 +50,17 @@ pub trait Engine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError>;
 
-    /// Residual stream of every layer at the last prompt token, and the writers' inputs.
+    /// Residual stream of every layer at the last prompt token, and the writers' inputs; `first` sees the
+    /// logits of the token that would follow.
     ///
     /// # Errors
     /// [`LlamaError`] when rendering, decoding or the capture fails.
-    fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError>;
+    fn collect(
+        &mut self,
+        chats: &[Chat<'_>],
+        capture: &Capture,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError>;
 }
 
 /// How to load a model.
@@ -275,7 +281,12 @@ impl Engine for LlamaEngine {
         self.answer_tokens(&prompts, n_predict, first)
     }
 
-    fn collect(&mut self, chats: &[Chat<'_>], capture: &Capture) -> Result<Activations, LlamaError> {
+    fn collect(
+        &mut self,
+        chats: &[Chat<'_>],
+        capture: &Capture,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
         let prompts = self.all_tokens(chats)?;
         let sample = Sample::new(&prompts, capture);
         let mut activations = capture.allocate(prompts.len(), sample.n_kept);
@@ -301,11 +312,17 @@ impl Engine for LlamaEngine {
                     rest.push(&sample, (prompt, pos, seq), token, pos + 1 == tokens.len());
                 }
             }
+            let (start, last) = (rest.keep.first, rest.keep.last.clone());
             self.capture_group(rest, capture, &mut activations)?;
+            for (i, &token) in last.iter().enumerate() {
+                first(start + i, self.context.logits(token).unwrap_or_default());
+            }
         }
         for inputs in &mut activations.inputs {
-            if inputs.sample.iter().next().is_some_and(|v| v.is_nan()) {
-                inputs.sample = Array2::zeros((0, inputs.sample.ncols()));
+            for rows in [&mut inputs.sample, &mut inputs.tail] {
+                if rows.iter().any(|v| v.is_nan()) {
+                    *rows = Array2::zeros((0, rows.ncols()));
+                }
             }
         }
         Ok(activations)
@@ -325,15 +342,20 @@ impl Group {
         let index = self.batch.push(token, pos, seq, last);
         self.keep.n_tokens = index + 1;
         self.keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));
+        self.keep.tail.extend(sample.tail(prompt, pos).map(|row| (index, row)));
         if last {
             self.keep.last.push(index);
         }
     }
 }
 
-/// Tokens spread evenly over all positions of all prompts; what they all begin with counts once.
+/// Tokens spread evenly over all prompts and positions but the last ones; what all begin with counts once.
 struct Sample {
     shared: usize,
+    /// Tokens before the last one that are kept whole.
+    n_tail: usize,
+    /// Position of each prompt's last token.
+    last: Vec<usize>,
     /// Number of each prompt's first token behind the shared ones.
     starts: Vec<usize>,
     n_tokens: usize,
@@ -343,13 +365,16 @@ struct Sample {
 impl Sample {
     fn new(prompts: &[Vec<Token>], capture: &Capture) -> Self {
         let shared = shared_prefix(prompts);
+        let n_tail = capture.n_tail();
         let mut n_tokens = shared;
         let starts = prompts.iter().map(|p| {
-            n_tokens += p.len() - shared;
-            n_tokens - (p.len() - shared)
+            let inside = p.len().saturating_sub(shared + 1 + n_tail);
+            n_tokens += inside;
+            n_tokens - inside
         });
         let starts = starts.collect();
-        Self { shared, starts, n_tokens, n_kept: capture.n_sample(n_tokens) }
+        let last = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
+        Self { shared, n_tail, last, starts, n_tokens, n_kept: capture.n_sample(n_tokens) }
     }
 
     /// The row of the token at `pos` of `prompt`, if it is kept.
@@ -357,12 +382,19 @@ impl Sample {
         let number = match pos < self.shared {
             true if prompt > 0 => return None,
             true => pos,
+            false if pos + self.n_tail >= self.last[prompt] => return None,
             false => self.starts[prompt] + pos - self.shared,
         };
         // Row r is the first token with number·n_kept/n_tokens ≥ r.
         let row = (number * self.n_kept).div_ceil(self.n_tokens.max(1));
         let before = number.checked_sub(1).map(|n| (n * self.n_kept).div_ceil(self.n_tokens.max(1)));
         (row < self.n_kept && before != Some(row)).then_some(row)
+    }
+
+    /// The row of the token at `pos` of `prompt` among those before the last ones, if it is one.
+    fn tail(&self, prompt: usize, pos: usize) -> Option<usize> {
+        let before = self.last[prompt].checked_sub(pos)?;
+        (pos >= self.shared && (1..=self.n_tail).contains(&before)).then(|| prompt * self.n_tail + before - 1)
     }
 }
 
@@ -422,7 +454,7 @@ mod tests {
     #[test]
     fn a_sample_takes_every_row_once() {
         let prompts: Vec<Vec<Token>> = (0..9).map(|i| [vec![7; 5], (0..3 + i).collect()].concat()).collect();
-        for n_kept in [0, 1, 4, 31, 52] {
+        for n_kept in [0, 1, 4, 31, 43] {
             let mut sample = Sample::new(&prompts, &Capture::nothing());
             sample.n_kept = n_kept;
             let mut rows = Vec::new();

@@ -187,7 +187,7 @@ impl PromptError {
             Self::TwoKinds { .. } => "keep the prompt under one kind only",
             Self::TooFew { kind, expected, .. } => {
                 return Some(format!(
-                    "each kind is split in three, so give {expected} or more, or leave out every \
+                    "each kind is split into three parts, so give {expected} or more, or leave out every \
                      {kind} prompt to use the bundled ones"
                 ));
             }

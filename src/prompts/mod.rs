@@ -9,11 +9,12 @@
 //! Exact duplicates are removed first; two texts are the same when they agree
 //! after trimming, folding runs of whitespace into one space and lower-casing,
 //! and the first one stays. What is left of each kind is numbered from 0 in file
-//! order, and the number modulo 3 gives the [`Split`]: 0 extract, 1 search,
-//! 2 report. No prompt used to choose a setting is thus ever used to report on
-//! it. The bundled files keep their topics in contiguous blocks of 12, so every
-//! split sees every topic equally often. A text that appears under two different
-//! kinds is an error.
+//! order, and the number modulo 4 gives the [`Split`]: 0 and 1 extract, 2 search,
+//! 3 report. Half of the prompts go to extract because a gate learns from them,
+//! and more of them make it generalise. No prompt used to choose a setting is
+//! ever used to report on it. The bundled files keep their topics in contiguous
+//! blocks of 12, so each split has the same share (6, 3 and 3) of every topic.
+//! A text that appears under two different kinds is an error.
 //!
 //! The file formats are described in [`PromptSet::load`].
 
@@ -38,7 +39,8 @@ pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 pub const MAX_PROMPT_BYTES: usize = 8 * 1024;
 /// Most prompts taken from all files together, counted before duplicates go.
 pub const MAX_PROMPTS: usize = 100_000;
-/// Fewest distinct prompts of a kind that are worth splitting in three.
+/// Fewest distinct prompts of a kind that are worth splitting: 6 to extract from, 3 to search on and
+/// 3 to report on.
 pub const MIN_PER_KIND: usize = 12;
 
 const HARMFUL_JSONL: &str = include_str!("bundled/harmful.jsonl");
@@ -107,16 +109,16 @@ impl FromStr for PromptKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// Position 0 modulo 3: the refusal direction is computed from these.
+    /// Position 0 or 1 modulo 4: the refusal direction and the gates are computed from these.
     Extract,
-    /// Position 1 modulo 3: layers and strengths are chosen on these.
+    /// Position 2 modulo 4: layers and strengths are chosen on these.
     Search,
-    /// Position 2 modulo 3: held out, only reported on.
+    /// Position 3 modulo 4: held out, only reported on.
     Report,
 }
 
 impl Split {
-    /// Every split, in the order of its remainder modulo 3.
+    /// Every split, in the order of its remainders modulo 4.
     pub const ALL: [Split; 3] = [Self::Extract, Self::Search, Self::Report];
 
     /// The lower-case name, as written in reports.
@@ -130,7 +132,11 @@ impl Split {
 
     /// The split of the prompt at `position` within its kind.
     pub fn of_position(position: usize) -> Split {
-        Self::ALL[position % Self::ALL.len()]
+        match position % 4 {
+            0 | 1 => Self::Extract,
+            2 => Self::Search,
+            _ => Self::Report,
+        }
     }
 }
 
@@ -159,7 +165,7 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The bundled set: 192 harmful, 192 harmless and 288 alarming prompts.
+    /// The bundled set: 288 harmful, 384 harmless and 384 alarming prompts.
     pub fn bundled() -> PromptSet {
         let files = [
             ("harmful.jsonl", HARMFUL_JSONL),

@@ -47,12 +47,10 @@ fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
 #[test]
 fn bundled_counts() {
     let set = PromptSet::bundled();
-    assert_eq!((set.len(), set.source()), (672, "bundled"));
-    for (kind, per_split) in [(Harmful, 64), (Harmless, 64), (Alarming, 96)] {
-        assert_eq!(set.count(kind), 3 * per_split);
-        for split in Split::ALL {
-            assert_eq!(set.select(kind, split).len(), per_split, "{kind} {split}");
-        }
+    assert_eq!((set.len(), set.source()), (1056, "bundled"));
+    for (kind, counts) in [(Harmful, [144, 72, 72]), (Harmless, [192, 96, 96]), (Alarming, [192, 96, 96])] {
+        assert_eq!(set.count(kind), counts.iter().sum::<usize>());
+        assert_eq!(Split::ALL.map(|split| set.select(kind, split).len()), counts, "{kind}");
     }
     assert!(set.prompts().iter().all(|p| p.topic.is_some()));
 }
@@ -60,16 +58,18 @@ fn bundled_counts() {
 #[test]
 fn bundled_topics_are_balanced() {
     let set = PromptSet::bundled();
-    for (kind, topics) in [(Harmful, 16), (Harmless, 16), (Alarming, 24)] {
-        for split in Split::ALL {
+    for (kind, topics) in [(Harmful, 24), (Harmless, 32), (Alarming, 32)] {
+        for (split, each) in Split::ALL.into_iter().zip([6, 3, 3]) {
             let selected = set.select(kind, split);
             let counts = tally(selected.iter().filter_map(|p| p.topic.as_deref()));
             assert_eq!(counts.len(), topics, "{kind} {split}");
-            assert!(counts.values().all(|n| *n == 4), "{kind} {split}");
+            assert!(counts.values().all(|n| *n == each), "{kind} {split}");
         }
     }
 }
 
+/// The harmless prompts open as the harmful ones do, one by one; of the last third of the harmful ones
+/// there are two harmless counterparts each, since there are a third more harmless prompts.
 #[test]
 fn bundled_forms_match() {
     let set = PromptSet::bundled();
@@ -79,7 +79,8 @@ fn bundled_forms_match() {
         let gap = (mean_words(&harmful) - mean_words(&harmless)).abs();
         assert!(gap < 0.5, "{split}: {gap}");
         let opening = |p: &&Prompt| p.text.split(' ').next().unwrap().to_owned();
-        let a: Vec<String> = harmful.iter().map(opening).collect();
+        let last_third = &harmful[2 * harmful.len() / 3..];
+        let a: Vec<String> = harmful.iter().chain(last_third).map(opening).collect();
         let b: Vec<String> = harmless.iter().map(opening).collect();
         assert_eq!(a, b, "{split}");
     }
@@ -124,9 +125,9 @@ fn bundled_prompts_are_short_and_distinct() {
     let set = PromptSet::bundled();
     // Counted in the raw files, since a set drops duplicates silently.
     let raw = [HARMFUL_JSONL, HARMLESS_JSONL, ALARMING_JSONL].concat();
-    assert_eq!(raw.lines().count(), 672);
+    assert_eq!(raw.lines().count(), 1056);
     let distinct: HashSet<String> = set.prompts().iter().map(|p| fold(&p.text)).collect();
-    assert_eq!(distinct.len(), 672);
+    assert_eq!(distinct.len(), 1056);
     for prompt in set.prompts() {
         let words = prompt.text.split_whitespace().count();
         assert!((6..=20).contains(&words), "{}", prompt.text);
@@ -181,7 +182,7 @@ fn plain_text_with_bom_crlf_comments_and_duplicates() {
     assert_eq!(set.prompts()[0].text, "Prompt  0");
     let report = set.select(Harmful, Split::Report);
     let report: Vec<&str> = report.iter().map(|p| p.text.as_str()).collect();
-    assert_eq!(report, ["Prompt  2", "Prompt  5", "Prompt  8", "Prompt  11"]);
+    assert_eq!(report, ["Prompt  3", "Prompt  7", "Prompt  11"]);
 }
 
 #[test]
@@ -275,7 +276,7 @@ fn completion_fills_missing_kinds_only() {
     assert!(set.require(&PromptKind::ALL).is_err());
     let filled = set.complete_with(&bundled).unwrap();
     assert_eq!(filled, [Harmless, Alarming]);
-    assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 192));
+    assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 384));
     assert_eq!(set.of_kind(Alarming), bundled.of_kind(Alarming));
     assert!(set.source().ends_with("harmful.txt + bundled (harmless, alarming)"));
     set.require(&PromptKind::ALL).unwrap();

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Candidate;
+use super::{Candidate, Lever};
 use crate::evaluate::{Quick, Score};
 
 /// What the measurements of a search depend on. How many trials there are, the limits and the layer are
@@ -38,10 +38,12 @@ pub struct Head {
     pub method: String,
     /// `auto`, `off`, or the hash of the user's text.
     pub system_prompt: String,
+    /// The only lever that is tried, if there is but one: others teach how refusals begin, too.
+    pub lever: Option<Lever>,
     /// The strength that is fixed, if any.
     pub strength: Option<f64>,
-    /// The KL budget, nats.
-    pub max_kl: f64,
+    /// The KL budget that is given, nats; if none is, each lever has its own ([`Lever::max_kl`]).
+    pub max_kl: Option<f64>,
     /// CPU threads: sums may be taken in another order.
     pub threads: usize,
     /// Layers on the GPU.
@@ -251,7 +253,11 @@ fn check_head(path: &Path, line: &str, head: &Head) -> Result<(), JournalError> 
     if !journal.contains_key("version") {
         return Err(malformed());
     }
-    let shown = |value: Option<&Value>| value.map_or("unknown".to_owned(), Value::to_string);
+    let shown = |value: Option<&Value>| match value {
+        None => "unknown".to_owned(),
+        Some(Value::Null) => "not given".to_owned(),
+        Some(value) => value.to_string(),
+    };
     match now.keys().chain(journal.keys()).find(|&key| now.get(key) != journal.get(key)) {
         None => Ok(()),
         Some(key) => Err(JournalError::Differs {

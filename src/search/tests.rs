@@ -1,4 +1,4 @@
-//! The search on a stand-in whose effect per layer is known.
+//! The search on a stand-in whose effect per lever and layer is known.
 
 use super::*;
 use crate::activations::Activations;
@@ -6,11 +6,13 @@ use crate::evaluate::{Examination, Questions};
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat};
 
-/// Refuses harmful prompt `i` when `strength · quality(layer)` is above `i`; its first logit moves
+type Quality = fn(Lever, usize) -> f64;
+
+/// Refuses harmful prompt `i` when `strength · quality(lever, layer)` is above `i`; its first logit moves
 /// with the strength, so that KL grows with its square; breaks above 100.
 struct StandIn {
-    quality: fn(usize) -> f64,
-    layer: usize,
+    quality: Quality,
+    at: (Lever, usize),
     strength: f64,
     applied: usize,
 }
@@ -22,8 +24,12 @@ impl Engine for StandIn {
 
     fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError> {
         self.applied += 1;
-        (self.layer, self.strength) =
-            edits.first().map_or((0, 0.0), |e| (e.tensor.parse().unwrap(), f64::from(e.b[0])));
+        let of = |e: &RankOne| {
+            let (lever, layer) = e.tensor.split_once('.').unwrap();
+            let lever = LEVERS.into_iter().find(|l| l.name() == lever).unwrap();
+            ((lever, layer.parse().unwrap()), f64::from(e.b[0]))
+        };
+        (self.at, self.strength) = edits.first().map_or(((Lever::Plain, 0), 0.0), of);
         Ok(())
     }
 
@@ -33,7 +39,7 @@ impl Engine for StandIn {
         _: usize,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
-        let effect = self.strength * (self.quality)(self.layer);
+        let effect = self.strength * (self.quality)(self.at.0, self.at.1);
         let mut answer = |i: usize, chat: &Chat<'_>| {
             first(i, &[0.0, 10.0 * self.strength as f32]);
             match chat.user.strip_prefix("harmful ").map(|n| n.parse::<f64>().unwrap()) {
@@ -45,10 +51,17 @@ impl Engine for StandIn {
         Ok(chats.iter().enumerate().map(|(i, chat)| answer(i, chat)).collect())
     }
 
-    fn collect(&mut self, _: &[Chat<'_>], _: &Capture) -> Result<Activations, LlamaError> {
+    fn collect(
+        &mut self,
+        _: &[Chat<'_>],
+        _: &Capture,
+        _: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
         unreachable!("the search collects nothing")
     }
 }
+
+const LEVERS: [Lever; 3] = [Lever::Plain, Lever::Safety, Lever::Scar];
 
 fn questions() -> Questions {
     let of = |kind: &str| (0..20).map(|i| format!("{kind} {i}")).collect();
@@ -56,29 +69,40 @@ fn questions() -> Questions {
 }
 
 fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
-    vec![RankOne { tensor: candidate.layer.to_string(), n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
+    let tensor = format!("{}.{}", candidate.lever.name(), candidate.layer);
+    vec![RankOne { tensor, n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
 }
 
-fn run(quality: fn(usize) -> f64, options: SearchOptions) -> SearchResult {
-    run_with(quality, options, &mut Journal::off()).0
+fn space(lever: Lever) -> Space {
+    let layer = (lever == Lever::Scar).then_some(10);
+    let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
+    Space { lever, layer, follows: false, windows, contrasts, first_strength: 0.04 }
+}
+
+fn run(quality: Quality, options: SearchOptions) -> SearchResult {
+    run_with(&[space(Lever::Plain)], quality, options)
+}
+
+fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> SearchResult {
+    run_on(spaces, quality, options, &mut Journal::off()).0
 }
 
 /// The result, and how often an edit was applied for it.
-fn run_with(
-    quality: fn(usize) -> f64,
+fn run_on(
+    spaces: &[Space],
+    quality: Quality,
     options: SearchOptions,
     journal: &mut Journal,
 ) -> (SearchResult, usize) {
-    let mut engine = StandIn { quality, layer: 0, strength: 0.0, applied: 0 };
+    let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base): (_, Examination) = Examiner::new(&mut engine, questions()).unwrap();
-    let space = Space { windows: vec![(0.0, 1.0)], contrasts: vec![0.0], first_strength: 0.04 };
     let mut search = Search {
         engine: &mut engine,
         examiner: &examiner,
         base: base.score,
         make_edits: &edits,
         options,
-        space: &space,
+        spaces,
         journal,
     };
     let result = search.run(20, &mut |_, _| ()).unwrap();
@@ -88,7 +112,7 @@ fn run_with(
 const AUTO: SearchOptions = SearchOptions {
     layer: None,
     strength: None,
-    max_kl: 0.05,
+    max_kl: None,
     max_false_refusal: 0.05,
     trials: 5,
     time_budget: None,
@@ -96,7 +120,7 @@ const AUTO: SearchOptions = SearchOptions {
 
 #[test]
 fn the_layer_with_the_largest_effect_wins_within_the_budget() {
-    let result = run(|layer| 100.0 - 10.0 * (layer as f64 - 10.0).abs(), AUTO);
+    let result = run(|_, layer| 100.0 - 10.0 * (layer as f64 - 10.0).abs(), AUTO);
     let best = result.best().unwrap();
     assert!((9..=11).contains(&best.candidate.layer), "{best:?}");
     assert!(best.accepted && best.score.kl <= 0.05 && best.score.kl > 0.02, "{best:?}");
@@ -105,15 +129,15 @@ fn the_layer_with_the_largest_effect_wins_within_the_budget() {
 
 #[test]
 fn a_smaller_budget_gives_a_smaller_edit() {
-    let quality = |_| 60.0;
+    let quality = |_, _| 60.0;
     let large = *run(quality, AUTO).best().unwrap();
-    let small = *run(quality, SearchOptions { max_kl: 0.005, ..AUTO }).best().unwrap();
+    let small = *run(quality, SearchOptions { max_kl: Some(0.005), ..AUTO }).best().unwrap();
     assert!(small.strength < large.strength && small.score.kl <= 0.005);
 }
 
 #[test]
 fn what_the_user_fixed_stays_fixed() {
-    let result = run(|_| 60.0, SearchOptions { layer: Some(3), strength: Some(0.2), ..AUTO });
+    let result = run(|_, _| 60.0, SearchOptions { layer: Some(3), strength: Some(0.2), ..AUTO });
     assert_eq!(result.trials.len(), 1);
     assert_eq!((result.trials[0].candidate.layer, result.trials[0].strength), (3, 0.2));
     assert!(result.best().is_some(), "a fixed strength is judged by its effect, not by the budget");
@@ -121,21 +145,28 @@ fn what_the_user_fixed_stays_fixed() {
 
 #[test]
 fn no_effect_and_broken_text_are_never_accepted() {
-    assert_eq!(run(|_| 0.0, AUTO).best, None);
-    let broken = run(|_| 1e6, AUTO);
+    assert_eq!(run(|_, _| 0.0, AUTO).best, None);
+    let broken = run(|_, _| 1e6, AUTO);
     assert_eq!(broken.best, None);
     assert!(broken.trials.iter().all(|t| t.score.harmful.broken == 20 && t.utility < 0.0));
 }
 
 #[test]
 fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
-    let quality = |layer: usize| 100.0 - 10.0 * (layer as f64 - 10.3).abs();
+    // Every lever has its own layers, starts and budget; the scar is the best in the end.
+    let quality: Quality = |lever, layer| match lever {
+        Lever::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
+        Lever::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
+        _ => 50.0,
+    };
+    let spaces = LEVERS.map(space);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.search.jsonl");
     let mut journal = Journal::begin(&path, journal::tests::head());
-    let (whole, most) = run_with(quality, AUTO, &mut journal);
+    let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
     assert_eq!(journal.len(), whole.probes.len() + whole.trials.len());
-    assert_eq!(whole, run(quality, AUTO), "a journal changes nothing");
+    assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
+    assert_eq!(whole.by_lever().len(), LEVERS.len());
     let text = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let mut applied = vec![most];
@@ -145,10 +176,48 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
         std::fs::write(&path, lines[..kept].concat() + torn).unwrap();
         let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
         assert_eq!(journal.len(), kept - 1);
-        let (result, n) = run_with(quality, AUTO, &mut journal);
+        let (result, n) = run_on(&spaces, quality, AUTO, &mut journal);
         assert_eq!(result, whole, "stopped after {kept} lines");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
         applied.push(n);
     }
     assert!(applied.is_sorted_by(|a, b| a >= b) && applied[lines.len()] < 5, "{applied:?}");
+}
+
+#[test]
+fn the_lever_that_measures_strongest_wins() {
+    let spaces = LEVERS.map(space);
+    // None refuses more at the first token than the base, which has no openings: answers decide.
+    for strongest in LEVERS {
+        let quality: Quality = match strongest {
+            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 30.0 },
+            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 30.0 },
+            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 30.0 },
+            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 30.0 },
+        };
+        let result = run_with(&spaces, quality, AUTO);
+        assert_eq!(result.best().unwrap().candidate.lever, strongest);
+        let told = result.by_lever();
+        assert_eq!(told.iter().map(|o| o.lever).collect::<Vec<_>>(), LEVERS);
+        assert!(told.iter().all(|o| o.trial.is_some()), "each lever's answers are judged: {told:?}");
+    }
+}
+
+#[test]
+fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
+    let quality: Quality = |lever, _| if lever == Lever::Scar { 90.0 } else { 0.0 };
+    let result = run_with(&[space(Lever::Plain), space(Lever::Scar)], quality, AUTO);
+    let best = result.best().unwrap();
+    assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
+    assert!(best.score.kl > 0.05 && best.score.kl <= Lever::Scar.max_kl(), "its own budget: {best:?}");
+    assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
+    assert_eq!(result.by_lever()[0].probe.utility, 0.0);
+}
+
+#[test]
+fn a_budget_that_the_user_gives_holds_for_every_lever() {
+    let quality: Quality = |_, _| 90.0;
+    let result = run_with(&LEVERS.map(space), quality, SearchOptions { max_kl: Some(0.01), ..AUTO });
+    assert!(result.probes.iter().all(|p| p.max_kl == 0.01));
+    assert!(result.best().unwrap().score.kl <= 0.01);
 }

@@ -11,6 +11,7 @@ use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
 use crate::direction::SafetyDirection;
 use crate::options::MAX_STRENGTH;
 use crate::quant::preserve::InputModel;
+use crate::search::Lever;
 
 /// Key of the facts.
 const KEY: &str = "rosi";
@@ -58,7 +59,7 @@ impl StoredEdit {
 
     /// Everything that is an array; what is empty is left out.
     fn tensors(&self) -> Vec<Array> {
-        let mut arrays = vec![Array::row("direction".into(), self.direction.unit())];
+        let mut arrays = vec![self.direction_array()];
         for StoredWriter { tensor, right, mean, inputs } in &self.writers {
             let n_in = self.writer_shape(tensor).map_or(right.len(), |shape| shape.n_in as usize);
             let of = |name: &str, values: Vec<f32>| {
@@ -74,6 +75,18 @@ impl StoredEdit {
         arrays.extend(sketches.map(|s| Array::row(format!("sketch.{}", s.tensor), &s.values)));
         arrays.retain(|array| !array.values.is_empty());
         arrays
+    }
+
+    fn direction_array(&self) -> Array {
+        let name = "direction".into();
+        match self.directions.as_slice() {
+            [one] => Array::row(name, one.unit()),
+            all => Array {
+                name,
+                shape: vec![all.len(), all.first().map_or(0, |d| d.unit().len())],
+                values: all.iter().flat_map(|d| d.unit()).copied().collect(),
+            },
+        }
     }
 
     fn writer_shape(&self, tensor: &str) -> Option<&WriterShape> {
@@ -97,8 +110,7 @@ impl StoredEdit {
         for sketch in &mut facts.model.sketches {
             sketch.values = arrays.exactly(&format!("sketch.{}", sketch.tensor), &[BINS])?;
         }
-        let unit = arrays.exactly("direction", &[facts.model.shape.n_embd as usize])?;
-        let direction = SafetyDirection::from_unit(facts.chosen.layer, unit, facts.norm)?;
+        let directions = arrays.directions(&facts)?;
         let mut writers = Vec::new();
         for shape in &facts.model.shape.writers {
             writers.extend(arrays.writer(shape)?);
@@ -107,7 +119,7 @@ impl StoredEdit {
         if writers.is_empty() {
             return Err(Problem::content("right factors", "at least one", "none"));
         }
-        Ok(Self { facts, direction, writers })
+        Ok(Self { facts, directions, writers })
     }
 }
 
@@ -217,6 +229,25 @@ impl Arrays<'_> {
     fn exactly(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let found = self.maybe(name, shape)?;
         found.ok_or_else(|| Problem::content(name, format!("an array {shape:?}"), "none"))
+    }
+
+    /// ŝ of the chosen layer or, along a scar, of every layer where there is more than one norm.
+    fn directions(&self, facts: &Facts) -> Result<Vec<SafetyDirection>> {
+        let (n_layer, n_embd) = (facts.model.shape.n_layer, facts.model.shape.n_embd as usize);
+        if let [norm] = facts.norms[..] {
+            let unit = self.exactly("direction", &[n_embd])?;
+            return Ok(vec![SafetyDirection::from_unit(facts.chosen.layer, unit, norm)?]);
+        }
+        if facts.chosen.lever != Lever::Scar || facts.norms.len() != n_layer {
+            let expected = format!("1, or along a scar {n_layer}");
+            return Err(Problem::content("number of norms", expected, facts.norms.len()));
+        }
+        let units = self.exactly("direction", &[n_layer, n_embd])?;
+        let units = units.chunks_exact(n_embd.max(1)).zip(&facts.norms).enumerate();
+        let direction = |(layer, (unit, &norm)): (usize, (&[f32], &f64))| {
+            Ok(SafetyDirection::from_unit(layer, unit.to_vec(), norm)?)
+        };
+        units.map(direction).collect()
     }
 
     /// What there is of one writer; `None` when the edit does not use it.

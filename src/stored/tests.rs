@@ -11,6 +11,7 @@ use crate::commands::plan_of;
 use crate::direction::random;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
 use crate::quant;
+use crate::search::Lever;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;
@@ -99,16 +100,16 @@ fn edit() -> StoredEdit {
             llama_cpp: "b1".into(),
             method: Method::Contrast,
             system_prompt: "safety".into(),
-            chosen: Candidate { layer: 1, window: (0.3, 0.8), contrast: 0.7 },
+            chosen: Candidate { lever: Lever::Safety, layer: 1, window: (0.3, 0.8), contrast: 0.7 },
             strength: 0.1 + 0.2,
-            norm: direction.norm(),
+            norms: vec![direction.norm()],
             push: 1.1,
             prompts_sha256: "00".into(),
             input_sha256: "11".into(),
             separation: vec![separation],
             model: Model::new(1).fingerprint(),
         },
-        direction,
+        directions: vec![direction],
         writers: vec![writer(0, inputs(N_EMBD)), writer(3, InputModel::default())],
     }
 }
@@ -125,6 +126,35 @@ fn an_edit_is_read_back_to_the_last_bit() {
     assert_eq!(StoredEdit::open(&path).unwrap(), (edit, bytes));
     let error = StoredEdit::open(Path::new("no such file")).unwrap_err();
     assert!(matches!(error.problem, Problem::Io(_)) && error.to_string().starts_with("no such file: "));
+}
+
+/// Along a scar of which each of the two layers has its own direction.
+fn scar(edit: &mut StoredEdit) {
+    edit.facts.chosen.lever = Lever::Scar;
+    edit.directions = (0..2).map(|layer| random(layer, N_EMBD, 20 + layer as u64).unwrap()).collect();
+    edit.facts.norms = edit.directions.iter().map(SafetyDirection::norm).collect();
+}
+
+#[test]
+fn along_a_scar_every_layer_keeps_its_direction() {
+    let mut edit = edit();
+    scar(&mut edit);
+    assert_ne!(edit.facts.norms[0], edit.facts.norms[1]);
+    let bytes = edit.to_bytes().unwrap();
+    assert_eq!(StoredEdit::from_bytes(&bytes).unwrap(), edit);
+}
+
+#[test]
+fn the_lever_is_kept_and_told() {
+    let told = [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar].map(|lever| {
+        let mut edit = edit();
+        edit.facts.chosen.lever = lever;
+        let read = StoredEdit::from_bytes(&edit.to_bytes().unwrap()).unwrap();
+        assert_eq!(read, edit);
+        read.facts.along()
+    });
+    let safety = "layer 1 (under the safety system prompt)";
+    assert_eq!(told, ["layer 1 (refusal)", "layer 1 (plain)", safety, "what was removed from the weights"]);
 }
 
 /// What is said of the edit after `change`.
@@ -145,7 +175,7 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.facts.strength = 0.0, "strength: "),
         (|e| e.facts.strength = 1.5, "strength: "),
         (|e| e.facts.strength = f64::NAN, "this is no stored edit: invalid type: null"),
-        (|e| e.facts.norm = 0.0, "expected a positive finite number"),
+        (|e| e.facts.norms = vec![0.0], "expected a positive finite number"),
         (|e| e.facts.chosen.layer = 2, "layer: expected 0 to 1, found 2"),
         (|e| e.facts.chosen.window = (0.8, 0.3), "window: "),
         (|e| e.facts.chosen.window = (-1.0, 0.3), "window: "),
@@ -161,7 +191,10 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.writers[0].inputs.diagonal[0] = -1.0, "diagonal.blk.0.attn_output.weight: expected no neg"),
         (|e| e.facts.model.sketches[0].values[0] = f32::NAN, "sketch.blk.0.attn_output.weight: "),
         (
-            |e| e.direction = SafetyDirection::from_unit(1, vec![255f32.sqrt().recip(); 255], 1.0).unwrap(),
+            |e| {
+                let unit = vec![255f32.sqrt().recip(); 255];
+                e.directions = vec![SafetyDirection::from_unit(1, unit, 1.0).unwrap()];
+            },
             "direction: exp",
         ),
     ];
@@ -174,7 +207,7 @@ fn hostile_numbers_are_refused_by_name() {
 #[test]
 fn hostile_names_and_shapes_are_refused() {
     type Change = fn(&mut StoredEdit);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 13] = [
         (|e| e.writers.clear(), "right factors: expected at least one, found none"),
         (|e| e.writers[0].tensor = "output.weight".into(), "arrays: expected only of the model's writers"),
         (|e| e.facts.model.shape.writers[0].n_in = 128, "expected [1, 128], found [2, 128]"),
@@ -184,6 +217,22 @@ fn hostile_names_and_shapes_are_refused() {
         (|e| e.writers[0].inputs.principal = vec![vec![1.0; N_EMBD]; 65], "expected [1 to 64, 256]"),
         (|e| e.facts.model.sketches[1].values.truncate(9), "expected [512], found [9]"),
         (|e| e.facts.model.shape.n_embd = 255, "direction: expected [255], found [256]"),
+        (|e| e.facts.norms.clear(), "number of norms: expected 1, or along a scar 2, found 0"),
+        (|e| e.facts.norms.push(1.0), "number of norms: expected 1, or along a scar 2, found 2"),
+        (
+            |e| {
+                scar(e);
+                e.facts.norms.truncate(1);
+            },
+            "direction: expected [256], found [2, 256]",
+        ),
+        (
+            |e| {
+                scar(e);
+                e.directions.truncate(1);
+            },
+            "direction: expected [2, 256], found [256]",
+        ),
     ];
     for (i, (change, expected)) in cases.into_iter().enumerate() {
         let told = refused(change);

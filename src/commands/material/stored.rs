@@ -2,7 +2,6 @@
 
 use super::{Material, Rights, read_weights};
 use crate::commands::session::Opened;
-use crate::direction::Directions;
 use crate::edit::{self, Edit, Method};
 use crate::error::Error;
 use crate::output::Printer;
@@ -25,11 +24,6 @@ impl Material {
         let inputs = found.iter().map(|w| w.map_or_else(InputModel::default, |w| w.inputs.clone()));
         let mean = |w: &StoredWriter| w.mean.iter().map(|&v| f64::from(v)).collect();
         Ok(Self {
-            // Only the chosen layer is ever asked for.
-            directions: Directions {
-                by_layer: vec![stored.direction.clone(); plan.n_layer],
-                separation: stored.facts.separation.clone(),
-            },
             rights: Rights::Fixed(rights),
             inputs: inputs.collect(),
             mean_harmful: found.iter().map(|w| w.map_or_else(Vec::new, mean)).collect(),

@@ -12,14 +12,15 @@ pub(in crate::search) fn head() -> Head {
         writers_sha256: "22dd".into(),
         method: "contrast".into(),
         system_prompt: "auto".into(),
+        lever: None,
         strength: None,
-        max_kl: 0.1 + 0.2,
+        max_kl: Some(0.1 + 0.2),
         threads: 2,
         gpu_layers: 0,
     }
 }
 
-const CANDIDATE: Candidate = Candidate { layer: 3, window: (0.3, 0.8), contrast: 0.7 };
+const CANDIDATE: Candidate = Candidate { lever: Lever::Plain, layer: 3, window: (0.3, 0.8), contrast: 0.7 };
 
 fn probe(strength: f64) -> Row {
     let quick = Quick { harmful: 1.0 / 3.0, harmless: 5e-324, alarming: 0.0 };
@@ -50,8 +51,9 @@ fn rows_are_read_back_to_the_last_bit() {
     assert_eq!(journal.rows, [probe(0.1), trial(f64::INFINITY), trial(1e-9)]);
     assert!(journal.probe(&CANDIDATE, 0.1).is_some() && journal.probe(&CANDIDATE, 0.2).is_none());
     assert_eq!(journal.trial(&CANDIDATE, 0.3 * 0.75).unwrap().kl, f64::INFINITY);
-    let other = Candidate { layer: 4, ..CANDIDATE };
-    assert!(journal.trial(&other, 0.3 * 0.75).is_none());
+    for other in [Candidate { layer: 4, ..CANDIDATE }, Candidate { lever: Lever::Scar, ..CANDIDATE }] {
+        assert!(journal.trial(&other, 0.3 * 0.75).is_none() && journal.probe(&other, 0.1).is_none());
+    }
     journal.remove();
     assert!(!path.exists());
 }
@@ -61,9 +63,10 @@ fn a_journal_of_another_search_is_refused_by_what_differs() {
     let folder = tempfile::tempdir().unwrap();
     let path = written(folder.path());
     let told = |head| Journal::resume(&path, head).unwrap_err().to_string();
-    assert!(told(Head { max_kl: 0.3, ..head() }).contains("max_kl was 0.30000000000000004"));
+    assert!(told(Head { max_kl: Some(0.3), ..head() }).contains("max_kl was 0.30000000000000004"));
     assert!(told(Head { input_sha256: "aa".into(), ..head() }).contains("input_sha256 was \"00ff\""));
-    assert!(told(Head { strength: Some(0.1), ..head() }).contains("strength was null"));
+    assert!(told(Head { strength: Some(0.1), ..head() }).contains("strength was not given"));
+    assert!(told(Head { lever: Some(Lever::Scar), ..head() }).contains("is \"scar\" now"));
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen('{', "{\"newer\":1,", 1)).unwrap();
     assert!(told(head()).contains("newer was 1 in the search that was stopped and is unknown now"));

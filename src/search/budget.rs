@@ -1,0 +1,44 @@
+//! The strength that a KL budget pays for.
+
+use super::STRENGTH_RANGE;
+use crate::evaluate::Examiner;
+use crate::llama::{Engine, LlamaError, RankOne};
+
+/// A probe is close enough when it spends this share of the KL budget.
+const CLOSE: std::ops::RangeInclusive<f64> = 0.7..=1.0;
+/// Probes per candidate.
+const MAX_PROBES: usize = 4;
+
+/// How much KL an edit may cost.
+pub struct KlBudget<'a> {
+    /// The model.
+    pub engine: &'a mut dyn Engine,
+    /// Measures the KL.
+    pub examiner: &'a Examiner,
+    /// The budget, nats.
+    pub max_kl: f64,
+}
+
+impl KlBudget<'_> {
+    /// The strength that spends most of the budget without passing it, starting at `start`.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn strength(self, make: &dyn Fn(f64) -> Vec<RankOne>, start: f64) -> Result<f64, LlamaError> {
+        let mut strength = start;
+        let mut within = None;
+        for _ in 0..MAX_PROBES {
+            self.engine.apply(&make(strength))?;
+            let spent = self.examiner.kl(self.engine)? / self.max_kl;
+            if spent <= 1.0 {
+                within = Some(within.map_or(strength, |w: f64| w.max(strength)));
+            }
+            if CLOSE.contains(&spent) {
+                break;
+            }
+            let factor = if spent.is_finite() { (0.85 / spent.max(1e-6)).sqrt() } else { 0.25 };
+            strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
+        }
+        Ok(within.unwrap_or(strength))
+    }
+}

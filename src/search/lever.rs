@@ -1,0 +1,122 @@
+//! Where a direction comes from. Which source is the strongest differs from model to model, and is
+//! measured.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Candidate, Probe, SearchResult, Trial};
+
+/// Default KL budget, nats.
+const MAX_KL: f64 = 0.05;
+/// The same along a scar. Taking refusal away has moved the model already (a copy of Qwen2.5-Coder-0.5B by
+/// .04 - .10 of KL on harmless prompts), and so does giving it back: of 32 harmful prompts, of which the
+/// original refuses 20 and the copy 2, it refuses 12 at a KL of .04 and 21 at .08; with gates learned from
+/// half as many prompts 19 at .09 and 25 at .17.
+const MAX_KL_SCAR: f64 = 0.15;
+
+/// Where the direction of an edit comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lever {
+    /// The difference in means of prompts that the model refuses and prompts that it answers, of all
+    /// kinds, put as users put them.
+    Refusal,
+    /// The difference in means of harmful and harmless prompts, put as users put them.
+    Plain,
+    /// The same under a safety system prompt.
+    Safety,
+    /// What was removed from the weights.
+    Scar,
+}
+
+impl Lever {
+    /// The name in reports and in provenance keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Refusal => "refusal",
+            Self::Plain => "plain",
+            Self::Safety => "safety",
+            Self::Scar => "scar",
+        }
+    }
+
+    /// What its edit with the direction of `layer` is along, for people.
+    pub fn along(self, layer: usize, system_prompt: &str) -> String {
+        match self {
+            Self::Refusal | Self::Plain => format!("layer {layer} ({})", self.name()),
+            Self::Safety => format!("layer {layer} (under the {system_prompt} system prompt)"),
+            Self::Scar => "what was removed from the weights".into(),
+        }
+    }
+
+    /// Most mean first-token KL on harmless prompts that its edits may cost unless the user says, nats.
+    pub fn max_kl(self) -> f64 {
+        match self {
+            Self::Refusal | Self::Plain | Self::Safety => MAX_KL,
+            Self::Scar => MAX_KL_SCAR,
+        }
+    }
+}
+
+/// What one lever could do.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LeverOutcome {
+    /// The lever.
+    pub lever: Lever,
+    /// Most KL that its edits may cost, nats.
+    pub max_kl: f64,
+    /// Its best probe.
+    pub probe: Probe,
+    /// Its best trial: the best accepted one or, where none is, the most useful one; `None` when none of
+    /// its edits came as far as that.
+    pub trial: Option<Trial>,
+}
+
+impl SearchResult {
+    /// The candidate of `lever` whose probe was best; the first of equals.
+    pub(super) fn best_of(&self, lever: Lever) -> Option<Candidate> {
+        let own = self.probes.iter().filter(|p| p.candidate.lever == lever);
+        own.reduce(|best, p| if p.utility > best.utility { p } else { best }).map(|p| p.candidate)
+    }
+
+    /// Probes in the order in which their answers are worth judging: the best of every lever that
+    /// gained anything, so that levers are compared by answers too, then the others.
+    pub(super) fn ranked(&self) -> Vec<Probe> {
+        let mut ranked = self.probes.clone();
+        ranked.sort_by(|a, b| b.utility.total_cmp(&a.utility));
+        let mut seen = Vec::new();
+        let (mut firsts, others): (Vec<Probe>, Vec<Probe>) = ranked.into_iter().partition(|p| {
+            let new = !seen.contains(&p.candidate.lever) && (seen.is_empty() || p.utility > 0.0);
+            seen.push(p.candidate.lever);
+            new
+        });
+        firsts.extend(others);
+        firsts
+    }
+
+    /// What each lever that was tried could do, in the order in which they were tried.
+    pub fn by_lever(&self) -> Vec<LeverOutcome> {
+        let mut outcomes: Vec<LeverOutcome> = Vec::new();
+        for probe in &self.probes {
+            match outcomes.iter_mut().find(|o| o.lever == probe.candidate.lever) {
+                Some(outcome) if probe.utility > outcome.probe.utility => outcome.probe = *probe,
+                Some(_) => {}
+                None => outcomes.push(LeverOutcome {
+                    lever: probe.candidate.lever,
+                    max_kl: probe.max_kl,
+                    probe: *probe,
+                    trial: None,
+                }),
+            }
+        }
+        for outcome in &mut outcomes {
+            let own = self.trials.iter().filter(|t| t.candidate.lever == outcome.lever);
+            let rank = |t: &&Trial| (t.accepted, t.utility);
+            let better = |a: &&Trial, b: &&Trial| {
+                let ((accepted_a, a), (accepted_b, b)) = (rank(a), rank(b));
+                accepted_a.cmp(&accepted_b).then(a.total_cmp(&b))
+            };
+            outcome.trial = own.max_by(better).copied();
+        }
+        outcomes
+    }
+}
