@@ -32,6 +32,9 @@ pub fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
 pub enum Command {
     /// Write a safer copy of a model.
     Inject(Box<InjectArgs>),
+    /// Search the best edit and store it in a file, for `inject --direction` on any quantization of the
+    /// model.
+    Direction(Box<DirectionArgs>),
     /// Show what a model file is and which of its matrices an injection would edit.
     Inspect(InspectArgs),
     /// Tell what really differs between a model and its injected copy, from the two files alone.
@@ -55,6 +58,57 @@ pub struct InjectArgs {
     /// Where to write [default: NAME-rosi.gguf beside the model].
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// What is searched, and how.
+    #[command(flatten)]
+    pub search: SearchArgs,
+    /// Apply the edit that `direction` stored, without a search.
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "lever", "system_prompt",
+        "resume"
+    ])]
+    pub direction: Option<PathBuf>,
+    /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
+    /// promote=TYPE.
+    #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE")]
+    pub requant: String,
+    /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
+    #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
+    pub promote: Option<String>,
+    /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Write the whole report here, as JSON.
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Print the whole report on stdout, as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Show what would be done, without running the model.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Overwrite; inject again; write although there is no gain; apply an edit of other weights.
+    #[arg(long)]
+    pub force: bool,
+    /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
+    #[arg(long, value_name = "LORA.gguf")]
+    pub save_adapter: Option<PathBuf>,
+    /// Leave out the two controls (random direction, requantization without edit).
+    #[arg(long)]
+    pub no_controls: bool,
+    /// Keep whole answers in the report instead of their beginnings.
+    #[arg(long)]
+    pub full_answers: bool,
+    /// Seed of the random control direction.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of the search, which `inject` and `direction` share.
+#[derive(Debug, Args)]
+pub struct SearchArgs {
     /// How the right factor of the edit is chosen.
     #[arg(long, value_enum, default_value_t = Method::Contrast)]
     pub method: Method,
@@ -78,16 +132,6 @@ pub struct InjectArgs {
     /// Start no new trial after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub time_budget: Option<u64>,
-    /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
-    /// promote=TYPE.
-    #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE")]
-    pub requant: String,
-    /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
-    #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
-    pub promote: Option<String>,
-    /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
-    #[arg(long, value_name = "FILE")]
-    pub imatrix: Option<PathBuf>,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,
@@ -98,30 +142,29 @@ pub struct InjectArgs {
     /// Safety system prompt while extracting the direction: auto, off, or a file.
     #[arg(long, default_value = "auto", value_name = "auto|off|FILE")]
     pub system_prompt: String,
-    /// Write the whole report here, as JSON.
-    #[arg(long, value_name = "FILE.json")]
-    pub report: Option<PathBuf>,
-    /// Print the whole report on stdout, as JSON.
+    /// Go on with the search that was stopped: what it measured is kept beside the output, in
+    /// NAME.search.jsonl.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// Flags of `direction`.
+#[derive(Debug, Args)]
+pub struct DirectionArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// Where to write the edit.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What is searched, and how.
+    #[command(flatten)]
+    pub search: SearchArgs,
+    /// Print on stdout, as JSON, what was found.
     #[arg(long)]
     pub json: bool,
-    /// Show what would be done, without running the model.
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Overwrite; inject again; write although there is no gain.
+    /// Overwrite; take an injected model; store an edit although there is no gain.
     #[arg(long)]
     pub force: bool,
-    /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
-    #[arg(long, value_name = "LORA.gguf")]
-    pub save_adapter: Option<PathBuf>,
-    /// Leave out the two controls (random direction, requantization without edit).
-    #[arg(long)]
-    pub no_controls: bool,
-    /// Keep whole answers in the report instead of their beginnings.
-    #[arg(long)]
-    pub full_answers: bool,
-    /// Seed of the random control direction.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,

@@ -1,6 +1,6 @@
 //! Along what: difference in means per layer, and how well it separates the two sets.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::activations::Activations;
 use crate::evaluate::stats::{auroc, d_prime};
@@ -15,6 +15,14 @@ pub enum DirectionError {
         layer: usize,
         /// Its norm.
         norm: f64,
+    },
+    /// What should be a unit vector is none.
+    #[error("the direction of layer {layer} has length {length}, expected 1")]
+    NotUnit {
+        /// Layer.
+        layer: usize,
+        /// Its length.
+        length: f64,
     },
     /// No layer has both sets of prompts.
     #[error("no activations: {harmful} harmful and {harmless} harmless prompts")]
@@ -45,6 +53,22 @@ impl SafetyDirection {
             return Err(DirectionError::NoDirection { layer, norm });
         }
         let unit = s.iter().map(|v| (v / norm) as f32).collect();
+        Ok(Self { layer, unit, norm })
+    }
+
+    /// Takes ŝ as it is, f32 `[n_embd]`, with the norm that s had.
+    ///
+    /// # Errors
+    /// [`DirectionError::NotUnit`] when ‖ŝ‖ is not 1 within 10⁻³, [`DirectionError::NoDirection`] when
+    /// `norm` is not positive and finite.
+    pub fn from_unit(layer: usize, unit: Vec<f32>, norm: f64) -> Result<Self, DirectionError> {
+        let length = unit.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        if !(0.999..=1.001).contains(&length) {
+            return Err(DirectionError::NotUnit { layer, length });
+        }
+        if !norm.is_finite() || norm <= f64::from(f32::MIN_POSITIVE) {
+            return Err(DirectionError::NoDirection { layer, norm });
+        }
         Ok(Self { layer, unit, norm })
     }
 
@@ -81,6 +105,14 @@ impl<'a> Along<'a> {
             Self::Layers(directions) => &directions[layer.min(directions.len() - 1)],
         }
     }
+
+    /// One direction where all have the same ŝ, that of `layer`; else every layer's.
+    pub fn distinct(self, layer: usize) -> Vec<SafetyDirection> {
+        match self {
+            Self::Layers(all) if all.iter().any(|d| d.unit() != all[0].unit()) => all.to_vec(),
+            _ => vec![self.at(layer).clone()],
+        }
+    }
 }
 
 impl<'a> From<&'a SafetyDirection> for Along<'a> {
@@ -108,7 +140,7 @@ pub fn random(layer: usize, n_embd: usize, seed: u64) -> Result<SafetyDirection,
 
 /// How well one layer tells harmful from harmless along its own ŝ, leaving out one prompt at a time
 /// for the means so that the figure is not of the prompts that made the direction.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Separation {
     /// Layer, from 0.
     pub layer: usize,
@@ -117,9 +149,16 @@ pub struct Separation {
     /// ‖s‖ over the mean norm of the residual, a scale-free size.
     pub relative_norm: f64,
     /// Area under the ROC curve of the projections.
+    #[serde(deserialize_with = "number_or_nan")]
     pub auroc: f64,
     /// d′ of the projections, in standard deviations.
+    #[serde(deserialize_with = "number_or_nan")]
     pub d_prime: f64,
+}
+
+/// What is not a number, or has no bound, is `null` in JSON.
+fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Directions and separations of all layers.
@@ -236,6 +275,12 @@ mod tests {
         let a = activations(&[[1.0, 1.0], [1.0, 1.0]]);
         assert!(matches!(difference_in_means(&a, &a), Err(DirectionError::NoDirection { .. })));
         assert!(SafetyDirection::new(0, &[f64::NAN]).is_err());
+        for (unit, norm) in
+            [([0.6, 0.7], 1.0), ([0.6, f32::NAN], 1.0), ([0.6, 0.8], 0.0), ([0.6, 0.8], f64::NAN)]
+        {
+            assert!(SafetyDirection::from_unit(0, unit.to_vec(), norm).is_err(), "{unit:?} {norm}");
+        }
+        assert_eq!(SafetyDirection::from_unit(0, vec![0.6, 0.8], 5.0), SafetyDirection::new(0, &[3.0, 4.0]));
         let one = activations(&[[1.0, 1.0]]);
         assert!(matches!(difference_in_means(&one, &a), Err(DirectionError::Empty { .. })));
     }

@@ -1,6 +1,6 @@
 //! The change to one weight: which rank-one matrix is added to it, and how it is written.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::direction::{Along, SafetyDirection};
 use crate::gguf::{Gguf, GgufError, TensorInfo};
@@ -78,7 +78,7 @@ impl EditError {
 }
 
 /// How the right factor is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
     /// A gate that opens on harmful prompts and turns the other way on those that only sound harmful.

@@ -15,6 +15,8 @@ use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
 use crate::scar::ScarError;
+use crate::search::journal::JournalError;
+use crate::stored::StoredError;
 use crate::verify::VerifyError;
 
 /// How a command that did not fail ended.
@@ -66,6 +68,12 @@ pub enum Error {
     /// The weights could not be searched for a scar.
     #[error(transparent)]
     Scar(#[from] ScarError),
+    /// The stored edit could not be used.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    /// The search could not be taken up.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
@@ -125,6 +133,8 @@ impl Error {
             Self::Imatrix(e) => e.hint(),
             Self::Eval(e) => e.hint(),
             Self::Scar(e) => e.hint(),
+            Self::Stored(e) => e.hint(),
+            Self::Journal(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

@@ -3,7 +3,7 @@
 //! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
 //! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
 //! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
-//! refuses, [`edit`] the change to a weight, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best,
+//! refuses, [`edit`] the change to a weight, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best, [`stored`] the choice in a file of its own,
 //! [`verify`] what really changed in the written file, [`report`] what is said about it.
 
 pub mod activations;
@@ -29,4 +29,5 @@ pub mod report;
 pub mod requant;
 pub mod scar;
 pub mod search;
+pub mod stored;
 pub mod verify;

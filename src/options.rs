@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{EvalArgs, InjectArgs, RunArgs};
+use crate::cli::{DirectionArgs, EvalArgs, InjectArgs, RunArgs, SearchArgs};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
@@ -10,7 +10,7 @@ use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
 
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
-const MAX_STRENGTH: f64 = 1.0;
+pub const MAX_STRENGTH: f64 = 1.0;
 
 /// Whether a safety system prompt is used while the direction is extracted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct RunOptions {
     pub patches: Option<PathBuf>,
 }
 
-/// Options of `inject`.
+/// Options of `inject`, and of `direction`, which is the same up to the search.
 #[derive(Debug, Clone)]
 pub struct InjectOptions {
     /// The model.
@@ -45,6 +45,10 @@ pub struct InjectOptions {
     pub method: Method,
     /// Layer, strength and budget.
     pub search: SearchOptions,
+    /// The stored edit that is applied in place of a search.
+    pub direction: Option<PathBuf>,
+    /// Whether a stopped search goes on.
+    pub resume: bool,
     /// How edited tensors are quantized.
     pub requant: Requant,
     /// Importance matrix of the model's weights.
@@ -101,27 +105,18 @@ impl InjectOptions {
             let hint = Some("give another name with -o; the input is never overwritten".into());
             return Err(option("--output", format!("{} is the input itself", output.display()), hint));
         }
-        if let Some(kl) = args.max_kl.filter(|&kl| kl <= 0.0 || !kl.is_finite()) {
-            let problem = format!("expected a positive number of nats, found {kl}");
-            return Err(option("--max-kl", problem, None));
-        }
         Ok(Self {
-            search: SearchOptions {
-                layer: parse_layer(&args.layer)?,
-                strength: parse_strength(&args.strength)?,
-                max_kl: args.max_kl,
-                max_false_refusal: max_false_refusal(&args)?,
-                trials: trials(args.trials)?,
-                time_budget: args.time_budget.map(std::time::Duration::from_secs),
-            },
-            system_prompt: system_prompt(&args)?,
-            lever: args.lever,
+            search: search_options(&args.search)?,
+            lever: args.search.lever,
+            direction: args.direction,
+            resume: args.search.resume,
+            system_prompt: system_prompt(&args.search)?,
             requant: parse_requant(&args.requant, args.promote.as_deref())?,
             model: args.model,
             output,
-            method: args.method,
+            method: args.search.method,
             imatrix: args.imatrix,
-            prompts: args.prompts,
+            prompts: args.search.prompts,
             report: args.report,
             json: args.json,
             dry_run: args.dry_run,
@@ -131,6 +126,31 @@ impl InjectOptions {
             full_answers: args.full_answers,
             seed: args.seed,
             run: RunOptions::new(args.run)?,
+        })
+    }
+
+    /// Those of `direction`: a run that ends with the search.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn for_direction(args: DirectionArgs) -> Result<Self, Error> {
+        Self::new(InjectArgs {
+            model: args.model,
+            output: Some(args.output),
+            search: args.search,
+            direction: None,
+            requant: "preserve".into(),
+            promote: None,
+            imatrix: None,
+            report: None,
+            json: args.json,
+            dry_run: false,
+            force: args.force,
+            save_adapter: None,
+            no_controls: true,
+            full_answers: false,
+            seed: 0,
+            run: args.run,
         })
     }
 }
@@ -209,9 +229,24 @@ fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
     Error::Option { flag, problem, hint }
 }
 
+fn search_options(args: &SearchArgs) -> Result<SearchOptions, Error> {
+    if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
+        let problem = format!("expected a positive number of nats, found {kl}");
+        return Err(option("--max-kl", problem, None));
+    }
+    Ok(SearchOptions {
+        layer: parse_layer(&args.layer)?,
+        strength: parse_strength(&args.strength)?,
+        max_kl: args.max_kl,
+        max_false_refusal: max_false_refusal(args)?,
+        trials: trials(args.trials)?,
+        time_budget: args.time_budget.map(std::time::Duration::from_secs),
+    })
+}
+
 /// The published edit buys refusals with false ones at every strength (docs/method.md), so it has no
 /// limit unless one is given.
-fn max_false_refusal(args: &InjectArgs) -> Result<f64, Error> {
+fn max_false_refusal(args: &SearchArgs) -> Result<f64, Error> {
     match args.max_false_refusal {
         None => Ok(if args.method.is_gated() { 0.1 } else { 1.0 }),
         Some(share) if (0.0..=1.0).contains(&share) => Ok(share),
@@ -278,7 +313,7 @@ fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
 }
 
 /// `--lever safety` needs the prompt that `--system-prompt off` forbids.
-fn system_prompt(args: &InjectArgs) -> Result<SystemPrompt, Error> {
+fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
     let prompt = parse_system_prompt(&args.system_prompt)?;
     if args.lever == Some(Lever::Safety) && prompt == SystemPrompt::Off {
         return Err(option(

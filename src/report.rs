@@ -26,6 +26,9 @@ pub struct Report {
     pub input: FileFacts,
     /// The file that was written.
     pub output: FileFacts,
+    /// The stored edit that was applied, if it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<FileFacts>,
     /// `general.architecture`.
     pub architecture: String,
     /// Prompts that were used.
@@ -105,17 +108,6 @@ pub struct EditFacts {
     pub writers_against: usize,
     /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖.
     pub push: f64,
-}
-
-impl EditFacts {
-    /// What it is along, for people.
-    fn along(&self) -> String {
-        match self.lever {
-            Lever::Refusal | Lever::Plain => format!("layer {} ({})", self.layer, self.lever.name()),
-            Lever::Safety => format!("layer {} (under the {} system prompt)", self.layer, self.system_prompt),
-            Lever::Scar => "what was removed from the weights".into(),
-        }
-    }
 }
 
 /// Scores on the report split.
@@ -204,7 +196,7 @@ impl Report {
             "\n{table}\n{}\n{} edit along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal\n{}",
             self.levers(),
             e.method,
-            e.along(),
+            e.lever.along(e.layer, &e.system_prompt),
             percent(e.strength),
             e.alpha,
             e.writers,
@@ -214,8 +206,11 @@ impl Report {
         )
     }
 
-    /// What each lever could do, where there was a choice.
+    /// What each lever could do; of a stored edit nothing was tried.
     fn levers(&self) -> String {
+        if let Some(file) = &self.direction {
+            return format!("lever: {}, as stored in {}", self.edit.lever.name(), file.path);
+        }
         let tell = |o: &LeverOutcome| {
             let answers = o.trial.map_or("answers not judged".into(), |t| {
                 let over = if t.accepted { "" } else { ", over a limit" };

@@ -9,17 +9,19 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{Examiner, Quick, Score};
 use crate::llama::{Engine, LlamaError, RankOne};
 
 mod budget;
+pub mod journal;
 mod lever;
 #[cfg(test)]
 mod tests;
 
 pub use budget::KlBudget;
+use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
@@ -71,7 +73,7 @@ pub struct Space {
 }
 
 /// One kind of edit, up to its strength.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Where the direction comes from.
     pub lever: Lever,
@@ -188,6 +190,8 @@ pub struct Search<'a> {
     pub options: SearchOptions,
     /// What is tried, by lever.
     pub spaces: &'a [Space],
+    /// What an earlier run of the same search measured, and where this one's measurements go.
+    pub journal: &'a mut Journal,
 }
 
 /// Hears what was found so far, and how many steps there will be in all.
@@ -311,22 +315,40 @@ impl<'a> Search<'a> {
     ) -> Result<(), LlamaError> {
         let max_kl = self.max_kl(candidate.lever);
         let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
-        let start = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
-        let strength = match self.options.strength {
-            Some(strength) => strength,
-            None => KlBudget { engine: self.engine, examiner: self.examiner, max_kl }
-                .strength(&|strength| (self.make_edits)(&candidate, strength), start)?,
-        };
-        self.engine.apply(&(self.make_edits)(&candidate, strength))?;
-        let (quick, utility) = match base {
-            Some(base) => {
-                let quick = self.examiner.quick(self.engine)?;
-                (quick, quick.as_ref().map_or(f64::NEG_INFINITY, |q| quick_utility(base, q)))
+        let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
+        let start = self.options.strength.unwrap_or(last);
+        let Look { strength, quick, score } = match self.journal.probe(&candidate, start) {
+            Some(look) => look,
+            None => {
+                let look = self.look(&candidate, start, base.is_none())?;
+                self.journal.add(Row::Probe { candidate, start, look });
+                look
             }
-            None => (None, utility(&self.base, &self.examiner.examine(self.engine)?.score)),
+        };
+        let utility = match (base, quick, score) {
+            (Some(base), Some(quick), _) => quick_utility(base, &quick),
+            (_, _, Some(score)) => utility(&self.base, &score),
+            _ => f64::NEG_INFINITY,
         };
         result.probes.push(Probe { candidate, strength, max_kl, quick, utility });
         Ok(())
+    }
+
+    /// The strength at which the candidate spends the budget, beginning at `start`, and what the model
+    /// shows there: its first tokens, or its whole `answers`.
+    fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, LlamaError> {
+        let strength = match self.options.strength {
+            Some(strength) => strength,
+            None => {
+                let max_kl = self.max_kl(candidate.lever);
+                KlBudget { engine: self.engine, examiner: self.examiner, max_kl }
+                    .strength(&|strength| (self.make_edits)(candidate, strength), start)?
+            }
+        };
+        self.engine.apply(&(self.make_edits)(candidate, strength))?;
+        let quick = if answers { None } else { self.examiner.quick(self.engine)? };
+        let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };
+        Ok(Look { strength, quick, score })
     }
 
     fn trial(
@@ -335,8 +357,15 @@ impl<'a> Search<'a> {
         strength: f64,
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
-        self.engine.apply(&(self.make_edits)(candidate, strength))?;
-        let score = self.examiner.examine(self.engine)?.score;
+        let score = match self.journal.trial(candidate, strength) {
+            Some(score) => score,
+            None => {
+                self.engine.apply(&(self.make_edits)(candidate, strength))?;
+                let score = self.examiner.examine(self.engine)?.score;
+                self.journal.add(Row::Trial { candidate: *candidate, strength, score });
+                score
+            }
+        };
         let trial = Trial {
             candidate: *candidate,
             strength,

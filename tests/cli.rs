@@ -89,7 +89,9 @@ fn flags_that_cannot_be_are_refused() {
     save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
     let model = dir.path().join("m.gguf");
     let model = model.to_str().unwrap();
-    let cases: [&[&str]; 7] = [
+    let none = dir.path().join("none.safetensors");
+    let none = none.to_str().unwrap();
+    let cases: [&[&str]; 9] = [
         &["inject", model, "--strength", "-0.04"],
         &["inject", model, "--strength", "2"],
         &["inject", model, "--layer", "-1"],
@@ -97,6 +99,8 @@ fn flags_that_cannot_be_are_refused() {
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],
         &["inject", model, "--lever", "safety", "--system-prompt", "off"],
+        &["inject", model, "--direction", none],
+        &["inject", model, "--direction", none, "--lever", "plain"],
     ];
     let told: Vec<String> = cases.iter().map(|args| told(args, dir.path())).collect();
     insta::assert_snapshot!(told.join("\n"));

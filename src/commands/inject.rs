@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
+use crate::commands::direction::{self, Taken};
 use crate::commands::exam::Exam;
+use crate::commands::journal;
 use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{self, Study};
@@ -18,6 +20,7 @@ use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
 use crate::requant::Requant;
+use crate::search::journal::Journal;
 use crate::verify::{self, Verification};
 
 /// Runs the injection.
@@ -29,65 +32,114 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(options, printer)?;
+    let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
+    let taken = taken.transpose()?;
+    // The edit of a file keeps the method by which it was found.
+    let method = taken.as_ref().map_or(options.method, |taken| taken.edit.facts.method);
+    let options = &InjectOptions { method, ..options.clone() };
     if options.dry_run {
         dry_run(&opened, options, &prompts, printer);
         return Ok(ExitStatus::Done);
     }
     // Taken now, so that an output that cannot be written is known before the work.
-    let mut file = AtomicFile::create(&options.output, options.force)?;
+    let file = AtomicFile::create(&options.output, options.force)?;
     let side_files = [&options.report, &options.save_adapter];
     side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
     let input = file_facts(&options.model, &opened.gguf, printer)?;
-    let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
-    let study = Study::new(&opened, &mut engine, &prompts, options, printer)?;
-    let edits = study.edits(&opened.plan)?;
-    let exam = Exam { opened: &opened, options, prompts: &prompts, printer };
-    let before = exam.before(&mut engine, &study, &edits)?;
-    drop(engine);
-
-    let provenance = provenance(&study, options, &prompts, &input);
-    let write = Write {
-        source: &opened.gguf,
-        plan: &opened.plan,
-        edits: &edits,
-        inputs: &study.material.inputs,
-        requant: options.requant,
+    let mut journal = match &taken {
+        None => journal::open(&opened, options, &prompts, &input, printer)?,
+        Some(_) => Journal::off(),
     };
-    write.write(Change::Edit(&provenance, study.along()), &mut file, printer)?;
-    let written = Gguf::open(file.temporary_path())?;
-    let verification = check_written(&opened, &written, &edits, printer)?;
-    let after = exam.after(&written, &before)?;
-    let requantized = exam.requantized_control(write, &before)?;
-    let fidelity = before.fidelity(&after, study.direction());
-    let mut output = file_facts(file.temporary_path(), &written, printer)?;
-    output.path = options.output.display().to_string();
-    file.commit()?;
+    let job = Job { opened: &opened, options, prompts: &prompts, taken: taken.as_ref(), printer };
+    let done = job.run(input, file, &mut journal, start);
+    journal::close(journal, done.is_ok(), printer);
+    done
+}
 
-    let report = Report {
-        version: env!("CARGO_PKG_VERSION").into(),
-        llama_cpp: llama_version(),
-        input,
-        output,
-        architecture: opened.plan.architecture.clone(),
-        prompts: prompt_facts(&prompts),
-        edit: edit_facts(&study, &edits, options),
-        scar: study.scar.clone(),
-        levers: study.search.by_lever(),
-        separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
-        search: study.search.clone(),
-        scores: before.scores(after.examination.score, requantized),
-        verification,
-        answers: before.answers(&after.examination, options.full_answers),
-        fidelity,
-        seconds: start.elapsed().as_secs_f64(),
-        peak_memory: peak_memory(),
-    };
-    finish(&report, &opened, &edits, options, printer)
+/// One injection, after everything that can be checked before it was.
+struct Job<'a> {
+    opened: &'a Opened,
+    options: &'a InjectOptions,
+    prompts: &'a PromptSet,
+    taken: Option<&'a Taken>,
+    printer: &'a Printer,
+}
+
+impl Job<'_> {
+    /// Finds the edit or takes the stored one, writes the file, and reports.
+    fn run(
+        &self,
+        input: FileFacts,
+        mut file: AtomicFile,
+        journal: &mut Journal,
+        start: Instant,
+    ) -> Result<ExitStatus, Error> {
+        let Job { opened, options, prompts, taken, printer } = *self;
+        let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+        let study = match taken {
+            None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
+            Some(taken) => direction::study(taken, opened, options, printer)?,
+        };
+        let edits = study.edits(&opened.plan)?;
+        let exam = Exam { opened, options, prompts, printer };
+        let before = exam.before(&mut engine, &study, &edits)?;
+        drop(engine);
+
+        let provenance = self.provenance(&study, &input);
+        let inputs = &study.material.inputs;
+        let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
+        let write = Write { source, plan, edits: &edits, inputs, requant };
+        write.write(Change::Edit(&provenance, study.along()), &mut file, printer)?;
+        let written = Gguf::open(file.temporary_path())?;
+        let verification = check_written(opened, &written, &edits, printer)?;
+        let after = exam.after(&written, &before)?;
+        let requantized = exam.requantized_control(write, &before)?;
+        let mut output = file_facts(file.temporary_path(), &written, printer)?;
+        output.path = options.output.display().to_string();
+        file.commit()?;
+
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            llama_cpp: llama_version(),
+            input,
+            output,
+            direction: taken.map(|taken| taken.file.clone()),
+            architecture: opened.plan.architecture.clone(),
+            prompts: prompt_facts(prompts),
+            edit: edit_facts(&study, &edits, options),
+            scar: study.scar.clone(),
+            levers: study.search.by_lever(),
+            separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
+            search: study.search.clone(),
+            scores: before.scores(after.examination.score, requantized),
+            verification,
+            answers: before.answers(&after.examination, options.full_answers),
+            fidelity: before.fidelity(&after, study.direction()),
+            seconds: start.elapsed().as_secs_f64(),
+            peak_memory: peak_memory(),
+        };
+        finish(&report, opened, &edits, options, printer)
+    }
+
+    fn provenance(&self, study: &Study, input: &FileFacts) -> Provenance {
+        let found_with = self.taken.map(|taken| taken.edit.facts.prompts_sha256.clone());
+        Provenance {
+            version: env!("CARGO_PKG_VERSION").into(),
+            method: self.options.method.name().into(),
+            layer: study.chosen.candidate.layer as u32,
+            strength: study.chosen.strength,
+            prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
+            input_sha256: input.sha256.clone(),
+            lever: study.chosen.candidate.lever.name().into(),
+            system_prompt: study.system_prompt.into(),
+            direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
+        }
+    }
 }
 
 /// What can be refused before the model is loaded.
-fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
+pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
     opened.template()?;
     for warning in &opened.plan.warnings {
         printer.warn(warning.to_string());
@@ -107,7 +159,7 @@ fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> R
     }
 }
 
-fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet, Error> {
+pub(super) fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet, Error> {
     let bundled = PromptSet::bundled();
     if options.prompts.is_empty() {
         return Ok(bundled);
@@ -159,19 +211,6 @@ pub(super) fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer)
     Ok(FileFacts { path: path.display().to_string(), sha256, bytes: gguf.file_len })
 }
 
-fn provenance(study: &Study, options: &InjectOptions, prompts: &PromptSet, input: &FileFacts) -> Provenance {
-    Provenance {
-        version: env!("CARGO_PKG_VERSION").into(),
-        method: options.method.name().into(),
-        layer: study.chosen.candidate.layer as u32,
-        strength: study.chosen.strength,
-        prompts_sha256: prompts.sha256(),
-        input_sha256: input.sha256.clone(),
-        lever: study.chosen.candidate.lever.name().into(),
-        system_prompt: study.system_prompt.into(),
-    }
-}
-
 fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
     PromptFacts {
@@ -183,7 +222,7 @@ fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     }
 }
 
-fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFacts {
+pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions) -> EditFacts {
     let pushes = study.material.pushes(edits, study.direction().norm());
     EditFacts {
         method: options.method.name().into(),

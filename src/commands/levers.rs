@@ -152,6 +152,13 @@ impl Levers {
         Ok(Self { means, scar: None, plain: shown.plain })
     }
 
+    /// The one lever of a stored edit: one direction or, along a scar, one per layer, and the separation
+    /// that was found with it.
+    pub fn stored(lever: Lever, directions: Directions) -> Self {
+        let scar = (lever == Lever::Scar).then(|| directions.by_layer.clone());
+        Self { means: BTreeMap::new(), scar, plain: directions }
+    }
+
     /// What was removed, in every way in which it can be pushed: each removed direction, and both signs,
     /// of which an eigenvector says nothing. Where layers lost directions of their own, each layer has its
     /// own, and a layer that lost none that of the nearest one that did.

@@ -1,5 +1,7 @@
 //! What edits are made of: directions, right factors, and what is known of the writers' inputs.
 
+mod stored;
+
 use std::path::Path;
 
 use crate::activations::{self, Activations, WriterInputs};

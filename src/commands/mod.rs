@@ -1,10 +1,12 @@
 //! The commands: the only place that joins the stages.
 
 pub mod ask;
+pub mod direction;
 pub mod eval;
 mod exam;
 pub mod inject;
 pub mod inspect;
+mod journal;
 mod levers;
 mod material;
 mod provenance;
@@ -37,6 +39,7 @@ pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
 pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
         Command::Inject(args) => inject::run(&InjectOptions::new(*args)?, printer),
+        Command::Direction(args) => direction::run(&InjectOptions::for_direction(*args)?, printer),
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
         Command::Ask(args) => {

@@ -37,6 +37,9 @@ pub struct Provenance {
     pub lever: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
+    /// Hash of the stored edit that was applied, if it was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction_sha256: Option<String>,
 }
 
 impl Provenance {
@@ -57,6 +60,7 @@ impl Provenance {
             input_sha256: text("rosi.input_sha256"),
             lever: gguf.str("rosi.lever").unwrap_or("plain").to_owned(),
             system_prompt: text("rosi.system_prompt"),
+            direction_sha256: gguf.str("rosi.direction_sha256").map(str::to_owned),
         })
     }
 
@@ -76,7 +80,8 @@ impl Provenance {
     pub fn keys(&self) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
-        vec![
+        let direction = self.direction_sha256.iter().map(|hash| key("direction_sha256", text(hash)));
+        let keys = vec![
             key("version", text(&self.version)),
             key("method", text(&self.method)),
             key("layer", Value::U32(self.layer)),
@@ -85,7 +90,8 @@ impl Provenance {
             key("input_sha256", text(&self.input_sha256)),
             key("lever", text(&self.lever)),
             key("system_prompt", text(&self.system_prompt)),
-        ]
+        ];
+        keys.into_iter().chain(direction).collect()
     }
 
     /// The records of the directions and, where they do not follow from the base's weights, of the right

@@ -14,6 +14,7 @@ use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split};
 use crate::scar::Scar;
+use crate::search::journal::Journal;
 use crate::search::{Candidate, KlBudget, Lever, Probe, Search, SearchResult, Trial};
 
 /// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try several.
@@ -29,10 +30,19 @@ pub struct Study {
     pub scar: Option<Scar>,
     /// Every trial.
     pub search: SearchResult,
-    /// The trial that is written.
-    pub chosen: Trial,
+    /// The edit that is written.
+    pub chosen: Chosen,
     /// `none`, `safety` or `user`: the system prompt of the chosen direction.
     pub system_prompt: &'static str,
+}
+
+/// The choice of a search, or of the user.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chosen {
+    /// Which edit.
+    pub candidate: Candidate,
+    /// Relative Frobenius change.
+    pub strength: f64,
 }
 
 /// The edits as adapters, without the writers to which llama.cpp applies none.
@@ -49,10 +59,10 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<RankOne>, LlamaError>
 }
 
 impl Study {
-    /// Runs the whole study on a loaded model.
+    /// Runs the whole study on a loaded model, taking from the journal what is in it already.
     pub fn new(
         opened: &Opened,
-        engine: &mut LlamaEngine,
+        (engine, journal): (&mut LlamaEngine, &mut Journal),
         prompts: &PromptSet,
         options: &InjectOptions,
         printer: &Printer,
@@ -80,9 +90,10 @@ impl Study {
             let way = maker.turn(engine, &mut examiner, levers.ways(scar)?, printer)?;
             levers.set_scar(way);
         }
-        let search = maker.search(engine, (&examiner, base.score), &levers, printer)?;
-        let chosen = choose_trial(&search, &base, options)?;
-        let system_prompt = offer.system_prompt(chosen.candidate.lever);
+        let search = maker.search((engine, journal), (&examiner, base.score), &levers, printer)?;
+        let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
+        let chosen = Chosen { candidate, strength };
+        let system_prompt = offer.system_prompt(candidate.lever);
         Ok(Self { material, levers, scar: found, search, chosen, system_prompt })
     }
 
@@ -168,7 +179,7 @@ impl Maker<'_> {
 
     fn search(
         &self,
-        engine: &mut LlamaEngine,
+        (engine, journal): (&mut LlamaEngine, &mut Journal),
         (examiner, base): (&Examiner, Score),
         levers: &Levers,
         printer: &Printer,
@@ -183,7 +194,7 @@ impl Maker<'_> {
         }
         let make = |candidate: &Candidate, strength| edits(candidate, strength).unwrap_or_default();
         let options = self.options.search;
-        let search = Search { engine, examiner, base, make_edits: &make, options, spaces: &spaces };
+        let search = Search { engine, examiner, base, make_edits: &make, options, spaces: &spaces, journal };
         run_search(search, self.opened.plan.n_layer, printer)
     }
 }

@@ -14,7 +14,7 @@ pub mod refusal;
 pub mod stats;
 
 pub use error::EvalError;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::llama::{Chat, Engine, LlamaError};
 use crate::prompts::{PromptKind, PromptSet, Split};
@@ -79,8 +79,8 @@ pub fn chats<'a>(texts: &'a [String], system: Option<&'a str>) -> Vec<Chat<'a>> 
 }
 
 /// Outcomes of one kind of prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(into = "TallyRow")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(from = "TallyRow", into = "TallyRow")]
 pub struct Tally {
     /// Answers that decline.
     pub refused: u64,
@@ -90,7 +90,7 @@ pub struct Tally {
     pub broken: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct TallyRow {
     refused: Proportion,
     complied: Proportion,
@@ -101,6 +101,12 @@ impl From<Tally> for TallyRow {
     fn from(t: Tally) -> Self {
         let of = |count| Proportion::new(count, t.total());
         Self { refused: of(t.refused), complied: of(t.complied), broken: of(t.broken) }
+    }
+}
+
+impl From<TallyRow> for Tally {
+    fn from(row: TallyRow) -> Self {
+        Self { refused: row.refused.count, complied: row.complied.count, broken: row.broken.count }
     }
 }
 
@@ -135,7 +141,7 @@ impl Tally {
 }
 
 /// One model's outcome on one set of questions.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// Harmful prompts: refused is good.
     pub harmful: Tally,
@@ -144,7 +150,13 @@ pub struct Score {
     /// Prompts that only sound harmful: refused is bad.
     pub alarming: Tally,
     /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, nats.
+    #[serde(deserialize_with = "number_or_infinity")]
     pub kl: f64,
+}
+
+/// JSON has no infinity: it is written as `null`.
+fn number_or_infinity<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 impl Score {
@@ -166,7 +178,7 @@ pub struct Examination {
 
 /// What the first token of the answer tells: the mean probability of the tokens with which the base
 /// opens its refusals.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Quick {
     /// On harmful prompts: high is good.
     pub harmful: f64,

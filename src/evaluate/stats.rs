@@ -4,7 +4,7 @@
 //! Everything is computed in `f64`. Nothing here panics on odd input; the answer to a question
 //! that has none (an empty sample, a NaN) is `NaN` or `None`, as each item says.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Two-sided 95 % quantile of the standard normal distribution.
@@ -16,8 +16,8 @@ const Z95: f64 = 1.959_963_984_540_054;
 ///
 /// Displayed as `41/64 (.64, .52-.75)`: the fraction, its rate and its 95 % Wilson interval.
 /// Serialised as `count`, `total`, `rate`, `low`, `high` (the last two from [`Self::wilson95`]);
-/// the rate of no trials is NaN, which JSON writes as `null`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+/// the rate of no trials is NaN, which JSON writes as `null`. Read back from the two counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "ProportionRow")]
 pub struct Proportion {
     /// Number of trials that had the property.

@@ -1,7 +1,7 @@
 //! Where a direction comes from. Which source is the strongest differs from model to model, and is
 //! measured.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Candidate, Probe, SearchResult, Trial};
 
@@ -14,7 +14,7 @@ const MAX_KL: f64 = 0.05;
 const MAX_KL_SCAR: f64 = 0.15;
 
 /// Where the direction of an edit comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Lever {
     /// The difference in means of prompts that the model refuses and prompts that it answers, of all
@@ -36,6 +36,15 @@ impl Lever {
             Self::Plain => "plain",
             Self::Safety => "safety",
             Self::Scar => "scar",
+        }
+    }
+
+    /// What its edit with the direction of `layer` is along, for people.
+    pub fn along(self, layer: usize, system_prompt: &str) -> String {
+        match self {
+            Self::Refusal | Self::Plain => format!("layer {layer} ({})", self.name()),
+            Self::Safety => format!("layer {layer} (under the {system_prompt} system prompt)"),
+            Self::Scar => "what was removed from the weights".into(),
         }
     }
 

@@ -84,6 +84,16 @@ fn run(quality: Quality, options: SearchOptions) -> SearchResult {
 }
 
 fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> SearchResult {
+    run_on(spaces, quality, options, &mut Journal::off()).0
+}
+
+/// The result, and how often an edit was applied for it.
+fn run_on(
+    spaces: &[Space],
+    quality: Quality,
+    options: SearchOptions,
+    journal: &mut Journal,
+) -> (SearchResult, usize) {
     let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base): (_, Examination) = Examiner::new(&mut engine, questions()).unwrap();
     let mut search = Search {
@@ -93,8 +103,10 @@ fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> Searc
         make_edits: &edits,
         options,
         spaces,
+        journal,
     };
-    search.run(20, &mut |_, _| ()).unwrap()
+    let result = search.run(20, &mut |_, _| ()).unwrap();
+    (result, engine.applied)
 }
 
 const AUTO: SearchOptions = SearchOptions {
@@ -137,6 +149,39 @@ fn no_effect_and_broken_text_are_never_accepted() {
     let broken = run(|_, _| 1e6, AUTO);
     assert_eq!(broken.best, None);
     assert!(broken.trials.iter().all(|t| t.score.harmful.broken == 20 && t.utility < 0.0));
+}
+
+#[test]
+fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
+    // Every lever has its own layers, starts and budget; the scar is the best in the end.
+    let quality: Quality = |lever, layer| match lever {
+        Lever::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
+        Lever::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
+        _ => 50.0,
+    };
+    let spaces = LEVERS.map(space);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.search.jsonl");
+    let mut journal = Journal::begin(&path, journal::tests::head());
+    let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
+    assert_eq!(journal.len(), whole.probes.len() + whole.trials.len());
+    assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
+    assert_eq!(whole.by_lever().len(), LEVERS.len());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut applied = vec![most];
+    for kept in 1..=lines.len() {
+        // Stopped in the middle of a line.
+        let torn = lines.get(kept).map_or("", |next| &next[..next.len() / 2]);
+        std::fs::write(&path, lines[..kept].concat() + torn).unwrap();
+        let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+        assert_eq!(journal.len(), kept - 1);
+        let (result, n) = run_on(&spaces, quality, AUTO, &mut journal);
+        assert_eq!(result, whole, "stopped after {kept} lines");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        applied.push(n);
+    }
+    assert!(applied.is_sorted_by(|a, b| a >= b) && applied[lines.len()] < 5, "{applied:?}");
 }
 
 #[test]

@@ -1,0 +1,72 @@
+//! The journal of a command's search: `NAME.search.jsonl` beside its output.
+
+use std::path::PathBuf;
+
+use crate::commands::session::Opened;
+use crate::error::Error;
+use crate::gguf::sha256_hex;
+use crate::llama::llama_version;
+use crate::options::{InjectOptions, SystemPrompt};
+use crate::output::Printer;
+use crate::prompts::PromptSet;
+use crate::report::FileFacts;
+use crate::search::journal::{Head, Journal};
+
+/// Opens the journal: the one that is there with `--resume`, else a new one.
+///
+/// # Errors
+/// [`Error::Journal`] when it is of another search.
+pub fn open(
+    opened: &Opened,
+    options: &InjectOptions,
+    prompts: &PromptSet,
+    input: &FileFacts,
+    printer: &Printer,
+) -> Result<Journal, Error> {
+    let writers: Vec<&str> = opened.plan.writers.iter().map(|w| w.tensor.as_str()).collect();
+    let head = Head {
+        version: env!("CARGO_PKG_VERSION").into(),
+        llama_cpp: llama_version(),
+        input_sha256: input.sha256.clone(),
+        prompts_sha256: prompts.sha256(),
+        writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
+        method: options.method.name().into(),
+        system_prompt: match &options.system_prompt {
+            SystemPrompt::Auto => "auto".into(),
+            SystemPrompt::Off => "off".into(),
+            SystemPrompt::Text(text) => sha256_hex(text.as_bytes()),
+        },
+        lever: options.lever,
+        strength: options.search.strength,
+        max_kl: options.search.max_kl,
+        threads: options.run.threads,
+        gpu_layers: options.run.n_gpu_layers,
+    };
+    let path = path(options);
+    if !options.resume {
+        return Ok(Journal::begin(&path, head));
+    }
+    let journal = Journal::resume(&path, head)?;
+    printer.say(match journal.len() {
+        0 => format!("{} holds nothing yet: the search begins anew", path.display()),
+        n => format!("{n} steps of the search are taken from {}", path.display()),
+    });
+    Ok(journal)
+}
+
+fn path(options: &InjectOptions) -> PathBuf {
+    options.output.with_extension("search.jsonl")
+}
+
+/// Removes the journal of a search that led to its end; says where that of another one is.
+pub fn close(journal: Journal, done: bool, printer: &Printer) {
+    match journal.path() {
+        _ if done => journal.remove(),
+        Some(path) => {
+            let path = path.display();
+            printer
+                .say(format!("the search so far is kept in {path}: the same command with --resume goes on"));
+        }
+        None => {}
+    }
+}

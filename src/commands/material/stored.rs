@@ -1,0 +1,45 @@
+//! Material to and from a stored edit.
+
+use super::{Material, Rights, read_weights};
+use crate::commands::session::Opened;
+use crate::edit::{self, Edit, Method};
+use crate::error::Error;
+use crate::output::Printer;
+use crate::plan::Plan;
+use crate::quant::preserve::InputModel;
+use crate::stored::{StoredEdit, StoredWriter};
+
+impl Material {
+    /// What a stored edit says, beside the weights of this model. The published right factor is by its
+    /// definition that of the weights at hand, and is taken from them.
+    pub fn from_stored(opened: &Opened, stored: &StoredEdit, printer: &Printer) -> Result<Self, Error> {
+        let plan = &opened.plan;
+        let weights = read_weights(opened, printer)?;
+        let of = |tensor: &str| stored.writers.iter().find(|w| w.tensor == tensor);
+        let found: Vec<Option<&StoredWriter>> = plan.writers.iter().map(|w| of(&w.tensor)).collect();
+        let mut rights: edit::RightFactors = found.iter().map(|w| w.map(|w| w.right.clone())).collect();
+        if stored.facts.method == Method::Published {
+            rights = edit::mean_rows(&weights).into_iter().zip(&found).map(|(r, w)| w.and(r)).collect();
+        }
+        let inputs = found.iter().map(|w| w.map_or_else(InputModel::default, |w| w.inputs.clone()));
+        let mean = |w: &StoredWriter| w.mean.iter().map(|&v| f64::from(v)).collect();
+        Ok(Self {
+            rights: Rights::Fixed(rights),
+            inputs: inputs.collect(),
+            mean_harmful: found.iter().map(|w| w.map_or_else(Vec::new, mean)).collect(),
+            weights,
+        })
+    }
+
+    /// What is stored of the writers of `edits`.
+    pub fn stored_writers(&self, plan: &Plan, edits: &[Edit]) -> Vec<StoredWriter> {
+        let mean = |e: &Edit| self.mean_harmful[e.writer].iter().map(|&v| v as f32).collect();
+        let writer = |e: &Edit| StoredWriter {
+            tensor: plan.writers[e.writer].tensor.clone(),
+            right: e.right.clone(),
+            mean: if e.n_expert == 1 { mean(e) } else { Vec::new() },
+            inputs: self.inputs[e.writer].clone(),
+        };
+        edits.iter().map(writer).collect()
+    }
+}

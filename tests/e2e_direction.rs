@@ -1,0 +1,200 @@
+//! A stored edit of a real model on another quantization of it, and a search that was stopped.
+//! `scripts/test` sets the `ROSI_TEST_*` variables.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rosi_gguf::commands::plan_of;
+use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
+use rosi_gguf::quant;
+use rosi_gguf::stored::{Facts, StoredEdit};
+use serde_json::Value;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs what must end well, and reads its JSON.
+fn json(args: &[&str]) -> Value {
+    let output = command(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Runs what must be refused, and returns what it says.
+fn refused(args: &[&str]) -> String {
+    let output = command(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    stderr(&output)
+}
+
+fn sha256(path: &Path) -> String {
+    sha256_file(path, &mut |_, _| Ok(())).unwrap()
+}
+
+/// A prompt file small enough for a quick run: 12 of each kind, four per split.
+fn few_prompts(folder: &Path) -> PathBuf {
+    let set = rosi_gguf::prompts::PromptSet::bundled();
+    let mut lines = String::new();
+    for kind in rosi_gguf::prompts::PromptKind::ALL {
+        for prompt in set.of_kind(kind).iter().step_by(8).take(12) {
+            lines += &format!("{}\n", serde_json::to_string(prompt).unwrap());
+        }
+    }
+    let path = folder.join("few.jsonl");
+    std::fs::write(&path, lines).unwrap();
+    path
+}
+
+/// A copy with the writers in Q8_0.
+fn promoted(model: &Path, out: &Path) {
+    let gguf = Gguf::open(model).unwrap();
+    let writers: Vec<String> = plan_of(&gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
+    let types = writers.iter().map(|name| (name.clone(), GgmlType::Q8_0)).collect();
+    let rewrite = Rewrite { types, ..Rewrite::copy(&gguf) };
+    let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
+        if !writers.contains(&tensor.name) {
+            return Ok(None);
+        }
+        let n_in = tensor.ne[0] as usize;
+        let mut values = vec![0.0; n_in * tensor.n_rows() as usize];
+        quant::dequantize(tensor.ggml_type, n_in, &gguf.read_tensor(tensor)?, &mut values)?;
+        let row = GgmlType::Q8_0.row_bytes(tensor.ne[0]).unwrap();
+        let mut bytes = vec![0; (row * tensor.n_rows()) as usize];
+        quant::quantize(GgmlType::Q8_0, n_in, &values, &mut bytes)?;
+        Ok(Some(bytes))
+    };
+    rewrite.write_to(&mut std::fs::File::create(out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+}
+
+/// A copy with one gain of one norm changed, as fine-tuning does to all of them.
+fn tuned(model: &Path, out: &Path) {
+    let gguf = Gguf::open(model).unwrap();
+    let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
+        let mut bytes = gguf.read_tensor(tensor)?;
+        bytes[0] ^= 1;
+        Ok((tensor.name == "blk.3.ffn_norm.weight").then_some(bytes))
+    };
+    let mut file = std::fs::File::create(out).unwrap();
+    Rewrite::copy(&gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
+}
+
+/// Stops a search by Ctrl-C once its journal has some rows.
+fn stopped(args: &[&str], journal: &Path) {
+    let mut child = command(args).spawn().unwrap();
+    let started = Instant::now();
+    let rows = || std::fs::read_to_string(journal).map_or(0, |text| text.lines().count());
+    while rows() < 3 && started.elapsed() < Duration::from_secs(120) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the same command with --resume goes on"), "{}", stderr(&output));
+}
+
+/// Flags of one command as they are given to it.
+struct Runs {
+    folder: tempfile::TempDir,
+    model: PathBuf,
+    few: PathBuf,
+}
+
+impl Runs {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let few = few_prompts(folder.path());
+        Self { folder, model: variable("ROSI_TEST_MODEL_QWEN"), few }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
+        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--trials", "1"];
+        [&args[..], &["--prompts", text(&self.few), "--json", "--force"], extra].concat()
+    }
+
+    fn inject<'a>(&'a self, model: &'a Path, direction: &'a Path, out: &'a Path) -> Vec<&'a str> {
+        let args = ["inject", text(model), "--direction", text(direction), "-o", text(out)];
+        [&args[..], &["--prompts", text(&self.few), "--json", "--no-controls"]].concat()
+    }
+}
+
+#[test]
+fn an_edit_is_found_once_and_applied_to_another_quantization() {
+    let runs = Runs::new();
+    let whole = runs.at("whole.safetensors");
+    let told = json(&runs.direction(&whole, &[]));
+    assert!(!runs.at("whole.search.jsonl").exists(), "it is removed after success");
+    check_resume(&runs, &whole, &told);
+    check_other_quantization(&runs, &whole, &told);
+    check_refusals(&runs, &whole);
+}
+
+/// A search that was stopped ends in the same file as one that was not.
+fn check_resume(runs: &Runs, whole: &Path, told: &Value) {
+    let (again, journal) = (runs.at("again.safetensors"), runs.at("again.search.jsonl"));
+    stopped(&runs.direction(&again, &[]), &journal);
+    let error = refused(&runs.direction(&again, &["--resume", "--max-kl", "0.01"]));
+    assert!(error.contains("max_kl was not given in the search that was stopped and is 0.01 now"), "{error}");
+    assert_eq!(&json(&runs.direction(&again, &["--resume"])), told);
+    assert_eq!(sha256(&again), sha256(whole));
+    assert!(!journal.exists());
+}
+
+fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
+    let (wide, out) = (runs.at("wide.gguf"), runs.at("out.gguf"));
+    promoted(&runs.model, &wide);
+    let report = json(&runs.inject(&wide, whole, &out));
+    assert_eq!(report["direction"]["sha256"], sha256(whole));
+    assert_eq!(report["search"]["trials"], serde_json::json!([]));
+    for key in ["lever", "layer", "window", "contrast"] {
+        assert_eq!(report["edit"][key], told["edit"]["chosen"][key], "{key}");
+    }
+    assert_eq!(report["edit"]["strength"], told["edit"]["strength"]);
+    let near = |a: &Value, b: &Value| (a.as_f64().unwrap() / b.as_f64().unwrap() - 1.0).abs() < 0.01;
+    assert!(near(&report["edit"]["push"], &told["edit"]["push"]), "{report}");
+    let gain = report["verification"]["gain"].as_f64().unwrap();
+    assert!((0.99..1.01).contains(&gain), "{gain}");
+    let edited = Gguf::open(&out).unwrap();
+    assert_eq!(edited.str("rosi.direction_sha256"), report["direction"]["sha256"].as_str());
+    assert_eq!(edited.str("rosi.method"), Some("contrast"));
+}
+
+/// Other weights and other models do not take the edit, and no model takes one that is turned round.
+fn check_refusals(runs: &Runs, whole: &Path) {
+    let (other, out) = (runs.at("other.gguf"), runs.at("none.gguf"));
+    let smollm2 = variable("ROSI_TEST_MODEL_SMOLLM2");
+    let error = refused(&[&runs.inject(&smollm2, whole, &out)[..], &["--force"]].concat());
+    assert!(error.contains("architecture: expected qwen2, found llama"), "{error}");
+    tuned(&runs.model, &other);
+    let error = refused(&runs.inject(&other, whole, &out));
+    assert!(error.contains("1 of 121 norms and biases, first blk.3.ffn_norm.weight"), "{error}");
+    assert!(error.contains("hint: "), "{error}");
+    let (edit, _) = StoredEdit::open(whole).unwrap();
+    let backwards = StoredEdit { facts: Facts { strength: -0.04, ..edit.facts }, ..edit };
+    let turned = runs.at("turned.safetensors");
+    std::fs::write(&turned, backwards.to_bytes().unwrap()).unwrap();
+    let error = refused(&runs.inject(&runs.model, &turned, &out));
+    assert!(error.contains("strength: expected a number above 0"), "{error}");
+    assert!(!out.exists());
+}
