@@ -129,17 +129,18 @@ impl Original {
     }
 }
 
-/// A prompt file of the bundled prompts, with `per_split` harmful, harmless and alarming ones in each split,
-/// each in the split in which it always is.
+/// A prompt file of the bundled prompts, with `per_split` harmful, harmless and alarming ones to search and to
+/// report, twice as many to extract, each in the split in which it always is.
 fn prompt_file(dir: &Path, per_split: [usize; 3]) -> PathBuf {
     let set = PromptSet::bundled();
     let mut lines = String::new();
     for (kind, n) in PromptKind::ALL.into_iter().zip(per_split) {
-        let splits = [Split::Extract, Split::Search, Split::Report].map(|split| set.select(kind, split));
-        let n = n.min(splits[0].len());
+        let [extract, search, report] = Split::ALL.map(|split| set.select(kind, split));
+        let n = n.min(search.len());
         for i in 0..n {
-            for split in &splits {
-                lines += &format!("{}\n", serde_json::to_string(split[i * split.len() / n]).unwrap());
+            let at = i * search.len() / n;
+            for prompt in [extract[2 * at], extract[2 * at + 1], search[at], report[at]] {
+                lines += &format!("{}\n", serde_json::to_string(prompt).unwrap());
             }
         }
     }
