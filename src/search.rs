@@ -237,8 +237,8 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// Compares candidates by their first tokens: layers of every lever, then the neighbours of the best,
-    /// then other contrasts and windows there.
+    /// Compares candidates by their first tokens: layers of every lever, then other contrasts and windows at
+    /// the best. Its neighbours are as good as it is, so they are not tried.
     fn probe_all(
         &mut self,
         n_layer: usize,
@@ -246,13 +246,11 @@ impl<'a> Search<'a> {
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
-        let mut stride = 1;
         for space in self.spaces {
             let coarse = match result.probes.is_empty() {
                 false if space.follows => vec![best_probe(result).candidate.layer],
                 _ => self.coarse_layers(space, n_layer),
             };
-            stride = coarse.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(1).max(stride);
             for layer in coarse {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);
                 let candidate = Candidate { lever: space.lever, layer, window, contrast };
@@ -262,16 +260,6 @@ impl<'a> Search<'a> {
         }
         let first = best_probe(result).candidate;
         let space = self.space(first.lever);
-        if self.options.layer.or(space.layer).is_none() {
-            let by = (stride / 2).max(1);
-            for layer in [first.layer.saturating_sub(by), first.layer + by] {
-                let candidate = Candidate { layer, ..first };
-                if layer < n_layer && result.probes.iter().all(|p| p.candidate != candidate) {
-                    self.probe(candidate, base, result)?;
-                    step(result);
-                }
-            }
-        }
         let best = |result: &SearchResult| result.best_of(first.lever).unwrap_or(first);
         for &contrast in &space.contrasts[1..] {
             self.probe(Candidate { contrast, ..best(result) }, base, result)?;

@@ -184,7 +184,7 @@ fn refusal_that_was_removed_comes_back() {
     let original = Original::open(&prompts);
     let copy = original.uncensored(&WHOLE, dir.path());
     // Of so few prompts a tenth is one or two.
-    let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2"];
+    let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2", "--system-prompt", "off"];
     let report = inject(&copy, &prompts, &limits);
     let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));
     let as_it_was = refused_by(&original.score);

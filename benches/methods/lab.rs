@@ -15,7 +15,7 @@ use crate::score::spread;
 use crate::{Failure, LAYER};
 
 /// As `inject` has them.
-const GATE: GateOptions = GateOptions { ridge: 3e-4, margin: 1.0, harmless: 2.0, tokens: 0.5 };
+const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
 const WINDOW: std::ops::Range<f64> = 0.3..0.8;
 const SAMPLE: usize = 64;
 /// Parts of each kind of prompts.
@@ -183,7 +183,7 @@ impl Bench {
         };
         let kernel = Kernel::of(lessons, &writers, &mut || ())?;
         let mut contrasts = Vec::new();
-        for contrast in [0.0, 0.5, 1.0] {
+        for contrast in [0.0, 1.0, 2.0] {
             contrasts.push((contrast, kernel.right_factors(contrast, &GATE, self.plan.writers.len())?));
         }
         Ok(Learned {
@@ -210,7 +210,7 @@ impl Bench {
             Recipe::Contrast { contrast, refusal: false } => (plain, gates(contrast)?),
             Recipe::Published => (plain, edit::mean_rows(&self.weights)),
             Recipe::PublishedSigned => (plain, self.signed(learned)),
-            Recipe::Random { gates: true } => (random, gates(0.5)?),
+            Recipe::Random { gates: true } => (random, gates(1.0)?),
             Recipe::Random { gates: false } => (random, edit::mean_rows(&self.weights)),
         };
         let edits = edit::edits(&self.plan, &self.weights, &rights, &along, strength)?;

@@ -26,9 +26,9 @@ const SEEDS: u64 = 10;
 
 /// What is compared.
 const RECIPES: [Recipe; 8] = [
-    Recipe::Contrast { contrast: 0.5, refusal: true },
     Recipe::Contrast { contrast: 1.0, refusal: true },
-    Recipe::Contrast { contrast: 0.5, refusal: false },
+    Recipe::Contrast { contrast: 2.0, refusal: true },
+    Recipe::Contrast { contrast: 1.0, refusal: false },
     Recipe::Contrast { contrast: 0.0, refusal: true },
     Recipe::Published,
     Recipe::PublishedSigned,

@@ -23,8 +23,8 @@ use crate::{Failure, cases, table};
 const EDITS: [(&str, usize, f64); 3] =
     [("contrast", 15, 0.05), ("published", 15, 0.01), ("published", 15, 0.03)];
 /// The gate and its layers, as `inject` has them by default.
-const GATE: GateOptions = GateOptions { ridge: 3e-4, margin: 1.0, harmless: 2.0, tokens: 0.5 };
-const CONTRAST: f64 = 0.5;
+const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
+const CONTRAST: f64 = 1.0;
 const WINDOW: std::ops::Range<f64> = 0.3..0.8;
 /// Harmful and harmless prompts.
 const PROMPTS: [usize; 3] = [32, 32, 0];

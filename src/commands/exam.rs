@@ -107,7 +107,8 @@ impl Exam<'_> {
         Ok(Before { examiner, base, exact, random, published, guard, snapshots })
     }
 
-    /// Control: the published edit along the same direction, at the KL of the exact edit.
+    /// Control: the published edit along the published direction of the same layer, at the KL of the exact
+    /// edit.
     fn published(
         &self,
         engine: &mut LlamaEngine,
@@ -117,8 +118,8 @@ impl Exam<'_> {
         if !self.options.method.is_gated() || kl <= 0.0 {
             return Ok(None);
         }
-        let plan = &self.opened.plan;
-        let edits = |strength| study.material.published(plan, study.along(), strength);
+        let (plan, layer) = (&self.opened.plan, study.chosen.candidate.layer);
+        let edits = |strength| study.material.published(plan, study.levers.published(layer), strength);
         study::adapters(plan, &edits(1.0)?)?; // what can fail does so at every strength
         let make = |strength: f64| {
             edits(strength).ok().and_then(|e| study::adapters(plan, &e).ok()).unwrap_or_default()

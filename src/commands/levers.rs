@@ -221,6 +221,12 @@ impl Levers {
         }
     }
 
+    /// What the published method would push along: harmful less harmless prompts at `layer`; the stored
+    /// direction where an edit was taken up.
+    pub fn published(&self, layer: usize) -> Along<'_> {
+        Along::One(Along::Layers(&self.plain.by_layer).at(layer))
+    }
+
     /// How well the layers separate the prompts; of a scar, how well plain prompts do.
     pub fn separation(&self, lever: Lever) -> &[Separation] {
         &self.means.get(&lever).unwrap_or(&self.plain).separation

@@ -27,18 +27,19 @@ const PRINCIPAL: usize = 16;
 /// Tokens before a prompt's last one that a gate is taught as well.
 const TAIL: usize = 1;
 /// How gates are learned (docs/method.md has what else was tried).
-const GATE: GateOptions = GateOptions { ridge: 3e-4, margin: 1.0, harmless: 2.0, tokens: 0.5 };
-/// Layers that a gated edit tries, as shares of the depth, the default first.
-const WINDOWS: [(f64, f64); 2] = [(0.3, 0.8), (0.2, 0.9)];
+const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
+/// Layers that a gated edit changes, as shares of the depth. Wider and narrower ones never were the better
+/// choice (docs/method.md).
+const WINDOW: (f64, f64) = (0.3, 0.8);
 /// κ that a contrast gate tries, the default first.
-const CONTRASTS: [f64; 2] = [0.5, 1.0];
+const CONTRASTS: [f64; 2] = [1.0, 2.0];
 /// Fewest prompts that are refused, and that are answered, for a direction between them.
 const MIN_REFUSED: usize = 16;
 
 /// The same along a scar, where what was removed is missing from all layers: wider first.
-const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), (0.3, 0.8)];
+const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
 /// κ along a scar: with none as much refusal comes back at less KL, but that of alarming prompts too.
-const CONTRASTS_SCAR: [f64; 1] = [0.5];
+const CONTRASTS_SCAR: [f64; 1] = [1.0];
 
 /// What `method` tries with `lever`.
 pub fn space(method: Method, lever: Lever) -> Space {
@@ -55,10 +56,10 @@ pub fn space(method: Method, lever: Lever) -> Space {
     }
     let (windows, contrasts) = match lever {
         Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
-        Lever::Refusal | Lever::Plain | Lever::Safety => (WINDOWS.to_vec(), CONTRASTS.to_vec()),
+        Lever::Refusal | Lever::Plain | Lever::Safety => (vec![WINDOW], CONTRASTS.to_vec()),
     };
     let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
-    Space { lever, layer: None, follows: false, windows, contrasts, first_strength: 0.05 }
+    Space { lever, layer: None, follows: false, windows, contrasts, first_strength: 0.01 }
 }
 
 /// Everything that an edit is made of.
@@ -119,12 +120,12 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 
 impl Material {
     /// Collects it on the extract split, with prompts as users send them, and the directions that these
-    /// show.
+    /// show. With a `scar`, gates for it are learned too.
     pub fn collect(
         opened: &Opened,
         (engine, examiner): (&mut LlamaEngine, &Examiner),
         prompts: &PromptSet,
-        method: Method,
+        (method, scar): (Method, bool),
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
@@ -137,7 +138,7 @@ impl Material {
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
         let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
         let material = Self {
-            rights: right_factors(opened, (&weights, &mean_harmful), &seen, method, printer)?,
+            rights: right_factors(opened, (&weights, &mean_harmful), &seen, (method, scar), printer)?,
             inputs: input_models(sets, printer),
             weights,
             mean_harmful,
@@ -287,7 +288,7 @@ fn right_factors(
     opened: &Opened,
     (weights, mean_harmful): (&[WriterWeights], &[Vec<f64>]),
     seen: &[Seen; 3],
-    method: Method,
+    (method, scar): (Method, bool),
     printer: &Printer,
 ) -> Result<Rights, Error> {
     if !method.is_gated() {
@@ -302,7 +303,9 @@ fn right_factors(
         odds: seen.each_ref().map(|s| s.odds.as_slice()),
     };
     let contrasts = space(method, Lever::Plain).contrasts; // those along a scar are among them
-    let windows = WINDOWS.map(|window| (window, writers_in(&opened.plan, window)));
+    let windows = space(method, if scar { Lever::Scar } else { Lever::Plain }).windows;
+    let inside = |window| (window, writers_in(&opened.plan, window));
+    let windows: Vec<_> = windows.into_iter().map(inside).collect();
     let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
     let (bar, mut done) = (printer.bar("learning the gates", total as u64), 0);
     let mut learned = Vec::new();

@@ -78,8 +78,8 @@ impl Study {
             base.score.harmful.refused()
         ));
         let offer = Offer::of(engine, (&mut examiner, &base), scar, options)?;
-        let (mut material, shown) =
-            Material::collect(opened, (engine, &examiner), prompts, options.method, printer)?;
+        let method = (options.method, offer.scar.is_some());
+        let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, method, printer)?;
         if let Some(path) = &options.imatrix {
             material.mix(path, &opened.plan, printer)?;
         }
