@@ -276,7 +276,7 @@ impl Examiner {
         Ok(Some(Quick { harmful, harmless, alarming }))
     }
 
-    /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±[`MAX_ODDS`]; 0
+    /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±8; 0
     /// where the base has no openings or a logit is not a number.
     pub fn odds(&self, logits: &[f32]) -> f64 {
         let share = share(logits, &self.openings);
