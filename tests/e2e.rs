@@ -167,12 +167,12 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
         let output = rosi(&[&args[..], &more[..], extra].concat());
         (out, output)
     };
-    let (out, output) = with("gated.gguf", &["--strength", "0.05"]);
+    let (out, output) = with("gated.gguf", &["--strength", "0.012"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
     assert_eq!(told["edit"]["method"], "contrast");
-    // The push that was asked for is positive in every writer: gates open on harmful prompts.
-    assert_eq!(told["edit"]["writers_against"], 0);
+    // All gates together open on harmful prompts.
+    assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
     check_verify(&out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
@@ -183,7 +183,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
     drop(nearest);
 
-    let (wide, output) = with("wide.gguf", &["--strength", "0.05", "--promote", "Q8_0"]);
+    let (wide, output) = with("wide.gguf", &["--strength", "0.012", "--promote", "Q8_0"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
     let file = Gguf::open(&wide).unwrap();

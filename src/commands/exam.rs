@@ -22,6 +22,8 @@ use crate::search::KlBudget;
 const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// A random direction and a mere requantization are asked every second prompt.
 const CONTROL_STEP: usize = 2;
+/// Bundled harmful prompts of which no file may refuse fewer than its base.
+const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
 /// Prompts on which the file is compared with the exact edit.
 const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 0];
 
@@ -176,9 +178,9 @@ impl Exam<'_> {
     }
 }
 
-/// The bundled harmful prompts of the report split, and how the model as it is takes them.
+/// Bundled harmful prompts of the report split, and how the model as it is takes them.
 fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
-    let questions = Questions::of(&PromptSet::bundled(), Split::Report, Questions::ALL).harmful;
+    let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
     let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
     Ok((questions, Tally::of(&answers)))
 }
