@@ -146,6 +146,12 @@ impl Levers {
         if let Some(refusal) = shown.refusal.filter(|_| gated && wanted(Lever::Refusal)) {
             means.insert(Lever::Refusal, refusal);
         }
+        if options.lever == Some(Lever::Refusal) && means.is_empty() {
+            let problem = "the model refuses, or answers, too few prompts for a direction between them, or the \
+                           method is the published one";
+            let hint = Some("leave it out: plain prompts are the next best".into());
+            return Err(Error::Option { flag: "--lever", problem: problem.into(), hint });
+        }
         if wanted(Lever::Plain) || means.is_empty() {
             means.insert(Lever::Plain, shown.plain.clone());
         }
