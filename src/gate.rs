@@ -47,6 +47,13 @@ pub struct GateOptions {
     pub tokens: f64,
 }
 
+/// As `inject` has them; docs/method.md has what else was tried.
+impl Default for GateOptions {
+    fn default() -> Self {
+        Self { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 }
+    }
+}
+
 /// What gates learn from: harmful, harmless and alarming prompts.
 #[derive(Debug, Clone, Copy)]
 pub struct Lessons<'a> {

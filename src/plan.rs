@@ -80,6 +80,13 @@ pub struct ResidualWriter {
 }
 
 impl Plan {
+    /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
+    pub fn writers_in(&self, (from, until): (f64, f64)) -> Vec<usize> {
+        let n_layer = self.n_layer as f64;
+        let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
+        self.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()
+    }
+
     /// Finds the writers of `gguf`, or says what is missing.
     pub fn resolve(gguf: &Gguf, patches: &Patches) -> Result<Self> {
         if let Some(split) = gguf.split() {

@@ -1,6 +1,11 @@
 //! Real models through real llama.cpp, and the results through runtimes and readers that are not ours.
 //! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
 
+#[path = "common/few_prompts.rs"]
+mod few_prompts;
+#[path = "common/write_edited.rs"]
+mod write_edited;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -8,11 +13,12 @@ use std::time::{Duration, Instant};
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction;
 use rosi_gguf::edit::{self, Edit};
-use rosi_gguf::gguf::{Gguf, Rewrite, sha256_file};
+use rosi_gguf::gguf::{Gguf, sha256_file};
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine};
-use rosi_gguf::quant::preserve::InputModel;
-use rosi_gguf::requant::{self, Requant};
 use serde_json::Value;
+
+use few_prompts::few_prompts;
+use write_edited::write_edited;
 
 fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
@@ -71,20 +77,6 @@ fn engine(path: &Path) -> LlamaEngine {
 
 fn chat(user: &str) -> Chat<'_> {
     Chat { system: None, user }
-}
-
-/// A prompt file small enough for a quick run: 12 of each kind, split 6, 3 and 3.
-fn few_prompts(folder: &Path) -> PathBuf {
-    let set = rosi_gguf::prompts::PromptSet::bundled();
-    let mut lines = String::new();
-    for kind in rosi_gguf::prompts::PromptKind::ALL {
-        for prompt in set.of_kind(kind).iter().step_by(8).take(12) {
-            lines += &format!("{}\n", serde_json::to_string(prompt).unwrap());
-        }
-    }
-    let path = folder.join("few.jsonl");
-    std::fs::write(&path, lines).unwrap();
-    path
 }
 
 #[test]
@@ -288,27 +280,6 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
         eprintln!("layer {layer}: 1 - cosine = {:.1e}", 1.0 - cosine);
         assert!(cosine > 0.9995, "layer {layer}: {cosine}");
     }
-}
-
-/// Writes `gguf` with `edits` to `out`, as `inject` does.
-fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {
-    let rewrite = Rewrite::copy(gguf);
-    let mut file = std::fs::File::create(out).unwrap();
-    rewrite
-        .write_to(
-            &mut file,
-            &mut |tensor| {
-                let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-                Ok(Some(requant::apply(
-                    edit,
-                    (tensor, gguf.read_tensor(tensor)?),
-                    Requant::Nearest,
-                    &InputModel::default(),
-                )?))
-            },
-            &mut |_, _| Ok(()),
-        )
-        .unwrap();
 }
 
 /// ‖a − b‖/‖b‖ over all logits.

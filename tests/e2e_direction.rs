@@ -1,6 +1,9 @@
 //! A stored edit of a real model on another quantization of it, and a search that was stopped.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
+#[path = "common/few_prompts.rs"]
+mod few_prompts;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +13,8 @@ use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
 use rosi_gguf::quant;
 use rosi_gguf::stored::{Facts, StoredEdit};
 use serde_json::Value;
+
+use few_prompts::few_prompts;
 
 fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
@@ -46,20 +51,6 @@ fn refused(args: &[&str]) -> String {
 
 fn sha256(path: &Path) -> String {
     sha256_file(path, &mut |_, _| Ok(())).unwrap()
-}
-
-/// A prompt file small enough for a quick run: 12 of each kind, four per split.
-fn few_prompts(folder: &Path) -> PathBuf {
-    let set = rosi_gguf::prompts::PromptSet::bundled();
-    let mut lines = String::new();
-    for kind in rosi_gguf::prompts::PromptKind::ALL {
-        for prompt in set.of_kind(kind).iter().step_by(8).take(12) {
-            lines += &format!("{}\n", serde_json::to_string(prompt).unwrap());
-        }
-    }
-    let path = folder.join("few.jsonl");
-    std::fs::write(&path, lines).unwrap();
-    path
 }
 
 /// A copy with the writers in Q8_0.

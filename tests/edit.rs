@@ -1,15 +1,19 @@
 //! From a small file to its edited copy and back through `verify`: no model is run.
 
+#[path = "common/write_edited.rs"]
+mod write_edited;
+
 use std::path::Path;
 
 use proptest::prelude::*;
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, SafetyDirection};
 use rosi_gguf::edit::{self, Edit};
-use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, Rewrite, Value};
-use rosi_gguf::quant::{self, preserve::InputModel};
-use rosi_gguf::requant::{self, Requant};
+use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, Value};
+use rosi_gguf::quant;
 use rosi_gguf::verify::{Verification, verify};
+
+use write_edited::write_edited;
 
 const N_EMBD: usize = 32;
 
@@ -43,17 +47,7 @@ fn edited(dir: &Path, bytes: &[u8], strength: f64, n_embd: usize) -> (Gguf, Vec<
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
     let direction = direction::random(0, n_embd, 3).unwrap();
     let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, strength).unwrap();
-    let rewrite = Rewrite::copy(&gguf);
-    let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
-        let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-        Ok(Some(requant::apply(
-            edit,
-            (tensor, gguf.read_tensor(tensor)?),
-            Requant::Nearest,
-            &InputModel::default(),
-        )?))
-    };
-    rewrite.write_to(&mut std::fs::File::create(&out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+    write_edited(&gguf, &edits, &out);
     let verification = verify(&gguf, &Gguf::open(&out).unwrap(), &edits, &mut |_, _| ()).unwrap();
     (gguf, edits, verification)
 }

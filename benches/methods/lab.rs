@@ -15,8 +15,7 @@ use crate::score::spread;
 use crate::{Failure, LAYER};
 
 /// As `inject` has them.
-const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
-const WINDOW: std::ops::Range<f64> = 0.3..0.8;
+const WINDOW: (f64, f64) = (0.3, 0.8);
 const SAMPLE: usize = 64;
 /// Parts of each kind of prompts.
 const FOLDS: usize = 8;
@@ -174,9 +173,7 @@ impl Bench {
                 (&f.activations, rows)
             }))
         };
-        let inside = |layer: usize| WINDOW.contains(&((layer as f64 + 0.5) / self.plan.n_layer as f64));
-        let writers = self.plan.writers.iter().enumerate();
-        let writers: Vec<usize> = writers.filter(|(_, w)| inside(w.layer)).map(|(i, _)| i).collect();
+        let writers = self.plan.writers_in(WINDOW);
         let lessons = Lessons {
             inputs: [&sets[0].inputs, &sets[1].inputs, &sets[2].inputs],
             odds: [&odds[0], &odds[1], &odds[2]],
@@ -184,7 +181,10 @@ impl Bench {
         let kernel = Kernel::of(lessons, &writers, &mut || ())?;
         let mut contrasts = Vec::new();
         for contrast in [0.0, 1.0, 2.0] {
-            contrasts.push((contrast, kernel.right_factors(contrast, &GATE, self.plan.writers.len())?));
+            contrasts.push((
+                contrast,
+                kernel.right_factors(contrast, &GateOptions::default(), self.plan.writers.len())?,
+            ));
         }
         Ok(Learned {
             examiner,

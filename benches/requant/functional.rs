@@ -23,9 +23,8 @@ use crate::{Failure, cases, table};
 const EDITS: [(&str, usize, f64); 3] =
     [("contrast", 15, 0.05), ("published", 15, 0.01), ("published", 15, 0.03)];
 /// The gate and its layers, as `inject` has them by default.
-const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
 const CONTRAST: f64 = 1.0;
-const WINDOW: std::ops::Range<f64> = 0.3..0.8;
+const WINDOW: (f64, f64) = (0.3, 0.8);
 /// Harmful and harmless prompts.
 const PROMPTS: [usize; 3] = [32, 32, 0];
 
@@ -80,15 +79,13 @@ impl Subject {
     }
 
     fn gates(&self) -> Result<RightFactors, Failure> {
-        let inside = |layer: usize| WINDOW.contains(&((layer as f64 + 0.5) / self.plan.n_layer as f64));
-        let writers = self.plan.writers.iter().enumerate();
-        let writers: Vec<usize> = writers.filter(|(_, w)| inside(w.layer)).map(|(i, _)| i).collect();
+        let writers = self.plan.writers_in(WINDOW);
         let lessons = Lessons {
             inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
             odds: self.odds.each_ref().map(Vec::as_slice),
         };
         let kernel = Kernel::of(lessons, &writers, &mut || ())?;
-        Ok(kernel.right_factors(CONTRAST, &GATE, self.plan.writers.len())?)
+        Ok(kernel.right_factors(CONTRAST, &GateOptions::default(), self.plan.writers.len())?)
     }
 
     fn inputs(&self) -> Vec<InputModel> {

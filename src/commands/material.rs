@@ -15,7 +15,7 @@ use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::output::Printer;
-use crate::plan::{Plan, ResidualWriter};
+use crate::plan::Plan;
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
 use crate::search::{Candidate, Lever, Space};
@@ -26,8 +26,6 @@ const SAMPLE: usize = 256;
 const PRINCIPAL: usize = 16;
 /// Tokens before a prompt's last one that a gate is taught as well.
 const TAIL: usize = 1;
-/// How gates are learned (docs/method.md has what else was tried).
-const GATE: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 4.0, tokens: 0.5 };
 /// Layers that a gated edit changes, as shares of the depth. Wider and narrower ones never were the better
 /// choice (docs/method.md).
 const WINDOW: (f64, f64) = (0.3, 0.8);
@@ -178,11 +176,11 @@ impl Material {
         let none = || vec![None; plan.writers.len()];
         let rights = match &self.rights {
             Rights::Fixed(rights) => {
-                let inside = writers_in(plan, candidate.window);
-                inside.into_iter().fold(none(), |mut chosen, i| {
-                    chosen[i].clone_from(&rights[i]);
-                    chosen
-                })
+                let mut inside = none();
+                for i in plan.writers_in(candidate.window) {
+                    inside[i].clone_from(&rights[i]);
+                }
+                inside
             }
             Rights::Gates(gates) => {
                 let own = |g: &&Learned| g.window == candidate.window && g.contrast == candidate.contrast;
@@ -211,13 +209,6 @@ impl Material {
         };
         dense.map(push).collect()
     }
-}
-
-/// Indices of the writers of the layers in `window`, shares of the depth.
-fn writers_in(plan: &Plan, (from, until): (f64, f64)) -> Vec<usize> {
-    let n_layer = plan.n_layer as f64;
-    let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
-    plan.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()
 }
 
 /// The difference in means of the extract split under `system`, without the writers' inputs.
@@ -304,7 +295,7 @@ fn right_factors(
     };
     let contrasts = space(method, Lever::Plain).contrasts; // those along a scar are among them
     let windows = space(method, if scar { Lever::Scar } else { Lever::Plain }).windows;
-    let inside = |window| (window, writers_in(&opened.plan, window));
+    let inside = |window| (window, opened.plan.writers_in(window));
     let windows: Vec<_> = windows.into_iter().map(inside).collect();
     let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
     let (bar, mut done) = (printer.bar("learning the gates", total as u64), 0);
@@ -317,7 +308,8 @@ fn right_factors(
         let kernel = Kernel::of(lessons, &writers, &mut step)?;
         for &contrast in &contrasts {
             interrupt::check()?;
-            let rights = kernel.right_factors(contrast, &GATE, opened.plan.writers.len())?;
+            let rights =
+                kernel.right_factors(contrast, &GateOptions::default(), opened.plan.writers.len())?;
             learned.push(Learned { window, contrast, rights });
             step();
         }

@@ -1,0 +1,19 @@
+//! An edited file, without the search before it.
+
+use std::path::Path;
+
+use rosi_gguf::edit::Edit;
+use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
+use rosi_gguf::quant::preserve::InputModel;
+use rosi_gguf::requant::{self, Requant};
+
+/// Writes `gguf` with `edits` to `out`, rounded to nearest.
+pub fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {
+    let mut replace = |tensor: &TensorInfo| {
+        let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
+        let bytes = gguf.read_tensor(tensor)?;
+        Ok(Some(requant::apply(edit, (tensor, bytes), Requant::Nearest, &InputModel::default())?))
+    };
+    let mut file = std::fs::File::create(out).unwrap();
+    Rewrite::copy(gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
+}
