@@ -36,7 +36,7 @@ pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
     let views: Vec<_> = sets.iter().flat_map(|s| [s.last.view(), s.sample.view()]).collect();
     let Ok(mut rows) = ndarray::concatenate(Axis(0), &views) else { return InputModel::default() };
     let n = rows.nrows();
-    if n == 0 || rows.iter().any(|v| !v.is_finite()) {
+    if rows.is_empty() || rows.iter().any(|v| !v.is_finite()) {
         return InputModel::default();
     }
     for mut row in rows.rows_mut() {

@@ -7,18 +7,24 @@
 //! odds with which the model itself begins a refusal, m, across the line by a margin, and no further:
 //!
 //! ```text
-//! min  Σ_harmful  ln(1 + e^(M − m − f)) / N  +  κ Σ_alarming ln(1 + e^(M + m + f)) / N
+//! min  Σ_harmful ln(1 + e^(M − m − f)) / N  +  κ Σ_others ln(1 + e^(M + m + f)) / N
 //!   +  η/2 Σ_harmless f² / N  +  τ/2 E_tokens f²  +  λ/2 Σ_w ‖u_w‖² s_w / W
 //! ```
 //!
+//! What a push does to the odds depends on where it is made: the one of an early layer is turned and
+//! amplified by those after it. So `f = Σ_w c_w u_wᵀx_w / W` with the effects c_w of the writers
+//! ([`effects`]), 1 until they were measured. Without them a prompt whose pushes cancel out in the sum is
+//! still moved.
+//!
 //! The first three sums run over the last prompts' tokens (the very last and those of the template before it,
 //! which all prompts share): the answer is read off the last, but what is pushed at the others reaches it
-//! through attention, and a gate that was only taught the last token opens on alarming prompts there. The
+//! through attention, and a gate that was only taught the last token opens on alarming prompts there.
+//! *Others* are harmless and alarming prompts; only harmless ones are to be left as they are beyond that. The
 //! expectation runs over tokens inside prompts of all kinds. `s_w` is the mean squared input, so that every
-//! writer counts alike. A harmful prompt that is refused anyway, and an alarming one that is answered
-//! anyway, ask for nothing.
+//! writer counts alike. A harmful prompt that is refused anyway, and another one that is answered anyway,
+//! ask for nothing.
 //!
-//! It is solved in the dual: u_w = X_wᵀa/s_w with one a `[R]` for all writers, from `K = Σ_w X_w X_wᵀ/(s_w W)`
+//! It is solved in the dual: u_w = c_w X_wᵀa/s_w with one a `[R]` for all writers, from `K = Σ_w c_w² X_w X_wᵀ/(s_w W)`
 //! `[R][R]`, so that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB) and R, some two thousand
 //! tokens, is all that counts. The logistic terms are bounded by parabolas of curvature ¼, whose minimum is
 //! found again and again with one and the same Cholesky factor; each step lowers the loss.
@@ -28,6 +34,8 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 use crate::activations::WriterInputs;
 use crate::edit::RightFactors;
 use crate::linalg::{self, Cholesky, NotPositive};
+
+pub mod effects;
 
 /// Most steps of the minimisation.
 const MAX_STEPS: usize = 200;
@@ -41,7 +49,7 @@ pub struct GateOptions {
     pub ridge: f64,
     /// M: log-odds by which refusal and answer are to be clear.
     pub margin: f64,
-    /// η: how much it counts that harmless prompts are left alone.
+    /// η: how much it counts that harmless prompts are left as they are.
     pub harmless: f64,
     /// τ: how much the tokens inside prompts count beside the last ones.
     pub tokens: f64,
@@ -130,7 +138,7 @@ fn features(lessons: &Lessons<'_>, writer: usize, n_row: usize) -> Option<Array2
 pub struct Kernel<'a> {
     lessons: Lessons<'a>,
     rows: Vec<Row>,
-    /// Writers with inputs, and 1/s_w.
+    /// Writers with inputs, and c_w/s_w.
     writers: Vec<(usize, f64)>,
     /// K in the lower triangle.
     gram: Array2<f64>,
@@ -138,11 +146,17 @@ pub struct Kernel<'a> {
 
 impl<'a> Kernel<'a> {
     /// Of `writers` (indices into the plan); those whose rows are not all there (experts; the last layer,
-    /// of which llama.cpp computes the last tokens only) are left out. `step` hears of each.
+    /// of which llama.cpp computes the last tokens only) are left out. `effects` has c_w of every writer of
+    /// the plan; without it all are 1. `step` hears of each.
     ///
     /// # Errors
     /// [`GateError::Inputs`] when none is left.
-    pub fn of(lessons: Lessons<'a>, writers: &[usize], step: &mut dyn FnMut()) -> Result<Self, GateError> {
+    pub fn of(
+        lessons: Lessons<'a>,
+        writers: &[usize],
+        effects: Option<&[f64]>,
+        step: &mut dyn FnMut(),
+    ) -> Result<Self, GateError> {
         let rows = writers.iter().map(|&w| rows(&lessons, w)).max_by_key(Vec::len).unwrap_or_default();
         let n_row = rows.len();
         let mut kernel = Self { lessons, rows, writers: Vec::new(), gram: Array2::zeros((n_row, n_row)) };
@@ -151,9 +165,10 @@ impl<'a> Kernel<'a> {
                 let mut own = Array2::zeros((n_row, n_row));
                 linalg::add_outer(&mut own, x.view());
                 let mean = own.diag().sum() / n_row.max(1) as f64;
+                let effect = effects.and_then(|e| e.get(writer)).map_or(1.0, |&c| c);
                 if mean > 0.0 {
-                    kernel.gram.scaled_add(1.0 / mean, &own);
-                    kernel.writers.push((writer, 1.0 / mean));
+                    kernel.gram.scaled_add(effect * effect / mean, &own);
+                    kernel.writers.push((writer, effect / mean));
                 }
             }
             step();
@@ -166,8 +181,7 @@ impl<'a> Kernel<'a> {
     }
 
     /// The right factor of each of `n_writer` writers at κ = `contrast`, all on one scale: their sum over
-    /// harmful last tokens is 1 in the mean. With κ = 0 alarming prompts are to be left alone like harmless
-    /// ones.
+    /// harmful last tokens is 1 in the mean. With κ = 0 all other prompts are to be left alone.
     ///
     /// # Errors
     /// [`GateError`].
@@ -231,8 +245,9 @@ impl<'a> Kernel<'a> {
         let n_inside = (self.rows.len() as f64 - n_end).max(1.0);
         let term = |row: &Row| match *row {
             Row::End { kind: HARMFUL, odds } => Term::logistic(1.0, odds, options.margin, 1.0 / n_end),
-            Row::End { kind: ALARMING, odds } if contrast > 0.0 => {
-                Term::logistic(-1.0, odds, options.margin, contrast / n_end)
+            Row::End { kind, odds } if contrast > 0.0 => {
+                let term = Term::logistic(-1.0, odds, options.margin, contrast / n_end);
+                if kind == ALARMING { term } else { term.and_quiet(options.harmless / n_end) }
             }
             Row::End { .. } => Term::quiet(options.harmless / n_end),
             Row::Inside => Term::quiet(options.tokens / n_inside),
@@ -253,24 +268,29 @@ struct Term {
     side: f64,
     /// `M − side·m`: what is missing.
     missing: f64,
+    /// Share of the curvature that is the logistic term's.
+    logistic: f64,
 }
 
 impl Term {
     fn logistic(side: f64, odds: f64, margin: f64, weight: f64) -> Self {
-        Self { curvature: weight / 4.0, side, missing: margin - side * odds }
+        Self { curvature: weight / 4.0, side, missing: margin - side * odds, logistic: 1.0 }
     }
 
     fn quiet(weight: f64) -> Self {
-        Self { curvature: weight, side: 0.0, missing: 0.0 }
+        Self { curvature: weight, side: 0.0, missing: 0.0, logistic: 0.0 }
+    }
+
+    /// The same, and `weight/2 f²`.
+    fn and_quiet(self, weight: f64) -> Self {
+        let curvature = self.curvature + weight;
+        Self { curvature, logistic: self.curvature / curvature, ..self }
     }
 
     /// Where the parabola that touches the term at `push` is least.
     fn minimum(&self, push: f64) -> f64 {
-        if self.side == 0.0 {
-            return 0.0;
-        }
         let lacking = self.missing - self.side * push;
-        push + 4.0 * self.side / (1.0 + (-lacking).exp())
+        self.logistic * (push + 4.0 * self.side / (1.0 + (-lacking).exp()))
     }
 }
 

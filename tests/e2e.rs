@@ -151,15 +151,19 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
 #[test]
 fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let dir = tempfile::tempdir().unwrap();
-    let (few, model) = (few_prompts(dir.path()), qwen());
+    let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
+    let shared = ["--prompts", text(&few), "--force", "--json"];
+    // Learned once, written in three ways.
+    let args = ["direction", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
+    let output = rosi(&[&args[..], &["--trials", "1"], &shared].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
-        let args = ["inject", text(&model), "-o", text(&out), "--layer", "14"];
-        let more = ["--prompts", text(&few), "--trials", "1", "--force", "--json", "--no-controls"];
-        let output = rosi(&[&args[..], &more[..], extra].concat());
+        let args = ["inject", text(&model), "-o", text(&out), "--direction", text(&found), "--no-controls"];
+        let output = rosi(&[&args[..], &shared, extra].concat());
         (out, output)
     };
-    let (out, output) = with("gated.gguf", &["--strength", "0.012"]);
+    let (out, output) = with("gated.gguf", &[]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
     assert_eq!(told["edit"]["method"], "contrast");
@@ -169,13 +173,13 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
 
-    let (nearest, output) = with("nearest.gguf", &["--strength", "0.01", "--requant", "nearest"]);
+    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     let lost = json(&output)["verification"]["gain"].as_f64().unwrap();
     assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
     drop(nearest);
 
-    let (wide, output) = with("wide.gguf", &["--strength", "0.012", "--promote", "Q8_0"]);
+    let (wide, output) = with("wide.gguf", &["--promote", "Q8_0"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
     let file = Gguf::open(&wide).unwrap();

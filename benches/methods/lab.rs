@@ -4,16 +4,20 @@ use rosi_gguf::activations::{Activations, WriterInputs};
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, Directions};
 use rosi_gguf::edit::{self, Edit, RightFactors, WriterWeights};
-use rosi_gguf::evaluate::{Examiner, Questions, chats};
+use rosi_gguf::evaluate::{Examiner, MAX_ODDS, Questions, chats};
+use rosi_gguf::gate::effects;
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, RankOne};
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet};
+use rosi_gguf::search::KlBudget;
 
 use crate::score::spread;
-use crate::{Failure, LAYER};
+use crate::{Failure, LAYER, MAX_KL};
 
+/// Where the search for a strength begins.
+const FIRST_STRENGTH: f64 = 0.01;
 /// As `inject` has them.
 const WINDOW: (f64, f64) = (0.3, 0.8);
 const SAMPLE: usize = 64;
@@ -146,7 +150,9 @@ impl Lab {
         let (_, search, _) = self.questions(seed);
         let search = limited(search, SEARCH_PROMPTS);
         let (examiner, _) = Examiner::new(&mut self.engine, search)?;
-        self.bench.learn(seed, examiner)
+        let first = self.bench.learn(seed, examiner, None)?;
+        let effects = self.bench.effects(&mut self.engine, &first, seed)?;
+        self.bench.learn(seed, first.examiner, Some(&effects))
     }
 }
 
@@ -160,7 +166,7 @@ fn limited(mut questions: Questions, limits: [usize; 3]) -> Questions {
 }
 
 impl Bench {
-    fn learn(&self, seed: u64, examiner: Examiner) -> Result<Learned, Failure> {
+    fn learn(&self, seed: u64, examiner: Examiner, effects: Option<&[f64]>) -> Result<Learned, Failure> {
         let order = order(seed);
         let chosen = |kind: usize| order[..EXTRACT].iter().map(move |&f| &self.folds[kind][f]);
         let sets: Vec<Activations> =
@@ -178,9 +184,9 @@ impl Bench {
             inputs: [&sets[0].inputs, &sets[1].inputs, &sets[2].inputs],
             odds: [&odds[0], &odds[1], &odds[2]],
         };
-        let kernel = Kernel::of(lessons, &writers, &mut || ())?;
+        let kernel = Kernel::of(lessons, &writers, effects, &mut || ())?;
         let mut contrasts = Vec::new();
-        for contrast in [0.0, 1.0, 2.0] {
+        for contrast in [0.0, 0.5, 1.0] {
             contrasts.push((
                 contrast,
                 kernel.right_factors(contrast, &GateOptions::default(), self.plan.writers.len())?,
@@ -193,6 +199,39 @@ impl Bench {
             contrasts,
             mean_harmful: sets[0].inputs.iter().map(WriterInputs::mean_last).collect(),
         })
+    }
+
+    /// What each writer's push does, seen with the gates of `first`, which know nothing of it.
+    fn effects(&self, engine: &mut LlamaEngine, first: &Learned, seed: u64) -> Result<Vec<f64>, Failure> {
+        let recipe = Recipe::Contrast { contrast: 1.0, refusal: true };
+        let make = |strength: f64| self.edits(first, recipe, strength).unwrap_or_default();
+        let budget = KlBudget { engine: &mut *engine, examiner: &first.examiner, max_kl: MAX_KL };
+        let strength = budget.strength(&make, FIRST_STRENGTH)?;
+        engine.apply(&make(strength))?;
+        let rights = &first.contrasts.iter().find(|(c, _)| *c == 1.0).ok_or("no gates")?.1;
+        let (mut rows, mut changes) = (Vec::new(), Vec::new());
+        for (kind, folds) in self.folds.iter().enumerate() {
+            for fold in order(seed)[..EXTRACT].iter().map(|&f| &folds[f]) {
+                let mut odds = vec![0.0; fold.texts.len()];
+                let mut first = |i: usize, logits: &[f32]| odds[i] = first.examiner.odds(logits);
+                engine.answer(&chats(&fold.texts, None), 1, &mut first)?;
+                let pushes = effects::pushes(&fold.activations.inputs, rights);
+                for (i, (&now, &before)) in odds.iter().zip(&fold.odds).enumerate() {
+                    if now.abs().max(before.abs()) < MAX_ODDS && (kind > 0 || before < 1.0) {
+                        rows.push(pushes.row(i).to_owned());
+                        changes.push(now - before);
+                    }
+                }
+            }
+        }
+        engine.apply(&[])?;
+        let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
+        let rows = ndarray::stack(ndarray::Axis(0), &views)?;
+        let found = effects::effects(rows.view(), &changes).ok_or("the effects cannot be told")?;
+        let mut all = vec![1.0; rights.len()];
+        let edited = (0..rights.len()).filter(|&w| rights[w].is_some());
+        edited.zip(found).for_each(|(writer, effect)| all[writer] = effect);
+        Ok(all)
     }
 
     /// The adapters of `recipe`.

@@ -20,14 +20,14 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// KL on harmless prompts that every edit may spend, nats.
 const MAX_KL: f64 = 0.05;
 /// Layer of the directions, where `inject` finds it best on this model.
-const LAYER: usize = 12;
+const LAYER: usize = 14;
 /// Orders of the prompts.
 const SEEDS: u64 = 10;
 
 /// What is compared.
 const RECIPES: [Recipe; 8] = [
     Recipe::Contrast { contrast: 1.0, refusal: true },
-    Recipe::Contrast { contrast: 2.0, refusal: true },
+    Recipe::Contrast { contrast: 0.5, refusal: true },
     Recipe::Contrast { contrast: 1.0, refusal: false },
     Recipe::Contrast { contrast: 0.0, refusal: true },
     Recipe::Published,

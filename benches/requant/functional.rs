@@ -84,7 +84,7 @@ impl Subject {
             inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
             odds: self.odds.each_ref().map(Vec::as_slice),
         };
-        let kernel = Kernel::of(lessons, &writers, &mut || ())?;
+        let kernel = Kernel::of(lessons, &writers, None, &mut || ())?;
         Ok(kernel.right_factors(CONTRAST, &GateOptions::default(), self.plan.writers.len())?)
     }
 

@@ -1,5 +1,6 @@
 //! What edits are made of: directions, right factors, and what is known of the writers' inputs.
 
+mod gates;
 mod stored;
 
 use std::path::Path;
@@ -10,15 +11,16 @@ use crate::direction::{self, Along, Directions};
 use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::{Examiner, chats};
-use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
+use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::plan::Plan;
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
 use crate::search::{Candidate, Lever, Space};
+use gates::{Class, Learned};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
 const SAMPLE: usize = 256;
@@ -30,7 +32,7 @@ const TAIL: usize = 1;
 /// choice (docs/method.md).
 const WINDOW: (f64, f64) = (0.3, 0.8);
 /// κ that a contrast gate tries, the default first.
-const CONTRASTS: [f64; 2] = [1.0, 2.0];
+const CONTRASTS: [f64; 2] = [1.0, 0.5];
 /// Fewest prompts that are refused, and that are answered, for a direction between them.
 const MIN_REFUSED: usize = 16;
 
@@ -79,15 +81,9 @@ enum Rights {
     Gates(Vec<Learned>),
 }
 
-/// The gates of the writers in a window.
-struct Learned {
-    window: (f64, f64),
-    contrast: f64,
-    rights: RightFactors,
-}
-
 /// What the extract split showed on its way through the model.
 struct Seen {
+    texts: Vec<String>,
     activations: Activations,
     /// Log-odds that the answer begins a refusal, per prompt.
     odds: Vec<f64>,
@@ -104,6 +100,13 @@ pub struct Shown {
     pub refusal: Option<Directions>,
 }
 
+impl Shown {
+    /// Those between answers where there are any.
+    fn main(&self) -> &Directions {
+        self.refusal.as_ref().unwrap_or(&self.plain)
+    }
+}
+
 /// Reads w̄ and ‖W‖ of every writer.
 pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeights>, Error> {
     let bar = printer.bar("reading the writers", opened.plan.writers.len() as u64);
@@ -118,29 +121,32 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 
 impl Material {
     /// Collects it on the extract split, with prompts as users send them, and the directions that these
-    /// show. With a `scar`, gates for it are learned too.
+    /// show. With a `scar`, gates are learned for it.
     pub fn collect(
         opened: &Opened,
         (engine, examiner): (&mut LlamaEngine, &Examiner),
         prompts: &PromptSet,
-        (method, scar): (Method, bool),
+        (options, scar): (&InjectOptions, bool),
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
-        let collector = Collector { opened, prompts, printer };
-        let seen = PromptKind::ALL.map(|kind| collector.collect(engine, examiner, kind));
+        let collector = Collector { prompts, printer };
+        let capture = capture(&opened.plan, options.method, scar);
+        let seen = PromptKind::ALL.map(|kind| collector.collect((engine, examiner), &capture, kind));
         let [harmful, harmless, alarming] = seen;
         let seen = [harmful?, harmless?, alarming?];
         let sets = seen.each_ref().map(|s| &s.activations);
         let plain = direction::difference_in_means(sets[0], sets[1])?;
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
         let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
-        let material = Self {
-            rights: right_factors(opened, (&weights, &mean_harmful), &seen, (method, scar), printer)?,
-            inputs: input_models(sets, printer),
-            weights,
-            mean_harmful,
+        let rights = if options.method.is_gated() {
+            let class = Class { opened, weights: &weights, seen: &seen, options, printer };
+            let effects = if scar { None } else { class.effects(engine, examiner, shown.main())? };
+            Rights::Gates(class.learn(scar, effects.as_deref())?)
+        } else {
+            Rights::Fixed(published(options.method, &weights, &mean_harmful))
         };
+        let material = Self { rights, inputs: input_models(sets, printer), weights, mean_harmful };
         Ok((material, shown))
     }
 
@@ -219,7 +225,7 @@ pub fn directions_under(
     system: &str,
     printer: &Printer,
 ) -> Result<Directions, Error> {
-    let collector = Collector { opened, prompts, printer };
+    let collector = Collector { prompts, printer };
     let mut residual = |kind| {
         let _bar = printer.bar(&format!("collecting hidden states under the safety prompt: {kind}"), 1);
         let capture = Capture::residual_only(&opened.plan);
@@ -231,7 +237,6 @@ pub fn directions_under(
 
 /// Runs the extract split through the model.
 struct Collector<'a> {
-    opened: &'a Opened,
     prompts: &'a PromptSet,
     printer: &'a Printer,
 }
@@ -244,19 +249,18 @@ impl Collector<'_> {
     /// Hidden states, writers' inputs and the beginnings of answers on the prompts of one kind.
     fn collect(
         &self,
-        engine: &mut LlamaEngine,
-        examiner: &Examiner,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        capture: &Capture,
         kind: PromptKind,
     ) -> Result<Seen, Error> {
-        let capture = Capture::new(&self.opened.plan).with_sample(SAMPLE).with_tail(TAIL);
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
         let texts = self.texts(kind);
         let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
-        let activations = engine.collect(&chats(&texts, None), &capture, &mut |i, logits| {
+        let activations = engine.collect(&chats(&texts, None), capture, &mut |i, logits| {
             odds[i] = examiner.odds(logits);
             refused[i] = examiner.begins_refusal(logits);
         })?;
-        Ok(Seen { activations, odds, refused })
+        Ok(Seen { texts, activations, odds, refused })
     }
 }
 
@@ -273,48 +277,23 @@ fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
     Ok(Some(direction::difference_in_means(&refused, &answered)?))
 }
 
-/// Right factors of every writer. One whose inputs the graph does not show (experts) has no gate and is
-/// left alone.
-fn right_factors(
-    opened: &Opened,
-    (weights, mean_harmful): (&[WriterWeights], &[Vec<f64>]),
-    seen: &[Seen; 3],
-    (method, scar): (Method, bool),
-    printer: &Printer,
-) -> Result<Rights, Error> {
+/// What is looked at: with a gate, only the writers that may be edited.
+fn capture(plan: &Plan, method: Method, scar: bool) -> Capture {
+    let capture = Capture::new(plan).with_sample(SAMPLE).with_tail(TAIL);
     if !method.is_gated() {
-        let mut rights = edit::mean_rows(weights);
-        if method == Method::PublishedSigned {
-            rights.iter_mut().flatten().zip(mean_harmful).for_each(|(r, mean)| turn_towards(r, mean));
-        }
-        return Ok(Rights::Fixed(rights));
+        return capture;
     }
-    let lessons = Lessons {
-        inputs: seen.each_ref().map(|s| s.activations.inputs.as_slice()),
-        odds: seen.each_ref().map(|s| s.odds.as_slice()),
-    };
-    let contrasts = space(method, Lever::Plain).contrasts; // those along a scar are among them
-    let windows = space(method, if scar { Lever::Scar } else { Lever::Plain }).windows;
-    let inside = |window| (window, opened.plan.writers_in(window));
-    let windows: Vec<_> = windows.into_iter().map(inside).collect();
-    let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
-    let (bar, mut done) = (printer.bar("learning the gates", total as u64), 0);
-    let mut learned = Vec::new();
-    for (window, writers) in windows {
-        let mut step = || {
-            done += 1;
-            bar.set(done);
-        };
-        let kernel = Kernel::of(lessons, &writers, &mut step)?;
-        for &contrast in &contrasts {
-            interrupt::check()?;
-            let rights =
-                kernel.right_factors(contrast, &GateOptions::default(), opened.plan.writers.len())?;
-            learned.push(Learned { window, contrast, rights });
-            step();
-        }
+    let widest = if scar { WINDOWS_SCAR[0] } else { WINDOW };
+    capture.only(&plan.writers_in(widest))
+}
+
+/// w̄ of every writer, each turned towards refusal if the `method` says so.
+fn published(method: Method, weights: &[WriterWeights], mean_harmful: &[Vec<f64>]) -> RightFactors {
+    let mut rights = edit::mean_rows(weights);
+    if method == Method::PublishedSigned {
+        rights.iter_mut().flatten().zip(mean_harmful).for_each(|(r, mean)| turn_towards(r, mean));
     }
-    Ok(Rights::Gates(learned))
+    rights
 }
 
 /// Turns `right` so that it pushes along ŝ, not against it, on the mean harmful input.

@@ -78,12 +78,12 @@ impl Study {
             base.score.harmful.refused()
         ));
         let offer = Offer::of(engine, (&mut examiner, &base), scar, options)?;
-        let method = (options.method, offer.scar.is_some());
-        let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, method, printer)?;
+        check_layer(options, opened.plan.n_layer)?;
+        let how = (options, offer.scar.is_some());
+        let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, how, printer)?;
         if let Some(path) = &options.imatrix {
             material.mix(path, &opened.plan, printer)?;
         }
-        check_layer(options, shown.plain.by_layer.len())?;
         let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
         let maker = Maker { opened, material: &material, options };
         if let Some(scar) = &offer.scar {

@@ -25,7 +25,7 @@ use stats::{Proportion, kl_divergence};
 pub const N_PREDICT: usize = 16;
 
 /// Log-odds beyond which nothing is told apart.
-const MAX_ODDS: f64 = 8.0;
+pub const MAX_ODDS: f64 = 8.0;
 
 /// The prompts of one split, by kind.
 #[derive(Debug, Clone, Default)]

@@ -46,7 +46,7 @@ fn push(rights: &RightFactors, centre: &[f32], seed: u64) -> f32 {
 fn gates_open_on_harmful_and_turn_on_alarming_prompts() {
     let kinds = kinds();
     let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
-    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], &mut || ()).unwrap();
+    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let contrast = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     let gated = kernel.right_factors(0.0, &OPTIONS, 2).unwrap();
     for rights in [&contrast, &gated] {
@@ -62,17 +62,31 @@ fn prompts_that_are_answered_anyway_ask_for_nothing() {
     let kinds = kinds();
     let turned = |odds: f64| {
         let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![odds; 32]];
-        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], &mut || ()).unwrap();
+        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
         push(&kernel.right_factors(1.0, &OPTIONS, 2).unwrap(), &centre(2), 13)
     };
     assert!(turned(-6.0) > -0.1 && turned(1.0) < -0.4, "{} {}", turned(-6.0), turned(1.0));
 }
 
 #[test]
+fn a_writer_whose_push_does_more_is_used_more() {
+    let kinds = kinds();
+    let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
+    let share = |effects: &[f64]| {
+        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], Some(effects), &mut || ()).unwrap();
+        let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
+        let alone = vec![rights[0].clone(), Some(vec![0.0; N_IN])];
+        push(&alone, &centre(0), 11) / push(&rights, &centre(0), 11)
+    };
+    let (same, more, none) = (share(&[1.0, 1.0]), share(&[2.0, 1.0]), share(&[0.0, 1.0]));
+    assert!((same - 0.5).abs() < 0.1 && more > 0.6 && none == 0.0, "{same} {more} {none}");
+}
+
+#[test]
 fn the_dual_solution_is_the_minimum() {
     let kinds = kinds();
     let odds = [vec![-1.0; 32], vec![-3.0; 32], vec![0.2; 32]];
-    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], &mut || ()).unwrap();
+    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let dual = kernel.solve(0.7, &OPTIONS).unwrap();
     let full = |i: usize, j: usize| kernel.gram[[i.max(j), i.min(j)]];
     let loss = |dual: &[f64]| {
@@ -82,7 +96,10 @@ fn the_dual_solution_is_the_minimum() {
         let of = |(i, row): (usize, &Row)| match *row {
             Row::End { kind: 0, odds } => (1.0 + (1.0 - odds - push(i)).exp()).ln() / n_end,
             Row::End { kind: 2, odds } => 0.7 * (1.0 + (1.0 + odds + push(i)).exp()).ln() / n_end,
-            Row::End { .. } => OPTIONS.harmless / 2.0 * push(i).powi(2) / n_end,
+            Row::End { odds, .. } => {
+                let answered = 0.7 * (1.0 + (1.0 + odds + push(i)).exp()).ln();
+                (answered + OPTIONS.harmless / 2.0 * push(i).powi(2)) / n_end
+            }
             Row::Inside => OPTIONS.tokens / 2.0 * push(i).powi(2) / 192.0,
         };
         kernel.rows.iter().enumerate().map(of).sum::<f64>() + OPTIONS.ridge / 2.0 * norm
@@ -107,11 +124,11 @@ fn inputs_that_tell_nothing_apart_give_no_gates() {
     let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0) }];
     let kinds = [same.clone(), same.clone(), same.clone()];
     let odds = [vec![], vec![], vec![]];
-    let none = Kernel::of(lessons(&kinds, &odds), &[0], &mut || ()).err();
+    let none = Kernel::of(lessons(&kinds, &odds), &[0], None, &mut || ()).err();
     assert_eq!(none, Some(GateError::Inputs { writers: 1 }));
     let mut missing = super::tests::kinds();
     missing[0][0].last[[0, 0]] = f32::NAN;
-    let kernel = Kernel::of(lessons(&missing, &odds), &[0, 1], &mut || ()).unwrap();
+    let kernel = Kernel::of(lessons(&missing, &odds), &[0, 1], None, &mut || ()).unwrap();
     assert_eq!(kernel.writers.iter().map(|w| w.0).collect::<Vec<_>>(), [1]);
     let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     assert!(rights[0].is_none() && rights[1].is_some());

@@ -50,6 +50,15 @@ impl Capture {
         Self { inputs: HashMap::new(), n_in: Vec::new(), ..Self::new(plan) }
     }
 
+    /// Looks for the inputs of those of `writers` (indices into the plan) only that it looked for before.
+    pub fn only(mut self, writers: &[usize]) -> Self {
+        self.inputs.retain(|_, writer| writers.contains(writer));
+        for (writer, n_in) in self.n_in.iter_mut().enumerate() {
+            *n_in = if writers.contains(&writer) { *n_in } else { 0 };
+        }
+        self
+    }
+
     /// Looks for nothing.
     #[cfg(test)]
     pub(super) fn nothing() -> Self {

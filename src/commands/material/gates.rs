@@ -1,0 +1,153 @@
+//! Gates, learned twice: first as if the push of every writer did the same, then with what each was seen
+//! to do ([`crate::gate::effects`]).
+
+use ndarray::{Array2, Axis};
+
+use super::{Seen, WINDOW, space};
+use crate::commands::session::Opened;
+use crate::commands::study::adapters;
+use crate::direction::{Along, Directions};
+use crate::edit::{self, RightFactors, WriterWeights};
+use crate::error::Error;
+use crate::evaluate::{Examiner, MAX_ODDS, chats};
+use crate::gate::effects::{self, pushes};
+use crate::gate::{GateOptions, Kernel, Lessons};
+use crate::interrupt;
+use crate::llama::{Engine, LlamaEngine, RankOne};
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::search::{KlBudget, Lever};
+
+/// Depth of the layer along whose direction effects are measured, where the user names none.
+const DEPTH: f64 = 0.6;
+/// Every so-many-th prompt tells them.
+const STEP: usize = 2;
+/// Log-odds beyond which a harmful prompt is refused so surely that a push hardly shows.
+const SURE: f64 = 1.0;
+
+/// The gates of the writers in a window.
+pub(super) struct Learned {
+    pub window: (f64, f64),
+    pub contrast: f64,
+    pub rights: RightFactors,
+}
+
+/// Who learns, and from what.
+pub(super) struct Class<'a> {
+    pub opened: &'a Opened,
+    pub weights: &'a [WriterWeights],
+    pub seen: &'a [Seen; 3],
+    pub options: &'a InjectOptions,
+    pub printer: &'a Printer,
+}
+
+impl Class<'_> {
+    /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show
+    /// (experts) has none and is left alone.
+    pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
+        let space = space(self.options.method, if scar { Lever::Scar } else { Lever::Plain });
+        let contrasts = super::space(self.options.method, Lever::Plain).contrasts; // those along a scar are among them
+        let inside = |window| (window, self.opened.plan.writers_in(window));
+        let windows: Vec<_> = space.windows.into_iter().map(inside).collect();
+        let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
+        let (bar, mut done) = (self.printer.bar("learning the gates", total as u64), 0);
+        let mut learned = Vec::new();
+        for (window, writers) in windows {
+            let mut step = || {
+                done += 1;
+                bar.set(done);
+            };
+            let kernel = Kernel::of(self.lessons(), &writers, effects, &mut step)?;
+            for &contrast in &contrasts {
+                interrupt::check()?;
+                let rights = self.rights(&kernel, contrast)?;
+                learned.push(Learned { window, contrast, rights });
+                step();
+            }
+        }
+        Ok(learned)
+    }
+
+    fn lessons(&self) -> Lessons<'_> {
+        Lessons {
+            inputs: self.seen.each_ref().map(|s| s.activations.inputs.as_slice()),
+            odds: self.seen.each_ref().map(|s| s.odds.as_slice()),
+        }
+    }
+
+    fn rights(&self, kernel: &Kernel<'_>, contrast: f64) -> Result<RightFactors, Error> {
+        Ok(kernel.right_factors(contrast, &GateOptions::default(), self.opened.plan.writers.len())?)
+    }
+
+    /// What the push of every writer of the plan does to the log-odds of refusal, beside the others': gates
+    /// that know nothing of it are opened along `directions`, and the extract split is asked again. `None`
+    /// where that tells nothing.
+    pub fn effects(
+        &self,
+        engine: &mut LlamaEngine,
+        examiner: &Examiner,
+        directions: &Directions,
+    ) -> Result<Option<Vec<f64>>, Error> {
+        let space = space(self.options.method, Lever::Plain);
+        let writers = self.opened.plan.writers_in(WINDOW);
+        let kernel = Kernel::of(self.lessons(), &writers, None, &mut || ())?;
+        let rights = self.rights(&kernel, space.contrasts[0])?;
+        let layer = self.options.search.layer.unwrap_or((DEPTH * directions.by_layer.len() as f64) as usize);
+        let along = Along::Layers(&directions.by_layer).at(layer);
+        let edits = |strength: f64| -> Result<Vec<RankOne>, Error> {
+            let (plan, along) = (&self.opened.plan, Along::One(along));
+            Ok(adapters(plan, &edit::edits(plan, self.weights, &rights, along, strength)?)?)
+        };
+        edits(1.0)?; // what can fail does so at every strength
+        let make = |strength: f64| edits(strength).unwrap_or_default();
+        let max_kl = self.options.search.max_kl.unwrap_or(Lever::Plain.max_kl());
+        let strength = KlBudget { engine, examiner, max_kl }.strength(&make, space.first_strength)?;
+        engine.apply(&make(strength))?;
+        let (rows, changes) = self.changes(engine, examiner, &rights)?;
+        engine.apply(&[])?;
+        let found = effects::effects(rows.view(), &changes);
+        self.printer.detail(match &found {
+            Some(found) => {
+                format!("  effects of the writers at layer {layer} strength {strength:.4}: {found:.2?}")
+            }
+            None => "  the effects of the writers cannot be told: all count alike".into(),
+        });
+        Ok(found.map(|found| {
+            let mut all = vec![1.0; rights.len()];
+            let edited = (0..rights.len()).filter(|&w| rights[w].is_some());
+            edited.zip(found).for_each(|(writer, effect)| all[writer] = effect);
+            all
+        }))
+    }
+
+    /// Pushes `[n][W]` of some prompts of all kinds, and how their log-odds changed `[n]`; only where both
+    /// odds are within what can be told.
+    fn changes(
+        &self,
+        engine: &mut LlamaEngine,
+        examiner: &Examiner,
+        rights: &RightFactors,
+    ) -> Result<(Array2<f64>, Vec<f64>), Error> {
+        let bar = self.printer.bar("seeing what the writers' pushes do", self.seen.len() as u64);
+        let (mut rows, mut changes) = (Vec::new(), Vec::new());
+        for (kind, seen) in self.seen.iter().enumerate() {
+            let asked: Vec<usize> = (0..seen.texts.len()).step_by(STEP).collect();
+            let texts: Vec<String> = asked.iter().map(|&i| seen.texts[i].clone()).collect();
+            let mut odds = vec![0.0; texts.len()];
+            engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
+            let of_kind = pushes(&seen.activations.inputs, rights);
+            for (now, &prompt) in odds.into_iter().zip(&asked) {
+                let before = seen.odds[prompt];
+                let told = now.abs().max(before.abs()) < MAX_ODDS && (kind > 0 || before < SURE);
+                if told && prompt < of_kind.nrows() {
+                    rows.push(of_kind.row(prompt).to_owned());
+                    changes.push(now - before);
+                }
+            }
+            bar.set(kind as u64 + 1);
+        }
+        let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
+        let rows = ndarray::stack(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)));
+        Ok((rows, changes))
+    }
+}
