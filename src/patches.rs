@@ -36,6 +36,8 @@ pub struct ArchPatch {
     /// Name of the residual stream in the graph, without `-N`.
     #[serde(default)]
     pub residual: String,
+    /// Whole name of that node after the last block, where the graph renames it.
+    pub residual_last: Option<String>,
     /// Where the graph keeps several residual streams side by side; most have one.
     #[serde(default)]
     pub streams: Streams,
