@@ -56,6 +56,12 @@ pub enum GgufError {
     OutputReadOnly { path: PathBuf, source: io::Error },
     #[error("no space left to write output {}", path.display())]
     OutputNoSpace { path: PathBuf, source: io::Error },
+    #[error("{} is half changed: a run of `inject --in-place` or `undo` was stopped", path.display())]
+    HalfChanged { path: PathBuf },
+    #[error("{} is being changed in place by another run", path.display())]
+    BeingChanged { path: PathBuf },
+    #[error("undo journal {} is damaged: {problem}", path.display())]
+    BadJournal { path: PathBuf, problem: &'static str },
     #[error("cannot {doing} output {}", path.display())]
     Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
@@ -195,6 +201,16 @@ impl GgufError {
             }
             GgufError::OutputReadOnly { .. } => "write to a directory that you own",
             GgufError::OutputNoSpace { .. } => "free some space, or write to another disk",
+            GgufError::HalfChanged { path } => {
+                return Some(format!(
+                    "put the original back with `rosi-gguf undo {0}`; if {0} was replaced since, delete {0}.rosi-undo",
+                    path.display()
+                ));
+            }
+            GgufError::BeingChanged { .. } => "wait until it is done",
+            GgufError::BadJournal { .. } => {
+                "get the model again, or delete the journal if you know that the model is whole"
+            }
             _ => return None,
         };
         Some(hint.to_string())
