@@ -26,6 +26,8 @@ pub enum GgufError {
     NotAModel { path: PathBuf, kind: NonModel },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
     Changed { path: PathBuf, expected: u64, found: u64 },
+    #[error("{} changed since it was read: expected sha256 {expected}, found {found}", path.display())]
+    Rewritten { path: PathBuf, expected: String, found: String },
     #[error("{}: tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}", path.display())]
     TensorPastEnd { path: PathBuf, tensor: String, end: u64, file_len: u64 },
     #[error("{}: expected an array of {expected}, found an array of {len} × {found}", path.display())]
@@ -188,7 +190,9 @@ impl GgufError {
             }
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
-            GgufError::Changed { .. } => "wait until nothing is writing to the file, then run again",
+            GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
+                "wait until nothing is writing to the file, then run again"
+            }
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
             }

@@ -19,8 +19,6 @@ pub enum UndoError {
     NoJournal { path: PathBuf },
     #[error("{} {problem}: a change in place would reach its other names too", path.display())]
     Linked { path: PathBuf, problem: String },
-    #[error("{} changed since it was read: expected sha256 {expected}, found {found}", path.display())]
-    Changed { path: PathBuf, expected: String, found: String },
     #[error("{} is not what {} is for: expected {expected}, found {found}", path.display(), journal_path(path).display())]
     Stranger { path: PathBuf, expected: String, found: String },
     #[error("{}: {problem}, which cannot be done in place", path.display())]
@@ -50,7 +48,6 @@ impl UndoError {
                     .into()
             }
             Self::Linked { .. } => "copy it to a file of its own, or write a copy with -o".into(),
-            Self::Changed { .. } => "wait until nothing is writing to the file, then run again".into(),
             Self::Stranger { path, .. } => format!(
                 "nothing was written; if {} was replaced on purpose, delete {}",
                 path.display(),

@@ -167,7 +167,10 @@ impl Journal {
     /// [`GgufError::BadJournal`] when it is none, or damaged; the open itself may fail.
     pub(super) fn open(path: &Path, write: bool) -> Result<Self, GgufError> {
         let opened = OpenOptions::new().read(true).write(write).open(path);
-        let file = opened.map_err(|source| GgufError::Read { path: path.into(), source })?;
+        let file = opened.map_err(|source| match write {
+            true => GgufError::from_output(path, "open", source),
+            false => GgufError::Read { path: path.into(), source },
+        })?;
         let bad = |problem: &'static str| GgufError::BadJournal { path: path.into(), problem };
         let truncated = |_| bad("it is cut short");
         let start = read_at(&file, 0, 16).map_err(truncated)?;
@@ -239,14 +242,14 @@ impl Journal {
     }
 
     /// The bytes that are on the move.
-    pub(super) fn batch(&self) -> Result<Vec<u8>, UndoError> {
+    pub(super) fn batch(&self) -> Result<Vec<u8>, GgufError> {
         let Range { start, end } = self.state.moving;
         self.read(self.batch_at(self.state.seq), end - start)
     }
 
-    pub(super) fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, UndoError> {
+    pub(super) fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, GgufError> {
         let path = || self.path.clone();
-        Ok(read_at(&self.file, at, len).map_err(|source| GgufError::Read { path: path(), source })?)
+        read_at(&self.file, at, len).map_err(|source| GgufError::Read { path: path(), source })
     }
 
     fn batch_at(&self, seq: u64) -> u64 {

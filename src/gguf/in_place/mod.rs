@@ -159,7 +159,7 @@ impl InPlace {
         let found = model.hash_original(progress)?;
         if found != change.sha256 {
             let expected = change.sha256.to_owned();
-            return Err(UndoError::Changed { path: path.clone(), expected, found });
+            return Err(GgufError::Rewritten { path: path.clone(), expected, found }.into());
         }
         // The lock first: from its name on, the journal is seen by others.
         model.lock()?;
@@ -208,8 +208,8 @@ impl InPlace {
     /// Bytes of the file as it was before.
     ///
     /// # Errors
-    /// [`UndoError`] when the file or the journal cannot be read.
-    pub fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, UndoError> {
+    /// [`GgufError`] when the file or the journal cannot be read.
+    pub fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.model.read_original(range)
     }
 
@@ -226,7 +226,7 @@ impl InPlace {
     ///
     /// # Errors
     /// [`UndoError`] when that cannot be recorded.
-    pub fn accept(mut self) -> Result<(), UndoError> {
+    pub fn accept(&mut self) -> Result<(), UndoError> {
         let at = self.model.journal.state.moving.start;
         self.model.journal.record(Phase::Done, at..at, &[])
     }

@@ -59,13 +59,13 @@ impl Model {
         Err(GgufError::BeingChanged { path: self.path.clone() }.into())
     }
 
-    fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, UndoError> {
+    fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, GgufError> {
         let path = self.path.clone();
-        Ok(read_at(&self.file, at, len).map_err(|source| GgufError::Read { path, source })?)
+        read_at(&self.file, at, len).map_err(|source| GgufError::Read { path, source })
     }
 
     /// Bytes of the original, wherever they are now.
-    pub(super) fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, UndoError> {
+    pub(super) fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         let mut bytes = Vec::new();
         let mut at = range.start;
         while at < range.end {
@@ -105,10 +105,7 @@ impl Model {
         }
         match self.hash_original(progress)? {
             found if found == *sha256 => Ok(()),
-            found => Err(stranger(
-                format!("that undoing gives sha256 {sha256}"),
-                format!("that it would give {found}"),
-            )),
+            found => Err(stranger(format!("sha256 {sha256} after undoing"), found)),
         }
     }
 
@@ -170,7 +167,7 @@ impl Model {
         }
         let found = digest::hex(&hash.finalize());
         if found != sha256 {
-            return Err(UndoError::Changed { path: self.path.clone(), expected: sha256, found });
+            return Err(GgufError::Rewritten { path: self.path.clone(), expected: sha256, found }.into());
         }
         self.journal.record(Phase::Restored, bytes..bytes, &[])
     }

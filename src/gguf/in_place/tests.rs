@@ -89,12 +89,13 @@ fn the_result_is_the_copy_and_undo_gives_the_original() {
     for (n, batch) in [(None, 64), (Some(1), BATCH), (Some(40), 7), (Some(40), 1000), (Some(3000), 64)] {
         let (_directory, path, base) = model();
         let wanted = copy(&Gguf::open(&path).unwrap(), n);
-        let in_place = change(&path, n, batch, None).unwrap();
+        let mut in_place = change(&path, n, batch, None).unwrap();
         in_place.prove(&mut |_, _| Ok(())).unwrap();
         assert_eq!(in_place.read_original(&(0..base.len() as u64)).unwrap(), base);
         assert!(matches!(Gguf::open(&path), Err(GgufError::BeingChanged { .. })));
         assert_eq!(in_place.open_changed().unwrap().file_len, wanted.len() as u64);
         in_place.accept().unwrap();
+        drop(in_place); // and with it the lock
         assert_eq!(fs::read(&path).unwrap(), wanted, "{n:?} {batch}");
         Gguf::open(&path).unwrap();
         assert!(matches!(check(&path), Err(UndoError::Journaled { .. })));
@@ -224,7 +225,7 @@ fn a_file_that_changed_since_it_was_hashed_is_left_alone() {
     fs::write(&path, &base).unwrap();
     let change = Change { rewrite: &rewrite, edited: &["w"], sha256: &sha256, batch: BATCH };
     let error = InPlace::begin(&change, &mut |_, _| Ok(())).unwrap_err();
-    assert!(matches!(error, UndoError::Changed { .. }), "{error}");
+    assert!(matches!(error, UndoError::Gguf(GgufError::Rewritten { .. })), "{error}");
     assert_eq!(fs::read(&path).unwrap(), base);
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
 }
