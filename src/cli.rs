@@ -43,6 +43,8 @@ pub enum Command {
     Ask(AskArgs),
     /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
     Eval(EvalArgs),
+    /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
+    Undo(UndoArgs),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -58,6 +60,10 @@ pub struct InjectArgs {
     /// Where to write [default: NAME-rosi.gguf beside the model].
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// Change MODEL itself; `rosi-gguf undo MODEL` puts it back from NAME.rosi-undo, which takes as much
+    /// room as the edited matrices.
+    #[arg(long, conflicts_with_all = ["output", "promote"])]
+    pub in_place: bool,
     /// What is searched, and how.
     #[command(flatten)]
     pub search: SearchArgs,
@@ -222,6 +228,20 @@ pub struct VerifyArgs {
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
+}
+
+/// Flags of `undo`.
+#[derive(Debug, Args)]
+pub struct UndoArgs {
+    /// The model that was changed in place.
+    #[arg(value_name = "FILE")]
+    pub model: PathBuf,
+    /// Leave the journal where it is.
+    #[arg(long)]
+    pub keep_journal: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of `ask`.

@@ -8,6 +8,7 @@ use crate::edit::EditError;
 use crate::evaluate::EvalError;
 use crate::gate::GateError;
 use crate::gguf::GgufError;
+use crate::gguf::in_place::UndoError;
 use crate::imatrix::ImatrixError;
 use crate::interrupt::Interrupted;
 use crate::llama::LlamaError;
@@ -74,6 +75,9 @@ pub enum Error {
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The file could not be changed in place, or put back.
+    #[error(transparent)]
+    Undo(#[from] UndoError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
@@ -135,6 +139,7 @@ impl Error {
             Self::Scar(e) => e.hint(),
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
+            Self::Undo(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

@@ -39,8 +39,10 @@ pub struct RunOptions {
 pub struct InjectOptions {
     /// The model.
     pub model: PathBuf,
-    /// Where to write.
+    /// Where to write; in place the model itself.
     pub output: PathBuf,
+    /// Whether the model itself is changed.
+    pub in_place: bool,
     /// How the right factor is chosen.
     pub method: Method,
     /// Layer, strength and budget.
@@ -100,20 +102,17 @@ impl InjectOptions {
     /// # Errors
     /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read.
     pub fn new(args: InjectArgs) -> Result<Self, Error> {
-        let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
-        if same_file(&output, &args.model) {
-            let hint = Some("give another name with -o; the input is never overwritten".into());
-            return Err(option("--output", format!("{} is the input itself", output.display()), hint));
-        }
+        let requant = parse_requant(&args.requant, args.promote.as_deref())?;
         Ok(Self {
+            output: output(&args, requant)?,
+            in_place: args.in_place,
             search: search_options(&args.search)?,
             lever: args.search.lever,
             direction: args.direction,
             resume: args.search.resume,
             system_prompt: system_prompt(&args.search)?,
-            requant: parse_requant(&args.requant, args.promote.as_deref())?,
+            requant,
             model: args.model,
-            output,
             method: args.search.method,
             imatrix: args.imatrix,
             prompts: args.search.prompts,
@@ -137,6 +136,7 @@ impl InjectOptions {
         Self::new(InjectArgs {
             model: args.model,
             output: Some(args.output),
+            in_place: false,
             search: args.search,
             direction: None,
             requant: "preserve".into(),
@@ -261,6 +261,25 @@ fn trials(trials: usize) -> Result<usize, Error> {
         1..=1000 => Ok(trials),
         _ => Err(option("--trials", format!("expected 1 to 1000, found {trials}"), None)),
     }
+}
+
+/// The file that is written.
+fn output(args: &InjectArgs, requant: Requant) -> Result<PathBuf, Error> {
+    if args.in_place {
+        return match requant {
+            Requant::Promote(_) => {
+                let hint = Some("write a copy, or leave the types as they are".into());
+                Err(option("--requant", "promote does not go with --in-place: the file grows".into(), hint))
+            }
+            _ => Ok(args.model.clone()),
+        };
+    }
+    let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
+    if same_file(&output, &args.model) {
+        let hint = "give another name with -o; only --in-place changes the input".to_owned();
+        return Err(option("--output", format!("{} is the input itself", output.display()), Some(hint)));
+    }
+    Ok(output)
 }
 
 /// `NAME-rosi.gguf` beside the input.

@@ -1,5 +1,7 @@
 //! What really changed between two files, from the files alone.
 
+use std::ops::Range;
+
 use serde::Serialize;
 
 use crate::edit::{self, Edit, EditError};
@@ -92,6 +94,9 @@ struct Sums {
     requested: f64,
 }
 
+/// Reads a range of a file.
+pub type ReadBytes<'a> = dyn Fn(&Range<u64>) -> Result<Vec<u8>, GgufError> + 'a;
+
 /// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
 /// claims none; every figure about them is computed from the two files' bytes.
 ///
@@ -103,10 +108,23 @@ pub fn verify(
     edits: &[Edit],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Verification, VerifyError> {
+    verify_against((base, &|range| base.read_bytes(range)), edited, edits, progress)
+}
+
+/// As [`verify`], with a base whose bytes, as its header places them, come from elsewhere.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_against(
+    (base, read): (&Gguf, &ReadBytes<'_>),
+    edited: &Gguf,
+    edits: &[Edit],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Verification, VerifyError> {
     check_same_model(base, edited)?;
     let mut result = Verification {
         untouched_identical: true,
-        metadata_preserved: metadata_preserved(base, edited)?,
+        metadata_preserved: metadata_preserved((base, read), edited)?,
         identical: 0,
         gain: None,
         cosine: None,
@@ -117,7 +135,7 @@ pub fn verify(
     for (i, (a, b)) in base.tensors.iter().zip(&edited.tensors).enumerate() {
         progress(i, base.tensors.len());
         let edit = edits.iter().find(|e| e.tensor == a.name);
-        let (old, new) = (base.read_tensor(a)?, edited.read_tensor(b)?);
+        let (old, new) = (read(&a.data)?, edited.read_tensor(b)?);
         if let Some(edit) = edit {
             total.requested += edit.norm_sq();
         }
@@ -164,14 +182,14 @@ fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
 }
 
 /// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside.
-fn metadata_preserved(base: &Gguf, edited: &Gguf) -> Result<bool, VerifyError> {
-    let records = |file: &Gguf| -> Result<Vec<Vec<u8>>, GgufError> {
+fn metadata_preserved((base, read): (&Gguf, &ReadBytes<'_>), edited: &Gguf) -> Result<bool, VerifyError> {
+    let records = |file: &Gguf, read: &ReadBytes<'_>| -> Result<Vec<Vec<u8>>, GgufError> {
         let kept = file.metadata.iter().filter(|kv| !kv.key.starts_with(KEY_PREFIX));
-        kept.map(|kv| file.read_bytes(&kv.bytes)).collect()
+        kept.map(|kv| read(&kv.bytes)).collect()
     };
     Ok(base.version == edited.version
         && base.alignment == edited.alignment
-        && records(base)? == records(edited)?)
+        && records(base, read)? == records(edited, &|range| edited.read_bytes(range))?)
 }
 
 /// The bytes of at most `n` rows from row `first` on.

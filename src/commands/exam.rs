@@ -164,9 +164,10 @@ impl Exam<'_> {
         Ok(After { examination, snapshot: self.snapshot(&mut engine)? })
     }
 
-    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted.
+    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; `None`
+    /// in place, where there is no room for a second file.
     pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
-        if !self.options.controls {
+        if !self.options.controls || self.options.in_place {
             return Ok(None);
         }
         let name = self.options.output.with_extension("control.gguf");

@@ -1,9 +1,11 @@
 //! `inject`: from a model to a safer copy of it.
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
 
 use crate::commands::direction::{self, Taken};
-use crate::commands::exam::Exam;
+use crate::commands::exam::{After, Before, Exam};
+use crate::commands::in_place;
 use crate::commands::journal;
 use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
@@ -11,7 +13,9 @@ use crate::commands::study::{self, Study};
 use crate::commands::write::{self, Change, Write};
 use crate::edit::Edit;
 use crate::error::{Error, ExitStatus};
-use crate::gguf::{AtomicFile, Gguf, sha256_file};
+use crate::evaluate::Score;
+use crate::gguf::in_place::journal_path;
+use crate::gguf::{self, AtomicFile, Gguf, GgufError, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{adapter, llama_version};
@@ -21,7 +25,7 @@ use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
 use crate::requant::Requant;
 use crate::search::journal::Journal;
-use crate::verify::{self, Verification};
+use crate::verify::{self, ReadBytes, Verification};
 
 /// Runs the injection.
 ///
@@ -42,17 +46,18 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         return Ok(ExitStatus::Done);
     }
     // Taken now, so that an output that cannot be written is known before the work.
-    let file = AtomicFile::create(&options.output, options.force)?;
+    let target = Target::of(options)?;
     let side_files = [&options.report, &options.save_adapter];
     side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
+    let seen = modified(&options.model);
     let input = file_facts(&options.model, &opened.gguf, printer)?;
     let mut journal = match &taken {
         None => journal::open(&opened, options, &prompts, &input, printer)?,
         Some(_) => Journal::off(),
     };
-    let job = Job { opened: &opened, options, prompts: &prompts, taken: taken.as_ref(), printer };
-    let done = job.run(input, file, &mut journal, start);
+    let job = Job { opened: &opened, options, prompts: &prompts, taken: taken.as_ref(), seen, printer };
+    let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);
     done
 }
@@ -63,7 +68,35 @@ struct Job<'a> {
     options: &'a InjectOptions,
     prompts: &'a PromptSet,
     taken: Option<&'a Taken>,
+    /// When the model was last written to, before it was hashed.
+    seen: Option<SystemTime>,
     printer: &'a Printer,
+}
+
+/// What is written.
+enum Target {
+    /// A copy, which has no name yet.
+    Copy(AtomicFile),
+    /// The model itself.
+    InPlace,
+}
+
+impl Target {
+    fn of(options: &InjectOptions) -> Result<Self, Error> {
+        if options.in_place {
+            gguf::in_place::check(&options.model)?;
+            return Ok(Self::InPlace);
+        }
+        Ok(Self::Copy(AtomicFile::create(&options.output, options.force)?))
+    }
+}
+
+/// What was found in the written file.
+struct Written {
+    output: FileFacts,
+    verification: Verification,
+    after: After,
+    requantized: Option<Score>,
 }
 
 impl Job<'_> {
@@ -71,11 +104,11 @@ impl Job<'_> {
     fn run(
         &self,
         input: FileFacts,
-        mut file: AtomicFile,
+        target: Target,
         journal: &mut Journal,
         start: Instant,
     ) -> Result<ExitStatus, Error> {
-        let Job { opened, options, prompts, taken, printer } = *self;
+        let Job { opened, options, prompts, taken, printer, .. } = *self;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
@@ -90,14 +123,11 @@ impl Job<'_> {
         let inputs = &study.material.inputs;
         let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
         let write = Write { source, plan, edits: &edits, inputs, requant };
-        write.write(Change::Edit(&provenance, study.along()), &mut file, printer)?;
-        let written = Gguf::open(file.temporary_path())?;
-        let verification = check_written(opened, &written, &edits, printer)?;
-        let after = exam.after(&written, &before)?;
-        let requantized = exam.requantized_control(write, &before)?;
-        let mut output = file_facts(file.temporary_path(), &written, printer)?;
-        output.path = options.output.display().to_string();
-        file.commit()?;
+        let change = (write, Change::Edit(&provenance, study.along()));
+        let Written { output, verification, after, requantized } = match target {
+            Target::Copy(file) => self.copy(file, change, (&exam, &before), &input)?,
+            Target::InPlace => self.in_place(change, (&exam, &before), &input)?,
+        };
 
         let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -120,6 +150,45 @@ impl Job<'_> {
             peak_memory: peak_memory(),
         };
         finish(&report, opened, &edits, options, printer)
+    }
+
+    /// Writes the copy, and gives it its name when it was found good.
+    fn copy(
+        &self,
+        mut file: AtomicFile,
+        (write, change): (Write<'_>, Change<'_>),
+        (exam, before): (&Exam<'_>, &Before),
+        input: &FileFacts,
+    ) -> Result<Written, Error> {
+        write.write(change, &mut file, self.printer)?;
+        let gguf = Gguf::open(file.temporary_path())?;
+        let base = &self.opened.gguf;
+        let verification =
+            check_written((base, &|range| base.read_bytes(range)), &gguf, write.edits, self.printer)?;
+        let after = exam.after(&gguf, before)?;
+        let requantized = exam.requantized_control(write, before)?;
+        let mut output = file_facts(file.temporary_path(), &gguf, self.printer)?;
+        output.path = self.options.output.display().to_string();
+        check_unchanged(input, base, self.seen, self.printer)?;
+        file.commit()?;
+        Ok(Written { output, verification, after, requantized })
+    }
+
+    /// Changes the model itself, and leaves it so when it was found good.
+    fn in_place(
+        &self,
+        change: (Write<'_>, Change<'_>),
+        (exam, before): (&Exam<'_>, &Before),
+        input: &FileFacts,
+    ) -> Result<Written, Error> {
+        let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
+            let base = (&self.opened.gguf, original);
+            let verification = check_written(base, changed, change.0.edits, self.printer)?;
+            let after = exam.after(changed, before)?;
+            let output = file_facts(&changed.path, changed, self.printer)?;
+            Ok(Written { output, verification, after, requantized: None })
+        };
+        in_place::change(change, &input.sha256, measure, self.printer)
     }
 
     fn provenance(&self, study: &Study, input: &FileFacts) -> Provenance {
@@ -179,6 +248,7 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),
         "output": options.output.display().to_string(),
+        "in_place": options.in_place,
         "architecture": plan.architecture,
         "method": options.method.name(),
         "writers": plan.writers.iter().map(|w| &w.tensor).collect::<Vec<_>>(),
@@ -190,17 +260,20 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         printer.data(serde_json::to_string_pretty(&facts).unwrap_or_default());
     }
     printer.say(format!(
-        "would edit {} matrices ({} MB) of {} and write {} ({} MB); nothing was run or written",
+        "would edit {} matrices ({} MB) of {} and {}; nothing was run or written",
         plan.writers.len(),
         edited / 1_000_000,
         opened.gguf.path.display(),
-        options.output.display(),
-        opened.gguf.file_len / 1_000_000
+        if options.in_place {
+            format!("keep the original ones in {}", journal_path(&options.model).display())
+        } else {
+            format!("write {} ({} MB)", options.output.display(), opened.gguf.file_len / 1_000_000)
+        }
     ));
 }
 
 /// Path, hash and size of the file that `gguf` was read from.
-pub(super) fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+pub(super) fn file_facts(path: &Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
     let bar = printer.bar("hashing", gguf.file_len);
     let sha256 = sha256_file(path, &mut |done, total| {
         bar.set_of(done, total);
@@ -239,15 +312,38 @@ pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions)
     }
 }
 
+/// When the file at `path` was last written to, where the system knows.
+fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|found| found.modified()).ok()
+}
+
+/// Refuses a copy of a model that somebody wrote to meanwhile: its keys would name another file.
+fn check_unchanged(
+    input: &FileFacts,
+    gguf: &Gguf,
+    seen: Option<SystemTime>,
+    printer: &Printer,
+) -> Result<(), Error> {
+    if seen.is_some() && modified(&gguf.path) == seen {
+        return Ok(());
+    }
+    let found = file_facts(&gguf.path, gguf, printer)?.sha256;
+    if found == input.sha256 {
+        return Ok(());
+    }
+    let (path, expected) = (gguf.path.clone(), input.sha256.clone());
+    Err(GgufError::Rewritten { path, expected, found }.into())
+}
+
 /// Reads the written file back; one that differs where it must not is never kept.
 fn check_written(
-    opened: &Opened,
+    base: (&Gguf, &ReadBytes<'_>),
     written: &Gguf,
     edits: &[Edit],
     printer: &Printer,
 ) -> Result<Verification, Error> {
     let bar = printer.bar("verifying", 1);
-    let v = verify::verify(&opened.gguf, written, edits, &mut |done, total| {
+    let v = verify::verify_against(base, written, edits, &mut |done, total| {
         bar.set_of(done as u64, total as u64)
     })?;
     if !v.untouched_identical {
@@ -257,6 +353,20 @@ fn check_written(
         return Err(Error::Damaged { what: "metadata".into() });
     }
     Ok(v)
+}
+
+fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
+    let (path, seconds) = (options.output.display(), report.seconds);
+    if !options.in_place {
+        return printer.say(format!("wrote {path} in {seconds:.0} s"));
+    }
+    let journal = journal_path(&options.model);
+    let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
+    printer.say(format!(
+        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {path}` puts the original back from {} ({} MB)",
+        journal.display(),
+        bytes / 1_000_000
+    ));
 }
 
 /// Prints, writes the side files, and says how it ended.
@@ -276,7 +386,7 @@ fn finish(
         write::write_whole(path, &bytes, options.force)?;
     }
     printer.say(report.summary());
-    printer.say(format!("wrote {} in {:.0} s", options.output.display(), report.seconds));
+    tell_where(report, options, printer);
     if let Requant::Promote(ggml_type) = options.requant {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let (before, after) = (megabytes(report.input.bytes), megabytes(report.output.bytes));

@@ -4,6 +4,7 @@ pub mod ask;
 pub mod direction;
 pub mod eval;
 mod exam;
+mod in_place;
 pub mod inject;
 pub mod inspect;
 mod journal;
@@ -12,6 +13,7 @@ mod material;
 mod provenance;
 mod session;
 mod study;
+pub mod undo;
 pub mod verify;
 mod write;
 
@@ -42,6 +44,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Direction(args) => direction::run(&InjectOptions::for_direction(*args)?, printer),
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
+        Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;
             ask::run(

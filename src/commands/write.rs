@@ -5,9 +5,9 @@ use std::path::Path;
 
 use crate::commands::provenance::Provenance;
 use crate::direction::Along;
-use crate::edit::Edit;
+use crate::edit::{Edit, EditError};
 use crate::error::Error;
-use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite};
+use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite, TensorInfo};
 use crate::interrupt;
 use crate::output::Printer;
 use crate::plan::Plan;
@@ -45,25 +45,13 @@ impl Write<'_> {
     pub fn write(&self, change: Change<'_>, file: &mut AtomicFile, printer: &Printer) -> Result<(), Error> {
         let source = self.source;
         let bar = printer.bar("writing", source.file_len);
-        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
-        if let Change::Edit(provenance, along) = change {
-            rewrite.added = provenance.keys();
-            rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
-            rewrite.types = self.types();
-        }
-        let written = rewrite.write_to(
+        let written = self.rewrite(change).write_to(
             file,
             &mut |tensor| {
-                let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-                let bytes = source.read_tensor(tensor)?;
-                Ok(Some(match change {
-                    Change::Edit(..) => {
-                        let nothing = InputModel::default();
-                        let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
-                        requant::apply(edit, (tensor, bytes), self.requant, inputs)?
-                    }
-                    Change::RequantizeOnly => requant::requantize_only(tensor, &bytes)?,
-                }))
+                if !self.edits.iter().any(|e| e.tensor == tensor.name) {
+                    return Ok(None);
+                }
+                Ok(Some(self.new_data(change, tensor, source.read_tensor(tensor)?)?))
             },
             &mut |done, total| {
                 bar.set_of(done, total);
@@ -74,6 +62,35 @@ impl Write<'_> {
         interrupt::check()?;
         written?;
         Ok(())
+    }
+
+    /// The copy, its tensor data apart.
+    pub fn rewrite(&self, change: Change<'_>) -> Rewrite<'_> {
+        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(self.source) };
+        if let Change::Edit(provenance, along) = change {
+            rewrite.added = provenance.keys();
+            rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
+            rewrite.types = self.types();
+        }
+        rewrite
+    }
+
+    /// The data that `tensor`, whose data is `bytes`, has in the copy.
+    pub fn new_data(
+        &self,
+        change: Change<'_>,
+        tensor: &TensorInfo,
+        bytes: Vec<u8>,
+    ) -> Result<Vec<u8>, EditError> {
+        let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(bytes) };
+        match change {
+            Change::Edit(..) => {
+                let nothing = InputModel::default();
+                let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
+                requant::apply(edit, (tensor, bytes), self.requant, inputs)
+            }
+            Change::RequantizeOnly => requant::requantize_only(tensor, &bytes),
+        }
     }
 
     /// The edited tensors that get another type.

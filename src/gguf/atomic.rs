@@ -113,7 +113,7 @@ impl Write for AtomicFile {
     }
 }
 
-fn directory_of(path: &Path) -> &Path {
+pub(super) fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -157,7 +157,7 @@ fn persist_new(temporary: NamedTempFile, path: &Path) -> io::Result<File> {
 }
 
 /// Makes the rename survive a power cut, where directories can be synced at all.
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());
     }

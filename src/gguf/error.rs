@@ -26,6 +26,8 @@ pub enum GgufError {
     NotAModel { path: PathBuf, kind: NonModel },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
     Changed { path: PathBuf, expected: u64, found: u64 },
+    #[error("{} changed since it was read: expected sha256 {expected}, found {found}", path.display())]
+    Rewritten { path: PathBuf, expected: String, found: String },
     #[error("{}: tensor '{tensor}' ends at byte {end}, past the end of the file at {file_len}", path.display())]
     TensorPastEnd { path: PathBuf, tensor: String, end: u64, file_len: u64 },
     #[error("{}: expected an array of {expected}, found an array of {len} × {found}", path.display())]
@@ -56,6 +58,12 @@ pub enum GgufError {
     OutputReadOnly { path: PathBuf, source: io::Error },
     #[error("no space left to write output {}", path.display())]
     OutputNoSpace { path: PathBuf, source: io::Error },
+    #[error("{} is half changed: a run of `inject --in-place` or `undo` was stopped", path.display())]
+    HalfChanged { path: PathBuf },
+    #[error("{} is being changed in place by another run", path.display())]
+    BeingChanged { path: PathBuf },
+    #[error("undo journal {} is damaged: {problem}", path.display())]
+    BadJournal { path: PathBuf, problem: &'static str },
     #[error("cannot {doing} output {}", path.display())]
     Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
@@ -182,7 +190,9 @@ impl GgufError {
             }
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
-            GgufError::Changed { .. } => "wait until nothing is writing to the file, then run again",
+            GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
+                "wait until nothing is writing to the file, then run again"
+            }
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
             }
@@ -195,6 +205,16 @@ impl GgufError {
             }
             GgufError::OutputReadOnly { .. } => "write to a directory that you own",
             GgufError::OutputNoSpace { .. } => "free some space, or write to another disk",
+            GgufError::HalfChanged { path } => {
+                return Some(format!(
+                    "put the original back with `rosi-gguf undo {0}`; if {0} was replaced since, delete {0}.rosi-undo",
+                    path.display()
+                ));
+            }
+            GgufError::BeingChanged { .. } => "wait until it is done",
+            GgufError::BadJournal { .. } => {
+                "get the model again, or delete the journal if you know that the model is whole"
+            }
             _ => return None,
         };
         Some(hint.to_string())

@@ -45,8 +45,9 @@ pub struct Split {
 }
 
 impl Gguf {
-    /// Opens a file and reads its header.
+    /// Opens a file and reads its header; refuses one whose change in place was never finished.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        super::in_place::refuse_unfinished(path)?;
         super::reader::open(path)
     }
 

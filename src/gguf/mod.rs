@@ -15,7 +15,7 @@
 //! [`Gguf::open`] reads the header only, trusts no number in it, and refuses what llama.cpp
 //! refuses. [`Rewrite`] copies a file byte for byte except for the tensors it is told to replace
 //! and the keys it is told to add. [`GgufBuilder`] writes a new file. [`AtomicFile`] makes sure
-//! that nothing half-written bears the final name.
+//! that nothing half-written bears the final name; [`in_place`] changes a file so that it can be put back.
 
 mod atomic;
 mod builder;
@@ -25,6 +25,7 @@ mod encode;
 mod error;
 mod ggml_type;
 mod header;
+pub mod in_place;
 mod metadata;
 mod reader;
 mod tensor_info;

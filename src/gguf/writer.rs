@@ -52,7 +52,34 @@ impl<'a> Rewrite<'a> {
         progress: &mut Progress<'_>,
     ) -> Result<u64, GgufError> {
         let header = self.plan_header()?;
-        let mut copier = Copier {
+        let mut copier = self.copier(&header, out, progress)?;
+        copier.write_header(&header)?;
+        match header.info {
+            None => copier.copy_data(replace)?,
+            Some(_) => copier.lay_data(self, replace)?,
+        }
+        copier.flush()?;
+        Ok(copier.done)
+    }
+
+    /// What the copy has before its tensor data.
+    pub fn header(&self) -> Result<Vec<u8>, GgufError> {
+        let header = self.plan_header()?;
+        let mut bytes = Vec::new();
+        self.copier(&header, &mut bytes, &mut |_, _| Ok(()))?.write_header(&header)?;
+        Ok(bytes)
+    }
+
+    fn copier<'c, 'p, W>(
+        &self,
+        header: &Header,
+        out: &'c mut W,
+        progress: &'c mut Progress<'p>,
+    ) -> Result<Copier<'c, 'p, W>, GgufError>
+    where
+        'a: 'c,
+    {
+        Ok(Copier {
             source: self.source,
             file: self.source.reopen()?,
             out,
@@ -60,24 +87,7 @@ impl<'a> Rewrite<'a> {
             buffer: Vec::new(),
             done: 0,
             total: header.data_start + header.data_len,
-        };
-        copier.copy(0..N_KV_AT)?;
-        copier.write(&header.n_kv.to_le_bytes())?;
-        for kept in &header.kept {
-            copier.copy(kept.clone())?;
-        }
-        copier.write(&header.added)?;
-        match &header.info {
-            None => copier.copy(self.source.info_bytes.clone())?,
-            Some(info) => copier.write(info)?,
-        }
-        copier.pad_to(header.data_start)?;
-        match header.info {
-            None => copier.copy_data(replace)?,
-            Some(_) => copier.lay_data(self, replace)?,
-        }
-        copier.flush()?;
-        Ok(copier.done)
+        })
     }
 
     fn plan_header(&self) -> Result<Header, GgufError> {
@@ -204,6 +214,19 @@ struct Copier<'a, 'p, W> {
 }
 
 impl<W: Write> Copier<'_, '_, W> {
+    /// Everything before the tensor data.
+    fn write_header(&mut self, header: &Header) -> Result<(), GgufError> {
+        self.copy(0..N_KV_AT)?;
+        self.write(&header.n_kv.to_le_bytes())?;
+        header.kept.iter().try_for_each(|kept| self.copy(kept.clone()))?;
+        self.write(&header.added)?;
+        match &header.info {
+            None => self.copy(self.source.info_bytes.clone())?,
+            Some(info) => self.write(info)?,
+        }
+        self.pad_to(header.data_start)
+    }
+
     fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
         let path = &self.source.path;
         self.out.write_all(bytes).map_err(|error| GgufError::from_write(path, error))?;

@@ -1,0 +1,129 @@
+//! `inject --in-place`: the file itself is changed, measured, and put back unless it is good.
+
+use crate::commands::write::{self, Write};
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::gguf::in_place::{BATCH, Change, InPlace, UndoError};
+use crate::interrupt;
+use crate::output::Printer;
+use crate::verify::ReadBytes;
+
+/// Changes the source of `write` in place. `measure` is given the changed file and the bytes of the
+/// original; when it fails, or the change does, or the user stops it, the original is put back.
+///
+/// # Errors
+/// [`Error`]; [`UndoError::NotRestored`] when the original could not be put back.
+pub fn change<T>(
+    (write, change): (Write<'_>, write::Change<'_>),
+    sha256: &str,
+    measure: impl FnOnce(&Gguf, &ReadBytes<'_>) -> Result<T, Error>,
+    printer: &Printer,
+) -> Result<T, Error> {
+    let rewrite = write.rewrite(change);
+    let edited: Vec<&str> = write.edits.iter().map(|edit| edit.tensor.as_str()).collect();
+    let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
+    let bar = printer.bar("saving what will change", 1);
+    let progress = &mut |done, total| {
+        bar.set_of(done, total);
+        interrupt::check().map_err(std::io::Error::other)
+    };
+    let mut file = match InPlace::begin(&what, progress) {
+        Ok(file) => file,
+        Err(error) => {
+            interrupt::check()?;
+            return Err(error.into());
+        }
+    };
+    drop(bar);
+    let done = apply(&mut file, &what, (write, change), printer).and_then(|()| {
+        let changed = file.open_changed()?;
+        measure(&changed, &|range| file.read_original(range))
+    });
+    let done = done.and_then(|measured| file.accept().map(|()| measured).map_err(Error::from));
+    done.map_err(|error| {
+        printer.say("putting the original back …");
+        let (path, after) = (write.source.path.clone(), error.to_string());
+        match file.restore() {
+            Ok(()) => error,
+            Err(source) => UndoError::NotRestored { path, after, source: Box::new(source) }.into(),
+        }
+    })
+}
+
+/// Changes the file, and proves that it can be put back.
+fn apply(
+    file: &mut InPlace,
+    what: &Change<'_>,
+    (write, change): (Write<'_>, write::Change<'_>),
+    printer: &Printer,
+) -> Result<(), Error> {
+    let bar = printer.bar("changing the file", write.source.file_len);
+    let mut progress = |done, total| {
+        bar.set_of(done, total);
+        interrupt::check().map_err(std::io::Error::other)
+    };
+    let applied = file
+        .apply(what, &mut |tensor, old| Ok(write.new_data(change, tensor, old)?), &mut progress)
+        // Tensors outside the edit are compared with nothing else: they have moved, and their hash is in this.
+        .and_then(|()| file.prove(&mut progress));
+    interrupt::check()?;
+    Ok(applied?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::commands::plan_of;
+    use crate::edit::Edit;
+    use crate::gguf::GgufBuilder;
+    use crate::gguf::in_place::journal_path;
+    use crate::requant::Requant;
+
+    /// Requantizes one tensor of a small model in place, and measures what `verdict` says.
+    fn try_it(path: &Path, verdict: Result<(), Error>) -> Result<(), Error> {
+        let source = Gguf::open(path).unwrap();
+        let plan = plan_of(&source).unwrap();
+        let sha256 = crate::gguf::sha256_file(path, &mut |_, _| Ok(())).unwrap();
+        let edit = Edit {
+            writer: 0,
+            tensor: "blk.0.attn_output.weight".into(),
+            n_expert: 1,
+            left: vec![1.0, 0.0, 0.0, 0.0],
+            right: vec![1.0; 4],
+            alpha: 1.0,
+            weight_norm_sq: 1.0,
+        };
+        let requant = Requant::Nearest;
+        let write = Write { source: &source, plan: &plan, edits: &[edit], inputs: &[], requant };
+        let what = (write, write::Change::RequantizeOnly);
+        let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
+            assert_eq!(original(&(0..4))?, b"GGUF");
+            assert_eq!(changed.tensors.len(), 3);
+            verdict
+        };
+        change(what, &sha256, measure, &Printer::new(true, 0))
+    }
+
+    #[test]
+    fn what_is_found_bad_is_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let model = GgufBuilder::new()
+            .string("general.architecture", "llama")
+            .kv("llama.block_count", crate::gguf::Value::U32(1))
+            .kv("llama.embedding_length", crate::gguf::Value::U32(4))
+            .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
+            .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
+            .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32]);
+        model.write_to(&mut std::fs::File::create(&path).unwrap()).unwrap();
+        let base = std::fs::read(&path).unwrap();
+        let bad = Error::LessSafe { edited: "1 of 2".into(), base: "2 of 2".into() };
+        assert!(matches!(try_it(&path, Err(bad)), Err(Error::LessSafe { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), base);
+        assert!(!journal_path(&path).exists());
+        try_it(&path, Ok(())).unwrap();
+        assert!(journal_path(&path).exists());
+    }
+}

@@ -1,0 +1,63 @@
+//! Why a file could not be changed in place, or put back.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::journal_path;
+use crate::gguf::GgufError;
+
+/// Why a file could not be changed in place, or put back. [`UndoError::hint`] says what to do about it.
+#[derive(thiserror::Error, Debug)]
+#[allow(missing_docs)] // each message documents its variant and names its fields
+pub enum UndoError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error("{} was changed in place before: {} holds what it was", path.display(), journal_path(path).display())]
+    Journaled { path: PathBuf },
+    #[error("there is no {}: {} was not changed in place, or was renamed since", journal_path(path).display(), path.display())]
+    NoJournal { path: PathBuf },
+    #[error("{} {problem}: a change in place would reach its other names too", path.display())]
+    Linked { path: PathBuf, problem: String },
+    #[error("{} is not what {} is for: expected {expected}, found {found}", path.display(), journal_path(path).display())]
+    Stranger { path: PathBuf, expected: String, found: String },
+    #[error("{}: {problem}, which cannot be done in place", path.display())]
+    Layout { path: PathBuf, problem: &'static str },
+    #[error("cannot compute new data for tensor '{tensor}'")]
+    Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
+    #[error("stopped while changing {}", path.display())]
+    Stopped { path: PathBuf, source: io::Error },
+    #[error("{} could not be put back ({source}) after: {after}", path.display())]
+    NotRestored { path: PathBuf, after: String, source: Box<UndoError> },
+}
+
+impl UndoError {
+    /// What to try next, where there is something to try.
+    pub fn hint(&self) -> Option<String> {
+        let undo = |path: &Path| format!("`rosi-gguf undo {}`", path.display());
+        Some(match self {
+            Self::Gguf(error) => return error.hint(),
+            Self::Journaled { path } => format!(
+                "put the original back with {}, or delete {} to keep the file as it is",
+                undo(path),
+                journal_path(path).display()
+            ),
+            Self::NoJournal { .. } => {
+                "give the file that `inject --in-place` changed, under its old name and \
+                                       with its journal beside it"
+                    .into()
+            }
+            Self::Linked { .. } => "copy it to a file of its own, or write a copy with -o".into(),
+            Self::Stranger { path, .. } => format!(
+                "nothing was written; if {} was replaced on purpose, delete {}",
+                path.display(),
+                journal_path(path).display()
+            ),
+            Self::Layout { .. } => "write a copy instead: leave out --in-place".into(),
+            Self::NotRestored { path, .. } => {
+                format!("its journal is whole: mend the cause, then run {}", undo(path))
+            }
+            Self::Replace { .. } | Self::Stopped { .. } => return None,
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! `inject --in-place` and `undo` on a real model. `scripts/test` sets the `ROSI_TEST_*` variables.
+
+#[path = "common/few_prompts.rs"]
+mod few_prompts;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rosi_gguf::gguf::in_place::{Phase, journal_path, phase};
+use rosi_gguf::gguf::sha256_file;
+
+use few_prompts::few_prompts;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn sha256(path: &Path) -> String {
+    sha256_file(path, &mut |_, _| Ok(())).unwrap()
+}
+
+fn rosi(args: &[&str], model: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args(args).arg(model).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A quick injection: no search, few prompts, no controls.
+fn inject(model: &Path, few: &Path, strength: &str) -> Command {
+    let mut command = rosi(&["inject"], model);
+    command.args(["--layer", "15", "--strength", strength, "--method", "published", "--force"]);
+    command.arg("--prompts").arg(few).arg("--no-controls");
+    command
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| !name.ends_with("search.jsonl"));
+    names.sort();
+    names
+}
+
+#[test]
+fn in_place_gives_the_copy_and_undo_the_original() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    let (model, copy) = (dir.path().join("m.gguf"), prompts.path().join("copy.gguf"));
+    std::fs::copy(variable("ROSI_TEST_MODEL_SMOLLM2"), &model).unwrap();
+    let base = sha256(&model);
+    let output = inject(&model, &few, "0.04").arg("-o").arg(&copy).output().unwrap();
+    assert!(copy.exists(), "{}", stderr(&output));
+    let started = Instant::now();
+    let output = inject(&model, &few, "0.04").arg("--in-place").output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("puts the original back from"), "{text}");
+    eprintln!("in place in {:.1?}:\n{}", started.elapsed(), text.lines().last().unwrap_or_default());
+    assert_eq!(sha256(&model), sha256(&copy));
+    assert_eq!(names(dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
+    let started = Instant::now();
+    let output = rosi(&["undo"], &model).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    eprintln!("undone in {:.1?}", started.elapsed());
+    assert_eq!(sha256(&model), base);
+    assert_eq!(names(dir.path()), ["m.gguf"]);
+}
+
+#[test]
+fn ctrl_c_amid_the_scoring_puts_the_original_back() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    let model = dir.path().join("m.gguf");
+    std::fs::copy(variable("ROSI_TEST_MODEL_SMOLLM2"), &model).unwrap();
+    let base = sha256(&model);
+    let started = Instant::now();
+    let child = inject(&model, &few, "0.04").arg("--in-place").spawn().unwrap();
+    while !journal_path(&model).exists() && started.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(phase(&model).unwrap(), Some(Phase::Changing));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
+    assert_eq!(sha256(&model), base);
+    assert_eq!(names(dir.path()), ["m.gguf"]);
+}
+
+#[test]
+fn a_less_safe_result_is_put_back() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    let model = dir.path().join("m.gguf");
+    std::fs::copy(variable("ROSI_TEST_MODEL_QWEN"), &model).unwrap();
+    let base = sha256(&model);
+    // As large as the weights themselves: nothing but broken text is left, which never counts as a refusal.
+    let output = inject(&model, &few, "1").arg("--in-place").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("putting the original back"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("its base"), "{}", stderr(&output));
+    assert_eq!(sha256(&model), base);
+    assert_eq!(names(dir.path()), ["m.gguf"]);
+}
