@@ -79,7 +79,7 @@ fn stage(outcome: &mut Outcome, dir: &Path, name: &str) {
 fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     stage(outcome, dir, "make");
     let (seeds, path) = (Seeds::load(), dir.join("model.gguf"));
-    let made = generate(&seeds, &outcome.run, &path)?;
+    let made = generate(&seeds, &outcome.run, false, &path)?;
     outcome.asked = made.asked;
     outcome.bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
     stage(outcome, dir, "load");
@@ -114,7 +114,30 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     }
     stage(outcome, dir, "edit");
     outcome.agreement = Some(edits::agree(&path, &plan, &model)?);
+    stage(outcome, dir, "scales");
+    with_scales(outcome, &seeds, &dir.join("scales.gguf"))?;
     stage(outcome, dir, "done");
+    Ok(())
+}
+
+/// The same comparison for a file in which every weight that may have a scale has one.
+fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), String> {
+    let made = generate(seeds, &outcome.run, true, path)?;
+    if made.tensors.iter().all(|name| !name.ends_with(".scale")) {
+        return Ok(());
+    }
+    let model = Model::load(path, 0, &mut |_| ()).map_err(|error| error.to_string())?;
+    let mut graph = Graph::default();
+    edits::logits(&mut edits::context(&model)?, Some(&mut graph))?;
+    let gguf = Gguf::open(path).map_err(|error| error.to_string())?;
+    let patches = Patches::embedded().map_err(|error| error.to_string())?;
+    let plan = Plan::resolve(&gguf, &patches).map_err(|error| error.to_string())?;
+    let tensors: HashSet<String> = made.tensors.into_iter().collect();
+    let n_embd = model.n_embd() as i64;
+    let (blocks, end) = walk::writers(&graph, &tensors, n_embd, &plan.residual_name, plan.n_layer);
+    let patch = patches.find(&plan.architecture).map_err(|error| error.to_string())?;
+    let found = differences(patch, &plan, &blocks, end.as_ref());
+    outcome.differences.extend(found.into_iter().map(|line| format!("with scales: {line}")));
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end
             let embedding = is_embedding(patch, name, layer);
             match planned.get(name.as_str()) {
                 Some(plan) => out.extend(ways(plan, writer)),
-                None if embedding => {}
+                None if embedding || turned_down(patch, name, layer, writer) => {}
                 None => out.push(format!("{name} is a writer in the graph{}, not in the file", shown(writer))),
             }
         }
@@ -43,6 +43,12 @@ fn is_embedding(patch: &ArchPatch, name: &str, layer: usize) -> bool {
         kind == WriterKind::Embedding && in_block(pattern, layer) == name
     };
     patch.writers.iter().any(|w| named(w.kind, &w.tensor))
+}
+
+/// Whether the file says that the matrix is no writer, and the graph turns what it writes elsewhere.
+fn turned_down(patch: &ArchPatch, name: &str, layer: usize, writer: &Writer) -> bool {
+    let named = patch.not_writers.iter().any(|pattern| in_block(pattern, layer) == name);
+    named && writer.ways.iter().all(|way| way.contains(&Step::Product))
 }
 
 fn shown(writer: &Writer) -> String {

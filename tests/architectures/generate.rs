@@ -21,9 +21,12 @@ pub struct Generated {
     pub tensors: Vec<String>,
 }
 
-/// Writes a random model of `run` to `path`.
-pub fn generate(seeds: &Seeds, run: &str, path: &Path) -> Result<Generated, String> {
-    let seed = &seeds.run[run];
+/// Writes a random model of `run` to `path`; `scales` puts in the factors that few files have.
+pub fn generate(seeds: &Seeds, run: &str, scales: bool, path: &Path) -> Result<Generated, String> {
+    let mut seed = seeds.run[run].clone();
+    if scales {
+        seed.keep.push(".scale".into());
+    }
     let mut keys = seeds.keys(run);
     let mut asked = Vec::new();
     let header = path.with_extension("header");
@@ -35,7 +38,7 @@ pub fn generate(seeds: &Seeds, run: &str, path: &Path) -> Result<Generated, Stri
         file.write_to(&mut File::create(&header).unwrap()).map_err(|e| e.to_string())?;
         match wanted_tensors(&header) {
             Ok(wanted) => {
-                let tensors = write_model(&keys, &wanted, (seed, run), path)?;
+                let tensors = write_model(&keys, &wanted, (&seed, run), path)?;
                 return Ok(Generated { asked, tensors });
             }
             Err(message) => asked.push(mend(seeds, &mut keys, &message)?),

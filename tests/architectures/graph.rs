@@ -27,11 +27,13 @@ impl Graph {
         if let Some(&index) = self.known.get(&node.id()) {
             return index;
         }
-        let src = (0..10).filter_map(|i| node.src(i)).map(|src| self.add(src)).collect();
+        // Known before its inputs are: a node may name itself among them.
+        let index = self.nodes.len();
+        self.known.insert(node.id(), index);
         let (name, op) = (node.name().to_string(), node.op().to_string());
-        self.nodes.push(Op { name, op, ne: node.ne(), src, scale: node.scale() });
-        self.known.insert(node.id(), self.nodes.len() - 1);
-        self.nodes.len() - 1
+        self.nodes.push(Op { name, op, ne: node.ne(), src: Vec::new(), scale: node.scale() });
+        self.nodes[index].src = (0..10).filter_map(|i| node.src(i)).map(|src| self.add(src)).collect();
+        index
     }
 
     /// The last node of this name.
@@ -41,9 +43,12 @@ impl Graph {
 
     /// The leaf that `index` is a view or another shape of.
     pub fn root(&self, mut index: usize) -> &Op {
-        while let ("VIEW" | "RESHAPE" | "TRANSPOSE" | "PERMUTE" | "CONT" | "CPY", Some(&src)) =
-            (self.nodes[index].op.as_str(), self.nodes[index].src.first())
-        {
+        for _ in 0..self.nodes.len() {
+            let ("VIEW" | "RESHAPE" | "TRANSPOSE" | "PERMUTE" | "CONT" | "CPY", Some(&src)) =
+                (self.nodes[index].op.as_str(), self.nodes[index].src.first())
+            else {
+                break;
+            };
             index = src;
         }
         &self.nodes[index]

@@ -114,7 +114,11 @@ impl<'a> Walk<'a> {
                 None => self.back(src[0], way),
             },
             "MUL_MAT" | "MUL_MAT_ID" => match self.weight(src[0]) {
-                Some(name) => self.writer(name, node.op == "MUL_MAT_ID", false, way.to_vec()),
+                // A narrower product is a coefficient of a mixture.
+                Some(name) if node.ne[0] == self.n_embd => {
+                    self.writer(name, node.op == "MUL_MAT_ID", false, way.to_vec());
+                }
+                Some(_) => {}
                 None => src.iter().take(2).for_each(|&s| self.further(s, way, Some(Step::Mix))),
             },
             "DSV4_HC_PRE" | "DSV4_HC_POST" => src.iter().for_each(|&s| self.further(s, way, Some(Step::Mix))),
