@@ -193,7 +193,11 @@ pub struct RunArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// The model.
-    pub model: PathBuf,
+    #[arg(required_unless_present = "architectures")]
+    pub model: Option<PathBuf>,
+    /// Instead of a model, the architectures that can be edited, what writes in them, and those that cannot.
+    #[arg(long, conflicts_with_all = ["model", "weights"])]
+    pub architectures: bool,
     /// Also read the weights: was a direction removed from them, as "uncensored" models are made?
     #[arg(long)]
     pub weights: bool,

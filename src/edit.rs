@@ -124,7 +124,7 @@ pub struct WriterWeights {
     pub mean_row: Vec<f32>,
     /// ‖W‖_F², f64.
     pub norm_sq: f64,
-    /// Gain of the norm between W and the stream, f32 `[n_embd]`, where there is one.
+    /// Gain of the norm between W and the stream, or the product of both, f32 `[n_embd]`.
     pub post_norm: Option<Vec<f32>>,
 }
 
@@ -214,8 +214,19 @@ pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeight
         return Err(EditError::NotFinite { tensor: writer.tensor.clone() });
     }
     let mean_row = sum.iter().map(|s| (s / n_embd as f64) as f32).collect();
-    let post_norm = writer.post_norm.as_deref().map(|name| read_gain(gguf, name, n_embd)).transpose()?;
+    let post_norm = read_gains(gguf, writer, n_embd)?;
     Ok(WriterWeights { mean_row, norm_sq, post_norm })
+}
+
+/// The product of the gains between the writer and the stream; `None` without a norm.
+fn read_gains(gguf: &Gguf, writer: &ResidualWriter, n_embd: usize) -> Result<Option<Vec<f32>>, EditError> {
+    let Some(name) = &writer.post_norm else { return Ok(None) };
+    let mut gain = read_gain(gguf, name, n_embd)?;
+    if let Some(name) = &writer.outer_norm {
+        let outer = read_gain(gguf, name, n_embd)?;
+        gain.iter_mut().zip(outer).for_each(|(g, o)| *g *= o);
+    }
+    Ok(Some(gain))
 }
 
 fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditError> {

@@ -8,22 +8,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+mod check;
+mod embedded;
+#[cfg(all(test, not(target_env = "msvc")))]
+mod ffi;
+mod table;
 #[cfg(test)]
 mod tests;
 
-/// The files in the binary, in the order in which they are searched.
-const EMBEDDED: &[(&str, &str)] = &[
-    ("deepseek2.toml", include_str!("../patches/deepseek2.toml")),
-    ("dense.toml", include_str!("../patches/dense.toml")),
-    ("gemma.toml", include_str!("../patches/gemma.toml")),
-    ("gemma3.toml", include_str!("../patches/gemma3.toml")),
-    ("llama.toml", include_str!("../patches/llama.toml")),
-    ("mistral.toml", include_str!("../patches/mistral.toml")),
-    ("qwen2.toml", include_str!("../patches/qwen2.toml")),
-    ("qwen3.toml", include_str!("../patches/qwen3.toml")),
-    ("qwen3vl.toml", include_str!("../patches/qwen3vl.toml")),
-    ("refused.toml", include_str!("../patches/refused.toml")),
-];
+use check::parse;
+use embedded::EMBEDDED;
+pub use table::{ArchitectureRow, markdown};
 
 /// More close names than this are noise.
 const MAX_CLOSE_NAMES: usize = 3;
@@ -36,20 +31,35 @@ pub struct ArchPatch {
     #[serde(skip)]
     pub file: String,
     /// Values of `general.architecture`.
+    #[serde(default)]
     pub architectures: Vec<String>,
     /// Name of the residual stream in the graph, without `-N`.
+    #[serde(default)]
     pub residual: String,
+    /// Where the graph keeps several residual streams side by side; most have one.
+    #[serde(default)]
+    pub streams: Streams,
     /// What becomes of the token embedding.
     #[serde(default)]
     pub embedding: EmbeddingPolicy,
     /// Tensors that look like writers and are none.
     #[serde(default)]
     pub not_writers: Vec<String>,
-    /// Why no model of these architectures can be edited.
-    pub refused: Option<String>,
+    /// Architectures whose models cannot be edited, and why.
+    #[serde(default)]
+    pub refused: BTreeMap<String, String>,
+    /// What the table of architectures says about the family.
+    pub note: Option<String>,
     /// The patterns.
     #[serde(default, rename = "writer")]
     pub writers: Vec<WriterPattern>,
+}
+
+impl ArchPatch {
+    /// Every architecture that the file speaks of, refused or not.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.architectures.iter().chain(self.refused.keys()).map(String::as_str)
+    }
 }
 
 /// One kind of matrix that writes into the residual stream.
@@ -73,11 +83,21 @@ pub struct WriterPattern {
     /// Blocks that it may be in.
     #[serde(default)]
     pub layers: LayerRange,
+    /// Tensor without which a block has no use for the pattern.
+    pub with: Option<String>,
+    /// Tensor that makes the pattern useless in the block that has it.
+    pub without: Option<String>,
+    /// Key of the number of experts that share one matrix.
+    pub experts_per_key: Option<String>,
     /// Gain of the norm between the matrix and the residual.
     pub post_norm: Option<String>,
     /// Whether that norm may be absent.
     #[serde(default)]
     pub post_norm_optional: bool,
+    /// Key without whose `true` there is no such norm.
+    pub post_norm_key: Option<String>,
+    /// Gain of a second norm, after the first.
+    pub outer_norm: Option<String>,
     /// Tensor by which llama.cpp multiplies the product, when the file has it.
     pub scale: Option<String>,
     /// Whether that scale multiplies a LoRA's contribution too.
@@ -102,6 +122,19 @@ pub enum ResidualAxis {
     Rows,
     /// `ne[0] = n_embd`: one GGUF row is a whole residual vector, as in `token_embd`.
     Cols,
+}
+
+/// How the residual node of a block lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Streams {
+    /// `[n_embd, n_tokens]`.
+    #[default]
+    One,
+    /// `[n_embd, n_streams, n_tokens]`: hyper-connections. Their mean is taken.
+    Inner,
+    /// `[n_embd, n_tokens, n_streams]`: the first one is taken.
+    Outer,
 }
 
 /// Where a writer sits; the order is the order of writing within a block.
@@ -165,6 +198,12 @@ impl WriterPattern {
         in_block(&self.tensor, layer)
     }
 
+    /// Whether no block can have a use for both patterns.
+    fn excludes(&self, other: &Self) -> bool {
+        let apart = |with: &Option<String>, without| with.is_some() && with == without;
+        apart(&self.with, &other.without) || apart(&other.with, &self.without)
+    }
+
     /// Whether every block has its own: the name holds `{i}`.
     pub fn per_block(&self) -> bool {
         self.tensor.contains("{i}")
@@ -195,8 +234,9 @@ impl Patches {
         let mut patches = Self::embedded()?.patches;
         for patch in &mut patches {
             patch.architectures.retain(|arch| own.named(arch).is_none());
+            patch.refused.retain(|arch, _| own.named(arch).is_none());
         }
-        patches.retain(|patch| !patch.architectures.is_empty());
+        patches.retain(|patch| patch.names().next().is_some());
         patches.extend(own.patches);
         Ok(Self { patches })
     }
@@ -209,7 +249,7 @@ impl Patches {
                 close: self.close_names(arch),
             });
         };
-        match &patch.refused {
+        match patch.refused.get(arch) {
             None => Ok(patch),
             Some(reason) => {
                 Err(PatchError::Refused { architecture: arch.to_string(), reason: reason.clone() })
@@ -219,16 +259,14 @@ impl Patches {
 
     /// Every architecture that can be edited, sorted.
     pub fn architectures(&self) -> Vec<&str> {
-        let editable = self.patches.iter().filter(|patch| patch.refused.is_none());
-        let names = editable.flat_map(|patch| &patch.architectures);
+        let names = self.patches.iter().flat_map(|patch| &patch.architectures);
         let mut names: Vec<&str> = names.map(String::as_str).collect();
         names.sort_unstable();
         names
     }
 
     fn named(&self, arch: &str) -> Option<&ArchPatch> {
-        let names_it = |patch: &&ArchPatch| patch.architectures.iter().any(|name| name == arch);
-        self.patches.iter().find(names_it)
+        self.patches.iter().find(|patch| patch.names().any(|name| name == arch))
     }
 
     fn from_files(files: impl Iterator<Item = (String, String)>) -> Result<Self, PatchError> {
@@ -236,9 +274,10 @@ impl Patches {
         let mut patches = Vec::new();
         for (file, text) in files {
             let patch = parse(&file, &text)?;
-            for arch in &patch.architectures {
-                if let Some(first) = seen.insert(arch.clone(), file.clone()) {
-                    return Err(PatchError::Duplicate { architecture: arch.clone(), first, second: file });
+            for arch in patch.names() {
+                if let Some(first) = seen.insert(arch.to_string(), file.clone()) {
+                    let architecture = arch.to_string();
+                    return Err(PatchError::Duplicate { architecture, first, second: file });
                 }
             }
             patches.push(patch);
@@ -311,22 +350,6 @@ fn default_true() -> bool {
     true
 }
 
-/// Parses and checks one file.
-fn parse(file: &str, text: &str) -> Result<ArchPatch, PatchError> {
-    let mut patch: ArchPatch = toml::from_str(text).map_err(|error| syntax_error(file, text, &error))?;
-    patch.file = file.to_string();
-    check(&patch)?;
-    Ok(patch)
-}
-
-fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> PatchError {
-    let start = error.span().map_or(0, |span| span.start);
-    let newlines = text.bytes().take(start).filter(|byte| *byte == b'\n');
-    let (line, message) = (1 + newlines.count(), error.message().trim().replace('\n', " "));
-    let file = file.to_string();
-    PatchError::Syntax { file, line, message }
-}
-
 /// Name and text of every `*.toml` in `dir`, sorted by name.
 fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     let unreadable = |path: &Path, source| {
@@ -363,87 +386,4 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-/// Refuses what serde cannot see.
-fn check(patch: &ArchPatch) -> Result<(), PatchError> {
-    let at = Place(&patch.file, String::new());
-    let named = patch.architectures.iter().all(|name| !name.is_empty());
-    let named = named && !patch.architectures.is_empty();
-    at.ensure(named, "architectures", "names", "nothing")?;
-    at.ensure(!patch.residual.is_empty(), "residual", "a name", "nothing")?;
-    for name in &patch.not_writers {
-        at.tensor_name("not_writers", name)?;
-    }
-    let (count, refused) = (patch.writers.len(), patch.refused.is_some());
-    let expected = ["at least one", "none beside `refused`"][usize::from(refused)];
-    at.ensure((count == 0) == refused, "writer", expected, &count.to_string())?;
-    for (index, writer) in patch.writers.iter().enumerate() {
-        let at = Place(&patch.file, format!("writer[{index}]."));
-        check_writer(&at, writer)?;
-        let group = patch.writers.iter().filter(|other| other.any_of == writer.any_of);
-        if let Some(label) = &writer.any_of {
-            at.ensure(group.count() > 1, "any_of", "a label used twice", label)?;
-        }
-        let known = patch.writers[..index].iter().any(|other| other.tensor == writer.tensor);
-        at.ensure(!known, "tensor", "each tensor once", &writer.tensor)?;
-    }
-    Ok(())
-}
-
-fn check_writer(at: &Place, writer: &WriterPattern) -> Result<(), PatchError> {
-    let (tensor, per_block) = (&writer.tensor, writer.per_block());
-    at.tensor_name("tensor", tensor)?;
-    let outside = matches!(writer.kind, WriterKind::Embedding | WriterKind::Other);
-    at.ensure(per_block || outside, "tensor", "a name with {i}", tensor)?;
-    for (field, name) in [("post_norm", &writer.post_norm), ("scale", &writer.scale)] {
-        let Some(name) = name else { continue };
-        at.tensor_name(field, name)?;
-        let same = name.contains("{i}") == per_block;
-        at.ensure(same, field, "{i} exactly when `tensor` has it", name)?;
-    }
-    let ok = !(writer.required && writer.any_of.is_some());
-    at.ensure(ok, "required", "no `any_of` beside it", "both")?;
-    let ok = !writer.experts || writer.axis == ResidualAxis::Rows;
-    at.ensure(ok, "axis", "`rows` with `experts`", "`cols`")?;
-    let ok = writer.post_norm.is_some() || !writer.post_norm_optional;
-    at.ensure(ok, "post_norm_optional", "a `post_norm`", "none")?;
-    let ok = writer.scale.is_some() || !writer.scale_after_lora;
-    at.ensure(ok, "scale_after_lora", "a `scale`", "none")?;
-    let (from, until) = (writer.layers.from, writer.layers.until.unwrap_or(u32::MAX));
-    let found = format!("{from} and {until}");
-    at.ensure(from < until, "layers", "`from` below `until`", &found)?;
-    let scale = writer.residual_scale.unwrap_or(1.0);
-    let ok = scale.is_finite() && scale != 0.0;
-    at.ensure(ok, "residual_scale", "finite, not 0", &scale.to_string())?;
-    let key = writer.residual_scale_key.as_deref().unwrap_or("none");
-    let ok = only_placeholder(key, "{arch}");
-    at.ensure(ok, "residual_scale_key", "no braces but {arch}", key)
-}
-
-/// A file, and the path of the table in it whose fields are checked.
-struct Place<'a>(&'a str, String);
-
-impl Place<'_> {
-    fn ensure(&self, ok: bool, field: &str, expected: &str, found: &str) -> Result<(), PatchError> {
-        let bad = PatchError::Field {
-            file: self.0.to_string(),
-            field: format!("{}{field}", self.1),
-            expected: expected.to_string(),
-            found: found.to_string(),
-        };
-        if ok { Ok(()) } else { Err(bad) }
-    }
-
-    fn tensor_name(&self, field: &str, name: &str) -> Result<(), PatchError> {
-        let plain = name.replace("{i}", "0");
-        let ok = plain.len() < 64 && !plain.is_empty() && !plain.contains(char::is_whitespace);
-        let ok = ok && only_placeholder(name, "{i}");
-        self.ensure(ok, field, "a tensor name with at most one {i}", name)
-    }
-}
-
-/// Whether `text` has at most one `placeholder` and no other brace.
-fn only_placeholder(text: &str, placeholder: &str) -> bool {
-    !text.replacen(placeholder, "", 1).contains(['{', '}'])
 }

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
 
-use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::gguf::{GgmlType, Gguf, TensorInfo, Value};
 use crate::patches::{
-    ArchPatch, EmbeddingPolicy, PatchError, Patches, ResidualAxis, ShapeFactor, WriterKind, WriterPattern,
-    in_block,
+    ArchPatch, EmbeddingPolicy, PatchError, Patches, ResidualAxis, ShapeFactor, Streams, WriterKind,
+    WriterPattern, in_block,
 };
 
 #[cfg(test)]
@@ -39,6 +39,8 @@ pub struct Plan {
     pub tied_embeddings: bool,
     /// Name of the residual stream after a block, without `-N`.
     pub residual_name: String,
+    /// How that node lies in memory.
+    pub streams: Streams,
     /// The writers, by block, then in the order in which they write.
     pub writers: Vec<ResidualWriter>,
     /// The writers of NextN blocks: to be edited in the file, never in an adapter.
@@ -69,6 +71,8 @@ pub struct ResidualWriter {
     pub ggml_type: GgmlType,
     /// Gain (the factor itself, F32 or F16 `[n_embd]`) of the norm between `W x` and the residual.
     pub post_norm: Option<String>,
+    /// Gain, likewise, of a second norm between the first and the residual.
+    pub outer_norm: Option<String>,
     /// F32 `[1]` or `[n_expert]`, multiplies `W x`: divide an edit of the file by it.
     pub scale: Option<String>,
     /// Whether `scale` multiplies what a LoRA adds too: then divide the adapter by it as well.
@@ -121,6 +125,7 @@ impl Plan {
             n_expert: model.n_expert,
             tied_embeddings,
             residual_name: patch.residual.clone(),
+            streams: patch.streams,
             writers,
             nextn_writers,
             warnings,
@@ -169,11 +174,7 @@ impl<'a> Model<'a> {
     fn writers(&self, layers: Range<usize>) -> Result<Vec<ResidualWriter>> {
         let mut writers = Vec::new();
         for layer in layers {
-            let here = |pattern: &&WriterPattern| match pattern.per_block() {
-                true => pattern.layers.contains(layer),
-                false => layer == 0,
-            };
-            for pattern in self.patch.writers.iter().filter(here) {
+            for pattern in self.patch.writers.iter().filter(|pattern| self.in_use(pattern, layer)) {
                 let slot = Slot { model: self, pattern, layer };
                 match self.gguf.tensor(&pattern.tensor_in(layer)) {
                     Some(tensor) => writers.push(slot.writer(tensor)?),
@@ -184,6 +185,26 @@ impl<'a> Model<'a> {
         }
         writers.sort_by_key(|writer| (writer.layer, writer.kind));
         Ok(writers)
+    }
+
+    /// Whether block `layer` is one of those that the pattern is about.
+    fn in_use(&self, pattern: &WriterPattern, layer: usize) -> bool {
+        let has = |name: &String| self.gguf.tensor(&in_block(name, layer)).is_some();
+        let placed = match pattern.per_block() {
+            true => pattern.layers.contains(layer),
+            false => layer == 0,
+        };
+        placed && pattern.with.as_ref().is_none_or(has) && !pattern.without.as_ref().is_some_and(has)
+    }
+
+    /// How many matrices a tensor of experts has.
+    fn experts(&self, pattern: &WriterPattern) -> Result<u64> {
+        let Some(key) = &pattern.experts_per_key else {
+            return Ok(self.n_expert);
+        };
+        let key = key.replace("{arch}", self.architecture);
+        let shared = integer(self.gguf, &key, 1, MAX_EXPERTS)?;
+        shared.map(|shared| self.n_expert / shared).ok_or_else(|| PlanError::key_missing(&key))
     }
 
     /// Every tensor that looks like a writer and is neither in `writers` nor in `nextn`.
@@ -228,7 +249,7 @@ impl Slot<'_> {
     fn writer(&self, tensor: &TensorInfo) -> Result<ResidualWriter> {
         let (pattern, n_embd) = (self.pattern, self.model.n_embd);
         let n_expert = match pattern.experts {
-            true => self.model.n_expert,
+            true => self.model.experts(pattern)?,
             false => 1,
         };
         let (free, n_in) = match pattern.axis {
@@ -240,7 +261,7 @@ impl Slot<'_> {
         if tensor.ne != expected || n_in == 0 || n_expert == 0 {
             return Err(PlanError::shape(tensor, &shape_text(expected, Some(free))));
         }
-        let scale = self.scale(n_expert)?;
+        let (scale, normed) = (self.scale(n_expert)?, self.is_normed());
         // GGML_ASSERT in llm_graph_context::build_ffn: llama.cpp would abort.
         let nvfp4 = tensor.ggml_type == GgmlType::NVFP4;
         let aborts = nvfp4 && scale.is_some() && pattern.scale_after_lora;
@@ -253,7 +274,8 @@ impl Slot<'_> {
             n_out: n_embd,
             n_expert,
             ggml_type: tensor.ggml_type,
-            post_norm: self.post_norm()?,
+            post_norm: self.norm(pattern.post_norm.as_ref().filter(|_| normed))?,
+            outer_norm: self.norm(pattern.outer_norm.as_ref().filter(|_| normed))?,
             scale,
             scale_after_lora: pattern.scale_after_lora,
             residual_scale: self.residual_scale()?,
@@ -268,7 +290,7 @@ impl Slot<'_> {
         if pattern.any_of.is_some() {
             let group = self.model.patch.writers.iter();
             let group = group.filter(|other| other.any_of == pattern.any_of);
-            let group = group.filter(|other| other.layers.contains(layer));
+            let group = group.filter(|other| self.model.in_use(other, layer));
             candidates = group.map(|other| other.tensor_in(layer)).collect();
         } else if !pattern.required {
             return Ok(());
@@ -280,8 +302,15 @@ impl Slot<'_> {
         Err(PlanError::MissingWriter { layer, candidates, family })
     }
 
-    fn post_norm(&self) -> Result<Option<String>> {
-        let Some(pattern) = &self.pattern.post_norm else {
+    /// Whether the key of the norm, if there is one, says that the graph has the norm.
+    fn is_normed(&self) -> bool {
+        let Model { gguf, architecture, .. } = self.model;
+        let key = self.pattern.post_norm_key.as_ref().map(|key| key.replace("{arch}", architecture));
+        key.is_none_or(|key| gguf.get(&key) == Some(&Value::Bool(true)))
+    }
+
+    fn norm(&self, pattern: Option<&String>) -> Result<Option<String>> {
+        let Some(pattern) = pattern else {
             return Ok(None);
         };
         let norm = in_block(pattern, self.layer);

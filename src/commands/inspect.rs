@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::cli::InspectArgs;
 use crate::commands::provenance::Provenance;
-use crate::commands::session::Opened;
+use crate::commands::session::{self, Opened};
 use crate::error::{Error, ExitStatus};
 use crate::output::{Printer, Table};
+use crate::patches;
 use crate::scar::{self, FileSource, Findings, Scar};
 
 #[derive(Serialize)]
@@ -59,7 +60,10 @@ struct WriterRow {
 /// # Errors
 /// [`Error`] when the file cannot be opened or its architecture is unknown.
 pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let opened = Opened::new(&args.model, args.patches.as_deref())?;
+    let Some(model) = &args.model else {
+        return architectures(args, printer);
+    };
+    let opened = Opened::new(model, args.patches.as_deref())?;
     let mut inspection = inspect(&opened);
     if args.weights {
         let bar = printer.bar("reading the weights", 1);
@@ -72,6 +76,16 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         printer.data(serde_json::to_string_pretty(&inspection).unwrap_or_default());
     } else {
         printer.data(describe(&inspection));
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// Prints the table of architectures.
+fn architectures(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
+    let rows = session::patches(args.patches.as_deref())?.table();
+    match args.json {
+        true => printer.data(serde_json::to_string_pretty(&rows).unwrap_or_default()),
+        false => printer.data(patches::markdown(&rows).trim_end()),
     }
     Ok(ExitStatus::Done)
 }

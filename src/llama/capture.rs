@@ -8,6 +8,7 @@ use ndarray::{Array2, Array3};
 use super::LlamaError;
 use super::hook::{EvalHook, Node};
 use crate::activations::{Activations, WriterInputs};
+use crate::patches::Streams;
 use crate::plan::Plan;
 
 /// Most memory for the last-token inputs of all writers together; beyond it fewer prompts are kept.
@@ -20,6 +21,8 @@ pub struct Capture {
     n_embd: usize,
     /// Graph name of the residual after each layer → layer.
     residual: HashMap<String, usize>,
+    /// How those nodes lie in memory.
+    streams: Streams,
     /// Weight name → index of the writer; mixtures of experts are left to the graph's router.
     inputs: HashMap<String, usize>,
     n_in: Vec<usize>,
@@ -38,6 +41,7 @@ impl Capture {
             n_layer: plan.n_layer,
             n_embd: plan.n_embd as usize,
             residual,
+            streams: plan.streams,
             inputs: dense.map(|(i, w)| (w.tensor.clone(), i)).collect(),
             n_in: plan.writers.iter().map(|w| w.n_in as usize).collect(),
             n_sample: 0,
@@ -54,7 +58,8 @@ impl Capture {
     #[cfg(test)]
     pub(super) fn nothing() -> Self {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
-        Self { n_layer: 0, n_embd: 0, residual, inputs, n_in: Vec::new(), n_sample: 0, n_tail: 0 }
+        let streams = Streams::One;
+        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, n_in: Vec::new(), n_sample: 0, n_tail: 0 }
     }
 
     /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
@@ -149,14 +154,13 @@ impl<'a> CaptureHook<'a> {
         Some((writer, node.src(1)?))
     }
 
-    /// Rows of `node` at the last tokens: in the last layer llama.cpp computes only those.
-    fn last_rows(&self, node: Node<'_>, row_len: usize) -> Result<Vec<usize>, LlamaError> {
+    /// Which of the `n` tokens of `node` are last ones: in the last layer llama.cpp computes only those.
+    fn last_tokens(&self, node: Node<'_>, row_len: usize, n: i64) -> Result<Vec<usize>, LlamaError> {
         let ne = node.ne();
-        let rows = ne[1..].iter().product::<i64>();
-        if ne[0] == row_len as i64 && rows == self.keep.n_tokens as i64 {
+        if ne[0] == row_len as i64 && n == self.keep.n_tokens as i64 {
             return Ok(self.keep.last.clone());
         }
-        if ne[0] == row_len as i64 && rows == self.keep.last.len() as i64 {
+        if ne[0] == row_len as i64 && n == self.keep.last.len() as i64 {
             return Ok((0..self.keep.last.len()).collect());
         }
         Err(LlamaError::NodeShape { name: node.name().into(), expected: row_len, found: ne })
@@ -172,17 +176,29 @@ impl<'a> CaptureHook<'a> {
     }
 
     fn take_residual(&mut self, node: Node<'_>, layer: usize) -> Result<(), LlamaError> {
-        for (i, row) in self.last_rows(node, self.capture.n_embd)?.into_iter().enumerate() {
-            self.read(node, row)?;
+        let ne = node.ne();
+        let (n_tokens, n_streams) = match self.capture.streams {
+            Streams::One => (ne[1] * ne[2] * ne[3], 1),
+            Streams::Inner => (ne[2] * ne[3], ne[1]),
+            Streams::Outer => (ne[1], 1), // the first stream comes first
+        };
+        let n_streams = n_streams as usize;
+        for (i, token) in self.last_tokens(node, self.capture.n_embd, n_tokens)?.into_iter().enumerate() {
+            let mut mean = vec![0.0f32; self.capture.n_embd];
+            for stream in 0..n_streams {
+                self.read(node, token * n_streams + stream)?;
+                mean.iter_mut().zip(&self.row).for_each(|(m, v)| *m += v / n_streams as f32);
+            }
             let at = ndarray::s![self.keep.first + i, layer, ..];
-            copy(&self.row, self.activations.residual.slice_mut(at));
+            copy(&mean, self.activations.residual.slice_mut(at));
         }
         Ok(())
     }
 
     fn take_input(&mut self, node: Node<'_>, writer: usize) -> Result<(), LlamaError> {
-        let last = self.last_rows(node, self.capture.n_in[writer])?;
-        let all = node.ne()[1..].iter().product::<i64>() == self.keep.n_tokens as i64;
+        let n_tokens = node.ne()[1..].iter().product::<i64>();
+        let last = self.last_tokens(node, self.capture.n_in[writer], n_tokens)?;
+        let all = n_tokens == self.keep.n_tokens as i64;
         for (i, row) in last.into_iter().enumerate() {
             let at = self.keep.first + i;
             if at < self.activations.inputs[writer].last.nrows() {

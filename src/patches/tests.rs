@@ -79,11 +79,63 @@ fn unknown_architecture_lists_close_names() {
 }
 
 #[test]
-fn encoders_are_refused_with_a_reason() {
-    let error = embedded().find("bert").unwrap_err();
-    assert!(matches!(error, PatchError::Refused { .. }));
-    assert!(error.to_string().contains("encoder"));
-    assert!(!embedded().architectures().contains(&"bert"));
+fn what_cannot_be_edited_is_refused_with_its_own_reason() {
+    for (architecture, reason) in [("bert", "encoder"), ("dream", "diffusion"), ("eagle3", "draft head")] {
+        let error = embedded().find(architecture).unwrap_err();
+        assert!(matches!(error, PatchError::Refused { .. }));
+        assert!(error.to_string().contains(reason), "{error}");
+        assert!(!embedded().architectures().contains(&architecture));
+    }
+}
+
+#[test]
+fn a_directory_can_take_back_a_refusal() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("mine.toml"), toy("").replace("\"toy\"", "\"dream\"")).unwrap();
+    let patches = Patches::with_dir(dir.path()).unwrap();
+    assert_eq!(patches.find("dream").unwrap().file, "mine.toml");
+    assert!(patches.find("llada").unwrap_err().to_string().contains("diffusion"));
+}
+
+/// Names of `general.architecture` that the linked llama.cpp knows, and those that the files know.
+#[cfg(not(target_env = "msvc"))]
+#[test]
+fn the_files_name_what_llama_cpp_knows_and_nothing_else() {
+    let known = ffi::architectures();
+    assert!(known.len() > 100, "only {} names: has `enum llm_arch` changed?", known.len());
+    let patches = embedded();
+    let missing: Vec<&String> = known.iter().filter(|name| patches.named(name).is_none()).collect();
+    assert!(missing.is_empty(), "no patches/*.toml names {missing:?}");
+    let named = patches.patches.iter().flat_map(ArchPatch::names);
+    let invented: Vec<&str> = named.filter(|name| !known.iter().any(|known| known == name)).collect();
+    assert!(invented.is_empty(), "llama.cpp does not know {invented:?}");
+}
+
+/// With `ROSI_WRITE_DOCS=1` in the environment the file is written instead.
+#[test]
+fn the_table_of_architectures_is_up_to_date() {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/architectures.md"));
+    let expected = markdown(&embedded().table());
+    if std::env::var_os("ROSI_WRITE_DOCS").is_some() {
+        fs::write(path, &expected).unwrap();
+    }
+    let found = fs::read_to_string(path).unwrap_or_default();
+    assert!(found == expected, "docs/architectures.md is old: run this test with ROSI_WRITE_DOCS=1");
+}
+
+#[test]
+fn embedded_files_pair_scales_with_their_tensors() {
+    for patch in &embedded().patches {
+        for writer in &patch.writers {
+            let stem = writer.tensor.trim_end_matches(".weight");
+            let scale = writer.scale.as_deref().map(|scale| scale.trim_end_matches(".scale"));
+            assert!(scale.is_none_or(|scale| scale == stem), "{}: {stem}", patch.file);
+            let later = writer.scale_after_lora && writer.experts;
+            assert!(!later, "{}: build_lora_mm_id scales before the LoRA", patch.file);
+            let embedding = writer.kind == WriterKind::Embedding;
+            assert_eq!(embedding, writer.axis == ResidualAxis::Cols, "{}: {stem}", patch.file);
+        }
+    }
 }
 
 #[test]
@@ -124,8 +176,9 @@ fn an_architecture_named_twice_is_refused() {
 fn what_is_no_patch_file_is_refused_with_its_line() {
     for (text, expected) in [
         ("architectures = [", "toy.toml, line 1: "),
-        ("architectures = [\"toy\"]", "missing field `residual`"),
-        ("residual = \"l_out\"", "missing field `architectures`"),
+        ("architectures = [\"toy\"]", "`residual`: expected a name, found nothing"),
+        ("residual = \"l_out\"", "`architectures`: expected at least one name, found none"),
+        ("[refused]\ntoy = 3", "toy.toml, line 2: invalid type: integer `3`, expected a string"),
         (&toy("lora = 1"), "toy.toml, line 8: invalid type: integer `1`, expected a boolean"),
         (&toy("layers = { to = 1 }"), "unknown field `to`, expected `from` or `until`"),
         (&toy("").replace("rows", "both"), "unknown variant `both`, expected `rows` or `cols`"),
@@ -142,16 +195,29 @@ fn what_is_no_patch_file_is_refused_with_its_line() {
 fn senseless_fields_are_refused_by_name() {
     let both = "required = true\nany_of = \"ffn\"";
     for (text, expected) in [
-        (toy("").replace("[\"toy\"]", "[]"), "`architectures`: expected names"),
-        (toy("").replace("\"toy\"", "\"\""), "`architectures`: expected names"),
+        (toy("").replace("[\"toy\"]", "[]"), "`architectures`: expected at least one name"),
+        (toy("").replace("\"toy\"", "\"\""), "`architectures`: expected names and reasons"),
+        (toy("[refused]\nelse = \"\""), "`architectures`: expected names and reasons"),
         (toy("").replace("\"l_out\"", "\"\""), "`residual`: expected a name"),
         (toy("").replace(WRITER, ""), "`writer`: expected at least one, found 0"),
-        (format!("refused = \"why\"\n{}", toy("")), "`writer`: expected none beside `refused`, found 1"),
+        (
+            format!("{WRITER}[refused]\ntoy = \"why\""),
+            "`writer`: expected none without `architectures`, found 1",
+        ),
         (format!("not_writers = [\"a b\"]\n{}", toy("")), "`not_writers`: expected a tensor name"),
         (toy("").replace("{i}", "{n}"), "`writer[0].tensor`: expected a tensor name"),
         (toy("").replace("{i}", "{i}{i}"), "`writer[0].tensor`: expected a tensor name"),
         (toy("").replace("{i}", "0"), "`writer[0].tensor`: expected a name with {i}"),
-        (toy(WRITER), "`writer[1].tensor`: expected each tensor once"),
+        (toy(WRITER), "`writer[1].tensor`: expected each tensor once in a block"),
+        (
+            toy(&format!("with = \"blk.{{i}}.x\"{WRITER}with = \"blk.{{i}}.x\"")),
+            "`writer[1].tensor`: expected each",
+        ),
+        (toy("with = \"x\""), "`writer[0].with`: expected {i} exactly when"),
+        (toy("without = \"a b\""), "`writer[0].without`: expected a tensor name"),
+        (toy("outer_norm = \"blk.{i}.n\""), "`writer[0].outer_norm`: expected a `post_norm`"),
+        (toy("post_norm_key = \"k\""), "`writer[0].post_norm_key`: expected a `post_norm`"),
+        (toy("experts_per_key = \"k\""), "`writer[0].experts_per_key`: expected `experts`"),
         (toy("post_norm = \"norm\""), "`writer[0].post_norm`: expected {i} exactly when"),
         (toy("scale = \"s.{j}\""), "`writer[0].scale`: expected a tensor name"),
         (toy(both), "`writer[0].required`: expected no `any_of` beside it, found both"),

@@ -161,6 +161,7 @@ fn a_writer_is_described_in_full() {
         n_expert: 1,
         ggml_type: GgmlType::F32,
         post_norm: None,
+        outer_norm: None,
         scale: None,
         scale_after_lora: true,
         residual_scale: 1.0,
@@ -406,4 +407,67 @@ fn split_files_and_unknown_architectures_are_refused() {
     let hint = toy.resolve().unwrap_err().hint().unwrap();
     assert!(hint.contains("llama-gguf-split --merge"));
     Toy::dense("lama").fails("names architecture `lama`, close names: llama");
+}
+
+#[test]
+fn a_pattern_can_ask_for_another_tensor_of_the_block() {
+    let toy = Toy::new("nemotron_h_moe", 2).key("expert_count", N_EXPERT as u32);
+    let toy = toy.tensor("blk.0.ssm_out.weight", &[4, N_EMBD]);
+    let latent = toy.clone().tensor("blk.1.ffn_latent_up.weight", &[5, N_EMBD]);
+    let latent = latent.tensor("blk.1.ffn_down_exps.weight", &[N_FF, 5, N_EXPERT]).plan();
+    assert_eq!(names(&latent.writers), ["blk.0.ssm_out.weight", "blk.1.ffn_latent_up.weight"]);
+    assert_eq!([latent.writers[0].lora, latent.writers[1].lora], [true, false]);
+    assert_eq!(latent.residual_node(1), "nemotron_h_block_out-1");
+    let wide = toy.clone().tensor("blk.1.ffn_down_exps.weight", &[N_FF, N_EMBD, N_EXPERT]).plan();
+    assert_eq!(names(&wide.writers)[1], "blk.1.ffn_down_exps.weight");
+    toy.fails("block 1: expected tensor `blk.1.attn_output.weight` or `blk.1.ssm_out.weight` or");
+}
+
+#[test]
+fn one_tensor_can_mean_two_things() {
+    let toy = Toy::dense("kimi-linear").tensor("blk.0.ssm_f_a.weight", &[N_EMBD, 2]);
+    let plan = toy.blocks("attn_output.scale", &[1]).plan();
+    let lora: Vec<bool> = plan.writers.iter().map(|writer| writer.lora).collect();
+    let scales: Vec<bool> = plan.writers.iter().map(|writer| writer.scale.is_some()).collect();
+    assert_eq!((lora, scales), (vec![false, true, true, true], vec![false, false, true, false]));
+    let toy = Toy::moe("cohere2moe").tensor("blk.1.ffn_down_shexp.weight", &[N_FF, N_EMBD]);
+    let plan = toy.tensor("blk.1.ffn_up_shexp.weight", &[N_EMBD, N_FF]).plan();
+    let factors: Vec<f64> = plan.writers.iter().map(|writer| writer.residual_scale).collect();
+    assert_eq!(factors, [1.0, 1.0, 1.0, 0.5, 0.5]);
+}
+
+#[test]
+fn a_second_norm_is_named_too() {
+    let toy = Toy::moe("gemma4").gemma_norms().blocks("ffn_down.weight", &[N_FF, N_EMBD]);
+    let toy =
+        toy.tensor("blk.1.ffn_gate_inp.weight", &[N_EMBD, N_EXPERT]).without("blk.0.ffn_down_exps.weight");
+    let toy = toy.tensor("blk.1.post_ffw_norm_1.weight", &[N_EMBD]);
+    toy.fails("expected the gain of the norm after `blk.1.ffn_down_exps.weight`, found none");
+    let plan = toy.tensor("blk.1.post_ffw_norm_2.weight", &[N_EMBD]).plan();
+    let norms = plan.writers.iter().map(|w| (w.post_norm.as_deref(), w.outer_norm.as_deref()));
+    let norms: Vec<_> = norms.collect();
+    assert_eq!(norms[1], (Some("blk.0.post_ffw_norm.weight"), None));
+    assert_eq!(norms[3], (Some("blk.1.post_ffw_norm_1.weight"), Some("blk.1.post_ffw_norm.weight")));
+    assert_eq!(norms[4].0, Some("blk.1.post_ffw_norm_2.weight"));
+}
+
+#[test]
+fn a_norm_can_depend_on_a_key() {
+    let toy = Toy::dense("chameleon").blocks("attn_norm.weight", &[N_EMBD]);
+    let toy = toy.blocks("ffn_norm.weight", &[N_EMBD]);
+    assert!(toy.plan().writers.iter().all(|writer| writer.post_norm.is_none()));
+    let plan = toy.clone().value("swin_norm", Value::Bool(true)).plan();
+    assert_eq!(plan.writers[1].post_norm.as_deref(), Some("blk.0.ffn_norm.weight"));
+    assert!(toy.value("swin_norm", Value::Bool(false)).plan().writers[0].post_norm.is_none());
+}
+
+#[test]
+fn experts_can_share_a_matrix() {
+    let toy = Toy::moe("grovemoe").key("expert_count", 6).value("expert_group_scale", Value::F32(0.05));
+    let toy = toy.blocks("ffn_down_exps.weight", &[N_FF, N_EMBD, 6]);
+    let toy = toy.blocks("ffn_down_chexps.weight", &[5, N_EMBD, 3]);
+    toy.fails("key `grovemoe.experts_per_group`: expected a value, found none");
+    let plan = toy.clone().key("experts_per_group", 2).plan();
+    assert_eq!((plan.writers[2].n_expert, plan.writers[2].residual_scale as f32), (3, 0.05));
+    toy.key("experts_per_group", 3).fails("`blk.0.ffn_down_chexps.weight`: expected [n, 8, 2]");
 }
