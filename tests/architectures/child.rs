@@ -11,7 +11,7 @@ use rosi_gguf::patches::{PatchError, Patches};
 use rosi_gguf::plan::{Plan, PlanError};
 use serde::{Deserialize, Serialize};
 
-use super::compare::{differences, listed};
+use super::compare::{differences, left, listed};
 use super::edits::{self, Agreement};
 use super::generate::generate;
 use super::graph::Graph;
@@ -37,10 +37,14 @@ pub struct Outcome {
     pub asked: Vec<String>,
     /// The graph's writers.
     pub writers: Vec<String>,
+    /// Those that the patch file leaves alone.
+    pub left: Vec<String>,
     /// Patch file, if any.
     pub family: Option<String>,
     /// Why the architecture is refused, if it is.
     pub refused: Option<String>,
+    /// Why no model of it can be made here, if so.
+    pub skipped: Option<String>,
     /// What the file and the graph disagree on.
     pub differences: Vec<String>,
     /// What the plan warns of.
@@ -101,13 +105,16 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     let (blocks, end) = walk::writers(&graph, &tensors, model.n_embd() as i64, &residual, n_layer);
     outcome.writers = listed(&blocks);
     if blocks.iter().all(Option::is_none) {
-        outcome.writers = end.into_iter().flat_map(|end| listed(&[Some(end)])).collect();
+        outcome.writers = listed(&[end]);
         return Err(format!("the graph has no node {residual}-0"));
     }
     let Some(plan) = plan else { return Ok(()) };
     outcome.warnings = plan.warnings.iter().map(ToString::to_string).collect();
     let patch = patches.find(&plan.architecture).map_err(|error| error.to_string())?;
     outcome.differences = differences(patch, &plan, &blocks, end.as_ref());
+    outcome.left = left(patch, &plan, &blocks);
+    stage(outcome, dir, "capture");
+    outcome.differences.extend(edits::uncaptured(&plan, &model)?);
     if plan.writers.iter().any(|w| w.scale.is_some()) {
         stage(outcome, dir, "done"); // the edit of a scaled weight is refused
         return Ok(());
@@ -164,6 +171,17 @@ fn dump(graph: &Graph, dir: &Path) {
     let lines = graph.nodes.iter().enumerate();
     let lines = lines.map(|(i, n)| format!("{i} {} {} {:?} <- {:?} {:?}\n", n.op, n.name, n.ne, n.src, n.scale));
     std::fs::write(dir.join("graph.txt"), lines.collect::<String>()).unwrap();
+}
+
+/// What is known of `run` without a model: that it is refused, or cannot be made.
+pub fn without_model(seeds: &Seeds, patches: &Patches, run: &str) -> Option<Outcome> {
+    let skipped = seeds.run[run].skip.clone();
+    let refused = match patches.find(architecture(run)) {
+        Err(PatchError::Refused { reason, .. }) => Some(reason),
+        _ => None,
+    };
+    let known = skipped.is_some() || refused.is_some();
+    known.then(|| Outcome { run: run.to_string(), skipped, refused, ..Outcome::default() })
 }
 
 /// Starts a child for `run` and waits for what it finds.

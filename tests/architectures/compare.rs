@@ -23,7 +23,7 @@ pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end
             let embedding = is_embedding(patch, name, layer);
             match planned.get(name.as_str()) {
                 Some(plan) => out.extend(ways(plan, writer)),
-                None if embedding || turned_down(patch, name, layer, writer) => {}
+                None if embedding || left_alone(patch, name, layer) => {}
                 None => out.push(format!("{name} is a writer in the graph{}, not in the file", shown(writer))),
             }
         }
@@ -31,9 +31,24 @@ pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end
         out.extend(absent.map(|name| format!("{name} is a writer in the file, not in the graph")));
         out.extend(found.opaque.iter().map(|op| format!("block {layer}: the way back ends at {op}")));
     }
+    let folded: BTreeSet<String> = out.iter().map(|line| folded(line)).collect();
+    out = folded.into_iter().collect();
     if let Some(end) = end {
-        let late = end.writers.keys().filter(|name| !all.contains(name.as_str()));
+        let late = end.writers.keys().filter(|name| !all.contains(name.as_str()) && !left_alone(patch, name, 0));
         out.extend(late.map(|name| format!("{name} writes after the last {}", plan.residual_name)));
+    }
+    out
+}
+
+/// `text` without the numbers of blocks, so that the same finding in each is one.
+fn folded(text: &str) -> String {
+    let mut parts = text.split("blk.");
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit());
+        out += "blk.";
+        out += if rest.len() < part.len() { "{i}" } else { "" };
+        out += rest;
     }
     out
 }
@@ -45,10 +60,20 @@ fn is_embedding(patch: &ArchPatch, name: &str, layer: usize) -> bool {
     patch.writers.iter().any(|w| named(w.kind, &w.tensor))
 }
 
-/// Whether the file says that the matrix is no writer, and the graph turns what it writes elsewhere.
-fn turned_down(patch: &ArchPatch, name: &str, layer: usize, writer: &Writer) -> bool {
-    let named = patch.not_writers.iter().any(|pattern| in_block(pattern, layer) == name);
-    named && writer.ways.iter().all(|way| way.contains(&Step::Product))
+/// Whether the file says that the matrix stays as it is.
+fn left_alone(patch: &ArchPatch, name: &str, layer: usize) -> bool {
+    patch.not_writers.iter().any(|pattern| in_block(pattern, layer) == name)
+}
+
+/// What a plan does not name because its file says so, among the graph's writers.
+pub fn left(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>]) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    for (layer, found) in blocks.iter().enumerate() {
+        let writers = found.iter().flat_map(|found| found.writers.keys());
+        let unplanned = writers.filter(|name| plan.writers.iter().all(|w| w.tensor != **name));
+        names.extend(unplanned.filter(|name| left_alone(patch, name, layer)).map(|name| folded(name)));
+    }
+    names.into_iter().collect()
 }
 
 fn shown(writer: &Writer) -> String {
@@ -69,15 +94,18 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
         out.push(format!("{name}: {} experts in the file, MUL_MAT_ID in the graph: {}", plan.n_expert, writer.experts));
     }
     for way in &writer.ways {
-        let factor: f64 = way.iter().filter_map(|s| if let Step::Scale(b) = s { Some(b) } else { None })
+        // A factor inside a norm is divided out again by it.
+        let outside = way.iter().take_while(|step| !matches!(step, Step::Norm(..)));
+        let factor: f64 = outside.filter_map(|s| if let Step::Scale(b) = s { Some(b) } else { None })
             .map(|b| f64::from(f32::from_bits(*b))).product();
         if (factor / plan.residual_scale - 1.0).abs() > 1e-3 {
             out.push(format!("{name}: factor {} in the file, {factor} in the graph", plan.residual_scale));
         }
         let norms: Vec<&str> =
             way.iter().filter_map(|s| if let Step::Norm(gain, _) = s { Some(gain.as_str()) } else { None }).collect();
-        if norms != Vec::from_iter(plan.post_norm.as_deref()) {
-            out.push(format!("{name}: norm {:?} in the file, {norms:?} in the graph", plan.post_norm));
+        let planned: Vec<&str> = plan.outer_norm.iter().chain(&plan.post_norm).map(String::as_str).collect();
+        if norms != planned {
+            out.push(format!("{name}: norms {planned:?} in the file, {norms:?} in the graph"));
         }
         let other = way.iter().filter_map(|s| if let Step::Norm(_, op) = s { Some(op) } else { None });
         out.extend(other.filter(|op| *op != "RMS_NORM").map(|op| format!("{name}: the norm is a {op}")));
@@ -86,8 +114,8 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
         if scales != Vec::from_iter(plan.scale.as_deref()) {
             out.push(format!("{name}: scale {:?} in the file, {scales:?} in the graph", plan.scale));
         }
-        if way.contains(&Step::Product) {
-            out.push(format!("{name}: multiplied by a computed vector, so its direction is not kept"));
+        if way.iter().any(|step| matches!(step, Step::Product | Step::Vector(_))) {
+            out.push(format!("{name}: multiplied by a vector, so its direction is not kept: {}", way_text(way)));
         }
     }
     out

@@ -12,8 +12,10 @@ pub enum Step {
     Norm(String, String),
     /// A fixed factor, as bits so that it can be compared.
     Scale(u32),
-    /// A multiplication with this tensor of the file.
+    /// A multiplication with this tensor of the file, one number or one per expert.
     Tensor(String),
+    /// A multiplication with this tensor of the file, one number per coordinate.
+    Vector(String),
     /// A factor per token, or per token and expert.
     Gate,
     /// A factor per coordinate that is computed: what is written has another direction.
@@ -28,6 +30,7 @@ impl fmt::Display for Step {
             Self::Norm(gain, op) => write!(f, "{op}({gain})"),
             Self::Scale(bits) => write!(f, "×{}", f32::from_bits(*bits)),
             Self::Tensor(name) => write!(f, "×{name}"),
+            Self::Vector(name) => write!(f, "⊙{name}"),
             Self::Gate => write!(f, "×gate"),
             Self::Product => write!(f, "⊙computed"),
             Self::Mix => write!(f, "mixed"),
@@ -47,6 +50,8 @@ pub struct Writer {
 #[derive(Debug, Default)]
 pub struct Found {
     pub writers: BTreeMap<String, Writer>,
+    /// The ways from the residual before the block, or from the embedding.
+    pub stream: BTreeSet<Vec<Step>>,
     /// Operations at which the walk ended without a writer.
     pub opaque: BTreeSet<String>,
 }
@@ -89,7 +94,11 @@ impl<'a> Walk<'a> {
     /// Goes back from `index`; `way` leads from there to the residual.
     pub fn back(&mut self, index: usize, way: &[Step]) {
         let fresh = self.seen.insert((index, way.to_vec()));
-        if !fresh || self.stop.contains(&index) || self.seen.len() > MAX_SEEN {
+        if !fresh || self.seen.len() > MAX_SEEN {
+            return;
+        }
+        if self.stop.contains(&index) {
+            self.found.stream.insert(way.to_vec());
             return;
         }
         let node = &self.graph.nodes[index];
@@ -110,7 +119,10 @@ impl<'a> Walk<'a> {
                 self.further(src[0], way, Some(Step::Norm(String::new(), node.op.clone())));
             }
             "GET_ROWS" => match self.weight(src[0]) {
-                Some(name) => self.writer(name, false, true, way.to_vec()),
+                Some(name) => {
+                    self.found.stream.insert(way.to_vec());
+                    self.writer(name, false, true, way.to_vec());
+                }
                 None => self.back(src[0], way),
             },
             "MUL_MAT" | "MUL_MAT_ID" => match self.weight(src[0]) {
@@ -138,8 +150,11 @@ impl<'a> Walk<'a> {
     fn product(&mut self, src: &[usize], way: &[Step]) {
         let (a, b) = (src[0], src[1]);
         if let Some(name) = self.weight(b).or_else(|| self.weight(a)) {
-            let value = if self.weight(b).is_some() { a } else { b };
-            return self.times_tensor(value, name, way);
+            let (value, weight) = if self.weight(b).is_some() { (a, b) } else { (b, a) };
+            return self.times_tensor(value, (name, weight), way);
+        }
+        if let Some(name) = self.gathered(b) {
+            return self.further(a, way, Some(Step::Tensor(name.to_string())));
         }
         let full = |index: usize| self.graph.nodes[index].ne[0] == self.n_embd;
         match (full(a), full(b)) {
@@ -150,13 +165,52 @@ impl<'a> Walk<'a> {
     }
 
     /// A gain if what is multiplied is a norm, else a scale.
-    fn times_tensor(&mut self, value: usize, name: &str, way: &[Step]) {
+    fn times_tensor(&mut self, value: usize, (name, weight): (&str, usize), way: &[Step]) {
         let node = self.graph.root(value);
         if let "RMS_NORM" | "NORM" | "L2_NORM" | "GROUP_NORM" = node.op.as_str() {
             let step = Step::Norm(name.to_string(), node.op.clone());
             return self.further(node.src[0], way, Some(step));
         }
-        self.further(value, way, Some(Step::Tensor(name.to_string())));
+        let step = match self.graph.root(weight).ne[0] == self.n_embd {
+            true => Step::Vector(name.to_string()),
+            false => Step::Tensor(name.to_string()),
+        };
+        self.further(value, way, Some(step));
+    }
+
+    /// The tensor of the file of which `index` holds one number per chosen expert.
+    fn gathered(&self, mut index: usize) -> Option<&'a str> {
+        if self.graph.nodes[index].ne[0] != 1 {
+            return None;
+        }
+        while let ("REPEAT" | "GET_ROWS" | "VIEW" | "RESHAPE" | "CONT", Some(&src)) =
+            (self.graph.nodes[index].op.as_str(), self.graph.nodes[index].src.first())
+        {
+            index = src;
+        }
+        self.weight(index)
+    }
+}
+
+impl Found {
+    /// Takes off what the whole stream goes through too and leaves directions as they are.
+    fn without_common_steps(mut self) -> Self {
+        let ways = |found: &Self| -> Vec<Vec<Step>> {
+            let of_writers = found.writers.values().flat_map(|w| w.ways.iter().cloned());
+            of_writers.chain(found.stream.iter().cloned()).collect()
+        };
+        let harmless = |step: &Step| matches!(step, Step::Scale(_) | Step::Tensor(_) | Step::Gate | Step::Mix);
+        loop {
+            let all = ways(&self);
+            let Some(first) = all.first().and_then(|way| way.first()).filter(|step| harmless(step)) else { break };
+            if self.stream.is_empty() || all.iter().any(|way| way.first() != Some(first)) {
+                break;
+            }
+            let shorter = |ways: &BTreeSet<Vec<Step>>| ways.iter().map(|way| way[1..].to_vec()).collect();
+            self.stream = shorter(&self.stream);
+            self.writers.values_mut().for_each(|writer| writer.ways = shorter(&writer.ways));
+        }
+        self
     }
 }
 
@@ -174,7 +228,7 @@ pub fn writers(
         let mut walk = Walk::new(graph, tensors, n_embd);
         walk.stop = at.iter().flatten().copied().filter(|&other| other != index).collect();
         walk.back(index, &[]);
-        walk.found
+        walk.found.without_common_steps()
     };
     let blocks = at.iter().map(|index| index.map(of_block)).collect();
     let end = graph.named("result_norm").map(|index| {
