@@ -214,6 +214,14 @@ impl LlamaEngine {
         Ok(last)
     }
 
+    /// Groups that llama.cpp decodes in one piece each, as a capture must see them.
+    fn whole_groups(&self, prompts: &[Vec<Token>]) -> Vec<std::ops::Range<usize>> {
+        match self.model.is_recurrent() {
+            true => (0..prompts.len()).map(|prompt| prompt..prompt + 1).collect(),
+            false => groups(prompts, 0),
+        }
+    }
+
     /// Decodes one group under the eyes of a capture.
     fn capture_group(
         &mut self,
@@ -290,7 +298,7 @@ impl Engine for LlamaEngine {
         let prompts = self.all_tokens(chats)?;
         let sample = Sample::new(&prompts, capture);
         let mut activations = capture.allocate(prompts.len(), sample.n_kept);
-        for range in groups(&prompts, 0) {
+        for range in self.whole_groups(&prompts) {
             self.context.clear();
             // What all prompts begin with is decoded once a group, and looked at in the first.
             let mut shared = Group::default();

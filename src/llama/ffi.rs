@@ -125,6 +125,13 @@ impl Model {
         usize::try_from(unsafe { sys::llama_model_n_layer(self.ptr.as_ptr()) }).unwrap_or(0)
     }
 
+    /// Whether blocks keep a recurrent state: then llama.cpp cuts a batch of unequal sequences into pieces.
+    pub fn is_recurrent(&self) -> bool {
+        let model = self.ptr.as_ptr();
+        // SAFETY: the model is alive.
+        unsafe { sys::llama_model_is_recurrent(model) || sys::llama_model_is_hybrid(model) }
+    }
+
     /// Width of the residual stream.
     pub fn n_embd(&self) -> usize {
         // SAFETY: the model is alive.
