@@ -111,10 +111,14 @@ fn write_model(
     path: &Path,
 ) -> Result<Vec<String>, String> {
     let ends = |name: &str, list: &[String]| list.iter().any(|end| name.ends_with(end.as_str()));
+    let dropped = |name: &str| {
+        let weight = name.strip_suffix(".scale").map(|stem| format!("{stem}.weight"));
+        ends(name, &seed.drop) || weight.is_some_and(|weight| ends(&weight, &seed.drop))
+    };
     let absent = |name: &str| USUALLY_ABSENT.iter().any(|end| name.ends_with(end)) && !ends(name, &seed.keep);
     let mut file = with_keys(keys);
     let mut names = Vec::new();
-    for tensor in wanted.iter().filter(|t| !absent(&t.name) && !ends(&t.name, &seed.drop)) {
+    for tensor in wanted.iter().filter(|t| !absent(&t.name) && !dropped(&t.name)) {
         let ggml_type = GgmlType::from_id(tensor.ggml_type).ok_or("a type that this crate does not know")?;
         let bytes = values(run, tensor, ggml_type)?;
         file = file.tensor(&tensor.name, &tensor.ne, ggml_type, bytes);
