@@ -39,6 +39,8 @@ pub struct Plan {
     pub tied_embeddings: bool,
     /// Name of the residual stream after a block, without `-N`.
     pub residual_name: String,
+    /// Its name after the last block, where the others are named by the block that reads them.
+    pub residual_last: Option<String>,
     /// How that node lies in memory.
     pub streams: Streams,
     /// The writers, by block, then in the order in which they write.
@@ -125,6 +127,7 @@ impl Plan {
             n_expert: model.n_expert,
             tied_embeddings,
             residual_name: patch.residual.clone(),
+            residual_last: patch.residual_last.clone(),
             streams: patch.streams,
             writers,
             nextn_writers,
@@ -134,7 +137,11 @@ impl Plan {
 
     /// Name of the residual stream after block `layer` in llama.cpp's graph, e.g. `l_out-3`.
     pub fn residual_node(&self, layer: usize) -> String {
-        format!("{}-{layer}", self.residual_name)
+        match &self.residual_last {
+            None => format!("{}-{layer}", self.residual_name),
+            Some(last) if layer + 1 == self.n_layer => last.clone(),
+            Some(_) => format!("{}-{}", self.residual_name, layer + 1),
+        }
     }
 }
 

@@ -63,5 +63,6 @@ pub(super) const EMBEDDED: &[(&str, &str)] = files! {
     "rwkv-qwen.toml"
     "rwkv6.toml"
     "rwkv7.toml"
+    "step35.toml"
     "talkie.toml"
 };

@@ -98,15 +98,16 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     let gguf = Gguf::open(&path).map_err(|error| error.to_string())?;
     let patches = Patches::embedded().map_err(|error| error.to_string())?;
     let plan = plan(outcome, &gguf, &patches)?;
-    let residual = plan.as_ref().map(|plan| plan.residual_name.clone());
-    let residual = residual.or(seeds.run[&outcome.run].residual.clone()).unwrap_or("l_out".into());
-    let n_layer = plan.as_ref().map_or(model.n_layer(), |plan| plan.n_layer);
+    let residuals: Vec<String> = match &plan {
+        Some(plan) => (0..plan.n_layer).map(|l| plan.residual_node(l)).collect(),
+        None => (0..model.n_layer()).map(|l| format!("l_out-{l}")).collect(),
+    };
     let tensors: HashSet<String> = made.tensors.into_iter().collect();
-    let (blocks, end) = walk::writers(&graph, &tensors, model.n_embd() as i64, &residual, n_layer);
+    let (blocks, end) = walk::writers(&graph, &tensors, model.n_embd() as i64, &residuals);
     outcome.writers = listed(&blocks);
     if blocks.iter().all(Option::is_none) {
         outcome.writers = listed(&[end]);
-        return Err(format!("the graph has no node {residual}-0"));
+        return Err(format!("the graph has no node {}", residuals[0]));
     }
     let Some(plan) = plan else { return Ok(()) };
     outcome.warnings = plan.warnings.iter().map(ToString::to_string).collect();
@@ -140,8 +141,8 @@ fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), 
     let patches = Patches::embedded().map_err(|error| error.to_string())?;
     let plan = Plan::resolve(&gguf, &patches).map_err(|error| error.to_string())?;
     let tensors: HashSet<String> = made.tensors.into_iter().collect();
-    let n_embd = model.n_embd() as i64;
-    let (blocks, end) = walk::writers(&graph, &tensors, n_embd, &plan.residual_name, plan.n_layer);
+    let residuals: Vec<String> = (0..plan.n_layer).map(|l| plan.residual_node(l)).collect();
+    let (blocks, end) = walk::writers(&graph, &tensors, model.n_embd() as i64, &residuals);
     let patch = patches.find(&plan.architecture).map_err(|error| error.to_string())?;
     let found = differences(patch, &plan, &blocks, end.as_ref());
     outcome.differences.extend(found.into_iter().map(|line| format!("with scales: {line}")));
@@ -169,7 +170,8 @@ fn plan(outcome: &mut Outcome, gguf: &Gguf, patches: &Patches) -> Result<Option<
 
 fn dump(graph: &Graph, dir: &Path) {
     let lines = graph.nodes.iter().enumerate();
-    let lines = lines.map(|(i, n)| format!("{i} {} {} {:?} <- {:?} {:?}\n", n.op, n.name, n.ne, n.src, n.scale));
+    let lines =
+        lines.map(|(i, n)| format!("{i} {} {} {:?} <- {:?} {:?}\n", n.op, n.name, n.ne, n.src, n.scale));
     std::fs::write(dir.join("graph.txt"), lines.collect::<String>()).unwrap();
 }
 

@@ -8,7 +8,12 @@ use rosi_gguf::plan::{Plan, ResidualWriter};
 use super::walk::{Found, Step, Writer};
 
 /// What differs between `plan` and what the walks found per block and from the end; empty when nothing.
-pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end: Option<&Found>) -> Vec<String> {
+pub fn differences(
+    patch: &ArchPatch,
+    plan: &Plan,
+    blocks: &[Option<Found>],
+    end: Option<&Found>,
+) -> Vec<String> {
     let mut out = Vec::new();
     let mut all = BTreeSet::new();
     for (layer, found) in blocks.iter().enumerate() {
@@ -24,7 +29,9 @@ pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end
             match planned.get(name.as_str()) {
                 Some(plan) => out.extend(ways(plan, writer)),
                 None if embedding || left_alone(patch, name, layer) => {}
-                None => out.push(format!("{name} is a writer in the graph{}, not in the file", shown(writer))),
+                None => {
+                    out.push(format!("{name} is a writer in the graph{}, not in the file", shown(writer)))
+                }
             }
         }
         let absent = planned.keys().filter(|name| !found.writers.contains_key(**name));
@@ -34,7 +41,8 @@ pub fn differences(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>], end
     let folded: BTreeSet<String> = out.iter().map(|line| folded(line)).collect();
     out = folded.into_iter().collect();
     if let Some(end) = end {
-        let late = end.writers.keys().filter(|name| !all.contains(name.as_str()) && !left_alone(patch, name, 0));
+        let late =
+            end.writers.keys().filter(|name| !all.contains(name.as_str()) && !left_alone(patch, name, 0));
         out.extend(late.map(|name| format!("{name} writes after the last {}", plan.residual_name)));
     }
     out
@@ -54,9 +62,8 @@ fn folded(text: &str) -> String {
 }
 
 fn is_embedding(patch: &ArchPatch, name: &str, layer: usize) -> bool {
-    let named = |kind: WriterKind, pattern: &str| {
-        kind == WriterKind::Embedding && in_block(pattern, layer) == name
-    };
+    let named =
+        |kind: WriterKind, pattern: &str| kind == WriterKind::Embedding && in_block(pattern, layer) == name;
     patch.writers.iter().any(|w| named(w.kind, &w.tensor))
 }
 
@@ -91,31 +98,43 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
     let mut out = Vec::new();
     let name = &plan.tensor;
     if (plan.n_expert > 1) != writer.experts {
-        out.push(format!("{name}: {} experts in the file, MUL_MAT_ID in the graph: {}", plan.n_expert, writer.experts));
+        out.push(format!(
+            "{name}: {} experts in the file, MUL_MAT_ID in the graph: {}",
+            plan.n_expert, writer.experts
+        ));
     }
     for way in &writer.ways {
         // A factor inside a norm is divided out again by it.
         let outside = way.iter().take_while(|step| !matches!(step, Step::Norm(..)));
-        let factor: f64 = outside.filter_map(|s| if let Step::Scale(b) = s { Some(b) } else { None })
-            .map(|b| f64::from(f32::from_bits(*b))).product();
+        let factor: f64 = outside
+            .filter_map(|s| if let Step::Scale(b) = s { Some(b) } else { None })
+            .map(|b| f64::from(f32::from_bits(*b)))
+            .product();
         if (factor / plan.residual_scale - 1.0).abs() > 1e-3 {
             out.push(format!("{name}: factor {} in the file, {factor} in the graph", plan.residual_scale));
         }
-        let norms: Vec<&str> =
-            way.iter().filter_map(|s| if let Step::Norm(gain, _) = s { Some(gain.as_str()) } else { None }).collect();
+        let norms: Vec<&str> = way
+            .iter()
+            .filter_map(|s| if let Step::Norm(gain, _) = s { Some(gain.as_str()) } else { None })
+            .collect();
         let planned: Vec<&str> = plan.outer_norm.iter().chain(&plan.post_norm).map(String::as_str).collect();
         if norms != planned {
             out.push(format!("{name}: norms {planned:?} in the file, {norms:?} in the graph"));
         }
         let other = way.iter().filter_map(|s| if let Step::Norm(_, op) = s { Some(op) } else { None });
         out.extend(other.filter(|op| *op != "RMS_NORM").map(|op| format!("{name}: the norm is a {op}")));
-        let scales: Vec<&str> =
-            way.iter().filter_map(|s| if let Step::Tensor(t) = s { Some(t.as_str()) } else { None }).collect();
+        let scales: Vec<&str> = way
+            .iter()
+            .filter_map(|s| if let Step::Tensor(t) = s { Some(t.as_str()) } else { None })
+            .collect();
         if scales != Vec::from_iter(plan.scale.as_deref()) {
             out.push(format!("{name}: scale {:?} in the file, {scales:?} in the graph", plan.scale));
         }
         if way.iter().any(|step| matches!(step, Step::Product | Step::Vector(_))) {
-            out.push(format!("{name}: multiplied by a vector, so its direction is not kept: {}", way_text(way)));
+            out.push(format!(
+                "{name}: multiplied by a vector, so its direction is not kept: {}",
+                way_text(way)
+            ));
         }
     }
     out
@@ -137,8 +156,6 @@ pub fn listed(blocks: &[Option<Found>]) -> Vec<String> {
             lines.entry(format!("(ends at {op})")).or_default().insert(layer);
         }
     }
-    let places = |layers: &BTreeSet<usize>| {
-        layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ")
-    };
+    let places = |layers: &BTreeSet<usize>| layers.iter().map(usize::to_string).collect::<Vec<_>>().join(" ");
     lines.iter().map(|(line, layers)| format!("{line} in {}", places(layers))).collect()
 }

@@ -95,7 +95,7 @@ pub fn agree(base: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Agreement, S
         let written = rewritten(&gguf, &edits)?;
         agreement.moved = distance(&before, &written);
         agreement.differ = distance(&with_adapter, &written);
-        if agreement.differ <= MOST_DIFFER {
+        if agreement.differ <= MOST_DIFFER.min(agreement.moved / 50.0) {
             break;
         }
     }
@@ -108,7 +108,11 @@ pub fn agree(base: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Agreement, S
 }
 
 /// The logits with `edits` as an adapter.
-fn adapted(plan: &Plan, (model, context): (&Rc<Model>, &mut Context), edits: &[Edit]) -> Result<Vec<f32>, String> {
+fn adapted(
+    plan: &Plan,
+    (model, context): (&Rc<Model>, &mut Context),
+    edits: &[Edit],
+) -> Result<Vec<f32>, String> {
     let ranks: Vec<_> = edits.iter().map(Edit::to_rank_one).collect();
     let mut bytes = to_gguf(&plan.architecture, &ranks).map_err(|error| error.to_string())?;
     let adapter = Adapter::from_bytes(model, &mut bytes).map_err(|error| error.to_string())?;

@@ -51,8 +51,10 @@ pub fn wanted_tensors(header: &Path) -> Result<Vec<Wanted>, String> {
     let loaded = unsafe {
         sys::llama_log_set(Some(keep_errors), ptr::null_mut());
         sys::llama_backend_init();
-        let keys =
-            sys::gguf_init_from_file(path.as_ptr(), sys::gguf_init_params { no_alloc: true, ctx: ptr::null_mut() });
+        let keys = sys::gguf_init_from_file(
+            path.as_ptr(),
+            sys::gguf_init_params { no_alloc: true, ctx: ptr::null_mut() },
+        );
         assert!(!keys.is_null(), "the header that this test wrote is no GGUF");
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;

@@ -131,9 +131,10 @@ fn write_model(
 /// Values of usual size: matrices ∝ 1/√n_in, gains around 1, decays negative.
 fn values(run: &str, tensor: &Wanted, ggml_type: GgmlType) -> Result<Vec<u8>, String> {
     let n: u64 = tensor.ne.iter().product();
-    let seed = run.bytes().chain(tensor.name.bytes()).fold(0xcbf2_9ce4_8422_2325, |h: u64, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let seed = run
+        .bytes()
+        .chain(tensor.name.bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     let mut random = Random(seed);
     if ggml_type == GgmlType::I32 {
         return Ok((0..n).flat_map(|_| ((random.next() % 2) as i32).to_le_bytes()).collect());

@@ -33,8 +33,6 @@ pub struct Run {
     pub drop: Vec<String>,
     /// Tensors that are kept although every other run leaves them out.
     pub keep: Vec<String>,
-    /// Name of the residual, where there is no patch file yet.
-    pub residual: Option<String>,
     /// Why no model can be made or run here.
     pub skip: Option<String>,
 }

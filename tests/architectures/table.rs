@@ -7,7 +7,9 @@ use super::child::Outcome;
 use super::edits::{Agreement, MOST_DIFFER};
 
 /// Least that an edit must move them, else nothing was compared.
-const LEAST_MOVED: f64 = 1e-3;
+const LEAST_MOVED: f64 = 5e-4;
+/// Largest part of what an edit moves by which the two may differ.
+const MOST_PART: f64 = 0.05;
 
 /// What the proof says of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,9 +54,19 @@ pub fn verdict(outcome: &Outcome) -> Verdict {
 
 fn disagreements(a: &Agreement) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut check = |ok: bool, text: String| if !ok { wrong.push(text) };
-    check(a.differ <= MOST_DIFFER, format!("adapter and file differ by {:.1e}", a.differ));
-    check(a.tried == 0 || a.moved >= LEAST_MOVED, format!("the edit moves the logits by {:.1e} only", a.moved));
+    let mut check = |ok: bool, text: String| {
+        if !ok {
+            wrong.push(text)
+        }
+    };
+    check(
+        a.differ <= MOST_DIFFER && a.differ <= MOST_PART * a.moved,
+        format!("adapter and file differ by {:.1e}", a.differ),
+    );
+    check(
+        a.tried == 0 || a.moved >= LEAST_MOVED,
+        format!("the edit moves the logits by {:.1e} only", a.moved),
+    );
     let moved = a.moved_without.unwrap_or(1.0);
     check(moved >= LEAST_MOVED, format!("without LoRA the edit moves the logits by {moved:.1e} only"));
     let lora = a.lora_without.unwrap_or(0.0);
@@ -78,7 +90,9 @@ pub fn printed(outcomes: &[Outcome]) -> String {
         reasons.iter().for_each(|line| out += &format!("    !! {line}\n"));
         if let Some(a) = outcome.agreement {
             let Agreement { tried, writers, moved, differ, .. } = a;
-            out += &format!("    edit of {tried} of {writers} writers: moved {moved:.1e}, file and adapter differ by {differ:.1e}");
+            out += &format!(
+                "    edit of {tried} of {writers} writers: moved {moved:.1e}, file and adapter differ by {differ:.1e}"
+            );
             let _ = writeln!(out, "; without LoRA {:?} {:?}", a.moved_without, a.lora_without);
         }
         outcome.writers.iter().for_each(|line| out += &format!("    {line}\n"));

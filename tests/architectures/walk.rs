@@ -108,8 +108,8 @@ impl<'a> Walk<'a> {
             "ADD" | "SUB" | "ACC" | "CONCAT" | "SET" | "SET_ROWS" => {
                 src.iter().take(2).for_each(|&s| self.back(s, way));
             }
-            "ADD_ID" | "ADD1" | "VIEW" | "RESHAPE" | "TRANSPOSE" | "PERMUTE" | "CONT" | "CPY" | "DUP" | "REPEAT"
-            | "SUM_ROWS" | "MEAN" | "PAD" => self.back(src[0], way),
+            "ADD_ID" | "ADD1" | "VIEW" | "RESHAPE" | "TRANSPOSE" | "PERMUTE" | "CONT" | "CPY" | "DUP"
+            | "REPEAT" | "SUM_ROWS" | "MEAN" | "PAD" => self.back(src[0], way),
             "SCALE" => {
                 let factor = node.scale.unwrap_or(1.0);
                 self.further(src[0], way, (factor != 1.0).then(|| Step::Scale(factor.to_bits())));
@@ -199,10 +199,13 @@ impl Found {
             let of_writers = found.writers.values().flat_map(|w| w.ways.iter().cloned());
             of_writers.chain(found.stream.iter().cloned()).collect()
         };
-        let harmless = |step: &Step| matches!(step, Step::Scale(_) | Step::Tensor(_) | Step::Gate | Step::Mix);
+        let harmless =
+            |step: &Step| matches!(step, Step::Scale(_) | Step::Tensor(_) | Step::Gate | Step::Mix);
         loop {
             let all = ways(&self);
-            let Some(first) = all.first().and_then(|way| way.first()).filter(|step| harmless(step)) else { break };
+            let Some(first) = all.first().and_then(|way| way.first()).filter(|step| harmless(step)) else {
+                break;
+            };
             if self.stream.is_empty() || all.iter().any(|way| way.first() != Some(first)) {
                 break;
             }
@@ -214,16 +217,15 @@ impl Found {
     }
 }
 
-/// The writers of every block whose residual is `{residual}-{N}`, and of all blocks together, looked
-/// for from the final norm; the second is `None` when the graph names no final norm.
+/// The writers of every block, whose residuals have the names `residuals`, and of all blocks together,
+/// looked for from the final norm; the second is `None` when the graph names no final norm.
 pub fn writers(
     graph: &Graph,
     tensors: &HashSet<String>,
     n_embd: i64,
-    residual: &str,
-    n_layer: usize,
+    residuals: &[String],
 ) -> (Vec<Option<Found>>, Option<Found>) {
-    let at: Vec<Option<usize>> = (0..n_layer).map(|l| graph.named(&format!("{residual}-{l}"))).collect();
+    let at: Vec<Option<usize>> = residuals.iter().map(|name| graph.named(name)).collect();
     let of_block = |index: usize| {
         let mut walk = Walk::new(graph, tensors, n_embd);
         walk.stop = at.iter().flatten().copied().filter(|&other| other != index).collect();
