@@ -87,7 +87,8 @@ pub fn markdown(rows: &[ArchitectureRow]) -> String {
         "# Architectures\n\n\
          `rosi-gguf inspect --architectures` prints this from `patches/*.toml`, and a test keeps it so. The names\n\
          are values of `general.architecture`. Of the {} that the linked llama.cpp knows, {} can be edited. The\n\
-         token embedding is left alone everywhere.\n\n## Edited\n\n\
+         writers are those of the file; a model is edited in those that it has. The token embedding is left alone\n\
+         everywhere.\n\n## Edited\n\n\
          | {:width$} | file | writers | notes |\n|---|---|---|---|\n",
         rows.len(),
         edited.len(),
