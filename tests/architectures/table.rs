@@ -116,9 +116,10 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          `tests/e2e_architectures.rs` writes this (`ROSI_PROOF_WRITE=1`) and fails when it is no longer true. For each\n\
          architecture it lets llama.cpp make a model of a few hundred kB with random weights, runs it, and walks the\n\
          running graph back from the residual stream. *Proven* means: the matrices found there are those of the patch\n\
-         file, with the same norms, scales and factors behind them, with and without `.scale` tensors; residual and inputs are captured;\n\
-         and a random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file as in an\n\
-         adapter, for every writer that takes a LoRA. NextN blocks are not run.\n\n\
+         file, with the same norms, scales and factors behind them, with and without `.scale` tensors; the residual and\n\
+         the dense writers' inputs are captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the\n\
+         largest) in the written file as in an adapter, for every writer that takes a LoRA, and a LoRA of the others\n\
+         gives none. NextN blocks and files with `.scale` tensors are not edited here.\n\n\
          {} architectures proven, {} by reading only, {} refused.\n\n",
         count(|v| *v == Verdict::Proven),
         count(|v| matches!(v, Verdict::ReadOnly(_))),
