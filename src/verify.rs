@@ -163,15 +163,40 @@ fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
     Ok(())
 }
 
-/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside.
+/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside; of
+/// split models in each file, with the same tensors in each. Where only one of them is split, or they
+/// are split otherwise, the first files are compared without what the splitting added.
 fn metadata_preserved(base: &Gguf, edited: &Gguf) -> Result<bool, VerifyError> {
-    let records = |file: &Gguf| -> Result<Vec<Vec<u8>>, GgufError> {
-        let kept = file.metadata.iter().filter(|kv| !kv.key.starts_with(KEY_PREFIX));
-        kept.map(|kv| file.read_bytes(&kv.bytes)).collect()
+    let alike = base.n_files() == edited.n_files();
+    let kept = |key: &str| !key.starts_with(KEY_PREFIX) && (alike || !key.starts_with("split."));
+    let same = |a: &Gguf, b: &Gguf| -> Result<bool, GgufError> {
+        Ok(a.version == b.version && a.alignment == b.alignment && same_records(a, b, &kept)?)
     };
-    Ok(base.version == edited.version
-        && base.alignment == edited.alignment
-        && records(base)? == records(edited)?)
+    if !alike {
+        return Ok(same(base, edited)?);
+    }
+    for (a, b) in base.files().zip(edited.files()) {
+        if a.own_tensors().len() != b.own_tensors().len() || !same(a, b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn same_records(a: &Gguf, b: &Gguf, kept: &dyn Fn(&str) -> bool) -> Result<bool, GgufError> {
+    let of = |file: &Gguf| -> Vec<std::ops::Range<u64>> {
+        file.metadata.iter().filter(|kv| kept(&kv.key)).map(|kv| kv.bytes.clone()).collect()
+    };
+    let (of_a, of_b) = (of(a), of(b));
+    // One record at a time: a record may be as long as the file.
+    for (ours, theirs) in of_a.iter().zip(&of_b) {
+        if ours.end - ours.start != theirs.end - theirs.start
+            || a.read_bytes(ours)? != b.read_bytes(theirs)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(of_a.len() == of_b.len())
 }
 
 /// The bytes of at most `n` rows from row `first` on.

@@ -11,11 +11,11 @@ use crate::commands::study::{self, Study};
 use crate::commands::write::{self, Change, Write};
 use crate::edit::Edit;
 use crate::error::{Error, ExitStatus};
-use crate::gguf::{AtomicFile, Gguf, sha256_file};
+use crate::gguf::{AtomicFile, AtomicModel, Gguf, ShardName, sha256_files};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{adapter, llama_version};
-use crate::options::InjectOptions;
+use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
@@ -34,6 +34,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let prompts = load_prompts(options, printer)?;
     let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
     let taken = taken.transpose()?;
+    refuse_input_as_output(&opened.gguf, &options.output)?;
     // The edit of a file keeps the method by which it was found.
     let method = taken.as_ref().map_or(options.method, |taken| taken.edit.facts.method);
     let options = &InjectOptions { method, ..options.clone() };
@@ -42,11 +43,12 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         return Ok(ExitStatus::Done);
     }
     // Taken now, so that an output that cannot be written is known before the work.
-    let file = AtomicFile::create(&options.output, options.force)?;
+    let file = AtomicModel::create(&options.output, &opened.gguf, options.force)?;
+    let options = &InjectOptions { output: file.path().into(), ..options.clone() };
     let side_files = [&options.report, &options.save_adapter];
     side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
-    let input = file_facts(&options.model, &opened.gguf, printer)?;
+    let input = file_facts(&opened.gguf, printer)?;
     let mut journal = match &taken {
         None => journal::open(&opened, options, &prompts, &input, printer)?,
         Some(_) => Journal::off(),
@@ -71,7 +73,7 @@ impl Job<'_> {
     fn run(
         &self,
         input: FileFacts,
-        mut file: AtomicFile,
+        mut file: AtomicModel,
         journal: &mut Journal,
         start: Instant,
     ) -> Result<ExitStatus, Error> {
@@ -95,7 +97,7 @@ impl Job<'_> {
         let verification = check_written(opened, &written, &edits, printer)?;
         let after = exam.after(&written, &before)?;
         let requantized = exam.requantized_control(write, &before)?;
-        let mut output = file_facts(file.temporary_path(), &written, printer)?;
+        let mut output = file_facts(&written, printer)?;
         output.path = options.output.display().to_string();
         file.commit()?;
 
@@ -135,6 +137,20 @@ impl Job<'_> {
             system_prompt: study.system_prompt.into(),
             direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
         }
+    }
+}
+
+/// The options know of one file; a split model has more that must not be written to.
+fn refuse_input_as_output(gguf: &Gguf, output: &std::path::Path) -> Result<(), Error> {
+    let Some(name) = ShardName::parse(output).filter(|_| gguf.n_files() > 1) else { return Ok(()) };
+    let is_input = |path: &std::path::Path| gguf.files().any(|file| same_file(path, &file.path));
+    match (0..name.count).map(|no| name.path(no)).find(|path| is_input(path)) {
+        None => Ok(()),
+        Some(path) => Err(Error::Option {
+            flag: "--output",
+            problem: format!("{} is a file of the input itself", path.display()),
+            hint: Some("give another name with -o; the input is never overwritten".into()),
+        }),
     }
 }
 
@@ -183,7 +199,8 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         "method": options.method.name(),
         "writers": plan.writers.iter().map(|w| &w.tensor).collect::<Vec<_>>(),
         "edited_bytes": edited,
-        "written_bytes": opened.gguf.file_len,
+        "written_bytes": opened.gguf.total_len(),
+        "files": opened.gguf.n_files(),
         "prompts": prompt_facts(prompts),
     });
     if options.json {
@@ -195,20 +212,22 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         edited / 1_000_000,
         opened.gguf.path.display(),
         options.output.display(),
-        opened.gguf.file_len / 1_000_000
+        opened.gguf.total_len() / 1_000_000
     ));
 }
 
-/// Path, hash and size of the file that `gguf` was read from.
-pub(super) fn file_facts(path: &std::path::Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
-    let bar = printer.bar("hashing", gguf.file_len);
-    let sha256 = sha256_file(path, &mut |done, total| {
+/// Path, hash and size of what `gguf` was read from; of a split model the first path, and the others as
+/// though they were joined to it.
+pub(super) fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+    let bar = printer.bar("hashing", gguf.total_len());
+    let paths: Vec<&std::path::Path> = gguf.files().map(|file| file.path.as_path()).collect();
+    let sha256 = sha256_files(&paths, &mut |done, total| {
         bar.set_of(done, total);
         interrupt::check().map_err(std::io::Error::other)
     });
     interrupt::check()?;
-    let sha256 = sha256.map_err(|source| Error::Io { path: path.into(), source })?;
-    Ok(FileFacts { path: path.display().to_string(), sha256, bytes: gguf.file_len })
+    let sha256 = sha256.map_err(|source| Error::Io { path: gguf.path.clone(), source })?;
+    Ok(FileFacts { path: gguf.path.display().to_string(), sha256, bytes: gguf.total_len() })
 }
 
 fn prompt_facts(prompts: &PromptSet) -> PromptFacts {

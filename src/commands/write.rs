@@ -7,7 +7,7 @@ use crate::commands::provenance::Provenance;
 use crate::direction::Along;
 use crate::edit::Edit;
 use crate::error::Error;
-use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite};
+use crate::gguf::{AtomicFile, AtomicModel, GgmlType, Gguf, Rewrite, TensorInfo};
 use crate::interrupt;
 use crate::output::Printer;
 use crate::plan::Plan;
@@ -40,45 +40,60 @@ pub struct Write<'a> {
 }
 
 impl Write<'_> {
-    /// Writes the changed copy to `file`, which still has its temporary name; flushed, so that it can
-    /// be read back.
-    pub fn write(&self, change: Change<'_>, file: &mut AtomicFile, printer: &Printer) -> Result<(), Error> {
-        let source = self.source;
-        let bar = printer.bar("writing", source.file_len);
-        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
-        if let Change::Edit(provenance, along) = change {
-            rewrite.added = provenance.keys();
-            rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
-            rewrite.types = self.types();
-        }
-        let written = rewrite.write_to(
-            file,
-            &mut |tensor| {
-                let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
-                let bytes = source.read_tensor(tensor)?;
-                Ok(Some(match change {
-                    Change::Edit(..) => {
-                        let nothing = InputModel::default();
-                        let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
-                        requant::apply(edit, (tensor, bytes), self.requant, inputs)?
-                    }
-                    Change::RequantizeOnly => requant::requantize_only(tensor, &bytes)?,
-                }))
-            },
-            &mut |done, total| {
-                bar.set_of(done, total);
+    /// Writes the changed copy to `model`, whose files still have their temporary names; flushed, so
+    /// that it can be read back.
+    pub fn write(&self, change: Change<'_>, model: &mut AtomicModel, printer: &Printer) -> Result<(), Error> {
+        let bar = printer.bar("writing", self.source.total_len());
+        let mut before = 0;
+        for (source, file) in self.source.files().zip(model.files_mut()) {
+            let rewrite = self.rewrite(change, source);
+            let progress = &mut |done, _| {
+                bar.set_of(before + done, self.source.total_len());
                 // `Interrupted` is an error kind that writers retry.
                 interrupt::check().map_err(std::io::Error::other)
-            },
-        );
-        interrupt::check()?;
-        written?;
+            };
+            let written = rewrite.write_to(file, &mut |tensor| self.new_data(change, tensor), progress);
+            interrupt::check()?;
+            before += written?;
+        }
         Ok(())
     }
 
-    /// The edited tensors that get another type.
-    fn types(&self) -> HashMap<String, GgmlType> {
-        let edited = self.edits.iter().filter_map(|e| self.source.tensor(&e.tensor));
+    /// What becomes of one file. Only the first one of a split model has keys.
+    fn rewrite<'s>(&'s self, change: Change<'_>, source: &'s Gguf) -> Rewrite<'s> {
+        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
+        if let Change::Edit(provenance, along) = change {
+            if std::ptr::eq(source, self.source) {
+                rewrite.added = provenance.keys();
+                rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
+            }
+            rewrite.types = self.types(source);
+        }
+        rewrite
+    }
+
+    /// A tensor's data with its edit, or `None` for one that has none.
+    fn new_data(
+        &self,
+        change: Change<'_>,
+        tensor: &TensorInfo,
+    ) -> Result<Option<Vec<u8>>, Box<dyn std::error::Error + Send + Sync>> {
+        let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
+        let bytes = self.source.read_tensor(tensor)?;
+        Ok(Some(match change {
+            Change::Edit(..) => {
+                let nothing = InputModel::default();
+                let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
+                requant::apply(edit, (tensor, bytes), self.requant, inputs)?
+            }
+            Change::RequantizeOnly => requant::requantize_only(tensor, &bytes)?,
+        }))
+    }
+
+    /// The edited tensors of a file that get another type.
+    fn types(&self, source: &Gguf) -> HashMap<String, GgmlType> {
+        let is_edited = |t: &&TensorInfo| self.edits.iter().any(|e| e.tensor == t.name);
+        let edited = source.own_tensors().iter().filter(is_edited);
         let typed = edited.map(|t| (t, self.requant.type_for(t.ggml_type)));
         typed.filter(|(t, new)| *new != t.ggml_type).map(|(t, new)| (t.name.clone(), new)).collect()
     }
