@@ -94,6 +94,10 @@ pub enum Malformed {
     EmptyKey { index: u64 },
     #[error("{part} has a name with a NUL byte in it, which llama.cpp would cut short")]
     Nul { part: String },
+    #[error("{part} has a name with the control character {found:?} in it")]
+    Control { part: String, found: char },
+    #[error("key {index} has a name of {found} bytes, expected at most {max}")]
+    KeyLength { index: u64, found: u64, max: u64 },
     #[error("key '{key}' appears more than once")]
     DuplicateKey { key: String },
     #[error("key '{key}' has value type {found}, expected 0 to 12")]

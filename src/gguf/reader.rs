@@ -12,6 +12,8 @@ use super::{ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInf
 
 /// llama.cpp's `GGUF_MAX_ARRAY_ELEMENTS`.
 const MAX_ARRAY: u64 = 1 << 30;
+/// The specification's limit; llama.cpp has none of its own but that of strings.
+const MAX_KEY: u64 = (1 << 16) - 1;
 /// llama.cpp's `GGML_MAX_NAME`: 63 bytes and a NUL.
 const MAX_NAME: u64 = 64;
 /// Key length, one byte of key, value type, one byte of value.
@@ -142,11 +144,15 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
         cursor.part = format!("key {index}");
         // Three times: while a vector doubles, the old and the new one coexist.
         cursor.charge(3 * size_of::<KeyValue>() as u64)?;
-        let key = cursor.string()?;
+        let found = cursor.string_len()?;
+        if found > MAX_KEY {
+            return Err(Malformed::KeyLength { index, found, max: MAX_KEY });
+        }
+        let key = cursor.text(found)?;
         if key.is_empty() {
             return Err(Malformed::EmptyKey { index });
         }
-        refuse_nul(&key, cursor)?;
+        refuse_control(&key, cursor)?;
         cursor.part = format!("key '{key}'");
         let value = read_value(cursor, &key)?;
         let bytes = start..cursor.pos();
@@ -160,12 +166,16 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
     }
 }
 
-fn refuse_nul<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
+/// Names come into messages, where they must not steer a terminal.
+fn refuse_control<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
+    let part = || cursor.part.clone();
     if name.contains('\0') {
-        let part = cursor.part.clone();
-        return Err(Malformed::Nul { part });
+        return Err(Malformed::Nul { part: part() });
     }
-    Ok(())
+    match name.chars().find(|c| c.is_control()) {
+        Some(found) => Err(Malformed::Control { part: part(), found }),
+        None => Ok(()),
+    }
 }
 
 fn read_type<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<ValueType, Malformed> {
@@ -316,7 +326,7 @@ fn read_tensor_info<R: Read + Seek>(cursor: &mut Cursor<R>, index: u64) -> Resul
     let name = cursor.text(found)?;
     // Once more for the list of a split model.
     cursor.charge(found)?;
-    refuse_nul(&name, cursor)?;
+    refuse_control(&name, cursor)?;
     cursor.part = format!("tensor '{name}'");
 
     let n_dims = cursor.u32()?;
