@@ -201,19 +201,35 @@ fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         "edited_bytes": edited,
         "written_bytes": opened.gguf.total_len(),
         "files": opened.gguf.n_files(),
+        "write_memory": write_memory(opened, options),
+        "mapped_bytes": opened.gguf.total_len(),
         "prompts": prompt_facts(prompts),
     });
     if options.json {
         printer.data(serde_json::to_string_pretty(&facts).unwrap_or_default());
     }
     printer.say(format!(
-        "would edit {} matrices ({} MB) of {} and write {} ({} MB); nothing was run or written",
+        "would edit {} matrices ({} MB) of {} and write {} ({} MB) in at most {} MB of memory; nothing was run or written",
         plan.writers.len(),
         edited / 1_000_000,
         opened.gguf.path.display(),
         options.output.display(),
-        opened.gguf.total_len() / 1_000_000
+        opened.gguf.total_len() / 1_000_000,
+        write_memory(opened, options) / 1_000_000
     ));
+}
+
+/// Bytes that writing and verifying hold at most: the largest writer as it was and as it becomes, and what
+/// does not grow with the model (buffers, decoded runs of rows of each thread). Running the model comes
+/// on top: llama.cpp maps its file (`mapped_bytes`) and allocates its context.
+fn write_memory(opened: &Opened, options: &InjectOptions) -> u64 {
+    const BUFFERS: u64 = 64 << 20;
+    let writers = opened.plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor));
+    let both = writers.map(|t| {
+        let row = options.requant.type_for(t.ggml_type).row_bytes(t.ne[0]).unwrap_or_else(|| t.row_bytes());
+        t.n_bytes().saturating_add(row.saturating_mul(t.n_rows()))
+    });
+    both.max().unwrap_or(0).saturating_add(BUFFERS)
 }
 
 /// Path, hash and size of what `gguf` was read from; of a split model the first path, and the others as
