@@ -35,6 +35,9 @@ fn tiny(alignment: u32) -> Vec<u8> {
     bytes
 }
 
+/// The new type and data of a tensor, where it gets some.
+type Change<'a> = dyn Fn(&TensorInfo) -> Option<(GgmlType, Vec<u8>)> + 'a;
+
 /// A folder with the whole model `whole.gguf` and its parts `part-…`.
 struct Fixture {
     folder: TempDir,
@@ -71,7 +74,7 @@ impl Fixture {
     }
 
     /// Writes a copy of the parts in which `change` has replaced and retyped tensors.
-    fn copy(&self, model: &mut AtomicModel, change: &dyn Fn(&TensorInfo) -> Option<(GgmlType, Vec<u8>)>) {
+    fn copy(&self, model: &mut AtomicModel, change: &Change<'_>) {
         let source = Gguf::open(&self.parts[0]).unwrap();
         for (file, out) in source.files().zip(model.files_mut()) {
             let retyped = |t: &TensorInfo| Some((t.name.clone(), change(t)?.0));
@@ -351,4 +354,22 @@ fn outputs_that_cannot_be_are_refused() {
         told("part-00002-of-00002.gguf").contains("part-00001-of-00002.gguf is a file of the input itself")
     );
     assert!(fixture.written().is_empty());
+}
+
+#[test]
+fn a_change_in_place_is_refused_and_leaves_every_file() {
+    let fixture = Fixture::new(&[2, 3]);
+    let bytes = || fixture.parts.iter().map(|part| std::fs::read(part).unwrap()).collect::<Vec<_>>();
+    let before = bytes();
+    for part in &fixture.parts {
+        for more in [&["--in-place"][..], &["--in-place", "--dry-run"]] {
+            let output = rosi(&[&["inject", part.to_str().unwrap()], more].concat());
+            let text = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            let expected =
+                "part-00001-of-00002.gguf is one of 2 files of a split model, which cannot be changed";
+            assert!(text.contains(expected) && text.contains("hint: write a copy instead"), "{text}");
+        }
+    }
+    assert!(bytes() == before && fixture.written().is_empty());
 }

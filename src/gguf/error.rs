@@ -29,7 +29,7 @@ pub enum GgufError {
     #[error("{} is one of {count} files of a split model, expected {} beside it, found {found} of {count}", path.display(), missing.display())]
     MissingShard { path: PathBuf, missing: PathBuf, first: bool, found: usize, count: u16 },
     #[error("{} does not belong to the split model of {}: {what} is {found}, expected {expected}", path.display(), first.display())]
-    ForeignShard { path: PathBuf, first: PathBuf, what: String, expected: String, found: String },
+    ForeignShard { path: PathBuf, first: PathBuf, what: &'static str, expected: Box<str>, found: Box<str> },
     #[error("output {} cannot be written: the model has {count} files, expected a name ending in \"{expected}\"", path.display())]
     OutputShardName { path: PathBuf, count: usize, expected: String },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]

@@ -114,9 +114,14 @@ fn refuse_missing(path: &Path, name: &ShardName) -> Result<(), GgufError> {
     })
 }
 
-fn foreign(file: &Gguf, name: &ShardName, what: &str, (expected, found): (String, String)) -> GgufError {
+fn foreign(
+    file: &Gguf,
+    name: &ShardName,
+    what: &'static str,
+    (expected, found): (String, String),
+) -> GgufError {
     let (path, first) = (file.path.clone(), name.path(0));
-    GgufError::ForeignShard { path, first, what: what.into(), expected, found }
+    GgufError::ForeignShard { path, first, what, expected: expected.into(), found: found.into() }
 }
 
 /// Keys that later files need not have, but must not have otherwise than the first.
