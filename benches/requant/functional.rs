@@ -21,7 +21,7 @@ use crate::{Failure, cases, table};
 
 /// The edits that are compared: name, layer of the direction, strength.
 const EDITS: [(&str, usize, f64); 3] =
-    [("contrast", 15, 0.05), ("published", 15, 0.01), ("published", 15, 0.03)];
+    [("contrast", 15, 0.01), ("published", 15, 0.01), ("published", 15, 0.03)];
 /// The gate and its layers, as `inject` has them by default.
 const CONTRAST: f64 = 1.0;
 const WINDOW: (f64, f64) = (0.3, 0.8);
