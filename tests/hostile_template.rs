@@ -224,7 +224,7 @@ fn files_are_out_of_reach() {
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     ] {
         let told = render(&format!("{source}{USER}"));
-        let text = told.as_ref().map_or_else(|error| error, |text| text);
+        let text = told.as_ref().unwrap_or_else(|error| error);
         assert!(!text.contains("root:") && !text.contains("[package]") && !text.contains("uid="), "{text}");
         assert!(told.is_err(), "{source}");
     }
