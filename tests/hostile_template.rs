@@ -166,7 +166,9 @@ fn values_nested_without_end() {
             "{% for y in ns.x %}{% endfor %}",
             "{{ ns.x | string }}",
         ] {
-            for n in [1000, 99_999] {
+            // The fuel is gone before a value of the larger size could be used.
+            let sizes: &[u32] = if use_.is_empty() { &[1000, 99_999] } else { &[1000] };
+            for n in sizes {
                 let _ = render(&format!(
                     "{{% set ns = namespace(x=[1]) %}}{{% for i in range({n}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}{use_}{USER}"
                 ));
