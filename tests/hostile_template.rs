@@ -166,7 +166,9 @@ fn values_nested_without_end() {
             "{% for y in ns.x %}{% endfor %}",
             "{{ ns.x | string }}",
         ] {
-            for n in [1000, 99_999] {
+            // The fuel is gone before a value of the larger size could be used.
+            let sizes: &[u32] = if use_.is_empty() { &[1000, 99_999] } else { &[1000] };
+            for n in sizes {
                 let _ = render(&format!(
                     "{{% set ns = namespace(x=[1]) %}}{{% for i in range({n}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}{use_}{USER}"
                 ));
@@ -224,7 +226,7 @@ fn files_are_out_of_reach() {
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     ] {
         let told = render(&format!("{source}{USER}"));
-        let text = told.as_ref().map_or_else(|error| error, |text| text);
+        let text = told.as_ref().unwrap_or_else(|error| error);
         assert!(!text.contains("root:") && !text.contains("[package]") && !text.contains("uid="), "{text}");
         assert!(told.is_err(), "{source}");
     }

@@ -1,6 +1,8 @@
 //! Writing and verifying hold a tensor, not the file: a sparse model of 1 GiB goes through both with a
 //! third of that as the process's limit.
 
+#![cfg(target_os = "linux")]
+
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;

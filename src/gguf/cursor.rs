@@ -8,6 +8,8 @@ use super::Malformed;
 const MAX_STRING: u64 = 1 << 30;
 /// Real headers take a few MiB at most; this stops a hostile one from taking the machine's memory.
 pub(super) const MAX_MEMORY: u64 = 64 << 20;
+/// What is held beside what is charged: the buffer, and names of up to 64 KiB in `part` and in an error.
+const UNCHARGED: u64 = 512 << 10;
 
 /// Bounded little-endian reader. `part` names what is being read, for errors.
 pub(super) struct Cursor<R> {
@@ -62,7 +64,7 @@ impl<R: Read + Seek> Cursor<R> {
     /// Books memory that is about to be allocated.
     pub(super) fn charge(&mut self, bytes: u64) -> Result<(), Malformed> {
         self.memory = self.memory.saturating_add(bytes);
-        if self.memory <= MAX_MEMORY {
+        if self.memory <= MAX_MEMORY - UNCHARGED {
             return Ok(());
         }
         Err(Malformed::TooLarge { part: self.part.clone(), max: MAX_MEMORY })

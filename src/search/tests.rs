@@ -187,13 +187,14 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
 #[test]
 fn the_lever_that_measures_strongest_wins() {
     let spaces = LEVERS.map(space);
-    // None refuses more at the first token than the base, which has no openings: answers decide.
+    // None refuses more at the first token than the base, which has no openings: answers decide. Each gains
+    // more than its KL costs.
     for strongest in LEVERS {
         let quality: Quality = match strongest {
-            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 30.0 },
-            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 30.0 },
-            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 30.0 },
-            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 30.0 },
+            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 60.0 },
+            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 60.0 },
+            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 60.0 },
+            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 60.0 },
         };
         let result = run_with(&spaces, quality, AUTO);
         assert_eq!(result.best().unwrap().candidate.lever, strongest);
@@ -211,7 +212,8 @@ fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
     assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
     assert!(best.score.kl > 0.05 && best.score.kl <= Lever::Scar.max_kl(), "its own budget: {best:?}");
     assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
-    assert_eq!(result.by_lever()[0].probe.utility, 0.0);
+    // Nothing but the price of its KL.
+    assert!(result.by_lever()[0].probe.utility <= 0.0);
 }
 
 #[test]
