@@ -36,7 +36,8 @@ pub struct ArchPatch {
     /// Name of the residual stream in the graph, without `-N`.
     #[serde(default)]
     pub residual: String,
-    /// Whole name of that node after the last block, where the graph renames it.
+    /// Name of that stream after the last block, where `residual` names it by the block that reads it:
+    /// then `{residual}-{N+1}` is the stream after block N.
     pub residual_last: Option<String>,
     /// Where the graph keeps several residual streams side by side; most have one.
     #[serde(default)]

@@ -39,9 +39,9 @@ pub struct Plan {
     pub tied_embeddings: bool,
     /// Name of the residual stream after a block, without `-N`.
     pub residual_name: String,
-    /// Whole name of the one after the last block, where it has another.
+    /// Its name after the last block, where the others are named by the block that reads them.
     pub residual_last: Option<String>,
-    /// How those nodes lie in memory.
+    /// How that node lies in memory.
     pub streams: Streams,
     /// The writers, by block, then in the order in which they write.
     pub writers: Vec<ResidualWriter>,
@@ -138,8 +138,9 @@ impl Plan {
     /// Name of the residual stream after block `layer` in llama.cpp's graph, e.g. `l_out-3`.
     pub fn residual_node(&self, layer: usize) -> String {
         match &self.residual_last {
-            Some(name) if layer + 1 == self.n_layer => name.clone(),
-            _ => format!("{}-{layer}", self.residual_name),
+            None => format!("{}-{layer}", self.residual_name),
+            Some(last) if layer + 1 == self.n_layer => last.clone(),
+            Some(_) => format!("{}-{}", self.residual_name, layer + 1),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 use llama_cpp_sys_2 as sys;
 
@@ -25,6 +25,23 @@ impl<'a> Node<'a> {
     /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
     pub fn is_mul_mat(&self) -> bool {
         matches!(self.tensor.op, sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
+    }
+
+    /// Name of the node's operation as ggml spells it, e.g. `ADD`; `NONE` for weights and inputs.
+    pub fn op(&self) -> &'a str {
+        // SAFETY: ggml answers every operation with a static NUL-terminated string.
+        unsafe { CStr::from_ptr(sys::ggml_op_name(self.tensor.op)) }.to_str().unwrap_or("")
+    }
+
+    /// What tells the node from every other one of the same graph.
+    pub fn id(&self) -> usize {
+        ptr::from_ref(self.tensor).addr()
+    }
+
+    /// The factor of a `SCALE`.
+    pub fn scale(&self) -> Option<f32> {
+        let factor = f32::from_bits(self.tensor.op_params[0].cast_unsigned());
+        (self.tensor.op == sys::GGML_OP_SCALE).then_some(factor)
     }
 
     /// The node's shape, `ne[0]` fastest.

@@ -419,7 +419,7 @@ fn a_pattern_can_ask_for_another_tensor_of_the_block() {
     assert_eq!([latent.writers[0].lora, latent.writers[1].lora], [true, false]);
     assert_eq!(latent.residual_node(1), "nemotron_h_block_out-1");
     let last = Toy::dense("step35").plan();
-    assert_eq!([0, 1].map(|layer| last.residual_node(layer)), ["l_out-0", "h_nextn"]);
+    assert_eq!([0, 1].map(|layer| last.residual_node(layer)), ["attn_norm_in-1", "h_nextn"]);
     let wide = toy.clone().tensor("blk.1.ffn_down_exps.weight", &[N_FF, N_EMBD, N_EXPERT]).plan();
     assert_eq!(names(&wide.writers)[1], "blk.1.ffn_down_exps.weight");
     toy.fails("block 1: expected tensor `blk.1.attn_output.weight` or `blk.1.ssm_out.weight` or");
