@@ -17,6 +17,7 @@ fn inputs(centre: &[f32], n: usize, seed: u64) -> Vec<WriterInputs> {
         last: noise(centre, n, seed + w) * (1.0 + 9.0 * w as f32),
         tail: noise(centre, 2 * n, seed + w + 50) * (1.0 + 9.0 * w as f32),
         sample: noise(&[0.0; N_IN], 2 * n, seed + w + 100) * (1.0 + 9.0 * w as f32),
+        routes: None,
     };
     vec![writer(0), writer(1)]
 }
@@ -121,7 +122,7 @@ fn the_dual_solution_is_the_minimum() {
 #[test]
 fn inputs_that_tell_nothing_apart_give_no_gates() {
     let zeros = |rows| Array2::zeros((rows, N_IN));
-    let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0) }];
+    let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0), routes: None }];
     let kinds = [same.clone(), same.clone(), same.clone()];
     let odds = [vec![], vec![], vec![]];
     let none = Kernel::of(lessons(&kinds, &odds), &[0], None, &mut || ()).err();
