@@ -151,8 +151,9 @@ pub(crate) mod tests {
     use super::*;
 
     /// Rows of noise that are routed to `n_used` of `n_expert`; some twice to the same, some to fewer.
-    pub(crate) fn routed(n: usize, n_in: usize, n_used: usize, n_expert: usize) -> Rows<'static> {
-        let bits = |i: usize| ((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize;
+    pub(crate) fn routed([n, n_in, n_used, n_expert]: [usize; 4], seed: usize) -> Rows<'static> {
+        let bits =
+            |i: usize| (((i + 7919 * seed) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize;
         let value = |(i, j): (usize, usize)| (bits(i * 977 + j) % 1000) as f32 / 500.0 - 1.0;
         let expert = |(i, k): (usize, usize)| match bits(i * 31 + k + 7) % (n_expert + 1) {
             none if none == n_expert => NO_EXPERT,
@@ -179,7 +180,7 @@ pub(crate) mod tests {
 
     #[test]
     fn routed_rows_are_wide_ones() {
-        let rows = routed(50, 6, 3, 5);
+        let rows = routed([50, 6, 3, 5], 0);
         let wide = wide(&rows);
         assert_eq!(rows.len_wide(), 30);
         let right: Vec<f32> = (0..30).map(|j| (j as f32 * 0.7).sin()).collect();
@@ -198,7 +199,7 @@ pub(crate) mod tests {
 
     #[test]
     fn one_of_each_row_goes_round() {
-        let rows = routed(4, 2, 3, 5);
+        let rows = routed([4, 2, 3, 5], 0);
         let one = rows.one_each();
         assert_eq!(one.dim(), (4, 2));
         assert_eq!([one[[0, 0]], one[[1, 1]], one[[2, 0]]], [rows.x[[0, 0]], rows.x[[1, 3]], rows.x[[2, 4]]]);
