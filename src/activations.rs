@@ -153,6 +153,15 @@ pub struct Activations {
 }
 
 impl Activations {
+    /// Adds the sampled tokens of `other`, of the same model and capture, to its own.
+    pub fn add_sample(&mut self, other: &Self) {
+        for (own, other) in self.inputs.iter_mut().zip(&other.inputs) {
+            if let Ok(both) = ndarray::concatenate(Axis(0), &[own.sample.view(), other.sample.view()]) {
+                own.sample = both;
+            }
+        }
+    }
+
     /// The residuals of some prompts of several sets, without the writers' inputs.
     pub fn residuals_of<'a>(parts: impl Iterator<Item = (&'a Self, Vec<usize>)>) -> Self {
         let chosen: Vec<Array3<f32>> =

@@ -6,6 +6,7 @@ use crate::cli::{DirectionArgs, EvalArgs, InjectArgs, RunArgs, SearchArgs};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
+use crate::gguf::suffixed;
 use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
 
@@ -284,11 +285,11 @@ fn output(args: &InjectArgs, requant: Requant) -> Result<PathBuf, Error> {
 
 /// `NAME-rosi.gguf` beside the input.
 fn default_output(model: &Path) -> PathBuf {
-    let stem = model.file_stem().unwrap_or_default().to_string_lossy();
-    model.with_file_name(format!("{stem}-rosi.gguf"))
+    suffixed(model, "-rosi")
 }
 
-fn same_file(a: &Path, b: &Path) -> bool {
+/// Whether two paths lead to one file.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     match (a.canonicalize(), b.canonicalize()) {
         (Ok(a), Ok(b)) => a == b,
         _ => a == b,
@@ -371,5 +372,7 @@ mod tests {
     #[test]
     fn output_stands_beside_the_input() {
         assert_eq!(default_output(Path::new("/m/a.Q4_K_M.gguf")), Path::new("/m/a.Q4_K_M-rosi.gguf"));
+        let of_split = default_output(Path::new("/m/a-00002-of-00003.gguf"));
+        assert_eq!(of_split, Path::new("/m/a-rosi-00001-of-00003.gguf"));
     }
 }

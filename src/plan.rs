@@ -97,7 +97,7 @@ impl Plan {
 
     /// Finds the writers of `gguf`, or says what is missing.
     pub fn resolve(gguf: &Gguf, patches: &Patches) -> Result<Self> {
-        if let Some(split) = gguf.split() {
+        if let Some(split) = gguf.split().filter(|split| gguf.n_files() != usize::from(split.count)) {
             return Err(PlanError::Split { count: split.count });
         }
         let architecture =
@@ -407,7 +407,7 @@ pub enum PlanError {
     #[error(transparent)]
     Patch(#[from] PatchError),
     /// The model is split over several files.
-    #[error("the model is split over {count} files; split files are not yet supported")]
+    #[error("the model is split over {count} files, and this is one of them")]
     Split { count: u16 },
     /// A key is missing, or its value makes no sense.
     #[error("key `{key}`: expected {expected}, found {found}")]
@@ -431,7 +431,7 @@ impl PlanError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Patch(error) => return error.hint(),
-            Self::Split { .. } => "join the files: `llama-gguf-split --merge FIRST-FILE OUTPUT`",
+            Self::Split { .. } => "keep all its files in one folder and name any of them",
             Self::Key { .. } => "the file is damaged, or no language model",
             _ => "if llama.cpp loads this file, mend a copy of the patch file and pass --patches DIR",
         };

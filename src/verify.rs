@@ -97,6 +97,39 @@ struct Sums {
 /// Reads a range of a file.
 pub type ReadBytes<'a> = dyn Fn(&Range<u64>) -> Result<Vec<u8>, GgufError> + 'a;
 
+/// What an edited model is compared with.
+#[derive(Clone, Copy)]
+pub struct Base<'a> {
+    /// The model.
+    pub gguf: &'a Gguf,
+    /// Reads its only file, as its header places the bytes, where that is no longer on disk.
+    pub bytes: Option<&'a ReadBytes<'a>>,
+}
+
+impl<'a> From<&'a Gguf> for Base<'a> {
+    fn from(gguf: &'a Gguf) -> Self {
+        Self { gguf, bytes: None }
+    }
+}
+
+impl Base<'_> {
+    /// Some of the bytes of a tensor, counted from its first.
+    fn read_part(&self, tensor: &TensorInfo, part: Range<u64>) -> Result<Vec<u8>, GgufError> {
+        match self.bytes {
+            None => self.gguf.read_part(tensor, part),
+            Some(read) => read(&(tensor.data.start + part.start..tensor.data.start + part.end)),
+        }
+    }
+
+    /// A record of `file`, one of the model's.
+    fn read_record(&self, file: &Gguf, record: &Range<u64>) -> Result<Vec<u8>, GgufError> {
+        match self.bytes {
+            None => file.read_bytes(record),
+            Some(read) => read(record),
+        }
+    }
+}
+
 /// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
 /// claims none; every figure about them is computed from the two files' bytes.
 ///
@@ -108,23 +141,24 @@ pub fn verify(
     edits: &[Edit],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Verification, VerifyError> {
-    verify_against((base, &|range| base.read_bytes(range)), edited, edits, progress)
+    verify_against(Base::from(base), edited, edits, progress)
 }
 
-/// As [`verify`], with a base whose bytes, as its header places them, come from elsewhere.
+/// As [`verify`], with a base whose bytes may come from elsewhere.
 ///
 /// # Errors
 /// As [`verify`].
 pub fn verify_against(
-    (base, read): (&Gguf, &ReadBytes<'_>),
+    from: Base<'_>,
     edited: &Gguf,
     edits: &[Edit],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Verification, VerifyError> {
+    let base = from.gguf;
     check_same_model(base, edited)?;
     let mut result = Verification {
         untouched_identical: true,
-        metadata_preserved: metadata_preserved((base, read), edited)?,
+        metadata_preserved: metadata_preserved(from, edited)?,
         identical: 0,
         gain: None,
         cosine: None,
@@ -135,14 +169,14 @@ pub fn verify_against(
     for (i, (a, b)) in base.tensors.iter().zip(&edited.tensors).enumerate() {
         progress(i, base.tensors.len());
         let edit = edits.iter().find(|e| e.tensor == a.name);
-        let (old, new) = (read(&a.data)?, edited.read_tensor(b)?);
         if let Some(edit) = edit {
             total.requested += edit.norm_sq();
         }
-        if a.ggml_type == b.ggml_type && old == new {
+        if a.ggml_type == b.ggml_type && same_bytes((from, a), (edited, b))? {
             result.identical += 1;
             continue;
         }
+        let (old, new) = (from.read_part(a, 0..a.n_bytes())?, edited.read_tensor(b)?);
         if edit.is_none() && !edits.is_empty() {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
@@ -158,6 +192,19 @@ pub fn verify_against(
         result.cosine = Some(total.dot / (total.along * total.requested).sqrt().max(f64::MIN_POSITIVE));
     }
     Ok(result)
+}
+
+/// Compares two tensors of one type and shape piece by piece: most are not edited, and the largest of all
+/// seldom is.
+fn same_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Result<bool, GgufError> {
+    let len = a.1.n_bytes();
+    for start in (0..len).step_by(CHUNK) {
+        let part = start..(start + CHUNK as u64).min(len);
+        if a.0.read_part(a.1, part.clone())? != b.0.read_part(b.1, part)? {
+            return Ok(false);
+        }
+    }
+    Ok(len == b.1.n_bytes())
 }
 
 fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
@@ -181,15 +228,45 @@ fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
     Ok(())
 }
 
-/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside.
-fn metadata_preserved((base, read): (&Gguf, &ReadBytes<'_>), edited: &Gguf) -> Result<bool, VerifyError> {
-    let records = |file: &Gguf, read: &ReadBytes<'_>| -> Result<Vec<Vec<u8>>, GgufError> {
-        let kept = file.metadata.iter().filter(|kv| !kv.key.starts_with(KEY_PREFIX));
-        kept.map(|kv| read(&kv.bytes)).collect()
+/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside; of
+/// split models in each file, with the same tensors in each. Where only one of them is split, or they
+/// are split otherwise, the first files are compared without what the splitting added.
+fn metadata_preserved(from: Base<'_>, edited: &Gguf) -> Result<bool, GgufError> {
+    let base = from.gguf;
+    let alike = base.n_files() == edited.n_files();
+    let kept = |key: &str| !key.starts_with(KEY_PREFIX) && (alike || !key.starts_with("split."));
+    let same = |a: &Gguf, b: &Gguf| -> Result<bool, GgufError> {
+        Ok(a.version == b.version && a.alignment == b.alignment && same_records((from, a), b, &kept)?)
     };
-    Ok(base.version == edited.version
-        && base.alignment == edited.alignment
-        && records(base, read)? == records(edited, &|range| edited.read_bytes(range))?)
+    if !alike {
+        return same(base, edited);
+    }
+    for (a, b) in base.files().zip(edited.files()) {
+        if a.own_tensors().len() != b.own_tensors().len() || !same(a, b)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn same_records(
+    (from, a): (Base<'_>, &Gguf),
+    b: &Gguf,
+    kept: &dyn Fn(&str) -> bool,
+) -> Result<bool, GgufError> {
+    let of = |file: &Gguf| -> Vec<Range<u64>> {
+        file.metadata.iter().filter(|kv| kept(&kv.key)).map(|kv| kv.bytes.clone()).collect()
+    };
+    let (of_a, of_b) = (of(a), of(b));
+    // One record at a time: a record may be as long as the file.
+    for (ours, theirs) in of_a.iter().zip(&of_b) {
+        if ours.end - ours.start != theirs.end - theirs.start
+            || from.read_record(a, ours)? != b.read_bytes(theirs)?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(of_a.len() == of_b.len())
 }
 
 /// The bytes of at most `n` rows from row `first` on.

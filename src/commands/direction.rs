@@ -33,7 +33,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let prompts = load_prompts(options, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
     let file = AtomicFile::create(&options.output, options.force)?;
-    let input = file_facts(&options.model, &opened.gguf, printer)?;
+    let input = file_facts(&opened.gguf, printer)?;
     let mut journal = journal::open(&opened, options, &prompts, &input, printer)?;
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
     let done = found.and_then(|(stored, search)| {

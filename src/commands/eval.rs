@@ -176,7 +176,7 @@ impl Eval<'_> {
         if template(gguf).is_none() {
             self.printer.warn(format!("{name} has no chat template: prompts are put to it as plain text"));
         }
-        let file = file_facts(&gguf.path, gguf, self.printer)?;
+        let file = file_facts(gguf, self.printer)?;
         let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
         let report = ModelReport {
             file,
@@ -271,7 +271,7 @@ impl Eval<'_> {
         if kind.template(template(&gguf)).is_none() {
             return Err(Error::NoTemplate { path: gguf.path });
         }
-        let file = file_facts(&gguf.path, &gguf, self.printer)?;
+        let file = file_facts(&gguf, self.printer)?;
         Ok((gguf, JudgeFacts { file, kind }))
     }
 

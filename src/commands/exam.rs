@@ -10,7 +10,7 @@ use crate::edit::{Edit, Method};
 use crate::error::Error;
 use crate::evaluate::fidelity::{Fidelity, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
-use crate::gguf::{AtomicFile, Gguf};
+use crate::gguf::{AtomicModel, Gguf, suffixed};
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::options::InjectOptions;
 use crate::output::Printer;
@@ -170,8 +170,8 @@ impl Exam<'_> {
         if !self.options.controls || self.options.in_place {
             return Ok(None);
         }
-        let name = self.options.output.with_extension("control.gguf");
-        let mut file = AtomicFile::create(&name, true)?;
+        let name = suffixed(&self.options.output, ".control");
+        let mut file = AtomicModel::create(&name, &self.opened.gguf, true)?;
         write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = self.printer.bar("scoring the control", 1);

@@ -19,7 +19,7 @@ pub fn change<T>(
     measure: impl FnOnce(&Gguf, &ReadBytes<'_>) -> Result<T, Error>,
     printer: &Printer,
 ) -> Result<T, Error> {
-    let rewrite = write.rewrite(change);
+    let rewrite = write.rewrite(change, write.source);
     let edited: Vec<&str> = write.edits.iter().map(|edit| edit.tensor.as_str()).collect();
     let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
     let bar = printer.bar("saving what will change", 1);

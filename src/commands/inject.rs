@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use crate::commands::direction::{self, Taken};
+use crate::commands::dry_run;
 use crate::commands::exam::{After, Before, Exam};
 use crate::commands::in_place;
 use crate::commands::journal;
@@ -15,17 +16,17 @@ use crate::edit::{Edit, experts_spared};
 use crate::error::{Error, ExitStatus};
 use crate::evaluate::Score;
 use crate::gguf::in_place::journal_path;
-use crate::gguf::{self, AtomicFile, Gguf, GgufError, sha256_file};
+use crate::gguf::{self, AtomicFile, AtomicModel, Gguf, GgufError, ShardName, sha256_files};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{adapter, llama_version};
-use crate::options::InjectOptions;
+use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
 use crate::requant::Requant;
 use crate::search::journal::Journal;
-use crate::verify::{self, ReadBytes, Verification};
+use crate::verify::{self, Base, ReadBytes, Verification};
 
 /// Runs the injection.
 ///
@@ -38,20 +39,25 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let prompts = load_prompts(options, printer)?;
     let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
     let taken = taken.transpose()?;
+    match options.in_place {
+        true => gguf::in_place::refuse_split(&opened.gguf)?,
+        false => refuse_input_as_output(&opened.gguf, &options.output)?,
+    }
     // The edit of a file keeps the method by which it was found.
     let method = taken.as_ref().map_or(options.method, |taken| taken.edit.facts.method);
     let options = &InjectOptions { method, ..options.clone() };
     if options.dry_run {
-        dry_run(&opened, options, &prompts, printer);
+        dry_run::run(&opened, options, &prompts, printer);
         return Ok(ExitStatus::Done);
     }
     // Taken now, so that an output that cannot be written is known before the work.
-    let target = Target::of(options)?;
+    let target = Target::of(options, &opened.gguf)?;
+    let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
     let side_files = [&options.report, &options.save_adapter];
     side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
-    let seen = modified(&options.model);
-    let input = file_facts(&options.model, &opened.gguf, printer)?;
+    let seen = modified(&opened.gguf);
+    let input = file_facts(&opened.gguf, printer)?;
     let mut journal = match &taken {
         None => journal::open(&opened, options, &prompts, &input, printer)?,
         Some(_) => Journal::off(),
@@ -68,26 +74,34 @@ struct Job<'a> {
     options: &'a InjectOptions,
     prompts: &'a PromptSet,
     taken: Option<&'a Taken>,
-    /// When the model was last written to, before it was hashed.
-    seen: Option<SystemTime>,
+    /// When the model's files were last written to, before they were hashed.
+    seen: Option<Vec<SystemTime>>,
     printer: &'a Printer,
 }
 
 /// What is written.
 enum Target {
-    /// A copy, which has no name yet.
-    Copy(AtomicFile),
+    /// A copy, whose files have no names yet.
+    Copy(AtomicModel),
     /// The model itself.
     InPlace,
 }
 
 impl Target {
-    fn of(options: &InjectOptions) -> Result<Self, Error> {
+    fn of(options: &InjectOptions, gguf: &Gguf) -> Result<Self, Error> {
         if options.in_place {
             gguf::in_place::check(&options.model)?;
             return Ok(Self::InPlace);
         }
-        Ok(Self::Copy(AtomicFile::create(&options.output, options.force)?))
+        Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.force)?))
+    }
+
+    /// The name of what is written; of a split model that of its first file.
+    fn path<'a>(&'a self, options: &'a InjectOptions) -> &'a Path {
+        match self {
+            Self::Copy(model) => model.path(),
+            Self::InPlace => &options.output,
+        }
     }
 }
 
@@ -155,7 +169,7 @@ impl Job<'_> {
     /// Writes the copy, and gives it its name when it was found good.
     fn copy(
         &self,
-        mut file: AtomicFile,
+        mut file: AtomicModel,
         (write, change): (Write<'_>, Change<'_>),
         (exam, before): (&Exam<'_>, &Before),
         input: &FileFacts,
@@ -163,13 +177,12 @@ impl Job<'_> {
         write.write(change, &mut file, self.printer)?;
         let gguf = Gguf::open(file.temporary_path())?;
         let base = &self.opened.gguf;
-        let verification =
-            check_written((base, &|range| base.read_bytes(range)), &gguf, write.edits, self.printer)?;
+        let verification = check_written(Base::from(base), &gguf, write.edits, self.printer)?;
         let after = exam.after(&gguf, before)?;
         let requantized = exam.requantized_control(write, before)?;
-        let mut output = file_facts(file.temporary_path(), &gguf, self.printer)?;
+        let mut output = file_facts(&gguf, self.printer)?;
         output.path = self.options.output.display().to_string();
-        check_unchanged(input, base, self.seen, self.printer)?;
+        check_unchanged(input, base, self.seen.as_deref(), self.printer)?;
         file.commit()?;
         Ok(Written { output, verification, after, requantized })
     }
@@ -182,10 +195,10 @@ impl Job<'_> {
         input: &FileFacts,
     ) -> Result<Written, Error> {
         let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
-            let base = (&self.opened.gguf, original);
+            let base = Base { gguf: &self.opened.gguf, bytes: Some(original) };
             let verification = check_written(base, changed, change.0.edits, self.printer)?;
             let after = exam.after(changed, before)?;
-            let output = file_facts(&changed.path, changed, self.printer)?;
+            let output = file_facts(changed, self.printer)?;
             Ok(Written { output, verification, after, requantized: None })
         };
         in_place::change(change, &input.sha256, measure, self.printer)
@@ -204,6 +217,20 @@ impl Job<'_> {
             system_prompt: study.system_prompt.into(),
             direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
         }
+    }
+}
+
+/// The options know of one file; a split model has more that must not be written to.
+fn refuse_input_as_output(gguf: &Gguf, output: &std::path::Path) -> Result<(), Error> {
+    let Some(name) = ShardName::parse(output).filter(|_| gguf.n_files() > 1) else { return Ok(()) };
+    let is_input = |path: &std::path::Path| gguf.files().any(|file| same_file(path, &file.path));
+    match (0..name.count).map(|no| name.path(no)).find(|path| is_input(path)) {
+        None => Ok(()),
+        Some(path) => Err(Error::Option {
+            flag: "--output",
+            problem: format!("{} is a file of the input itself", path.display()),
+            hint: Some("give another name with -o; the input is never overwritten".into()),
+        }),
     }
 }
 
@@ -241,50 +268,21 @@ pub(super) fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result
     Ok(prompts)
 }
 
-fn dry_run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {
-    let plan = &opened.plan;
-    let edited: u64 =
-        plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
-    let facts = serde_json::json!({
-        "input": opened.gguf.path.display().to_string(),
-        "output": options.output.display().to_string(),
-        "in_place": options.in_place,
-        "architecture": plan.architecture,
-        "method": options.method.name(),
-        "writers": plan.writers.iter().map(|w| &w.tensor).collect::<Vec<_>>(),
-        "edited_bytes": edited,
-        "written_bytes": opened.gguf.file_len,
-        "prompts": prompt_facts(prompts),
-    });
-    if options.json {
-        printer.data(serde_json::to_string_pretty(&facts).unwrap_or_default());
-    }
-    printer.say(format!(
-        "would edit {} matrices ({} MB) of {} and {}; nothing was run or written",
-        plan.writers.len(),
-        edited / 1_000_000,
-        opened.gguf.path.display(),
-        if options.in_place {
-            format!("keep the original ones in {}", journal_path(&options.model).display())
-        } else {
-            format!("write {} ({} MB)", options.output.display(), opened.gguf.file_len / 1_000_000)
-        }
-    ));
-}
-
-/// Path, hash and size of the file that `gguf` was read from.
-pub(super) fn file_facts(path: &Path, gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
-    let bar = printer.bar("hashing", gguf.file_len);
-    let sha256 = sha256_file(path, &mut |done, total| {
+/// Path, hash and size of what `gguf` was read from; of a split model the first path, and the others as
+/// though they were joined to it.
+pub(super) fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+    let bar = printer.bar("hashing", gguf.total_len());
+    let paths: Vec<&std::path::Path> = gguf.files().map(|file| file.path.as_path()).collect();
+    let sha256 = sha256_files(&paths, &mut |done, total| {
         bar.set_of(done, total);
         interrupt::check().map_err(std::io::Error::other)
     });
     interrupt::check()?;
-    let sha256 = sha256.map_err(|source| Error::Io { path: path.into(), source })?;
-    Ok(FileFacts { path: path.display().to_string(), sha256, bytes: gguf.file_len })
+    let sha256 = sha256.map_err(|source| Error::Io { path: gguf.path.clone(), source })?;
+    Ok(FileFacts { path: gguf.path.display().to_string(), sha256, bytes: gguf.total_len() })
 }
 
-fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
+pub(super) fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
     PromptFacts {
         source: prompts.source().into(),
@@ -313,22 +311,22 @@ pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions)
     }
 }
 
-/// When the file at `path` was last written to, where the system knows.
-fn modified(path: &Path) -> Option<SystemTime> {
-    std::fs::metadata(path).and_then(|found| found.modified()).ok()
+/// When the files of a model were last written to, where the system knows.
+fn modified(gguf: &Gguf) -> Option<Vec<SystemTime>> {
+    gguf.files().map(|file| std::fs::metadata(&file.path).and_then(|found| found.modified()).ok()).collect()
 }
 
 /// Refuses a copy of a model that somebody wrote to meanwhile: its keys would name another file.
 fn check_unchanged(
     input: &FileFacts,
     gguf: &Gguf,
-    seen: Option<SystemTime>,
+    seen: Option<&[SystemTime]>,
     printer: &Printer,
 ) -> Result<(), Error> {
-    if seen.is_some() && modified(&gguf.path) == seen {
+    if seen.is_some() && modified(gguf).as_deref() == seen {
         return Ok(());
     }
-    let found = file_facts(&gguf.path, gguf, printer)?.sha256;
+    let found = file_facts(gguf, printer)?.sha256;
     if found == input.sha256 {
         return Ok(());
     }
@@ -338,7 +336,7 @@ fn check_unchanged(
 
 /// Reads the written file back; one that differs where it must not is never kept.
 fn check_written(
-    base: (&Gguf, &ReadBytes<'_>),
+    base: Base<'_>,
     written: &Gguf,
     edits: &[Edit],
     printer: &Printer,

@@ -22,6 +22,8 @@ struct Inspection {
     n_embd: u64,
     n_expert: u64,
     tied_embeddings: bool,
+    /// 1, or the number of files of a split model.
+    files: usize,
     file_bytes: u64,
     tensors: usize,
     types: BTreeMap<String, TypeUse>,
@@ -117,7 +119,8 @@ fn inspect(opened: &Opened) -> Inspection {
         n_embd: plan.n_embd,
         n_expert: plan.n_expert,
         tied_embeddings: plan.tied_embeddings,
-        file_bytes: gguf.file_len,
+        files: gguf.n_files(),
+        file_bytes: gguf.total_len(),
         tensors: gguf.tensors.len(),
         types,
         writers: writers.collect(),
@@ -136,7 +139,8 @@ fn describe(i: &Inspection) -> String {
     line("architecture", format!("{} (patches: {})", i.architecture, i.patch));
     line("layers", format!("{} of width {}", i.n_layer, i.n_embd));
     line("embeddings", if i.tied_embeddings { "tied" } else { "separate" }.into());
-    line("size", format!("{} MB in {} tensors", i.file_bytes / 1_000_000, i.tensors));
+    let files = if i.files == 1 { String::new() } else { format!(", split into {} files", i.files) };
+    line("size", format!("{} MB in {} tensors{files}", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
     if let Some(findings) = &i.weights {

@@ -17,13 +17,15 @@ use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::plan::Plan;
-use crate::prompts::{PromptKind, PromptSet, Split};
+use crate::prompts::{self, PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
 use crate::search::{Candidate, Lever, Space};
 use gates::{Class, Learned};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
 const SAMPLE: usize = 256;
+/// The same of prose.
+const PROSE_SAMPLE: usize = 768;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
 /// Tokens before a prompt's last one that a gate is taught as well.
@@ -134,7 +136,11 @@ impl Material {
         let capture = capture(&opened.plan, options.method, scar);
         let seen = PromptKind::ALL.map(|kind| collector.collect((engine, examiner), &capture, kind));
         let [harmful, harmless, alarming] = seen;
-        let seen = [harmful?, harmless?, alarming?];
+        let mut seen = [harmful?, harmless?, alarming?];
+        if options.method.is_gated() {
+            let prose = collector.prose(engine, &capture)?;
+            seen[1].activations.add_sample(&prose);
+        }
         let sets = seen.each_ref().map(|s| &s.activations);
         let plain = direction::difference_in_means(sets[0], sets[1])?;
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
@@ -261,6 +267,14 @@ impl Collector<'_> {
             refused[i] = examiner.begins_refusal(logits);
         })?;
         Ok(Seen { texts, activations, odds, refused })
+    }
+
+    /// Inputs at tokens of text that asks for nothing: gates that only know prompts open on some of it, and
+    /// push what a model reads and writes beyond its first answer token.
+    fn prose(&self, engine: &mut LlamaEngine, capture: &Capture) -> Result<Activations, Error> {
+        let _bar = self.printer.bar("collecting hidden states: prose", 1);
+        let capture = capture.clone().with_sample(PROSE_SAMPLE);
+        Ok(engine.collect(&chats(&prompts::prose(), None), &capture, &mut |_, _| ())?)
     }
 }
 

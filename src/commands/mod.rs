@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod direction;
+mod dry_run;
 pub mod eval;
 mod exam;
 mod in_place;

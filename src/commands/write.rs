@@ -7,7 +7,7 @@ use crate::commands::provenance::Provenance;
 use crate::direction::Along;
 use crate::edit::{Edit, EditError};
 use crate::error::Error;
-use crate::gguf::{AtomicFile, GgmlType, Gguf, Rewrite, TensorInfo};
+use crate::gguf::{AtomicFile, AtomicModel, GgmlType, Gguf, Rewrite, TensorInfo};
 use crate::interrupt;
 use crate::output::Printer;
 use crate::plan::Plan;
@@ -40,37 +40,41 @@ pub struct Write<'a> {
 }
 
 impl Write<'_> {
-    /// Writes the changed copy to `file`, which still has its temporary name; flushed, so that it can
-    /// be read back.
-    pub fn write(&self, change: Change<'_>, file: &mut AtomicFile, printer: &Printer) -> Result<(), Error> {
-        let source = self.source;
-        let bar = printer.bar("writing", source.file_len);
-        let written = self.rewrite(change).write_to(
-            file,
-            &mut |tensor| {
+    /// Writes the changed copy to `model`, whose files still have their temporary names; flushed, so
+    /// that it can be read back.
+    pub fn write(&self, change: Change<'_>, model: &mut AtomicModel, printer: &Printer) -> Result<(), Error> {
+        let bar = printer.bar("writing", self.source.total_len());
+        let mut before = 0;
+        for (source, file) in self.source.files().zip(model.files_mut()) {
+            let rewrite = self.rewrite(change, source);
+            let replace = &mut |tensor: &TensorInfo| {
                 if !self.edits.iter().any(|e| e.tensor == tensor.name) {
                     return Ok(None);
                 }
-                Ok(Some(self.new_data(change, tensor, source.read_tensor(tensor)?)?))
-            },
-            &mut |done, total| {
-                bar.set_of(done, total);
+                Ok(Some(self.new_data(change, tensor, self.source.read_tensor(tensor)?)?))
+            };
+            let progress = &mut |done, _| {
+                bar.set_of(before + done, self.source.total_len());
                 // `Interrupted` is an error kind that writers retry.
                 interrupt::check().map_err(std::io::Error::other)
-            },
-        );
-        interrupt::check()?;
-        written?;
+            };
+            let written = rewrite.write_to(file, replace, progress);
+            interrupt::check()?;
+            before += written?;
+        }
         Ok(())
     }
 
-    /// The copy, its tensor data apart.
-    pub fn rewrite(&self, change: Change<'_>) -> Rewrite<'_> {
-        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(self.source) };
+    /// What becomes of one file of the source, its tensor data apart. Only the first one of a split model
+    /// has keys.
+    pub fn rewrite<'s>(&self, change: Change<'_>, source: &'s Gguf) -> Rewrite<'s> {
+        let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
         if let Change::Edit(provenance, along) = change {
-            rewrite.added = provenance.keys();
-            rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
-            rewrite.types = self.types();
+            if std::ptr::eq(source, self.source) {
+                rewrite.added = provenance.keys();
+                rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
+            }
+            rewrite.types = self.types(source);
         }
         rewrite
     }
@@ -93,9 +97,10 @@ impl Write<'_> {
         }
     }
 
-    /// The edited tensors that get another type.
-    fn types(&self) -> HashMap<String, GgmlType> {
-        let edited = self.edits.iter().filter_map(|e| self.source.tensor(&e.tensor));
+    /// The edited tensors of a file that get another type.
+    fn types(&self, source: &Gguf) -> HashMap<String, GgmlType> {
+        let is_edited = |t: &&TensorInfo| self.edits.iter().any(|e| e.tensor == t.name);
+        let edited = source.own_tensors().iter().filter(is_edited);
         let typed = edited.map(|t| (t, self.requant.type_for(t.ggml_type)));
         typed.filter(|(t, new)| *new != t.ggml_type).map(|(t, new)| (t.name.clone(), new)).collect()
     }

@@ -1,6 +1,6 @@
 //! Output that appears under its name only when it is complete.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,29 @@ impl AtomicFile {
     /// `overwrite`; a directory, device or pipe is never overwritten, and a symbolic link is
     /// replaced rather than followed, since other names may share what it points to.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, GgufError> {
+        let name = Self::check(path, overwrite)?;
+        let mut prefix = OsString::from(".");
+        // Leaves room under the usual limit of 255 bytes for what is put around the name.
+        match name.len() {
+            ..=200 => prefix.push(name),
+            _ => prefix.push(name.to_string_lossy().chars().take(50).collect::<String>()),
+        }
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".tmp");
+        Self::start(path, overwrite, (builder, directory_of(path)))
+    }
+
+    /// As [`AtomicFile::create`], but under its final name in the folder `staging`.
+    pub(super) fn staged(path: &Path, staging: &Path, overwrite: bool) -> Result<Self, GgufError> {
+        let name = Self::check(path, overwrite)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(name).rand_bytes(0);
+        Self::start(path, overwrite, (builder, staging))
+    }
+
+    /// What can be refused before anything is created; the name in `path`.
+    pub(super) fn check(path: &Path, overwrite: bool) -> Result<&OsStr, GgufError> {
         let name =
             path.file_name().ok_or_else(|| GgufError::OutputIsDirectory { path: path.to_path_buf() })?;
         check_target(path, overwrite)?;
@@ -33,15 +56,14 @@ impl AtomicFile {
                 directory: directory.to_path_buf(),
             });
         }
-        let mut prefix = OsString::from(".");
-        // Leaves room under the usual limit of 255 bytes for what is put around the name.
-        match name.len() {
-            ..=200 => prefix.push(name),
-            _ => prefix.push(name.to_string_lossy().chars().take(50).collect::<String>()),
-        }
-        prefix.push(".");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
+        Ok(name)
+    }
+
+    fn start(
+        path: &Path,
+        overwrite: bool,
+        (mut builder, directory): (tempfile::Builder<'_, '_>, &Path),
+    ) -> Result<Self, GgufError> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -70,14 +92,52 @@ impl AtomicFile {
     /// Makes the file durable and gives it its name. Without `overwrite`, fails when something took
     /// the name since [`AtomicFile::create`].
     pub fn commit(self) -> Result<(), GgufError> {
-        let path = self.path;
+        self.finish()?.publish()
+    }
+
+    /// Makes the file durable under its temporary name.
+    pub(super) fn finish(self) -> Result<Finished, GgufError> {
+        let AtomicFile { path, overwrite, temporary } = self;
         let failed = |doing| {
-            let path = path.clone();
-            move |error| GgufError::from_output(&path, doing, error)
+            let path = &path;
+            move |error| GgufError::from_output(path, doing, error)
         };
-        let temporary = self.temporary.into_inner().map_err(|error| failed("write")(error.into_error()))?;
+        let temporary = temporary.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         temporary.as_file().sync_all().map_err(failed("sync"))?;
-        let renamed = match self.overwrite {
+        Ok(Finished { path, overwrite, temporary })
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        if kind == ErrorKind::Interrupted {
+            return error;
+        }
+        io::Error::new(kind, GgufError::from_output(&self.path, "write", error))
+    }
+}
+
+/// A file that is complete and on the disk, but for its name.
+#[derive(Debug)]
+pub(super) struct Finished {
+    path: PathBuf,
+    overwrite: bool,
+    temporary: NamedTempFile,
+}
+
+impl Finished {
+    /// The name the file will have.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the file its name.
+    pub(super) fn publish(self) -> Result<(), GgufError> {
+        let Finished { path, overwrite, temporary } = self;
+        let failed = |doing| {
+            let path = &path;
+            move |error| GgufError::from_output(path, doing, error)
+        };
+        let renamed = match overwrite {
             true => check_target(&path, true).and_then(|()| {
                 let renamed = temporary.persist(&path);
                 renamed.map_err(|error| failed("rename")(error.error))
@@ -89,14 +149,6 @@ impl AtomicFile {
         };
         drop(renamed?);
         sync_directory(directory_of(&path)).map_err(failed("sync the directory of"))
-    }
-
-    fn explain(&self, error: io::Error) -> io::Error {
-        let kind = error.kind();
-        if kind == ErrorKind::Interrupted {
-            return error;
-        }
-        io::Error::new(kind, GgufError::from_output(&self.path, "write", error))
     }
 }
 

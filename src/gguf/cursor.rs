@@ -42,6 +42,11 @@ impl<R: Read + Seek> Cursor<R> {
         self.len
     }
 
+    /// Memory charged so far.
+    pub(super) fn memory(&self) -> u64 {
+        self.memory
+    }
+
     pub(super) fn left(&self) -> u64 {
         self.len - self.pos
     }

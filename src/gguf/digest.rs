@@ -11,11 +11,17 @@ use super::Progress;
 /// SHA-256 of a file, read in 1 MiB pieces. `progress` gets bytes done and in all, and may stop the
 /// work by returning an error.
 pub fn sha256_file(path: &Path, progress: &mut Progress<'_>) -> io::Result<String> {
+    sha256_files(&[path], progress)
+}
+
+fn add_file(
+    hash: &mut Sha256,
+    path: &Path,
+    (done, total): (&mut u64, u64),
+    progress: &mut Progress<'_>,
+) -> io::Result<()> {
     let mut file = File::open(path)?;
-    let total = file.metadata()?.len();
-    let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
-    let mut done = 0;
     loop {
         let n = match file.read(&mut buffer) {
             Ok(n) => n,
@@ -23,12 +29,26 @@ pub fn sha256_file(path: &Path, progress: &mut Progress<'_>) -> io::Result<Strin
             Err(error) => return Err(error),
         };
         if n == 0 {
-            return Ok(hex(&hash.finalize()));
+            return Ok(());
         }
         hash.update(&buffer[..n]);
-        done += n as u64;
-        progress(done, total)?;
+        *done += n as u64;
+        progress(*done, total)?;
     }
+}
+
+/// SHA-256 of several files one after the other, as of their concatenation.
+pub fn sha256_files(paths: &[&Path], progress: &mut Progress<'_>) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut total = 0;
+    for path in paths {
+        total += std::fs::metadata(path)?.len();
+    }
+    let mut done = 0;
+    for path in paths {
+        add_file(&mut hash, path, (&mut done, total), progress)?;
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// SHA-256 of bytes in memory.

@@ -24,6 +24,14 @@ pub enum GgufError {
     Malformed { path: PathBuf, problem: Box<Malformed> },
     #[error("{} is {kind}, expected a language model", path.display())]
     NotAModel { path: PathBuf, kind: NonModel },
+    #[error("{} is file {} of {count} of a split model (split.no = {no}), expected a name ending in \"{expected}\"", path.display(), no + 1)]
+    ShardName { path: PathBuf, no: u16, count: u16, expected: String },
+    #[error("{} is one of {count} files of a split model, expected {} beside it, found {found} of {count}", path.display(), missing.display())]
+    MissingShard { path: PathBuf, missing: PathBuf, first: bool, found: usize, count: u16 },
+    #[error("{} does not belong to the split model of {}: {what} is {found}, expected {expected}", path.display(), first.display())]
+    ForeignShard { path: PathBuf, first: PathBuf, what: &'static str, expected: Box<str>, found: Box<str> },
+    #[error("output {} cannot be written: the model has {count} files, expected a name ending in \"{expected}\"", path.display())]
+    OutputShardName { path: PathBuf, count: usize, expected: String },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
     Changed { path: PathBuf, expected: u64, found: u64 },
     #[error("{} changed since it was read: expected sha256 {expected}, found {found}", path.display())]
@@ -94,6 +102,10 @@ pub enum Malformed {
     EmptyKey { index: u64 },
     #[error("{part} has a name with a NUL byte in it, which llama.cpp would cut short")]
     Nul { part: String },
+    #[error("{part} has a name with the control character {found:?} in it")]
+    Control { part: String, found: char },
+    #[error("key {index} has a name of {found} bytes, expected at most {max}")]
+    KeyLength { index: u64, found: u64, max: u64 },
     #[error("key '{key}' appears more than once")]
     DuplicateKey { key: String },
     #[error("key '{key}' has value type {found}, expected 0 to 12")]
@@ -192,6 +204,17 @@ impl GgufError {
             GgufError::NotAModel { kind, .. } => kind.hint(),
             GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
                 "wait until nothing is writing to the file, then run again"
+            }
+            GgufError::ShardName { .. } => "llama.cpp finds the other files by this name: give it back",
+            GgufError::MissingShard { first: true, .. } => {
+                "writing a split model gives the first file its name last: if this is an output, the run that \
+                 wrote it was stopped; write it again with `--force`"
+            }
+            GgufError::MissingShard { .. } => "keep all files of the model in one folder",
+            GgufError::ForeignShard { .. } => "fetch all files of the model from one place again",
+            GgufError::OutputShardName { path, expected, .. } => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                return Some(format!("-o {stem}{expected}"));
             }
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"

@@ -10,7 +10,8 @@ use super::{ArrayInfo, GgufError, KeyValue, NonModel, TensorInfo, Value, ValueTy
 /// Most elements [`Gguf::read_f32_array`] and [`Gguf::read_u64_array`] will read.
 const MAX_READ_ARRAY: u64 = 1 << 20;
 
-/// The header of a GGUF file; tensor data stays on disk.
+/// The header of a GGUF file, or of the first file of a split model, which knows the others; tensor
+/// data stays on disk.
 #[derive(Clone, Debug)]
 pub struct Gguf {
     /// Where the file is.
@@ -21,7 +22,8 @@ pub struct Gguf {
     pub alignment: u64,
     /// Key-value records in file order.
     pub metadata: Vec<KeyValue>,
-    /// Tensors in file order, which is also the order of their data.
+    /// Tensors in file order, which is also the order of their data; of a split model those of all
+    /// files, one file after the other.
     pub tensors: Vec<TensorInfo>,
     /// The key-value records in the file.
     pub kv_bytes: Range<u64>,
@@ -33,6 +35,14 @@ pub struct Gguf {
     pub file_len: u64,
     /// Indices into `tensors`, by name.
     pub(super) by_name: Vec<u32>,
+    /// Which file of a split model this is, from 0.
+    pub(super) shard: u16,
+    /// How many of `tensors` lie in this file; they come first.
+    pub(super) n_own: usize,
+    /// The other files of a split model, in order, each with its own tensors only.
+    pub(super) others: Vec<Gguf>,
+    /// Memory that the header was charged for, other files not counted.
+    pub(super) memory: u64,
 }
 
 /// Which part of a split model a file is.
@@ -45,10 +55,11 @@ pub struct Split {
 }
 
 impl Gguf {
-    /// Opens a file and reads its header; refuses one whose change in place was never finished.
+    /// Opens a file and reads its header; any file of a split model stands for all of it. Refuses a file
+    /// whose change in place was never finished.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         super::in_place::refuse_unfinished(path)?;
-        super::reader::open(path)
+        super::shards::open(path)
     }
 
     /// Reads a header from anything seekable whose length is `len`; `path` is then `<memory>`.
@@ -100,6 +111,31 @@ impl Gguf {
         Some(at(self.by_name[found.ok()?]))
     }
 
+    /// This file, and after it the other files of a split model.
+    pub fn files(&self) -> impl Iterator<Item = &Gguf> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// Number of files that the model was read from.
+    pub fn n_files(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// Length of all files together.
+    pub fn total_len(&self) -> u64 {
+        self.files().fold(0, |sum, file| sum.saturating_add(file.file_len))
+    }
+
+    /// The tensors whose data lies in this very file.
+    pub fn own_tensors(&self) -> &[TensorInfo] {
+        &self.tensors[..self.n_own.min(self.tensors.len())]
+    }
+
+    /// The file that holds a tensor.
+    fn file_of(&self, tensor: &TensorInfo) -> &Gguf {
+        self.files().find(|file| file.shard == tensor.shard).unwrap_or(self)
+    }
+
     /// `general.architecture`, such as `llama`.
     pub fn architecture(&self) -> Option<&str> {
         self.str("general.architecture")
@@ -130,6 +166,15 @@ impl Gguf {
 
     /// The raw bytes of a tensor.
     pub fn read_tensor(&self, tensor: &TensorInfo) -> Result<Vec<u8>, GgufError> {
+        self.read_part(tensor, 0..tensor.data.end.saturating_sub(tensor.data.start))
+    }
+
+    /// Some of the raw bytes of a tensor, counted from its first.
+    pub fn read_part(&self, tensor: &TensorInfo, part: Range<u64>) -> Result<Vec<u8>, GgufError> {
+        self.file_of(tensor).read_own(tensor, part)
+    }
+
+    fn read_own(&self, tensor: &TensorInfo, part: Range<u64>) -> Result<Vec<u8>, GgufError> {
         if tensor.data.start > tensor.data.end || tensor.data.end > self.file_len {
             return Err(GgufError::TensorPastEnd {
                 path: self.path.clone(),
@@ -138,7 +183,8 @@ impl Gguf {
                 file_len: self.file_len,
             });
         }
-        self.read_range(&tensor.data)
+        let start = tensor.data.start.saturating_add(part.start).min(tensor.data.end);
+        self.read_range(&(start..tensor.data.start.saturating_add(part.end).clamp(start, tensor.data.end)))
     }
 
     /// The bytes of a record of this file, as [`super::KeyValue::bytes`] names it.
@@ -197,7 +243,8 @@ impl Gguf {
     fn read_range(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         let mut file = self.reopen()?;
         let len = range.end - range.start;
-        let mut bytes = Vec::new();
+        // The range was held against the file, so this is no more than what is there to be read.
+        let mut bytes = Vec::with_capacity(len.min(self.file_len) as usize);
         file.seek(SeekFrom::Start(range.start))
             .and_then(|_| file.take(len).read_to_end(&mut bytes))
             .map_err(|source| self.read_error(source))?;

@@ -16,8 +16,13 @@
 //! refuses. [`Rewrite`] copies a file byte for byte except for the tensors it is told to replace
 //! and the keys it is told to add. [`GgufBuilder`] writes a new file. [`AtomicFile`] makes sure
 //! that nothing half-written bears the final name; [`in_place`] changes a file so that it can be put back.
+//!
+//! A split model is files `NAME-00001-of-0000N.gguf`, each a GGUF file with an alignment and offsets of
+//! its own and with `split.no` (from 0) and `split.count`; the first has all other keys and may have no
+//! tensors. [`Gguf::open`] takes any of them for the whole, and [`AtomicModel`] writes all or none.
 
 mod atomic;
+mod atomic_model;
 mod builder;
 mod cursor;
 mod digest;
@@ -28,6 +33,7 @@ mod header;
 pub mod in_place;
 mod metadata;
 mod reader;
+mod shards;
 mod tensor_info;
 mod writer;
 
@@ -35,12 +41,14 @@ mod writer;
 mod tests;
 
 pub use atomic::AtomicFile;
+pub use atomic_model::AtomicModel;
 pub use builder::GgufBuilder;
-pub use digest::{sha256_file, sha256_hex};
+pub use digest::{sha256_file, sha256_files, sha256_hex};
 pub use error::{GgufError, Malformed, NonModel};
 pub use ggml_type::GgmlType;
 pub use header::{Gguf, Split};
 pub use metadata::{ArrayInfo, KeyValue, Value, ValueType};
+pub use shards::{ShardName, suffixed};
 pub use tensor_info::TensorInfo;
 pub use writer::Rewrite;
 

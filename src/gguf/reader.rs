@@ -12,6 +12,8 @@ use super::{ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInf
 
 /// llama.cpp's `GGUF_MAX_ARRAY_ELEMENTS`.
 const MAX_ARRAY: u64 = 1 << 30;
+/// The specification's limit; llama.cpp has none of its own but that of strings.
+const MAX_KEY: u64 = (1 << 16) - 1;
 /// llama.cpp's `GGML_MAX_NAME`: 63 bytes and a NUL.
 const MAX_NAME: u64 = 64;
 /// Key length, one byte of key, value type, one byte of value.
@@ -20,8 +22,8 @@ const MIN_KEY_VALUE: u64 = 8 + 1 + 4 + 1;
 const MIN_TENSOR_INFO: u64 = 8 + 4 + 4 + 8;
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Opens a regular file and reads its header.
-pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
+/// Opens a regular file and reads its header; `used` is what other headers were charged for already.
+pub(super) fn open(path: &Path, used: u64) -> Result<Gguf, GgufError> {
     let owned = || path.to_path_buf();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => GgufError::NotFound { path: owned() },
@@ -40,17 +42,24 @@ pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
     if len == 0 {
         return Err(GgufError::Empty { path: owned() });
     }
-    parse(file, len, path)
+    parse_beside(used, file, len, path)
 }
 
 /// Reads the header of a file of `len` bytes; `path` names it in errors.
 pub(super) fn parse(reader: impl Read + Seek, len: u64, path: &Path) -> Result<Gguf, GgufError> {
-    parse_header(reader, len, path.to_path_buf())
+    parse_beside(0, reader, len, path)
+}
+
+fn parse_beside(used: u64, reader: impl Read + Seek, len: u64, path: &Path) -> Result<Gguf, GgufError> {
+    let cursor = Cursor::new(reader, len).and_then(|mut cursor| cursor.charge(used).map(|()| cursor));
+    cursor
+        .and_then(|cursor| parse_header(cursor, path.to_path_buf()))
         .map_err(|problem| GgufError::Malformed { path: path.to_path_buf(), problem: Box::new(problem) })
 }
 
-fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Gguf, Malformed> {
-    let mut cursor = Cursor::new(reader, len)?;
+fn parse_header<R: Read + Seek>(mut cursor: Cursor<R>, path: PathBuf) -> Result<Gguf, Malformed> {
+    let used = cursor.memory();
+    cursor.charge(3 * size_of::<Gguf>() as u64 + path.as_os_str().len() as u64)?;
     let version = read_version(&mut cursor)?;
     let n_tensors = read_count(&mut cursor, "tensors", MIN_TENSOR_INFO)?;
     let n_kv = read_count(&mut cursor, "key-value pairs", MIN_KEY_VALUE)?;
@@ -60,6 +69,7 @@ fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Ggu
     let kv_bytes = kv_start..cursor.pos();
     let alignment = alignment(&metadata)?;
     check_tokenizer(&metadata)?;
+    check_split(&metadata)?;
 
     let described = read_tensor_infos(&mut cursor, n_tensors)?;
     let info_bytes = kv_bytes.end..cursor.pos();
@@ -76,6 +86,7 @@ fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Ggu
     let layout = Layout { data_start, alignment, file_len };
     let tensors = place_tensors(described, &layout)?;
     let by_name = index_by_name(&tensors)?;
+    let (n_own, memory) = (tensors.len(), cursor.memory() - used);
     Ok(Gguf {
         path,
         version,
@@ -87,6 +98,10 @@ fn parse_header(reader: impl Read + Seek, len: u64, path: PathBuf) -> Result<Ggu
         data_start,
         file_len,
         by_name,
+        shard: 0,
+        n_own,
+        others: Vec::new(),
+        memory,
     })
 }
 
@@ -129,11 +144,15 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
         cursor.part = format!("key {index}");
         // Three times: while a vector doubles, the old and the new one coexist.
         cursor.charge(3 * size_of::<KeyValue>() as u64)?;
-        let key = cursor.string()?;
+        let found = cursor.string_len()?;
+        if found > MAX_KEY {
+            return Err(Malformed::KeyLength { index, found, max: MAX_KEY });
+        }
+        let key = cursor.text(found)?;
         if key.is_empty() {
             return Err(Malformed::EmptyKey { index });
         }
-        refuse_nul(&key, cursor)?;
+        refuse_control(&key, cursor)?;
         cursor.part = format!("key '{key}'");
         let value = read_value(cursor, &key)?;
         let bytes = start..cursor.pos();
@@ -147,12 +166,16 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
     }
 }
 
-fn refuse_nul<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
+/// Names come into messages, where they must not steer a terminal.
+fn refuse_control<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
+    let part = || cursor.part.clone();
     if name.contains('\0') {
-        let part = cursor.part.clone();
-        return Err(Malformed::Nul { part });
+        return Err(Malformed::Nul { part: part() });
     }
-    Ok(())
+    match name.chars().find(|c| c.is_control()) {
+        Some(found) => Err(Malformed::Control { part: part(), found }),
+        None => Ok(()),
+    }
 }
 
 fn read_type<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<ValueType, Malformed> {
@@ -260,6 +283,23 @@ fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
     Ok(())
 }
 
+/// Keys that llama.cpp reads as one type only: another one aborts the process there.
+fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
+    let keys = [
+        ("split.no", ValueType::U16),
+        ("split.count", ValueType::U16),
+        ("split.tensors.count", ValueType::I32),
+    ];
+    for (key, expected) in keys {
+        let record = metadata.iter().find(|record| record.key == key);
+        if let Some(found) = record.map(|r| r.value.value_type()).filter(|&found| found != expected) {
+            let (key, expected, found) = (key.to_string(), expected.name(), found.to_string());
+            return Err(Malformed::KeyType { key, expected, found });
+        }
+    }
+    Ok(())
+}
+
 /// A tensor whose `data` is still `0..bytes`, and the offset the file gives it.
 type Described = (TensorInfo, u64);
 
@@ -270,8 +310,9 @@ fn read_tensor_infos<R: Read + Seek>(
     let mut described = Vec::new();
     for index in 0..n_tensors {
         cursor.part = format!("tensor {index}");
-        // Three times for a doubling vector, and once more for the list without offsets.
-        cursor.charge(4 * size_of::<Described>() as u64)?;
+        // Three times for a doubling vector, once for the list without offsets, and once for that of
+        // all files of a split model.
+        cursor.charge(5 * size_of::<Described>() as u64)?;
         described.push(read_tensor_info(cursor, index)?);
     }
     Ok(described)
@@ -283,7 +324,9 @@ fn read_tensor_info<R: Read + Seek>(cursor: &mut Cursor<R>, index: u64) -> Resul
         return Err(Malformed::TensorName { index, found });
     }
     let name = cursor.text(found)?;
-    refuse_nul(&name, cursor)?;
+    // Once more for the list of a split model.
+    cursor.charge(found)?;
+    refuse_control(&name, cursor)?;
     cursor.part = format!("tensor '{name}'");
 
     let n_dims = cursor.u32()?;
@@ -293,7 +336,7 @@ fn read_tensor_info<R: Read + Seek>(cursor: &mut Cursor<R>, index: u64) -> Resul
         let tensor = name;
         return Err(Malformed::TensorType { tensor, found });
     };
-    let mut info = TensorInfo { name, n_dims, ne, ggml_type, data: 0..0 };
+    let mut info = TensorInfo { name, n_dims, ne, ggml_type, data: 0..0, shard: 0 };
     info.data.end = byte_size(&info)?;
     Ok((info, cursor.u64()?))
 }
@@ -382,7 +425,7 @@ pub(super) fn pad(n: u64, alignment: u64) -> Option<u64> {
     n.checked_next_multiple_of(alignment)
 }
 
-fn index_by_name(tensors: &[TensorInfo]) -> Result<Vec<u32>, Malformed> {
+pub(super) fn index_by_name(tensors: &[TensorInfo]) -> Result<Vec<u32>, Malformed> {
     // The memory limit keeps the count far below u32::MAX.
     let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
     let name = |i: u32| tensors[i as usize].name.as_str();

@@ -17,6 +17,8 @@ pub struct TensorInfo {
     pub ggml_type: GgmlType,
     /// Where the data lies, from the start of the file.
     pub data: Range<u64>,
+    /// Which file of a split model holds it, from 0.
+    pub shard: u16,
 }
 
 impl TensorInfo {

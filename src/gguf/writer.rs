@@ -17,7 +17,7 @@ type Replace<'a> = dyn FnMut(&TensorInfo) -> Result<Option<Vec<u8>>, Box<dyn Err
 
 /// A copy of `source` to be written with [`Rewrite::write_to`].
 pub struct Rewrite<'a> {
-    /// The file to copy.
+    /// The file to copy; of a split model one file, see [`Gguf::files`].
     pub source: &'a Gguf,
     /// Records to put after the existing ones; for arrays see `added_f32`.
     pub added: Vec<(String, Value)>,
@@ -108,7 +108,7 @@ impl<'a> Rewrite<'a> {
         let kept_len: u64 = kept.iter().map(|range| range.end - range.start).sum();
         let info_len = source.info_bytes.end - source.info_bytes.start;
         let end = source.kv_bytes.start + kept_len + added.len() as u64 + info_len;
-        let data_start = match source.tensors.len() {
+        let data_start = match source.own_tensors().len() {
             0 => end,
             // Alignment is below 2^32 and `end` near a file's length, so this cannot overflow.
             _ => reader::pad(end, source.alignment).unwrap_or(end),
@@ -126,7 +126,7 @@ impl<'a> Rewrite<'a> {
         let source = self.source;
         let mut info = source.read_bytes(&source.info_bytes)?;
         let (mut at, mut offset) = (0usize, 0u64);
-        for tensor in &source.tensors {
+        for tensor in source.own_tensors() {
             let ggml_type = self.type_of(tensor);
             let row = ggml_type.row_bytes(tensor.ne[0]);
             let bytes = row.and_then(|row| row.checked_mul(tensor.n_rows()));
@@ -297,7 +297,7 @@ impl<W: Write> Copier<'_, '_, W> {
 
     /// Tensor after tensor at its new offset, each padded to the alignment.
     fn lay_data(&mut self, rewrite: &Rewrite<'_>, replace: &mut Replace<'_>) -> Result<(), GgufError> {
-        for tensor in &self.source.tensors {
+        for tensor in self.source.own_tensors() {
             let replaced = replaced(tensor, replace)?;
             let row = rewrite.type_of(tensor).row_bytes(tensor.ne[0]).unwrap_or(0);
             let expected = row * tensor.n_rows();
@@ -315,7 +315,7 @@ impl<W: Write> Copier<'_, '_, W> {
     fn copy_data(&mut self, replace: &mut Replace<'_>) -> Result<(), GgufError> {
         let source = self.source;
         let mut at = source.data_start;
-        for tensor in &source.tensors {
+        for tensor in source.own_tensors() {
             self.copy(at..tensor.data.start)?;
             match replaced(tensor, replace)? {
                 None => self.copy(tensor.data.clone())?,

@@ -2,17 +2,34 @@
 //!
 //! `llama_chat_apply_template` is a heuristic over known templates, not Jinja (it drops SmolLM2's
 //! default system prompt), so hidden states would come from another prompt than the one users send.
-//! A template is code from a stranger: it gets no loader, limited fuel, and limited output.
+//! A template is code from a stranger: it gets no loader, limited fuel (which also bounds what it can
+//! allocate), limited output and time, and a thread with a stack of its own: the engine walks a long expression,
+//! or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
+
+use std::io::{self, Write};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
 
 use super::engine::Chat;
 
-/// Instructions that one rendering may take; real templates use some thousands.
-const FUEL: u64 = 2_000_000;
-/// Longest template source and longest rendered prompt, in bytes.
-const MAX_BYTES: usize = 1 << 20;
+/// What one rendering may use: 1 for an instruction, 1 for 64 bytes of a new value; real templates take
+/// some thousands.
+const FUEL: u64 = 500_000;
+/// Longest template source, in bytes; the longest that we know have some 30 000.
+const MAX_SOURCE: usize = 128 << 10;
+/// Longest rendered prompt, in bytes.
+const MAX_RENDERED: usize = 1 << 20;
+/// Most characters of the engine's error, which may quote the template.
+const MAX_ERROR: usize = 1000;
+/// Longest time for one parsing or rendering; real templates take a millisecond.
+const MAX_TIME: Duration = Duration::from_secs(3);
+/// Stack of the thread that parses or renders; only what is used takes memory. Of the source's
+/// constructs none was found to take more than 500 bytes of stack per byte (a row of unary operators),
+/// of nested values 400 per level at 6 of fuel: 64 MiB and 32 MiB.
+const STACK: usize = 256 << 20;
 /// Templates that print today's date get this one (the default date of Llama 3's own template):
 /// the same input must give the same bytes tomorrow.
 const FIXED_DATE: [(&str, &str); 12] = [
@@ -46,6 +63,12 @@ pub enum TemplateError {
         /// The limit.
         limit: usize,
     },
+    /// It does not end.
+    #[error("it was not done after {seconds} s")]
+    TooSlow {
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// It left out a message.
     #[error("the rendered prompt does not contain the whole message")]
     DropsMessage,
@@ -60,7 +83,7 @@ impl TemplateError {
 
 /// A parsed chat template with the model's special tokens.
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     bos: String,
     eos: String,
 }
@@ -69,22 +92,26 @@ impl ChatTemplate {
     /// Parses `source`; `bos` and `eos` are the texts that the template may write.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not parse or is over 1 MiB.
+    /// [`TemplateError`] when it does not parse or is over 128 KiB.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
-        check_length("the template", source)?;
+        check_length("the template", source.len(), MAX_SOURCE)?;
         let mut env = Environment::new();
         env.set_fuel(Some(FUEL));
         // As transformers and llama.cpp render chat templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(jinja)?;
         env.set_syntax(syntax);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(python_method);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         env.add_function("strftime_now", |format: String| {
             FIXED_DATE.iter().fold(format, |text, (key, value)| text.replace(key, value))
         });
-        env.add_template_owned("chat", source.to_owned()).map_err(jinja)?;
+        let source = source.to_owned();
+        let env = on_own_stack(move || match env.add_template_owned("chat", source) {
+            Ok(()) => Ok(Arc::new(env)),
+            Err(error) => Err(jinja(error)),
+        })?;
         Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
@@ -142,28 +169,96 @@ impl ChatTemplate {
     }
 
     fn render_messages(&self, messages: &[Value]) -> Result<String, TemplateError> {
-        let template = self.env.get_template("chat").map_err(jinja)?;
-        let text = template
-            .render(context! {
-                messages,
-                add_generation_prompt => true,
-                bos_token => &self.bos,
-                eos_token => &self.eos,
-                enable_thinking => false,
-            })
-            .map_err(jinja)?;
-        check_length("the rendered prompt", &text)?;
-        Ok(text)
+        let (env, bos, eos) = (self.env.clone(), self.bos.clone(), self.eos.clone());
+        let messages = messages.to_vec();
+        on_own_stack(move || {
+            let template = env.get_template("chat").map_err(jinja)?;
+            let mut out = Limited { bytes: Vec::new(), found: 0 };
+            let rendered = template.render_captured_to(
+                context! {
+                    messages,
+                    add_generation_prompt => true,
+                    bos_token => bos,
+                    eos_token => eos,
+                    enable_thinking => false,
+                },
+                &mut out,
+            );
+            let error = rendered.err().map(jinja);
+            check_length("the rendered prompt", out.found, MAX_RENDERED)?;
+            match error {
+                Some(error) => Err(error),
+                None => Ok(String::from_utf8_lossy(&out.bytes).into_owned()),
+            }
+        })
     }
 }
 
-fn jinja(error: Error) -> TemplateError {
-    TemplateError::Jinja(error.to_string())
+/// Takes what is rendered up to the limit, and then ends the rendering.
+struct Limited {
+    bytes: Vec<u8>,
+    found: usize,
 }
 
-fn check_length(what: &'static str, text: &str) -> Result<(), TemplateError> {
-    if text.len() > MAX_BYTES {
-        return Err(TemplateError::TooLong { what, found: text.len(), limit: MAX_BYTES });
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.found += bytes.len();
+        if self.found > MAX_RENDERED {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Runs `work`, with all that it drops, where recursion as deep as a template can make it has room, and
+/// waits no longer than [`MAX_TIME`] for it: the engine can visit a list that holds itself twice, sixty
+/// times over, and cannot be stopped then. What still runs ends with the process.
+fn on_own_stack<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
+) -> Result<T, TemplateError> {
+    let (send, receive) = mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK);
+    // The receiver is gone when nobody waits any more.
+    let started = thread.spawn(move || drop(send.send(work())));
+    started.map_err(|error| TemplateError::Jinja(format!("no thread could be started for it: {error}")))?;
+    receive.recv_timeout(MAX_TIME).unwrap_or_else(|error| match error {
+        mpsc::RecvTimeoutError::Timeout => Err(TemplateError::TooSlow { seconds: MAX_TIME.as_secs() }),
+        mpsc::RecvTimeoutError::Disconnected => {
+            Err(TemplateError::Jinja("the template engine panicked".into()))
+        }
+    })
+}
+
+/// Python's methods of values, but none that pads a text to any width without paying for it.
+fn python_method(
+    state: &mut State<'_, '_>,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> Result<Value, Error> {
+    let wide = |text: &str| text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
+    if method == "format" && value.as_str().is_some_and(wide) {
+        return Err(Error::new(ErrorKind::InvalidOperation, "format with a width over 999"));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// The engine's error. Its text may be the template's own (`raise_exception`), so it is cut, and nothing
+/// in it can steer a terminal.
+fn jinja(error: Error) -> TemplateError {
+    let text = error.to_string();
+    let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    TemplateError::Jinja(printable.take(MAX_ERROR).collect())
+}
+
+fn check_length(what: &'static str, found: usize, limit: usize) -> Result<(), TemplateError> {
+    if found > limit {
+        return Err(TemplateError::TooLong { what, found, limit });
     }
     Ok(())
 }

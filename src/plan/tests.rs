@@ -403,9 +403,9 @@ fn bad_keys_are_refused() {
 fn split_files_and_unknown_architectures_are_refused() {
     let mut toy = Toy::dense("llama");
     toy.keys.push(("split.count".to_string(), Value::U16(3)));
-    toy.fails("the model is split over 3 files; split files are not yet supported");
+    toy.fails("the model is split over 3 files, and this is one of them");
     let hint = toy.resolve().unwrap_err().hint().unwrap();
-    assert!(hint.contains("llama-gguf-split --merge"));
+    assert!(hint.contains("all its files in one folder"));
     Toy::dense("lama").fails("names architecture `lama`, close names: llama");
 }
 

@@ -46,7 +46,13 @@ pub const MIN_PER_KIND: usize = 12;
 const HARMFUL_JSONL: &str = include_str!("bundled/harmful.jsonl");
 const HARMLESS_JSONL: &str = include_str!("bundled/harmless.jsonl");
 const ALARMING_JSONL: &str = include_str!("bundled/alarming.jsonl");
+const PROSE: &str = include_str!("bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("bundled/safety_system_prompt.txt");
+
+/// Passages of many sorts (a story, a recipe, a program, a letter, …) that ask for nothing.
+pub fn prose() -> Vec<String> {
+    PROSE.split("\n\n").map(|passage| passage.trim().to_owned()).collect()
+}
 
 /// The bundled safety system prompt, without surrounding whitespace.
 pub fn safety_system_prompt() -> &'static str {

@@ -20,8 +20,6 @@ use crate::search::{KlBudget, Lever};
 
 /// Depth of the layer along whose direction effects are measured, where the user names none.
 const DEPTH: f64 = 0.6;
-/// Every so-many-th prompt tells them.
-const STEP: usize = 2;
 /// Log-odds beyond which a harmful prompt is refused so surely that a push hardly shows.
 const SURE: f64 = 1.0;
 
@@ -46,7 +44,8 @@ impl Class<'_> {
     /// none and is left alone, and so is an expert that no token was routed to.
     pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
         let space = space(self.options.method, if scar { Lever::Scar } else { Lever::Plain });
-        let contrasts = super::space(self.options.method, Lever::Plain).contrasts; // those along a scar are among them
+        // Those along a scar are among them.
+        let contrasts = super::space(self.options.method, Lever::Plain).contrasts;
         let inside = |window| (window, self.opened.plan.writers_in(window));
         let windows: Vec<_> = space.windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
@@ -134,7 +133,7 @@ impl Class<'_> {
         }))
     }
 
-    /// Pushes `[n][W]` of some prompts of all kinds, and how their log-odds changed `[n]`; only where both
+    /// Pushes `[n][W]` of the prompts of all kinds, and how their log-odds changed `[n]`; only where both
     /// odds are within what can be told.
     fn changes(
         &self,
@@ -145,12 +144,10 @@ impl Class<'_> {
         let bar = self.printer.bar("seeing what the writers' pushes do", self.seen.len() as u64);
         let (mut rows, mut changes) = (Vec::new(), Vec::new());
         for (kind, seen) in self.seen.iter().enumerate() {
-            let asked: Vec<usize> = (0..seen.texts.len()).step_by(STEP).collect();
-            let texts: Vec<String> = asked.iter().map(|&i| seen.texts[i].clone()).collect();
-            let mut odds = vec![0.0; texts.len()];
-            engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
+            let mut odds = vec![0.0; seen.texts.len()];
+            engine.answer(&chats(&seen.texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
             let of_kind = pushes(&seen.activations.inputs, rights);
-            for (now, &prompt) in odds.into_iter().zip(&asked) {
+            for (prompt, now) in odds.into_iter().enumerate() {
                 let before = seen.odds[prompt];
                 let told = now.abs().max(before.abs()) < MAX_ODDS && (kind > 0 || before < SURE);
                 if told && prompt < of_kind.nrows() {

@@ -23,6 +23,8 @@ pub enum UndoError {
     Stranger { path: PathBuf, expected: String, found: String },
     #[error("{}: {problem}, which cannot be done in place", path.display())]
     Layout { path: PathBuf, problem: &'static str },
+    #[error("{} is one of {files} files of a split model, which cannot be changed in place", path.display())]
+    Split { path: PathBuf, files: usize },
     #[error("cannot compute new data for tensor '{tensor}'")]
     Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
     #[error("stopped while changing {}", path.display())]
@@ -53,7 +55,7 @@ impl UndoError {
                 path.display(),
                 journal_path(path).display()
             ),
-            Self::Layout { .. } => "write a copy instead: leave out --in-place".into(),
+            Self::Layout { .. } | Self::Split { .. } => "write a copy instead: leave out --in-place".into(),
             Self::NotRestored { path, .. } => {
                 format!("its journal is whole: mend the cause, then run {}", undo(path))
             }

@@ -114,6 +114,18 @@ pub fn check(path: &Path) -> Result<(), UndoError> {
     new_journal(path).map(drop)
 }
 
+/// Refuses a model of several files: a journal is for one, and a crash between two would leave neither the
+/// old model nor the new one.
+///
+/// # Errors
+/// [`UndoError::Split`].
+pub fn refuse_split(gguf: &Gguf) -> Result<(), UndoError> {
+    match gguf.n_files() {
+        1 => Ok(()),
+        files => Err(UndoError::Split { path: gguf.path.clone(), files }),
+    }
+}
+
 /// How far the change of the file at `path` has come; `None` without a journal.
 ///
 /// # Errors
@@ -142,6 +154,7 @@ impl InPlace {
     pub fn begin(change: &Change<'_>, progress: &mut Progress<'_>) -> Result<Self, UndoError> {
         let source = change.rewrite.source;
         let path = &source.path;
+        refuse_split(source)?;
         refuse_links(path)?;
         let header = change.rewrite.header()?;
         let shift = (header.len() as u64).checked_sub(source.data_start);
@@ -202,7 +215,7 @@ impl InPlace {
     /// # Errors
     /// [`GgufError`] when it cannot be read.
     pub fn open_changed(&self) -> Result<Gguf, GgufError> {
-        reader::open(&self.model.path)
+        reader::open(&self.model.path, 0)
     }
 
     /// Bytes of the file as it was before.

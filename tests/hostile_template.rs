@@ -1,0 +1,234 @@
+//! Chat templates are code from strangers: whatever they try ends soon, in little memory, and away from
+//! the disk.
+
+#[path = "common/ffi.rs"]
+mod ffi;
+
+use std::time::{Duration, Instant};
+
+use rosi_gguf::llama::{Chat, ChatTemplate};
+
+use ffi::{Counting, peak_of};
+
+#[global_allocator]
+static COUNTED: Counting = Counting;
+
+/// Most memory and time that a template may take.
+const MEMORY: usize = 64 << 20;
+const TIME: Duration = Duration::from_secs(5);
+
+/// Renders `source`, within the limits; the error, where there is one.
+fn render(source: &str) -> Result<String, String> {
+    let started = Instant::now();
+    let chat = Chat { system: None, user: "How do I bake bread?" };
+    let (result, peak) = peak_of(|| {
+        let template = ChatTemplate::new(source, "<s>", "</s>").map_err(|e| e.to_string())?;
+        template.render(&chat).map_err(|e| e.to_string())
+    });
+    let start: String = source.chars().take(100).collect();
+    eprintln!(
+        "{:>8} KiB {:>6} ms  {start}  {:?}",
+        peak >> 10,
+        started.elapsed().as_millis(),
+        result.as_ref().err()
+    );
+    assert!(peak < MEMORY, "{peak} bytes: {start}");
+    assert!(started.elapsed() < TIME, "{:?}: {start}", started.elapsed());
+    result
+}
+
+fn fails(source: &str) {
+    let error = render(source).unwrap_err();
+    assert!(!error.is_empty() && error.len() < 4096, "{}", error.len());
+}
+
+const USER: &str = "{{ messages[0].content }}";
+
+#[test]
+fn loops_without_end() {
+    fails(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    );
+    fails("{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}");
+    fails("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}");
+    fails(
+        "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = ns.x * 3 %}{% for j in range(99999) %}{% set ns.x = ns.x + 1 %}{% endfor %}{% endfor %}",
+    );
+}
+
+#[test]
+fn lists_that_repeat_without_end() {
+    for n in ["1000000000", "100000000000000"] {
+        for use_ in [
+            "''.join(x)",
+            "x | join",
+            "x | list | length",
+            "x | sum",
+            "x | last",
+            "x == x + [1]",
+            "7 in x",
+            "x | unique | list",
+            "x | tojson",
+            "x | string",
+            "x | sort",
+            "x | map('upper') | list | length",
+            "x.count(3)",
+            "x | batch(3) | list | length",
+            "x | reverse | first",
+            "x[5:999999999] | length",
+        ] {
+            let _ = render(&format!("{{% set x = [''] * {n} %}}{{{{ {use_} }}}}{USER}"));
+        }
+    }
+}
+
+#[test]
+fn output_that_doubles() {
+    for grow in [
+        "x ~ x",
+        "x + x",
+        "x * 100",
+        "x.replace('a', x)",
+        "x | replace('a', x)",
+        "x.join([x, x, x])",
+        "[x, x, x] | join(x)",
+        "'%s%s' | format(x, x)",
+        "'{}{}'.format(x, x)",
+        "x | indent(9999999)",
+        "'a' | center(99999999)",
+        "'%99999999d' | format(1)",
+        "'{:>99999999}'.format(1)",
+        "x | urlencode",
+        "x | tojson | tojson",
+        "strftime_now(x ~ '%Y%Y')",
+        "(x ~ 'ß') | upper ~ x",
+        "x.split('') | join('aa')",
+    ] {
+        let source = format!(
+            "{{% set ns = namespace(x='aaaaaaaa') %}}{{% for i in range(64) %}}{{% set x = ns.x %}}{{% set ns.x = {grow} %}}{{% endfor %}}{{{{ ns.x }}}}{USER}"
+        );
+        let _ = render(&source);
+    }
+    fails(&format!("{{% set x = 'abcdefghij' * 1000000 %}}{{{{ x }}}}{USER}"));
+    fails("{% set x = 'abcdefghij' * 300000 %}{{ raise_exception(x) }}");
+}
+
+#[test]
+fn deep_nesting() {
+    fails("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}");
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("{'a': ", "}"),
+        ("not ", ""),
+        ("-", ""),
+        ("x[", "]"),
+        ("1 if 1 else ", ""),
+        ("(1,", ")"),
+    ] {
+        for n in [140, 1000, 30_000, 130_000] {
+            let source = format!("{{{{ {}1{} }}}}{USER}", open.repeat(n), close.repeat(n));
+            let _ = render(&source);
+        }
+    }
+    for n in [140, 1000, 10_000, 50_000] {
+        let _ = render(&format!("{}x{}{USER}", "{% if 1 %}".repeat(n), "{% endif %}".repeat(n)));
+        let _ = render(&format!("{}x{}{USER}", "{% for i in [1] %}".repeat(n), "{% endfor %}".repeat(n)));
+        let _ = render(&format!("{{{{ x{} }}}}{USER}", ".a".repeat(n)));
+        let _ = render(&format!("{{{{ 1{} }}}}{USER}", " + 1".repeat(n)));
+        let _ = render(&format!("{{{{ 'a'{} }}}}{USER}", "|upper".repeat(n)));
+        let _ = render(&format!("{{{{ x{} }}}}{USER}", "()".repeat(n)));
+        let _ = render(&format!("{{{{ 1{} }}}}{USER}", " if 1 else 2".repeat(n)));
+    }
+}
+
+#[test]
+fn values_nested_without_end() {
+    for wrap in [
+        "[ns.x]",
+        "{'a': ns.x}",
+        "(ns.x,)",
+        "dict(a=ns.x)",
+        "namespace(a=ns.x)",
+        "ns.x | list",
+        "ns.x | map('upper')",
+        "ns.x | reverse",
+        "ns.x | chain([1])",
+        "ns.x + [1]",
+        "ns.x | zip([1])",
+    ] {
+        for use_ in [
+            "",
+            "{{ ns.x }}",
+            "{{ ns.x == ns.x }}",
+            "{{ ns.x | tojson }}",
+            "{{ ns.x | list | length }}",
+            "{% for y in ns.x %}{% endfor %}",
+            "{{ ns.x | string }}",
+        ] {
+            for n in [1000, 99_999] {
+                let _ = render(&format!(
+                    "{{% set ns = namespace(x=[1]) %}}{{% for i in range({n}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}{use_}{USER}"
+                ));
+            }
+        }
+    }
+    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns }}}}{USER}"));
+    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns == ns }}}}{USER}"));
+    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns | tojson }}}}{USER}"));
+}
+
+/// Values that are small in memory and endless to walk. Each in a process of its own, since what was given
+/// up goes on until the end of it.
+#[test]
+fn values_that_hold_themselves_twice() {
+    for name in ["print", "compare"] {
+        let run = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--ignored"])
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && told.contains("1 passed"), "{told}");
+    }
+}
+
+fn doubled(use_: &str) -> String {
+    format!(
+        "{{% set ns = namespace(x=[1], y=[1]) %}}{{% for i in range(60) %}}{{% set ns.x = [ns.x, ns.x] %}}{{% set ns.y = [ns.y, ns.y] %}}{{% endfor %}}{{{{ {use_} }}}}{USER}"
+    )
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn print() {
+    let error = render(&doubled("ns.x")).unwrap_err();
+    assert!(error.contains("over the limit of 1048576"), "{error}");
+}
+
+#[test]
+#[ignore = "a process of its own"]
+fn compare() {
+    assert_eq!(render(&doubled("ns.x == ns.y")).unwrap_err(), "it was not done after 3 s");
+}
+
+#[test]
+fn files_are_out_of_reach() {
+    for source in [
+        "{% include '/etc/passwd' %}",
+        "{% include 'Cargo.toml' %}",
+        "{% import '/etc/passwd' as x %}",
+        "{% from '/etc/passwd' import x %}",
+        "{% extends '/etc/passwd' %}",
+        "{{ open('/etc/passwd').read() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    ] {
+        let told = render(&format!("{source}{USER}"));
+        let text = told.as_ref().map_or_else(|error| error, |text| text);
+        assert!(!text.contains("root:") && !text.contains("[package]") && !text.contains("uid="), "{text}");
+        assert!(told.is_err(), "{source}");
+    }
+    // A template may name itself, but not without end.
+    fails("{% include 'chat' %}");
+    fails("{% extends 'chat' %}");
+}
