@@ -156,8 +156,12 @@ impl Activations {
     /// Adds the sampled tokens of `other`, of the same model and capture, to its own.
     pub fn add_sample(&mut self, other: &Self) {
         for (own, other) in self.inputs.iter_mut().zip(&other.inputs) {
-            if let Ok(both) = ndarray::concatenate(Axis(0), &[own.sample.view(), other.sample.view()]) {
-                own.sample = both;
+            let parts = vec![own.rows(Part::Sample), other.rows(Part::Sample)];
+            let Some(both) = Rows::concatenated(parts) else { continue };
+            let (x, experts) = (both.x.into_owned(), both.route.map(|route| route.experts.into_owned()));
+            own.sample = x;
+            if let Some((routes, experts)) = own.routes.as_mut().zip(experts) {
+                routes.sample = experts;
             }
         }
     }
