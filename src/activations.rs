@@ -1,11 +1,15 @@
 //! Hidden states that a model showed on a set of prompts.
 
-use ndarray::{Array2, Array3, ArrayView1, Axis, s};
+use ndarray::{Array2, Array3, ArrayView1, Axis, CowArray, s};
 
 use crate::linalg;
 use crate::quant::preserve::InputModel;
+use rows::{Route, Rows};
 
-/// Inputs of one residual writer.
+pub mod rows;
+
+/// Inputs of one residual writer. A row of a mixture of experts holds the inputs of all experts that the
+/// token was routed to, each times its weight: see [`rows`].
 #[derive(Debug, Clone)]
 pub struct WriterInputs {
     /// x at tokens spread evenly over all prompts and positions but the last ones, f32
@@ -18,22 +22,102 @@ pub struct WriterInputs {
     /// x at the last token of each prompt, f32 `[n_kept][n_in]`; `n_kept ≤ n_prompt` where memory
     /// is short.
     pub last: Array2<f32>,
+    /// Of a mixture of experts: where each row went.
+    pub routes: Option<Routes>,
+}
+
+/// The experts that the rows of [`WriterInputs`] went to, u32 `[rows][n_used]`.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    /// Number of experts.
+    pub n_expert: usize,
+    /// Of [`WriterInputs::sample`].
+    pub sample: Array2<u32>,
+    /// Of [`WriterInputs::tail`].
+    pub tail: Array2<u32>,
+    /// Of [`WriterInputs::last`].
+    pub last: Array2<u32>,
+}
+
+/// Which of the kept tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// [`WriterInputs::last`].
+    Last,
+    /// [`WriterInputs::tail`].
+    Tail,
+    /// [`WriterInputs::sample`].
+    Sample,
+}
+
+impl Routes {
+    fn part(&self, part: Part) -> &Array2<u32> {
+        match part {
+            Part::Last => &self.last,
+            Part::Tail => &self.tail,
+            Part::Sample => &self.sample,
+        }
+    }
+
+    /// Where the rows of `part` went.
+    pub fn part_mut(&mut self, part: Part) -> &mut Array2<u32> {
+        match part {
+            Part::Last => &mut self.last,
+            Part::Tail => &mut self.tail,
+            Part::Sample => &mut self.sample,
+        }
+    }
 }
 
 impl WriterInputs {
-    /// Mean input over the last tokens that were kept, `[n_in]`.
+    /// The rows of `part`.
+    pub fn rows(&self, part: Part) -> Rows<'_> {
+        let x = match part {
+            Part::Last => &self.last,
+            Part::Tail => &self.tail,
+            Part::Sample => &self.sample,
+        };
+        let route = self.routes.as_ref().map(|routes| Route {
+            experts: CowArray::from(routes.part(part).slice(s![..x.nrows(), ..])),
+            n_expert: routes.n_expert,
+        });
+        Rows { x: CowArray::from(x.view()), route }
+    }
+
+    /// What is kept of `part`.
+    pub fn part_mut(&mut self, part: Part) -> &mut Array2<f32> {
+        match part {
+            Part::Last => &mut self.last,
+            Part::Tail => &mut self.tail,
+            Part::Sample => &mut self.sample,
+        }
+    }
+
+    /// Forgets sample and tail where some of it was never seen (NaN).
+    pub fn drop_unseen(&mut self) {
+        for part in [Part::Sample, Part::Tail] {
+            let x = self.part_mut(part);
+            if x.iter().any(|v| v.is_nan()) {
+                *x = Array2::zeros((0, x.ncols()));
+            }
+        }
+    }
+
+    /// Mean input over the last tokens that were kept, `[n_expert·n_in]`.
     pub fn mean_last(&self) -> Vec<f64> {
-        let n = self.last.nrows().max(1) as f64;
-        self.last.columns().into_iter().map(|c| c.iter().map(|&v| f64::from(v)).sum::<f64>() / n).collect()
+        self.rows(Part::Last).mean()
     }
 }
 
 /// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the inputs of one writer in several sets of prompts, each
 /// scaled to length 1 (the few tokens with enormous inputs have a residual as enormous, to which noise
 /// does nothing): m_p are the first `k` principal components (not centred) of all rows, D what these
-/// leave of each input's own second moment, at least a hundredth of it.
+/// leave of each input's own second moment, at least a hundredth of it. Of a token that went to several
+/// experts one input is taken.
 pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
-    let views: Vec<_> = sets.iter().flat_map(|s| [s.last.view(), s.sample.view()]).collect();
+    let parts: Vec<_> = sets.iter().flat_map(|s| [s.rows(Part::Last), s.rows(Part::Sample)]).collect();
+    let inputs: Vec<_> = parts.iter().map(Rows::one_each).collect();
+    let views: Vec<_> = inputs.iter().map(|x| x.view()).collect();
     let Ok(mut rows) = ndarray::concatenate(Axis(0), &views) else { return InputModel::default() };
     let n = rows.nrows();
     if rows.is_empty() || rows.iter().any(|v| !v.is_finite()) {
@@ -72,8 +156,12 @@ impl Activations {
     /// Adds the sampled tokens of `other`, of the same model and capture, to its own.
     pub fn add_sample(&mut self, other: &Self) {
         for (own, other) in self.inputs.iter_mut().zip(&other.inputs) {
-            if let Ok(both) = ndarray::concatenate(Axis(0), &[own.sample.view(), other.sample.view()]) {
-                own.sample = both;
+            let parts = vec![own.rows(Part::Sample), other.rows(Part::Sample)];
+            let Some(both) = Rows::concatenated(parts) else { continue };
+            let (x, experts) = (both.x.into_owned(), both.route.map(|route| route.experts.into_owned()));
+            own.sample = x;
+            if let Some((routes, experts)) = own.routes.as_mut().zip(experts) {
+                routes.sample = experts;
             }
         }
     }
@@ -124,6 +212,7 @@ mod tests {
             sample: Array2::from_shape_fn((40, 24), |(i, j)| row(i, j)),
             last: Array2::from_shape_fn((8, 24), |(i, j)| row(i + 40, j)),
             tail: Array2::zeros((0, 24)),
+            routes: None,
         };
         let model = input_model(&[&inputs], 3);
         assert_eq!(model.principal.len(), 3);
@@ -135,7 +224,7 @@ mod tests {
             assert!(known > 0.9 * own, "{j}: {known} of {own}");
         }
         let none = || Array2::zeros((0, 24));
-        let empty = WriterInputs { sample: none(), last: none(), tail: none() };
+        let empty = WriterInputs { sample: none(), last: none(), tail: none(), routes: None };
         assert_eq!(input_model(&[&empty], 3), InputModel::default());
     }
 }

@@ -154,6 +154,11 @@ impl Edit {
         self.alpha * self.alpha * self.right.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
     }
 
+    /// Of each expert, whether it is left alone: its right factor is 0.
+    pub fn spared(&self) -> impl Iterator<Item = bool> {
+        spared(&self.right, self.n_expert)
+    }
+
     /// The same edit as a rank-one adapter, α in the left factor.
     pub fn to_rank_one(&self) -> RankOne {
         let b: Vec<f32> = self.left.iter().map(|&v| (f64::from(v) * self.alpha) as f32).collect();
@@ -164,6 +169,20 @@ impl Edit {
             b: b.repeat(self.n_expert as usize),
         }
     }
+}
+
+fn spared(right: &[f32], n_expert: u64) -> impl Iterator<Item = bool> {
+    let n_in = right.len() / (n_expert as usize).max(1);
+    right.chunks(n_in.max(1)).map(|right| right.iter().all(|&r| r == 0.0))
+}
+
+/// How many experts the right factors of mixtures leave alone, as no prompt that a gate learned from was
+/// routed to them, and how many there are. Takes the number of experts and the right factor of each writer.
+pub fn experts_spared<'a>(writers: impl Iterator<Item = (u64, &'a [f32])>) -> (usize, usize) {
+    let mixtures = writers.filter(|(n_expert, _)| *n_expert > 1);
+    mixtures.fold((0, 0), |(alone, all), (n_expert, right)| {
+        (alone + spared(right, n_expert).filter(|&s| s).count(), all + n_expert as usize)
+    })
 }
 
 /// Decodes `bytes` run by run, in order: `see(first_row, values)`.

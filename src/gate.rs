@@ -28,12 +28,18 @@
 //! `[R][R]`, so that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB) and R, some two thousand
 //! tokens, is all that counts. The logistic terms are bounded by parabolas of curvature ¼, whose minimum is
 //! found again and again with one and the same Cholesky factor; each step lowers the loss.
+//!
+//! A mixture of experts is one wide writer whose input is 0 but for the experts that a token is routed to
+//! ([`rows`](crate::activations::rows)), so that expert e gets `u_e = c_w Σ_i a_i p_ie x_ie / s_w` over the
+//! tokens i that it was given, with the weights p of the router. One that was given none gets 0: it is left
+//! alone.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2};
 
-use crate::activations::WriterInputs;
+use crate::activations::rows::Rows;
+use crate::activations::{Part, WriterInputs};
 use crate::edit::RightFactors;
-use crate::linalg::{self, Cholesky, NotPositive};
+use crate::linalg::{Cholesky, NotPositive};
 
 pub mod effects;
 
@@ -107,13 +113,6 @@ enum Row {
 const HARMFUL: usize = 0;
 const ALARMING: usize = 2;
 
-/// Rows of a writer, kind by kind: last tokens, those before them, tokens inside.
-fn views<'a>(lessons: &Lessons<'a>, writer: usize) -> Vec<ArrayView2<'a, f32>> {
-    let inputs = lessons.inputs.map(|of_kind| &of_kind[writer]);
-    let ends = inputs.iter().flat_map(|i| [i.last.view(), i.tail.view()]);
-    ends.chain(inputs.iter().map(|i| i.sample.view())).collect()
-}
-
 /// What the rows of `writer` are.
 fn rows(lessons: &Lessons<'_>, writer: usize) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -128,10 +127,13 @@ fn rows(lessons: &Lessons<'_>, writer: usize) -> Vec<Row> {
     rows
 }
 
-/// All rows of `writer`, f32 `[R][n_in]`; `None` where one is missing.
-fn features(lessons: &Lessons<'_>, writer: usize, n_row: usize) -> Option<Array2<f32>> {
-    let x = ndarray::concatenate(Axis(0), &views(lessons, writer)).ok()?;
-    (x.nrows() == n_row && x.iter().all(|v| v.is_finite())).then_some(x)
+/// All rows of `writer`, kind by kind: last tokens, those before them, tokens inside. `None` where one is
+/// missing.
+fn features<'a>(lessons: &Lessons<'a>, writer: usize, n_row: usize) -> Option<Rows<'a>> {
+    let inputs = lessons.inputs.map(|of_kind| &of_kind[writer]);
+    let ends = inputs.iter().flat_map(|i| [i.rows(Part::Last), i.rows(Part::Tail)]);
+    let rows = Rows::concatenated(ends.chain(inputs.iter().map(|i| i.rows(Part::Sample))).collect())?;
+    (rows.x.nrows() == n_row && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
 }
 
 /// What the regression knows of a set of writers.
@@ -145,8 +147,8 @@ pub struct Kernel<'a> {
 }
 
 impl<'a> Kernel<'a> {
-    /// Of `writers` (indices into the plan); those whose rows are not all there (experts; the last layer,
-    /// of which llama.cpp computes the last tokens only) are left out. `effects` has c_w of every writer of
+    /// Of `writers` (indices into the plan); those whose rows are not all there (the last layer, of
+    /// which llama.cpp computes the last tokens only) are left out. `effects` has c_w of every writer of
     /// the plan; without it all are 1. `step` hears of each.
     ///
     /// # Errors
@@ -163,7 +165,7 @@ impl<'a> Kernel<'a> {
         for &writer in writers {
             if let Some(x) = features(&lessons, writer, n_row) {
                 let mut own = Array2::zeros((n_row, n_row));
-                linalg::add_outer(&mut own, x.view());
+                x.add_outer(&mut own);
                 let mean = own.diag().sum() / n_row.max(1) as f64;
                 let effect = effects.and_then(|e| e.get(writer)).map_or(1.0, |&c| c);
                 if mean > 0.0 {
@@ -197,9 +199,10 @@ impl<'a> Kernel<'a> {
         for &(writer, scale) in &self.writers {
             let x = features(&self.lessons, writer, self.rows.len());
             let weights: Array1<f32> = dual.iter().map(|a| (a * scale) as f32).collect();
-            let Some(u) = x.map(|x| x.t().dot(&weights)) else { continue };
-            push += f64::from(self.lessons.inputs[HARMFUL][writer].last.dot(&u).mean().unwrap_or(0.0));
-            rights[writer] = Some(u.to_vec());
+            let Some(u) = x.map(|x| x.combined(&weights)) else { continue };
+            let harmful = self.lessons.inputs[HARMFUL][writer].rows(Part::Last);
+            push += f64::from(harmful.pushes(&u).mean().unwrap_or(0.0));
+            rights[writer] = Some(u);
         }
         if !(push > 0.0 && push.is_finite()) {
             return Err(GateError::Blind);

@@ -35,6 +35,8 @@ pub struct Plan {
     pub n_embd: u64,
     /// Experts per block, 0 for a dense model.
     pub n_expert: u64,
+    /// Most experts that a token is routed to; 0 where the file does not say.
+    pub n_expert_used: u64,
     /// Whether `token_embd` is the output matrix too.
     pub tied_embeddings: bool,
     /// Name of the residual stream after a block, without `-N`.
@@ -113,6 +115,7 @@ impl Plan {
             let family = patch.file.clone();
             return Err(PlanError::NoWriters { family });
         }
+        let used = gguf.u64(&format!("{architecture}.expert_used_count"));
         let mut warnings = model.uncovered(&writers, &nextn_writers);
         for ResidualWriter { tensor, .. } in writers.iter().filter(|writer| !writer.lora) {
             let tensor = tensor.clone();
@@ -125,6 +128,7 @@ impl Plan {
             n_layer_nextn: model.n_layer_nextn,
             n_embd: model.n_embd,
             n_expert: model.n_expert,
+            n_expert_used: used.unwrap_or(0).min(model.n_expert),
             tied_embeddings,
             residual_name: patch.residual.clone(),
             residual_last: patch.residual_last.clone(),

@@ -106,6 +106,8 @@ pub struct EditFacts {
     pub writers: usize,
     /// Of these, how many push away from refusal on harmful prompts (α·rightᵀx < 0).
     pub writers_against: usize,
+    /// Experts of the edited matrices that no prompt was routed to while the gates were learned: left alone.
+    pub experts_unrouted: usize,
     /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖.
     pub push: f64,
 }

@@ -91,7 +91,10 @@ fn preserved(
 ) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
     let per_expert = bytes.len() / (edit.n_expert as usize).max(1);
-    for (expert, bytes) in bytes.chunks_mut(per_expert.max(1)).enumerate() {
+    for ((expert, bytes), spared) in bytes.chunks_mut(per_expert.max(1)).enumerate().zip(edit.spared()) {
+        if spared {
+            continue;
+        }
         let right: Vec<f32> = edit.right[expert * n_in..(expert + 1) * n_in]
             .iter()
             .map(|&r| (f64::from(r) * edit.alpha) as f32)
@@ -107,14 +110,21 @@ fn preserved(
 fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
     let n_embd = edit.left.len();
-    requantize(info, bytes, ggml_type, &|first_row, rows| {
+    let mut written = requantize(info, bytes, ggml_type, &|first_row, rows| {
         for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
             let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
             let push = (f64::from(edit.left[coordinate]) * edit.alpha) as f32;
             let right = &edit.right[expert * n_in..(expert + 1) * n_in];
             row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
         }
-    })
+    })?;
+    if ggml_type == info.ggml_type {
+        // Rounding is not always its own inverse: what has no edit keeps its bytes.
+        let per_expert = (bytes.len() / (edit.n_expert as usize).max(1)).max(1);
+        let experts = written.chunks_mut(per_expert).zip(bytes.chunks(per_expert)).zip(edit.spared());
+        experts.filter(|(_, spared)| *spared).for_each(|((new, old), _)| new.copy_from_slice(old));
+    }
+    Ok(written)
 }
 
 /// The tensor through `dequantize → quantize` without any edit: the control that shows what

@@ -319,6 +319,7 @@ fn joined<'a>(parts: impl Iterator<Item = &'a Activations>) -> Activations {
                 last: stack(&|i| i.last.clone()),
                 tail: stack(&|i| i.tail.clone()),
                 sample: stack(&|i| i.sample.clone()),
+                routes: None, // the laboratory has no mixtures
             }
         })
         .collect();

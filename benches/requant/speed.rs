@@ -65,7 +65,12 @@ fn inputs(n_in: usize) -> InputModel {
     };
     let sample = Array2::from_shape_fn((128, n_in), |(i, j)| entry(i, j));
     input_model(
-        &[&WriterInputs { sample, last: Array2::zeros((0, n_in)), tail: Array2::zeros((0, n_in)) }],
+        &[&WriterInputs {
+            sample,
+            last: Array2::zeros((0, n_in)),
+            tail: Array2::zeros((0, n_in)),
+            routes: None,
+        }],
         PRINCIPAL,
     )
 }

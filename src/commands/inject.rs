@@ -12,7 +12,7 @@ use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{self, Study};
 use crate::commands::write::{self, Change, Write};
-use crate::edit::Edit;
+use crate::edit::{Edit, experts_spared};
 use crate::error::{Error, ExitStatus};
 use crate::evaluate::Score;
 use crate::gguf::in_place::journal_path;
@@ -306,6 +306,7 @@ pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions)
         alpha: edits.first().map_or(0.0, |e| e.alpha),
         writers: edits.len(),
         writers_against: pushes.iter().filter(|&&p| p < 0.0).count(),
+        experts_unrouted: experts_spared(edits.iter().map(|e| (e.n_expert, e.right.as_slice()))).0,
         push: pushes.iter().sum(),
     }
 }

@@ -150,7 +150,7 @@ impl Material {
             let effects = if scar { None } else { class.effects(engine, examiner, shown.main())? };
             Rights::Gates(class.learn(scar, effects.as_deref())?)
         } else {
-            Rights::Fixed(published(options.method, &weights, &mean_harmful))
+            Rights::Fixed(published(options.method, (&opened.plan, &weights), &mean_harmful))
         };
         let material = Self { rights, inputs: input_models(sets, printer), weights, mean_harmful };
         Ok((material, shown))
@@ -210,16 +210,16 @@ impl Material {
         edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), along, strength)
     }
 
-    /// α·rightᵀ mean(x) of each dense writer over the harmful prompts' last tokens, in units of ‖s‖:
-    /// negative where the right factor pushes away from refusal.
+    /// α·rightᵀ mean(x) of each writer over the harmful prompts' last tokens, in units of ‖s‖: negative
+    /// where the right factor pushes away from refusal. Without those whose inputs are not known.
     pub fn pushes(&self, edits: &[Edit], norm: f64) -> Vec<f64> {
-        let dense = edits.iter().filter(|e| e.n_expert == 1);
+        let mean = |e: &Edit| &self.mean_harmful[e.writer];
+        let known = edits.iter().filter(|e| mean(e).len() == e.right.len());
         let push = |e: &Edit| {
-            let mean = &self.mean_harmful[e.writer];
-            let dot: f64 = mean.iter().zip(&e.right).map(|(x, &r)| x * f64::from(r)).sum();
+            let dot: f64 = mean(e).iter().zip(&e.right).map(|(x, &r)| x * f64::from(r)).sum();
             e.alpha * dot / norm
         };
-        dense.map(push).collect()
+        known.map(push).collect()
     }
 }
 
@@ -301,11 +301,20 @@ fn capture(plan: &Plan, method: Method, scar: bool) -> Capture {
     capture.only(&plan.writers_in(widest))
 }
 
-/// w̄ of every writer, each turned towards refusal if the `method` says so.
-fn published(method: Method, weights: &[WriterWeights], mean_harmful: &[Vec<f64>]) -> RightFactors {
+/// w̄ of every writer, and of each of its experts, turned towards refusal if the `method` says so.
+fn published(
+    method: Method,
+    (plan, weights): (&Plan, &[WriterWeights]),
+    mean_harmful: &[Vec<f64>],
+) -> RightFactors {
     let mut rights = edit::mean_rows(weights);
     if method == Method::PublishedSigned {
-        rights.iter_mut().flatten().zip(mean_harmful).for_each(|(r, mean)| turn_towards(r, mean));
+        let writers = plan.writers.iter().zip(mean_harmful);
+        for (right, (writer, mean)) in rights.iter_mut().flatten().zip(writers) {
+            let n_in = (writer.n_in as usize).max(1);
+            let experts = right.chunks_mut(n_in).zip(mean.chunks(n_in));
+            experts.for_each(|(right, mean)| turn_towards(right, mean));
+        }
     }
     rights
 }

@@ -10,7 +10,7 @@
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 
-use crate::activations::WriterInputs;
+use crate::activations::{Part, WriterInputs};
 use crate::edit::RightFactors;
 use crate::linalg::Cholesky;
 
@@ -25,7 +25,7 @@ const PROMPTS_PER_WRITER: usize = 3;
 pub fn pushes(inputs: &[WriterInputs], rights: &RightFactors) -> Array2<f64> {
     let with = inputs.iter().zip(rights).filter_map(|(i, right)| Some((i, right.as_ref()?)));
     let columns: Vec<Array1<f64>> =
-        with.map(|(inputs, right)| inputs.last.dot(&Array1::from(right.clone())).mapv(f64::from)).collect();
+        with.map(|(inputs, right)| inputs.rows(Part::Last).pushes(right).mapv(f64::from)).collect();
     let views: Vec<_> = columns.iter().map(|c| c.view()).collect();
     ndarray::stack(Axis(1), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
 }
@@ -91,6 +91,7 @@ mod tests {
             last: Array2::from_elem((2, 3), v),
             tail: Array2::zeros((0, 3)),
             sample: Array2::zeros((0, 3)),
+            routes: None,
         };
         let found = pushes(&[inputs(1.0), inputs(2.0)], &vec![None, Some(vec![1.0, 0.5, 0.0])]);
         assert_eq!(found, ndarray::array![[3.0], [3.0]]);

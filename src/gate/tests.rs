@@ -1,4 +1,5 @@
 use super::*;
+use crate::activations::{Routes, rows};
 
 const N_IN: usize = 40;
 const OPTIONS: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 2.0, tokens: 0.5 };
@@ -17,6 +18,7 @@ fn inputs(centre: &[f32], n: usize, seed: u64) -> Vec<WriterInputs> {
         last: noise(centre, n, seed + w) * (1.0 + 9.0 * w as f32),
         tail: noise(centre, 2 * n, seed + w + 50) * (1.0 + 9.0 * w as f32),
         sample: noise(&[0.0; N_IN], 2 * n, seed + w + 100) * (1.0 + 9.0 * w as f32),
+        routes: None,
     };
     vec![writer(0), writer(1)]
 }
@@ -123,7 +125,7 @@ fn the_dual_solution_is_the_minimum() {
 #[test]
 fn inputs_that_tell_nothing_apart_give_no_gates() {
     let zeros = |rows| Array2::zeros((rows, N_IN));
-    let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0) }];
+    let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0), routes: None }];
     let kinds = [same.clone(), same.clone(), same.clone()];
     let odds = [vec![], vec![], vec![]];
     let none = Kernel::of(lessons(&kinds, &odds), &[0], None, &mut || ()).err();
@@ -134,4 +136,44 @@ fn inputs_that_tell_nothing_apart_give_no_gates() {
     assert_eq!(kernel.writers.iter().map(|w| w.0).collect::<Vec<_>>(), [1]);
     let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     assert!(rights[0].is_none() && rights[1].is_some());
+}
+
+/// Three parts of a mixture of five experts, of which the last is never chosen; `wide`: with φ written out.
+fn mixture(seed: usize, wide: bool) -> WriterInputs {
+    let [last, tail, sample] = [0, 1, 2].map(|part| {
+        let mut rows = rows::tests::routed([12, 6, 3, 5], 3 * seed + part);
+        let route = rows.route.as_mut().unwrap();
+        route.experts.mapv_inplace(|e| if e == 4 { 0 } else { e });
+        if wide { rows::tests::wide(&rows) } else { rows }
+    });
+    let experts = |rows: &Rows<'_>| rows.route.as_ref().map(|r| r.experts.to_owned()).unwrap_or_default();
+    let routes = (!wide).then(|| Routes {
+        n_expert: 5,
+        last: experts(&last),
+        tail: experts(&tail),
+        sample: experts(&sample),
+    });
+    WriterInputs { last: last.x.to_owned(), tail: tail.x.to_owned(), sample: sample.x.to_owned(), routes }
+}
+
+#[test]
+fn a_mixture_is_one_wide_writer() {
+    let odds = [vec![-2.0; 12], vec![-3.0; 12], vec![0.5; 12]];
+    let rights = |wide: bool| {
+        let kinds = [0, 1, 2].map(|kind| vec![mixture(10 + kind, wide), mixture(20 + kind, true)]);
+        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
+        let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
+        (rights.clone(), effects::pushes(&kinds[0], &rights))
+    };
+    let ((routed, pushes), (wide, wide_pushes)) = (rights(false), rights(true));
+    assert_eq!(pushes.dim(), (12, 2));
+    for (routed, wide) in routed.iter().flatten().zip(wide.iter().flatten()) {
+        let size = wide.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        routed.iter().zip(wide).for_each(|(a, b)| assert!((a - b).abs() < 1e-4 * size, "{a} {b}"));
+    }
+    pushes.iter().zip(&wide_pushes).for_each(|(a, b)| assert!((a - b).abs() < 1e-3, "{a} {b}"));
+    let never_chosen = &routed[0].as_ref().unwrap()[24..];
+    assert_eq!(never_chosen, [0.0; 6]);
+    let factors = routed.iter().flatten().map(|right| (5, right.as_slice()));
+    assert_eq!(crate::edit::experts_spared(factors.take(1)), (1, 5));
 }

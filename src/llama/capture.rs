@@ -7,9 +7,12 @@ use ndarray::{Array2, Array3};
 
 use super::LlamaError;
 use super::hook::{EvalHook, Node};
-use crate::activations::{Activations, WriterInputs};
+use crate::activations::rows::NO_EXPERT;
+use crate::activations::{Activations, Part, Routes, WriterInputs};
 use crate::patches::Streams;
-use crate::plan::Plan;
+use crate::plan::{Plan, ResidualWriter};
+
+mod routed;
 
 /// Most memory for the last-token inputs of all writers together; beyond it fewer prompts are kept.
 const MAX_INPUT_BYTES: usize = 1 << 30;
@@ -23,27 +26,70 @@ pub struct Capture {
     residual: HashMap<String, usize>,
     /// How those nodes lie in memory.
     streams: Streams,
-    /// Weight name → index of the writer; mixtures of experts are left to the graph's router.
+    /// Weight name → index of the writer.
     inputs: HashMap<String, usize>,
-    n_in: Vec<usize>,
+    shapes: Vec<InputShape>,
     /// Tokens of all positions whose inputs are kept, in one collection.
     n_sample: usize,
     /// Tokens before each prompt's last one whose inputs are kept.
     n_tail: usize,
 }
 
+/// What a writer is given to read at one token.
+#[derive(Debug, Clone, Copy)]
+struct InputShape {
+    n_in: usize,
+    /// Experts that a token is routed to, at most; 1 of a dense writer.
+    n_used: usize,
+    /// 1 of a dense writer, and of experts that are not looked at.
+    n_expert: usize,
+}
+
+impl InputShape {
+    fn of(writer: &ResidualWriter, n_used: u64) -> Self {
+        let routed = is_routed(writer, n_used);
+        let (n_used, n_expert) = if routed { (n_used, writer.n_expert) } else { (1, 1) };
+        Self { n_in: writer.n_in as usize, n_used: n_used as usize, n_expert: n_expert as usize }
+    }
+
+    fn values(self) -> usize {
+        self.n_in * self.n_used
+    }
+
+    /// Room for so many rows of sample, tail and last tokens.
+    fn allocate(self, [sample, tail, last]: [usize; 3]) -> WriterInputs {
+        let x = |rows| Array2::from_elem((rows, self.values()), f32::NAN);
+        let experts = |rows| Array2::from_elem((rows, self.n_used), NO_EXPERT);
+        let routes = (self.n_expert > 1).then(|| Routes {
+            n_expert: self.n_expert,
+            sample: experts(sample),
+            tail: experts(tail),
+            last: experts(last),
+        });
+        WriterInputs { sample: x(sample), tail: x(tail), last: x(last), routes }
+    }
+}
+
+/// Whether `writer` is a mixture of experts that can be looked at: its scale would be taken for the router's
+/// weights, and no edit of it can be made anyway.
+fn is_routed(writer: &ResidualWriter, n_used: u64) -> bool {
+    writer.n_expert > 1 && n_used > 0 && writer.scale.is_none()
+}
+
 impl Capture {
-    /// Looks for the residual of every layer and the inputs of every dense writer of `plan`.
+    /// Looks for the residual of every layer and the inputs of every writer of `plan`.
     pub fn new(plan: &Plan) -> Self {
         let residual = (0..plan.n_layer).map(|l| (plan.residual_node(l), l)).collect();
-        let dense = plan.writers.iter().enumerate().filter(|(_, w)| w.n_expert == 1);
+        let n_used = plan.n_expert_used;
+        let seen = |w: &ResidualWriter| w.n_expert == 1 || is_routed(w, n_used);
+        let writers = plan.writers.iter().enumerate().filter(|(_, w)| seen(w));
         Self {
             n_layer: plan.n_layer,
             n_embd: plan.n_embd as usize,
             residual,
             streams: plan.streams,
-            inputs: dense.map(|(i, w)| (w.tensor.clone(), i)).collect(),
-            n_in: plan.writers.iter().map(|w| w.n_in as usize).collect(),
+            inputs: writers.map(|(i, w)| (w.tensor.clone(), i)).collect(),
+            shapes: plan.writers.iter().map(|w| InputShape::of(w, n_used)).collect(),
             n_sample: 0,
             n_tail: 0,
         }
@@ -51,14 +97,14 @@ impl Capture {
 
     /// Looks for the residual of every layer only.
     pub fn residual_only(plan: &Plan) -> Self {
-        Self { inputs: HashMap::new(), n_in: Vec::new(), ..Self::new(plan) }
+        Self { inputs: HashMap::new(), shapes: Vec::new(), ..Self::new(plan) }
     }
 
     /// Looks for the inputs of those of `writers` (indices into the plan) only that it looked for before.
     pub fn only(mut self, writers: &[usize]) -> Self {
         self.inputs.retain(|_, writer| writers.contains(writer));
-        for (writer, n_in) in self.n_in.iter_mut().enumerate() {
-            *n_in = if writers.contains(&writer) { *n_in } else { 0 };
+        for (writer, shape) in self.shapes.iter_mut().enumerate() {
+            shape.n_in = if writers.contains(&writer) { shape.n_in } else { 0 };
         }
         self
     }
@@ -68,7 +114,7 @@ impl Capture {
     pub(super) fn nothing() -> Self {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
         let streams = Streams::One;
-        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, n_in: Vec::new(), n_sample: 0, n_tail: 0 }
+        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, shapes: Vec::new(), n_sample: 0, n_tail: 0 }
     }
 
     /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
@@ -92,7 +138,7 @@ impl Capture {
     }
 
     fn rows_in_memory(&self) -> usize {
-        let per_row: usize = self.n_in.iter().sum::<usize>() * size_of::<f32>();
+        let per_row: usize = self.shapes.iter().map(|s| s.values()).sum::<usize>() * size_of::<f32>();
         MAX_INPUT_BYTES / per_row.max(1)
     }
 
@@ -100,11 +146,7 @@ impl Capture {
     /// they are noticed.
     pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
         let keep = n_prompt.min(self.rows_in_memory() / (1 + self.n_tail));
-        let inputs = self.n_in.iter().map(|&n_in| WriterInputs {
-            sample: Array2::from_elem((n_sample, n_in), f32::NAN),
-            last: Array2::from_elem((keep, n_in), f32::NAN),
-            tail: Array2::from_elem((keep * self.n_tail, n_in), f32::NAN),
-        });
+        let inputs = self.shapes.iter().map(|s| s.allocate([n_sample, keep * self.n_tail, keep]));
         Activations {
             residual: Array3::from_elem((n_prompt, self.n_layer, self.n_embd), f32::NAN),
             inputs: inputs.collect(),
@@ -156,11 +198,33 @@ impl<'a> CaptureHook<'a> {
         Ok(())
     }
 
-    /// The writer whose product `node` is, and the node of its input.
+    /// The dense writer whose product `node` is, and the node of its input.
     fn writer_input<'n>(&self, node: Node<'n>) -> Option<(usize, Node<'n>)> {
         let weight = node.is_mul_mat().then(|| node.src(0)).flatten()?;
         let writer = *self.capture.inputs.get(weight.name())?;
-        Some((writer, node.src(1)?))
+        let dense = self.capture.shapes[writer].n_expert == 1;
+        dense.then(|| Some((writer, node.src(1)?))).flatten()
+    }
+
+    /// What is kept of the inputs of `writer` in `node`, which has `n_tokens`: index of the token, and its
+    /// row.
+    fn kept(
+        &self,
+        node: Node<'_>,
+        (writer, n_tokens): (usize, i64),
+    ) -> Result<Vec<(usize, Part, usize)>, LlamaError> {
+        let row_len = node.ne()[0] as usize;
+        let inputs = &self.activations.inputs[writer];
+        let last = self.last_tokens(node, row_len, n_tokens)?.into_iter().enumerate();
+        let last = last.map(|(i, token)| (token, Part::Last, self.keep.first + i));
+        let mut kept: Vec<_> = last.filter(|&(_, _, at)| at < inputs.last.nrows()).collect();
+        if n_tokens == self.keep.n_tokens as i64 {
+            // In the last layer llama.cpp computes the last tokens only.
+            kept.extend(self.keep.sample.iter().map(|&(token, at)| (token, Part::Sample, at)));
+            let tail = self.keep.tail.iter().map(|&(token, at)| (token, Part::Tail, at));
+            kept.extend(tail.filter(|&(_, _, at)| at < inputs.tail.nrows()));
+        }
+        Ok(kept)
     }
 
     /// Which of the `n` tokens of `node` are last ones: in the last layer llama.cpp computes only those.
@@ -205,30 +269,13 @@ impl<'a> CaptureHook<'a> {
     }
 
     fn take_input(&mut self, node: Node<'_>, writer: usize) -> Result<(), LlamaError> {
-        let n_tokens = node.ne()[1..].iter().product::<i64>();
-        let last = self.last_tokens(node, self.capture.n_in[writer], n_tokens)?;
-        let all = n_tokens == self.keep.n_tokens as i64;
-        for (i, row) in last.into_iter().enumerate() {
-            let at = self.keep.first + i;
-            if at < self.activations.inputs[writer].last.nrows() {
-                self.read(node, row)?;
-                copy(&self.row, self.activations.inputs[writer].last.row_mut(at));
-            }
+        let (ne, n_in) = (node.ne(), self.capture.shapes[writer].n_in);
+        if ne[0] != n_in as i64 {
+            return Err(LlamaError::NodeShape { name: node.name().into(), expected: n_in, found: ne });
         }
-        if !all {
-            return Ok(()); // in the last layer llama.cpp computes the last tokens only
-        }
-        for i in 0..self.keep.sample.len() {
-            let (row, at) = self.keep.sample[i];
-            self.read(node, row)?;
-            copy(&self.row, self.activations.inputs[writer].sample.row_mut(at));
-        }
-        for i in 0..self.keep.tail.len() {
-            let (row, at) = self.keep.tail[i];
-            if at < self.activations.inputs[writer].tail.nrows() {
-                self.read(node, row)?;
-                copy(&self.row, self.activations.inputs[writer].tail.row_mut(at));
-            }
+        for (token, part, at) in self.kept(node, (writer, ne[1..].iter().product()))? {
+            self.read(node, token)?;
+            copy(&self.row, self.activations.inputs[writer].part_mut(part).row_mut(at));
         }
         Ok(())
     }
@@ -240,7 +287,9 @@ fn copy(row: &[f32], mut target: ndarray::ArrayViewMut1<'_, f32>) {
 
 impl EvalHook for CaptureHook<'_> {
     fn wants(&mut self, node: Node<'_>) -> bool {
-        self.capture.residual.contains_key(node.name()) || self.writer_input(node).is_some()
+        self.capture.residual.contains_key(node.name())
+            || self.writer_input(node).is_some()
+            || self.capture.routed(node).is_some()
     }
 
     fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError> {
@@ -249,6 +298,9 @@ impl EvalHook for CaptureHook<'_> {
         }
         if let Some((writer, input)) = self.writer_input(node) {
             self.take_input(input, writer)?;
+        }
+        if let Some(routed) = self.capture.routed(node) {
+            self.take_routed(routed)?;
         }
         Ok(())
     }

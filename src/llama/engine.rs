@@ -3,8 +3,6 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use ndarray::Array2;
-
 use super::LlamaError;
 use super::adapter::{self, RankOne};
 use super::batch::Batch;
@@ -12,7 +10,7 @@ use super::capture::{Capture, CaptureHook, Keep};
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
 use super::template::ChatTemplate;
-use crate::activations::Activations;
+use crate::activations::{Activations, WriterInputs};
 
 /// One conversation of a single turn, before the model's template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -326,13 +324,7 @@ impl Engine for LlamaEngine {
                 first(start + i, self.context.logits(token).unwrap_or_default());
             }
         }
-        for inputs in &mut activations.inputs {
-            for rows in [&mut inputs.sample, &mut inputs.tail] {
-                if rows.iter().any(|v| v.is_nan()) {
-                    *rows = Array2::zeros((0, rows.ncols()));
-                }
-            }
-        }
+        activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
         Ok(activations)
     }
 }

@@ -59,23 +59,38 @@ impl<'a> Node<'a> {
     /// Copies one row of F32 (`ne[0]` values at index `row` of dimensions 1..3 flattened).
     /// `None` when the node is not F32, not row-contiguous, or has no such row.
     pub fn read_row(&self, row: i64, out: &mut Vec<f32>) -> Option<()> {
+        self.read(sys::GGML_TYPE_F32, row, out)
+    }
+
+    /// Copies one row of I32, as [`Self::read_row`] does one of F32.
+    pub fn read_ids(&self, row: i64, out: &mut Vec<i32>) -> Option<()> {
+        self.read(sys::GGML_TYPE_I32, row, out)
+    }
+
+    fn read<T: Word>(&self, ggml_type: sys::ggml_type, row: i64, out: &mut Vec<T>) -> Option<()> {
         let t = self.tensor;
         let rows = t.ne[1].checked_mul(t.ne[2])?.checked_mul(t.ne[3])?;
-        if t.type_ != sys::GGML_TYPE_F32 || t.nb[0] != 4 || row < 0 || row >= rows {
+        if t.type_ != ggml_type || t.nb[0] != 4 || row < 0 || row >= rows {
             return None;
         }
         let (i1, i2, i3) = (row % t.ne[1], row / t.ne[1] % t.ne[2], row / t.ne[1] / t.ne[2]);
         let offset = i1 as usize * t.nb[1] + i2 as usize * t.nb[2] + i3 as usize * t.nb[3];
         out.clear();
-        out.resize(t.ne[0] as usize, 0.0);
+        out.resize(t.ne[0] as usize, T::default());
         // SAFETY: `offset + 4·ne[0]` lies inside the tensor because each index is below its extent;
-        // `out` is writable for that many bytes; the tensor has been computed (`ask` is false).
+        // `out` is writable for that many bytes, of which every pattern is a `T`; the tensor has been
+        // computed (`ask` is false).
         unsafe {
             sys::ggml_backend_tensor_get(t, out.as_mut_ptr().cast(), offset, t.ne[0] as usize * 4);
         }
         Some(())
     }
 }
+
+/// What four bytes of a tensor are read as.
+trait Word: Copy + Default {}
+impl Word for f32 {}
+impl Word for i32 {}
 
 /// What looks on while a graph runs.
 pub trait EvalHook {

@@ -136,8 +136,10 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
     let mut hook = CaptureHook::new(&capture, &mut activations, keep);
     logits(&mut context(model)?, Some(&mut hook))?;
     let mut missing: Vec<String> = hook.finish().err().iter().map(ToString::to_string).collect();
-    let dense = plan.writers.iter().zip(&activations.inputs).filter(|(w, _)| w.n_expert == 1);
-    let unseen = dense.filter(|(_, inputs)| inputs.last.iter().any(|v| v.is_nan()));
+    // Experts with a scale are not looked at: no edit of them can be made.
+    let looked_at = |w: &ResidualWriter| w.n_expert == 1 || w.scale.is_none();
+    let seen = plan.writers.iter().zip(&activations.inputs).filter(|(w, _)| looked_at(w));
+    let unseen = seen.filter(|(_, inputs)| inputs.last.iter().any(|v| v.is_nan()));
     missing.extend(unseen.map(|(w, _)| format!("the input of {} is never captured", w.tensor)));
     Ok(missing)
 }

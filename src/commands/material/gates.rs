@@ -40,8 +40,8 @@ pub(super) struct Class<'a> {
 }
 
 impl Class<'_> {
-    /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show
-    /// (experts) has none and is left alone.
+    /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show has
+    /// none and is left alone, and so is an expert that no token was routed to.
     pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
         let space = space(self.options.method, if scar { Lever::Scar } else { Lever::Plain });
         // Those along a scar are among them.
@@ -63,8 +63,22 @@ impl Class<'_> {
                 learned.push(Learned { window, contrast, rights });
                 step();
             }
+            self.say_unrouted(learned.last());
         }
         Ok(learned)
+    }
+
+    /// Tells how many experts have no gate.
+    fn say_unrouted(&self, learned: Option<&Learned>) {
+        let Some(Learned { window, rights, .. }) = learned else { return };
+        let writers = self.opened.plan.writers.iter().zip(rights);
+        let rights = writers.filter_map(|(w, right)| Some((w.n_expert, right.as_deref()?)));
+        let (unrouted, total) = edit::experts_spared(rights);
+        if total > 0 {
+            self.printer.detail(format!(
+                "  layers {window:?}: {unrouted} of {total} experts were never routed to and are left alone"
+            ));
+        }
     }
 
     fn lessons(&self) -> Lessons<'_> {

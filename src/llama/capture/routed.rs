@@ -1,0 +1,112 @@
+//! Mixtures of experts: which experts a token is routed to, what they are given to read, and the weights with
+//! which the router adds up what they write.
+//!
+//! ```text
+//! y = MUL_MAT_ID(W, x, ids)   x [n_in, n_used or 1, n_tokens], ids I32 [n_used, n_tokens]
+//! z = MUL(y, p)               p [1, n_used, n_tokens]; between them a bias or what a LoRA adds
+//! ```
+//!
+//! x may be gone when z is computed, and p is not known to belong to y before: so x is kept at the one, and
+//! multiplied by p at the other. Where no such z follows (llama4 weighs what goes in) p is 1.
+
+use ndarray::s;
+
+use super::{Capture, CaptureHook};
+use crate::activations::rows::NO_EXPERT;
+use crate::llama::LlamaError;
+use crate::llama::hook::Node;
+
+/// What is taken of a mixture.
+pub(super) enum Routed<'n> {
+    /// The product of the experts.
+    Product { writer: usize, x: Node<'n>, ids: Node<'n> },
+    /// It times its weights.
+    Weighed { writer: usize, weights: Node<'n> },
+}
+
+impl Capture {
+    /// What `node` is to a mixture that is looked at.
+    pub(super) fn routed<'n>(&self, node: Node<'n>) -> Option<Routed<'n>> {
+        match node.op() {
+            "MUL_MAT_ID" => {
+                let writer = *self.inputs.get(node.src(0)?.name())?;
+                let (x, ids, shape) = (node.src(1)?, node.src(2)?, self.shapes[writer]);
+                let fits = shape.n_expert > 1
+                    && x.ne()[0] == shape.n_in as i64
+                    && (1..=shape.n_used as i64).contains(&ids.ne()[0]);
+                fits.then_some(Routed::Product { writer, x, ids })
+            }
+            "MUL" => {
+                let (mut from, weights) = (node.src(0)?, node.src(1)?);
+                let [_, n_used, n_tokens, _] = node.ne();
+                if weights.ne() != [1, n_used, n_tokens, 1] {
+                    return None;
+                }
+                while matches!(from.op(), "ADD" | "ADD_ID") && from.ne() == node.ne() {
+                    from = from.src(0)?;
+                }
+                match (from.ne() == node.ne()).then(|| self.routed_product(from)).flatten()? {
+                    Routed::Product { writer, .. } => Some(Routed::Weighed { writer, weights }),
+                    Routed::Weighed { .. } => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    fn routed_product<'n>(&self, node: Node<'n>) -> Option<Routed<'n>> {
+        if node.op() == "MUL_MAT_ID" { self.routed(node) } else { None }
+    }
+}
+
+impl CaptureHook<'_> {
+    pub(super) fn take_routed(&mut self, routed: Routed<'_>) -> Result<(), LlamaError> {
+        match routed {
+            Routed::Product { writer, x, ids } => self.take_product(writer, x, ids),
+            Routed::Weighed { writer, weights } => self.weigh(writer, weights),
+        }
+    }
+
+    fn take_product(&mut self, writer: usize, x: Node<'_>, ids: Node<'_>) -> Result<(), LlamaError> {
+        let (n_in, n_expert) = (self.capture.shapes[writer].n_in, self.capture.shapes[writer].n_expert);
+        let mut chosen = Vec::new();
+        for (token, part, at) in self.kept(ids, (writer, ids.ne()[1]))? {
+            ids.read_ids(token as i64, &mut chosen).ok_or_else(|| shape_error(ids))?;
+            let inputs = &mut self.activations.inputs[writer];
+            let Some(routes) = &mut inputs.routes else { return Ok(()) };
+            let mut experts = routes.part_mut(part).row_mut(at);
+            experts.fill(NO_EXPERT);
+            for (place, &id) in experts.iter_mut().zip(&chosen) {
+                *place = u32::try_from(id).ok().filter(|&e| (e as usize) < n_expert).unwrap_or(NO_EXPERT);
+            }
+            let mut target = inputs.part_mut(part).row_mut(at);
+            target.fill(0.0);
+            for slot in 0..chosen.len() {
+                let row = token as i64 * x.ne()[1] + slot as i64 % x.ne()[1];
+                x.read_row(row, &mut self.row).ok_or_else(|| shape_error(x))?;
+                super::copy(&self.row, target.slice_mut(s![slot * n_in..(slot + 1) * n_in]));
+            }
+        }
+        Ok(())
+    }
+
+    fn weigh(&mut self, writer: usize, weights: Node<'_>) -> Result<(), LlamaError> {
+        let (n_in, n_used) = (self.capture.shapes[writer].n_in, weights.ne()[1]);
+        for (token, part, at) in self.kept(weights, (writer, weights.ne()[2]))? {
+            for slot in 0..n_used {
+                weights
+                    .read_row(token as i64 * n_used + slot, &mut self.row)
+                    .ok_or_else(|| shape_error(weights))?;
+                let from = slot as usize * n_in;
+                let mut row = self.activations.inputs[writer].part_mut(part).row_mut(at);
+                let weight = self.row[0];
+                row.slice_mut(s![from..from + n_in]).mapv_inplace(|v| v * weight);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn shape_error(node: Node<'_>) -> LlamaError {
+    LlamaError::NodeShape { name: node.name().into(), expected: node.ne()[0] as usize, found: node.ne() }
+}
