@@ -175,9 +175,15 @@ fn values_nested_without_end() {
             }
         }
     }
-    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns }}}}{USER}"));
-    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns == ns }}}}{USER}"));
-    let _ = render(&format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ ns | tojson }}}}{USER}"));
+}
+
+#[test]
+fn namespaces_that_hold_themselves() {
+    for use_ in ["ns", "ns == ns", "ns | tojson", "ns.me | tojson"] {
+        let source = format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ {use_} }}}}");
+        let error = render(&source).unwrap_err();
+        assert!(error.contains("\"ns\" as a value"), "{error}");
+    }
 }
 
 /// Values that are small in memory and endless to walk. Each in a process of its own, since what was given

@@ -6,6 +6,8 @@
 //! allocate), limited output and time, and a thread with a stack of its own: the engine walks a long expression,
 //! or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
 
+mod namespaces;
+
 use std::io::{self, Write};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -69,6 +71,12 @@ pub enum TemplateError {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// It hands a namespace on, which may end up holding itself.
+    #[error("it uses {name:?} as a value; a namespace may only be used for its attributes")]
+    HandsOn {
+        /// The namespace, or `namespace`.
+        name: String,
+    },
     /// It left out a message.
     #[error("the rendered prompt does not contain the whole message")]
     DropsMessage,
@@ -92,9 +100,12 @@ impl ChatTemplate {
     /// Parses `source`; `bos` and `eos` are the texts that the template may write.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not parse or is over 128 KiB.
+    /// [`TemplateError`] when it does not parse, is over 128 KiB, or hands a namespace on.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         check_length("the template", source.len(), MAX_SOURCE)?;
+        if let Some(name) = namespaces::handed_on(source) {
+            return Err(TemplateError::HandsOn { name });
+        }
         let mut env = Environment::new();
         env.set_fuel(Some(FUEL));
         // As transformers and llama.cpp render chat templates.

@@ -191,10 +191,10 @@ fn the_lever_that_measures_strongest_wins() {
     // more than its KL costs.
     for strongest in LEVERS {
         let quality: Quality = match strongest {
-            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 60.0 },
-            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 60.0 },
-            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 60.0 },
-            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 60.0 },
+            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 40.0 },
+            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 40.0 },
+            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 40.0 },
+            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 40.0 },
         };
         let result = run_with(&spaces, quality, AUTO);
         assert_eq!(result.best().unwrap().candidate.lever, strongest);
