@@ -11,6 +11,7 @@ use rosi_gguf::gguf::in_place::{Phase, journal_path, phase};
 use rosi_gguf::gguf::sha256_file;
 
 use few_prompts::few_prompts;
+use tempfile::TempDir;
 
 fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
@@ -47,63 +48,80 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// A model in a folder of its own, and prompts elsewhere.
+struct Case {
+    dir: TempDir,
+    elsewhere: TempDir,
+    few: PathBuf,
+    model: PathBuf,
+    /// Its hash.
+    base: String,
+}
+
+impl Case {
+    /// With a copy of the model that the variable `name` names.
+    fn of(name: &str) -> Self {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (few, model) = (few_prompts(elsewhere.path()), dir.path().join("m.gguf"));
+        std::fs::copy(variable(name), &model).unwrap();
+        let base = sha256(&model);
+        Self { dir, elsewhere, few, model, base }
+    }
+
+    fn inject(&self, strength: &str) -> Command {
+        inject(&self.model, &self.few, strength)
+    }
+
+    /// Nothing but the original is there.
+    fn check_original(&self) {
+        assert_eq!(sha256(&self.model), self.base);
+        assert_eq!(names(self.dir.path()), ["m.gguf"]);
+    }
+}
+
 #[test]
 fn in_place_gives_the_copy_and_undo_the_original() {
-    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let few = few_prompts(prompts.path());
-    let (model, copy) = (dir.path().join("m.gguf"), prompts.path().join("copy.gguf"));
-    std::fs::copy(variable("ROSI_TEST_MODEL_SMOLLM2"), &model).unwrap();
-    let base = sha256(&model);
-    let output = inject(&model, &few, "0.04").arg("-o").arg(&copy).output().unwrap();
+    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
+    let (model, copy) = (&case.model, case.elsewhere.path().join("copy.gguf"));
+    let output = case.inject("0.04").arg("-o").arg(&copy).output().unwrap();
     assert!(copy.exists(), "{}", stderr(&output));
     let started = Instant::now();
-    let output = inject(&model, &few, "0.04").arg("--in-place").output().unwrap();
+    let output = case.inject("0.04").arg("--in-place").output().unwrap();
     let text = stderr(&output);
     assert!(text.contains("puts the original back from"), "{text}");
     eprintln!("in place in {:.1?}:\n{}", started.elapsed(), text.lines().last().unwrap_or_default());
-    assert_eq!(sha256(&model), sha256(&copy));
-    assert_eq!(names(dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
+    assert_eq!(sha256(model), sha256(&copy));
+    assert_eq!(names(case.dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
     let started = Instant::now();
-    let output = rosi(&["undo"], &model).output().unwrap();
+    let output = rosi(&["undo"], model).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     eprintln!("undone in {:.1?}", started.elapsed());
-    assert_eq!(sha256(&model), base);
-    assert_eq!(names(dir.path()), ["m.gguf"]);
+    case.check_original();
 }
 
 #[test]
 fn ctrl_c_amid_the_scoring_puts_the_original_back() {
-    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let few = few_prompts(prompts.path());
-    let model = dir.path().join("m.gguf");
-    std::fs::copy(variable("ROSI_TEST_MODEL_SMOLLM2"), &model).unwrap();
-    let base = sha256(&model);
+    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
     let started = Instant::now();
-    let child = inject(&model, &few, "0.04").arg("--in-place").spawn().unwrap();
-    while !journal_path(&model).exists() && started.elapsed() < Duration::from_secs(120) {
+    let child = case.inject("0.04").arg("--in-place").spawn().unwrap();
+    while !journal_path(&case.model).exists() && started.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert_eq!(phase(&model).unwrap(), Some(Phase::Changing));
+    assert_eq!(phase(&case.model).unwrap(), Some(Phase::Changing));
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
-    assert_eq!(sha256(&model), base);
-    assert_eq!(names(dir.path()), ["m.gguf"]);
+    case.check_original();
 }
 
 #[test]
 fn a_less_safe_result_is_put_back() {
-    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let few = few_prompts(prompts.path());
-    let model = dir.path().join("m.gguf");
-    std::fs::copy(variable("ROSI_TEST_MODEL_QWEN"), &model).unwrap();
-    let base = sha256(&model);
+    let case = Case::of("ROSI_TEST_MODEL_QWEN");
     // As large as the weights themselves: nothing but broken text is left, which never counts as a refusal.
-    let output = inject(&model, &few, "1").arg("--in-place").output().unwrap();
+    let output = case.inject("1").arg("--in-place").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(stderr(&output).contains("putting the original back"), "{}", stderr(&output));
     assert!(stderr(&output).contains("its base"), "{}", stderr(&output));
-    assert_eq!(sha256(&model), base);
-    assert_eq!(names(dir.path()), ["m.gguf"]);
+    case.check_original();
 }

@@ -5,7 +5,7 @@ use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, Directions};
 use rosi_gguf::edit::{self, Edit, RightFactors, WriterWeights};
 use rosi_gguf::evaluate::{Examiner, MAX_ODDS, Questions, chats};
-use rosi_gguf::gate::effects;
+use rosi_gguf::gate::effects::{Moved, pushes};
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, RankOne};
@@ -209,29 +209,20 @@ impl Bench {
         let strength = budget.strength(&make, FIRST_STRENGTH)?;
         engine.apply(&make(strength))?;
         let rights = &first.contrasts.iter().find(|(c, _)| *c == 1.0).ok_or("no gates")?.1;
-        let (mut rows, mut changes) = (Vec::new(), Vec::new());
+        let mut moved = Moved::default();
         for (kind, folds) in self.folds.iter().enumerate() {
             for fold in order(seed)[..EXTRACT].iter().map(|&f| &folds[f]) {
                 let mut odds = vec![0.0; fold.texts.len()];
-                let mut first = |i: usize, logits: &[f32]| odds[i] = first.examiner.odds(logits);
-                engine.answer(&chats(&fold.texts, None), 1, &mut first)?;
-                let pushes = effects::pushes(&fold.activations.inputs, rights);
-                for (i, (&now, &before)) in odds.iter().zip(&fold.odds).enumerate() {
-                    if now.abs().max(before.abs()) < MAX_ODDS && (kind > 0 || before < 1.0) {
-                        rows.push(pushes.row(i).to_owned());
-                        changes.push(now - before);
-                    }
+                let mut see = |i: usize, logits: &[f32]| odds[i] = first.examiner.odds(logits);
+                engine.answer(&chats(&fold.texts, None), 1, &mut see)?;
+                let pushes = pushes(&fold.activations.inputs, rights);
+                for (pushes, change) in pushes.rows().into_iter().zip(fold.odds.iter().copied().zip(odds)) {
+                    moved.add(pushes, change, (kind == 0, MAX_ODDS));
                 }
             }
         }
         engine.apply(&[])?;
-        let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
-        let rows = ndarray::stack(ndarray::Axis(0), &views)?;
-        let found = effects::effects(rows.view(), &changes).ok_or("the effects cannot be told")?;
-        let mut all = vec![1.0; rights.len()];
-        let edited = (0..rights.len()).filter(|&w| rights[w].is_some());
-        edited.zip(found).for_each(|(writer, effect)| all[writer] = effect);
-        Ok(all)
+        Ok(moved.effects(rights).ok_or("the effects cannot be told")?)
     }
 
     /// The adapters of `recipe`.

@@ -1,5 +1,6 @@
 //! `inject --in-place`: the file itself is changed, measured, and put back unless it is good.
 
+use crate::commands::session::stoppable;
 use crate::commands::write::{self, Write};
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -23,11 +24,7 @@ pub fn change<T>(
     let edited: Vec<&str> = write.edits.iter().map(|edit| edit.tensor.as_str()).collect();
     let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
     let bar = printer.bar("saving what will change", 1);
-    let progress = &mut |done, total| {
-        bar.set_of(done, total);
-        interrupt::check().map_err(std::io::Error::other)
-    };
-    let mut file = match InPlace::begin(&what, progress) {
+    let mut file = match InPlace::begin(&what, &mut stoppable(&bar)) {
         Ok(file) => file,
         Err(error) => {
             interrupt::check()?;
@@ -58,10 +55,7 @@ fn apply(
     printer: &Printer,
 ) -> Result<(), Error> {
     let bar = printer.bar("changing the file", write.source.file_len);
-    let mut progress = |done, total| {
-        bar.set_of(done, total);
-        interrupt::check().map_err(std::io::Error::other)
-    };
+    let mut progress = stoppable(&bar);
     let applied = file
         .apply(what, &mut |tensor, old| Ok(write.new_data(change, tensor, old)?), &mut progress)
         // Tensors outside the edit are compared with nothing else: they have moved, and their hash is in this.

@@ -221,9 +221,9 @@ impl Job<'_> {
 }
 
 /// The options know of one file; a split model has more that must not be written to.
-fn refuse_input_as_output(gguf: &Gguf, output: &std::path::Path) -> Result<(), Error> {
+fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
     let Some(name) = ShardName::parse(output).filter(|_| gguf.n_files() > 1) else { return Ok(()) };
-    let is_input = |path: &std::path::Path| gguf.files().any(|file| same_file(path, &file.path));
+    let is_input = |path: &Path| gguf.files().any(|file| same_file(path, &file.path));
     match (0..name.count).map(|no| name.path(no)).find(|path| is_input(path)) {
         None => Ok(()),
         Some(path) => Err(Error::Option {
@@ -272,11 +272,8 @@ pub(super) fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result
 /// though they were joined to it.
 pub(super) fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
     let bar = printer.bar("hashing", gguf.total_len());
-    let paths: Vec<&std::path::Path> = gguf.files().map(|file| file.path.as_path()).collect();
-    let sha256 = sha256_files(&paths, &mut |done, total| {
-        bar.set_of(done, total);
-        interrupt::check().map_err(std::io::Error::other)
-    });
+    let paths: Vec<&Path> = gguf.files().map(|file| file.path.as_path()).collect();
+    let sha256 = sha256_files(&paths, &mut session::stoppable(&bar));
     interrupt::check()?;
     let sha256 = sha256.map_err(|source| Error::Io { path: gguf.path.clone(), source })?;
     Ok(FileFacts { path: gguf.path.display().to_string(), sha256, bytes: gguf.total_len() })

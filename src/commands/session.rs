@@ -1,12 +1,14 @@
 //! Opening a model: header checks and plan before any C code sees the file.
 
+use std::io;
 use std::path::Path;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
+use crate::interrupt;
 use crate::llama::{EngineOptions, LlamaEngine};
 use crate::options::RunOptions;
-use crate::output::Printer;
+use crate::output::{Bar, Printer};
 use crate::patches::Patches;
 use crate::plan::Plan;
 
@@ -39,6 +41,15 @@ impl Opened {
     pub fn template(&self) -> Result<&str, Error> {
         let template = self.gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
         template.ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
+    }
+}
+
+/// Shows on `bar` how far long work is, and ends it with an error when the user asked to stop (not of the
+/// kind `Interrupted`, at which readers and writers try again).
+pub fn stoppable(bar: &Bar) -> impl FnMut(u64, u64) -> io::Result<()> + '_ {
+    |done, total| {
+        bar.set_of(done, total);
+        interrupt::check().map_err(io::Error::other)
     }
 }
 

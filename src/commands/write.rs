@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::commands::provenance::Provenance;
+use crate::commands::session::stoppable;
 use crate::direction::Along;
 use crate::edit::{Edit, EditError};
 use crate::error::Error;
@@ -53,11 +54,8 @@ impl Write<'_> {
                 }
                 Ok(Some(self.new_data(change, tensor, self.source.read_tensor(tensor)?)?))
             };
-            let progress = &mut |done, _| {
-                bar.set_of(before + done, self.source.total_len());
-                // `Interrupted` is an error kind that writers retry.
-                interrupt::check().map_err(std::io::Error::other)
-            };
+            let mut progress = stoppable(&bar);
+            let progress = &mut |done, _| progress(before + done, self.source.total_len());
             let written = rewrite.write_to(file, replace, progress);
             interrupt::check()?;
             before += written?;

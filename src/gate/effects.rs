@@ -8,7 +8,7 @@
 //!
 //! g is the best common c. What counts is each writer's share, so the c are divided by g.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
 use crate::activations::{Part, WriterInputs};
 use crate::edit::RightFactors;
@@ -18,6 +18,8 @@ use crate::linalg::Cholesky;
 const RIDGE: f64 = 0.1;
 /// Effects beyond are those of noise.
 const MOST: f64 = 3.0;
+/// Log-odds beyond which a harmful prompt is refused so surely that a push hardly shows.
+const SURE: f64 = 1.0;
 /// Prompts per writer without which nothing is told.
 const PROMPTS_PER_WRITER: usize = 3;
 
@@ -30,9 +32,44 @@ pub fn pushes(inputs: &[WriterInputs], rights: &RightFactors) -> Array2<f64> {
     ndarray::stack(Axis(1), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
 }
 
+/// Prompts as the gates moved them: pushes, and changes of the log-odds.
+#[derive(Debug, Clone, Default)]
+pub struct Moved {
+    pushes: Vec<Array1<f64>>,
+    changes: Vec<f64>,
+}
+
+impl Moved {
+    /// Adds a prompt with `pushes` `[W]` whose log-odds were `before` and are `now`, unless that tells
+    /// nothing: odds at ±`limit`, beyond which they are cut off, or a `harmful` prompt that was refused so
+    /// surely that a push hardly shows.
+    pub fn add(
+        &mut self,
+        pushes: ArrayView1<'_, f64>,
+        (before, now): (f64, f64),
+        (harmful, limit): (bool, f64),
+    ) {
+        if now.abs().max(before.abs()) < limit && !(harmful && before >= SURE) {
+            self.pushes.push(pushes.to_owned());
+            self.changes.push(now - before);
+        }
+    }
+
+    /// The effect of every writer: that which was found where it has a right factor, else 1. `None` where
+    /// nothing can be told.
+    pub fn effects(&self, rights: &RightFactors) -> Option<Vec<f64>> {
+        let views: Vec<_> = self.pushes.iter().map(|r| r.view()).collect();
+        let found = effects(ndarray::stack(Axis(0), &views).ok()?.view(), &self.changes)?;
+        let mut all = vec![1.0; rights.len()];
+        let edited = (0..rights.len()).filter(|&w| rights[w].is_some());
+        edited.zip(found).for_each(|(writer, effect)| all[writer] = effect);
+        Some(all)
+    }
+}
+
 /// c/g of each column of `pushes` `[n][W]`, from the `changes` `[n]` of the log-odds; `None` where they do
 /// not tell: too few prompts, or pushes that do not raise the odds.
-pub fn effects(pushes: ArrayView2<'_, f64>, changes: &[f64]) -> Option<Vec<f64>> {
+fn effects(pushes: ArrayView2<'_, f64>, changes: &[f64]) -> Option<Vec<f64>> {
     let (n, n_writer) = pushes.dim();
     if n < PROMPTS_PER_WRITER * n_writer || n != changes.len() || n_writer == 0 {
         return None;

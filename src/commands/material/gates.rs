@@ -1,8 +1,6 @@
 //! Gates, learned twice: first as if the push of every writer did the same, then with what each was seen
 //! to do ([`crate::gate::effects`]).
 
-use ndarray::{Array2, Axis};
-
 use super::{Seen, WINDOW, space};
 use crate::commands::session::Opened;
 use crate::commands::study::adapters;
@@ -10,7 +8,7 @@ use crate::direction::{Along, Directions};
 use crate::edit::{self, RightFactors, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::{Examiner, MAX_ODDS, chats};
-use crate::gate::effects::{self, pushes};
+use crate::gate::effects::{Moved, pushes};
 use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::interrupt;
 use crate::llama::{Engine, LlamaEngine, RankOne};
@@ -20,8 +18,6 @@ use crate::search::{KlBudget, Lever};
 
 /// Depth of the layer along whose direction effects are measured, where the user names none.
 const DEPTH: f64 = 0.6;
-/// Log-odds beyond which a harmful prompt is refused so surely that a push hardly shows.
-const SURE: f64 = 1.0;
 
 /// The gates of the writers in a window.
 pub(super) struct Learned {
@@ -43,11 +39,12 @@ impl Class<'_> {
     /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show has
     /// none and is left alone, and so is an expert that no token was routed to.
     pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
-        let space = space(self.options.method, if scar { Lever::Scar } else { Lever::Plain });
-        // Those along a scar are among them.
-        let contrasts = super::space(self.options.method, Lever::Plain).contrasts;
+        let of = |lever| space(self.options.method, lever);
+        // Those along a scar are among the plain ones.
+        let contrasts = of(Lever::Plain).contrasts;
         let inside = |window| (window, self.opened.plan.writers_in(window));
-        let windows: Vec<_> = space.windows.into_iter().map(inside).collect();
+        let lever = if scar { Lever::Scar } else { Lever::Plain };
+        let windows: Vec<_> = of(lever).windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
         let (bar, mut done) = (self.printer.bar("learning the gates", total as u64), 0);
         let mut learned = Vec::new();
@@ -116,49 +113,39 @@ impl Class<'_> {
         let max_kl = self.options.search.max_kl.unwrap_or(Lever::Plain.max_kl());
         let strength = KlBudget { engine, examiner, max_kl }.strength(&make, space.first_strength)?;
         engine.apply(&make(strength))?;
-        let (rows, changes) = self.changes(engine, examiner, &rights)?;
+        let moved = self.moved(engine, examiner, &rights)?;
         engine.apply(&[])?;
-        let found = effects::effects(rows.view(), &changes);
+        let found = moved.effects(&rights);
         self.printer.detail(match &found {
             Some(found) => {
-                format!("  effects of the writers at layer {layer} strength {strength:.4}: {found:.2?}")
+                let own: Vec<f64> =
+                    (0..found.len()).filter(|&w| rights[w].is_some()).map(|w| found[w]).collect();
+                format!("  effects of the writers at layer {layer} strength {strength:.4}: {own:.2?}")
             }
             None => "  the effects of the writers cannot be told: all count alike".into(),
         });
-        Ok(found.map(|found| {
-            let mut all = vec![1.0; rights.len()];
-            let edited = (0..rights.len()).filter(|&w| rights[w].is_some());
-            edited.zip(found).for_each(|(writer, effect)| all[writer] = effect);
-            all
-        }))
+        Ok(found)
     }
 
-    /// Pushes `[n][W]` of the prompts of all kinds, and how their log-odds changed `[n]`; only where both
-    /// odds are within what can be told.
-    fn changes(
+    /// How the gates that are applied move the prompts of all kinds.
+    fn moved(
         &self,
         engine: &mut LlamaEngine,
         examiner: &Examiner,
         rights: &RightFactors,
-    ) -> Result<(Array2<f64>, Vec<f64>), Error> {
+    ) -> Result<Moved, Error> {
         let bar = self.printer.bar("seeing what the writers' pushes do", self.seen.len() as u64);
-        let (mut rows, mut changes) = (Vec::new(), Vec::new());
+        let mut moved = Moved::default();
         for (kind, seen) in self.seen.iter().enumerate() {
             let mut odds = vec![0.0; seen.texts.len()];
             engine.answer(&chats(&seen.texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
+            // Where memory is short, the inputs of the first prompts only are known.
             let of_kind = pushes(&seen.activations.inputs, rights);
-            for (prompt, now) in odds.into_iter().enumerate() {
-                let before = seen.odds[prompt];
-                let told = now.abs().max(before.abs()) < MAX_ODDS && (kind > 0 || before < SURE);
-                if told && prompt < of_kind.nrows() {
-                    rows.push(of_kind.row(prompt).to_owned());
-                    changes.push(now - before);
-                }
+            for (pushes, change) in of_kind.rows().into_iter().zip(seen.odds.iter().copied().zip(odds)) {
+                moved.add(pushes, change, (kind == 0, MAX_ODDS));
             }
             bar.set(kind as u64 + 1);
         }
-        let views: Vec<_> = rows.iter().map(|r| r.view()).collect();
-        let rows = ndarray::stack(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)));
-        Ok((rows, changes))
+        Ok(moved)
     }
 }
