@@ -9,9 +9,11 @@ use crate::evaluate::EvalError;
 use crate::gate::GateError;
 use crate::gguf::GgufError;
 use crate::gguf::in_place::UndoError;
+use crate::hub::HubError;
 use crate::imatrix::ImatrixError;
 use crate::interrupt::Interrupted;
 use crate::llama::LlamaError;
+use crate::ollama::OllamaError;
 use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
@@ -78,6 +80,12 @@ pub enum Error {
     /// The file could not be changed in place, or put back.
     #[error(transparent)]
     Undo(#[from] UndoError),
+    /// A model of Ollama's, or its server, could not be used.
+    #[error(transparent)]
+    Ollama(#[from] OllamaError),
+    /// A model of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// A flag that cannot be.
@@ -140,6 +148,8 @@ impl Error {
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
             Self::Undo(e) => e.hint(),
+            Self::Ollama(e) => e.hint(),
+            Self::Hub(e) => e.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

@@ -1,5 +1,6 @@
 //! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models, in the order of its flow:
 //!
+//! [`source`] finds the model by what a user calls it, in [`ollama`]'s store or on the [`hub`],
 //! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
 //! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
 //! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
@@ -15,10 +16,12 @@ pub mod error;
 pub mod evaluate;
 pub mod gate;
 pub mod gguf;
+pub mod hub;
 pub mod imatrix;
 pub mod interrupt;
 pub mod linalg;
 pub mod llama;
+pub mod ollama;
 pub mod options;
 pub mod output;
 pub mod patches;
@@ -29,5 +32,6 @@ pub mod report;
 pub mod requant;
 pub mod scar;
 pub mod search;
+pub mod source;
 pub mod stored;
 pub mod verify;

@@ -1,0 +1,295 @@
+//! A running server, through its documented API: `GET /api/version`, `POST /api/show`, `HEAD` and
+//! `POST /api/blobs/sha256:…`, `POST /api/create`.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use ureq::http::Response;
+use ureq::{Agent, Body, SendBody};
+
+use super::{Companions, Name, OllamaError};
+use crate::gguf::Progress;
+
+const PORT: u16 = 11434;
+/// A local server answers at once; this is for one that hangs.
+const CONNECT: Duration = Duration::from_secs(3);
+/// A status line has some hundred bytes; an error may quote a template.
+const MAX_LINE: u64 = 1 << 20;
+const MAX_LINES: usize = 1_000_000;
+
+/// The address of a server, and how it is asked.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// `http://HOST:PORT`.
+    address: String,
+    agent: Agent,
+}
+
+/// A file that a model is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The name that the server is told.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its sha256, in hexadecimal.
+    pub sha256: String,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    status: Option<String>,
+    error: Option<String>,
+}
+
+impl Server {
+    /// The server at `OLLAMA_HOST`, or the default address.
+    ///
+    /// # Errors
+    /// [`OllamaError::Host`].
+    pub fn from_env() -> Result<Self, OllamaError> {
+        Self::at(std::env::var("OLLAMA_HOST").as_deref().unwrap_or(""))
+    }
+
+    /// The server at `host`: HOST, HOST:PORT or http://HOST:PORT; empty for the default.
+    ///
+    /// # Errors
+    /// [`OllamaError::Host`].
+    pub fn at(host: &str) -> Result<Self, OllamaError> {
+        let address =
+            address(host).ok_or_else(|| OllamaError::Host { host: host.chars().take(200).collect() })?;
+        let config = Agent::config_builder()
+            .timeout_connect(Some(CONNECT))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            // A proxy of the environment would not find this machine.
+            .proxy(None)
+            .user_agent(concat!("rosi-gguf/", env!("CARGO_PKG_VERSION")));
+        Ok(Self { address, agent: config.build().into() })
+    }
+
+    /// Its address.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether a server answers there.
+    pub fn is_running(&self) -> bool {
+        let request = self.agent.get(self.url("version")).config().timeout_global(Some(CONNECT)).build();
+        request.call().is_ok_and(|response| response.status().is_success())
+    }
+
+    /// Whether it has a model of this name.
+    ///
+    /// # Errors
+    /// [`OllamaError::Server`].
+    pub fn has(&self, name: &Name) -> Result<bool, OllamaError> {
+        let doing = "tell its models";
+        let body = json!({ "model": name.to_string() }).to_string();
+        let response = self.agent.post(self.url("show")).content_type("application/json").send(body);
+        let mut response = response.map_err(|error| self.failed(doing, error))?;
+        match response.status().as_u16() {
+            200 => Ok(true),
+            404 => Ok(false),
+            _ => Err(self.refused(doing, &mut response)),
+        }
+    }
+
+    /// Uploads a part, unless the server has it.
+    ///
+    /// # Errors
+    /// [`OllamaError::Server`], [`OllamaError::Io`].
+    pub fn upload(&self, part: &Part, progress: &mut Progress<'_>) -> Result<(), OllamaError> {
+        let url = self.url(&format!("blobs/sha256:{}", part.sha256));
+        let there = self.agent.head(&url).call().map_err(|error| self.failed("tell its blobs", error))?;
+        if there.status().is_success() {
+            return Ok(());
+        }
+        let unread = |source| OllamaError::Io { path: part.path.clone(), source };
+        let file = File::open(&part.path).map_err(unread)?;
+        let total = file.metadata().map_err(unread)?.len();
+        let mut reader = Watched { file, done: 0, total, progress };
+        let doing = "take the file";
+        let response = self
+            .agent
+            .post(&url)
+            .header("Content-Length", total.to_string())
+            .content_type("application/octet-stream")
+            .send(SendBody::from_reader(&mut reader));
+        let mut response = response.map_err(|error| self.failed(doing, error))?;
+        if response.status().is_success() { Ok(()) } else { Err(self.refused(doing, &mut response)) }
+    }
+
+    /// Makes the model `name` of uploaded parts, and says through `status` how far it is.
+    ///
+    /// # Errors
+    /// [`OllamaError::Server`].
+    pub fn create(
+        &self,
+        name: &Name,
+        parts: &[Part],
+        companions: &Companions,
+        status: &mut dyn FnMut(&str) -> io::Result<()>,
+    ) -> Result<(), OllamaError> {
+        let doing = "create the model";
+        let body = request(name, parts, companions).to_string();
+        let response = self.agent.post(self.url("create")).content_type("application/json").send(body);
+        let mut response = response.map_err(|error| self.failed(doing, error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(doing, &mut response));
+        }
+        let mut reader = BufReader::new(response.into_body().into_reader());
+        for _ in 0..MAX_LINES {
+            let mut text = Vec::new();
+            let n = (&mut reader).take(MAX_LINE).read_until(b'\n', &mut text);
+            if n.map_err(|error| self.failed(doing, error))? == 0 {
+                break;
+            }
+            let line: Line = serde_json::from_slice(&text)
+                .map_err(|error| self.failed(doing, format!("its answer is no status: {error}")))?;
+            if let Some(error) = line.error {
+                return Err(self.failed(doing, error));
+            }
+            match line.status.as_deref() {
+                Some("success") => return Ok(()),
+                Some(text) => status(text).map_err(|error| self.failed(doing, error))?,
+                None => {}
+            }
+        }
+        Err(self.failed(doing, "its answer ended without success"))
+    }
+
+    fn url(&self, of: &str) -> String {
+        format!("{}/api/{of}", self.address)
+    }
+
+    fn failed(&self, doing: &'static str, problem: impl ToString) -> OllamaError {
+        let problem: String = problem.to_string().chars().take(500).filter(|c| !c.is_control()).collect();
+        OllamaError::Server { server: self.address.clone(), doing, problem, instead: None }
+    }
+
+    /// The error that the body of a response tells of.
+    fn refused(&self, doing: &'static str, response: &mut Response<Body>) -> OllamaError {
+        let status = response.status();
+        let body = response.body_mut().with_config().limit(MAX_LINE).read_to_string().unwrap_or_default();
+        let told = serde_json::from_str::<Line>(&body).ok().and_then(|line| line.error);
+        self.failed(doing, told.map_or_else(|| status.to_string(), |told| format!("{told} ({status})")))
+    }
+}
+
+/// The body of `POST /api/create`.
+fn request(name: &Name, parts: &[Part], companions: &Companions) -> Value {
+    let files: serde_json::Map<String, Value> =
+        parts.iter().map(|part| (part.name.clone(), json!(format!("sha256:{}", part.sha256)))).collect();
+    let mut body = json!({ "model": name.to_string(), "files": files, "stream": true });
+    let c = companions;
+    for (key, text) in [
+        ("template", &c.template),
+        ("system", &c.system),
+        ("renderer", &c.renderer),
+        ("parser", &c.parser),
+        ("requires", &c.requires),
+    ] {
+        if let Some(text) = text {
+            body[key] = json!(text);
+        }
+    }
+    if !c.parameters.is_empty() {
+        body["parameters"] = json!(c.parameters);
+    }
+    if !c.licenses.is_empty() {
+        body["license"] = json!(c.licenses);
+    }
+    if !c.messages.is_empty() {
+        body["messages"] = json!(c.messages);
+    }
+    body
+}
+
+/// `OLLAMA_HOST` as Ollama reads it: without a scheme the port is 11434 by default, with one that of the scheme;
+/// the addresses that a server listens at for all others mean this machine.
+fn address(host: &str) -> Option<String> {
+    let host = host.trim().trim_matches(['"', '\'']).trim();
+    let (scheme, rest, port) = match host.split_once("://") {
+        None => ("http", host, PORT),
+        Some(("http", rest)) => ("http", rest, 80),
+        Some(("https", rest)) => ("https", rest, 443),
+        Some(_) => return None,
+    };
+    let rest = rest.trim_end_matches('/');
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, digits)) if !digits.contains(']') => (host, digits.parse().ok()?),
+        _ => (rest, port),
+    };
+    let host = match host {
+        "" | "0.0.0.0" => "127.0.0.1",
+        "[::]" => "[::1]",
+        host => host,
+    };
+    let v6 = host.starts_with('[') && host.ends_with(']');
+    let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (v6 && "[]:".contains(c));
+    host.chars().all(sound).then(|| format!("{scheme}://{host}:{port}"))
+}
+
+/// A file that tells how much of it was read.
+struct Watched<'a, 'p> {
+    file: File,
+    done: u64,
+    total: u64,
+    progress: &'a mut Progress<'p>,
+}
+
+impl Read for Watched<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read(buffer)?;
+        self.done += n as u64;
+        (self.progress)(self.done, self.total)?;
+        Ok(n)
+    }
+}
+
+/// The command that does what [`Server::create`] does.
+pub fn command(name: &Name, modelfile: &Path) -> String {
+    let path = modelfile.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:,@".contains(c);
+    let path = if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
+    format!("ollama create {name} -f {path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_read_as_ollama_reads_them() {
+        for (given, address_of) in [
+            ("", "http://127.0.0.1:11434"),
+            ("0.0.0.0", "http://127.0.0.1:11434"),
+            (":1234", "http://127.0.0.1:1234"),
+            ("example.org", "http://example.org:11434"),
+            ("10.0.0.2:1", "http://10.0.0.2:1"),
+            ("http://example.org", "http://example.org:80"),
+            ("https://example.org/", "https://example.org:443"),
+            ("http://example.org:5/", "http://example.org:5"),
+            ("[::1]:5", "http://[::1]:5"),
+            ("[::]", "http://[::1]:11434"),
+            (" \"localhost\" ", "http://localhost:11434"),
+        ] {
+            assert_eq!(address(given).as_deref(), Some(address_of), "{given}");
+        }
+        for bad in ["ftp://x", "a b", "x:99999", "x:y", "http://a/b", "a@b", "::1:x"] {
+            assert_eq!(address(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_command_can_be_pasted() {
+        let name = Name::parse("safer").unwrap();
+        assert_eq!(command(&name, Path::new("m.Modelfile")), "ollama create safer:latest -f m.Modelfile");
+        assert_eq!(command(&name, Path::new("a b's.M")), "ollama create safer:latest -f 'a b'\\''s.M'");
+    }
+}

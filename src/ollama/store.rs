@@ -1,0 +1,140 @@
+//! From a name to the GGUF file.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::companions;
+use super::manifest::{Blob, Manifest};
+use super::{Companions, Name, OllamaError};
+use crate::gguf::Progress;
+
+/// Names that a hint lists at most.
+const LISTED: usize = 20;
+
+/// A model of a store.
+#[derive(Debug)]
+pub struct Model {
+    /// Its name.
+    pub name: Name,
+    /// The store.
+    pub root: PathBuf,
+    /// Its GGUF file.
+    pub gguf: Blob,
+    /// What stands beside the weights.
+    pub companions: Companions,
+}
+
+/// The folders that may hold models.
+#[derive(Debug, Clone)]
+pub struct Store {
+    roots: Vec<PathBuf>,
+}
+
+impl Store {
+    /// `OLLAMA_MODELS`, or where Ollama keeps models by default: in the user's home folder (the same on
+    /// Linux, macOS and Windows), and on Linux in that of the user which its service runs as.
+    ///
+    /// # Errors
+    /// [`OllamaError::NoStore`].
+    pub fn from_env() -> Result<Self, OllamaError> {
+        Self::new(std::env::var_os("OLLAMA_MODELS"), std::env::home_dir())
+    }
+
+    fn new(set: Option<OsString>, home: Option<PathBuf>) -> Result<Self, OllamaError> {
+        if let Some(set) = set.filter(|set| !set.is_empty()) {
+            return Ok(Self { roots: vec![set.into()] });
+        }
+        let mut homes: Vec<PathBuf> = home.into_iter().filter(|home| !home.as_os_str().is_empty()).collect();
+        if cfg!(target_os = "linux") {
+            homes.extend(["/usr/share/ollama", "/var/lib/ollama"].map(PathBuf::from));
+        }
+        match homes.is_empty() {
+            true => Err(OllamaError::NoStore),
+            false => {
+                Ok(Self { roots: homes.iter().map(|home| home.join(".ollama").join("models")).collect() })
+            }
+        }
+    }
+
+    /// Finds a model, and reads all that is small of it. With `progress`, the weights are compared with the
+    /// sha256 that names them.
+    ///
+    /// # Errors
+    /// [`OllamaError`].
+    pub fn find(&self, name: &Name, progress: Option<&mut Progress<'_>>) -> Result<Model, OllamaError> {
+        let (root, manifest) = self.manifest(name)?;
+        let found = companions::read(&manifest, name)?;
+        let gguf = manifest.blob(&found.model)?;
+        if let Some(progress) = progress {
+            manifest.check(&found.model, progress)?;
+        }
+        Ok(Model { name: name.clone(), root, gguf, companions: found.companions })
+    }
+
+    fn manifest(&self, name: &Name) -> Result<(PathBuf, Manifest), OllamaError> {
+        for root in &self.roots {
+            for path in name.manifests().map(|path| root.join(path)) {
+                match fs::metadata(&path) {
+                    Ok(_) => return Ok((root.clone(), Manifest::read(root, path)?)),
+                    Err(error) if absent(&error) => {}
+                    Err(source) => return Err(OllamaError::Io { path, source }),
+                }
+            }
+        }
+        let (looked, there) = (self.roots.clone(), self.names());
+        Err(OllamaError::NotFound { name: name.to_string(), looked, there })
+    }
+
+    /// The first names that are there, in order.
+    fn names(&self) -> Vec<String> {
+        let folders = self.roots.iter().flat_map(|root| ["manifests-v2", "manifests"].map(|f| root.join(f)));
+        let mut names: Vec<String> = folders
+            .flat_map(|folder| manifests_below(&folder))
+            .filter_map(|parts| Name::from_parts(&parts))
+            .map(|name| name.to_string())
+            .collect();
+        names.sort();
+        names.dedup();
+        names.truncate(LISTED);
+        names
+    }
+}
+
+fn absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// The `HOST/NAMESPACE/MODEL/TAG` below a folder.
+fn manifests_below(folder: &Path) -> Vec<[String; 4]> {
+    let mut level: Vec<(PathBuf, Vec<String>)> = vec![(folder.to_path_buf(), Vec::new())];
+    for _ in 0..4 {
+        let entries = level.iter().flat_map(|(path, parts)| {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten().take(10_000);
+            entries.filter_map(|entry| {
+                let parts = parts.iter().cloned().chain([entry.file_name().to_str()?.to_owned()]).collect();
+                Some((entry.path(), parts))
+            })
+        });
+        level = entries.collect();
+    }
+    level.into_iter().filter_map(|(_, parts)| parts.try_into().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_places_are_those_of_the_system() {
+        let set = Store::new(Some("/m".into()), Some("/home/a".into())).unwrap();
+        assert_eq!(set.roots, [PathBuf::from("/m")]);
+        let home = Store::new(None, Some("/home/a".into())).unwrap();
+        assert_eq!(home.roots[0], Path::new("/home/a/.ollama/models"));
+        assert_eq!(home.roots.len(), if cfg!(target_os = "linux") { 3 } else { 1 });
+        let service = Path::new("/usr/share/ollama/.ollama/models");
+        assert_eq!(home.roots.iter().any(|root| root == service), cfg!(target_os = "linux"));
+        assert_eq!(Store::new(None, None).is_err(), !cfg!(target_os = "linux"));
+    }
+}

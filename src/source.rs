@@ -1,0 +1,182 @@
+//! What a user may call a model: the path of a file, `ollama:NAME`, or `hf:OWNER/REPO`; and where it leads.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use crate::gguf::suffixed;
+use crate::hub::{Hub, HubName};
+use crate::ollama::{Companions, Name, Store};
+
+const OLLAMA: &str = "ollama:";
+const HUB: &str = "hf:";
+/// What is put after the name of an edited model.
+const SUFFIX: &str = "-rosi";
+
+/// A model as it is named on the command line. A file that is there wins over what its name could mean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelArg {
+    /// A path.
+    File(PathBuf),
+    /// The name of a model in Ollama's store, without `ollama:`.
+    Ollama(String),
+    /// The name of a model on the hub, without `hf:`.
+    Hub(String),
+}
+
+impl From<OsString> for ModelArg {
+    fn from(text: OsString) -> Self {
+        let name = |prefix| text.to_str().and_then(|text| text.strip_prefix(prefix)).map(str::to_owned);
+        let path = Path::new(&text);
+        match (name(OLLAMA), name(HUB)) {
+            (Some(name), _) if !path.exists() => Self::Ollama(name),
+            (_, Some(name)) if !path.exists() => Self::Hub(name),
+            _ => Self::File(text.into()),
+        }
+    }
+}
+
+impl From<PathBuf> for ModelArg {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+impl fmt::Display for ModelArg {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Ollama(name) => write!(f, "{OLLAMA}{name}"),
+            Self::Hub(name) => write!(f, "{HUB}{name}"),
+        }
+    }
+}
+
+/// A model file, and what is known of where it was found.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// As the user named it.
+    pub display_name: String,
+    /// Where an edited copy goes by default: beside a file, in the current folder for all others.
+    pub default_output: PathBuf,
+    /// The folder that another program keeps it in, where nothing may be changed.
+    pub store: Option<PathBuf>,
+    /// What stands beside the weights of a model of Ollama's.
+    pub companions: Option<Companions>,
+    /// Its name there.
+    pub ollama_name: Option<Name>,
+}
+
+/// How much of a file in a store is compared with the name that it has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Its size.
+    Size,
+    /// All of it, by its sha256.
+    Content,
+}
+
+/// What is being done, bytes done, bytes in all; an error stops it.
+pub type Watch<'a> = dyn FnMut(&str, u64, u64) -> io::Result<()> + 'a;
+
+/// Finds the model, and downloads it where its name is one of the hub.
+///
+/// # Errors
+/// [`Error::Ollama`], [`Error::Hub`]. The path of a file is not looked at.
+pub fn resolve(model: &ModelArg, check: Check, watch: &mut Watch<'_>) -> Result<Source, Error> {
+    match model {
+        ModelArg::File(path) => Ok(Source {
+            path: path.clone(),
+            display_name: model.to_string(),
+            default_output: suffixed(path, SUFFIX),
+            store: store_around(path),
+            companions: None,
+            ollama_name: None,
+        }),
+        ModelArg::Ollama(name) => {
+            let name = Name::parse(name)?;
+            let mut progress = |done, total| watch(&format!("checking {name}"), done, total);
+            let progress =
+                (check == Check::Content).then_some(&mut progress as &mut crate::gguf::Progress<'_>);
+            let found = Store::from_env()?.find(&name, progress)?;
+            Ok(Source {
+                path: found.gguf.path,
+                display_name: model.to_string(),
+                default_output: format!("{}{SUFFIX}.gguf", name.file_stem()).into(),
+                store: Some(found.root),
+                companions: Some(found.companions),
+                ollama_name: Some(name),
+            })
+        }
+        ModelArg::Hub(name) => {
+            let found = Hub::from_env()?.get(&HubName::parse(name)?, watch)?;
+            let file = found.path.file_name().map(PathBuf::from).unwrap_or_default();
+            Ok(Source {
+                default_output: suffixed(&file, SUFFIX),
+                path: found.path,
+                display_name: model.to_string(),
+                store: Some(found.cache),
+                companions: None,
+                ollama_name: None,
+            })
+        }
+    }
+}
+
+/// The store that a blob of Ollama's lies in, when one is given by its path.
+fn store_around(path: &Path) -> Option<PathBuf> {
+    let path = path.canonicalize().ok()?;
+    let hex = path.file_name()?.to_str()?.strip_prefix("sha256-")?;
+    let blobs = path.parent()?;
+    let is_blob = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_blob && blobs.ends_with("blobs")).then(|| blobs.parent().map(Path::to_path_buf)).flatten()
+}
+
+impl Source {
+    /// Whether a file at `path` would lie in the folder of another program.
+    pub fn is_in_store(&self, path: &Path) -> bool {
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let store = self.store.as_ref().and_then(|store| store.canonicalize().ok());
+        let folder = folder.canonicalize().ok();
+        store.zip(folder).is_some_and(|(store, folder)| folder.starts_with(store))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_files() {
+        let arg = |text: &str| ModelArg::from(OsString::from(text));
+        assert_eq!(arg("ollama:m:1b"), ModelArg::Ollama("m:1b".into()));
+        assert_eq!(arg("hf:a/b"), ModelArg::Hub("a/b".into()));
+        assert_eq!(arg("./ollama:m"), ModelArg::File("./ollama:m".into()));
+        assert_eq!(arg("a.gguf"), ModelArg::File("a.gguf".into()));
+        for text in ["ollama:m:1b", "hf:a/b@c:d", "x/y.gguf"] {
+            assert_eq!(arg(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_blob_given_by_its_path_is_in_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let blobs = dir.path().join("blobs");
+        std::fs::create_dir(&blobs).unwrap();
+        let blob = blobs.join(format!("sha256-{}", "a".repeat(64)));
+        std::fs::write(&blob, b"x").unwrap();
+        let source =
+            |path: &Path| resolve(&ModelArg::File(path.into()), Check::Size, &mut |_, _, _| Ok(())).unwrap();
+        assert!(source(&blob).is_in_store(&blobs.join("out.gguf")));
+        assert!(source(&blob).is_in_store(&dir.path().join("out.gguf")));
+        assert!(!source(&blob).is_in_store(Path::new("out.gguf")));
+        assert!(!source(&dir.path().join("m.gguf")).is_in_store(&dir.path().join("out.gguf")));
+    }
+}
