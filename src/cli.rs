@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::edit::Method;
 use crate::search::Lever;
+use crate::source::ModelArg;
 
 /// Make a GGUF language model safer in minutes, without training.
 #[derive(Debug, Parser)]
@@ -55,9 +56,9 @@ pub enum Command {
 /// Flags of `inject`.
 #[derive(Debug, Args)]
 pub struct InjectArgs {
-    /// The model.
-    pub model: PathBuf,
-    /// Where to write [default: NAME-rosi.gguf beside the model].
+    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    pub model: ModelArg,
+    /// Where to write [default: NAME-rosi.gguf beside the model; in the current folder for one given by name].
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// Change MODEL itself; `rosi-gguf undo MODEL` puts it back from NAME.rosi-undo, which takes as much
@@ -98,6 +99,9 @@ pub struct InjectArgs {
     /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
     #[arg(long, value_name = "LORA.gguf")]
     pub save_adapter: Option<PathBuf>,
+    /// Also make it the model NAME of the running Ollama server (OLLAMA_HOST); without one, say how.
+    #[arg(long, value_name = "NAME", conflicts_with = "in_place")]
+    pub ollama_create: Option<String>,
     /// Leave out the two controls (random direction, requantization without edit).
     #[arg(long)]
     pub no_controls: bool,
@@ -157,8 +161,8 @@ pub struct SearchArgs {
 /// Flags of `direction`.
 #[derive(Debug, Args)]
 pub struct DirectionArgs {
-    /// The model.
-    pub model: PathBuf,
+    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    pub model: ModelArg,
     /// Where to write the edit.
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -198,9 +202,9 @@ pub struct RunArgs {
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The model.
+    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
     #[arg(required_unless_present = "architectures")]
-    pub model: Option<PathBuf>,
+    pub model: Option<ModelArg>,
     /// Instead of a model, the architectures that can be edited, what writes in them, and those that cannot.
     #[arg(long, conflicts_with_all = ["model", "weights"])]
     pub architectures: bool,
@@ -219,9 +223,9 @@ pub struct InspectArgs {
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// The model before.
-    pub base: PathBuf,
+    pub base: ModelArg,
     /// The model after.
-    pub edited: PathBuf,
+    pub edited: ModelArg,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -247,8 +251,8 @@ pub struct UndoArgs {
 /// Flags of `ask`.
 #[derive(Debug, Args)]
 pub struct AskArgs {
-    /// The model.
-    pub model: PathBuf,
+    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    pub model: ModelArg,
     /// What to ask; may be given again.
     #[arg(long, required = true)]
     pub prompt: Vec<String>,
@@ -266,18 +270,18 @@ pub struct AskArgs {
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// The models.
+    /// The models: files, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
     #[arg(required = true, value_name = "MODEL")]
-    pub models: Vec<PathBuf>,
+    pub models: Vec<ModelArg>,
     /// The model that the others are compared with: paired tests of refusals, KL divergence.
     #[arg(long, value_name = "BASE")]
-    pub base: Option<PathBuf>,
+    pub base: Option<ModelArg>,
     /// Ask all prompts of this file in place of the bundled report split; may be given again.
     #[arg(long = "set", value_name = "FILE")]
     pub sets: Vec<PathBuf>,
     /// A second model that reads each answer and says whether it refuses.
     #[arg(long, value_name = "JUDGE.gguf")]
-    pub judge: Option<PathBuf>,
+    pub judge: Option<ModelArg>,
     /// Most tokens of an answer.
     #[arg(long, default_value_t = crate::evaluate::N_PREDICT, value_name = "N")]
     pub tokens: usize,

@@ -6,9 +6,10 @@ use crate::cli::{DirectionArgs, EvalArgs, InjectArgs, RunArgs, SearchArgs};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
-use crate::gguf::suffixed;
+use crate::ollama::Name;
 use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
+use crate::source::{ModelArg, Source};
 
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
 pub const MAX_STRENGTH: f64 = 1.0;
@@ -39,7 +40,7 @@ pub struct RunOptions {
 #[derive(Debug, Clone)]
 pub struct InjectOptions {
     /// The model.
-    pub model: PathBuf,
+    pub source: Source,
     /// Where to write; in place the model itself.
     pub output: PathBuf,
     /// Whether the model itself is changed.
@@ -72,6 +73,8 @@ pub struct InjectOptions {
     pub force: bool,
     /// Where the adapter goes.
     pub save_adapter: Option<PathBuf>,
+    /// What the Ollama server is to call it.
+    pub ollama_create: Option<Name>,
     /// Whether the controls are run.
     pub controls: bool,
     /// Whether the report keeps whole answers.
@@ -98,14 +101,15 @@ impl RunOptions {
 }
 
 impl InjectOptions {
-    /// Checks the flags.
+    /// Checks the flags; `source` is what the model's name led to.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read.
-    pub fn new(args: InjectArgs) -> Result<Self, Error> {
+    /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read;
+    /// [`Error::Ollama`] for a name that Ollama would not take.
+    pub fn new(args: InjectArgs, source: Source) -> Result<Self, Error> {
         let requant = parse_requant(&args.requant, args.promote.as_deref())?;
         Ok(Self {
-            output: output(&args, requant)?,
+            output: output(&args, &source, requant)?,
             in_place: args.in_place,
             search: search_options(&args.search)?,
             lever: args.search.lever,
@@ -113,7 +117,7 @@ impl InjectOptions {
             resume: args.search.resume,
             system_prompt: system_prompt(&args.search)?,
             requant,
-            model: args.model,
+            source,
             method: args.search.method,
             imatrix: args.imatrix,
             prompts: args.search.prompts,
@@ -122,6 +126,7 @@ impl InjectOptions {
             dry_run: args.dry_run,
             force: args.force,
             save_adapter: args.save_adapter,
+            ollama_create: args.ollama_create.as_deref().map(Name::parse).transpose()?,
             controls: !args.no_controls,
             full_answers: args.full_answers,
             seed: args.seed,
@@ -133,8 +138,8 @@ impl InjectOptions {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn for_direction(args: DirectionArgs) -> Result<Self, Error> {
-        Self::new(InjectArgs {
+    pub fn for_direction(args: DirectionArgs, source: Source) -> Result<Self, Error> {
+        let args = InjectArgs {
             model: args.model,
             output: Some(args.output),
             in_place: false,
@@ -148,11 +153,13 @@ impl InjectOptions {
             dry_run: false,
             force: args.force,
             save_adapter: None,
+            ollama_create: None,
             no_controls: true,
             full_answers: false,
             seed: 0,
             run: args.run,
-        })
+        };
+        Self::new(args, source)
     }
 }
 
@@ -165,13 +172,13 @@ const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
     /// The models.
-    pub models: Vec<PathBuf>,
+    pub models: Vec<Source>,
     /// What they are compared with.
-    pub base: Option<PathBuf>,
+    pub base: Option<Source>,
     /// The user's prompt files; empty = the bundled report split.
     pub sets: Vec<PathBuf>,
     /// The judge.
-    pub judge: Option<PathBuf>,
+    pub judge: Option<Source>,
     /// Most tokens of an answer.
     pub tokens: usize,
     /// The text for perplexity.
@@ -193,11 +200,14 @@ pub struct EvalOptions {
 }
 
 impl EvalOptions {
-    /// Checks the flags.
+    /// Checks the flags; `find` leads from a model's name to the model.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the flag.
-    pub fn new(args: EvalArgs) -> Result<Self, Error> {
+    /// [`Error::Option`] naming the flag; what `find` fails with.
+    pub fn new(
+        args: EvalArgs,
+        find: &mut dyn FnMut(&ModelArg) -> Result<Source, Error>,
+    ) -> Result<Self, Error> {
         if !(1..=MAX_TOKENS).contains(&args.tokens) {
             let problem = format!("expected 1 to {MAX_TOKENS}, found {}", args.tokens);
             return Err(option("--tokens", problem, None));
@@ -209,10 +219,10 @@ impl EvalOptions {
         }
         let chunks = if args.chunks == 0 { usize::MAX } else { args.chunks };
         Ok(Self {
-            models: args.models,
-            base: args.base,
+            models: args.models.iter().map(&mut *find).collect::<Result<_, _>>()?,
+            base: args.base.as_ref().map(&mut *find).transpose()?,
             sets: args.sets,
-            judge: args.judge,
+            judge: args.judge.as_ref().map(&mut *find).transpose()?,
             tokens: args.tokens,
             perplexity: args.perplexity,
             chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
@@ -223,6 +233,15 @@ impl EvalOptions {
             force: args.force,
             run: RunOptions::new(args.run)?,
         })
+    }
+}
+
+impl EvalOptions {
+    /// What the user called the model at `path`.
+    pub fn display_name(&self, path: &Path) -> String {
+        let mut all = self.models.iter().chain(&self.base).chain(&self.judge);
+        let found = all.find(|source| source.path == path);
+        found.map_or_else(|| path.display().to_string(), |source| source.display_name.clone())
     }
 }
 
@@ -264,28 +283,32 @@ fn trials(trials: usize) -> Result<usize, Error> {
     }
 }
 
-/// The file that is written.
-fn output(args: &InjectArgs, requant: Requant) -> Result<PathBuf, Error> {
+/// The file that is written. What another program keeps is never changed, nor added to.
+fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBuf, Error> {
     if args.in_place {
+        if let Some(store) = &source.store {
+            let problem =
+                format!("{} is a file of {}, named by its content", source.display_name, store.display());
+            return Err(option("--in-place", problem, Some("write a copy: leave out --in-place".into())));
+        }
         return match requant {
             Requant::Promote(_) => {
                 let hint = Some("write a copy, or leave the types as they are".into());
                 Err(option("--requant", "promote does not go with --in-place: the file grows".into(), hint))
             }
-            _ => Ok(args.model.clone()),
+            _ => Ok(source.path.clone()),
         };
     }
-    let output = args.output.clone().unwrap_or_else(|| default_output(&args.model));
-    if same_file(&output, &args.model) {
+    let output = args.output.clone().unwrap_or_else(|| source.default_output.clone());
+    if same_file(&output, &source.path) {
         let hint = "give another name with -o; only --in-place changes the input".to_owned();
         return Err(option("--output", format!("{} is the input itself", output.display()), Some(hint)));
     }
+    if source.is_in_store(&output) {
+        let problem = format!("{} lies in the folder that another program keeps models in", output.display());
+        return Err(option("--output", problem, Some("give a path elsewhere with -o".into())));
+    }
     Ok(output)
-}
-
-/// `NAME-rosi.gguf` beside the input.
-fn default_output(model: &Path) -> PathBuf {
-    suffixed(model, "-rosi")
 }
 
 /// Whether two paths lead to one file.
@@ -367,12 +390,5 @@ mod tests {
             assert!(parse_strength(bad).is_err(), "{bad}");
         }
         assert!(parse_strength("-1").unwrap_err().to_string().contains("only makes models safer"));
-    }
-
-    #[test]
-    fn output_stands_beside_the_input() {
-        assert_eq!(default_output(Path::new("/m/a.Q4_K_M.gguf")), Path::new("/m/a.Q4_K_M-rosi.gguf"));
-        let of_split = default_output(Path::new("/m/a-00002-of-00003.gguf"));
-        assert_eq!(of_split, Path::new("/m/a-rosi-00001-of-00003.gguf"));
     }
 }

@@ -166,6 +166,16 @@ mod tests {
     }
 
     #[test]
+    fn output_stands_beside_the_input() {
+        let output = |path: &str| {
+            let source = resolve(&ModelArg::File(path.into()), Check::Size, &mut |_, _, _| Ok(()));
+            source.unwrap().default_output
+        };
+        assert_eq!(output("/m/a.Q4_K_M.gguf"), Path::new("/m/a.Q4_K_M-rosi.gguf"));
+        assert_eq!(output("/m/a-00002-of-00003.gguf"), Path::new("/m/a-rosi-00001-of-00003.gguf"));
+    }
+
+    #[test]
     fn a_blob_given_by_its_path_is_in_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = dir.path().join("blobs");

@@ -28,7 +28,7 @@ use crate::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 /// # Errors
 /// [`Error`]; then nothing bears the output's name that did not before.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
-    let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
+    let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(options, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.

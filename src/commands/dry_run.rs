@@ -35,7 +35,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         edited / 1_000_000,
         opened.gguf.path.display(),
         if options.in_place {
-            format!("keep the original ones in {}", journal_path(&options.model).display())
+            format!("keep the original ones in {}", journal_path(&options.source.path).display())
         } else {
             format!("write {} ({} MB)", options.output.display(), opened.gguf.total_len() / 1_000_000)
         },

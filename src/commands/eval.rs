@@ -26,7 +26,8 @@ use crate::llama::{Engine, LlamaEngine, llama_version};
 use crate::options::EvalOptions;
 use crate::output::Printer;
 use crate::prompts::{PromptKind, PromptSet, Split};
-use crate::report::peak_memory;
+use crate::report::{FileFacts, peak_memory};
+use crate::source::Source;
 pub use report::{
     AnswerRow, ChoiceReport, EvalReport, JailbreakReport, JudgeFacts, KindReport, ModelReport, SetReport,
 };
@@ -40,9 +41,9 @@ pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error
     // What can be wrong is found before the first model is loaded.
     let file = options.report.as_deref().map(|path| AtomicFile::create(path, options.force)).transpose()?;
     let material = Material::load(options)?;
-    let judge = options.judge.as_deref().map(open).transpose()?;
-    let base = options.base.as_deref().map(open).transpose()?;
-    let models = options.models.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let judge = options.judge.as_ref().map(open).transpose()?;
+    let base = options.base.as_ref().map(open).transpose()?;
+    let models = options.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let eval = Eval { options, material: &material, printer };
     let judge = judge.map(|gguf| eval.judge_facts(gguf)).transpose()?;
 
@@ -80,19 +81,14 @@ fn print(
     Ok(ExitStatus::Done)
 }
 
-fn open(path: &Path) -> Result<Gguf, Error> {
-    let gguf = Gguf::open(path)?;
+fn open(source: &Source) -> Result<Gguf, Error> {
+    let gguf = Gguf::open(&source.path)?;
     gguf.refuse_non_model()?;
     Ok(gguf)
 }
 
 fn template(gguf: &Gguf) -> Option<&str> {
     gguf.str("tokenizer.chat_template").filter(|template| !template.trim().is_empty())
-}
-
-/// The name of a model for bars.
-fn name(gguf: &Gguf) -> String {
-    report::short_name(&gguf.path.display().to_string())
 }
 
 /// What the models are asked.
@@ -170,13 +166,19 @@ impl Eval<'_> {
         Ok((base.map(|(_, report)| report), reports))
     }
 
+    /// Hash and size, under the name that the user gave.
+    fn file_facts(&self, gguf: &Gguf) -> Result<FileFacts, Error> {
+        let path = self.options.display_name(&gguf.path);
+        Ok(FileFacts { path, ..file_facts(gguf, self.printer)? })
+    }
+
     /// Loads one model and asks it everything that needs no other.
     fn measure(&self, gguf: &Gguf) -> Result<(LlamaEngine, ModelReport), Error> {
-        let name = name(gguf);
+        let file = self.file_facts(gguf)?;
+        let name = report::short_name(&file.path);
         if template(gguf).is_none() {
             self.printer.warn(format!("{name} has no chat template: prompts are put to it as plain text"));
         }
-        let file = file_facts(gguf, self.printer)?;
         let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
         let report = ModelReport {
             file,
@@ -265,13 +267,14 @@ impl Eval<'_> {
 
     /// Hash and kind of the judge; a judge that needs a template and has none is an error.
     fn judge_facts(&self, gguf: Gguf) -> Result<(Gguf, JudgeFacts), Error> {
-        let names = [gguf.str("general.name"), gguf.str("general.basename"), gguf.path.to_str()];
+        let path = self.options.display_name(&gguf.path);
+        let names = [gguf.str("general.name"), gguf.str("general.basename"), Some(path.as_str())];
         let names: Vec<&str> = names.into_iter().flatten().map(file_name).collect();
         let kind = JudgeKind::detect(&names.join("\n"), template(&gguf));
         if kind.template(template(&gguf)).is_none() {
             return Err(Error::NoTemplate { path: gguf.path });
         }
-        let file = file_facts(&gguf, self.printer)?;
+        let file = self.file_facts(&gguf)?;
         Ok((gguf, JudgeFacts { file, kind }))
     }
 

@@ -1,6 +1,6 @@
 //! `inject`: from a model to a safer copy of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use crate::commands::direction::{self, Taken};
@@ -8,6 +8,7 @@ use crate::commands::dry_run;
 use crate::commands::exam::{After, Before, Exam};
 use crate::commands::in_place;
 use crate::commands::journal;
+use crate::commands::ollama::{self, Registration};
 use crate::commands::provenance::Provenance;
 use crate::commands::session::{self, Opened};
 use crate::commands::study::{self, Study};
@@ -34,7 +35,7 @@ use crate::verify::{self, Base, ReadBytes, Verification};
 /// [`Error`]; then nothing bears the output's name that did not before.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let start = Instant::now();
-    let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
+    let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(options, printer)?;
     let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
@@ -46,7 +47,9 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     // The edit of a file keeps the method by which it was found.
     let method = taken.as_ref().map_or(options.method, |taken| taken.edit.facts.method);
     let options = &InjectOptions { method, ..options.clone() };
+    let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
+        registration.announce(printer);
         dry_run::run(&opened, options, &prompts, printer);
         return Ok(ExitStatus::Done);
     }
@@ -54,7 +57,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let target = Target::of(options, &opened.gguf)?;
     let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
     let side_files = [&options.report, &options.save_adapter];
-    side_files.into_iter().flatten().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
+    let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
+    side_files.into_iter().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;
@@ -62,7 +66,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         None => journal::open(&opened, options, &prompts, &input, printer)?,
         Some(_) => Journal::off(),
     };
-    let job = Job { opened: &opened, options, prompts: &prompts, taken: taken.as_ref(), seen, printer };
+    let taken = taken.as_ref();
+    let job = Job { opened: &opened, options, prompts: &prompts, taken, seen, registration, printer };
     let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);
     done
@@ -76,6 +81,7 @@ struct Job<'a> {
     taken: Option<&'a Taken>,
     /// When the model's files were last written to, before they were hashed.
     seen: Option<Vec<SystemTime>>,
+    registration: Registration,
     printer: &'a Printer,
 }
 
@@ -90,7 +96,7 @@ enum Target {
 impl Target {
     fn of(options: &InjectOptions, gguf: &Gguf) -> Result<Self, Error> {
         if options.in_place {
-            gguf::in_place::check(&options.model)?;
+            gguf::in_place::check(&options.source.path)?;
             return Ok(Self::InPlace);
         }
         Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.force)?))
@@ -163,7 +169,9 @@ impl Job<'_> {
             seconds: start.elapsed().as_secs_f64(),
             peak_memory: peak_memory(),
         };
-        finish(&report, opened, &edits, options, printer)
+        let status = finish(&report, opened, &edits, options, printer)?;
+        self.registration.finish(&report.output.sha256, status, options.force, printer)?;
+        Ok(status)
     }
 
     /// Writes the copy, and gives it its name when it was found good.
@@ -236,7 +244,7 @@ fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
 
 /// What can be refused before the model is loaded.
 pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
-    opened.template()?;
+    opened.template().map_err(|error| ollama::explain(error, &options.source))?;
     for warning in &opened.plan.warnings {
         printer.warn(warning.to_string());
         if let Some(hint) = warning.hint() {
@@ -247,7 +255,7 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
     options.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
         Some(p) if !options.force => Err(Error::Injected {
-            path: options.model.clone(),
+            path: options.source.path.clone(),
             version: p.version,
             strength: percent(p.strength),
         }),
@@ -356,7 +364,7 @@ fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
     if !options.in_place {
         return printer.say(format!("wrote {path} in {seconds:.0} s"));
     }
-    let journal = journal_path(&options.model);
+    let journal = journal_path(&options.source.path);
     let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
     printer.say(format!(
         "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {path}` puts the original back from {} ({} MB)",

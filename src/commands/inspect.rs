@@ -11,10 +11,14 @@ use crate::error::{Error, ExitStatus};
 use crate::output::{Printer, Table};
 use crate::patches;
 use crate::scar::{self, FileSource, Findings, Scar};
+use crate::source::Check;
 
 #[derive(Serialize)]
 struct Inspection {
     path: String,
+    /// What led to the path, unless it was given itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_given: Option<String>,
     architecture: String,
     name: Option<String>,
     patch: String,
@@ -65,8 +69,12 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let Some(model) = &args.model else {
         return architectures(args, printer);
     };
-    let opened = Opened::new(model, args.patches.as_deref())?;
+    // The header alone says nothing of the weights: their sha256 is not waited for.
+    let check = if args.weights { Check::Content } else { Check::Size };
+    let source = session::find(model, check, printer)?;
+    let opened = Opened::new(&source.path, args.patches.as_deref())?;
     let mut inspection = inspect(&opened);
+    inspection.name_given = source.store.is_some().then_some(source.display_name);
     if args.weights {
         let bar = printer.bar("reading the weights", 1);
         let source = FileSource::new(&opened.gguf, &opened.plan);
@@ -112,6 +120,7 @@ fn inspect(opened: &Opened) -> Inspection {
     });
     Inspection {
         path: gguf.path.display().to_string(),
+        name_given: None,
         architecture: plan.architecture.clone(),
         name: gguf.str("general.name").map(str::to_owned),
         patch: plan.family.clone(),
@@ -133,7 +142,10 @@ fn inspect(opened: &Opened) -> Inspection {
 }
 
 fn describe(i: &Inspection) -> String {
-    let mut text = format!("{}\n", i.path);
+    let mut text = match &i.name_given {
+        Some(name) => format!("{name} is {}\n", i.path),
+        None => format!("{}\n", i.path),
+    };
     let mut line = |key: &str, value: String| text += &format!("  {key:16} {value}\n");
     line("name", i.name.clone().unwrap_or_else(|| "-".into()));
     line("architecture", format!("{} (patches: {})", i.architecture, i.patch));

@@ -11,6 +11,7 @@ pub mod inspect;
 mod journal;
 mod levers;
 mod material;
+mod ollama;
 mod provenance;
 mod session;
 mod study;
@@ -26,6 +27,7 @@ use crate::gguf::Gguf;
 use crate::options::{EvalOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
 use crate::plan::Plan;
+use crate::source::{Check, ModelArg, Source};
 
 /// The plan of a model by the embedded patches, for library users.
 ///
@@ -35,14 +37,25 @@ pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
     Ok(Plan::resolve(gguf, &session::patches(None)?)?)
 }
 
+/// The model of that name, all of it checked where its store says what it should be.
+fn find(model: &ModelArg, printer: &Printer) -> Result<Source, Error> {
+    session::find(model, Check::Content, printer)
+}
+
 /// Runs one command.
 ///
 /// # Errors
 /// The first stage that failed.
 pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
-        Command::Inject(args) => inject::run(&InjectOptions::new(*args)?, printer),
-        Command::Direction(args) => direction::run(&InjectOptions::for_direction(*args)?, printer),
+        Command::Inject(args) => {
+            let source = find(&args.model, printer)?;
+            inject::run(&InjectOptions::new(*args, source)?, printer)
+        }
+        Command::Direction(args) => {
+            let source = find(&args.model, printer)?;
+            direction::run(&InjectOptions::for_direction(*args, source)?, printer)
+        }
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
         Command::Undo(args) => undo::run(&args, printer),
@@ -50,7 +63,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             let run = RunOptions::new(args.run)?;
             ask::run(
                 &ask::Question {
-                    model: args.model,
+                    model: find(&args.model, printer)?.path,
                     prompts: args.prompt,
                     tokens: args.tokens,
                     json: args.json,
@@ -59,7 +72,9 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
                 printer,
             )
         }
-        Command::Eval(args) => eval::run(&EvalOptions::new(args)?, printer),
+        Command::Eval(args) => {
+            eval::run(&EvalOptions::new(args, &mut |model| find(model, printer))?, printer)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());
             Ok(ExitStatus::Done)

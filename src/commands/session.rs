@@ -5,12 +5,14 @@ use std::path::Path;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
+use crate::hub::HubError;
 use crate::interrupt;
 use crate::llama::{EngineOptions, LlamaEngine};
 use crate::options::RunOptions;
 use crate::output::{Bar, Printer};
 use crate::patches::Patches;
 use crate::plan::Plan;
+use crate::source::{self, Check, ModelArg, Source};
 
 /// A checked model file.
 pub struct Opened {
@@ -41,6 +43,31 @@ impl Opened {
     pub fn template(&self) -> Result<&str, Error> {
         let template = self.gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
         template.ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
+    }
+}
+
+/// The model of that name; shows what takes time.
+pub fn find(model: &ModelArg, check: Check, printer: &Printer) -> Result<Source, Error> {
+    let mut shown: Option<(String, Bar)> = None;
+    let mut watch = |what: &str, done, total| {
+        let bar = match &shown {
+            Some((of, bar)) if of == what => bar,
+            _ => {
+                // Before the next one is drawn.
+                shown = None;
+                &shown.insert((what.to_owned(), printer.bar(what, total))).1
+            }
+        };
+        stoppable(bar)(done, total)
+    };
+    let found = source::resolve(model, check, &mut watch);
+    drop(shown);
+    match found {
+        Err(stopped @ Error::Hub(HubError::Stopped { .. })) => Err(stopped),
+        found => {
+            interrupt::check()?;
+            found
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use crate::cli::VerifyArgs;
 use crate::commands::provenance::claimed_edits;
-use crate::commands::session::Opened;
+use crate::commands::session::{Opened, find};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::output::{Printer, Table, percent};
+use crate::source::Check;
 use crate::verify::{self, Verification};
 
 /// Compares the two files and prints the result.
@@ -13,8 +14,8 @@ use crate::verify::{self, Verification};
 /// # Errors
 /// [`Error`] when a file cannot be read or they are not two versions of one model.
 pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let base = Opened::new(&args.base, args.patches.as_deref())?;
-    let edited = Gguf::open(&args.edited)?;
+    let base = Opened::new(&find(&args.base, Check::Content, printer)?.path, args.patches.as_deref())?;
+    let edited = Gguf::open(&find(&args.edited, Check::Content, printer)?.path)?;
     let edits = claimed_edits(&base.gguf, &edited, &base.plan)?;
     if edits.is_empty() {
         printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine cannot be told");

@@ -87,7 +87,7 @@ impl Manifest {
 
     fn parse(&self, bytes: &[u8]) -> Result<Raw, OllamaError> {
         serde_json::from_slice(bytes)
-            .map_err(|error| self.bad("the manifest", format!("no manifest: {error}")))
+            .map_err(|error| self.bad("JSON", format!("this is no manifest: {error}")))
     }
 
     /// One model may have weights for several runners; MLX's are no GGUF files.

@@ -125,7 +125,7 @@ mod tests {
     fn what_is_written_is_what_is_read() {
         let companions = Companions {
             template: Some("{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }} \"q\"\n".into()),
-            system: Some(" You say \"\"\"yes\"\"\"\nor \"no\"".into()),
+            system: Some(" You say \"\"\"yes\"\"\",\nor \"no\"".into()),
             parameters: serde_json::from_str(
                 r#"{"temperature": 0.7, "num_ctx": 4096, "penalize_newline": true, "stop": ["<|im_end|>", "\"", "\n\n", " a "]}"#,
             )

@@ -42,6 +42,11 @@ impl Store {
         Self::new(std::env::var_os("OLLAMA_MODELS"), std::env::home_dir())
     }
 
+    /// One folder.
+    pub fn at(root: PathBuf) -> Self {
+        Self { roots: vec![root] }
+    }
+
     fn new(set: Option<OsString>, home: Option<PathBuf>) -> Result<Self, OllamaError> {
         if let Some(set) = set.filter(|set| !set.is_empty()) {
             return Ok(Self { roots: vec![set.into()] });

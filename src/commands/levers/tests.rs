@@ -9,6 +9,7 @@ use crate::evaluate::Questions;
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat, LlamaError, RankOne};
 use crate::scar::LayerScar;
+use crate::source::{self, Check};
 
 /// Refuses this many prompts as they are, and this many under a system prompt.
 struct StandIn {
@@ -62,7 +63,8 @@ fn offer(
     let (mut examiner, base) = Examiner::new(&mut engine, questions).unwrap();
     let args = [&["rosi-gguf", "inject", "model.gguf"], flags].concat();
     let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
-    let options = InjectOptions::new(*args).unwrap();
+    let source = source::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
+    let options = InjectOptions::new(*args, source).unwrap();
     let offer = Offer::of(&mut engine, (&mut examiner, &base), scar, &options)?;
     let there = [(Lever::Plain, offer.plain), (Lever::Safety, offer.system.is_some())];
     let there = there.into_iter().chain([(Lever::Scar, offer.scar.is_some())]);

@@ -1,0 +1,69 @@
+//! Folders laid out as Ollama's.
+
+#![allow(dead_code)] // each test that includes this needs a part of it
+
+use std::path::{Path, PathBuf};
+
+use rosi_gguf::gguf::{sha256_file, sha256_hex};
+use serde_json::{Value, json};
+
+/// A store below some folder.
+pub struct Store(pub PathBuf);
+
+impl Store {
+    pub fn new(folder: &Path) -> Self {
+        let root = folder.join("models");
+        std::fs::create_dir_all(root.join("blobs")).unwrap();
+        Self(root)
+    }
+
+    /// The path of a blob.
+    pub fn blob(&self, sha256: &str) -> PathBuf {
+        self.0.join("blobs").join(format!("sha256-{sha256}"))
+    }
+
+    /// A layer with these bytes, which become a blob.
+    pub fn layer(&self, kind: &str, bytes: &[u8]) -> Value {
+        let sha256 = sha256_hex(bytes);
+        std::fs::write(self.blob(&sha256), bytes).unwrap();
+        layer(kind, &sha256, bytes.len() as u64)
+    }
+
+    /// A layer with this file, which is linked to.
+    pub fn linked(&self, kind: &str, file: &Path) -> Value {
+        let sha256 = sha256_file(file, &mut |_, _| Ok(())).unwrap();
+        if !self.blob(&sha256).exists() {
+            std::os::unix::fs::symlink(file, self.blob(&sha256)).unwrap();
+        }
+        layer(kind, &sha256, std::fs::metadata(file).unwrap().len())
+    }
+
+    /// The manifest of `HOST/NAMESPACE/MODEL/TAG`.
+    pub fn manifest(&self, name: &str, layers: &[Value]) -> PathBuf {
+        let config = self.layer("config", br#"{"model_format":"gguf","model_family":"llama"}"#);
+        let text = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": config,
+            "layers": layers,
+        });
+        self.raw("manifests", name, text.to_string().as_bytes())
+    }
+
+    /// A manifest of these bytes.
+    pub fn raw(&self, layout: &str, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(layout).join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+}
+
+fn layer(kind: &str, sha256: &str, size: u64) -> Value {
+    let media_type = match kind {
+        "config" => "application/vnd.docker.container.image.v1+json".to_owned(),
+        kind if kind.contains('/') => kind.to_owned(),
+        kind => format!("application/vnd.ollama.image.{kind}"),
+    };
+    json!({ "mediaType": media_type, "digest": format!("sha256:{sha256}"), "size": size })
+}
