@@ -64,8 +64,8 @@ fn names_lead_to_blobs_in_both_layouts() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(dir.path());
     let layer = store.layer("model", &model(true));
-    store.manifest(NAME, &[layer.clone()]);
-    store.manifest("hf.co/user/tiny-GGUF/Q4_K_M", &[layer.clone()]);
+    store.manifest(NAME, std::slice::from_ref(&layer));
+    store.manifest("hf.co/user/tiny-GGUF/Q4_K_M", std::slice::from_ref(&layer));
     // As newer servers have it: a link to a blob, which lists one manifest a runner.
     let ours = json!({ "runner": "ollama", "layers": [layer] });
     let other = store.layer("tensor", b"not for us");
@@ -176,7 +176,7 @@ fn a_store_is_never_written_to() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(dir.path());
     let layer = store.layer("model", &model(true));
-    store.manifest(NAME, &[layer.clone()]);
+    store.manifest(NAME, std::slice::from_ref(&layer));
     let bare = store.layer("model", &model(false));
     let go = store.layer("template", b"{{ .Prompt }}");
     store.manifest("registry.ollama.ai/library/bare/latest", &[bare, go]);

@@ -50,10 +50,10 @@ pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError>
     for part in &parts {
         if !is_path(part) {
             let problem = "its name has characters that cannot be asked for".to_owned();
-            return Err(HubError::Answer { what: part.clone(), problem });
+            return Err(HubError::Answer { what: shown(part), problem });
         }
         if !files.contains(part) {
-            return Err(HubError::NoPart { repo, missing: part.clone() });
+            return Err(HubError::NoPart { repo, missing: shown(part) });
         }
     }
     Ok(parts)
@@ -94,11 +94,15 @@ fn parts(path: &str) -> Vec<String> {
     all.map(|name| if folder.is_empty() { name } else { format!("{folder}/{name}") }).collect()
 }
 
+/// A name for a message: whoever chose it does not write to the terminal.
+fn shown(name: &str) -> String {
+    name.escape_debug().take(200).collect()
+}
+
 /// Names for a message: some hundred quantizations of one model are not rare.
 fn list(models: &[&str]) -> Vec<String> {
     const MOST: usize = 40;
-    let mut names: Vec<String> =
-        models.iter().take(MOST).map(|name| name.chars().take(200).collect()).collect();
+    let mut names: Vec<String> = models.iter().take(MOST).map(|name| shown(name)).collect();
     if models.len() > MOST {
         names.push(format!("and {} more", models.len() - MOST));
     }
