@@ -66,9 +66,15 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
     }
     let args =
         [&["inject", "ollama:smollm2:135m", "--prompts", few.to_str().unwrap()][..], &EDIT, &["15"]].concat();
-    let nobody = rosi(folder, &[&args[..], &["--ollama-create", "safer"]].concat(), "127.0.0.1:9");
-    let said = String::from_utf8_lossy(&nobody.stderr);
-    assert!(said.contains("ollama create safer:latest -f smollm2-135m-rosi.Modelfile"), "{said}");
+    // Every blob is new to it.
+    let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
+        ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),
+        ("POST", "/api/create") => Answer::new(200, "{\"status\":\"success\"}\n"),
+        ("POST", _) => Answer::new(201, ""),
+        _ => Answer::new(200, "{}"),
+    });
+    let said = rosi(folder, &[&args[..], &["--ollama-create", "safer"]].concat(), &server.address);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("ollama run safer:latest"));
     let modelfile = std::fs::read_to_string(folder.join("smollm2-135m-rosi.Modelfile")).unwrap();
     assert_eq!(
         modelfile,
@@ -82,15 +88,6 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
     assert_eq!(verified["untouched_identical"], true);
     assert!(verified["gain"].as_f64().unwrap() > 0.9, "{verified}");
 
-    // Once more, with a server; every blob is new to it.
-    let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
-        ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),
-        ("POST", "/api/create") => Answer::new(200, "{\"status\":\"success\"}\n"),
-        ("POST", _) => Answer::new(201, ""),
-        _ => Answer::new(200, "{}"),
-    });
-    let said = rosi(folder, &[&args[..], &["--ollama-create", "safer"]].concat(), &server.address);
-    assert!(String::from_utf8_lossy(&said.stderr).contains("ollama run safer:latest"));
     let written = std::fs::read(folder.join("smollm2-135m-rosi.gguf")).unwrap();
     let digest = format!("sha256:{}", sha256_hex(&written));
     let asked = server.asked();

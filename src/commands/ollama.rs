@@ -169,3 +169,28 @@ impl Create {
 fn from(output: &Path) -> String {
     format!("./{}", output.file_name().unwrap_or_default().to_string_lossy())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_server_the_modelfile_is_there_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("m-rosi.gguf");
+        let path = output.with_extension("Modelfile");
+        let create =
+            Create { name: Name::parse("safer").unwrap(), server: Server::at("127.0.0.1:9").unwrap() };
+        let registration = Registration {
+            modelfile: Some((path.clone(), format!("FROM {}\n", from(&output)))),
+            output,
+            companions: Companions::default(),
+            create: Some(create),
+        };
+        let finish = |status, force| registration.finish("0", status, force, &Printer::new(true, 0));
+        finish(ExitStatus::Done, false).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "FROM ./m-rosi.gguf\n");
+        assert!(finish(ExitStatus::Done, false).is_err(), "it is overwritten");
+        finish(ExitStatus::NotVerified, true).unwrap();
+    }
+}

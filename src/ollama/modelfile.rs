@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(all("PARAMETER stop"), ["<|im_end|>", "\"", "\n\n", " a "]);
         assert_eq!(all("MESSAGE user"), ["Hello\nthere"]);
         assert_eq!(all("LICENSE"), companions.licenses);
-        assert_eq!(read.len(), 13);
+        assert_eq!(read.len(), 14);
     }
 
     #[test]
