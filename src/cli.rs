@@ -35,6 +35,8 @@ pub enum Command {
     /// Search the best edit and store it in a file, for `inject --direction` on any quantization of the
     /// model.
     Direction(Box<DirectionArgs>),
+    /// Write a stored edit as a sidecar for a model that stays as it is: an adapter, a control vector.
+    Export(ExportArgs),
     /// Show what a model file is and which of its matrices an injection would edit.
     Inspect(InspectArgs),
     /// Tell what really differs between a model and its injected copy, from the two files alone.
@@ -110,6 +112,35 @@ pub struct InjectArgs {
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// Flags of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// What `direction` stored.
+    pub edit: PathBuf,
+    /// Any quantization of the model that it was found on.
+    #[arg(long, value_name = "MODEL")]
+    pub model: PathBuf,
+    /// Write the exact edit as an adapter, for `llama-server --lora` and Ollama's ADAPTER.
+    #[arg(long, value_name = "OUT.gguf", required_unless_present = "control_vector")]
+    pub lora: Option<PathBuf>,
+    /// Write its mean push on harmful prompts, for `llama-server --control-vector`: without the gates, so
+    /// it pushes on every prompt.
+    #[arg(long, value_name = "OUT.gguf")]
+    pub control_vector: Option<PathBuf>,
+    /// Size of the change as a share of the edited weights [default: as stored].
+    #[arg(long, default_value = "auto", hide_default_value = true, allow_hyphen_values = true)]
+    pub strength: String,
+    /// Print on stdout, as JSON, what was written.
+    #[arg(long)]
+    pub json: bool,
+    /// Overwrite; take an edit of other weights.
+    #[arg(long)]
+    pub force: bool,
+    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    pub patches: Option<PathBuf>,
 }
 
 /// Flags of the search, which `inject` and `direction` share.

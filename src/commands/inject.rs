@@ -19,7 +19,7 @@ use crate::gguf::in_place::journal_path;
 use crate::gguf::{self, AtomicFile, AtomicModel, Gguf, GgufError, ShardName, sha256_files};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
-use crate::llama::{adapter, llama_version};
+use crate::llama::llama_version;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
@@ -37,7 +37,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(options, printer)?;
-    let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
+    let taken =
+        options.direction.as_deref().map(|path| direction::take(path, &opened, options.force, printer));
     let taken = taken.transpose()?;
     match options.in_place {
         true => gguf::in_place::refuse_split(&opened.gguf)?,
@@ -126,7 +127,10 @@ impl Job<'_> {
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
-            Some(taken) => direction::study(taken, opened, options, printer)?,
+            Some(taken) => {
+                let how = (options.imatrix.as_deref(), options.search.strength);
+                direction::study(taken, opened, how, printer)?
+            }
         };
         let edits = study.edits(&opened.plan)?;
         let exam = Exam { opened, options, prompts, printer };
@@ -378,8 +382,7 @@ fn finish(
         write::write_whole(path, json.as_bytes(), options.force)?;
     }
     if let Some(path) = &options.save_adapter {
-        let bytes = adapter::to_gguf(&opened.plan.architecture, &study::adapters(&opened.plan, edits)?)?;
-        write::write_whole(path, &bytes, options.force)?;
+        write::write_whole(path, &study::adapter_file(&opened.plan, edits)?, options.force)?;
     }
     printer.say(report.summary());
     tell_where(report, options, printer);

@@ -5,6 +5,7 @@ pub mod direction;
 mod dry_run;
 pub mod eval;
 mod exam;
+pub mod export;
 mod in_place;
 pub mod inject;
 pub mod inspect;
@@ -23,7 +24,7 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
-use crate::options::{EvalOptions, InjectOptions, RunOptions};
+use crate::options::{EvalOptions, ExportOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
 use crate::plan::Plan;
 
@@ -45,6 +46,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Direction(args) => direction::run(&InjectOptions::for_direction(*args)?, printer),
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
+        Command::Export(args) => export::run(&ExportOptions::new(args)?, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;

@@ -391,6 +391,34 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::Adapter { reason: take_errors() }) }
     }
 
+    /// Adds a control vector to every later decode, or none: its values `[n_layer − 1][n_embd]`, block 1
+    /// first, and `n_embd`.
+    ///
+    /// # Errors
+    /// [`LlamaError::ControlVector`] when the width is another than the model's.
+    pub fn set_control_vector(&mut self, vector: Option<(&[f32], usize)>) -> Result<(), LlamaError> {
+        let (data, n_embd) = vector.unwrap_or((&[], self.model.n_embd()));
+        let most = self.model.n_layer().saturating_sub(1) * n_embd;
+        if n_embd != self.model.n_embd() || data.len() > most {
+            let reason = format!("{} values of width {n_embd}, at most {most} fit", data.len());
+            return Err(LlamaError::ControlVector { reason });
+        }
+        let pointer = vector.map_or(ptr::null(), |(data, _)| data.as_ptr());
+        // SAFETY: `data` is readable for its length, which is no more than the model has blocks for; NULL
+        // takes the vector off. llama.cpp copies the values.
+        let rc = unsafe {
+            sys::llama_set_adapter_cvec(
+                self.ptr.as_ptr(),
+                pointer,
+                data.len(),
+                n_embd as i32,
+                1,
+                self.model.n_layer() as i32,
+            )
+        };
+        if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
+    }
+
     /// Forgets every sequence.
     pub fn clear(&mut self) {
         // SAFETY: the context is alive.
