@@ -45,6 +45,9 @@ pub enum Command {
     Ask(AskArgs),
     /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
     Eval(EvalArgs),
+    /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
+    /// stopped.
+    Release(Box<ReleaseArgs>),
     /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
     Undo(UndoArgs),
     /// Print shell completions.
@@ -143,8 +146,59 @@ pub struct ExportArgs {
     pub patches: Option<PathBuf>,
 }
 
-/// Flags of the search, which `inject` and `direction` share.
+/// Flags of `release`.
 #[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// One CONFIG.toml, which says all of it; or a model of full precision (F16, BF16, Q8_0) with --types,
+    /// or quantizations of one model, which are edited as they are.
+    #[arg(required = true, value_name = "CONFIG.toml|SOURCE")]
+    pub sources: Vec<PathBuf>,
+    /// The folder that is written to; with a config, in place of the one that it names.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Types to make, as llama-quantize names them, e.g. Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS.
+    #[arg(long, value_delimiter = ',', value_name = "TYPE,…")]
+    pub types: Vec<String>,
+    /// The edit that `direction` stored, in place of a search.
+    #[arg(long, value_name = "FILE")]
+    pub direction: Option<PathBuf>,
+    /// What llama-imatrix measured, for llama.cpp's quantizer and for the edit.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// What the files are called before their types [default: the source's name and -rosi].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The model on Hugging Face that this is of, for the model card [default: what the source says].
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub base_model: Option<String>,
+    /// Its license, for the model card [default: what the source says].
+    #[arg(long)]
+    pub license: Option<String>,
+    /// Measure only that no file refuses less than its base (48 harmful prompts).
+    #[arg(long)]
+    pub no_score: bool,
+    /// Measure on at most so many prompts of each kind.
+    #[arg(long, value_name = "N", conflicts_with = "no_score")]
+    pub score_prompts: Option<usize>,
+    /// Keep the quantizations without the edit, in DIR/base.
+    #[arg(long)]
+    pub keep_bases: bool,
+    /// Print on stdout, as JSON, what was made.
+    #[arg(long)]
+    pub json: bool,
+    /// Make again what was made from something else; overwrite; take an edit of other weights, or without gain.
+    #[arg(long)]
+    pub force: bool,
+    /// How the edit is searched where none is given.
+    #[command(flatten)]
+    pub search: SearchArgs,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of the search, which `inject`, `direction` and `release` share.
+#[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
     /// How the right factor of the edit is chosen.
     #[arg(long, value_enum, default_value_t = Method::Contrast)]

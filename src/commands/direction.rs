@@ -30,7 +30,7 @@ use crate::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
-    let prompts = load_prompts(options, printer)?;
+    let prompts = load_prompts(&options.prompts, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
     let file = AtomicFile::create(&options.output, options.force)?;
     let input = file_facts(&opened.gguf, printer)?;

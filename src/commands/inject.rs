@@ -1,6 +1,6 @@
 //! `inject`: from a model to a safer copy of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
 use crate::commands::direction::{self, Taken};
@@ -36,7 +36,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let start = Instant::now();
     let opened = Opened::new(&options.model, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
-    let prompts = load_prompts(options, printer)?;
+    let prompts = load_prompts(&options.prompts, printer)?;
     let taken =
         options.direction.as_deref().map(|path| direction::take(path, &opened, options.force, printer));
     let taken = taken.transpose()?;
@@ -259,12 +259,12 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
     }
 }
 
-pub(super) fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet, Error> {
+pub(super) fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, Error> {
     let bundled = PromptSet::bundled();
-    if options.prompts.is_empty() {
+    if files.is_empty() {
         return Ok(bundled);
     }
-    let mut prompts = PromptSet::load(&options.prompts)?;
+    let mut prompts = PromptSet::load(files)?;
     for kind in prompts.complete_with(&bundled)? {
         printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
     }
@@ -336,7 +336,7 @@ fn check_unchanged(
 }
 
 /// Reads the written file back; one that differs where it must not is never kept.
-fn check_written(
+pub(super) fn check_written(
     base: Base<'_>,
     written: &Gguf,
     edits: &[Edit],

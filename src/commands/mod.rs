@@ -13,6 +13,7 @@ mod journal;
 mod levers;
 mod material;
 mod provenance;
+pub mod release;
 mod session;
 mod study;
 pub mod undo;
@@ -47,6 +48,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
         Command::Export(args) => export::run(&ExportOptions::new(args)?, printer),
+        Command::Release(args) => release::run(*args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;

@@ -47,7 +47,7 @@ unsafe extern "C" fn log_to_tracing(level: sys::ggml_log_level, text: *const c_c
 }
 
 /// Takes what llama.cpp has complained about since the last call, on one line.
-fn take_errors() -> String {
+pub(crate) fn take_errors() -> String {
     let mut last = LAST_ERRORS.lock().map(|mut l| std::mem::take(&mut *l)).unwrap_or_default();
     if last.is_empty() {
         last.push_str("llama.cpp gave no reason");
@@ -56,7 +56,7 @@ fn take_errors() -> String {
 }
 
 /// Starts llama.cpp once for this process and sends its log through `tracing`.
-fn init_backend() {
+pub(crate) fn init_backend() {
     static START: Once = Once::new();
     START.call_once(|| {
         // SAFETY: called once, before any other llama.cpp function; the callback is 'static.
