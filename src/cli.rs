@@ -43,6 +43,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Ask a model and print its greedy answers.
     Ask(AskArgs),
+    /// Talk with a model, with an adapter or another model beside it; messages come from stdin.
+    Chat(ChatArgs),
     /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
     Eval(EvalArgs),
     /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
@@ -343,6 +345,31 @@ pub struct AskArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of `chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The model.
+    pub model: PathBuf,
+    /// An adapter (`export --lora`): the model answers without it, then with it.
+    #[arg(long, value_name = "LORA.gguf", conflicts_with = "beside")]
+    pub lora: Option<PathBuf>,
+    /// Another model that answers after this one.
+    #[arg(long, value_name = "OTHER.gguf")]
+    pub beside: Option<PathBuf>,
+    /// System prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Most tokens of an answer.
+    #[arg(long, default_value_t = 256)]
+    pub tokens: usize,
+    /// Tokens of the whole conversation, as llama.cpp's -c.
+    #[arg(short, long, default_value_t = 4096, value_name = "N")]
+    pub ctx_size: usize,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,

@@ -1,6 +1,7 @@
 //! The commands: the only place that joins the stages.
 
 pub mod ask;
+pub mod chat;
 pub mod direction;
 mod dry_run;
 pub mod eval;
@@ -63,6 +64,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
                 printer,
             )
         }
+        Command::Chat(args) => chat::run(args, printer),
         Command::Eval(args) => eval::run(&EvalOptions::new(args)?, printer),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());

@@ -114,7 +114,7 @@ impl Model {
         NonNull::new(ptr).map(|ptr| Rc::new(Self { ptr })).ok_or_else(|| fail(take_errors()))
     }
 
-    fn vocab(&self) -> *const sys::llama_vocab {
+    pub(super) fn vocab(&self) -> *const sys::llama_vocab {
         // SAFETY: the model is alive; the vocabulary lives as long as it.
         unsafe { sys::llama_model_get_vocab(self.ptr.as_ptr()) }
     }
@@ -331,7 +331,7 @@ pub struct ContextSize {
 
 /// A llama.cpp context: KV cache, scratch memory and the adapter in use.
 pub struct Context {
-    ptr: NonNull<sys::llama_context>,
+    pub(super) ptr: NonNull<sys::llama_context>,
     size: ContextSize,
     state: Box<HookState>,
     adapter: Option<Rc<Adapter>>,

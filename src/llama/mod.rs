@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod batch;
 pub mod capture;
+pub mod chat;
 pub mod control_vector;
 pub mod engine;
 pub mod ffi;
@@ -103,6 +104,9 @@ pub enum LlamaError {
         /// What llama.cpp said.
         reason: String,
     },
+    /// A message would speak for somebody else.
+    #[error("the message holds control tokens of this model, which end a turn or begin one: it was not sent")]
+    ControlTokens,
     /// Logits that should be there are not, or are not finite.
     #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
     Logits {
@@ -147,6 +151,7 @@ impl LlamaError {
             Self::Load { .. } => Some("run with -vv to see llama.cpp's log".into()),
             Self::Context { .. } => Some("is there enough memory? fewer layers on the GPU: -ngl 0".into()),
             Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
+            Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
             Self::NotCaptured { .. } => {
                 Some("the patches file may name another residual than this llama.cpp computes".into())
