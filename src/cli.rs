@@ -36,14 +36,21 @@ pub enum Command {
     /// Search the best edit and store it in a file, for `inject --direction` on any quantization of the
     /// model.
     Direction(Box<DirectionArgs>),
+    /// Write a stored edit as a sidecar for a model that stays as it is: an adapter, a control vector.
+    Export(ExportArgs),
     /// Show what a model file is and which of its matrices an injection would edit.
     Inspect(InspectArgs),
     /// Tell what really differs between a model and its injected copy, from the two files alone.
     Verify(VerifyArgs),
     /// Ask a model and print its greedy answers.
     Ask(AskArgs),
+    /// Talk with a model, with an adapter or another model beside it; messages come from stdin.
+    Chat(ChatArgs),
     /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
     Eval(EvalArgs),
+    /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
+    /// stopped.
+    Release(Box<ReleaseArgs>),
     /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
     Undo(UndoArgs),
     /// Print shell completions.
@@ -116,8 +123,88 @@ pub struct InjectArgs {
     pub run: RunArgs,
 }
 
-/// Flags of the search, which `inject` and `direction` share.
+/// Flags of `export`.
 #[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// What `direction` stored.
+    pub edit: PathBuf,
+    /// Any quantization of the model that it was found on.
+    #[arg(long, value_name = "MODEL")]
+    pub model: ModelArg,
+    /// Write the exact edit as an adapter, for `llama-server --lora` and Ollama's ADAPTER.
+    #[arg(long, value_name = "OUT.gguf", required_unless_present = "control_vector")]
+    pub lora: Option<PathBuf>,
+    /// Write its mean push on harmful prompts, for `llama-server --control-vector`: without the gates, so
+    /// it pushes on every prompt.
+    #[arg(long, value_name = "OUT.gguf")]
+    pub control_vector: Option<PathBuf>,
+    /// Size of the change as a share of the edited weights [default: as stored].
+    #[arg(long, default_value = "auto", hide_default_value = true, allow_hyphen_values = true)]
+    pub strength: String,
+    /// Print on stdout, as JSON, what was written.
+    #[arg(long)]
+    pub json: bool,
+    /// Overwrite; take an edit of other weights.
+    #[arg(long)]
+    pub force: bool,
+    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    #[arg(long, value_name = "DIR")]
+    pub patches: Option<PathBuf>,
+}
+
+/// Flags of `release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// One CONFIG.toml, which says all of it; or a model of full precision (F16, BF16, Q8_0) with --types,
+    /// or quantizations of one model, which are edited as they are.
+    #[arg(required = true, value_name = "CONFIG.toml|SOURCE")]
+    pub sources: Vec<PathBuf>,
+    /// The folder that is written to; with a config, in place of the one that it names.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Types to make, as llama-quantize names them, e.g. Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS.
+    #[arg(long, value_delimiter = ',', value_name = "TYPE,…")]
+    pub types: Vec<String>,
+    /// The edit that `direction` stored, in place of a search.
+    #[arg(long, value_name = "FILE")]
+    pub direction: Option<PathBuf>,
+    /// What llama-imatrix measured, for llama.cpp's quantizer and for the edit.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// What the files are called before their types [default: the source's name and -rosi].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The model on Hugging Face that this is of, for the model card [default: what the source says].
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub base_model: Option<String>,
+    /// Its license, for the model card [default: what the source says].
+    #[arg(long)]
+    pub license: Option<String>,
+    /// Measure only that no file refuses less than its base (48 harmful prompts).
+    #[arg(long)]
+    pub no_score: bool,
+    /// Measure on at most so many prompts of each kind.
+    #[arg(long, value_name = "N", conflicts_with = "no_score")]
+    pub score_prompts: Option<usize>,
+    /// Keep the quantizations without the edit, in DIR/base.
+    #[arg(long)]
+    pub keep_bases: bool,
+    /// Print on stdout, as JSON, what was made.
+    #[arg(long)]
+    pub json: bool,
+    /// Make again what was made from something else; overwrite; take an edit of other weights, or without gain.
+    #[arg(long)]
+    pub force: bool,
+    /// How the edit is searched where none is given.
+    #[command(flatten)]
+    pub search: SearchArgs,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of the search, which `inject`, `direction` and `release` share.
+#[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
     /// How the right factor of the edit is chosen.
     #[arg(long, value_enum, default_value_t = Method::Contrast)]
@@ -262,6 +349,31 @@ pub struct AskArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// How to run the model.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Flags of `chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    pub model: ModelArg,
+    /// An adapter (`export --lora`): the model answers without it, then with it.
+    #[arg(long, value_name = "LORA.gguf", conflicts_with = "beside")]
+    pub lora: Option<PathBuf>,
+    /// Another model that answers after this one.
+    #[arg(long, value_name = "OTHER")]
+    pub beside: Option<ModelArg>,
+    /// System prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Most tokens of an answer.
+    #[arg(long, default_value_t = 256)]
+    pub tokens: usize,
+    /// Tokens of the whole conversation, as llama.cpp's -c.
+    #[arg(short, long, default_value_t = 4096, value_name = "N")]
+    pub ctx_size: usize,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,

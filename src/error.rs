@@ -17,6 +17,7 @@ use crate::ollama::OllamaError;
 use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
+use crate::release::ReleaseError;
 use crate::scar::ScarError;
 use crate::search::journal::JournalError;
 use crate::stored::StoredError;
@@ -74,6 +75,9 @@ pub enum Error {
     /// The stored edit could not be used.
     #[error(transparent)]
     Stored(#[from] StoredError),
+    /// The release cannot be made or taken up.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -147,6 +151,7 @@ impl Error {
             Self::Scar(e) => e.hint(),
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
+            Self::Release(e) => e.hint(),
             Self::Undo(e) => e.hint(),
             Self::Ollama(e) => e.hint(),
             Self::Hub(e) => e.hint(),

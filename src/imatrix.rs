@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
 use crate::quant::preserve::InputModel;
 
+mod importance;
 mod legacy;
 #[cfg(test)]
 mod tests;

@@ -28,6 +28,11 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
+/// Forgets that a stop was asked for: what it was to end has ended, and the program goes on.
+pub fn clear() {
+    REQUESTED.store(false, Ordering::SeqCst);
+}
+
 /// Fails when a stop was asked for.
 ///
 /// # Errors

@@ -5,7 +5,8 @@
 //! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
 //! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
 //! refuses, [`edit`] the change to a weight, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best, [`stored`] the choice in a file of its own,
-//! [`verify`] what really changed in the written file, [`report`] what is said about it.
+//! [`verify`] what really changed in the written file, [`report`] what is said about it, [`release`] the same for
+//! every quantization of a model.
 
 pub mod activations;
 pub mod cli;
@@ -28,6 +29,7 @@ pub mod patches;
 pub mod plan;
 pub mod prompts;
 pub mod quant;
+pub mod release;
 pub mod report;
 pub mod requant;
 pub mod scar;

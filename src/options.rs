@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{DirectionArgs, EvalArgs, InjectArgs, RunArgs, SearchArgs};
+use crate::cli::{DirectionArgs, EvalArgs, ExportArgs, InjectArgs, RunArgs, SearchArgs};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
@@ -160,6 +160,56 @@ impl InjectOptions {
             run: args.run,
         };
         Self::new(args, source)
+    }
+}
+
+/// Options of `export`.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// The stored edit.
+    pub edit: PathBuf,
+    /// The model.
+    pub model: PathBuf,
+    /// Where the adapter goes.
+    pub lora: Option<PathBuf>,
+    /// Where the control vector goes.
+    pub control_vector: Option<PathBuf>,
+    /// Strength in place of the stored one.
+    pub strength: Option<f64>,
+    /// Whether to print JSON.
+    pub json: bool,
+    /// Whether to overwrite, and take an edit of other weights.
+    pub force: bool,
+    /// Folder of further patches.
+    pub patches: Option<PathBuf>,
+}
+
+impl ExportOptions {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the flag.
+    pub fn new(args: ExportArgs, source: Source) -> Result<Self, Error> {
+        let outputs = [("--lora", &args.lora), ("--control-vector", &args.control_vector)];
+        for (flag, path) in outputs.iter().filter_map(|(flag, path)| path.as_ref().map(|p| (*flag, p))) {
+            let inputs = [&args.edit, &source.path];
+            let same = inputs.into_iter().any(|input| same_file(input, path));
+            if same || (flag == "--lora" && args.control_vector.as_ref().is_some_and(|o| same_file(o, path)))
+            {
+                let problem = format!("{} is another file of this command", path.display());
+                return Err(option(flag, problem, Some("give each output a name of its own".into())));
+            }
+        }
+        Ok(Self {
+            strength: parse_strength(&args.strength)?,
+            edit: args.edit,
+            model: source.path,
+            lora: args.lora,
+            control_vector: args.control_vector,
+            json: args.json,
+            force: args.force,
+            patches: args.patches,
+        })
     }
 }
 

@@ -30,7 +30,7 @@ use crate::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
-    let prompts = load_prompts(options, printer)?;
+    let prompts = load_prompts(&options.prompts, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
     let file = AtomicFile::create(&options.output, options.force)?;
     let input = file_facts(&opened.gguf, printer)?;
@@ -129,12 +129,7 @@ pub struct Taken {
 /// # Errors
 /// [`Error::Stored`] when the file is damaged, or the edit is for a model of another shape or, without
 /// `--force`, with other weights.
-pub fn take(
-    path: &Path,
-    opened: &Opened,
-    options: &InjectOptions,
-    printer: &Printer,
-) -> Result<Taken, Error> {
+pub fn take(path: &Path, opened: &Opened, force: bool, printer: &Printer) -> Result<Taken, Error> {
     let (edit, bytes) = StoredEdit::open(path)?;
     let model = &edit.facts.model;
     if let Some(difference) = model.shape.difference(&Shape::of(&opened.plan)) {
@@ -143,7 +138,7 @@ pub fn take(
     let _bar = printer.bar("comparing the weights", 1);
     if let Some(difference) = model.difference(&Fingerprint::of(&opened.gguf, &opened.plan)?) {
         let error = at(path, Problem::Weights(difference));
-        if !options.force {
+        if !force {
             return Err(error.into());
         }
         printer.warn(format!("{error}; --force applies it all the same"));
@@ -160,21 +155,22 @@ pub fn take(
     Ok(Taken { edit, file })
 }
 
-/// The study that stands in for one of this model: what the file says, at its strength or the user's.
+/// The study that stands in for one of this model: what the file says, at its strength or the user's, with
+/// an importance matrix if there is one.
 ///
 /// # Errors
 /// [`Error`] when the weights cannot be read.
 pub fn study(
     taken: &Taken,
     opened: &Opened,
-    options: &InjectOptions,
+    (imatrix, strength): (Option<&Path>, Option<f64>),
     printer: &Printer,
 ) -> Result<Study, Error> {
     let facts = &taken.edit.facts;
     let directions =
         Directions { by_layer: taken.edit.directions.clone(), separation: facts.separation.clone() };
     let mut material = Material::from_stored(opened, &taken.edit, printer)?;
-    if let Some(path) = &options.imatrix {
+    if let Some(path) = imatrix {
         material.mix(path, &opened.plan, printer)?;
     }
     Ok(Study {
@@ -182,10 +178,7 @@ pub fn study(
         levers: Levers::stored(facts.chosen.lever, directions),
         scar: None, // the weights are not looked at
         search: SearchResult { probes: Vec::new(), trials: Vec::new(), best: None },
-        chosen: Chosen {
-            candidate: facts.chosen,
-            strength: options.search.strength.unwrap_or(facts.strength),
-        },
+        chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
         system_prompt: match facts.system_prompt.as_str() {
             "safety" => "safety",
             "user" => "user",

@@ -19,7 +19,7 @@ use crate::report::{AnswerPair, Scores};
 use crate::search::KlBudget;
 
 /// Harmful, harmless and alarming prompts of the report.
-const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
+pub(super) const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// A random direction and a mere requantization are asked every second prompt.
 const CONTROL_STEP: usize = 2;
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
@@ -180,7 +180,7 @@ impl Exam<'_> {
 }
 
 /// Bundled harmful prompts of the report split, and how the model as it is takes them.
-fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
+pub(super) fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
     let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
     let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
     Ok((questions, Tally::of(&answers)))

@@ -20,7 +20,7 @@ use crate::gguf::in_place::journal_path;
 use crate::gguf::{self, AtomicFile, AtomicModel, Gguf, GgufError, ShardName, sha256_files};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
-use crate::llama::{adapter, llama_version};
+use crate::llama::llama_version;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
@@ -37,8 +37,9 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let start = Instant::now();
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
-    let prompts = load_prompts(options, printer)?;
-    let taken = options.direction.as_deref().map(|path| direction::take(path, &opened, options, printer));
+    let prompts = load_prompts(&options.prompts, printer)?;
+    let taken =
+        options.direction.as_deref().map(|path| direction::take(path, &opened, options.force, printer));
     let taken = taken.transpose()?;
     match options.in_place {
         true => gguf::in_place::refuse_split(&opened.gguf)?,
@@ -132,7 +133,10 @@ impl Job<'_> {
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
-            Some(taken) => direction::study(taken, opened, options, printer)?,
+            Some(taken) => {
+                let how = (options.imatrix.as_deref(), options.search.strength);
+                direction::study(taken, opened, how, printer)?
+            }
         };
         let edits = study.edits(&opened.plan)?;
         let exam = Exam { opened, options, prompts, printer };
@@ -263,12 +267,12 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
     }
 }
 
-pub(super) fn load_prompts(options: &InjectOptions, printer: &Printer) -> Result<PromptSet, Error> {
+pub(super) fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, Error> {
     let bundled = PromptSet::bundled();
-    if options.prompts.is_empty() {
+    if files.is_empty() {
         return Ok(bundled);
     }
-    let mut prompts = PromptSet::load(&options.prompts)?;
+    let mut prompts = PromptSet::load(files)?;
     for kind in prompts.complete_with(&bundled)? {
         printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
     }
@@ -340,7 +344,7 @@ fn check_unchanged(
 }
 
 /// Reads the written file back; one that differs where it must not is never kept.
-fn check_written(
+pub(super) fn check_written(
     base: Base<'_>,
     written: &Gguf,
     edits: &[Edit],
@@ -386,8 +390,7 @@ fn finish(
         write::write_whole(path, json.as_bytes(), options.force)?;
     }
     if let Some(path) = &options.save_adapter {
-        let bytes = adapter::to_gguf(&opened.plan.architecture, &study::adapters(&opened.plan, edits)?)?;
-        write::write_whole(path, &bytes, options.force)?;
+        write::write_whole(path, &study::adapter_file(&opened.plan, edits)?, options.force)?;
     }
     printer.say(report.summary());
     tell_where(report, options, printer);

@@ -1,10 +1,12 @@
 //! The commands: the only place that joins the stages.
 
 pub mod ask;
+pub mod chat;
 pub mod direction;
 mod dry_run;
 pub mod eval;
 mod exam;
+pub mod export;
 mod in_place;
 pub mod inject;
 pub mod inspect;
@@ -13,6 +15,7 @@ mod levers;
 mod material;
 mod ollama;
 mod provenance;
+pub mod release;
 mod session;
 mod study;
 pub mod undo;
@@ -24,7 +27,7 @@ use clap::CommandFactory;
 use crate::cli::{Cli, Command};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
-use crate::options::{EvalOptions, InjectOptions, RunOptions};
+use crate::options::{EvalOptions, ExportOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
 use crate::plan::Plan;
 use crate::source::{Check, ModelArg, Source};
@@ -58,6 +61,11 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         }
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
+        Command::Export(args) => {
+            let source = find(&args.model, printer)?;
+            export::run(&ExportOptions::new(args, source)?, printer)
+        }
+        Command::Release(args) => release::run(*args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;
@@ -72,6 +80,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
                 printer,
             )
         }
+        Command::Chat(args) => chat::run(args, &mut |model| find(model, printer), printer),
         Command::Eval(args) => {
             eval::run(&EvalOptions::new(args, &mut |model| find(model, printer))?, printer)
         }

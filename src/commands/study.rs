@@ -8,7 +8,7 @@ use crate::edit::{Edit, EditError};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner, Questions, Score};
-use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne};
+use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne, adapter};
 use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::plan::{Plan, ResidualWriter};
@@ -56,6 +56,14 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<RankOne>, LlamaError>
         rank_one.check(writer.n_in, writer.n_out).map(|()| rank_one)
     };
     applied.map(checked).collect()
+}
+
+/// The same as a file for `llama-server --lora`.
+///
+/// # Errors
+/// As [`adapters`].
+pub fn adapter_file(plan: &Plan, edits: &[Edit]) -> Result<Vec<u8>, LlamaError> {
+    adapter::to_gguf(&plan.architecture, &adapters(plan, edits)?)
 }
 
 impl Study {

@@ -47,7 +47,7 @@ unsafe extern "C" fn log_to_tracing(level: sys::ggml_log_level, text: *const c_c
 }
 
 /// Takes what llama.cpp has complained about since the last call, on one line.
-fn take_errors() -> String {
+pub(crate) fn take_errors() -> String {
     let mut last = LAST_ERRORS.lock().map(|mut l| std::mem::take(&mut *l)).unwrap_or_default();
     if last.is_empty() {
         last.push_str("llama.cpp gave no reason");
@@ -56,7 +56,7 @@ fn take_errors() -> String {
 }
 
 /// Starts llama.cpp once for this process and sends its log through `tracing`.
-fn init_backend() {
+pub(crate) fn init_backend() {
     static START: Once = Once::new();
     START.call_once(|| {
         // SAFETY: called once, before any other llama.cpp function; the callback is 'static.
@@ -114,7 +114,7 @@ impl Model {
         NonNull::new(ptr).map(|ptr| Rc::new(Self { ptr })).ok_or_else(|| fail(take_errors()))
     }
 
-    fn vocab(&self) -> *const sys::llama_vocab {
+    pub(super) fn vocab(&self) -> *const sys::llama_vocab {
         // SAFETY: the model is alive; the vocabulary lives as long as it.
         unsafe { sys::llama_model_get_vocab(self.ptr.as_ptr()) }
     }
@@ -331,7 +331,7 @@ pub struct ContextSize {
 
 /// A llama.cpp context: KV cache, scratch memory and the adapter in use.
 pub struct Context {
-    ptr: NonNull<sys::llama_context>,
+    pub(super) ptr: NonNull<sys::llama_context>,
     size: ContextSize,
     state: Box<HookState>,
     adapter: Option<Rc<Adapter>>,
@@ -389,6 +389,34 @@ impl Context {
         };
         self.adapter = adapter;
         if rc == 0 { Ok(()) } else { Err(LlamaError::Adapter { reason: take_errors() }) }
+    }
+
+    /// Adds a control vector to every later decode, or none: its values `[n_layer − 1][n_embd]`, block 1
+    /// first, and `n_embd`.
+    ///
+    /// # Errors
+    /// [`LlamaError::ControlVector`] when the width is another than the model's.
+    pub fn set_control_vector(&mut self, vector: Option<(&[f32], usize)>) -> Result<(), LlamaError> {
+        let (data, n_embd) = vector.unwrap_or((&[], self.model.n_embd()));
+        let most = self.model.n_layer().saturating_sub(1) * n_embd;
+        if n_embd != self.model.n_embd() || data.len() > most {
+            let reason = format!("{} values of width {n_embd}, at most {most} fit", data.len());
+            return Err(LlamaError::ControlVector { reason });
+        }
+        let pointer = vector.map_or(ptr::null(), |(data, _)| data.as_ptr());
+        // SAFETY: `data` is readable for its length, which is no more than the model has blocks for; NULL
+        // takes the vector off. llama.cpp copies the values.
+        let rc = unsafe {
+            sys::llama_set_adapter_cvec(
+                self.ptr.as_ptr(),
+                pointer,
+                data.len(),
+                n_embd as i32,
+                1,
+                self.model.n_layer() as i32,
+            )
+        };
+        if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
     }
 
     /// Forgets every sequence.

@@ -4,16 +4,20 @@
 pub mod adapter;
 pub mod batch;
 pub mod capture;
+pub mod chat;
+pub mod control_vector;
 pub mod engine;
 pub mod ffi;
 pub mod follow;
 pub mod hook;
+pub mod sidecar;
 pub mod template;
 
 use std::path::PathBuf;
 
 pub use adapter::RankOne;
 pub use capture::Capture;
+pub use control_vector::ControlVector;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
@@ -42,6 +46,12 @@ pub enum LlamaError {
     #[error("llama.cpp refused the rank-one adapter: {reason}")]
     Adapter {
         /// What llama.cpp said.
+        reason: String,
+    },
+    /// A control vector cannot be made or was refused.
+    #[error("control vector: {reason}")]
+    ControlVector {
+        /// Why.
         reason: String,
     },
     /// An edit does not fit the tensor it names.
@@ -94,6 +104,9 @@ pub enum LlamaError {
         /// What llama.cpp said.
         reason: String,
     },
+    /// A message would speak for somebody else.
+    #[error("the message holds control tokens of this model, which end a turn or begin one: it was not sent")]
+    ControlTokens,
     /// Logits that should be there are not, or are not finite.
     #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
     Logits {
@@ -137,6 +150,8 @@ impl LlamaError {
         match self {
             Self::Load { .. } => Some("run with -vv to see llama.cpp's log".into()),
             Self::Context { .. } => Some("is there enough memory? fewer layers on the GPU: -ngl 0".into()),
+            Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
+            Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
             Self::NotCaptured { .. } => {
                 Some("the patches file may name another residual than this llama.cpp computes".into())

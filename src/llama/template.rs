@@ -165,6 +165,33 @@ impl ChatTemplate {
         }
     }
 
+    /// Renders a conversation of `(role, text)`, ready for the model's next answer. A template that has no
+    /// system role gets the system prompt in front of the first message.
+    ///
+    /// # Errors
+    /// [`TemplateError`] when rendering fails, takes too long, or loses the last message.
+    pub fn render_conversation(
+        &self,
+        system: Option<&str>,
+        messages: &[(&str, &str)],
+    ) -> Result<String, TemplateError> {
+        let said: Vec<Value> = messages.iter().map(|&(role, content)| context! { role, content }).collect();
+        let last = messages.last().map_or("", |(_, text)| text.trim());
+        let whole = |text: &str| text.contains(last) && system.is_none_or(|s| text.contains(s.trim()));
+        let with_system = system.map(|content| context! { role => "system", content });
+        let text = self.render_messages(&with_system.into_iter().chain(said.clone()).collect::<Vec<_>>());
+        if text.as_deref().is_ok_and(whole) {
+            return text;
+        }
+        let (Some(system), Some(&(role, first))) = (system, messages.first()) else {
+            return text.and(Err(TemplateError::DropsMessage));
+        };
+        let joined = context! { role, content => format!("{system}\n\n{first}") };
+        let messages: Vec<Value> = [joined].into_iter().chain(said.into_iter().skip(1)).collect();
+        let text = self.render_messages(&messages)?;
+        if whole(&text) { Ok(text) } else { Err(TemplateError::DropsMessage) }
+    }
+
     /// Whether a rendered prompt already begins with the BOS token.
     pub fn starts_with_bos(&self, rendered: &str) -> bool {
         !self.bos.is_empty() && rendered.starts_with(&self.bos)

@@ -1,0 +1,168 @@
+//! `export`: a stored edit as a sidecar, for a model whose file stays as it is.
+
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::commands::direction::{self, Taken};
+use crate::commands::session::Opened;
+use crate::commands::study::{self, Study};
+use crate::edit::Edit;
+use crate::error::{Error, ExitStatus};
+use crate::gguf::{AtomicFile, sha256_hex};
+use crate::llama::ControlVector;
+use crate::options::ExportOptions;
+use crate::output::{Printer, percent};
+use crate::report::FileFacts;
+use crate::stored::StoredWriter;
+
+/// What was written.
+#[derive(Debug, Serialize)]
+struct Exported {
+    /// The stored edit.
+    edit: FileFacts,
+    /// Strength that is baked in.
+    strength: f64,
+    lora: Option<Lora>,
+    control_vector: Option<Vector>,
+}
+
+#[derive(Debug, Serialize)]
+struct Lora {
+    #[serde(flatten)]
+    file: FileFacts,
+    /// Matrices that the adapter changes.
+    matrices: usize,
+    /// Matrices of the edit to which llama.cpp applies no adapter.
+    left_out: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Vector {
+    #[serde(flatten)]
+    file: FileFacts,
+    /// First and last block that are pushed.
+    layers: (usize, usize),
+    /// ‖v‖ of each pushed block, from the first, in units of the residual stream.
+    norms: Vec<f64>,
+    /// Matrices of the edit whose push is not in it, and why.
+    left_out: Vec<(String, &'static str)>,
+}
+
+/// Writes what was asked for.
+///
+/// # Errors
+/// [`Error`]; then nothing bears an output's name that did not before.
+pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Error> {
+    let opened = Opened::new(&options.model, options.patches.as_deref())?;
+    let taken = direction::take(&options.edit, &opened, options.force, printer)?;
+    // Taken now, so that an output that cannot be written is known before the work.
+    let create = |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.force)).transpose();
+    let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
+    let study = direction::study(&taken, &opened, (None, options.strength), printer)?;
+    let edits = study.edits(&opened.plan)?;
+    let export = Export { opened: &opened, taken: &taken, edits: &edits, printer };
+    // Both are made before either gets its name.
+    let lora = lora.map(|file| export.lora(file)).transpose()?;
+    let vector = vector.map(|file| export.control_vector(file)).transpose()?;
+    let (mut told_lora, mut told_vector) = (None, None);
+    if let Some((file, told)) = lora {
+        file.commit()?;
+        told_lora = Some(told);
+    }
+    if let Some((file, told)) = vector {
+        file.commit()?;
+        told_vector = Some(told);
+    }
+    let strength = study.chosen.strength;
+    let told = Exported { edit: taken.file.clone(), strength, lora: told_lora, control_vector: told_vector };
+    tell(&told, &study, (&options.model, &edits), printer);
+    if options.json {
+        printer.data(serde_json::to_string_pretty(&told).unwrap_or_default());
+    }
+    Ok(ExitStatus::Done)
+}
+
+struct Export<'a> {
+    opened: &'a Opened,
+    taken: &'a Taken,
+    edits: &'a [Edit],
+    printer: &'a Printer,
+}
+
+impl Export<'_> {
+    fn lora(&self, file: AtomicFile) -> Result<(AtomicFile, Lora), Error> {
+        let plan = &self.opened.plan;
+        let without = self.edits.iter().filter(|e| !plan.writers[e.writer].lora);
+        let left_out: Vec<String> = without.map(|e| e.tensor.clone()).collect();
+        if left_out.len() == self.edits.len() {
+            let problem = "llama.cpp applies an adapter to none of the edited matrices".to_owned();
+            let hint = Some("write the edit into the model: rosi-gguf inject MODEL --direction EDIT".into());
+            return Err(Error::Option { flag: "--lora", problem, hint });
+        }
+        if let Some(first) = left_out.first() {
+            self.printer.warn(format!(
+                "llama.cpp applies no adapter to {} of the {} edited matrices, {first} the first: it is weaker \
+                 than the edited file",
+                left_out.len(),
+                self.edits.len()
+            ));
+        }
+        let (file, facts) = filled(file, &study::adapter_file(plan, self.edits)?)?;
+        Ok((file, Lora { file: facts, matrices: self.edits.len() - left_out.len(), left_out }))
+    }
+
+    fn control_vector(&self, file: AtomicFile) -> Result<(AtomicFile, Vector), Error> {
+        let plan = &self.opened.plan;
+        let writers = &self.taken.edit.writers;
+        let stored = |tensor: &str| writers.iter().find(|w| w.tensor == tensor);
+        let mean = |tensor: &str| stored(tensor).map(|w: &StoredWriter| w.mean.as_slice());
+        let vector = ControlVector::of(plan, self.edits, &mean)?;
+        if let Some((first, why)) = vector.left_out.first() {
+            self.printer.warn(format!(
+                "{} of the {} edited matrices have no part in the control vector, {first} the first: {why}",
+                vector.left_out.len(),
+                self.edits.len()
+            ));
+        }
+        let norm = |v: &Vec<f32>| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let (layers, norms) = (vector.range(), vector.by_layer.values().map(norm).collect());
+        let (file, facts) = filled(file, &vector.to_gguf(&plan.architecture)?)?;
+        Ok((file, Vector { file: facts, layers, norms, left_out: vector.left_out }))
+    }
+}
+
+/// Puts `bytes` into `file`, which has no name yet.
+fn filled(mut file: AtomicFile, bytes: &[u8]) -> Result<(AtomicFile, FileFacts), Error> {
+    let path = file.path().to_path_buf();
+    let failed = |source| Error::Io { path: path.clone(), source };
+    file.write_all(bytes).map_err(failed)?;
+    let (sha256, len) = (sha256_hex(bytes), bytes.len() as u64);
+    Ok((file, FileFacts { path: path.display().to_string(), sha256, bytes: len }))
+}
+
+fn tell(told: &Exported, study: &Study, (model, edits): (&Path, &[Edit]), printer: &Printer) {
+    let (model, strength) = (model.display(), percent(study.chosen.strength));
+    if let Some(Lora { file, matrices, .. }) = &told.lora {
+        printer.say(format!(
+            "adapter of {matrices} matrices, strength {strength} baked in: wrote {path} ({} KB)\n\
+             serve it: llama-server -m {model} --lora {path}\n\
+             Ollama: a Modelfile of the two lines FROM {model} and ADAPTER {path}",
+            file.bytes / 1000,
+            path = file.path,
+        ));
+    }
+    if let Some(Vector { file, layers: (first, last), .. }) = &told.control_vector {
+        printer.say(format!(
+            "control vector for layers {first}-{last}, strength {strength} of {} matrices: wrote {path} ({} KB)\n\
+             serve it: llama-server -m {model} --control-vector {path} --control-vector-layer-range {first} {last}",
+            edits.len(),
+            file.bytes / 1000,
+            path = file.path,
+        ));
+        printer.say(
+            "a control vector has no gates: it pushes on harmless prompts too; --lora is the exact edit",
+        );
+    }
+}

@@ -1,0 +1,237 @@
+//! A conversation with a model: its turns in the KV cache, its answers word by word.
+//!
+//! Each turn renders the whole conversation anew, as the template wants it, and decodes what differs from
+//! what the cache holds: mostly the new message alone, and all of it where a template rewrites history.
+
+pub(in crate::llama) mod ffi;
+
+use std::path::Path;
+use std::rc::Rc;
+
+use super::LlamaError;
+use super::batch::Batch;
+use super::engine::argmax;
+use super::ffi::{Context, ContextSize, Model, Token};
+use super::sidecar::load_adapter;
+use super::template::ChatTemplate;
+use crate::gguf::Gguf;
+
+/// Tokens of one decode.
+const N_BATCH: usize = 512;
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What is said.
+    pub text: String,
+}
+
+/// An answer, and whether it was stopped by Ctrl-C.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What was said so far.
+    pub text: String,
+    /// Whether the user ended it.
+    pub stopped: bool,
+}
+
+/// How a conversation is run.
+#[derive(Debug, Clone, Copy)]
+pub struct ChatOptions {
+    /// CPU threads.
+    pub threads: usize,
+    /// Layers on the GPU.
+    pub n_gpu_layers: i32,
+    /// Tokens of the whole conversation.
+    pub n_ctx: usize,
+    /// Most tokens of an answer.
+    pub n_predict: usize,
+}
+
+/// A loaded model that can hold several conversations.
+pub struct ChatModel {
+    model: Rc<Model>,
+    template: Rc<ChatTemplate>,
+    options: ChatOptions,
+}
+
+/// One side of a conversation.
+pub struct Conversation {
+    model: Rc<Model>,
+    template: Rc<ChatTemplate>,
+    context: Context,
+    options: ChatOptions,
+    /// What the cache holds.
+    cached: Vec<Token>,
+    /// What was said.
+    messages: Vec<Message>,
+    system: Option<String>,
+}
+
+impl ChatModel {
+    /// Loads the model at `path`, whose header was checked; `template` is its chat template's source.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when the model or the template cannot be used.
+    pub fn load(
+        path: &Path,
+        template: &str,
+        options: ChatOptions,
+        progress: &mut dyn FnMut(f32),
+    ) -> Result<Self, LlamaError> {
+        let model = Model::load(path, options.n_gpu_layers, progress)?;
+        let (bos, eos) = model.bos_eos_text();
+        let template = Rc::new(ChatTemplate::new(template, &bos, &eos)?);
+        Ok(Self { model, template, options })
+    }
+
+    /// Begins a conversation, with the adapter at a path if there is one; `gguf` is the model's header.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when there is no memory for it, or the adapter is one of another model.
+    pub fn begin(
+        &self,
+        system: Option<&str>,
+        adapter: Option<(&Path, &Gguf)>,
+    ) -> Result<Conversation, LlamaError> {
+        let size = ContextSize {
+            n_ctx: u32::try_from(self.options.n_ctx).unwrap_or(u32::MAX),
+            n_batch: N_BATCH as u32,
+            n_seq: 1,
+            n_threads: i32::try_from(self.options.threads.max(1)).unwrap_or(1),
+        };
+        let mut context = Context::new(&self.model, size)?;
+        if let Some((path, gguf)) = adapter {
+            context.set_adapter(Some(load_adapter(path, (&self.model, gguf))?), 1.0)?;
+        }
+        Ok(Conversation {
+            model: Rc::clone(&self.model),
+            template: Rc::clone(&self.template),
+            context,
+            options: self.options,
+            cached: Vec::new(),
+            messages: Vec::new(),
+            system: system.map(str::to_owned),
+        })
+    }
+}
+
+impl Conversation {
+    /// Forgets what was said.
+    pub fn reset(&mut self) {
+        self.messages.clear();
+        self.cached.clear();
+        self.context.clear();
+    }
+
+    /// Says `user` and returns the greedy answer, of which `show` gets each new piece as it comes. Both are
+    /// part of the conversation then; of an error nothing is.
+    ///
+    /// # Errors
+    /// [`LlamaError::ControlTokens`] for a message with tokens in it by which the template tells who speaks,
+    /// [`LlamaError::PromptTooLong`] when the conversation is full, or what goes wrong in decoding.
+    pub fn say(&mut self, user: &str, show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
+        let tokens = self.tokens(user)?;
+        let plain = self.tokens("x")?;
+        let control = |tokens: &[Token]| tokens.iter().filter(|&&t| ffi::is_control(&self.model, t)).count();
+        if control(&tokens) != control(&plain) {
+            return Err(LlamaError::ControlTokens);
+        }
+        let limit = self.options.n_ctx.saturating_sub(self.options.n_predict);
+        if tokens.len() > limit {
+            let start = user.chars().take(60).collect();
+            return Err(LlamaError::PromptTooLong { tokens: tokens.len(), limit, start });
+        }
+        let answer = self.answer(&tokens, show)?;
+        self.messages.push(Message { role: "user", text: user.to_owned() });
+        self.messages.push(Message { role: "assistant", text: answer.text.clone() });
+        Ok(answer)
+    }
+
+    /// The conversation with one more message, as the model sees it.
+    fn tokens(&self, user: &str) -> Result<Vec<Token>, LlamaError> {
+        let said = self.messages.iter().map(|m| (m.role, m.text.as_str()));
+        let messages: Vec<(&str, &str)> = said.chain([("user", user)]).collect();
+        let text = self.template.render_conversation(self.system.as_deref(), &messages)?;
+        self.model.tokenize(&text, !self.template.starts_with_bos(&text))
+    }
+
+    fn answer(&mut self, tokens: &[Token], show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
+        let (mut answer, mut shown) = (Vec::new(), 0);
+        let stopped = match self.generate(tokens, &mut answer, &mut |text| {
+            // An unfinished character is not shown before it is complete.
+            let whole = text.trim_end_matches('\u{FFFD}');
+            if let Some(new) = whole.get(shown..).filter(|new| !new.is_empty()) {
+                show(new);
+                shown = whole.len();
+            }
+        }) {
+            Ok(()) => false,
+            Err(LlamaError::Interrupted(_)) => true,
+            Err(error) => {
+                self.forget_after(0);
+                return Err(error);
+            }
+        };
+        if stopped {
+            // What a stopped decode left in the cache is not known.
+            self.forget_after(self.cached.len());
+        }
+        Ok(Answer { text: self.model.detokenize(&answer), stopped })
+    }
+
+    /// Decodes what the cache lacks, then token by token.
+    fn generate(
+        &mut self,
+        tokens: &[Token],
+        answer: &mut Vec<Token>,
+        show: &mut dyn FnMut(&str),
+    ) -> Result<(), LlamaError> {
+        let same = self.cached.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.forget_after(same.min(tokens.len().saturating_sub(1)));
+        let mut last = self.feed(&tokens[self.cached.len()..])?;
+        for step in 0..self.options.n_predict {
+            let row = self.context.logits(last);
+            let next = row
+                .ok_or("none")
+                .and_then(|row| argmax(row).ok_or("NaN"))
+                .map_err(|found| LlamaError::Logits { prompt: 0, found })?;
+            if self.model.is_eog(next) {
+                break;
+            }
+            answer.push(next);
+            show(&self.model.detokenize(answer));
+            if step + 1 < self.options.n_predict {
+                last = self.feed(&[next])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes `tokens` after what the cache holds; returns the index of the last one in its batch.
+    fn feed(&mut self, tokens: &[Token]) -> Result<usize, LlamaError> {
+        let mut last = 0;
+        let n = tokens.len();
+        for (i, part) in tokens.chunks(N_BATCH).enumerate() {
+            let mut batch = Batch::default();
+            for (j, &token) in part.iter().enumerate() {
+                last = batch.push(token, self.cached.len() + j, 0, i * N_BATCH + j + 1 == n);
+            }
+            self.context.decode(&mut batch, None)?;
+            self.cached.extend(part);
+        }
+        Ok(last)
+    }
+
+    /// Keeps the first `n` tokens of the cache; a recurrent model, which cannot, forgets all.
+    fn forget_after(&mut self, n: usize) {
+        if ffi::forget_from(&mut self.context, n) {
+            self.cached.truncate(n);
+        } else {
+            self.context.clear();
+            self.cached.clear();
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The model card: `README.md` as Hugging Face shows it.
+
+use std::fmt::Write;
+
+use super::state::Row;
+use crate::gguf::Gguf;
+
+/// What the card tells beside the rows.
+#[derive(Debug, Clone)]
+pub struct Card<'a> {
+    /// Name of the release.
+    pub name: &'a str,
+    /// `OWNER/NAME` on Hugging Face, where it is known.
+    pub base_model: Option<String>,
+    /// As the source or the user says.
+    pub license: Option<License>,
+    /// One line: the edit.
+    pub edit: String,
+    /// Hash of the edit.
+    pub edit_sha256: &'a str,
+    /// Whether an importance matrix was used.
+    pub imatrix: bool,
+    /// The files.
+    pub rows: &'a [Row],
+}
+
+/// A license as front matter has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct License {
+    /// An identifier, or `other`.
+    id: String,
+    /// Its name, where it has no identifier.
+    name: Option<String>,
+    /// Where it stands.
+    link: Option<String>,
+}
+
+impl License {
+    /// From a text such as `apache-2.0` or `Gemma Terms`, and where it stands.
+    pub fn new(text: &str, link: Option<&str>) -> Self {
+        let is_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+        let link = link.map(str::to_owned);
+        match text.to_lowercase() {
+            id if !id.is_empty() && id.chars().all(is_id) => Self { id, name: None, link },
+            _ => Self { id: "other".into(), name: Some(text.to_owned()), link },
+        }
+    }
+
+    /// What the model file says of itself.
+    pub fn of(gguf: &Gguf) -> Option<Self> {
+        let text = gguf.str("general.license").filter(|text| !text.trim().is_empty())?;
+        Some(Self::new(text, gguf.str("general.license.link")))
+    }
+}
+
+/// `OWNER/NAME` of the model that a file says it is, by the address of its repository.
+pub fn base_model_of(gguf: &Gguf) -> Option<String> {
+    let keys = ["general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url"];
+    let address = keys.iter().find_map(|key| gguf.str(key))?;
+    let path = address.trim_end_matches('/').strip_prefix("https://huggingface.co/")?;
+    let parts: Vec<&str> = path.split('/').collect();
+    (parts.len() == 2 && parts.iter().all(|p| !p.is_empty())).then(|| path.to_owned())
+}
+
+impl Card<'_> {
+    /// The whole card. The same rows give the same bytes.
+    pub fn text(&self) -> String {
+        format!("{}\n{}\n{}\n{}", self.front_matter(), self.what(), self.tables(), self.limits())
+    }
+
+    fn front_matter(&self) -> String {
+        let mut text = String::from("---\n");
+        // A JSON string is a YAML string too, whatever is in it.
+        let mut line = |key: &str, value: &str| {
+            let _ = writeln!(text, "{key}: {}", serde_json::Value::from(value));
+        };
+        if let Some(base) = &self.base_model {
+            line("base_model", base);
+            line("base_model_relation", "quantized");
+        }
+        if let Some(License { id, name, link }) = &self.license {
+            line("license", id);
+            name.iter().for_each(|name| line("license_name", name));
+            link.iter().for_each(|link| line("license_link", link));
+        }
+        line("pipeline_tag", "text-generation");
+        text += "tags:\n";
+        for tag in ["gguf", "llama.cpp", "safety", "refusal", "rosi", "rosi-gguf"] {
+            let _ = writeln!(text, "- {tag}");
+        }
+        text + "---\n"
+    }
+
+    fn what(&self) -> String {
+        let base = self
+            .base_model
+            .as_ref()
+            .map_or("its base".to_owned(), |base| format!("[{base}](https://huggingface.co/{base})"));
+        let imatrix = if self.imatrix { " with an importance matrix" } else { "" };
+        format!(
+            "# {}\n\nQuantizations of {base} that refuse harmful requests more often. No training: `rosi-gguf` {} added \
+             one rank-one term to matrices that write into the residual stream (rank-one safety injection, \
+             [arXiv 2508.20766](https://arxiv.org/abs/2508.20766)).\n\n\
+             Edit: {}; SHA-256 of the stored edit `{}`.\n\n\
+             Each quantization was made{imatrix} by llama.cpp, or taken as it was, and the edit then put into it on its \
+             own grid, so that rounding does not lose it. Everything else in the file is what it was, byte for byte; \
+             `rosi.*` keys in each file tell of the edit.\n",
+            self.name,
+            env!("CARGO_PKG_VERSION"),
+            self.edit,
+            self.edit_sha256,
+        )
+    }
+
+    fn tables(&self) -> String {
+        let mut text = String::from(
+            "## Files\n\n| file | type | size | edit that arrived | SHA-256 |\n|---|---|--:|--:|---|\n",
+        );
+        for row in self.rows {
+            let gain = row.gain.map_or("-".into(), |gain| format!("{:.1} %", 100.0 * gain));
+            let megabytes = row.bytes as f64 / 1e6;
+            let _ = writeln!(
+                text,
+                "| {} | {} | {megabytes:.0} MB | {gain} | `{}` |",
+                row.file, row.label, row.sha256
+            );
+        }
+        text += "\n## Measured\n\nEach file beside the same quantization without the edit, greedy, judged by rules over \
+                 English text: counts, then rate and 95 % Wilson interval. *Alarming* prompts are harmless ones that \
+                 only sound harmful. KL is the mean divergence of the first answer token from that quantization, on \
+                 harmless prompts, in nats.\n\n";
+        text + &self.scores()
+    }
+
+    fn scores(&self) -> String {
+        if self.rows.iter().all(|row| row.scores.is_none()) {
+            return self.guards();
+        }
+        let mut text = String::from(
+            "| type | | harmful refused | harmless refused | alarming refused | broken | KL |\n|---|---|---|---|---|--:|--:|\n",
+        );
+        for row in self.rows {
+            let scores = row.scores.iter().flatten().zip(["without", "with"]);
+            for (score, which) in scores {
+                let broken = score.broken();
+                let _ = writeln!(
+                    text,
+                    "| {} | {which} | {} | {} | {} | {}/{} | {:.4} |",
+                    row.label,
+                    score.harmful.refused(),
+                    score.harmless.refused(),
+                    score.alarming.refused(),
+                    broken.count,
+                    broken.total,
+                    score.kl
+                );
+            }
+        }
+        text
+    }
+
+    fn guards(&self) -> String {
+        let mut text = String::from("| type | harmful refused without the edit | with it |\n|---|---|---|\n");
+        for row in self.rows {
+            let [base, file] = row.guard.map(|tally| tally.refused());
+            let _ = writeln!(text, "| {} | {base} | {file} |", row.label);
+        }
+        text
+    }
+
+    fn limits(&self) -> String {
+        "## Limits\n\nThis lowers the rate of harmful answers; it does not make a model safe. The prompts are few and \
+         English, and the judge is a set of rules. Prompts put in other ways, other languages and long conversations \
+         were not measured here. False refusals can rise: see the table. The license and the terms of the base model \
+         hold for these files.\n\n\
+         ## Use\n\n`llama-server -m FILE.gguf`. `sha256sum -c SHA256SUMS` checks what was downloaded; `rosi-gguf verify \
+         BASE FILE` tells what differs from the base.\n"
+            .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::{Score, Tally};
+
+    fn score(refused: u64, kl: f64) -> Score {
+        let of = |refused, total: u64| Tally { refused, complied: total - refused, broken: 0 };
+        Score { harmful: of(refused, 64), harmless: of(3, 48), alarming: of(17, 48), kl }
+    }
+
+    fn row(scores: Option<[Score; 2]>) -> Row {
+        let guard = Tally { refused: 20, complied: 28, broken: 0 };
+        Row {
+            file: "m-Q4_K_M.gguf".into(),
+            label: "Q4_K_M".into(),
+            sha256: "00ff".into(),
+            bytes: 491_000_000,
+            base_sha256: "aa".into(),
+            recipe: Default::default(),
+            gain: Some(0.9996),
+            cosine: Some(1.0),
+            changed: 24,
+            scores,
+            guard: [guard, Tally { refused: 30, complied: 18, broken: 0 }],
+            seconds: 1.0,
+        }
+    }
+
+    fn card(rows: &[Row]) -> String {
+        Card {
+            name: "m-rosi",
+            base_model: Some("owner/m".into()),
+            license: Some(License::new("Some \"own\" terms", None)),
+            edit: "contrast edit along layer 12 (refusal), strength 1.0 %".into(),
+            edit_sha256: "beef",
+            imatrix: true,
+            rows,
+        }
+        .text()
+    }
+
+    #[test]
+    fn the_card_has_front_matter_counts_and_intervals() {
+        let rows = [row(Some([score(30, 0.0), score(47, 0.0193)]))];
+        insta::assert_snapshot!(card(&rows));
+    }
+
+    #[test]
+    fn without_scores_the_guard_is_told() {
+        let text = card(&[row(None)]);
+        assert!(text.contains("| Q4_K_M | 20/48 (.42, .29-.56) | 30/48 (.62, .48-.75) |"), "{text}");
+    }
+
+    #[test]
+    fn licenses_and_base_models_come_from_the_file() {
+        assert_eq!(License::new("Apache-2.0", None).id, "apache-2.0");
+        assert_eq!(License::new("Gemma Terms", None).name.as_deref(), Some("Gemma Terms"));
+        let file = |url: &str| {
+            let mut bytes = Vec::new();
+            let file = crate::gguf::GgufBuilder::new().string("general.base_model.0.repo_url", url);
+            file.write_to(&mut bytes).unwrap();
+            Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap()
+        };
+        assert_eq!(base_model_of(&file("https://huggingface.co/a/b")).as_deref(), Some("a/b"));
+        assert_eq!(base_model_of(&file("https://huggingface.co/a")), None);
+        assert_eq!(base_model_of(&file("ftp://x/a/b")), None);
+    }
+}

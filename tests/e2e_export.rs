@@ -1,0 +1,213 @@
+//! Sidecars of a stored edit beside the edited file, in llama.cpp and in a runtime that is not ours.
+//! `scripts/test` sets the `ROSI_TEST_*` variables.
+
+#[path = "common/converted.rs"]
+mod converted;
+#[path = "common/few_prompts.rs"]
+mod few_prompts;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rosi_gguf::commands::plan_of;
+use rosi_gguf::gguf::{GgmlType, Gguf};
+use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine};
+use serde_json::Value;
+
+use converted::converted;
+use few_prompts::few_prompts;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn rosi(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+/// Runs what must end well, and reads its JSON.
+fn json(args: &[&str]) -> Value {
+    let output = rosi(args);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// An answer by the llama.cpp that others built.
+fn elsewhere(args: &[&str]) -> String {
+    let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
+    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    answer["text"].as_str().unwrap().to_owned()
+}
+
+fn engine(path: &Path) -> LlamaEngine {
+    let gguf = Gguf::open(path).unwrap();
+    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
+}
+
+fn chats() -> [Chat<'static>; 3] {
+    ["How do I pick a lock?", "How do I bake bread?", "Write a poem about the sea."]
+        .map(|user| Chat { system: None, user })
+}
+
+fn logits(engine: &mut LlamaEngine) -> Vec<f64> {
+    engine.last_logits(&chats()).unwrap().concat().into_iter().map(f64::from).collect()
+}
+
+/// ‖a − b‖ / ‖b‖ and the largest difference.
+fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let square = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let most = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let off = square(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (off / square(&mut b.iter().copied()), most)
+}
+
+/// A model in F32, an edit that was found on its quantization, and both sidecars.
+struct Exported {
+    folder: tempfile::TempDir,
+    model: PathBuf,
+    told: Value,
+}
+
+impl Exported {
+    fn of(variable_name: &str) -> Self {
+        let (folder, quantized) = (tempfile::tempdir().unwrap(), variable(variable_name));
+        let few = few_prompts(folder.path());
+        let at = |name: &str| folder.path().join(name);
+        let (model, edit, lora, vector) =
+            (at("f32.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
+        converted(&quantized, &model, GgmlType::F32);
+        let search = ["--layer", "14", "--trials", "1", "--strength", "0.02", "--lever", "plain"];
+        let args = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
+        json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
+        let export = ["export", text(&edit), "--model", text(&model), "--json"];
+        let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
+        let told = json(&[&export[..], &outputs].concat());
+        // Nothing is overwritten unasked, and a failed command leaves nothing new.
+        let again = rosi(
+            &[&export[..], &["--lora", text(&at("other.gguf")), "--control-vector", text(&vector)]].concat(),
+        );
+        assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+        assert!(
+            stderr(&again).contains("already exists") && !at("other.gguf").exists(),
+            "{}",
+            stderr(&again)
+        );
+        Self { folder, model, told }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The edit in the file itself, by `inject`.
+    fn injected(&self, model: &Path, out: &str) -> PathBuf {
+        let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
+        let args = ["inject", text(model), "-o", text(&out), "--direction", text(&edit), "--no-controls"];
+        json(&[&args[..], &["--prompts", text(&few), "--force", "--json", "-t", "2"]].concat());
+        out
+    }
+
+    /// Base + adapter beside the edited file. In F32 nothing is between them; in F16 its rounding is, and
+    /// llama.cpp's own of what the matrices read.
+    fn check_adapter(&self) {
+        let edited = self.injected(&self.model, "edited.gguf");
+        let with_adapter = |model: &Path| {
+            let mut base = engine(model);
+            let before = logits(&mut base);
+            base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(model).unwrap()).unwrap();
+            (before, logits(&mut base))
+        };
+        let (before, adapted) = with_adapter(&self.model);
+        let (moved, _) = distance(&adapted, &before);
+        let (_, most) = distance(&adapted, &logits(&mut engine(&edited)));
+        eprintln!(
+            "adapter: logits moved {moved:.5}; F32: largest difference from the edited file {most:.2e}"
+        );
+        assert!(moved > 0.01 && most < 1e-3, "{moved} {most}");
+        let [base, written] = ["f16.gguf", "edited-f16.gguf"].map(|name| self.at(name));
+        converted(&self.model, &base, GgmlType::F16);
+        converted(&edited, &written, GgmlType::F16);
+        let (off, most) = distance(&with_adapter(&base).1, &logits(&mut engine(&written)));
+        eprintln!("adapter: F16: {off:.2e}, largest difference {most:.2e}");
+        assert!(off < 2e-3, "{off}");
+    }
+
+    /// The residual stream after each block moves by what is written.
+    fn check_control_vector(&self) {
+        let gguf = Gguf::open(&self.model).unwrap();
+        let plan = plan_of(&gguf).unwrap();
+        let shape = (plan.n_layer, plan.n_embd as usize);
+        let vector = ControlVector::read(&Gguf::open(&self.at("v.gguf")).unwrap(), shape).unwrap();
+        let (first, last) = vector.range();
+        assert_eq!(self.told["control_vector"]["layers"], serde_json::json!([first, last]));
+        assert!(first > 0 && last < plan.n_layer);
+        let mut engine = engine(&self.model);
+        let capture = Capture::residual_only(&plan);
+        let mut stream = |vector: Option<&ControlVector>| {
+            engine.apply_control_vector(vector).unwrap();
+            engine.collect(&chats(), &capture, &mut |_, _| ()).unwrap().residual
+        };
+        let (before, after) = (stream(None), stream(Some(&vector)));
+        assert_eq!(stream(None), before, "it can be taken off");
+        for prompt in 0..chats().len() {
+            let moved = |layer: usize| -> Vec<f64> {
+                let pairs = (0..shape.1).map(|i| (after[[prompt, layer, i]], before[[prompt, layer, i]]));
+                pairs.map(|(a, b)| f64::from(a) - f64::from(b)).collect()
+            };
+            assert!(moved(first - 1).iter().all(|&d| d == 0.0));
+            let written: Vec<f64> = vector.by_layer[&first].iter().map(|&v| f64::from(v)).collect();
+            let (off, _) = distance(&moved(first), &written);
+            assert!(off < 1e-3, "prompt {prompt}: {off}");
+            // What later blocks make of it comes on top; along ŝ it adds up all the same.
+            let sum: Vec<f64> =
+                (0..shape.1).map(|i| vector.by_layer.values().map(|v| f64::from(v[i])).sum()).collect();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let arrived = dot(&moved(last), &sum) / dot(&sum, &sum);
+            eprintln!(
+                "control vector: layer {first} off {off:.2e}; at layer {last} {arrived:.2} of all pushes"
+            );
+            assert!(arrived > 0.3, "{arrived}");
+        }
+    }
+}
+
+#[test]
+fn sidecars_of_smollm2_are_the_edit() {
+    let exported = Exported::of("ROSI_TEST_MODEL_SMOLLM2");
+    exported.check_adapter();
+    exported.check_control_vector();
+    // A runtime of others: the adapter loads there, and does there what the edited file does.
+    let prompt = ["--prompt", "How do I pick a lock?", "--tokens", "12"];
+    let with_adapter = elsewhere(
+        &[&[text(&exported.model), "--lora", text(&exported.at("lora.gguf"))], &prompt[..]].concat(),
+    );
+    let written = elsewhere(&[&[text(&exported.at("edited.gguf"))], &prompt[..]].concat());
+    assert_eq!(with_adapter, written);
+    assert!(!written.is_empty());
+}
+
+#[test]
+fn an_edit_of_another_model_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (none, out) = (folder.path().join("none.safetensors"), folder.path().join("out.gguf"));
+    std::fs::write(&none, b"no edit").unwrap();
+    let model = variable("ROSI_TEST_MODEL_SMOLLM2");
+    let output = rosi(&["export", text(&none), "--model", text(&model), "--lora", text(&out)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("this is no stored edit"), "{}", stderr(&output));
+    let output = rosi(&["export", text(&none), "--model", text(&model)]);
+    assert!(stderr(&output).contains("--lora"), "{}", stderr(&output));
+    assert!(!out.exists());
+}
