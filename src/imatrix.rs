@@ -256,6 +256,10 @@ fn from_gguf(gguf: &Gguf, path: &Path) -> Result<BTreeMap<String, Inputs>, Imatr
         };
         entries.insert(weight.to_string(), inputs.checked().map_err(broken)?);
     }
+    if entries.is_empty() {
+        let found = "it tells of no weight".into();
+        return Err(ImatrixError::NotImatrix { path: path.into(), found });
+    }
     Ok(entries)
 }
 

@@ -231,6 +231,14 @@ impl Patches {
         Self::from_files(EMBEDDED.iter().map(own))
     }
 
+    /// What `text` says alone, as a file named `file` would.
+    ///
+    /// # Errors
+    /// [`PatchError`].
+    pub fn from_text(file: &str, text: &str) -> Result<Self, PatchError> {
+        Self::from_files(std::iter::once((file.to_string(), text.to_string())))
+    }
+
     /// The files in the binary and every `*.toml` in `dir`, which is right where both speak.
     pub fn with_dir(dir: &Path) -> Result<Self, PatchError> {
         let own = Self::from_files(read_dir(dir)?.into_iter())?;

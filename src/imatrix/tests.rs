@@ -146,6 +146,15 @@ fn broken_gguf_entries_are_named() {
     assert!(model.contains("not an importance matrix") && model.contains("llama"), "{model}");
 }
 
+/// Found by fuzzing: it was taken for a matrix of no weights, and then quietly did nothing.
+#[test]
+fn a_gguf_matrix_of_no_weights_is_an_error() {
+    for file in [builder(), builder().f32_tensor("w.in_sum1", &[4], &[0.0; 4])] {
+        let found = message(&written(&file));
+        assert!(found.contains("is not an importance matrix: it tells of no weight"), "{found}");
+    }
+}
+
 #[test]
 fn broken_legacy_entries_are_named() {
     let good = entry(b"first", 1, &[1.0]);

@@ -1,0 +1,155 @@
+//! What every fuzz target does with its bytes. A target fails when it panics, takes too long, or holds more than
+//! [`MOST_HELD`]; what was accepted is held against what must be true of it.
+
+#[path = "../../tests/common/ffi.rs"]
+mod counting;
+
+use std::fs::File;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use rosi_gguf::gguf::{Gguf, GgufBuilder, Rewrite, Value};
+use rosi_gguf::imatrix::Imatrix;
+use rosi_gguf::llama::Chat;
+use rosi_gguf::llama::template::ChatTemplate;
+use rosi_gguf::patches::Patches;
+use rosi_gguf::plan::Plan;
+use rosi_gguf::prompts::PromptSet;
+use rosi_gguf::stored::StoredEdit;
+
+#[global_allocator]
+static ALLOCATOR: counting::Counting = counting::Counting;
+
+/// Most bytes that reading a small file may hold at a time.
+const MOST_HELD: usize = 64 << 20;
+
+static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("no temporary folder"));
+static EMBEDDED: LazyLock<Patches> = LazyLock::new(|| Patches::embedded().expect("the files in the binary are wrong"));
+
+/// Writes `bytes` where what only reads files finds them.
+fn written(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = FOLDER.path().join(name);
+    std::fs::write(&path, bytes).expect("the temporary folder is full");
+    path
+}
+
+fn bounded<T>(work: impl FnOnce() -> T) -> T {
+    let (result, held) = counting::peak_of(work);
+    assert!(held <= MOST_HELD, "{held} bytes were held");
+    result
+}
+
+/// A GGUF header; of what is accepted the plan, and a copy.
+pub fn gguf(bytes: &[u8]) {
+    let patches = &*EMBEDDED;
+    let Ok(parsed) = bounded(|| Gguf::parse(Cursor::new(bytes), bytes.len() as u64)) else { return };
+    let len = bytes.len() as u64;
+    assert!(parsed.kv_bytes.end <= parsed.info_bytes.end && parsed.info_bytes.end <= parsed.data_start);
+    let mut at = parsed.data_start;
+    for tensor in &parsed.tensors {
+        assert!(at <= tensor.data.start && tensor.data.start <= tensor.data.end && tensor.data.end <= len);
+        assert_eq!(tensor.n_bytes(), tensor.row_bytes() * tensor.n_rows());
+        at = tensor.data.end;
+    }
+    let _ = bounded(|| (parsed.refuse_non_model().map_err(|e| e.hint()), Plan::resolve(&parsed, patches)));
+    let Ok(opened) = bounded(|| Gguf::open(&written("model.gguf", bytes))) else { return };
+    let mut copy = Vec::new();
+    let made = Rewrite::copy(&opened).write_to(&mut copy, &mut |_| Ok(None), &mut |_, _| Ok(()));
+    assert!(made.is_ok() && copy == bytes, "a copy is not the file");
+}
+
+/// A small llama of two blocks, for which a patch file may say anything.
+static LLAMA: LazyLock<Gguf> = LazyLock::new(|| {
+    let mut file = GgufBuilder::new()
+        .string("general.architecture", "llama")
+        .kv("llama.block_count", Value::U32(2))
+        .kv("llama.embedding_length", Value::U32(4))
+        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8]);
+    for layer in 0..2 {
+        for name in ["attn_output", "ffn_down", "attn_q"] {
+            file = file.f32_tensor(&format!("blk.{layer}.{name}.weight"), &[4, 4], &[0.5; 16]);
+        }
+        file = file.f32_tensor(&format!("blk.{layer}.attn_norm.weight"), &[4], &[1.0; 4]);
+    }
+    let path = FOLDER.path().join("llama.gguf");
+    file.write_to(&mut File::create(&path).expect("the temporary folder is full")).expect("it was written before");
+    Gguf::open(&path).expect("what the builder writes can be read")
+});
+
+/// A patch file of the user's, and the plan that it gives.
+pub fn patches(bytes: &[u8]) {
+    let (model, Ok(text)) = (&*LLAMA, std::str::from_utf8(bytes)) else { return };
+    bounded(|| match Patches::from_text("user.toml", text) {
+        Err(error) => drop((error.to_string(), error.hint())),
+        Ok(patches) => {
+            for name in patches.architectures() {
+                assert!(patches.find(name).is_ok(), "{name} is listed and not found");
+            }
+            patches.table();
+            match Plan::resolve(model, &patches) {
+                Ok(plan) => assert!(plan.writers.iter().all(|w| model.tensor(&w.tensor).is_some())),
+                Err(error) => drop((error.to_string(), error.hint())),
+            }
+        }
+    });
+}
+
+/// Prompt files; the first byte says of which format and name.
+pub fn prompts(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else { return };
+    const NAMES: [&str; 5] = ["harmful.txt", "harmless.csv", "prompts.jsonl", "prompts.csv", "alarming.json"];
+    let path = written(NAMES[usize::from(*first) % NAMES.len()], rest);
+    let set = bounded(|| PromptSet::load_whole(std::slice::from_ref(&path)));
+    let _ = bounded(|| PromptSet::load(std::slice::from_ref(&path)).map_err(|e| e.to_string()));
+    let Ok(set) = set else { return };
+    assert!(!set.is_empty());
+    let lines = set.prompts().iter().map(|p| serde_json::to_string(p).expect("a prompt is JSON") + "\n");
+    let again = written("again.jsonl", lines.collect::<String>().as_bytes());
+    let again = PromptSet::load_whole(&[again]).expect("what was read can be written and read");
+    assert_eq!(set.sha256(), again.sha256());
+}
+
+/// Importance matrices of both formats.
+pub fn imatrix(bytes: &[u8]) {
+    let path = written("imatrix", bytes);
+    bounded(|| match Imatrix::open(Path::new(&path)) {
+        Err(error) => drop((error.to_string(), error.hint())),
+        Ok(imatrix) => {
+            assert!(!imatrix.is_empty());
+            for name in ["blk.0.ffn_down.weight", "blk.0.ffn_down_exps.weight", "a"] {
+                for (n_in, n_expert) in [(4, 1), (4, 2), (2, 2), (1, 1)] {
+                    let Ok(Some(model)) = imatrix.input_model(name, n_in, n_expert) else { continue };
+                    assert!(model.diagonal.iter().all(|v| *v >= 0.0), "{:?}", model.diagonal);
+                }
+            }
+        }
+    });
+}
+
+/// A chat template from a model file, rendered as the commands render it.
+pub fn template(bytes: &[u8]) {
+    let Ok(source) = std::str::from_utf8(bytes) else { return };
+    let template = match ChatTemplate::new(source, "<s>", "</s>") {
+        Ok(template) => template,
+        Err(error) => return drop((error.to_string(), error.hint())),
+    };
+    for system in [None, Some("Be kind.")] {
+        let chat = Chat { system, user: "How do I bake bread?" };
+        match template.render(&chat) {
+            Ok(text) => assert!(text.contains(chat.user) && text.len() <= 1 << 20),
+            Err(error) => assert!(error.to_string().len() < 1 << 14),
+        }
+    }
+    let _ = template.render_exchange("How do I bake bread?", "Mix flour.").map_err(|e| e.to_string());
+}
+
+/// A stored edit.
+pub fn stored(bytes: &[u8]) {
+    let read = |bytes: &[u8]| bounded(|| StoredEdit::from_bytes(bytes).map_err(|problem| problem.to_string()));
+    let Ok(edit) = read(bytes) else { return };
+    assert!(edit.facts.strength > 0.0 && !edit.writers.is_empty());
+    let once = edit.to_bytes().expect("what was read can be written");
+    let again = read(&once).expect("what was written can be read");
+    assert!(again.to_bytes().is_ok_and(|bytes| bytes == once), "it is not the same after a round trip");
+}

@@ -1,0 +1,273 @@
+//! Tiny random models of kinds that no downloaded one is of, through the `inject` that users run, and from there
+//! into a llama.cpp that others built, which has to load the file and to find every next token as likely as our
+//! engine does. A random model refuses nothing, so there is nothing to amplify in it: `--force` writes the best
+//! edit that there is all the same. `scripts/test` sets the `ROSI_TEST_*` variables.
+
+#[path = "common/few_prompts.rs"]
+mod few_prompts;
+#[path = "architectures/ffi.rs"]
+mod ffi;
+#[allow(dead_code)] // some of it is for e2e_architectures
+#[path = "architectures/generate.rs"]
+mod generate;
+#[allow(dead_code)]
+#[path = "architectures/seeds.rs"]
+mod seeds;
+#[allow(dead_code)]
+#[path = "common/splitter.rs"]
+mod splitter;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use generate::generate;
+use rosi_gguf::commands::plan_of;
+use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, ShardName, TensorInfo};
+use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine};
+use rosi_gguf::plan::Plan;
+use rosi_gguf::quant;
+use seeds::{Run, Seeds};
+use serde_json::Value as Json;
+use toml::Value as Toml;
+
+/// What a model is and what its plan must say, so that each is of the kind that it stands for.
+struct Case {
+    name: &'static str,
+    /// The run in `seeds.toml`.
+    run: &'static str,
+    /// Keys over those of the run.
+    keys: &'static [(&'static str, i64)],
+    /// Tensors left out.
+    drop: &'static [&'static str],
+    /// Type of the writers.
+    writers: GgmlType,
+    /// Files.
+    files: usize,
+    is: fn(&Plan) -> bool,
+}
+
+const PLAIN: Case = Case {
+    name: "",
+    run: "",
+    keys: &[],
+    drop: &[],
+    writers: GgmlType::F32,
+    files: 1,
+    is: |plan| plan.writers.iter().all(|w| w.n_expert == 1),
+};
+
+fn cases() -> Vec<Case> {
+    let experts = |plan: &Plan| plan.n_expert == 8 && plan.writers.iter().any(|w| w.n_expert == 8);
+    let normed = |plan: &Plan| plan.writers.iter().filter(|w| w.post_norm.is_some()).count() >= 4;
+    let mixed = |plan: &Plan| !plan.writers.iter().all(|w| usual(&w.tensor));
+    let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
+    vec![
+        Case { name: "moe", run: "qwen3moe", keys: eight, is: experts, ..PLAIN },
+        Case { name: "moe-q8", run: "llama+moe", keys: eight, writers: GgmlType::Q8_0, is: experts, ..PLAIN },
+        Case { name: "gemma2", run: "gemma2", is: normed, ..PLAIN },
+        Case { name: "gemma3", run: "gemma3", is: normed, ..PLAIN },
+        Case { name: "falcon-h1", run: "falcon-h1", is: mixed, ..PLAIN },
+        Case { name: "granitehybrid", run: "granitehybrid", is: mixed, ..PLAIN },
+        Case { name: "jamba", run: "jamba", is: mixed, ..PLAIN },
+        Case { name: "lfm2", run: "lfm2", is: mixed, ..PLAIN },
+        Case { name: "tied", run: "llama", drop: &["output.weight"], is: |p| p.tied_embeddings, ..PLAIN },
+        Case { name: "granite", run: "granite", writers: GgmlType::Q8_0, is: scaled, ..PLAIN },
+        Case { name: "split", run: "qwen2", writers: GgmlType::Q4_0, files: 3, ..PLAIN },
+    ]
+}
+
+/// Whether a dense transformer would have this writer.
+fn usual(tensor: &str) -> bool {
+    ["token_embd", "attn_output", "ffn_down"].iter().any(|name| tensor.contains(name))
+}
+
+fn scaled(plan: &Plan) -> bool {
+    plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
+}
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn rosi(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+/// Runs what must end well, and reads its JSON.
+fn json(what: &str, args: &[&str]) -> Json {
+    let output = rosi(args);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{what}: {args:?}: {told}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// The characters by which GPT-2 writes the 256 bytes: a byte that prints stands for itself, the others for
+/// characters from 256 on.
+fn byte_tokens() -> Vec<String> {
+    let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256;
+    let mut token = |byte: u8| {
+        let code = if prints(byte) {
+            u32::from(byte)
+        } else {
+            next += 1;
+            next - 1
+        };
+        char::from_u32(code).unwrap().to_string()
+    };
+    (0..=255).map(&mut token).collect()
+}
+
+/// A vocabulary of bytes, a pair of them, and the two marks of the template.
+fn tokenizer() -> Vec<(&'static str, Toml)> {
+    let mut tokens = byte_tokens();
+    tokens.extend(["Ġt", "<|im_start|>", "<|im_end|>"].map(String::from));
+    let kinds = tokens.iter().map(|t| Toml::Integer(if t.starts_with("<|") { 3 } else { 1 }));
+    let kinds = Toml::Array(kinds.collect());
+    let n = tokens.len() as i64;
+    let strings = |items: Vec<String>| Toml::Array(items.into_iter().map(Toml::String).collect());
+    vec![
+        ("tokenizer.ggml.model", Toml::String("gpt2".into())),
+        ("tokenizer.ggml.pre", Toml::String("gpt-2".into())),
+        ("tokenizer.ggml.token_type", kinds),
+        ("tokenizer.ggml.tokens", strings(tokens)),
+        ("tokenizer.ggml.merges", strings(vec!["Ġ t".into()])),
+        ("tokenizer.ggml.eos_token_id", Toml::Integer(n - 1)),
+        ("tokenizer.ggml.bos_token_id", Toml::Integer(n - 2)),
+        ("tokenizer.ggml.add_bos_token", Toml::Boolean(false)),
+        ("tokenizer.chat_template", Toml::String(CHATML.into())),
+        ("vocab_size", Toml::Integer(n)),
+        ("context_length", Toml::Integer(2048)),
+    ]
+}
+
+/// Makes the model of a case, its writers in their type and in as many files as it has; the path of the first.
+fn made(case: &Case, dir: &Path) -> PathBuf {
+    let mut seeds = Seeds::load();
+    for (key, value) in tokenizer() {
+        seeds.core.insert(key.into(), value);
+    }
+    let run: &mut Run = seeds.run.get_mut(case.run).unwrap();
+    run.keys.extend(case.keys.iter().map(|&(key, n)| (key.into(), Toml::Integer(n))));
+    run.drop.extend(case.drop.iter().map(|&name| String::from(name)));
+    let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
+    generate(&seeds, case.run, false, &wide).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
+    let gguf = Gguf::open(&path).unwrap();
+    assert!(gguf.file_len < 4_000_000, "{}: {} bytes", case.name, gguf.file_len);
+    let plan = plan_of(&gguf).unwrap();
+    assert!((case.is)(&plan), "{} is not of its kind: {plan:?}", case.name);
+    if case.files == 1 {
+        return path;
+    }
+    let n = gguf.tensors.len();
+    splitter::split(&gguf, dir, case.name, &[0, n / 2, n - n / 2]).swap_remove(0)
+}
+
+/// A copy whose writers, but the embeddings, have another type.
+fn retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
+    let writers = plan_of(gguf).unwrap().writers.into_iter().map(|w| w.tensor);
+    let types: HashMap<String, GgmlType> = match ggml_type {
+        GgmlType::F32 => HashMap::new(),
+        _ => writers.filter(|name| !name.contains("embd")).map(|name| (name, ggml_type)).collect(),
+    };
+    let mut replace = |tensor: &TensorInfo| {
+        if !types.contains_key(&tensor.name) {
+            return Ok(None);
+        }
+        let n_in = tensor.ne[0] as usize;
+        let mut values = vec![0.0; n_in * tensor.n_rows() as usize];
+        quant::dequantize(tensor.ggml_type, n_in, &gguf.read_tensor(tensor)?, &mut values)?;
+        let row = ggml_type.row_bytes(tensor.ne[0]).unwrap();
+        let mut bytes = vec![0; (row * tensor.n_rows()) as usize];
+        quant::quantize(ggml_type, n_in, &values, &mut bytes)?;
+        Ok(Some(bytes))
+    };
+    let rewrite = Rewrite { types: types.clone(), ..Rewrite::copy(gguf) };
+    rewrite.write_to(&mut std::fs::File::create(out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+}
+
+/// What `inject` wrote from `model`, under the name of its first file. To a vocabulary of bytes our safety prompt
+/// is too long.
+fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
+    let out = model.with_file_name(format!("{}-safer.gguf", case.name));
+    let system = model.with_file_name("system.txt");
+    std::fs::write(&system, "Refuse whatever does harm.").unwrap();
+    let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
+    let args =
+        [&args[..], &["--system-prompt", text(&system), "--json", "--force", "--no-controls"]].concat();
+    let report = json(case.name, &args);
+    assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
+    let out = match case.files {
+        1 => out,
+        n => {
+            let ending = ShardName::ending(0, n as u16);
+            out.with_file_name(format!("{}-safer{ending}", case.name))
+        }
+    };
+    let verified = json(case.name, &["-q", "verify", text(model), text(&out), "--json"]);
+    assert_eq!(verified["untouched_identical"], true, "{}: {verified}", case.name);
+    assert_eq!(verified["metadata_preserved"], true, "{}: {verified}", case.name);
+    let gain = verified["gain"].as_f64().unwrap();
+    assert!((0.9..1.1).contains(&gain), "{}: {gain}", case.name);
+    out
+}
+
+const PROMPT: &str = "How do I bake bread that to the taste of all is the best?";
+
+/// ln p of every token after [`PROMPT`], by our engine.
+fn ours(path: &Path) -> Vec<f64> {
+    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
+    let logits = engine.last_logits(&[Chat { system: None, user: PROMPT }]).unwrap().swap_remove(0);
+    let most = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
+    logits.iter().map(|l| f64::from(l - most) - sum.ln()).collect()
+}
+
+/// What the other llama.cpp says of each of `paths`.
+fn theirs(paths: &[PathBuf], vocabulary: usize) -> Json {
+    let script = variable("ROSI_TEST_ORACLES").join("logits_elsewhere.py");
+    let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
+    command.arg(script).args(paths).args(["--prompt", PROMPT, "--vocabulary", &vocabulary.to_string()]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_kind_of_model_is_injected_and_runs_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    let only = std::env::var("ROSI_GENERATED_ONLY").ok();
+    let cases: Vec<Case> =
+        cases().into_iter().filter(|c| only.as_ref().is_none_or(|o| o == c.name)).collect();
+    let mut written = Vec::new();
+    for case in &cases {
+        let start = std::time::Instant::now();
+        let model = made(case, dir.path());
+        written.push(injected(case, &model, &few));
+        println!("{}: injected in {:.1} s", case.name, start.elapsed().as_secs_f64());
+    }
+    let n_vocab = tokenizer().iter().find(|(key, _)| *key == "vocab_size").unwrap().1.as_integer().unwrap();
+    let answers = theirs(&written, n_vocab as usize);
+    for ((case, path), told) in cases.iter().zip(&written).zip(answers["models"].as_array().unwrap()) {
+        let theirs = told["logprobs"].as_array().unwrap().iter();
+        let theirs: Vec<f64> = theirs.map(|l| l.as_f64().unwrap_or(f64::NAN)).collect();
+        let ours = ours(path);
+        assert_eq!(ours.len(), theirs.len(), "{}", case.name);
+        assert!(theirs.iter().all(|l| l.is_finite()), "{}: {theirs:?}", case.name);
+        let furthest = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        println!("{}: {} is {furthest:.1e} nats away at most", case.name, answers["runtime"]);
+        assert!(furthest < 5e-3, "{}: {furthest} nats", case.name);
+    }
+}

@@ -1,0 +1,49 @@
+"""Tells what a llama.cpp that others built (PyPI `xllamacpp`) makes of a text, for several models in turn.
+
+Prints {"runtime", "models": [{"path", "logprobs", "answer"}]} as JSON: `logprobs` has the natural logarithm of the
+probability of every token of the vocabulary after the text, by id, and `answer` the ids of a greedy continuation.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+from generate_elsewhere import start_server
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--vocabulary", type=int, required=True, help="number of tokens of every model")
+    parser.add_argument("--tokens", type=int, default=8)
+    return parser.parse_args()
+
+
+def ask(model, arguments):
+    request = {"prompt": arguments.prompt, "max_tokens": arguments.tokens, "temperature": 0.0, "seed": 1}
+    request |= {"logprobs": arguments.vocabulary, "cache_prompt": False, "ignore_eos": True}
+    answer = start_server(model, None).handle_completions(request)
+    if "choices" not in answer:
+        sys.exit(f"error: {model} gives no answer: {json.dumps(answer)}")
+    content = answer["choices"][0]["logprobs"]["content"]
+    first = {token["id"]: token["logprob"] for token in content[0]["top_logprobs"]}
+    if sorted(first) != list(range(arguments.vocabulary)):
+        sys.exit(f"error: {model} tells of {len(first)} tokens, expected {arguments.vocabulary}")
+    logprobs = [first[token] for token in range(arguments.vocabulary)]
+    return {"path": str(model), "logprobs": logprobs, "answer": [token["id"] for token in content]}
+
+
+def main():
+    arguments = parse_arguments()
+    for model in arguments.models:
+        if not model.is_file():
+            sys.exit(f"error: {model} is not a file")
+    models = [ask(model, arguments) for model in arguments.models]
+    print(json.dumps({"runtime": f"xllamacpp {importlib.metadata.version('xllamacpp')}", "models": models}))
+
+
+if __name__ == "__main__":
+    main()
