@@ -72,7 +72,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let (source, edit, out, few) =
         (at("Smol-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
-    let search = ["--layer", "14", "--trials", "1", "--strength", "0.005", "--lever", "plain", "-t", "2"];
+    let search = ["--layer", "14", "--trials", "1", "--strength", "0.001", "--lever", "plain", "-t", "2"];
     let direction = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
     ended(&[&direction[..], &search].concat(), 0);
 
