@@ -164,17 +164,18 @@ fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
 /// Directions and separations of all layers.
 #[derive(Debug, Clone)]
 pub struct Directions {
-    /// ŝ per layer, in order; a layer without one is an error.
+    /// ŝ per layer, in order; a layer without one of its own has that of the next layer.
     pub by_layer: Vec<SafetyDirection>,
     /// Statistics per layer, in order.
     pub separation: Vec<Separation>,
 }
 
 /// `s(l) = mean_harmful(h_l) − mean_harmless(h_l)` at the last prompt token of every layer `l`;
-/// h f32 `[n_prompt][n_layer][n_embd]`, f64 accumulators; arXiv 2508.20766 Eq. 3.
+/// h f32 `[n_prompt][n_layer][n_embd]`, f64 accumulators; arXiv 2508.20766 Eq. 3. Where `s(l)` is zero, the next
+/// layer's stands for it: first blocks that are short convolutions see the end of the template, never the prompt.
 ///
 /// # Errors
-/// [`DirectionError`] when a set is empty or a difference vanishes.
+/// [`DirectionError`] when a set is empty, the last difference vanishes, or one is not finite.
 pub fn difference_in_means(
     harmful: &Activations,
     harmless: &Activations,
@@ -182,15 +183,22 @@ pub fn difference_in_means(
     if harmful.n_prompt() < 2 || harmless.n_prompt() < 2 {
         return Err(DirectionError::Empty { harmful: harmful.n_prompt(), harmless: harmless.n_prompt() });
     }
-    let n_layer = harmful.residual.shape()[1];
     let mut directions = Directions { by_layer: Vec::new(), separation: Vec::new() };
-    for layer in 0..n_layer {
+    // From the last layer down, so that a layer without a direction finds that of the next one.
+    for layer in (0..harmful.residual.shape()[1]).rev() {
         let (mean_a, mean_b) = (harmful.mean(layer), harmless.mean(layer));
         let s: Vec<f64> = mean_a.iter().zip(&mean_b).map(|(a, b)| a - b).collect();
-        let direction = SafetyDirection::new(layer, &s)?;
+        let direction = match (SafetyDirection::new(layer, &s), directions.by_layer.last()) {
+            (Err(DirectionError::NoDirection { norm, .. }), Some(next)) if norm.is_finite() => {
+                SafetyDirection { layer, ..SafetyDirection::clone(next) }
+            }
+            (own, _) => own?,
+        };
         directions.separation.push(separation(harmful, harmless, &direction, (&mean_a, &mean_b)));
         directions.by_layer.push(direction);
     }
+    directions.separation.reverse();
+    directions.by_layer.reverse();
     Ok(directions)
 }
 
@@ -251,6 +259,23 @@ mod tests {
         assert!((d.by_layer[0].norm() - 5.0).abs() < 1e-12);
         assert_eq!(d.by_layer[0].unit(), &[0.6, 0.8]);
         assert_eq!(d.separation[0].auroc, 1.0);
+    }
+
+    /// Found with a generated LFM2: its first block convolves three tokens, all of them the template's.
+    #[test]
+    fn a_layer_that_sees_no_prompt_has_the_next_layers_direction() {
+        let of = |rows: [[f32; 4]; 2]| Activations {
+            residual: Array3::from_shape_vec((2, 2, 2), rows.concat()).unwrap(),
+            inputs: vec![],
+        };
+        let harmful = of([[1.0, 2.0, 3.0, 5.0], [1.0, 2.0, 3.0, 3.0]]);
+        let d = difference_in_means(&harmful, &of([[1.0, 2.0, 0.0, 0.0]; 2])).unwrap();
+        assert_eq!((d.by_layer[0].layer(), d.by_layer[1].layer()), (0, 1));
+        assert_eq!(d.by_layer[0].unit(), &[0.6, 0.8]);
+        assert_eq!((d.separation[0].auroc, d.separation[1].auroc), (0.5, 1.0));
+        assert_eq!(d.separation[0].layer, 0);
+        let none = of([[1.0, 2.0, 0.0, 0.0]; 2]);
+        assert!(matches!(difference_in_means(&none, &none), Err(DirectionError::NoDirection { .. })));
     }
 
     #[test]

@@ -38,12 +38,12 @@ struct Case {
     run: &'static str,
     /// Keys over those of the run.
     keys: &'static [(&'static str, i64)],
-    /// Tensors left out.
-    drop: &'static [&'static str],
     /// Type of the writers.
     writers: GgmlType,
     /// Files.
     files: usize,
+    /// Flags that say which edit; with none it is searched.
+    edit: &'static [&'static str],
     is: fn(&Plan) -> bool,
 }
 
@@ -51,9 +51,10 @@ const PLAIN: Case = Case {
     name: "",
     run: "",
     keys: &[],
-    drop: &[],
     writers: GgmlType::F32,
     files: 1,
+    // Of every writer in every layer. Inputs of random matrices need not tell prompts apart, as a gate wants.
+    edit: &["--method", "published", "--layer", "1", "--strength", "0.03"],
     is: |plan| plan.writers.iter().all(|w| w.n_expert == 1),
 };
 
@@ -63,15 +64,15 @@ fn cases() -> Vec<Case> {
     let mixed = |plan: &Plan| !plan.writers.iter().all(|w| usual(&w.tensor));
     let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
     vec![
-        Case { name: "moe", run: "qwen3moe", keys: eight, is: experts, ..PLAIN },
+        Case { name: "moe", run: "qwen3moe", keys: eight, edit: &[], is: experts, ..PLAIN },
         Case { name: "moe-q8", run: "llama+moe", keys: eight, writers: GgmlType::Q8_0, is: experts, ..PLAIN },
-        Case { name: "gemma2", run: "gemma2", is: normed, ..PLAIN },
+        Case { name: "gemma2", run: "gemma2", edit: &[], is: normed, ..PLAIN },
         Case { name: "gemma3", run: "gemma3", is: normed, ..PLAIN },
         Case { name: "falcon-h1", run: "falcon-h1", is: mixed, ..PLAIN },
         Case { name: "granitehybrid", run: "granitehybrid", is: mixed, ..PLAIN },
         Case { name: "jamba", run: "jamba", is: mixed, ..PLAIN },
         Case { name: "lfm2", run: "lfm2", is: mixed, ..PLAIN },
-        Case { name: "tied", run: "llama", drop: &["output.weight"], is: |p| p.tied_embeddings, ..PLAIN },
+        Case { name: "tied", run: "gemma", is: |p| p.tied_embeddings, ..PLAIN },
         Case { name: "granite", run: "granite", writers: GgmlType::Q8_0, is: scaled, ..PLAIN },
         Case { name: "split", run: "qwen2", writers: GgmlType::Q4_0, files: 3, ..PLAIN },
     ]
@@ -158,7 +159,6 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
     }
     let run: &mut Run = seeds.run.get_mut(case.run).unwrap();
     run.keys.extend(case.keys.iter().map(|&(key, n)| (key.into(), Toml::Integer(n))));
-    run.drop.extend(case.drop.iter().map(|&name| String::from(name)));
     let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
     generate(&seeds, case.run, false, &wide).unwrap_or_else(|error| panic!("{}: {error}", case.name));
     retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
@@ -199,21 +199,15 @@ fn retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
 /// What `inject` wrote from `model`, under the name of its first file. To a vocabulary of bytes our safety prompt
 /// is too long.
 fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
-    let out = model.with_file_name(format!("{}-safer.gguf", case.name));
+    let ending = if case.files == 1 { ".gguf".into() } else { ShardName::ending(0, case.files as u16) };
+    let out = model.with_file_name(format!("{}-safer{ending}", case.name));
     let system = model.with_file_name("system.txt");
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
-    let args =
-        [&args[..], &["--system-prompt", text(&system), "--json", "--force", "--no-controls"]].concat();
+    let always = ["--system-prompt", text(&system), "--json", "--force", "--no-controls"];
+    let args = [&args[..], &always, case.edit].concat();
     let report = json(case.name, &args);
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
-    let out = match case.files {
-        1 => out,
-        n => {
-            let ending = ShardName::ending(0, n as u16);
-            out.with_file_name(format!("{}-safer{ending}", case.name))
-        }
-    };
     let verified = json(case.name, &["-q", "verify", text(model), text(&out), "--json"]);
     assert_eq!(verified["untouched_identical"], true, "{}: {verified}", case.name);
     assert_eq!(verified["metadata_preserved"], true, "{}: {verified}", case.name);
