@@ -68,29 +68,30 @@ fn killed(args: &[&str], first: &Path) {
 fn a_ladder_is_killed_taken_up_and_complete() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let quantized = variable("ROSI_TEST_MODEL_SMOLLM2");
+    // One that refuses: the guard keeps no file that refuses less than its base.
+    let quantized = variable("ROSI_TEST_MODEL_QWEN");
     let (source, edit, out, few) =
-        (at("Smol-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
+        (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
-    let search = ["--layer", "14", "--trials", "1", "--strength", "0.001", "--lever", "plain", "-t", "2"];
+    let search = ["--method", "published", "--layer", "14", "--strength", "0.04", "--lever", "plain", "-t", "2"];
     let direction = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
     ended(&[&direction[..], &search].concat(), 0);
 
     let config = at("release.toml");
     std::fs::write(
         &config,
-        "sources = ['Smol-F16.gguf']\noutput = 'out'\ntypes = ['Q8_0', 'Q4_K_M']\ndirection = 'e.safetensors'\n\
-         base-model = 'owner/smol'\nscore-prompts = 4\nkeep-bases = true\n",
+        "sources = ['Qwen-F16.gguf']\noutput = 'out'\ntypes = ['Q8_0', 'Q4_K_M']\ndirection = 'e.safetensors'\n\
+         base-model = 'owner/qwen'\nscore-prompts = 4\nkeep-bases = true\n",
     )
     .unwrap();
     let release = ["release", text(&config), "--json", "-t", "2"];
-    let first = out.join("Smol-rosi-Q8_0.gguf");
+    let first = out.join("Qwen-rosi-Q8_0.gguf");
     killed(&release, &first);
     let before = std::fs::metadata(&first).unwrap().modified().unwrap();
     let taken_up = ended(&release, 0);
-    assert!(stderr(&taken_up).contains("1/2 Smol-rosi-Q8_0.gguf is there already"), "{}", stderr(&taken_up));
+    assert!(stderr(&taken_up).contains("1/2 Qwen-rosi-Q8_0.gguf is there already"), "{}", stderr(&taken_up));
     assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), before);
-    let models = ["Smol-rosi-Q4_K_M.gguf", "Smol-rosi-Q8_0.gguf"];
+    let models = ["Qwen-rosi-Q4_K_M.gguf", "Qwen-rosi-Q8_0.gguf"];
     let all = ["README.md", "SHA256SUMS", models[0], models[1], "base", "release.json", "reports"];
     assert_eq!(names(&out), all);
     check_files(&out, &serde_json::from_slice(&taken_up.stdout).unwrap());
@@ -103,7 +104,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let changed = std::fs::read_to_string(&config).unwrap().replace("score-prompts = 4", "score = false");
     std::fs::write(&config, changed).unwrap();
     let told = stderr(&ended(&release, 1));
-    let expected = "Smol-rosi-Q8_0.gguf was made with another scoring: report, 4 of each kind, now guard";
+    let expected = "Qwen-rosi-Q8_0.gguf was made with another scoring: report, 4 of each kind, now guard";
     assert!(told.contains(expected), "{told}");
 }
 
@@ -115,14 +116,14 @@ fn check_files(out: &Path, rows: &Value) {
         assert_eq!(sha256_file(&out.join(name), &mut |_, _| Ok(())).unwrap(), sum, "{name}");
     }
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
-    let front = "---\nbase_model: \"owner/smol\"\nbase_model_relation: \"quantized\"\nlicense: ";
+    let front = "---\nbase_model: \"owner/qwen\"\nbase_model_relation: \"quantized\"\nlicense: ";
     assert!(card.starts_with(front) && card.contains("| Q4_K_M | with | "), "{card}");
     for (row, label) in rows.as_array().unwrap().iter().zip(["Q8_0", "Q4_K_M"]) {
         assert_eq!(row["label"], label);
         let gain = row["gain"].as_f64().unwrap();
         assert!((0.97..1.03).contains(&gain), "{label}: {gain}");
         let file = out.join(row["file"].as_str().unwrap());
-        let report = out.join("reports").join(format!("Smol-rosi-{label}.json"));
+        let report = out.join("reports").join(format!("Qwen-rosi-{label}.json"));
         let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
         assert_eq!(report["verification"]["untouched_identical"], true);
         let base = out.join("base").join(row["file"].as_str().unwrap());

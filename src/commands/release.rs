@@ -249,13 +249,8 @@ impl Release<'_> {
         let [readme, sums] = side_files(&self.config.output);
         write_whole(&readme, card.text().as_bytes(), true)?;
         write_whole(&sums, self.sums(&rows, (edit, sha256))?.as_bytes(), true)?;
-        self.printer.say(format!(
-            "{} files, {} and {} in {}",
-            rows.len(),
-            "SHA256SUMS",
-            "README.md",
-            self.config.output.display()
-        ));
+        let folder = self.config.output.display();
+        self.printer.say(format!("{} files, SHA256SUMS and README.md in {folder}", rows.len()));
         Ok(rows)
     }
 
