@@ -233,6 +233,7 @@ fn theirs(paths: &[PathBuf], vocabulary: usize) -> Json {
     let script = variable("ROSI_TEST_ORACLES").join("logits_elsewhere.py");
     let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
     command.arg(script).args(paths).args(["--prompt", PROMPT, "--vocabulary", &vocabulary.to_string()]);
+    command.args(["--say", "65"]); // the byte of an A
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()

@@ -1,7 +1,7 @@
 """Tells what a llama.cpp that others built (PyPI `xllamacpp`) makes of a text, for several models in turn.
 
-Prints {"runtime", "models": [{"path", "logprobs", "answer"}]} as JSON: `logprobs` has the natural logarithm of the
-probability of every token of the vocabulary after the text, by id, and `answer` the ids of a greedy continuation.
+Prints {"runtime", "models": [{"path", "logprobs"}]} as JSON: `logprobs` has the natural logarithm of the probability of
+every token of the vocabulary after the text, by id.
 """
 
 import argparse
@@ -18,13 +18,15 @@ def parse_arguments():
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--vocabulary", type=int, required=True, help="number of tokens of every model")
-    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--say", type=int, required=True, help="id of a token that is a whole character")
     return parser.parse_args()
 
 
 def ask(model, arguments):
-    request = {"prompt": arguments.prompt, "max_tokens": arguments.tokens, "temperature": 0.0, "seed": 1}
-    request |= {"logprobs": arguments.vocabulary, "cache_prompt": False, "ignore_eos": True}
+    # The server tells nothing of a token that is a part of a character until the rest of it is there. So it is made to
+    # say one that is whole; what it tells is from before such a bias.
+    request = {"prompt": arguments.prompt, "max_tokens": 1, "temperature": 0.0, "seed": 1, "cache_prompt": False}
+    request |= {"logprobs": arguments.vocabulary, "logit_bias": {str(arguments.say): 1e6}}
     answer = start_server(model, None).handle_completions(request)
     if "choices" not in answer:
         sys.exit(f"error: {model} gives no answer: {json.dumps(answer)}")
@@ -33,7 +35,7 @@ def ask(model, arguments):
     if sorted(first) != list(range(arguments.vocabulary)):
         sys.exit(f"error: {model} tells of {len(first)} tokens, expected {arguments.vocabulary}")
     logprobs = [first[token] for token in range(arguments.vocabulary)]
-    return {"path": str(model), "logprobs": logprobs, "answer": [token["id"] for token in content]}
+    return {"path": str(model), "logprobs": logprobs}
 
 
 def main():
