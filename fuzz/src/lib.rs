@@ -24,8 +24,10 @@ static ALLOCATOR: counting::Counting = counting::Counting;
 /// Most bytes that reading a small file may hold at a time.
 const MOST_HELD: usize = 64 << 20;
 
-static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().expect("no temporary folder"));
-static EMBEDDED: LazyLock<Patches> = LazyLock::new(|| Patches::embedded().expect("the files in the binary are wrong"));
+static FOLDER: LazyLock<tempfile::TempDir> =
+    LazyLock::new(|| tempfile::tempdir().expect("no temporary folder"));
+static EMBEDDED: LazyLock<Patches> =
+    LazyLock::new(|| Patches::embedded().expect("the files in the binary are wrong"));
 
 /// Writes `bytes` where what only reads files finds them.
 fn written(name: &str, bytes: &[u8]) -> PathBuf {
@@ -73,7 +75,8 @@ static LLAMA: LazyLock<Gguf> = LazyLock::new(|| {
         file = file.f32_tensor(&format!("blk.{layer}.attn_norm.weight"), &[4], &[1.0; 4]);
     }
     let path = FOLDER.path().join("llama.gguf");
-    file.write_to(&mut File::create(&path).expect("the temporary folder is full")).expect("it was written before");
+    file.write_to(&mut File::create(&path).expect("the temporary folder is full"))
+        .expect("it was written before");
     Gguf::open(&path).expect("what the builder writes can be read")
 });
 
@@ -146,7 +149,8 @@ pub fn template(bytes: &[u8]) {
 
 /// A stored edit.
 pub fn stored(bytes: &[u8]) {
-    let read = |bytes: &[u8]| bounded(|| StoredEdit::from_bytes(bytes).map_err(|problem| problem.to_string()));
+    let read =
+        |bytes: &[u8]| bounded(|| StoredEdit::from_bytes(bytes).map_err(|problem| problem.to_string()));
     let Ok(edit) = read(bytes) else { return };
     assert!(edit.facts.strength > 0.0 && !edit.writers.is_empty());
     let once = edit.to_bytes().expect("what was read can be written");
