@@ -73,7 +73,8 @@ fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     (off / square(&mut b.iter().copied()), most)
 }
 
-/// A model in F32, an edit that was found on its quantization, and both sidecars.
+/// A model in F16, an edit that was found on its quantization, and both sidecars. The model is one that refuses:
+/// no file is kept that refuses less than its base.
 struct Exported {
     folder: tempfile::TempDir,
     model: PathBuf,
@@ -81,15 +82,15 @@ struct Exported {
 }
 
 impl Exported {
-    fn of(variable_name: &str) -> Self {
-        let (folder, quantized) = (tempfile::tempdir().unwrap(), variable(variable_name));
+    fn of(quantized: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let few = few_prompts(folder.path());
         let at = |name: &str| folder.path().join(name);
         let (model, edit, lora, vector) =
-            (at("f32.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
-        converted(&quantized, &model, GgmlType::F32);
+            (at("f16.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
+        converted(quantized, &model, GgmlType::F16);
         let search = ["--layer", "14", "--trials", "1", "--strength", "0.02", "--lever", "plain"];
-        let args = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
+        let args = ["direction", text(quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
         json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
         let export = ["export", text(&edit), "--model", text(&model), "--json"];
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
@@ -119,27 +120,20 @@ impl Exported {
         out
     }
 
-    /// Base + adapter beside the edited file. Between them is that llama.cpp rounds keys and values to F16, and in
-    /// F16 the rounding of weights and of what they read.
+    /// Base + adapter beside the edited file. Between them is the rounding to F16: of the edited weights, and by
+    /// llama.cpp of what they read and of keys and values.
     fn check_adapter(&self) {
         let edited = self.injected(&self.model, "edited.gguf");
-        let with_adapter = |model: &Path| {
-            let mut base = engine(model);
-            let before = logits(&mut base);
-            base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(model).unwrap()).unwrap();
-            (before, logits(&mut base))
-        };
-        let (before, adapted) = with_adapter(&self.model);
+        let mut base = engine(&self.model);
+        let before = logits(&mut base);
+        base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(&self.model).unwrap()).unwrap();
+        let adapted = logits(&mut base);
         let (moved, _) = distance(&adapted, &before);
         let (off, most) = distance(&adapted, &logits(&mut engine(&edited)));
-        eprintln!("adapter: logits moved {moved:.5}; F32: {off:.2e}, largest difference {most:.2e}");
-        assert!(moved > 0.01 && off < 1e-3, "{moved} {off}");
-        let [base, written] = ["f16.gguf", "edited-f16.gguf"].map(|name| self.at(name));
-        converted(&self.model, &base, GgmlType::F16);
-        converted(&edited, &written, GgmlType::F16);
-        let (off, most) = distance(&with_adapter(&base).1, &logits(&mut engine(&written)));
-        eprintln!("adapter: F16: {off:.2e}, largest difference {most:.2e}");
-        assert!(off < 2e-3, "{off}");
+        eprintln!(
+            "adapter: logits moved {moved:.4}, {off:.2e} from the edited file, the farthest {most:.2e}"
+        );
+        assert!(moved > 0.1 && off < 1e-3, "{moved} {off}");
     }
 
     /// The residual stream after each block moves by what is written.
@@ -182,8 +176,8 @@ impl Exported {
 }
 
 #[test]
-fn sidecars_of_smollm2_are_the_edit() {
-    let exported = Exported::of("ROSI_TEST_MODEL_SMOLLM2");
+fn sidecars_are_the_edit() {
+    let exported = Exported::of(&variable("ROSI_TEST_MODEL_QWEN"));
     exported.check_adapter();
     exported.check_control_vector();
     // A runtime of others: the adapter loads there, and does there what the edited file does.

@@ -73,7 +73,8 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let (source, edit, out, few) =
         (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
-    let search = ["--method", "published", "--layer", "14", "--strength", "0.04", "--lever", "plain", "-t", "2"];
+    let search =
+        ["--method", "published", "--layer", "14", "--strength", "0.04", "--lever", "plain", "-t", "2"];
     let direction = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
     ended(&[&direction[..], &search].concat(), 0);
 
@@ -81,7 +82,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     std::fs::write(
         &config,
         "sources = ['Qwen-F16.gguf']\noutput = 'out'\ntypes = ['Q8_0', 'Q4_K_M']\ndirection = 'e.safetensors'\n\
-         base-model = 'owner/qwen'\nscore-prompts = 4\nkeep-bases = true\n",
+         base-model = 'owner/qwen'\nlicense = 'apache-2.0'\nscore-prompts = 4\nkeep-bases = true\n",
     )
     .unwrap();
     let release = ["release", text(&config), "--json", "-t", "2"];
@@ -92,7 +93,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     assert!(stderr(&taken_up).contains("1/2 Qwen-rosi-Q8_0.gguf is there already"), "{}", stderr(&taken_up));
     assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), before);
     let models = ["Qwen-rosi-Q4_K_M.gguf", "Qwen-rosi-Q8_0.gguf"];
-    let all = ["README.md", "SHA256SUMS", models[0], models[1], "base", "release.json", "reports"];
+    let all = [models[0], models[1], "README.md", "SHA256SUMS", "base", "release.json", "reports"];
     assert_eq!(names(&out), all);
     check_files(&out, &serde_json::from_slice(&taken_up.stdout).unwrap());
 
