@@ -63,7 +63,7 @@ pub enum Command {
 /// Flags of `inject`.
 #[derive(Debug, Args)]
 pub struct InjectArgs {
-    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// Where to write [default: NAME-rosi.gguf beside the model; in the current folder for one given by name].
     #[arg(short, long)]
@@ -248,7 +248,7 @@ pub struct SearchArgs {
 /// Flags of `direction`.
 #[derive(Debug, Args)]
 pub struct DirectionArgs {
-    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// Where to write the edit.
     #[arg(short, long, value_name = "FILE")]
@@ -289,7 +289,7 @@ pub struct RunArgs {
 /// Flags of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     #[arg(required_unless_present = "architectures")]
     pub model: Option<ModelArg>,
     /// Instead of a model, the architectures that can be edited, what writes in them, and those that cannot.
@@ -338,7 +338,7 @@ pub struct UndoArgs {
 /// Flags of `ask`.
 #[derive(Debug, Args)]
 pub struct AskArgs {
-    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// What to ask; may be given again.
     #[arg(long, required = true)]
@@ -357,7 +357,7 @@ pub struct AskArgs {
 /// Flags of `chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// The model: a file, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// An adapter (`export --lora`): the model answers without it, then with it.
     #[arg(long, value_name = "LORA.gguf", conflicts_with = "beside")]
@@ -382,7 +382,7 @@ pub struct ChatArgs {
 /// Flags of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// The models: files, ollama:NAME, or hf:OWNER/REPO[:QUANTIZATION].
+    /// The models: files, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<ModelArg>,
     /// The model that the others are compared with: paired tests of refusals, KL divergence.

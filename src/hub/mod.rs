@@ -1,7 +1,7 @@
 //! Models by their name on the Hugging Face hub, in the form of llama.cpp's `-hf`:
 //! `OWNER/REPO[@REVISION][:QUANTIZATION or FILE.gguf]`.
 //!
-//! [`name`] reads the name, [`select`] chooses the file, [`fetch`] gets it through the crate `hf-hub`, into
+//! `name` reads the name, [`select`] chooses the file, [`fetch`] gets it through the crate `hf-hub`, into
 //! the cache that the hub's other programs use.
 
 mod error;
