@@ -204,10 +204,11 @@ fn likelihoods_are_those_of_another_llama_cpp() {
     let (at_once, one_by_one) = furthest_from_elsewhere(&exact);
     eprintln!("F32: at once {at_once:.1e}, token by token {one_by_one:.1e}");
     assert!(at_once < 5e-3 && one_by_one < 5e-3);
-    // Quantized, ggml rounds the inputs of every matrix too, and so differently for other batches.
+    // Quantized, ggml rounds the inputs of every matrix too: what is rounded the other way, for other batches or by
+    // the kernels of another CPU (AVX2 there, AVX-512 here: .098 at one token), moves all that follows.
     let (at_once, one_by_one) = furthest_from_elsewhere(&smollm2());
     eprintln!("Q4_1: at once {at_once:.1e}, token by token {one_by_one:.1e}");
-    assert!(at_once < 0.5 && one_by_one < 2e-3);
+    assert!(at_once < 0.5 && one_by_one < 0.5);
 }
 
 #[test]
