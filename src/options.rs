@@ -284,9 +284,7 @@ impl EvalOptions {
             run: RunOptions::new(args.run)?,
         })
     }
-}
 
-impl EvalOptions {
     /// What the user called the model at `path`.
     pub fn display_name(&self, path: &Path) -> String {
         let mut all = self.models.iter().chain(&self.base).chain(&self.judge);

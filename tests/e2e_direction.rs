@@ -3,50 +3,27 @@
 
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
+#[path = "common/retyped.rs"]
+mod retyped;
+#[path = "common/run.rs"]
+mod run;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
-use rosi_gguf::quant;
 use rosi_gguf::stored::{Facts, StoredEdit};
 use serde_json::Value;
 
 use few_prompts::few_prompts;
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped());
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs what must end well, and reads its JSON.
-fn json(args: &[&str]) -> Value {
-    let output = command(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use retyped::retyped;
+use run::{command, ended, json, stderr, text, variable};
 
 /// Runs what must be refused, and returns what it says.
 fn refused(args: &[&str]) -> String {
-    let output = command(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    stderr(&output)
+    stderr(&ended(args, 1))
 }
 
 fn sha256(path: &Path) -> String {
@@ -57,21 +34,7 @@ fn sha256(path: &Path) -> String {
 fn promoted(model: &Path, out: &Path) {
     let gguf = Gguf::open(model).unwrap();
     let writers: Vec<String> = plan_of(&gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
-    let types = writers.iter().map(|name| (name.clone(), GgmlType::Q8_0)).collect();
-    let rewrite = Rewrite { types, ..Rewrite::copy(&gguf) };
-    let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
-        if !writers.contains(&tensor.name) {
-            return Ok(None);
-        }
-        let n_in = tensor.ne[0] as usize;
-        let mut values = vec![0.0; n_in * tensor.n_rows() as usize];
-        quant::dequantize(tensor.ggml_type, n_in, &gguf.read_tensor(tensor)?, &mut values)?;
-        let row = GgmlType::Q8_0.row_bytes(tensor.ne[0]).unwrap();
-        let mut bytes = vec![0; (row * tensor.n_rows()) as usize];
-        quant::quantize(GgmlType::Q8_0, n_in, &values, &mut bytes)?;
-        Ok(Some(bytes))
-    };
-    rewrite.write_to(&mut std::fs::File::create(out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+    retyped(&gguf, out, GgmlType::Q8_0, &|tensor| writers.contains(&tensor.name));
 }
 
 /// A copy with one gain of one norm changed, as fine-tuning does to all of them.

@@ -1,45 +1,24 @@
 //! Sidecars of a stored edit beside the edited file, in llama.cpp and in a runtime that is not ours.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
-#[path = "common/converted.rs"]
-mod converted;
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
+#[path = "common/retyped.rs"]
+mod retyped;
+#[path = "common/run.rs"]
+mod run;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf};
 use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine};
 use serde_json::Value;
 
-use converted::converted;
 use few_prompts::few_prompts;
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn rosi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
-/// Runs what must end well, and reads its JSON.
-fn json(args: &[&str]) -> Value {
-    let output = rosi(args);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use retyped::converted;
+use run::{command, ended, json, stderr, text, variable};
 
 /// An answer by the llama.cpp that others built.
 fn elsewhere(args: &[&str]) -> String {
@@ -96,15 +75,10 @@ impl Exported {
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
         let told = json(&[&export[..], &outputs].concat());
         // Nothing is overwritten unasked, and a failed command leaves nothing new.
-        let again = rosi(
-            &[&export[..], &["--lora", text(&at("other.gguf")), "--control-vector", text(&vector)]].concat(),
-        );
-        assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
-        assert!(
-            stderr(&again).contains("already exists") && !at("other.gguf").exists(),
-            "{}",
-            stderr(&again)
-        );
+        let other = at("other.gguf");
+        let outputs = ["--lora", text(&other), "--control-vector", text(&vector)];
+        let again = ended(&[&export[..], &outputs].concat(), 1);
+        assert!(stderr(&again).contains("already exists") && !other.exists(), "{}", stderr(&again));
         Self { folder, model, told }
     }
 
@@ -196,10 +170,9 @@ fn an_edit_of_another_model_is_refused() {
     let (none, out) = (folder.path().join("none.safetensors"), folder.path().join("out.gguf"));
     std::fs::write(&none, b"no edit").unwrap();
     let model = variable("ROSI_TEST_MODEL_SMOLLM2");
-    let output = rosi(&["export", text(&none), "--model", text(&model), "--lora", text(&out)]);
-    assert_eq!(output.status.code(), Some(1));
+    let output = ended(&["export", text(&none), "--model", text(&model), "--lora", text(&out)], 1);
     assert!(stderr(&output).contains("this is no stored edit"), "{}", stderr(&output));
-    let output = rosi(&["export", text(&none), "--model", text(&model)]);
+    let output = command(&["export", text(&none), "--model", text(&model)]).output().unwrap();
     assert!(stderr(&output).contains("--lora"), "{}", stderr(&output));
     assert!(!out.exists());
 }

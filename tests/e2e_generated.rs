@@ -10,6 +10,10 @@ mod ffi;
 #[allow(dead_code)] // some of it is for e2e_architectures
 #[path = "architectures/generate.rs"]
 mod generate;
+#[path = "common/retyped.rs"]
+mod retyped;
+#[path = "common/run.rs"]
+mod run;
 #[allow(dead_code)]
 #[path = "architectures/seeds.rs"]
 mod seeds;
@@ -17,16 +21,16 @@ mod seeds;
 #[path = "common/splitter.rs"]
 mod splitter;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use generate::generate;
+use retyped::retyped;
 use rosi_gguf::commands::plan_of;
-use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, ShardName, TensorInfo};
+use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
 use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine};
 use rosi_gguf::plan::Plan;
-use rosi_gguf::quant;
+use run::{json, text, variable};
 use seeds::{Run, Seeds};
 use serde_json::Value as Json;
 use toml::Value as Toml;
@@ -87,27 +91,6 @@ fn scaled(plan: &Plan) -> bool {
     plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
 }
 
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn rosi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
-/// Runs what must end well, and reads its JSON.
-fn json(what: &str, args: &[&str]) -> Json {
-    let output = rosi(args);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{what}: {args:?}: {told}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
@@ -161,7 +144,7 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
     run.keys.extend(case.keys.iter().map(|&(key, n)| (key.into(), Toml::Integer(n))));
     let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
     generate(&seeds, case.run, false, &wide).unwrap_or_else(|error| panic!("{}: {error}", case.name));
-    retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
+    writers_retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
     let gguf = Gguf::open(&path).unwrap();
     assert!(gguf.file_len < 4_000_000, "{}: {} bytes", case.name, gguf.file_len);
     let plan = plan_of(&gguf).unwrap();
@@ -174,26 +157,10 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
 }
 
 /// A copy whose writers, but the embeddings, have another type.
-fn retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
-    let writers = plan_of(gguf).unwrap().writers.into_iter().map(|w| w.tensor);
-    let types: HashMap<String, GgmlType> = match ggml_type {
-        GgmlType::F32 => HashMap::new(),
-        _ => writers.filter(|name| !name.contains("embd")).map(|name| (name, ggml_type)).collect(),
-    };
-    let mut replace = |tensor: &TensorInfo| {
-        if !types.contains_key(&tensor.name) {
-            return Ok(None);
-        }
-        let n_in = tensor.ne[0] as usize;
-        let mut values = vec![0.0; n_in * tensor.n_rows() as usize];
-        quant::dequantize(tensor.ggml_type, n_in, &gguf.read_tensor(tensor)?, &mut values)?;
-        let row = ggml_type.row_bytes(tensor.ne[0]).unwrap();
-        let mut bytes = vec![0; (row * tensor.n_rows()) as usize];
-        quant::quantize(ggml_type, n_in, &values, &mut bytes)?;
-        Ok(Some(bytes))
-    };
-    let rewrite = Rewrite { types: types.clone(), ..Rewrite::copy(gguf) };
-    rewrite.write_to(&mut std::fs::File::create(out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+fn writers_retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
+    let writers: Vec<String> = plan_of(gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
+    let changes = |t: &TensorInfo| writers.contains(&t.name) && !t.name.contains("embd");
+    retyped(gguf, out, ggml_type, &|t| ggml_type != GgmlType::F32 && changes(t));
 }
 
 /// What `inject` wrote from `model`, under the name of its first file. To a vocabulary of bytes our safety prompt
@@ -206,9 +173,9 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
     let always = ["--system-prompt", text(&system), "--json", "--force", "--no-controls"];
     let args = [&args[..], &always, case.edit].concat();
-    let report = json(case.name, &args);
+    let report = json(&args);
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
-    let verified = json(case.name, &["-q", "verify", text(model), text(&out), "--json"]);
+    let verified = json(&["-q", "verify", text(model), text(&out), "--json"]);
     assert_eq!(verified["untouched_identical"], true, "{}: {verified}", case.name);
     assert_eq!(verified["metadata_preserved"], true, "{}: {verified}", case.name);
     let gain = verified["gain"].as_f64().unwrap();

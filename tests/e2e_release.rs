@@ -1,46 +1,22 @@
 //! A ladder of two quantizations, killed after the first file and taken up again.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
-#[path = "common/converted.rs"]
-mod converted;
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
+#[path = "common/retyped.rs"]
+mod retyped;
+#[path = "common/run.rs"]
+mod run;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rosi_gguf::gguf::{GgmlType, Gguf, sha256_file};
 use serde_json::Value;
 
-use converted::converted;
 use few_prompts::few_prompts;
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped());
-    command
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Runs what must end with this code, and returns what it says.
-fn ended(args: &[&str], code: i32) -> Output {
-    let output = command(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
-    output
-}
+use retyped::converted;
+use run::{command, ended, stderr, text, variable};
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());

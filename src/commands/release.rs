@@ -45,7 +45,7 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let climb = Climb {
         release: &release,
         sources: &facts,
-        imatrix: imatrix.as_ref(),
+        imatrix: imatrix.as_ref().zip(config.imatrix.as_deref().map(hash).transpose()?),
         edit: (&edit, &edit_sha256),
         prompts: &release.prompts()?,
     };
@@ -108,6 +108,10 @@ fn open(path: &Path) -> Result<Gguf, Error> {
     let gguf = Gguf::open(path)?;
     gguf.refuse_non_model()?;
     Ok(gguf)
+}
+
+fn hash(path: &Path) -> Result<String, Error> {
+    sha256_file(path, &mut |_, _| Ok(())).map_err(|source| Error::Io { path: path.into(), source })
 }
 
 /// One run of the command.
@@ -263,8 +267,7 @@ impl Release<'_> {
             lines.push((sha256.to_owned(), name));
         }
         let [readme, _] = side_files(&self.config.output);
-        let card = sha256_file(&readme, &mut |_, _| Ok(()));
-        lines.push((card.map_err(|source| Error::Io { path: readme, source })?, "README.md".into()));
+        lines.push((hash(&readme)?, "README.md".into()));
         Ok(lines.iter().map(|(sum, name)| format!("{sum}  {name}\n")).collect())
     }
 

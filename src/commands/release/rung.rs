@@ -34,7 +34,8 @@ pub(super) struct Climb<'a> {
     pub release: &'a Release<'a>,
     /// Of each source.
     pub sources: &'a [FileFacts],
-    pub imatrix: Option<&'a Imatrix>,
+    /// And its hash.
+    pub imatrix: Option<(&'a Imatrix, String)>,
     /// The stored edit, and its hash.
     pub edit: (&'a Path, &'a str),
     pub prompts: &'a PromptSet,
@@ -64,7 +65,7 @@ impl Climb<'_> {
         let n = self.release.ladder.rungs.len();
         for (i, rung) in self.release.ladder.rungs.iter().enumerate() {
             interrupt::check()?;
-            let recipe = self.recipe(rung)?;
+            let recipe = self.recipe(rung);
             if self.is_done(state, rung, &recipe)? {
                 self.release.printer.say(format!("{}/{n} {} is there already", i + 1, rung.file));
                 continue;
@@ -82,11 +83,7 @@ impl Climb<'_> {
     }
 
     /// Everything that a file follows from.
-    fn recipe(&self, rung: &Rung) -> Result<Recipe, Error> {
-        let imatrix = self.release.config.imatrix.as_deref().map(|path| {
-            let sum = sha256_file(path, &mut |_, _| Ok(()));
-            sum.map_err(|source| Error::Io { path: path.into(), source })
-        });
+    fn recipe(&self, rung: &Rung) -> Recipe {
         let mut recipe = Recipe::from([
             ("source".into(), self.sources[rung.step.source()].sha256.clone()),
             ("type".into(), rung.label.clone()),
@@ -96,10 +93,10 @@ impl Climb<'_> {
             ("version".into(), env!("CARGO_PKG_VERSION").into()),
             ("llama.cpp".into(), llama_version()),
         ]);
-        if let Some(sum) = imatrix.transpose()? {
-            recipe.insert("imatrix".into(), sum);
+        if let Some((_, sum)) = &self.imatrix {
+            recipe.insert("imatrix".into(), sum.clone());
         }
-        Ok(recipe)
+        recipe
     }
 
     /// Whether the file is there with the hash of its row.
@@ -130,7 +127,8 @@ impl Climb<'_> {
         std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
         let path = folder.join(&rung.file);
         let _bar = self.release.printer.bar(&format!("quantizing to {}", quant.name), 1);
-        quantize(source, &path, (quant, self.imatrix), self.release.run.threads)?;
+        let imatrix = self.imatrix.as_ref().map(|(imatrix, _)| *imatrix);
+        quantize(source, &path, (quant, imatrix), self.release.run.threads)?;
         interrupt::check()?;
         Ok(path)
     }

@@ -1,16 +1,14 @@
-//! A copy of a model with its matrices in a wider type.
+//! A copy of a model with some of its tensors in another type.
 
 use std::path::Path;
 
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
 use rosi_gguf::quant;
 
-/// Writes `model` to `out` with all matrices in `ggml_type`.
-pub fn converted(model: &Path, out: &Path, ggml_type: GgmlType) {
-    let gguf = Gguf::open(model).unwrap();
-    let changes = |t: &TensorInfo| t.n_dims > 1 && t.ggml_type != ggml_type;
+/// Writes `gguf` to `out` with the tensors that `changes` picks in `ggml_type`.
+pub fn retyped(gguf: &Gguf, out: &Path, ggml_type: GgmlType, changes: &dyn Fn(&TensorInfo) -> bool) {
     let types = gguf.tensors.iter().filter(|t| changes(t)).map(|t| (t.name.clone(), ggml_type)).collect();
-    let rewrite = Rewrite { types, ..Rewrite::copy(&gguf) };
+    let rewrite = Rewrite { types, ..Rewrite::copy(gguf) };
     let mut replace = |tensor: &TensorInfo| {
         if !changes(tensor) {
             return Ok(None);
@@ -24,4 +22,11 @@ pub fn converted(model: &Path, out: &Path, ggml_type: GgmlType) {
         Ok(Some(bytes))
     };
     rewrite.write_to(&mut std::fs::File::create(out).unwrap(), &mut replace, &mut |_, _| Ok(())).unwrap();
+}
+
+/// Writes `model` to `out` with all matrices in `ggml_type`.
+#[allow(dead_code)] // not every test that includes this needs it
+pub fn converted(model: &Path, out: &Path, ggml_type: GgmlType) {
+    let changes = |t: &TensorInfo| t.n_dims > 1 && t.ggml_type != ggml_type;
+    retyped(&Gguf::open(model).unwrap(), out, ggml_type, &changes);
 }

@@ -1,0 +1,38 @@
+//! The program, run as users run it.
+
+#![allow(dead_code)] // each test that includes this needs a part of it
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The path that `scripts/test` set `name` to.
+pub fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs what must end with this code, and returns what it says.
+pub fn ended(args: &[&str], code: i32) -> Output {
+    let output = command(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
+    output
+}
+
+/// Runs what must end well, and reads its JSON.
+pub fn json(args: &[&str]) -> serde_json::Value {
+    serde_json::from_slice(&ended(args, 0).stdout).unwrap()
+}
