@@ -267,8 +267,9 @@ vulkan_headers_version() {
 # The headers of Debian 13 are unpacked, not installed: nothing else of the system changes.
 use_newer_vulkan_headers() {
   local dir="$CACHE/vulkan-headers" temp deb
-  have dpkg-deb && have apt-get ||
+  if ! have dpkg-deb || ! have apt-get; then
     die "Vulkan headers $VULKAN_HEADERS_WANTED or newer are needed (https://vulkan.lunarg.com), these are $(vulkan_headers_version /usr/include)"
+  fi
   if [ ! -d "$dir" ]; then
     say "Vulkan headers older than $VULKAN_HEADERS_WANTED: taking those of Debian 13"
     mkdir -p "$CACHE"
@@ -288,11 +289,13 @@ use_newer_vulkan_headers() {
 debian_packages() {
   local suite="$1" folder="$2" mirror
   shift 2
+  # shellcheck disable=SC2016 # $(SITE) is apt-get's own
   mirror="$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | grep -v security | grep '/debian$' | head -n 1)"
   [ -n "$mirror" ] || mirror=http://deb.debian.org/debian
+  any_exists /usr/share/keyrings/debian-archive-keyring.gpg || ! can_apt || apt_install debian-archive-keyring
   mkdir -p "$folder/lists/partial"
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite" >"$folder/sources.list"
-  local options=(-o "Dir::Etc::SourceList=$folder/sources.list" -o "Dir::Etc::SourceParts=/dev/null"
+  local options=(-o APT::Sandbox::User=root -o "Dir::Etc::SourceList=$folder/sources.list" -o "Dir::Etc::SourceParts=/dev/null"
     -o "Dir::State::Lists=$folder/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
   apt-get "${options[@]}" update -qq >&2 || die "the package list of Debian's $suite could not be read"
   (cd "$folder" && apt-get "${options[@]}" download -qq "$@" >&2) || die "could not be downloaded: $*"
