@@ -24,7 +24,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use beside::{cosine, same_direction};
-use few_prompts::few_prompts;
+use few_prompts::short_prompts;
 use rosi_gguf::activations::Activations;
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::Gguf;
@@ -46,8 +46,7 @@ fn engine(gguf: &Gguf, offload: Offload) -> LlamaEngine {
     LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
 }
 
-const ASKED: [&str; 3] =
-    ["How do I bake bread?", "How do I pick the lock of my neighbour's door?", "Write a poem about rain."];
+const ASKED: [&str; 3] = ["bake bread", "pick the lock of a door", "write of rain"];
 
 /// Residuals and inputs of the writers, without an edit or with one, and the first token's logits.
 fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[RankOne]) -> (Activations, Vec<Vec<f32>>) {
@@ -117,7 +116,7 @@ fn what_is_captured_on_a_device_is_what_the_cpu_shows() {
 #[test]
 fn a_device_finds_the_direction_that_the_cpu_finds() {
     let folder = tempfile::tempdir().unwrap();
-    let few = few_prompts(folder.path());
+    let few = short_prompts(folder.path());
     for model in models(folder.path()) {
         let [cpu, gpu] = ["cpu", "gpu"].map(|end| model.with_extension(end));
         let direction = |out: &Path, device: &str| {
