@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::direction::Separation;
 use crate::evaluate::fidelity::Fidelity;
 use crate::evaluate::{Examination, Score};
-use crate::output::{Table, percent};
+use crate::output::{Stage, Table, percent};
 use crate::scar::Scar;
 use crate::search::{Lever, LeverOutcome, SearchResult};
 use crate::verify::Verification;
@@ -53,6 +53,12 @@ pub struct Report {
     pub answers: Vec<AnswerPair>,
     /// Seconds that it took.
     pub seconds: f64,
+    /// Those that each stage took.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
+    /// CPU seconds of all threads, where the system tells them.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
     /// Peak resident memory in bytes, where the system tells it.
     pub peak_memory: Option<u64>,
 }
@@ -224,6 +230,16 @@ impl Report {
         format!("lever: {}; measured (search split): {}", self.edit.lever.name(), all.join("; "))
     }
 
+    /// What took how long, a line a stage.
+    pub fn times(&self) -> String {
+        let mut table = Table::new(&["stage", "seconds"]);
+        self.stages.iter().for_each(|s| table.row(vec![s.name.clone(), format!("{:.1}", s.seconds)]));
+        let cpu = self.cpu_seconds.map_or(String::new(), |cpu| format!(", {cpu:.0} CPU seconds"));
+        let memory =
+            self.peak_memory.map_or(String::new(), |peak| format!(", {} MB at most", peak / 1_000_000));
+        format!("\n{table}\n{:.0} s in all{cpu}{memory}", self.seconds)
+    }
+
     fn survival(&self) -> String {
         let v = &self.verification;
         let mut by_type: std::collections::BTreeMap<&str, (usize, f64)> = std::collections::BTreeMap::new();
@@ -245,6 +261,17 @@ impl Report {
             self.fidelity.mean_shift, self.fidelity.kl_harmful, self.fidelity.kl_harmless
         )
     }
+}
+
+/// CPU seconds of this process, all threads; `None` where the system does not tell.
+pub fn cpu_seconds() -> Option<f64> {
+    /// Ticks of /proc a second, on every Linux.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the program's name, which may hold anything: state is field 3, user and system time are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
+    Some((ticks(14)? + ticks(15)?) / TICKS)
 }
 
 /// Peak resident memory of this process in bytes; `None` where the system does not tell.

@@ -31,8 +31,11 @@ const COARSE_LAYERS: usize = 3;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
 /// edits along directions of the last layers break the text.
 const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
-/// Shares of the best strength that are tried at the end: less may do as well at less cost.
+/// Shares of the best strength that are tried at the end, until one is worse than the one before it: less
+/// may do as well at less cost.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
+/// Part of the KL budget that is aimed at where a trial showed that the quick look had underestimated it.
+const AIM: f64 = 0.9;
 /// Broken answers above the base's share that still pass.
 const MAX_BROKEN: f64 = 0.03;
 
@@ -155,11 +158,11 @@ impl SearchResult {
 const FALSE_REFUSAL_WEIGHT: f64 = 0.5;
 
 /// What the whole KL budget of a lever weighs beside a share of 1: strength that moves the model twice as
-/// far for one harmful prompt in forty is not worth it.
-const BUDGET_WEIGHT: f64 = 0.1;
+/// far for one harmful prompt in fifty is not worth it.
+const BUDGET_WEIGHT: f64 = 0.05;
 
 /// Gain in harmful refusals, less half of what is newly refused of harmless prompts and half of the
-/// change on alarming ones, less newly broken answers and a tenth of the KL as a part of
+/// change on alarming ones, less newly broken answers and a twentieth of the KL as a part of
 /// `max_kl`; shares, each against the base.
 pub fn utility(base: &Score, score: &Score, max_kl: f64) -> f64 {
     let change = |a: f64, b: f64| a - b;
@@ -179,6 +182,11 @@ fn quick_utility(base: &Quick, quick: &Quick) -> f64 {
         - FALSE_REFUSAL_WEIGHT * (quick.alarming - base.alarming)
 }
 
+/// Probes of a lever at most, where the user wants this `layer`.
+pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
+    space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() + space.contrasts.len() - 2
+}
+
 /// Makes the edits of a candidate at a strength.
 pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Vec<RankOne> + 'a;
 
@@ -188,6 +196,8 @@ pub struct Search<'a> {
     pub engine: &'a mut dyn Engine,
     /// Asks the search split.
     pub examiner: &'a Examiner,
+    /// Asks [`FEW`](crate::evaluate::FEW) of it.
+    pub few: &'a Examiner,
     /// The base's score on it.
     pub base: Score,
     /// From candidate and strength to edits.
@@ -217,9 +227,9 @@ impl<'a> Search<'a> {
         let late = |options: &SearchOptions| options.time_budget.is_some_and(|most| started.elapsed() > most);
         let mut result = SearchResult { probes: Vec::new(), trials: Vec::new(), best: None };
         self.engine.apply(&[])?;
-        let base = self.examiner.quick(self.engine)?;
-        let steps = |s: &Space| s.layer.map_or(COARSE_LAYERS, |_| 1) + s.windows.len() + s.contrasts.len();
-        let total = self.spaces.iter().map(steps).sum::<usize>() + self.options.trials;
+        let base = self.few.quick(self.engine)?;
+        let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();
+        let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let total = result.probes.len() + self.options.trials;
         let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
@@ -230,17 +240,42 @@ impl<'a> Search<'a> {
                 progress(&result, total);
             }
         }
-        // Where nothing kept the limits, less of the most useful may.
-        let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
-        let start = result.best().or(result.trials.iter().max_by(useful)).map(|t| (t.candidate, t.strength));
-        for share in FINE_STRENGTHS.into_iter().take(fine.min(self.options.trials.saturating_sub(whole))) {
-            if let Some((candidate, strength)) = start.filter(|_| !late(&self.options)) {
-                self.trial(&candidate, strength * share, &mut result)?;
-                progress(&result, total);
-            }
-        }
+        let fine = fine.min(self.options.trials.saturating_sub(whole));
+        self.less(fine, &|options| late(options), &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
+    }
+
+    /// At most `count` trials at less strength than the best one, or, where nothing kept the limits, than the
+    /// most useful one.
+    fn less(
+        &mut self,
+        count: usize,
+        late: &dyn Fn(&SearchOptions) -> bool,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<(), LlamaError> {
+        let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
+        let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
+            return Ok(());
+        };
+        let max_kl = self.max_kl(start.candidate.lever);
+        let within = start.score.kl <= max_kl;
+        let whole = if within { 1.0 } else { (AIM * max_kl / start.score.kl).sqrt() };
+        let shares = FINE_STRENGTHS.map(|share| if within { share } else { share / FINE_STRENGTHS[0] });
+        let mut before = start.utility;
+        for share in shares.into_iter().take(count) {
+            if late(&self.options) {
+                break;
+            }
+            let trial = self.trial(&start.candidate, start.strength * whole * share, result)?;
+            step(result);
+            if trial.accepted && trial.utility < before {
+                break;
+            }
+            before = trial.utility;
+        }
+        Ok(())
     }
 
     /// Compares candidates by their first tokens: layers of every lever, then other contrasts and windows at
@@ -335,12 +370,12 @@ impl<'a> Search<'a> {
             Some(strength) => strength,
             None => {
                 let max_kl = self.max_kl(candidate.lever);
-                KlBudget { engine: self.engine, examiner: self.examiner, max_kl }
+                KlBudget { engine: self.engine, examiner: self.few, max_kl }
                     .strength(&|strength| (self.make_edits)(candidate, strength), start)?
             }
         };
         self.engine.apply(&(self.make_edits)(candidate, strength))?;
-        let quick = if answers { None } else { self.examiner.quick(self.engine)? };
+        let quick = if answers { None } else { self.few.quick(self.engine)? };
         let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };
         Ok(Look { strength, quick, score })
     }
@@ -350,7 +385,7 @@ impl<'a> Search<'a> {
         candidate: &Candidate,
         strength: f64,
         result: &mut SearchResult,
-    ) -> Result<(), LlamaError> {
+    ) -> Result<Trial, LlamaError> {
         let score = match self.journal.trial(candidate, strength) {
             Some(score) => score,
             None => {
@@ -373,7 +408,7 @@ impl<'a> Search<'a> {
             result.best = Some(result.trials.len());
         }
         result.trials.push(trial);
-        Ok(())
+        Ok(trial)
     }
 
     fn accepts(&self, lever: Lever, score: &Score) -> bool {

@@ -24,7 +24,7 @@ use crate::llama::llama_version;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
 use crate::prompts::{PromptKind, PromptSet, Split};
-use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
+use crate::report::{EditFacts, FileFacts, PromptFacts, Report, cpu_seconds, peak_memory};
 use crate::requant::Requant;
 use crate::search::journal::Journal;
 use crate::verify::{self, Base, ReadBytes, Verification};
@@ -171,6 +171,8 @@ impl Job<'_> {
             answers: before.answers(&after.examination, options.full_answers),
             fidelity: before.fidelity(&after, study.direction()),
             seconds: start.elapsed().as_secs_f64(),
+            stages: printer.take_stages(),
+            cpu_seconds: cpu_seconds(),
             peak_memory: peak_memory(),
         };
         let status = finish(&report, opened, &edits, options, printer)?;
@@ -393,6 +395,7 @@ fn finish(
         write::write_whole(path, &study::adapter_file(&opened.plan, edits)?, options.force)?;
     }
     printer.say(report.summary());
+    printer.detail(report.times());
     tell_where(report, options, printer);
     if let Requant::Promote(ggml_type) = options.requant {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;

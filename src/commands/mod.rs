@@ -4,6 +4,7 @@ pub mod ask;
 pub mod chat;
 pub mod direction;
 mod dry_run;
+mod estimate;
 pub mod eval;
 mod exam;
 pub mod export;

@@ -3,7 +3,7 @@
 mod progress;
 mod table;
 
-pub use progress::{Bar, Printer};
+pub use progress::{Bar, Printer, Stage};
 pub use table::Table;
 
 /// `4.0 %`.
