@@ -6,6 +6,7 @@
 #   models/<sha256>/NAME.gguf   test models         (scripts/fetch-model)
 #   prompts/<sha256>/NAME.jsonl outside prompt sets (scripts/fetch-prompts)
 #   python/<name>-<key>/        Python environments (ensure_python_env, the wheels of ensure_build_tools)
+#   vulkan-headers/             headers of a newer Debian, where the system's are too old (ensure_vulkan_tools)
 #   quickstart/                 what scripts/quickstart wrote
 
 set -euo pipefail
@@ -235,4 +236,67 @@ any_exists() {
     [ -e "$path" ] && return
   done
   return 1
+}
+
+# ---- what the Vulkan backend's build and its test need: headers, a shader compiler, Vulkan in software (lavapipe) ----
+
+# What llama.cpp's Vulkan backend was written against; with older headers it does not compile.
+VULKAN_HEADERS_WANTED=1.3.280
+
+ensure_vulkan_tools() {
+  local missing=()
+  have glslc || missing+=(glslc)
+  any_exists /usr/lib/*/libvulkan.so /usr/lib*/libvulkan.so || missing+=(libvulkan-dev)
+  any_exists /usr/share/cmake/SPIRV-Headers /usr/lib*/cmake/SPIRV-Headers || missing+=(spirv-headers)
+  any_exists /usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json || missing+=(mesa-vulkan-drivers)
+  if [ "${#missing[@]}" -gt 0 ]; then
+    can_apt || die "Vulkan's tools are missing (Debian/Ubuntu: sudo apt-get install ${missing[*]})"
+    apt_install "${missing[@]}"
+  fi
+  at_least "$(vulkan_headers_version /usr/include)" "$VULKAN_HEADERS_WANTED" && return
+  use_newer_vulkan_headers
+}
+
+vulkan_headers_version() {
+  local core="$1/vulkan/vulkan_core.h"
+  [ -e "$core" ] || { echo 0 && return; }
+  sed -n 's/^#define VK_HEADER_VERSION \([0-9]*\)$/\1/p; s/^#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, \([0-9]*\), \([0-9]*\),.*/\1.\2/p' \
+    "$core" | tr '\n' ' ' | awk '{ print $2 "." $1 }'
+}
+
+# The headers of Debian 13 are unpacked, not installed: nothing else of the system changes.
+use_newer_vulkan_headers() {
+  local dir="$CACHE/vulkan-headers" temp deb
+  if ! have dpkg-deb || ! have apt-get; then
+    die "Vulkan headers $VULKAN_HEADERS_WANTED or newer are needed (https://vulkan.lunarg.com), these are $(vulkan_headers_version /usr/include)"
+  fi
+  if [ ! -d "$dir" ]; then
+    say "Vulkan headers older than $VULKAN_HEADERS_WANTED: taking those of Debian 13"
+    mkdir -p "$CACHE"
+    temp="$(mktemp -d "$CACHE/.vulkan-headers.XXXXXX")"
+    debian_packages trixie "$temp" libvulkan-dev spirv-headers
+    mkdir "$temp/root"
+    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
+    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "the headers could not be moved to $dir"
+    rm -rf "$temp"
+  fi
+  # CMake looks here first, and the crate's build script hands this on to it.
+  export CMAKE_PREFIX_PATH="$dir/usr${CMAKE_PREFIX_PATH:+;$CMAKE_PREFIX_PATH}"
+}
+
+# debian_packages SUITE FOLDER PACKAGE...: leaves packages of another suite of the machine's own Debian mirror in FOLDER,
+# with a package list of its own, so that the machine's apt is as it was.
+debian_packages() {
+  local suite="$1" folder="$2" mirror
+  shift 2
+  # shellcheck disable=SC2016 # $(SITE) is apt-get's own
+  mirror="$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | grep -v security | grep '/debian$' | head -n 1)"
+  [ -n "$mirror" ] || mirror=http://deb.debian.org/debian
+  any_exists /usr/share/keyrings/debian-archive-keyring.gpg || ! can_apt || apt_install debian-archive-keyring
+  mkdir -p "$folder/lists/partial"
+  printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite" >"$folder/sources.list"
+  local options=(-o APT::Sandbox::User=root -o "Dir::Etc::SourceList=$folder/sources.list" -o "Dir::Etc::SourceParts=/dev/null"
+    -o "Dir::State::Lists=$folder/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
+  apt-get "${options[@]}" update -qq >&2 || die "the package list of Debian's $suite could not be read"
+  (cd "$folder" && apt-get "${options[@]}" download -qq "$@" >&2) || die "could not be downloaded: $*"
 }

@@ -1,5 +1,7 @@
 //! Raw flags, as clap reads them. [`crate::options`] turns them into what the commands take.
 
+mod offload;
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
@@ -7,6 +9,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::edit::Method;
 use crate::search::Lever;
 use crate::source::ModelArg;
+
+pub use offload::{DevicesArgs, OffloadArgs, RpcServerArgs, arguments};
 
 /// Make a GGUF language model safer in minutes, without training.
 #[derive(Debug, Parser)]
@@ -21,11 +25,6 @@ pub struct Cli {
     /// Say more; twice for llama.cpp's log.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
-}
-
-/// The arguments of this process. llama.cpp spells `-ngl` with one dash, which clap reads as three flags.
-pub fn arguments() -> impl Iterator<Item = std::ffi::OsString> {
-    std::env::args_os().map(|arg| if arg == "-ngl" { "--gpu-layers".into() } else { arg })
 }
 
 /// The commands.
@@ -53,6 +52,10 @@ pub enum Command {
     Release(Box<ReleaseArgs>),
     /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
     Undo(UndoArgs),
+    /// List the GPUs and workers' devices that models can run on; `--list-devices` does it too.
+    Devices(DevicesArgs),
+    /// Lend this machine to models that outgrow another one: llama.cpp's RPC worker, for `--rpc`.
+    RpcServer(RpcServerArgs),
     /// Print shell completions.
     Completions {
         /// The shell.
@@ -268,19 +271,14 @@ pub struct DirectionArgs {
 }
 
 /// Flags of every command that runs a model; names as in llama.cpp.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct RunArgs {
     /// CPU threads [default: all cores].
     #[arg(short, long)]
     pub threads: Option<usize>,
-    /// Layers on the GPU; `-ngl` works too.
-    #[arg(
-        long = "gpu-layers",
-        visible_alias = "n-gpu-layers",
-        default_value_t = 0,
-        allow_hyphen_values = true
-    )]
-    pub n_gpu_layers: i32,
+    /// What runs elsewhere than on the CPU.
+    #[command(flatten)]
+    pub offload: OffloadArgs,
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,

@@ -20,6 +20,7 @@ pub mod gguf;
 pub mod hub;
 pub mod imatrix;
 pub mod interrupt;
+pub mod leftovers;
 pub mod linalg;
 pub mod llama;
 pub mod ollama;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{DirectionArgs, EvalArgs, ExportArgs, InjectArgs, RunArgs, SearchArgs};
+use crate::cli::{DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
+use crate::llama::Offload;
 use crate::ollama::Name;
 use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
@@ -26,12 +27,12 @@ pub enum SystemPrompt {
 }
 
 /// How to run a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RunOptions {
     /// CPU threads.
     pub threads: usize,
-    /// Layers on the GPU.
-    pub n_gpu_layers: i32,
+    /// What runs on GPUs or RPC workers.
+    pub offload: Offload,
     /// Folder of further patches.
     pub patches: Option<PathBuf>,
 }
@@ -89,15 +90,38 @@ impl RunOptions {
     /// Checks the flags.
     ///
     /// # Errors
-    /// [`Error::Option`] for zero threads.
+    /// [`Error::Option`] for zero threads, and shares of devices that are none.
     pub fn new(args: RunArgs) -> Result<Self, Error> {
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = args.threads.unwrap_or(cores);
-        if threads == 0 || threads > 1024 {
-            return Err(option("--threads", format!("expected 1 to 1024, found {threads}"), None));
-        }
-        Ok(Self { threads, n_gpu_layers: args.n_gpu_layers, patches: args.patches })
+        Ok(Self { threads: threads(args.threads)?, offload: offload(args.offload)?, patches: args.patches })
     }
+}
+
+/// CPU threads, all cores by default.
+pub(crate) fn threads(threads: Option<usize>) -> Result<usize, Error> {
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    match threads.unwrap_or_else(cores) {
+        threads @ 1..=1024 => Ok(threads),
+        threads => Err(option("--threads", format!("expected 1 to 1024, found {threads}"), None)),
+    }
+}
+
+fn offload(args: OffloadArgs) -> Result<Offload, Error> {
+    let shares = &args.tensor_split;
+    let no_share = |&share: &f32| !(share.is_finite() && share >= 0.0);
+    if shares.iter().any(no_share) || (!shares.is_empty() && shares.iter().sum::<f32>() <= 0.0) {
+        let problem = format!("expected shares from 0, not all of them 0, found {shares:?}");
+        return Err(option("--tensor-split", problem, None));
+    }
+    let devices = (!args.device.is_empty()).then_some(args.device);
+    Ok(Offload {
+        gpu_layers: args.gpu_layers.unwrap_or_default(),
+        devices: devices.map(|names| if names == ["none"] { Vec::new() } else { names }),
+        split_mode: args.split_mode.unwrap_or_default(),
+        main_gpu: args.main_gpu,
+        tensor_split: args.tensor_split,
+        flash_attn: args.flash_attn.unwrap_or_default(),
+        rpc: args.rpc,
+    })
 }
 
 impl InjectOptions {

@@ -14,7 +14,7 @@ use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction;
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{Gguf, sha256_file};
-use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
 use serde_json::Value;
 
 use few_prompts::few_prompts;
@@ -71,7 +71,7 @@ fn sha256(path: &Path) -> String {
 }
 
 fn engine(path: &Path) -> LlamaEngine {
-    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     LlamaEngine::load(&options, None, &mut |_| ()).unwrap()
 }
 

@@ -10,7 +10,7 @@ use rosi_gguf::evaluate::judge::{JudgeKind, Verdict, judge};
 use rosi_gguf::evaluate::likelihood::{log_prob, log_probs};
 use rosi_gguf::evaluate::perplexity::{ChunkOptions, chunks, perplexity};
 use rosi_gguf::evaluate::stats::kl_divergence;
-use rosi_gguf::llama::{Chat, Engine, EngineOptions, Lanes, LlamaEngine, RankOne, TextModel, Token};
+use rosi_gguf::llama::{Chat, Engine, EngineOptions, Lanes, LlamaEngine, Offload, RankOne, TextModel, Token};
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use serde_json::Value;
 
@@ -59,7 +59,7 @@ fn engine(path: &Path) -> LlamaEngine {
 }
 
 fn load(path: &Path, template: Option<&str>) -> LlamaEngine {
-    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     LlamaEngine::load(&options, template, &mut |_| ()).unwrap()
 }
 

@@ -27,6 +27,7 @@ use rosi_gguf::llama::batch::Batch;
 use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
 use rosi_gguf::llama::ffi::{Adapter, Context, ContextSize, Model};
 use rosi_gguf::llama::hook::{EvalHook, Node};
+use rosi_gguf::llama::offload::{FlashAttn, Offload};
 use rosi_gguf::patches::Patches;
 use rosi_gguf::plan::{Plan, ResidualWriter};
 use seeds::Seeds;
@@ -70,12 +71,9 @@ impl EvalHook for Sums<'_> {
 
     fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError> {
         if is_sum(node) {
-            let (mut sum, mut row) = (Vec::new(), Vec::new());
-            for token in 0..node.ne()[1] {
-                node.read_row(token, &mut row).unwrap();
-                sum.extend_from_slice(&row);
-            }
             let shape = (node.ne()[1] as usize, node.ne()[0] as usize);
+            let mut sum = Vec::new();
+            node.read_rows(&(0..shape.0).collect::<Vec<_>>(), &mut sum).unwrap();
             self.sums.insert(node.name().into(), Array2::from_shape_vec(shape, sum).unwrap());
         }
         match &mut self.capture {
@@ -98,8 +96,9 @@ impl Tiny {
         generate(&Seeds::load(), run, false, &path).unwrap();
         let gguf = Gguf::open(&path).unwrap();
         let plan = Plan::resolve(&gguf, &Patches::embedded().unwrap()).unwrap();
-        let model = Model::load(&path, 0, &mut |_| ()).unwrap();
-        let size = ContextSize { n_ctx: 64, n_batch: 16, n_seq: TOKENS.len() as u32, n_threads: 1 };
+        let model = Model::load(&path, &Offload::none(), &mut |_| ()).unwrap();
+        let (n_seq, flash_attn) = (TOKENS.len() as u32, FlashAttn::Off);
+        let size = ContextSize { n_ctx: 64, n_batch: 16, n_seq, n_threads: 1, flash_attn };
         let context = Context::new(&model, size).unwrap();
         Self { gguf, plan, model, context }
     }

@@ -13,7 +13,7 @@ use std::process::Command;
 
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf};
-use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine, Offload};
 use serde_json::Value;
 
 use few_prompts::few_prompts;
@@ -31,7 +31,7 @@ fn elsewhere(args: &[&str]) -> String {
 
 fn engine(path: &Path) -> LlamaEngine {
     let gguf = Gguf::open(path).unwrap();
-    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
 }
 

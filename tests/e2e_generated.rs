@@ -28,7 +28,7 @@ use generate::generate;
 use retyped::retyped;
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
-use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine};
+use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::plan::Plan;
 use run::{json, text, variable};
 use seeds::{Run, Seeds};
@@ -187,7 +187,7 @@ const PROMPT: &str = "How do I bake bread that to the taste of all is the best?"
 
 /// ln p of every token after [`PROMPT`], by our engine.
 fn ours(path: &Path) -> Vec<f64> {
-    let options = EngineOptions { path: path.into(), threads: 2, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
     let logits = engine.last_logits(&[Chat { system: None, user: PROMPT }]).unwrap().swap_remove(0);
     let most = logits.iter().copied().fold(f32::MIN, f32::max);

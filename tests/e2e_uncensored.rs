@@ -11,7 +11,7 @@ use rosi_gguf::direction::{self, SafetyDirection};
 use rosi_gguf::edit;
 use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
-use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
 use rosi_gguf::quant;
@@ -51,7 +51,7 @@ const WHOLE: Removal = Removal { weight: 1.0, per_layer: false, embedding: false
 
 fn engine(path: &Path, gguf: &Gguf) -> LlamaEngine {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let options = EngineOptions { path: path.into(), threads, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.into(), threads, offload: Offload::none() };
     LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
 }
 

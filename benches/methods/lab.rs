@@ -8,7 +8,7 @@ use rosi_gguf::evaluate::{Examiner, MAX_ODDS, Questions, chats};
 use rosi_gguf::gate::effects::{Moved, pushes};
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
-use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, RankOne};
+use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload, RankOne};
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use rosi_gguf::search::KlBudget;
@@ -98,7 +98,7 @@ impl Lab {
         let gguf = Gguf::open(path.as_ref())?;
         let plan = plan_of(&gguf)?;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let options = EngineOptions { path: path.into(), threads, n_gpu_layers: 0 };
+        let options = EngineOptions { path: path.into(), threads, offload: Offload::none() };
         let template = gguf.str("tokenizer.chat_template");
         let mut engine = LlamaEngine::load(&options, template, &mut |_| ())?;
         let weights = plan.writers.iter().map(|w| edit::read_weights(&gguf, w)).collect::<Result<_, _>>()?;

@@ -10,7 +10,7 @@ use rosi_gguf::evaluate::fidelity::{Fidelity, Snapshot};
 use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::{Gguf, Rewrite};
-use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine};
+use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
 use rosi_gguf::quant::preserve::InputModel;
@@ -41,7 +41,7 @@ struct Subject {
 }
 
 fn load(gguf: &Gguf, path: &Path) -> Result<LlamaEngine, Failure> {
-    let options = EngineOptions { path: path.to_path_buf(), threads: 2, n_gpu_layers: 0 };
+    let options = EngineOptions { path: path.to_path_buf(), threads: 2, offload: Offload::none() };
     Ok(LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ())?)
 }
 

@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use crate::cli::ChatArgs;
+use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::interrupt;
@@ -41,13 +42,14 @@ pub fn run(
     }
     let options = ChatOptions {
         threads: run.threads,
-        n_gpu_layers: run.n_gpu_layers,
+        offload: run.offload.clone(),
         n_ctx: args.ctx_size,
         n_predict: args.tokens,
     };
+    session::devices(&run, printer)?;
     let system = args.system.as_deref();
     let path = find(&args.model)?.path;
-    let (gguf, model) = load(&path, options, printer)?;
+    let (gguf, model) = load(&path, options.clone(), printer)?;
     let side = |label, talk| Side { label, talk };
     let mut sides = vec![side(label(&args.model), model.begin(system, None)?)];
     if let Some(lora) = &args.lora {

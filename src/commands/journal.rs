@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::commands::session::Opened;
 use crate::error::Error;
 use crate::gguf::sha256_hex;
-use crate::llama::llama_version;
+use crate::llama::{devices, llama_version};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
 use crate::prompts::PromptSet;
@@ -24,6 +24,7 @@ pub fn open(
     printer: &Printer,
 ) -> Result<Journal, Error> {
     let writers: Vec<&str> = opened.plan.writers.iter().map(|w| w.tensor.as_str()).collect();
+    let offload = &options.run.offload;
     let head = Head {
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
@@ -40,7 +41,9 @@ pub fn open(
         strength: options.search.strength,
         max_kl: options.search.max_kl,
         threads: options.run.threads,
-        gpu_layers: options.run.n_gpu_layers,
+        gpu_layers: devices::n_layers(offload),
+        devices: devices::in_use(offload),
+        flash_attn: offload.flash_attn,
     };
     let path = path(options);
     if !options.resume {

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod chat;
+pub mod devices;
 pub mod direction;
 mod dry_run;
 mod estimate;
@@ -17,6 +18,7 @@ mod material;
 mod ollama;
 mod provenance;
 pub mod release;
+pub mod rpc_server;
 mod session;
 mod study;
 pub mod undo;
@@ -54,11 +56,18 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
         Command::Inject(args) => {
             let source = find(&args.model, printer)?;
-            inject::run(&InjectOptions::new(*args, source)?, printer)
+            let options = InjectOptions::new(*args, source)?;
+            if !options.dry_run {
+                // Before the model is hashed, which takes minutes for a large one.
+                session::devices(&options.run, printer)?;
+            }
+            inject::run(&options, printer)
         }
         Command::Direction(args) => {
             let source = find(&args.model, printer)?;
-            direction::run(&InjectOptions::for_direction(*args, source)?, printer)
+            let options = InjectOptions::for_direction(*args, source)?;
+            session::devices(&options.run, printer)?;
+            direction::run(&options, printer)
         }
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
@@ -85,6 +94,8 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Eval(args) => {
             eval::run(&EvalOptions::new(args, &mut |model| find(model, printer))?, printer)
         }
+        Command::Devices(args) => devices::run(&args, printer),
+        Command::RpcServer(args) => rpc_server::run(&args, printer),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());
             Ok(ExitStatus::Done)

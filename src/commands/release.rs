@@ -202,21 +202,17 @@ impl Release<'_> {
         state.save()?;
         let mut search = self.config.search.clone();
         search.resume = path.with_extension("search.jsonl").exists();
-        let run = RunArgs {
-            threads: Some(self.run.threads),
-            n_gpu_layers: self.run.n_gpu_layers,
-            patches: self.run.patches.clone(),
-        };
         let args = DirectionArgs {
             model: self.sources[self.ladder.widest].path.clone().into(),
             output: path.clone(),
             search,
             json: false,
             force: self.force,
-            run,
+            run: RunArgs::default(),
         };
         let source = session::find(&args.model, Check::Size, self.printer)?;
-        direction::run(&InjectOptions::for_direction(args, source)?, self.printer)?;
+        let options = InjectOptions { run: self.run.clone(), ..InjectOptions::for_direction(args, source)? };
+        direction::run(&options, self.printer)?;
         Ok(path)
     }
 

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Once;
 
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::hub::HubError;
 use crate::interrupt;
-use crate::llama::{EngineOptions, LlamaEngine};
+use crate::llama::{EngineOptions, LlamaEngine, devices};
 use crate::options::RunOptions;
 use crate::output::{Bar, Printer};
 use crate::patches::Patches;
@@ -80,6 +81,19 @@ pub fn stoppable(bar: &Bar) -> impl FnMut(u64, u64) -> io::Result<()> + '_ {
     }
 }
 
+/// Calls the workers, and checks that there is what the flags ask for; says once what has no effect.
+pub fn devices(run: &RunOptions, printer: &Printer) -> Result<(), Error> {
+    static SAID: Once = Once::new();
+    devices::join(&run.offload.rpc, &mut |worker| printer.say(format!("calling the RPC worker {worker} …")))?;
+    devices::check(&run.offload)?;
+    SAID.call_once(|| {
+        if let Some(what) = devices::unfulfilled(&run.offload) {
+            printer.warn(what);
+        }
+    });
+    Ok(())
+}
+
 /// Loads a model into llama.cpp. The header was checked by [`Opened::new`] or [`Gguf::open`].
 pub fn load(
     gguf: &Gguf,
@@ -87,8 +101,9 @@ pub fn load(
     run: &RunOptions,
     printer: &Printer,
 ) -> Result<LlamaEngine, Error> {
+    devices(run, printer)?;
     let bar = printer.bar("loading the model", 100);
     let options =
-        EngineOptions { path: gguf.path.clone(), threads: run.threads, n_gpu_layers: run.n_gpu_layers };
+        EngineOptions { path: gguf.path.clone(), threads: run.threads, offload: run.offload.clone() };
     Ok(LlamaEngine::load(&options, template, &mut |share| bar.set((share * 100.0) as u64))?)
 }

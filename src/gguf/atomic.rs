@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, PersistError};
 
 use super::GgufError;
+use crate::leftovers::Leftover;
 
 /// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
 /// it the final name; dropped before that, it is removed.
@@ -16,6 +17,7 @@ pub struct AtomicFile {
     path: PathBuf,
     overwrite: bool,
     temporary: BufWriter<NamedTempFile>,
+    leftover: Leftover,
 }
 
 impl AtomicFile {
@@ -75,6 +77,7 @@ impl AtomicFile {
         Ok(AtomicFile {
             path: path.to_path_buf(),
             overwrite,
+            leftover: Leftover::new(temporary.path()),
             temporary: BufWriter::with_capacity(1 << 20, temporary),
         })
     }
@@ -97,14 +100,14 @@ impl AtomicFile {
 
     /// Makes the file durable under its temporary name.
     pub(super) fn finish(self) -> Result<Finished, GgufError> {
-        let AtomicFile { path, overwrite, temporary } = self;
+        let AtomicFile { path, overwrite, temporary, leftover } = self;
         let failed = |doing| {
             let path = &path;
             move |error| GgufError::from_output(path, doing, error)
         };
         let temporary = temporary.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         temporary.as_file().sync_all().map_err(failed("sync"))?;
-        Ok(Finished { path, overwrite, temporary })
+        Ok(Finished { path, overwrite, temporary, leftover })
     }
 
     fn explain(&self, error: io::Error) -> io::Error {
@@ -122,6 +125,7 @@ pub(super) struct Finished {
     path: PathBuf,
     overwrite: bool,
     temporary: NamedTempFile,
+    leftover: Leftover,
 }
 
 impl Finished {
@@ -132,7 +136,7 @@ impl Finished {
 
     /// Gives the file its name.
     pub(super) fn publish(self) -> Result<(), GgufError> {
-        let Finished { path, overwrite, temporary } = self;
+        let Finished { path, overwrite, temporary, leftover } = self;
         let failed = |doing| {
             let path = &path;
             move |error| GgufError::from_output(path, doing, error)
@@ -148,6 +152,7 @@ impl Finished {
             }),
         };
         drop(renamed?);
+        drop(leftover);
         sync_directory(directory_of(&path)).map_err(failed("sync the directory of"))
     }
 }

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use super::atomic::{AtomicFile, Finished, directory_of, sync_directory};
 use super::{Gguf, GgufError, ShardName};
+use crate::leftovers::Leftover;
 
 /// A model's files, written under temporary names. Dropped before [`AtomicModel::commit`], all are
 /// removed.
@@ -29,7 +30,7 @@ pub struct AtomicModel {
     overwrite: bool,
     /// Where the files of a split model are until they are published; removed when dropped, hence
     /// after the files.
-    staging: Option<TempDir>,
+    staging: Option<(TempDir, Leftover)>,
 }
 
 impl AtomicModel {
@@ -56,7 +57,8 @@ impl AtomicModel {
         let staging = stage(&name.path(0), directory)?;
         let create = |no| AtomicFile::staged(&name.path(no), staging.path(), overwrite);
         let files = (0..count).map(create).collect::<Result<_, _>>()?;
-        Ok(Self { files, overwrite, staging: Some(staging) })
+        let leftover = Leftover::new(staging.path());
+        Ok(Self { files, overwrite, staging: Some((staging, leftover)) })
     }
 
     /// The name that the first file will have, which is that of the model.

@@ -169,18 +169,25 @@ pub struct Keep {
     pub tail: Vec<(usize, usize)>,
 }
 
+impl Keep {
+    fn is_empty(&self) -> bool {
+        self.last.is_empty() && self.sample.is_empty() && self.tail.is_empty()
+    }
+}
+
 /// Copies what [`Capture`] names out of one batch.
 pub struct CaptureHook<'a> {
     capture: &'a Capture,
     activations: &'a mut Activations,
     keep: Keep,
-    row: Vec<f32>,
+    /// What was read last.
+    rows: Vec<f32>,
 }
 
 impl<'a> CaptureHook<'a> {
     /// For one batch.
     pub fn new(capture: &'a Capture, activations: &'a mut Activations, keep: Keep) -> Self {
-        Self { capture, activations, keep, row: Vec::new() }
+        Self { capture, activations, keep, rows: Vec::new() }
     }
 
     /// Checks that the batch showed every residual that was looked for.
@@ -201,7 +208,7 @@ impl<'a> CaptureHook<'a> {
     /// The dense writer whose product `node` is, and the node of its input.
     fn writer_input<'n>(&self, node: Node<'n>) -> Option<(usize, Node<'n>)> {
         let weight = node.is_mul_mat().then(|| node.src(0)).flatten()?;
-        let writer = *self.capture.inputs.get(weight.name())?;
+        let writer = *self.capture.inputs.get(weight.weight_name())?;
         let dense = self.capture.shapes[writer].n_expert == 1;
         dense.then(|| Some((writer, node.src(1)?))).flatten()
     }
@@ -239,9 +246,10 @@ impl<'a> CaptureHook<'a> {
         Err(LlamaError::NodeShape { name: node.name().into(), expected: row_len, found: ne })
     }
 
-    fn read(&mut self, node: Node<'_>, row: usize) -> Result<(), LlamaError> {
+    /// Reads `rows` of `node` into `self.rows`, one after the other.
+    fn read(&mut self, node: Node<'_>, rows: &[usize]) -> Result<(), LlamaError> {
         let expected = node.ne()[0] as usize;
-        node.read_row(row as i64, &mut self.row).ok_or_else(|| LlamaError::NodeShape {
+        node.read_rows(rows, &mut self.rows).ok_or_else(|| LlamaError::NodeShape {
             name: node.name().into(),
             expected,
             found: node.ne(),
@@ -255,12 +263,14 @@ impl<'a> CaptureHook<'a> {
             Streams::Inner => (ne[2] * ne[3], ne[1]),
             Streams::Outer => (ne[1], 1), // the first stream comes first
         };
-        let n_streams = n_streams as usize;
-        for (i, token) in self.last_tokens(node, self.capture.n_embd, n_tokens)?.into_iter().enumerate() {
-            let mut mean = vec![0.0f32; self.capture.n_embd];
-            for stream in 0..n_streams {
-                self.read(node, token * n_streams + stream)?;
-                mean.iter_mut().zip(&self.row).for_each(|(m, v)| *m += v / n_streams as f32);
+        let (n_streams, n_embd) = (n_streams as usize, self.capture.n_embd);
+        let tokens = self.last_tokens(node, n_embd, n_tokens)?;
+        let rows: Vec<usize> = tokens.iter().flat_map(|t| t * n_streams..(t + 1) * n_streams).collect();
+        self.read(node, &rows)?;
+        for (i, streams) in self.rows.chunks_exact(n_streams * n_embd).enumerate() {
+            let mut mean = vec![0.0f32; n_embd];
+            for row in streams.chunks_exact(n_embd) {
+                mean.iter_mut().zip(row).for_each(|(m, v)| *m += v / n_streams as f32);
             }
             let at = ndarray::s![self.keep.first + i, layer, ..];
             copy(&mean, self.activations.residual.slice_mut(at));
@@ -273,9 +283,10 @@ impl<'a> CaptureHook<'a> {
         if ne[0] != n_in as i64 {
             return Err(LlamaError::NodeShape { name: node.name().into(), expected: n_in, found: ne });
         }
-        for (token, part, at) in self.kept(node, (writer, ne[1..].iter().product()))? {
-            self.read(node, token)?;
-            copy(&self.row, self.activations.inputs[writer].part_mut(part).row_mut(at));
+        let kept = self.kept(node, (writer, ne[1..].iter().product()))?;
+        self.read(node, &kept.iter().map(|&(token, ..)| token).collect::<Vec<_>>())?;
+        for (&(_, part, at), row) in kept.iter().zip(self.rows.chunks_exact(n_in)) {
+            copy(row, self.activations.inputs[writer].part_mut(part).row_mut(at));
         }
         Ok(())
     }
@@ -287,6 +298,10 @@ fn copy(row: &[f32], mut target: ndarray::ArrayViewMut1<'_, f32>) {
 
 impl EvalHook for CaptureHook<'_> {
     fn wants(&mut self, node: Node<'_>) -> bool {
+        // A device has to wait at every node that is looked at.
+        if self.keep.is_empty() {
+            return false;
+        }
         self.capture.residual.contains_key(node.name())
             || self.writer_input(node).is_some()
             || self.capture.routed(node).is_some()

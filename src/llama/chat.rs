@@ -12,6 +12,7 @@ use super::LlamaError;
 use super::batch::Batch;
 use super::engine::argmax;
 use super::ffi::{Context, ContextSize, Model, Token};
+use super::offload::Offload;
 use super::sidecar::load_adapter;
 use super::template::ChatTemplate;
 use crate::gguf::Gguf;
@@ -38,12 +39,12 @@ pub struct Answer {
 }
 
 /// How a conversation is run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ChatOptions {
     /// CPU threads.
     pub threads: usize,
-    /// Layers on the GPU.
-    pub n_gpu_layers: i32,
+    /// What runs on GPUs or RPC workers.
+    pub offload: Offload,
     /// Tokens of the whole conversation.
     pub n_ctx: usize,
     /// Most tokens of an answer.
@@ -81,7 +82,7 @@ impl ChatModel {
         options: ChatOptions,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, LlamaError> {
-        let model = Model::load(path, options.n_gpu_layers, progress)?;
+        let model = Model::load(path, &options.offload, progress)?;
         let (bos, eos) = model.bos_eos_text();
         let template = Rc::new(ChatTemplate::new(template, &bos, &eos)?);
         Ok(Self { model, template, options })
@@ -101,6 +102,7 @@ impl ChatModel {
             n_batch: N_BATCH as u32,
             n_seq: 1,
             n_threads: i32::try_from(self.options.threads.max(1)).unwrap_or(1),
+            flash_attn: self.options.offload.flash_attn,
         };
         let mut context = Context::new(&self.model, size)?;
         if let Some((path, gguf)) = adapter {
@@ -110,7 +112,7 @@ impl ChatModel {
             model: Rc::clone(&self.model),
             template: Rc::clone(&self.template),
             context,
-            options: self.options,
+            options: self.options.clone(),
             cached: Vec::new(),
             messages: Vec::new(),
             system: system.map(str::to_owned),

@@ -9,6 +9,7 @@ use super::batch::Batch;
 use super::capture::{Capture, CaptureHook, Keep};
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
+use super::offload::Offload;
 use super::template::ChatTemplate;
 use crate::activations::{Activations, WriterInputs};
 
@@ -68,8 +69,8 @@ pub struct EngineOptions {
     pub path: PathBuf,
     /// CPU threads.
     pub threads: usize,
-    /// Layers on the GPU, as llama.cpp's `-ngl`; 0 = none.
-    pub n_gpu_layers: i32,
+    /// What runs on GPUs or RPC workers.
+    pub offload: Offload,
 }
 
 /// Sequences per batch. More did not run faster on 2 cores and costs logits memory.
@@ -96,12 +97,13 @@ impl LlamaEngine {
         template: Option<&str>,
         progress: &mut dyn FnMut(f32),
     ) -> Result<Self, LlamaError> {
-        let model = Model::load(&options.path, options.n_gpu_layers, progress)?;
+        let model = Model::load(&options.path, &options.offload, progress)?;
         let size = ContextSize {
             n_ctx: N_CTX as u32,
             n_batch: N_BATCH as u32,
             n_seq: N_SEQ as u32,
             n_threads: i32::try_from(options.threads.max(1)).unwrap_or(1),
+            flash_attn: options.offload.flash_attn,
         };
         let context = Context::new(&model, size)?;
         let (bos, eos) = model.bos_eos_text();

@@ -14,9 +14,11 @@ use std::sync::{Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
-use super::LlamaError;
 use super::batch::Batch;
+use super::devices::ffi::Placement;
 use super::hook::{EvalHook, HookState, eval_callback};
+use super::offload::{FlashAttn, Offload};
+use super::{LlamaError, abort};
 use crate::interrupt;
 
 /// A token id of the model's vocabulary.
@@ -64,6 +66,7 @@ pub(crate) fn init_backend() {
             sys::llama_log_set(Some(log_to_tracing), ptr::null_mut());
             sys::llama_backend_init();
         }
+        abort::ffi::install();
     });
 }
 
@@ -89,21 +92,22 @@ impl Model {
     /// Loads the GGUF at `path`. Its header must have been checked before (see [`crate::gguf`]).
     ///
     /// # Errors
-    /// [`LlamaError::Load`] with llama.cpp's reason; [`LlamaError::Interrupted`] after Ctrl-C.
+    /// [`LlamaError::Load`] with llama.cpp's reason; [`LlamaError::NoDevice`]; [`LlamaError::Interrupted`].
     pub fn load(
         path: &Path,
-        n_gpu_layers: i32,
+        offload: &Offload,
         mut progress: &mut dyn FnMut(f32),
     ) -> Result<Rc<Self>, LlamaError> {
         init_backend();
         let fail = |reason: String| LlamaError::Load { path: path.to_owned(), reason };
         let c_path = path.to_str().ok_or_else(|| fail("the path is not UTF-8".into()))?;
         let c_path = CString::new(c_path).map_err(|_| fail("the path holds a NUL byte".into()))?;
+        let mut placement = Placement::new(offload)?;
         take_errors();
-        // SAFETY: default params are plain data; `progress` outlives the load; the path is a C string.
+        // SAFETY: the params are plain data; `placement`, `progress` and the path outlive the load.
         let ptr = unsafe {
             let mut params = sys::llama_model_default_params();
-            params.n_gpu_layers = n_gpu_layers;
+            placement.fill(&mut params);
             params.progress_callback = Some(load_progress);
             params.progress_callback_user_data = (&raw mut progress).cast();
             // Repacked weights are a second copy in memory and ran no faster (Q4_K_M, 2 cores).
@@ -327,6 +331,8 @@ pub struct ContextSize {
     pub n_seq: u32,
     /// CPU threads.
     pub n_threads: i32,
+    /// How attention is computed.
+    pub flash_attn: FlashAttn,
 }
 
 /// A llama.cpp context: KV cache, scratch memory and the adapter in use.
@@ -357,8 +363,12 @@ impl Context {
             params.n_outputs_max = size.n_seq;
             params.n_threads = size.n_threads;
             params.n_threads_batch = size.n_threads;
-            // Other batch shapes differ by up to 4.5 % in the last layer with flash attention.
-            params.flash_attn_type = sys::LLAMA_FLASH_ATTN_TYPE_DISABLED;
+            params.flash_attn_type = match size.flash_attn {
+                FlashAttn::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+                // Other batch shapes differ by up to 4.5 % in the last layer with flash attention.
+                FlashAttn::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+                FlashAttn::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            };
             params.kv_unified = true;
             params.no_perf = true;
             params.cb_eval = Some(eval_callback);

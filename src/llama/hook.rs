@@ -22,6 +22,12 @@ impl<'a> Node<'a> {
         unsafe { CStr::from_ptr(self.tensor.name.as_ptr()) }.to_str().unwrap_or("")
     }
 
+    /// The name of the weight that this is. Where a matrix is on another device than its product, ggml's
+    /// scheduler makes a copy for it, called `DEVICE#NAME#NUMBER`.
+    pub fn weight_name(&self) -> &'a str {
+        weight_name(self.name())
+    }
+
     /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
     pub fn is_mul_mat(&self) -> bool {
         matches!(self.tensor.op, sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
@@ -56,35 +62,83 @@ impl<'a> Node<'a> {
         unsafe { src.as_ref() }.map(|tensor| Node { tensor })
     }
 
-    /// Copies one row of F32 (`ne[0]` values at index `row` of dimensions 1..3 flattened).
-    /// `None` when the node is not F32, not row-contiguous, or has no such row.
-    pub fn read_row(&self, row: i64, out: &mut Vec<f32>) -> Option<()> {
-        self.read(sys::GGML_TYPE_F32, row, out)
+    /// Copies rows of F32 in the order that is asked for, `[rows][ne[0]]`: each `ne[0]` values at its index in
+    /// dimensions 1..3 flattened. `None` when the node is not F32, not row-contiguous, or has no such row.
+    pub fn read_rows(&self, rows: &[usize], out: &mut Vec<f32>) -> Option<()> {
+        self.read(sys::GGML_TYPE_F32, rows, out)
     }
 
-    /// Copies one row of I32, as [`Self::read_row`] does one of F32.
-    pub fn read_ids(&self, row: i64, out: &mut Vec<i32>) -> Option<()> {
-        self.read(sys::GGML_TYPE_I32, row, out)
+    /// Copies rows of I32, as [`Self::read_rows`] does of F32.
+    pub fn read_ids(&self, rows: &[usize], out: &mut Vec<i32>) -> Option<()> {
+        self.read(sys::GGML_TYPE_I32, rows, out)
     }
 
-    fn read<T: Word>(&self, ggml_type: sys::ggml_type, row: i64, out: &mut Vec<T>) -> Option<()> {
+    /// Rows that lie near each other come with one call: from a GPU, or over a network, a call takes as long
+    /// as some kilobytes.
+    fn read<T: Word>(&self, ggml_type: sys::ggml_type, rows: &[usize], out: &mut Vec<T>) -> Option<()> {
         let t = self.tensor;
-        let rows = t.ne[1].checked_mul(t.ne[2])?.checked_mul(t.ne[3])?;
-        if t.type_ != ggml_type || t.nb[0] != 4 || row < 0 || row >= rows {
+        let [n_values, ne1, ne2, ne3] = t.ne.map(|n| n as usize);
+        if t.type_ != ggml_type || t.nb[0] != 4 {
             return None;
         }
-        let (i1, i2, i3) = (row % t.ne[1], row / t.ne[1] % t.ne[2], row / t.ne[1] / t.ne[2]);
-        let offset = i1 as usize * t.nb[1] + i2 as usize * t.nb[2] + i3 as usize * t.nb[3];
+        let n_rows = ne1.checked_mul(ne2)?.checked_mul(ne3)?;
+        let offset = |&row: &usize| {
+            let strides = row % ne1 * t.nb[1] + row / ne1 % ne2 * t.nb[2] + row / ne1 / ne2 * t.nb[3];
+            (row < n_rows).then_some(strides)
+        };
+        let offsets: Vec<usize> = rows.iter().map(offset).collect::<Option<_>>()?;
+        let gap = if self.is_in_memory() { 0 } else { NEAR };
         out.clear();
-        out.resize(t.ne[0] as usize, T::default());
-        // SAFETY: `offset + 4·ne[0]` lies inside the tensor because each index is below its extent;
-        // `out` is writable for that many bytes, of which every pattern is a `T`; the tensor has been
-        // computed (`ask` is false).
-        unsafe {
-            sys::ggml_backend_tensor_get(t, out.as_mut_ptr().cast(), offset, t.ne[0] as usize * 4);
+        out.resize(rows.len() * n_values, T::default());
+        let mut bytes: Vec<T> = Vec::new();
+        for run in runs(&offsets, n_values * 4, gap) {
+            let start = offsets[run[0]];
+            let end = run.iter().map(|&i| offsets[i]).max()? + n_values * 4;
+            bytes.resize((end - start) / 4, T::default());
+            // SAFETY: `start..end` lies inside the tensor because each row's index is below its extent; `bytes`
+            // is writable for its length, and every pattern of bytes is a `T`; the tensor has been computed
+            // (`ask` is false).
+            unsafe {
+                sys::ggml_backend_tensor_get(t, bytes.as_mut_ptr().cast(), start, end - start);
+            }
+            for i in run {
+                let from = (offsets[i] - start) / 4;
+                out[i * n_values..][..n_values].copy_from_slice(&bytes[from..][..n_values]);
+            }
         }
         Some(())
     }
+
+    /// Whether its data is in the memory of this process.
+    fn is_in_memory(&self) -> bool {
+        // SAFETY: a node's buffer, or that of what it is a view of, lives as long as its graph.
+        unsafe {
+            let owner = self.tensor.view_src.as_ref().unwrap_or(self.tensor);
+            !owner.buffer.is_null() && sys::ggml_backend_buffer_is_host(owner.buffer)
+        }
+    }
+}
+
+/// Bytes that are read along rather than left out by a second call.
+const NEAR: usize = 64 << 10;
+
+/// Indices of `offsets` (bytes, of rows of `len` bytes) in runs that are read at once, each in rising order of
+/// its offsets: no two neighbours of a run have more than `gap` bytes between them.
+fn runs(offsets: &[usize], len: usize, gap: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..offsets.len()).collect();
+    order.sort_by_key(|&i| offsets[i]);
+    let mut runs: Vec<Vec<usize>> = Vec::new();
+    for i in order {
+        match runs.last_mut() {
+            Some(run) if run.last().is_some_and(|&at| offsets[i] <= offsets[at] + len + gap) => run.push(i),
+            _ => runs.push(vec![i]),
+        }
+    }
+    runs
+}
+
+fn weight_name(name: &str) -> &str {
+    name.split('#').nth(1).unwrap_or(name)
 }
 
 /// What four bytes of a tensor are read as.
@@ -142,5 +196,25 @@ pub(super) unsafe extern "C" fn eval_callback(
             state.error = Some(LlamaError::Callback);
             false
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_lie_near_are_read_at_once() {
+        let offsets = [800, 0, 100, 400, 100];
+        assert_eq!(runs(&offsets, 100, 0), [vec![1, 2, 4], vec![3], vec![0]]);
+        assert_eq!(runs(&offsets, 100, 200), [vec![1, 2, 4, 3], vec![0]]);
+        assert_eq!(runs(&offsets, 100, 300), [vec![1, 2, 4, 3, 0]]);
+        assert!(runs(&[], 100, 0).is_empty());
+    }
+
+    #[test]
+    fn a_copy_for_another_device_is_the_same_weight() {
+        assert_eq!(weight_name("blk.3.ffn_down.weight"), "blk.3.ffn_down.weight");
+        assert_eq!(weight_name("Vulkan0#blk.3.ffn_down.weight#0"), "blk.3.ffn_down.weight");
     }
 }

@@ -1,15 +1,18 @@
 //! llama.cpp through `llama-cpp-sys-2`: loading, chat templates, batched greedy answers, capture of
 //! hidden states through the eval callback, and edits previewed as rank-one LoRA adapters.
 
+pub mod abort;
 pub mod adapter;
 pub mod batch;
 pub mod capture;
 pub mod chat;
 pub mod control_vector;
+pub mod devices;
 pub mod engine;
 pub mod ffi;
 pub mod follow;
 pub mod hook;
+pub mod offload;
 pub mod sidecar;
 pub mod template;
 
@@ -21,6 +24,7 @@ pub use control_vector::ControlVector;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
+pub use offload::Offload;
 pub use template::ChatTemplate;
 
 use crate::interrupt::Interrupted;
@@ -34,6 +38,35 @@ pub enum LlamaError {
         /// The file.
         path: PathBuf,
         /// What llama.cpp said.
+        reason: String,
+    },
+    /// A device that was named is not there.
+    #[error("there is no device {name}; there are: {}", if available.is_empty() { "none".into() } else { available.join(", ") })]
+    NoDevice {
+        /// What was named.
+        name: String,
+        /// Those that are there.
+        available: Vec<String>,
+    },
+    /// A number that counts devices is larger than there are.
+    #[error("{flag} is for {asked} devices or more, and there are {n_devices}")]
+    TooManyDevices {
+        /// The flag.
+        flag: &'static str,
+        /// Devices that it takes.
+        asked: usize,
+        /// Devices there are.
+        n_devices: usize,
+    },
+    /// The build lacks the RPC backend.
+    #[error("this program was built without llama.cpp's RPC backend")]
+    NoRpc,
+    /// An RPC worker cannot be used, or be one.
+    #[error("RPC worker {endpoint}: {reason}")]
+    Worker {
+        /// HOST:PORT.
+        endpoint: String,
+        /// Why.
         reason: String,
     },
     /// No context could be made.
@@ -148,8 +181,19 @@ impl LlamaError {
     /// A next step for the user, where there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Load { .. } => Some("run with -vv to see llama.cpp's log".into()),
+            Self::Load { .. } => Some(
+                "run with -vvv to see llama.cpp's log; where the memory of a device is short, give it fewer layers \
+                 with -ngl"
+                    .into(),
+            ),
             Self::Context { .. } => Some("is there enough memory? fewer layers on the GPU: -ngl 0".into()),
+            Self::NoDevice { .. } => Some(
+                "`rosi-gguf devices` lists them; GPUs need a build with --features cuda, metal, rocm or vulkan, \
+                 devices of other machines --rpc"
+                    .into(),
+            ),
+            Self::NoRpc => Some("build it with GGML_RPC=ON in the environment".into()),
+            Self::Worker { .. } => Some("start one there with `rosi-gguf rpc-server` (docs/backends.md)".into()),
             Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
             Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::{Candidate, Lever};
 use crate::evaluate::{Quick, Score};
+use crate::llama::offload::FlashAttn;
 
 /// What the measurements of a search depend on. How many trials there are, the limits and the layer are
 /// not in it: they decide which steps are made, not what a step measures.
@@ -46,8 +47,12 @@ pub struct Head {
     pub max_kl: Option<f64>,
     /// CPU threads: sums may be taken in another order.
     pub threads: usize,
-    /// Layers on the GPU.
+    /// Layers on devices; -1 = all.
     pub gpu_layers: i32,
+    /// Names of those devices: each kind rounds in its own way.
+    pub devices: Vec<String>,
+    /// How attention is computed.
+    pub flash_attn: FlashAttn,
 }
 
 /// What was measured of a candidate in a probe.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::ffi::Model;
+use rosi_gguf::llama::offload::Offload;
 use rosi_gguf::patches::{PatchError, Patches};
 use rosi_gguf::plan::{Plan, PlanError};
 use serde::{Deserialize, Serialize};
@@ -87,7 +88,7 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     outcome.asked = made.asked;
     outcome.bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
     stage(outcome, dir, "load");
-    let model = Model::load(&path, 0, &mut |_| ()).map_err(|error| error.to_string())?;
+    let model = Model::load(&path, &Offload::none(), &mut |_| ()).map_err(|error| error.to_string())?;
     stage(outcome, dir, "decode");
     let mut graph = Graph::default();
     edits::logits(&mut edits::context(&model)?, Some(&mut graph))?;
@@ -134,7 +135,7 @@ fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), 
     if made.tensors.iter().all(|name| !name.ends_with(".scale")) {
         return Ok(());
     }
-    let model = Model::load(path, 0, &mut |_| ()).map_err(|error| error.to_string())?;
+    let model = Model::load(path, &Offload::none(), &mut |_| ()).map_err(|error| error.to_string())?;
     let mut graph = Graph::default();
     edits::logits(&mut edits::context(&model)?, Some(&mut graph))?;
     let gguf = Gguf::open(path).map_err(|error| error.to_string())?;

@@ -11,6 +11,7 @@ use rosi_gguf::llama::batch::Batch;
 use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
 use rosi_gguf::llama::ffi::{Adapter, Context, ContextSize, Model};
 use rosi_gguf::llama::hook::EvalHook;
+use rosi_gguf::llama::offload::{FlashAttn, Offload};
 use rosi_gguf::plan::{Plan, ResidualWriter};
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +47,7 @@ pub struct Agreement {
 
 pub fn context(model: &Rc<Model>) -> Result<Context, String> {
     let n_seq = TOKENS.len() as u32;
-    let size = ContextSize { n_ctx: 64, n_batch: 16, n_seq, n_threads: 1 };
+    let size = ContextSize { n_ctx: 64, n_batch: 16, n_seq, n_threads: 1, flash_attn: FlashAttn::Off };
     Context::new(model, size).map_err(|error| error.to_string())
 }
 
@@ -124,7 +125,7 @@ fn adapted(
 fn rewritten(gguf: &Gguf, edits: &[Edit]) -> Result<Vec<f32>, String> {
     let out = gguf.path.with_extension("edited.gguf");
     write_edited(gguf, edits, &out);
-    let edited = Model::load(&out, 0, &mut |_| ()).map_err(|error| error.to_string())?;
+    let edited = Model::load(&out, &Offload::none(), &mut |_| ()).map_err(|error| error.to_string())?;
     logits(&mut context(&edited)?, None)
 }
 

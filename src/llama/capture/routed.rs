@@ -29,7 +29,7 @@ impl Capture {
     pub(super) fn routed<'n>(&self, node: Node<'n>) -> Option<Routed<'n>> {
         match node.op() {
             "MUL_MAT_ID" => {
-                let writer = *self.inputs.get(node.src(0)?.name())?;
+                let writer = *self.inputs.get(node.src(0)?.weight_name())?;
                 let (x, ids, shape) = (node.src(1)?, node.src(2)?, self.shapes[writer]);
                 let fits = shape.n_expert > 1
                     && x.ne()[0] == shape.n_in as i64
@@ -69,38 +69,39 @@ impl CaptureHook<'_> {
 
     fn take_product(&mut self, writer: usize, x: Node<'_>, ids: Node<'_>) -> Result<(), LlamaError> {
         let (n_in, n_expert) = (self.capture.shapes[writer].n_in, self.capture.shapes[writer].n_expert);
-        let mut chosen = Vec::new();
-        for (token, part, at) in self.kept(ids, (writer, ids.ne()[1]))? {
-            ids.read_ids(token as i64, &mut chosen).ok_or_else(|| shape_error(ids))?;
+        let [n_used, n_x] = [ids.ne()[0], x.ne()[1]].map(|n| n as usize);
+        let kept = self.kept(ids, (writer, ids.ne()[1]))?;
+        let tokens: Vec<usize> = kept.iter().map(|&(token, ..)| token).collect();
+        let mut all = Vec::new();
+        ids.read_ids(&tokens, &mut all).ok_or_else(|| shape_error(ids))?;
+        let slots = |token: &usize| (0..n_used).map(move |slot| token * n_x + slot % n_x).collect::<Vec<_>>();
+        let rows: Vec<usize> = tokens.iter().flat_map(slots).collect();
+        self.read(x, &rows)?;
+        let read = all.chunks_exact(n_used).zip(self.rows.chunks_exact(n_used * n_in));
+        for (&(_, part, at), (chosen, read)) in kept.iter().zip(read) {
             let inputs = &mut self.activations.inputs[writer];
             let Some(routes) = &mut inputs.routes else { return Ok(()) };
             let mut experts = routes.part_mut(part).row_mut(at);
             experts.fill(NO_EXPERT);
-            for (place, &id) in experts.iter_mut().zip(&chosen) {
+            for (place, &id) in experts.iter_mut().zip(chosen) {
                 *place = u32::try_from(id).ok().filter(|&e| (e as usize) < n_expert).unwrap_or(NO_EXPERT);
             }
             let mut target = inputs.part_mut(part).row_mut(at);
             target.fill(0.0);
-            for slot in 0..chosen.len() {
-                let row = token as i64 * x.ne()[1] + slot as i64 % x.ne()[1];
-                x.read_row(row, &mut self.row).ok_or_else(|| shape_error(x))?;
-                super::copy(&self.row, target.slice_mut(s![slot * n_in..(slot + 1) * n_in]));
-            }
+            super::copy(read, target);
         }
         Ok(())
     }
 
     fn weigh(&mut self, writer: usize, weights: Node<'_>) -> Result<(), LlamaError> {
-        let (n_in, n_used) = (self.capture.shapes[writer].n_in, weights.ne()[1]);
-        for (token, part, at) in self.kept(weights, (writer, weights.ne()[2]))? {
-            for slot in 0..n_used {
-                weights
-                    .read_row(token as i64 * n_used + slot, &mut self.row)
-                    .ok_or_else(|| shape_error(weights))?;
-                let from = slot as usize * n_in;
-                let mut row = self.activations.inputs[writer].part_mut(part).row_mut(at);
-                let weight = self.row[0];
-                row.slice_mut(s![from..from + n_in]).mapv_inplace(|v| v * weight);
+        let (n_in, n_used) = (self.capture.shapes[writer].n_in, weights.ne()[1] as usize);
+        let kept = self.kept(weights, (writer, weights.ne()[2]))?;
+        let rows: Vec<usize> = kept.iter().flat_map(|&(t, ..)| t * n_used..(t + 1) * n_used).collect();
+        self.read(weights, &rows)?;
+        for (&(_, part, at), weights) in kept.iter().zip(self.rows.chunks_exact(n_used)) {
+            let mut row = self.activations.inputs[writer].part_mut(part).row_mut(at);
+            for (slot, weight) in weights.iter().enumerate() {
+                row.slice_mut(s![slot * n_in..(slot + 1) * n_in]).mapv_inplace(|v| v * weight);
             }
         }
         Ok(())

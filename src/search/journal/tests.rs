@@ -17,6 +17,8 @@ pub(in crate::search) fn head() -> Head {
         max_kl: Some(0.1 + 0.2),
         threads: 2,
         gpu_layers: 0,
+        devices: Vec::new(),
+        flash_attn: FlashAttn::Off,
     }
 }
 

@@ -1,0 +1,92 @@
+//! Unfinished files that are removed when the process ends where no destructor runs: C code that gives up
+//! does not unwind.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, TryLockError};
+use std::time::Duration;
+
+static PATHS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Says that the file or folder is unfinished, as long as it lives. It removes nothing by itself.
+#[derive(Debug)]
+pub struct Leftover(PathBuf);
+
+impl Leftover {
+    /// From now on `path` is removed by [`remove_all`].
+    pub fn new(path: &Path) -> Self {
+        // As whoever removes it may find it, also from another folder.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        with_paths(|paths| paths.push(path.clone()));
+        Self(path)
+    }
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        with_paths(|paths| paths.retain(|path| *path != self.0));
+    }
+}
+
+/// Removes everything that is unfinished. The caller ends the process.
+pub fn remove_all() {
+    with_paths(|paths| paths.drain(..).for_each(|path| remove(&path)));
+}
+
+fn remove(path: &Path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    if let Err(error) = removed.or_else(only_if_there) {
+        eprintln!("warning: {} could not be removed: {error}", path.display());
+    }
+}
+
+fn only_if_there(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+/// The list is held for an instant only, but by a thread that may be gone: so nobody waits for ever.
+fn with_paths(change: impl FnOnce(&mut Vec<PathBuf>)) {
+    for _ in 0..100 {
+        match PATHS.try_lock() {
+            Ok(mut paths) => return change(&mut paths),
+            Err(TryLockError::Poisoned(paths)) => return change(&mut paths.into_inner()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(path: &Path) -> bool {
+        let mut found = false;
+        with_paths(|paths| found = paths.iter().any(|p| p == path));
+        found
+    }
+
+    #[test]
+    fn what_is_unfinished_is_listed_until_it_is_finished() {
+        // `remove_all` would remove what other tests of this process are writing.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let held = Leftover::new(&path);
+        assert!(listed(&path));
+        drop(held);
+        assert!(!listed(&path));
+    }
+
+    #[test]
+    fn files_and_folders_are_removed_and_what_is_gone_already_is_no_matter() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, staging) = (folder.path().join("file"), folder.path().join("staging"));
+        fs::write(&file, "x").unwrap();
+        fs::create_dir(&staging).unwrap();
+        fs::write(staging.join("shard"), "x").unwrap();
+        for path in [&file, &staging, &folder.path().join("never made")] {
+            remove(path);
+            assert!(!path.exists());
+        }
+        assert!(folder.path().exists());
+    }
+}
