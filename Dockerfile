@@ -26,7 +26,7 @@ COPY --from=build /src/LICENSE-MIT /src/LICENSE-APACHE /usr/local/share/doc/rosi
 COPY --from=build /man /usr/local/share/man/man1
 COPY --from=build /rosi-gguf.bash /usr/share/bash-completion/completions/rosi-gguf
 ENV HF_HOME=/models/.cache
-USER rosi
+USER 1000
 WORKDIR /models
 ENTRYPOINT ["rosi-gguf"]
 CMD ["--help"]
