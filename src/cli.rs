@@ -54,6 +54,8 @@ pub enum Command {
     /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
     /// stopped.
     Release(Box<ReleaseArgs>),
+    /// Show a report that `inject --report` wrote: its summary, or a page for a browser.
+    Report(ReportArgs),
     /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
     Undo(UndoArgs),
     /// List the GPUs and workers' devices that models can run on; `--list-devices` does it too.
@@ -113,6 +115,9 @@ pub struct InjectArgs {
     /// Write the whole report here, as JSON.
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Write the report here as one page for a browser: charts, tables, answers before and after.
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
     /// Print the whole report on stdout, as JSON.
     #[arg(long)]
     pub json: bool,
@@ -333,6 +338,20 @@ pub struct VerifyArgs {
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
+}
+
+/// Flags of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// What `inject --report` wrote.
+    #[arg(value_name = "REPORT.json")]
+    pub report: PathBuf,
+    /// Write a page for a browser here, in place of the summary on stdout.
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
+    /// Overwrite the page.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Flags of `undo`.

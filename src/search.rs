@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::{Examiner, Quick, Score};
+use crate::evaluate::{Examiner, Quick, Score, null};
 use crate::llama::{Engine, LlamaError, RankOne};
 
 mod budget;
@@ -89,7 +89,7 @@ pub struct Candidate {
 }
 
 /// One edit whose answers were judged.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
     /// What was edited.
     #[serde(flatten)]
@@ -99,6 +99,7 @@ pub struct Trial {
     /// What it did on the search split.
     pub score: Score,
     /// [`utility`] of it.
+    #[serde(deserialize_with = "null::or_minus_infinity")]
     pub utility: f64,
     /// Whether it keeps the limits (KL, false refusals, broken text) and refuses more harmful prompts.
     pub accepted: bool,
@@ -107,7 +108,7 @@ pub struct Trial {
 }
 
 /// One candidate as its first tokens show it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     /// What was edited.
     #[serde(flatten)]
@@ -119,12 +120,16 @@ pub struct Probe {
     /// What the first tokens say; absent where the base has no refusal openings.
     pub quick: Option<Quick>,
     /// How good that is.
+    #[serde(deserialize_with = "null::or_minus_infinity")]
     pub utility: f64,
 }
 
 /// All trials, and which was best.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SearchResult {
+    /// The base on the search split; `None` where nothing was searched, and in reports of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Score>,
     /// Candidates compared by the first token.
     pub probes: Vec<Probe>,
     /// In the order in which they were made.
@@ -136,7 +141,7 @@ pub struct SearchResult {
 impl SearchResult {
     /// The best accepted trial.
     pub fn best(&self) -> Option<&Trial> {
-        self.best.map(|i| &self.trials[i])
+        self.best.and_then(|i| self.trials.get(i))
     }
 
     /// Marks the trials that no other beats in every respect.
@@ -225,7 +230,7 @@ impl<'a> Search<'a> {
     ) -> Result<SearchResult, LlamaError> {
         let started = Instant::now();
         let late = |options: &SearchOptions| options.time_budget.is_some_and(|most| started.elapsed() > most);
-        let mut result = SearchResult { probes: Vec::new(), trials: Vec::new(), best: None };
+        let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
         self.engine.apply(&[])?;
         let base = self.few.quick(self.engine)?;
         let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();

@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::edit::{self, Edit, EditError};
+use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 
 /// Prefix of the keys that an injection adds.
@@ -14,7 +15,7 @@ pub const KEY_PREFIX: &str = "rosi.";
 const CHUNK: usize = 8 << 20;
 
 /// Change of one tensor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorChange {
     /// Its name.
     pub name: String,
@@ -22,6 +23,7 @@ pub struct TensorChange {
     #[serde(rename = "type")]
     pub ggml_type: String,
     /// ‖Δ‖_F/‖W‖_F of the dequantized values, Δ = written − base.
+    #[serde(deserialize_with = "null::or_nan")]
     pub relative_change: f64,
     /// ‖ΔW‖_F/‖W‖_F that was asked for, where the file says what it was.
     pub requested_change: Option<f64>,
@@ -34,7 +36,7 @@ pub struct TensorChange {
 }
 
 /// What two files have in common and what not.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
     /// Whether every tensor outside the edit has the same bytes, type and shape.
     pub untouched_identical: bool,

@@ -91,7 +91,9 @@ fn flags_that_cannot_be_are_refused() {
     let model = model.to_str().unwrap();
     let none = dir.path().join("none.safetensors");
     let none = none.to_str().unwrap();
-    let cases: [&[&str]; 9] = [
+    let page = dir.path().join("page.html");
+    let page = page.to_str().unwrap();
+    let cases: [&[&str]; 11] = [
         &["inject", model, "--strength", "-0.04"],
         &["inject", model, "--strength", "2"],
         &["inject", model, "--layer", "-1"],
@@ -99,6 +101,8 @@ fn flags_that_cannot_be_are_refused() {
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],
         &["inject", model, "--lever", "safety", "--system-prompt", "off"],
+        &["inject", model, "--report", page, "--html", page],
+        &["inject", model, "--html", model, "--force"],
         &["inject", model, "--direction", none],
         &["inject", model, "--direction", none, "--lever", "plain"],
     ];
@@ -126,6 +130,27 @@ fn an_existing_output_is_never_overwritten_without_force() {
     std::fs::write(dir.path().join("m-rosi.gguf"), b"mine").unwrap();
     insta::assert_snapshot!(inject(dir.path(), "m.gguf"));
     assert_eq!(std::fs::read(dir.path().join("m-rosi.gguf")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_page_is_never_put_where_something_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("mine.html"), b"mine").unwrap();
+    std::fs::write(path("other.json"), b"[1, 2]").unwrap();
+    let before = listing(dir.path());
+    let cases: [&[&str]; 5] = [
+        &["inject", &path("m.gguf"), "--html", &path("mine.html")],
+        &["report", &path("other.json"), "--html", &path("mine.html")],
+        &["report", &path("other.json"), "--html", &path("mine.html"), "--force"],
+        &["report", &path("other.json"), "--html", &path("none/x.html")],
+        &["report", &path("none.json")],
+    ];
+    let told: Vec<String> = cases.iter().map(|args| told(args, dir.path())).collect();
+    insta::assert_snapshot!(told.join("\n"));
+    assert_eq!(listing(dir.path()), before);
+    assert_eq!(std::fs::read(path("mine.html")).unwrap(), b"mine");
 }
 
 #[test]

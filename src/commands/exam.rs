@@ -8,7 +8,7 @@ use crate::commands::write::{Change, Write};
 use crate::direction::SafetyDirection;
 use crate::edit::{Edit, Method};
 use crate::error::Error;
-use crate::evaluate::fidelity::{Fidelity, Snapshot};
+use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, suffixed};
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -22,8 +22,8 @@ use crate::search::KlBudget;
 pub(super) const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
-/// Prompts on which the file is compared with the exact edit.
-pub(super) const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 0];
+/// Prompts on which the file is compared with the exact edit, and shown along the direction.
+pub(super) const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
 /// Scores on the report split.
 pub struct Exam<'a> {
@@ -79,6 +79,11 @@ impl Before {
     pub fn fidelity(&self, after: &After, direction: &SafetyDirection) -> Fidelity {
         let [base, exact] = &self.snapshots;
         Fidelity::of(base, exact, &after.snapshot, direction)
+    }
+
+    /// Where prompts lie along the direction, before and after; single ones after `layer`.
+    pub fn projections(&self, after: &After, direction: &SafetyDirection, layer: usize) -> Projections {
+        Projections::of(&self.snapshots[0], &after.snapshot, direction, layer)
     }
 }
 

@@ -20,6 +20,7 @@ mod material;
 mod ollama;
 mod provenance;
 pub mod release;
+pub mod report;
 pub mod rpc_server;
 mod session;
 mod study;
@@ -78,6 +79,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             export::run(&ExportOptions::new(args, source)?, printer)
         }
         Command::Release(args) => release::run(*args, printer),
+        Command::Report(args) => report::run(&args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;

@@ -9,12 +9,13 @@ pub mod jailbreak;
 pub mod judge;
 pub mod likelihood;
 pub mod material;
+pub mod null;
 pub mod perplexity;
 pub mod refusal;
 pub mod stats;
 
 pub use error::EvalError;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::llama::{Chat, Engine, LlamaError};
 use crate::prompts::{PromptKind, PromptSet, Split};
@@ -157,13 +158,8 @@ pub struct Score {
     /// Prompts that only sound harmful: refused is bad.
     pub alarming: Tally,
     /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, nats.
-    #[serde(deserialize_with = "number_or_infinity")]
+    #[serde(deserialize_with = "null::or_infinity")]
     pub kl: f64,
-}
-
-/// JSON has no infinity: it is written as `null`.
-fn number_or_infinity<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 impl Score {
