@@ -1,6 +1,7 @@
 //! The report as one page for browsers: no script, nothing from elsewhere, light and dark, every chart with the
 //! numbers behind it. Answers of a model are hostile input: the template engine escapes all text.
 
+use minijinja::value::Serde;
 use minijinja::{Environment, context};
 
 use super::{Report, ReportError};
@@ -37,13 +38,13 @@ impl Report {
         .collect();
         let page = templates.get_template("page.html")?.render(context! {
             name => file_name(&self.output.path),
-            version => self.version,
+            version => self.version.as_str(),
             survived => self.survived(),
             lead => self.lead(),
             tiles => self.tiles(),
             facts => self.facts(),
-            sections,
-            answers => Answers::by_kind(&self.answers),
+            sections => Serde(&sections),
+            answers => Serde(Answers::by_kind(&self.answers)),
         })?;
         // Control characters are allowed in no document, and answers may hold some.
         let allowed =
