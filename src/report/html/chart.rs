@@ -6,11 +6,11 @@ use serde::Serialize;
 /// wide screens get several beside each other.
 const WIDTH: f64 = 340.0;
 /// Space above the plot, below it for the ticks and the label, and at its right.
-const MARGINS: [f64; 3] = [10.0, 34.0, 14.0];
+const MARGINS: [f64; 3] = [10.0, 34.0, 20.0];
 /// Space at the left: for numbers, for names of rows.
-const LEFT: [f64; 2] = [46.0, 112.0];
+const LEFT: [f64; 2] = [46.0, 116.0];
 /// Height of a plot of numbers, and of one row of a plot of rows.
-const HEIGHTS: [f64; 2] = [170.0, 20.0];
+const HEIGHTS: [f64; 2] = [170.0, 22.0];
 
 /// What a mark is of; the style sheet gives each its looks.
 pub type Class = &'static str;
@@ -205,6 +205,14 @@ impl Chart {
         }
     }
 
+    /// A short line across a point, from above to below.
+    pub fn cross(&mut self, class: Class, point: (f64, f64)) {
+        if let Some((x, y)) = self.place(point) {
+            let points = format!("{x},{} {x},{}", y - 8.0, y + 8.0);
+            self.marks.push(Mark::Line { class, points });
+        }
+    }
+
     /// A line from left to right at `y`.
     pub fn level(&mut self, class: Class, y: f64) {
         if let Some(y) = self.y.scale.at(y) {
@@ -268,6 +276,6 @@ mod tests {
         let [Mark::Line { points: first, .. }, Mark::Line { .. }] = &chart.marks[..] else {
             panic!("two runs, no dot: {:?}", chart.marks)
         };
-        assert_eq!(first, "46,180 139.3,10");
+        assert_eq!(first, "46,180 137.3,10");
     }
 }

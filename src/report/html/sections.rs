@@ -195,8 +195,7 @@ fn strips(all: &Projections) -> Chart {
         for &value in *values {
             chart.dot(class, (value.into(), row as f64), format!("{name}: {}", fixed(value.into(), 3)));
         }
-        let mean = mean(values);
-        chart.line("mean", [(mean, row as f64 - 0.4), (mean, row as f64 + 0.4)]);
+        chart.cross("mean", (mean(values), row as f64));
     }
     chart
 }
@@ -263,7 +262,7 @@ pub fn search(report: &Report) -> Option<Section> {
         let points = [(t.strength, refused(t)), (t.score.kl, refused(t)), (t.strength, t.score.kl)];
         for (chart, point) in [&mut by_strength, &mut by_kl, &mut cost].into_iter().zip(points) {
             if report.search.best == Some(i) {
-                chart.dot("ring", point, String::new());
+                chart.dot("ring", point, told[i].clone());
             }
             chart.dot(if t.on_front { "front" } else { "beaten" }, point, told[i].clone());
             chart.label("number", point, (i + 1).to_string());
