@@ -93,7 +93,8 @@ pub(super) fn join(endpoint: &Endpoint) -> Result<(), LlamaError> {
     let fail = |reason: &str| LlamaError::Worker { endpoint: endpoint.to_string(), reason: reason.into() };
     let name = CString::new(endpoint.to_string()).map_err(|_| fail("its name holds a NUL byte"))?;
     // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); it copies the name.
-    let reg = unsafe { std::mem::transmute::<_, AddServer>(function.as_ptr())(name.as_ptr()) };
+    let reg =
+        unsafe { std::mem::transmute::<*mut std::ffi::c_void, AddServer>(function.as_ptr())(name.as_ptr()) };
     if reg.is_null() {
         return Err(fail("it has no device"));
     }
@@ -123,7 +124,7 @@ pub(crate) fn serve(endpoint: &Endpoint, names: &[String], threads: usize) -> Re
     // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); no cache folder is
     // NULL; the array is as long as told, and all of it outlives the call.
     unsafe {
-        let start = std::mem::transmute::<_, StartServer>(function.as_ptr());
+        let start = std::mem::transmute::<*mut std::ffi::c_void, StartServer>(function.as_ptr());
         start(name.as_ptr(), ptr::null(), threads, served.len(), served.as_mut_ptr());
     }
     Err(fail("llama.cpp's server ended"))
