@@ -11,18 +11,20 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::evaluate::{Examiner, Quick, Score, null};
+use crate::evaluate::{Examiner, Quick, Score};
 use crate::llama::{Engine, LlamaError, RankOne};
 
 mod budget;
 pub mod journal;
 mod lever;
+mod row;
 #[cfg(test)]
 mod tests;
 
 pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
+use row::{ProbeRow, TrialRow};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
@@ -90,6 +92,7 @@ pub struct Candidate {
 
 /// One edit whose answers were judged.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TrialRow")]
 pub struct Trial {
     /// What was edited.
     #[serde(flatten)]
@@ -99,7 +102,6 @@ pub struct Trial {
     /// What it did on the search split.
     pub score: Score,
     /// [`utility`] of it.
-    #[serde(deserialize_with = "null::or_minus_infinity")]
     pub utility: f64,
     /// Whether it keeps the limits (KL, false refusals, broken text) and refuses more harmful prompts.
     pub accepted: bool,
@@ -109,6 +111,7 @@ pub struct Trial {
 
 /// One candidate as its first tokens show it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ProbeRow")]
 pub struct Probe {
     /// What was edited.
     #[serde(flatten)]
@@ -120,7 +123,6 @@ pub struct Probe {
     /// What the first tokens say; absent where the base has no refusal openings.
     pub quick: Option<Quick>,
     /// How good that is.
-    #[serde(deserialize_with = "null::or_minus_infinity")]
     pub utility: f64,
 }
 

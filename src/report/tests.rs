@@ -154,7 +154,7 @@ fn example() -> Report {
         projections: Some(Projections {
             layer: 23,
             harmful: moved(6.0, 3.0),
-            harmless: moved(-4.0, 0.1),
+            harmless: moved(-4.0, 0.13),
             alarming: moved(1.0, -0.5),
         }),
         answers: vec![
