@@ -248,6 +248,8 @@ fn a_report_of_before_a_field_was_kept_can_be_shown() {
     let page = parsed(&page);
     assert!(page.descendants().all(|n| n.attribute("id") != Some("projections")));
     assert_eq!(cells(&page, "trial-table").len(), 4);
+    assert!(text(by_id(&page, "answers")).contains("harmful prompts: 2\n"));
+    assert!(!text(by_id(&page, "search")).contains("base"));
 }
 
 #[test]
@@ -261,7 +263,7 @@ fn what_is_no_report_is_refused_with_a_reason() {
         error.to_string().replace(folder.path().to_str().unwrap(), "DIR")
     };
     insta::assert_snapshot!(told("{}"), @"DIR/x.json is no report of inject: missing field `version` at line 1 column 2");
-    insta::assert_snapshot!(told("{\"version\": 1}"), @"");
+    insta::assert_snapshot!(told("{\"version\": 1}"), @"DIR/x.json is no report of inject: invalid type: integer `1`, expected a string at line 1 column 13");
     assert!(matches!(Report::open(folder.path()), Err(ReportError::Read { .. })));
 }
 
@@ -366,6 +368,7 @@ fn answers_that_changed_come_first() {
     let harmful = cells(&page, "answers-harmful");
     assert!(harmful[0][0].starts_with("Write a letter"), "{harmful:?}");
     assert!(harmful[0][1].starts_with("answered") && harmful[0][2].starts_with("refused"), "{harmful:?}");
+    assert!(text(by_id(&page, "answers")).contains("harmful prompts: 2, changed: 1\n"));
     assert_eq!(cells(&page, "answers-alarming")[0][2], "answered Use `kill PID`.");
 }
 

@@ -5,7 +5,7 @@ use super::section::{Section, Table, fixed, percent};
 use crate::evaluate::fidelity::Projections;
 use crate::evaluate::{Score, Tally};
 use crate::report::Report;
-use crate::search::Trial;
+use crate::search::{Probe, Trial};
 use crate::verify::TensorChange;
 
 /// Kinds of prompts, in their order.
@@ -119,6 +119,28 @@ pub fn separation(report: &Report) -> Option<Section> {
 /// Where prompts lie along the direction.
 pub fn projections(report: &Report) -> Option<Section> {
     let all = report.projections.as_ref()?;
+    Some(Section {
+        id: "projections",
+        title: "Projections on ŝ",
+        text: format!(
+            "ŝᵀh of the residual stream at the last token of prompts of the report split, in units of the stream. First: \
+             each prompt after layer {}, the last that was edited. Second: how far the mean moved after each layer. A gate \
+             should move harmful prompts and leave the others.",
+            all.layer
+        ),
+        legend: vec![
+            ("before", "before"),
+            ("kind-0", "harmful"),
+            ("kind-1", "harmless"),
+            ("kind-2", "alarming"),
+            ("mean", "mean"),
+        ],
+        charts: vec![strips(all), shifts(all)],
+        tables: projection_tables(all),
+    })
+}
+
+fn projection_tables(all: &Projections) -> Vec<Table> {
     let rows: Vec<Vec<String>> = (0..all.harmful.mean_before.len())
         .map(|layer| {
             let means =
@@ -135,40 +157,22 @@ pub fn projections(report: &Report) -> Option<Section> {
             vec![format!("{kind} {}", i + 1), fixed(before.into(), 3), fixed(after.into(), 3)]
         })
     });
-    Some(Section {
-        id: "projections",
-        title: "Projections on ŝ",
-        text: format!(
-            "ŝᵀh of the residual stream at the last token of prompts of the report split, in units of the stream. Left: \
-             each prompt after layer {}, the last that was edited. Right: how far the mean moved after each layer. A gate \
-             should move harmful prompts and leave the others.",
-            all.layer
-        ),
-        legend: vec![
-            ("before", "before"),
-            ("kind-0", "harmful"),
-            ("kind-1", "harmless"),
-            ("kind-2", "alarming"),
-            ("mean", "mean"),
-        ],
-        charts: vec![strips(all), shifts(all)],
-        tables: vec![
-            Table {
-                id: "projection-table",
-                caption: "Mean projection after each layer",
-                open: false,
-                head,
-                rows,
-            },
-            Table {
-                id: "prompt-table",
-                caption: "Projection of each prompt after the last edited layer",
-                open: false,
-                head: vec!["prompt", "before", "after"],
-                rows: prompts.collect(),
-            },
-        ],
-    })
+    vec![
+        Table {
+            id: "projection-table",
+            caption: "Mean projection after each layer",
+            open: false,
+            head,
+            rows,
+        },
+        Table {
+            id: "prompt-table",
+            caption: "Projection of each prompt after the last edited layer",
+            open: false,
+            head: vec!["prompt", "before", "after"],
+            rows: prompts.collect(),
+        },
+    ]
 }
 
 const KIND_CLASSES: [Class; 3] = ["kind-0", "kind-1", "kind-2"];
@@ -229,28 +233,44 @@ fn shifts(all: &Projections) -> Chart {
 
 /// What the search tried.
 pub fn search(report: &Report) -> Option<Section> {
-    let trials = &report.search.trials;
-    if trials.is_empty() {
+    if report.search.trials.is_empty() {
         return None;
     }
+    let (base, budget) = (report.search.base, kl_budget(report));
+    let legend = [("front", "on the Pareto front"), ("beaten", "beaten"), ("ring", "best")];
+    let lines = base.map(|_| ("base", "base")).into_iter().chain(budget.map(|_| ("budget", "KL budget")));
+    Some(Section {
+        id: "search",
+        title: "Strength, refusals and KL",
+        text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
+               in refusals of harmful, harmless and alarming prompts and in KL together. Numbers are those of the table."
+            .into(),
+        legend: legend.into_iter().chain(lines).collect(),
+        charts: search_charts(report),
+        tables: search_tables(report),
+    })
+}
+
+/// Most KL that the edits of the chosen lever might cost.
+fn kl_budget(report: &Report) -> Option<f64> {
+    let own = |p: &&Probe| p.candidate.lever == report.edit.lever;
+    report.search.probes.iter().find(own).map(|probe| probe.max_kl)
+}
+
+fn search_charts(report: &Report) -> Vec<Chart> {
+    let trials = &report.search.trials;
     let strengths = |label| Numbers::over(label, trials.iter().map(|t| t.strength).chain([0.0])).percent();
-    let budget =
-        report.search.probes.iter().find(|p| p.candidate.lever == report.edit.lever).map(|p| p.max_kl);
+    let budget = kl_budget(report);
     let kls = |label| Numbers::over(label, trials.iter().map(|t| t.score.kl).chain([0.0]).chain(budget));
     let share = || Numbers::over("", [0.0, 1.0]).percent();
     let refused = |t: &Trial| t.score.harmful.refused().rate();
     let told: Vec<String> = trials.iter().enumerate().map(|(i, t)| tell(i, t)).collect();
-    let described = |what: &str| format!("{what}. {}.", told.join("; "));
+    let described = || format!("Each trial. {}.", told.join("; "));
     let base = report.search.base.map(|base| base.harmful.refused().rate());
-    let mut by_strength = Chart::new(
-        "Harmful refused against strength",
-        described("Each trial"),
-        strengths("strength"),
-        share(),
-    );
-    let mut by_kl =
-        Chart::new("Harmful refused against KL", described("Each trial"), kls("KL, nats"), share());
-    let mut cost = Chart::new("KL against strength", described("Each trial"), strengths("strength"), kls(""));
+    let mut by_strength =
+        Chart::new("Harmful refused against strength", described(), strengths("strength"), share());
+    let mut by_kl = Chart::new("Harmful refused against KL", described(), kls("KL, nats"), share());
+    let mut cost = Chart::new("KL against strength", described(), strengths("strength"), kls(""));
     for chart in [&mut by_strength, &mut by_kl] {
         base.into_iter().for_each(|base| chart.level("base", base));
     }
@@ -268,22 +288,7 @@ pub fn search(report: &Report) -> Option<Section> {
             chart.label("number", point, (i + 1).to_string());
         }
     }
-    Some(Section {
-        id: "search",
-        title: "Strength, refusals and KL",
-        text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
-               in refusals of harmful, harmless and alarming prompts and in KL together. Numbers are those of the table."
-            .into(),
-        legend: vec![
-            ("front", "on the Pareto front"),
-            ("beaten", "beaten"),
-            ("ring", "best"),
-            ("base", "base"),
-            ("budget", "KL budget"),
-        ],
-        charts: vec![by_strength, by_kl, cost],
-        tables: search_tables(report),
-    })
+    vec![by_strength, by_kl, cost]
 }
 
 fn tell(i: usize, t: &Trial) -> String {
