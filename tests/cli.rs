@@ -251,3 +251,35 @@ fn manual_pages_tell_what_help_tells() {
     assert!(inject.contains("\\-\\-max\\-kl"), "{inject}");
     assert_eq!(told(&["man", "injekt"], dir.path()).lines().count(), 3);
 }
+
+#[test]
+fn devices_and_workers_that_cannot_be_are_told_before_the_model_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    save(folder, "model.gguf", tiny_llama());
+    let model = folder.join("model.gguf");
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (flags, why) in [
+        (["-dev", "Nonsense7"], "error: there is no device Nonsense7; there are: ".to_owned()),
+        (["-ngl", "many"], "expected auto, all, or how many layers".into()),
+        (["--rpc", "worker"], "expected HOST:PORT, found \"worker\"".into()),
+        (["--rpc", &port.to_string()], format!("error: RPC worker {port}: ")),
+        (["-ts", "0,0"], "error: --tensor-split: expected shares from 0, not all of them 0".into()),
+        (["-sm", "tensor"], "possible values: none, layer, row".into()),
+    ] {
+        let before = listing(folder);
+        let text = told(&["inject", model.to_str().unwrap(), flags[0], flags[1]], folder);
+        assert!(text.starts_with("exit 1\n") && text.contains(&why), "{flags:?}: {text}");
+        assert_eq!(listing(folder), before, "something was left behind");
+    }
+}
+
+#[test]
+fn devices_are_listed_wherever_the_flag_stands() {
+    for args in [&["devices"][..], &["--list-devices"], &["inject", "model.gguf", "--list-devices"]] {
+        let output = run(args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.starts_with("Available devices:\n  "), "{args:?}: {text}");
+    }
+}

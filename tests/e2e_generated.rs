@@ -20,20 +20,20 @@ mod seeds;
 #[allow(dead_code)]
 #[path = "common/splitter.rs"]
 mod splitter;
+#[path = "common/talking.rs"]
+mod talking;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use generate::generate;
 use retyped::retyped;
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
 use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::plan::Plan;
 use run::{json, text, variable};
-use seeds::{Run, Seeds};
 use serde_json::Value as Json;
-use toml::Value as Toml;
+use talking::{n_vocab, talking};
 
 /// What a model is and what its plan must say, so that each is of the kind that it stands for.
 struct Case {
@@ -91,59 +91,10 @@ fn scaled(plan: &Plan) -> bool {
     plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
 }
 
-const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
-    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-/// The characters by which GPT-2 writes the 256 bytes: a byte that prints stands for itself, the others for
-/// characters from 256 on.
-fn byte_tokens() -> Vec<String> {
-    let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let mut next = 256;
-    let mut token = |byte: u8| {
-        let code = if prints(byte) {
-            u32::from(byte)
-        } else {
-            next += 1;
-            next - 1
-        };
-        char::from_u32(code).unwrap().to_string()
-    };
-    (0..=255).map(&mut token).collect()
-}
-
-/// A vocabulary of bytes, a pair of them, and the two marks of the template.
-fn tokenizer() -> Vec<(&'static str, Toml)> {
-    let mut tokens = byte_tokens();
-    tokens.extend(["Ġt", "<|im_start|>", "<|im_end|>"].map(String::from));
-    let kinds = tokens.iter().map(|t| Toml::Integer(if t.starts_with("<|") { 3 } else { 1 }));
-    let kinds = Toml::Array(kinds.collect());
-    let n = tokens.len() as i64;
-    let strings = |items: Vec<String>| Toml::Array(items.into_iter().map(Toml::String).collect());
-    vec![
-        ("tokenizer.ggml.model", Toml::String("gpt2".into())),
-        ("tokenizer.ggml.pre", Toml::String("gpt-2".into())),
-        ("tokenizer.ggml.token_type", kinds),
-        ("tokenizer.ggml.tokens", strings(tokens)),
-        ("tokenizer.ggml.merges", strings(vec!["Ġ t".into()])),
-        ("tokenizer.ggml.eos_token_id", Toml::Integer(n - 1)),
-        ("tokenizer.ggml.bos_token_id", Toml::Integer(n - 2)),
-        ("tokenizer.ggml.add_bos_token", Toml::Boolean(false)),
-        ("tokenizer.chat_template", Toml::String(CHATML.into())),
-        ("vocab_size", Toml::Integer(n)),
-        ("context_length", Toml::Integer(2048)),
-    ]
-}
-
 /// Makes the model of a case, its writers in their type and in as many files as it has; the path of the first.
 fn made(case: &Case, dir: &Path) -> PathBuf {
-    let mut seeds = Seeds::load();
-    for (key, value) in tokenizer() {
-        seeds.core.insert(key.into(), value);
-    }
-    let run: &mut Run = seeds.run.get_mut(case.run).unwrap();
-    run.keys.extend(case.keys.iter().map(|&(key, n)| (key.into(), Toml::Integer(n))));
     let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
-    generate(&seeds, case.run, false, &wide).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    talking((case.run, case.keys), &wide);
     writers_retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
     let gguf = Gguf::open(&path).unwrap();
     assert!(gguf.file_len < 4_000_000, "{}: {} bytes", case.name, gguf.file_len);
@@ -220,8 +171,7 @@ fn every_kind_of_model_is_injected_and_runs_elsewhere() {
         written.push(injected(case, &model, &few));
         println!("{}: injected in {:.1} s", case.name, start.elapsed().as_secs_f64());
     }
-    let n_vocab = tokenizer().iter().find(|(key, _)| *key == "vocab_size").unwrap().1.as_integer().unwrap();
-    let answers = theirs(&written, n_vocab as usize);
+    let answers = theirs(&written, n_vocab());
     for ((case, path), told) in cases.iter().zip(&written).zip(answers["models"].as_array().unwrap()) {
         let theirs = told["logprobs"].as_array().unwrap().iter();
         let theirs: Vec<f64> = theirs.map(|l| l.as_f64().unwrap_or(f64::NAN)).collect();

@@ -1,13 +1,22 @@
-//! A real model spread over two RPC workers on this machine, beside the same model on its CPU; and workers that
-//! are lost. The workers are `rosi-gguf rpc-server`, which is llama.cpp's own. `scripts/test` sets the
-//! `ROSI_TEST_*` variables.
+//! Tiny random models spread over two RPC workers on this machine, beside the same models on its CPU; and workers
+//! that are lost. The workers are `rosi-gguf rpc-server`, which is llama.cpp's own. Nothing is fetched.
 
 #[path = "common/beside.rs"]
 mod beside;
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
+#[path = "architectures/ffi.rs"]
+mod ffi;
+#[allow(dead_code)] // some of it is for e2e_architectures
+#[path = "architectures/generate.rs"]
+mod generate;
 #[path = "common/run.rs"]
 mod run;
+#[allow(dead_code)]
+#[path = "architectures/seeds.rs"]
+mod seeds;
+#[path = "common/talking.rs"]
+mod talking;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use beside::same_direction;
 use few_prompts::few_prompts;
-use run::{command, ended, json, stderr, text, variable};
+use run::{command, ended, json, stderr, text};
+use talking::{directing, models};
 
 /// A worker that ends with the test.
 struct Worker {
@@ -68,26 +78,29 @@ fn listing(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn two_workers_find_the_direction_that_this_machine_finds() {
     let folder = tempfile::tempdir().unwrap();
-    let [local, remote] = ["local", "remote"].map(|name| folder.path().join(name));
-    let (model, few) = (variable("ROSI_TEST_MODEL_SMOLLM2"), few_prompts(folder.path()));
-    let direction = |out: &Path, extra: &[&str]| {
-        let args = ["direction", text(&model), "-o", text(out), "--prompts", text(&few), "--trials", "1"];
-        // SmolLM2 hardly refuses, so --force.
-        let args = [&args[..], &["--force", "-t", "2"], extra].concat();
-        let started = Instant::now();
-        let told = stderr(&ended(&args, 0));
-        eprintln!("{extra:?}: {:.0} s", started.elapsed().as_secs_f64());
-        told
-    };
-    direction(&local, &["--device", "none"]);
-    let workers = [Worker::start(), Worker::start()];
-    let told = direction(&remote, &["--rpc", &endpoints(&workers), "--device", "RPC0,RPC1", "-vvv"]);
-    for worker in &workers {
-        assert!(told.contains(&format!("calling the RPC worker {}", worker.endpoint)), "{told}");
-        let buffer = told.lines().find(|l| l.contains(&worker.endpoint) && l.contains("model buffer size"));
-        eprintln!("{}", buffer.unwrap_or_else(|| panic!("{} holds nothing: {told}", worker.endpoint)).trim());
+    let few = few_prompts(folder.path());
+    for model in models(folder.path()) {
+        let [local, remote] = ["local", "remote"].map(|end| model.with_extension(end));
+        let direction = |out: &Path, extra: &[&str]| {
+            let started = Instant::now();
+            let told = stderr(&ended(&[&directing(&model, out, &few)[..], extra].concat(), 0));
+            eprintln!("{extra:?}: {:.0} s", started.elapsed().as_secs_f64());
+            told
+        };
+        direction(&local, &["--device", "none"]);
+        let workers = [Worker::start(), Worker::start()];
+        let told = direction(&remote, &["--rpc", &endpoints(&workers), "--device", "RPC0,RPC1", "-vvv"]);
+        for worker in &workers {
+            assert!(told.contains(&format!("calling the RPC worker {}", worker.endpoint)), "{told}");
+            let holds = |line: &&str| line.contains(&worker.endpoint) && line.contains("model buffer size");
+            let buffer = told.lines().find(holds);
+            eprintln!(
+                "{}",
+                buffer.unwrap_or_else(|| panic!("{} holds nothing: {told}", worker.endpoint)).trim()
+            );
+        }
+        same_direction(&model.file_stem().unwrap().to_string_lossy(), &local, &remote);
     }
-    same_direction("two RPC workers", &local, &remote);
 }
 
 #[test]
@@ -113,7 +126,7 @@ fn lose_a_worker(folder: &Path, args: &[&str], moment: &str) -> String {
     let before = listing(folder);
     let mut workers = [Worker::start(), Worker::start()];
     let rpc = endpoints(&workers);
-    let run_on = ["--rpc", &rpc, "--device", "RPC0,RPC1", "--force", "-t", "2"];
+    let run_on = ["--rpc", &rpc, "--device", "RPC0,RPC1"];
     let mut child = command(&[args, &run_on].concat()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let mut told = String::new();
@@ -135,16 +148,17 @@ fn lose_a_worker(folder: &Path, args: &[&str], moment: &str) -> String {
 #[test]
 fn a_lost_worker_is_told_and_nothing_is_left_behind() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, few) = (variable("ROSI_TEST_MODEL_SMOLLM2"), few_prompts(folder.path()));
+    let few = few_prompts(folder.path());
+    let [model, ..] = models(folder.path());
     let [edit, out] = ["edit", "out.gguf"].map(|name| folder.path().join(name));
-    let search = ["direction", text(&model), "-o", text(&edit), "--prompts", text(&few), "--trials", "1"];
+    let search = directing(&model, &edit, &few);
     for moment in ["loading the model", "collecting hidden states", "learning the gates"] {
         let told = lose_a_worker(folder.path(), &search, moment);
         assert!(told.contains("--resume goes on with a search"), "{told}");
     }
     // And while the written file is scored, which bears its temporary name then.
-    ended(&[&search[..], &["--force", "-t", "2", "--device", "none"]].concat(), 0);
+    ended(&[&search[..], &["--device", "none"]].concat(), 0);
     let inject = ["inject", text(&model), "--direction", text(&edit), "-o", text(&out)];
-    let inject = [&inject[..], &["--prompts", text(&few), "--no-controls"]].concat();
+    let inject = [&inject[..], &["--prompts", text(&few), "--no-controls", "--force"]].concat();
     lose_a_worker(folder.path(), &inject, "scoring the written file");
 }

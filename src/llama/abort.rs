@@ -2,7 +2,7 @@
 //! worker being the case that users meet. So the reason is told as every other error is, and what is
 //! unfinished is removed.
 
-pub(crate) mod ffi;
+pub(super) mod ffi;
 
 use std::io::{IsTerminal, Write};
 

@@ -57,7 +57,8 @@ pub fn devices() -> Vec<Device> {
 /// The GPU backends that this program was built with, e.g. `Vulkan`.
 pub fn backends() -> Vec<String> {
     let mut backends = ffi::backends();
-    backends.retain(|name| !matches!(name.as_str(), "CPU" | "RPC" | "BLAS"));
+    // Each worker is a backend of its own to ggml, called RPC[HOST:PORT].
+    backends.retain(|name| !matches!(name.as_str(), "CPU" | "BLAS") && !name.starts_with("RPC"));
     backends
 }
 

@@ -1,7 +1,7 @@
 //! llama.cpp through `llama-cpp-sys-2`: loading, chat templates, batched greedy answers, capture of
 //! hidden states through the eval callback, and edits previewed as rank-one LoRA adapters.
 
-pub mod abort;
+mod abort;
 pub mod adapter;
 pub mod batch;
 pub mod capture;

@@ -1,0 +1,88 @@
+//! Tiny random models that can be talked to: the seeds of the architectures' proof, with a vocabulary of bytes and a
+//! chat template. Whoever includes this has the modules `generate` and `seeds` of `tests/architectures`.
+
+use std::path::{Path, PathBuf};
+
+use toml::Value as Toml;
+
+use crate::generate::generate;
+use crate::seeds::{Run, Seeds};
+
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// The characters by which GPT-2 writes the 256 bytes: a byte that prints stands for itself, the others for
+/// characters from 256 on.
+fn byte_tokens() -> Vec<String> {
+    let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 256;
+    let mut token = |byte: u8| {
+        let code = if prints(byte) {
+            u32::from(byte)
+        } else {
+            next += 1;
+            next - 1
+        };
+        char::from_u32(code).unwrap().to_string()
+    };
+    (0..=255).map(&mut token).collect()
+}
+
+/// A vocabulary of bytes, a pair of them, and the two marks of the template.
+fn tokenizer() -> Vec<(&'static str, Toml)> {
+    let mut tokens = byte_tokens();
+    tokens.extend(["Ġt", "<|im_start|>", "<|im_end|>"].map(String::from));
+    let kinds = tokens.iter().map(|t| Toml::Integer(if t.starts_with("<|") { 3 } else { 1 }));
+    let kinds = Toml::Array(kinds.collect());
+    let n = tokens.len() as i64;
+    let strings = |items: Vec<String>| Toml::Array(items.into_iter().map(Toml::String).collect());
+    vec![
+        ("tokenizer.ggml.model", Toml::String("gpt2".into())),
+        ("tokenizer.ggml.pre", Toml::String("gpt-2".into())),
+        ("tokenizer.ggml.token_type", kinds),
+        ("tokenizer.ggml.tokens", strings(tokens)),
+        ("tokenizer.ggml.merges", strings(vec!["Ġ t".into()])),
+        ("tokenizer.ggml.eos_token_id", Toml::Integer(n - 1)),
+        ("tokenizer.ggml.bos_token_id", Toml::Integer(n - 2)),
+        ("tokenizer.ggml.add_bos_token", Toml::Boolean(false)),
+        ("tokenizer.chat_template", Toml::String(CHATML.into())),
+        ("vocab_size", Toml::Integer(n)),
+        ("context_length", Toml::Integer(2048)),
+    ]
+}
+
+/// Size of the vocabulary.
+#[allow(dead_code)] // not every test that includes this needs it
+pub fn n_vocab() -> usize {
+    let size = tokenizer().into_iter().find(|(key, _)| *key == "vocab_size").unwrap().1;
+    size.as_integer().unwrap() as usize
+}
+
+/// Writes the model of a run of `seeds.toml`, with keys over its own, to `path`.
+pub fn talking((name, keys): (&str, &[(&str, i64)]), path: &Path) {
+    let mut seeds = Seeds::load();
+    seeds.core.extend(tokenizer().into_iter().map(|(key, value)| (key.into(), value)));
+    let run: &mut Run = seeds.run.get_mut(name).unwrap();
+    run.keys.extend(keys.iter().map(|&(key, n)| (key.into(), Toml::Integer(n))));
+    generate(&seeds, name, false, path).unwrap_or_else(|error| panic!("{name}: {error}"));
+}
+
+/// A dense model, one with post-norms, a mixture of experts.
+#[allow(dead_code)]
+pub fn models(folder: &Path) -> [PathBuf; 3] {
+    let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
+    [("qwen2", &[][..]), ("gemma2", &[]), ("qwen3moe", eight)].map(|(run, keys)| {
+        let path = folder.join(format!("{run}.gguf"));
+        talking((run, keys), &path);
+        path
+    })
+}
+
+/// Arguments that search the direction of such a model. It refuses nothing, so `--force`; to a vocabulary of bytes our
+/// safety prompt is too long, so none.
+#[allow(dead_code)]
+pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
+    let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
+    let search = ["--prompts", few, "--trials", "1", "--system-prompt", "off", "--force", "-t", "2"];
+    [&["direction", model, "-o", out][..], &search].concat()
+}
