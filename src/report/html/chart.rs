@@ -6,7 +6,7 @@ use serde::Serialize;
 /// wide screens get several beside each other.
 const WIDTH: f64 = 340.0;
 /// Space above the plot, below it for the ticks and the label, and at its right.
-const MARGINS: [f64; 3] = [18.0, 34.0, 20.0];
+const MARGINS: [f64; 3] = [18.0, 37.0, 20.0];
 /// Space at the left: for numbers, for names of rows.
 const LEFT: [f64; 2] = [46.0, 116.0];
 /// Height of a plot of numbers, and of one row of a plot of rows.
