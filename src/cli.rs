@@ -12,9 +12,13 @@ use crate::source::ModelArg;
 
 pub use offload::{DevicesArgs, OffloadArgs, RpcServerArgs, arguments};
 
+/// At the end of `--help` and of the manual page.
+const EXIT_STATUS: &str = "Exit status: 0 done; 1 something that you can mend; 2 a bug of ours; 3 written, but less than \
+                           90 % of the edit arrived in the file.";
+
 /// Make a GGUF language model safer in minutes, without training.
 #[derive(Debug, Parser)]
-#[command(name = "rosi-gguf", version, about, long_about = None, arg_required_else_help = true)]
+#[command(name = "rosi-gguf", version, about, long_about = None, arg_required_else_help = true, after_help = EXIT_STATUS)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -50,6 +54,8 @@ pub enum Command {
     /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
     /// stopped.
     Release(Box<ReleaseArgs>),
+    /// Show a report that `inject --report` wrote: its summary, or a page for a browser.
+    Report(ReportArgs),
     /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
     Undo(UndoArgs),
     /// List the GPUs and workers' devices that models can run on; `--list-devices` does it too.
@@ -61,6 +67,18 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print a manual page, or write all of them.
+    Man(ManArgs),
+}
+
+/// Flags of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The command that the page is about [default: rosi-gguf itself].
+    pub command: Option<String>,
+    /// Write every page into this folder, e.g. ~/.local/share/man/man1.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 /// Flags of `inject`.
@@ -97,6 +115,9 @@ pub struct InjectArgs {
     /// Write the whole report here, as JSON.
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,
+    /// Write the report here as one page for a browser: charts, tables, answers before and after.
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
     /// Print the whole report on stdout, as JSON.
     #[arg(long)]
     pub json: bool,
@@ -227,7 +248,7 @@ pub struct SearchArgs {
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     pub max_false_refusal: Option<f64>,
     /// Edits of the search whose answers are generated and judged.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     pub trials: usize,
     /// Start no new trial after this many seconds.
     #[arg(long, value_name = "SECONDS")]
@@ -317,6 +338,20 @@ pub struct VerifyArgs {
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
+}
+
+/// Flags of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// What `inject --report` wrote.
+    #[arg(value_name = "REPORT.json")]
+    pub report: PathBuf,
+    /// Write a page for a browser here, in place of the summary on stdout.
+    #[arg(long, value_name = "FILE.html")]
+    pub html: Option<PathBuf>,
+    /// Overwrite the page.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Flags of `undo`.

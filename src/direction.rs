@@ -1,8 +1,9 @@
 //! Along what: difference in means per layer, and how well it separates the two sets.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::activations::Activations;
+use crate::evaluate::null;
 use crate::evaluate::stats::{auroc, d_prime};
 
 /// Why there is no direction.
@@ -149,16 +150,11 @@ pub struct Separation {
     /// ‖s‖ over the mean norm of the residual, a scale-free size.
     pub relative_norm: f64,
     /// Area under the ROC curve of the projections.
-    #[serde(deserialize_with = "number_or_nan")]
+    #[serde(deserialize_with = "null::or_nan")]
     pub auroc: f64,
     /// d′ of the projections, in standard deviations.
-    #[serde(deserialize_with = "number_or_nan")]
+    #[serde(deserialize_with = "null::or_nan")]
     pub d_prime: f64,
-}
-
-/// What is not a number, or has no bound, is `null` in JSON.
-fn number_or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 /// Directions and separations of all layers.

@@ -1,5 +1,7 @@
 //! The change to one weight: which rank-one matrix is added to it, and how it is written.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::direction::{Along, SafetyDirection};
@@ -46,14 +48,6 @@ pub enum EditError {
         expected: usize,
         /// Found number of values.
         found: usize,
-    },
-    /// llama.cpp multiplies the weight by a further tensor, which the edit does not know how to undo.
-    #[error("{tensor} is scaled by {scale} at run time, which this version cannot edit")]
-    Scaled {
-        /// The tensor.
-        tensor: String,
-        /// Its scale.
-        scale: String,
     },
     /// Every weight that would be edited is zero, so strength has no meaning.
     #[error("all {n} residual writers are zero: there is nothing to scale the edit by")]
@@ -117,19 +111,23 @@ pub fn mean_rows(weights: &[WriterWeights]) -> RightFactors {
     weights.iter().map(|w| Some(w.mean_row.clone())).collect()
 }
 
-/// What one pass over a writer's weights tells.
+/// What one pass over a writer's weights tells: of W as it acts, which is the file's times its scale where
+/// there is one.
 #[derive(Debug, Clone)]
 pub struct WriterWeights {
     /// w̄: mean of the rows of W per expert, f32 `[n_expert][n_in]`, f64 accumulators.
     pub mean_row: Vec<f32>,
     /// ‖W‖_F², f64.
     pub norm_sq: f64,
+    /// The factor s of each expert, f32 `[n_expert]`: llama.cpp writes s·(W_file x). Empty = all 1.
+    pub scale: Vec<f32>,
     /// Gain of the norm between W and the stream, or the product of both, f32 `[n_embd]`.
     pub post_norm: Option<Vec<f32>>,
 }
 
 /// ΔW = α · left · rightᵀ per expert of one writer: W `[n_expert][n_embd][n_in]`, left `[n_embd]` a
-/// unit vector, right `[n_expert][n_in]`.
+/// unit vector, right `[n_expert][n_in]`. W is the matrix as it acts; where llama.cpp multiplies the file's by a
+/// scale s, the file gets ΔW/s ([`Edit::right_in_file`]).
 #[derive(Debug, Clone)]
 pub struct Edit {
     /// Index of the writer in the plan.
@@ -146,9 +144,25 @@ pub struct Edit {
     pub alpha: f64,
     /// ‖W‖_F², for relative sizes.
     pub weight_norm_sq: f64,
+    /// s of each expert, f32 `[n_expert]`; empty = all 1.
+    pub scale: Vec<f32>,
+    /// Whether s multiplies what an adapter adds too.
+    pub scales_adapter: bool,
 }
 
 impl Edit {
+    /// The right factor for the file's bytes: that of each expert over its scale.
+    pub fn right_in_file(&self) -> Cow<'_, [f32]> {
+        if self.scale.is_empty() {
+            return Cow::Borrowed(&self.right);
+        }
+        let n_in = (self.right.len() / self.scale.len()).max(1);
+        let over = |(right, &s): (&[f32], &f32)| {
+            right.iter().map(|&r| if r == 0.0 { 0.0 } else { r / s }).collect::<Vec<_>>()
+        };
+        Cow::Owned(self.right.chunks(n_in).zip(&self.scale).flat_map(over).collect())
+    }
+
     /// ‖ΔW‖_F² = α² ‖right‖², since ‖left‖ = 1.
     pub fn norm_sq(&self) -> f64 {
         self.alpha * self.alpha * self.right.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
@@ -165,7 +179,7 @@ impl Edit {
         RankOne {
             tensor: self.tensor.clone(),
             n_expert: self.n_expert,
-            a: self.right.clone(),
+            a: if self.scales_adapter { self.right_in_file().into_owned() } else { self.right.clone() },
             b: b.repeat(self.n_expert as usize),
         }
     }
@@ -211,7 +225,7 @@ fn info<'g>(gguf: &'g Gguf, name: &str) -> Result<&'g TensorInfo, EditError> {
     gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })
 }
 
-/// Reads one writer's weights: `w̄ = (1/n_embd) Σ_i W_i` per expert and ‖W‖_F².
+/// Reads one writer's weights: `w̄ = (1/n_embd) Σ_i W_i` per expert and ‖W‖_F², of `W = s · W_file`.
 ///
 /// # Errors
 /// [`EditError`] naming the tensor.
@@ -219,13 +233,17 @@ pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeight
     let tensor = info(gguf, &writer.tensor)?;
     let (n_in, n_embd) = (writer.n_in as usize, writer.n_out as usize);
     let mut sum = vec![0.0f64; n_in * writer.n_expert as usize];
+    let scale = read_scale(gguf, writer)?;
+    let factor = |expert: usize| scale.get(expert).map_or(1.0, |&s| f64::from(s));
     let mut norm_sq = 0.0;
     for_each_run(tensor, &gguf.read_tensor(tensor)?, |first_row, values| {
         for (i, row) in values.chunks_exact(n_in).enumerate() {
             let expert = (first_row + i) / n_embd;
+            let factor = factor(expert);
             for (s, &v) in sum[expert * n_in..].iter_mut().zip(row) {
-                *s += f64::from(v);
-                norm_sq += f64::from(v).powi(2);
+                let v = f64::from(v) * factor;
+                *s += v;
+                norm_sq += v * v;
             }
         }
     })?;
@@ -234,7 +252,31 @@ pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeight
     }
     let mean_row = sum.iter().map(|s| (s / n_embd as f64) as f32).collect();
     let post_norm = read_gains(gguf, writer, n_embd)?;
-    Ok(WriterWeights { mean_row, norm_sq, post_norm })
+    Ok(WriterWeights { mean_row, norm_sq, scale, post_norm })
+}
+
+/// The scale of each expert of a writer, F32 `[1]` or `[n_expert]` in the file; empty where there is none.
+fn read_scale(gguf: &Gguf, writer: &ResidualWriter) -> Result<Vec<f32>, EditError> {
+    let Some(name) = &writer.scale else { return Ok(Vec::new()) };
+    let mut scale = read_vector(gguf, name)?;
+    if scale.len() == 1 {
+        scale = scale.repeat(writer.n_expert as usize);
+    }
+    if scale.len() as u64 != writer.n_expert {
+        let expected = writer.n_expert as usize;
+        return Err(EditError::Size { tensor: name.clone(), expected, found: scale.len() });
+    }
+    if scale.iter().any(|s| !s.is_finite()) {
+        return Err(EditError::NotFinite { tensor: name.clone() });
+    }
+    Ok(scale)
+}
+
+fn read_vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, EditError> {
+    let tensor = info(gguf, name)?;
+    let mut vector = Vec::new();
+    for_each_run(tensor, &gguf.read_tensor(tensor)?, |_, values| vector.extend_from_slice(values))?;
+    Ok(vector)
 }
 
 /// The product of the gains between the writer and the stream; `None` without a norm.
@@ -249,9 +291,7 @@ fn read_gains(gguf: &Gguf, writer: &ResidualWriter, n_embd: usize) -> Result<Opt
 }
 
 fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditError> {
-    let tensor = info(gguf, name)?;
-    let mut gain = Vec::new();
-    for_each_run(tensor, &gguf.read_tensor(tensor)?, |_, values| gain.extend_from_slice(values))?;
+    let gain = read_vector(gguf, name)?;
     if gain.len() == n_embd {
         return Ok(gain);
     }
@@ -275,6 +315,14 @@ pub fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Ve
     left.iter().map(|v| (v / norm) as f32).collect()
 }
 
+/// The right factors, 0 for experts whose scale lets nothing through.
+fn heard(mut right: Vec<f32>, scale: &[f32]) -> Vec<f32> {
+    let n_in = (right.len() / scale.len().max(1)).max(1);
+    let silent = right.chunks_mut(n_in).zip(scale).filter(|(_, s)| s.abs() < f32::MIN_POSITIVE);
+    silent.for_each(|(right, _)| right.fill(0.0));
+    right
+}
+
 /// Every writer's edit at `strength`: `W ← W + α ŝ rᵀ`, r its right factor and one α for all; with
 /// r = w̄ this is arXiv 2508.20766 Eq. 6.
 ///
@@ -292,10 +340,6 @@ pub fn edits<'a>(
     strength: f64,
 ) -> Result<Vec<Edit>, EditError> {
     let along = along.into();
-    if let Some(writer) = plan.writers.iter().find(|w| w.scale.is_some()) {
-        let scale = writer.scale.clone().unwrap_or_default();
-        return Err(EditError::Scaled { tensor: writer.tensor.clone(), scale });
-    }
     let used = || weights.iter().zip(rights).filter_map(|(w, r)| r.as_ref().map(|r| (w, r)));
     let weight_sq: f64 = used().map(|(w, _)| w.norm_sq).sum();
     let right_sq: f64 = used().flat_map(|(_, r)| r).map(|&v| f64::from(v).powi(2)).sum();
@@ -310,9 +354,11 @@ pub fn edits<'a>(
             tensor: writer.tensor.clone(),
             n_expert: writer.n_expert,
             left: left_factor(along.at(writer.layer), w.post_norm.as_deref()),
-            right: right.clone()?,
+            right: heard(right.clone()?, &w.scale),
             alpha,
             weight_norm_sq: w.norm_sq,
+            scale: w.scale.clone(),
+            scales_adapter: writer.scale_after_lora,
         })
     });
     Ok(edits.collect())

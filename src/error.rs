@@ -18,6 +18,7 @@ use crate::patches::PatchError;
 use crate::plan::PlanError;
 use crate::prompts::PromptError;
 use crate::release::ReleaseError;
+use crate::report::ReportError;
 use crate::scar::ScarError;
 use crate::search::journal::JournalError;
 use crate::stored::StoredError;
@@ -78,6 +79,9 @@ pub enum Error {
     /// The release cannot be made or taken up.
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    /// The report could not be read or shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -152,6 +156,7 @@ impl Error {
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
             Self::Release(e) => e.hint(),
+            Self::Report(e) => e.hint(),
             Self::Undo(e) => e.hint(),
             Self::Ollama(e) => e.hint(),
             Self::Hub(e) => e.hint(),
@@ -179,7 +184,9 @@ impl Error {
     /// 1 = the user can mend it, 2 = our bug.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) => ExitCode::from(2),
+            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) | Self::Report(ReportError::Page(_)) => {
+                ExitCode::from(2)
+            }
             _ => ExitCode::from(1),
         }
     }

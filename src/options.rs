@@ -66,6 +66,8 @@ pub struct InjectOptions {
     pub lever: Option<Lever>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
+    /// Where the report goes as a page.
+    pub html: Option<PathBuf>,
     /// Whether the JSON report goes to stdout.
     pub json: bool,
     /// Whether nothing is run or written.
@@ -132,8 +134,12 @@ impl InjectOptions {
     /// [`Error::Ollama`] for a name that Ollama would not take.
     pub fn new(args: InjectArgs, source: Source) -> Result<Self, Error> {
         let requant = parse_requant(&args.requant, args.promote.as_deref())?;
+        let output = output(&args, &source, requant)?;
+        let sides =
+            [("--report", &args.report), ("--html", &args.html), ("--save-adapter", &args.save_adapter)];
+        apart(&sides, &[&source.path, &output])?;
         Ok(Self {
-            output: output(&args, &source, requant)?,
+            output,
             in_place: args.in_place,
             search: search_options(&args.search)?,
             lever: args.search.lever,
@@ -146,6 +152,7 @@ impl InjectOptions {
             imatrix: args.imatrix,
             prompts: args.search.prompts,
             report: args.report,
+            html: args.html,
             json: args.json,
             dry_run: args.dry_run,
             force: args.force,
@@ -173,6 +180,7 @@ impl InjectOptions {
             promote: None,
             imatrix: None,
             report: None,
+            html: None,
             json: args.json,
             dry_run: false,
             force: args.force,
@@ -214,16 +222,8 @@ impl ExportOptions {
     /// # Errors
     /// [`Error::Option`] naming the flag.
     pub fn new(args: ExportArgs, source: Source) -> Result<Self, Error> {
-        let outputs = [("--lora", &args.lora), ("--control-vector", &args.control_vector)];
-        for (flag, path) in outputs.iter().filter_map(|(flag, path)| path.as_ref().map(|p| (*flag, p))) {
-            let inputs = [&args.edit, &source.path];
-            let same = inputs.into_iter().any(|input| same_file(input, path));
-            if same || (flag == "--lora" && args.control_vector.as_ref().is_some_and(|o| same_file(o, path)))
-            {
-                let problem = format!("{} is another file of this command", path.display());
-                return Err(option(flag, problem, Some("give each output a name of its own".into())));
-            }
-        }
+        let outputs = [("--control-vector", &args.control_vector), ("--lora", &args.lora)];
+        apart(&outputs, &[&args.edit, &source.path])?;
         Ok(Self {
             strength: parse_strength(&args.strength)?,
             edit: args.edit,
@@ -381,6 +381,19 @@ fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBu
         return Err(option("--output", problem, Some("give a path elsewhere with -o".into())));
     }
     Ok(output)
+}
+
+/// Refuses an output that is one of the `taken` files or a former output: it would take its place.
+fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Result<(), Error> {
+    let mut taken = taken.to_vec();
+    for (flag, path) in outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))) {
+        if taken.iter().any(|other| same_file(other, path)) {
+            let problem = format!("{} is another file of this command", path.display());
+            return Err(option(flag, problem, Some("give each output a name of its own".into())));
+        }
+        taken.push(path);
+    }
+    Ok(())
 }
 
 /// Whether two paths lead to one file.

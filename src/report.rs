@@ -1,14 +1,25 @@
-//! What is said about an injection: one structure, as JSON for scripts and as tables for people.
+//! What is said about an injection: one structure, as JSON for scripts, as a summary for terminals and as a
+//! page for browsers. The JSON is read back, so that the other two can be had from it later.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::direction::Separation;
-use crate::evaluate::fidelity::Fidelity;
+use crate::evaluate::fidelity::{Fidelity, Projections};
+use crate::evaluate::refusal::{Outcome, classify};
 use crate::evaluate::{Examination, Score};
-use crate::output::{Table, percent};
+use crate::output::Stage;
+use crate::prompts::PromptKind;
 use crate::scar::Scar;
 use crate::search::{Lever, LeverOutcome, SearchResult};
 use crate::verify::Verification;
+
+mod file;
+mod html;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+pub use file::ReportError;
 
 /// Share of the edit that must arrive for a file to count as verified.
 pub const MIN_SURVIVAL: f64 = 0.9;
@@ -16,7 +27,7 @@ pub const MIN_SURVIVAL: f64 = 0.9;
 const SHORT_ANSWER: usize = 60;
 
 /// The whole report of `inject`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this tool.
     pub version: String,
@@ -49,16 +60,25 @@ pub struct Report {
     pub verification: Verification,
     /// What the written file does beside the exact edit.
     pub fidelity: Fidelity,
+    /// Where prompts lie along the direction, before and after; absent in reports of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projections: Option<Projections>,
     /// Answers to the report split before and after.
     pub answers: Vec<AnswerPair>,
     /// Seconds that it took.
     pub seconds: f64,
+    /// Those that each stage took.
+    #[serde(default)]
+    pub stages: Vec<Stage>,
+    /// CPU seconds of all threads, where the system tells them.
+    #[serde(default)]
+    pub cpu_seconds: Option<f64>,
     /// Peak resident memory in bytes, where the system tells it.
     pub peak_memory: Option<u64>,
 }
 
 /// One file.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FileFacts {
     /// Path as given.
     pub path: String,
@@ -69,7 +89,7 @@ pub struct FileFacts {
 }
 
 /// The prompts.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PromptFacts {
     /// `bundled`, or the files.
     pub source: String,
@@ -84,7 +104,7 @@ pub struct PromptFacts {
 }
 
 /// The edit.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EditFacts {
     /// How the right factor was chosen.
     pub method: String,
@@ -113,7 +133,7 @@ pub struct EditFacts {
 }
 
 /// Scores on the report split.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scores {
     /// The model as it was.
     pub base: Score,
@@ -129,17 +149,35 @@ pub struct Scores {
     pub requantized: Option<Score>,
 }
 
+impl Scores {
+    /// Every score there is with its name: base, exact edit, written file, controls.
+    pub fn named(&self) -> Vec<(&'static str, &Score)> {
+        let all = [
+            ("base", Some(&self.base)),
+            ("exact edit", Some(&self.exact)),
+            ("written file", Some(&self.written)),
+            ("random direction", self.random_direction.as_ref()),
+            ("published edit", self.published_at_same_kl.as_ref()),
+            ("requantized only", self.requantized.as_ref()),
+        ];
+        all.into_iter().filter_map(|(name, score)| score.map(|score| (name, score))).collect()
+    }
+}
+
 /// One answer before and after.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnswerPair {
-    /// `harmful`, `harmless` or `alarming`.
-    pub kind: &'static str,
+    /// What the model should do with it.
+    pub kind: PromptKind,
     /// The prompt.
     pub prompt: String,
     /// The base's answer.
     pub before: String,
     /// The written file's answer.
     pub after: String,
+    /// What the whole answers, before and after, amount to; absent in reports of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcomes: Option<[Outcome; 2]>,
 }
 
 impl AnswerPair {
@@ -150,10 +188,16 @@ impl AnswerPair {
             _ => text.clone(),
         };
         let mut pairs = Vec::new();
-        for (k, kind) in ["harmful", "harmless", "alarming"].into_iter().enumerate() {
+        for (k, kind) in PromptKind::ALL.into_iter().enumerate() {
             for (i, prompt) in prompts[k].iter().enumerate() {
                 let (before, after) = (&before.answers[k][i], &after.answers[k][i]);
-                pairs.push(Self { kind, prompt: prompt.clone(), before: cut(before), after: cut(after) });
+                pairs.push(Self {
+                    kind,
+                    prompt: prompt.clone(),
+                    before: cut(before),
+                    after: cut(after),
+                    outcomes: Some([classify(before), classify(after)]),
+                });
             }
         }
         pairs
@@ -165,86 +209,17 @@ impl Report {
     pub fn survived(&self) -> bool {
         self.verification.gain.is_some_and(|gain| gain >= MIN_SURVIVAL)
     }
+}
 
-    /// The summary for people.
-    pub fn summary(&self) -> String {
-        let mut table = Table::new(&[
-            "report split",
-            "harmful refused",
-            "harmless refused",
-            "alarming refused",
-            "broken",
-            "KL",
-        ]);
-        let s = &self.scores;
-        let mut row = |name: &str, score: &Score| {
-            table.row(vec![
-                name.into(),
-                score.harmful.refused().to_string(),
-                score.harmless.refused().to_string(),
-                score.alarming.refused().to_string(),
-                score.broken().count.to_string(),
-                format!("{:.4}", score.kl),
-            ]);
-        };
-        row("base", &s.base);
-        row("exact edit", &s.exact);
-        row("written file", &s.written);
-        s.random_direction.iter().for_each(|score| row("control: random", score));
-        s.published_at_same_kl.iter().for_each(|score| row("control: published", score));
-        s.requantized.iter().for_each(|score| row("control: requantized", score));
-        let e = &self.edit;
-        format!(
-            "\n{table}\n{}\n{} edit along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal\n{}",
-            self.levers(),
-            e.method,
-            e.lever.along(e.layer, &e.system_prompt),
-            percent(e.strength),
-            e.alpha,
-            e.writers,
-            e.push,
-            e.writers_against,
-            self.survival()
-        )
-    }
-
-    /// What each lever could do; of a stored edit nothing was tried.
-    fn levers(&self) -> String {
-        if let Some(file) = &self.direction {
-            return format!("lever: {}, as stored in {}", self.edit.lever.name(), file.path);
-        }
-        let tell = |o: &LeverOutcome| {
-            let answers = o.trial.map_or("answers not judged".into(), |t| {
-                let over = if t.accepted { "" } else { ", over a limit" };
-                format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
-            });
-            format!("{} {:+.3} by first tokens, {answers}", o.lever.name(), o.probe.utility)
-        };
-        let all: Vec<String> = self.levers.iter().map(tell).collect();
-        format!("lever: {}; measured (search split): {}", self.edit.lever.name(), all.join("; "))
-    }
-
-    fn survival(&self) -> String {
-        let v = &self.verification;
-        let mut by_type: std::collections::BTreeMap<&str, (usize, f64)> = std::collections::BTreeMap::new();
-        for t in &v.tensors {
-            let entry = by_type.entry(&t.ggml_type).or_default();
-            entry.0 += 1;
-            entry.1 += t.gain.unwrap_or(0.0);
-        }
-        let types: Vec<String> =
-            by_type.iter().map(|(name, (n, sum))| format!("{name} {:.2}", sum / *n as f64)).collect();
-        format!(
-            "of the edit, {} arrived in the file (cosine {:.3}; mean by type: {}); untouched tensors identical: {}",
-            percent(v.gain.unwrap_or(0.0)),
-            v.cosine.unwrap_or(0.0),
-            types.join(", "),
-            if v.untouched_identical { "yes" } else { "NO" }
-        ) + &format!(
-            "\nbeside the exact edit: shift along the direction {:.3} of it, KL {:.4} on harmful and {:.4} on harmless prompts",
-            self.fidelity.mean_shift, self.fidelity.kl_harmful, self.fidelity.kl_harmless
-        )
-    }
+/// CPU seconds of this process, all threads; `None` where the system does not tell.
+pub fn cpu_seconds() -> Option<f64> {
+    /// Ticks of /proc a second, on every Linux.
+    const TICKS: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the program's name, which may hold anything: state is field 3, user and system time are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
+    Some((ticks(14)? + ticks(15)?) / TICKS)
 }
 
 /// Peak resident memory of this process in bytes; `None` where the system does not tell.

@@ -39,6 +39,22 @@ impl Requant {
     }
 }
 
+/// What does not grow with the model while a tensor is written or verified: buffers, decoded runs of rows of each
+/// thread.
+const BUFFERS: u64 = 64 << 20;
+
+impl Requant {
+    /// Bytes that writing and verifying an edit of `tensor` hold at most: the tensor as it was and, unless its codes
+    /// are changed where they are, as it becomes.
+    pub fn memory(self, tensor: &TensorInfo) -> u64 {
+        let ggml_type = self.type_for(tensor.ggml_type);
+        let in_place = self != Self::Nearest && ggml_type == tensor.ggml_type;
+        let row = ggml_type.row_bytes(tensor.ne[0]).unwrap_or_else(|| tensor.row_bytes());
+        let new = if in_place { 0 } else { row.saturating_mul(tensor.n_rows()) };
+        tensor.n_bytes().saturating_add(new).saturating_add(BUFFERS)
+    }
+}
+
 /// Bits per value.
 fn bits(ggml_type: GgmlType) -> f64 {
     8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64
@@ -90,12 +106,13 @@ fn preserved(
     inputs: &InputModel,
 ) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
+    let in_file = edit.right_in_file();
     let per_expert = bytes.len() / (edit.n_expert as usize).max(1);
     for ((expert, bytes), spared) in bytes.chunks_mut(per_expert.max(1)).enumerate().zip(edit.spared()) {
         if spared {
             continue;
         }
-        let right: Vec<f32> = edit.right[expert * n_in..(expert + 1) * n_in]
+        let right: Vec<f32> = in_file[expert * n_in..(expert + 1) * n_in]
             .iter()
             .map(|&r| (f64::from(r) * edit.alpha) as f32)
             .collect();
@@ -110,11 +127,12 @@ fn preserved(
 fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
     let n_embd = edit.left.len();
+    let in_file = edit.right_in_file();
     let mut written = requantize(info, bytes, ggml_type, &|first_row, rows| {
         for (i, row) in rows.chunks_exact_mut(n_in).enumerate() {
             let (expert, coordinate) = ((first_row + i) / n_embd, (first_row + i) % n_embd);
             let push = (f64::from(edit.left[coordinate]) * edit.alpha) as f32;
-            let right = &edit.right[expert * n_in..(expert + 1) * n_in];
+            let right = &in_file[expert * n_in..(expert + 1) * n_in];
             row.iter_mut().zip(right).for_each(|(w, &r)| *w += push * r);
         }
     })?;

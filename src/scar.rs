@@ -41,9 +41,10 @@
 //! is left of it is what an average direction has; along refusal directions they write 1.0 to 1.1.
 
 use ndarray::Array2;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::edit::EditError;
+use crate::evaluate::null;
 use crate::interrupt::Interrupted;
 use crate::linalg::{self, NotPositive};
 
@@ -101,7 +102,7 @@ impl ScarError {
 }
 
 /// What was done to one layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerScar {
     /// The layer.
     pub layer: usize,
@@ -118,11 +119,13 @@ pub struct LayerScar {
 }
 
 /// A model whose refusal direction was removed.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scar {
     /// `ln(λ2/λ1)` where it stands out most; of one layer in the middle where only single layers do.
+    #[serde(deserialize_with = "null::or_infinity")]
     pub gap: f64,
     /// The gap over [`HONEST_GAP`]: how many times wider than any that was seen in an honest model.
+    #[serde(deserialize_with = "null::or_infinity")]
     pub times_honest: f64,
     /// Share of the layers in `layers` whose own spectrum shows the same direction (|cos| ≥ 0.7).
     pub agreement: f64,

@@ -17,12 +17,14 @@ use crate::llama::{Engine, LlamaError, RankOne};
 mod budget;
 pub mod journal;
 mod lever;
+mod row;
 #[cfg(test)]
 mod tests;
 
 pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
+use row::{ProbeRow, TrialRow};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
@@ -31,8 +33,11 @@ const COARSE_LAYERS: usize = 3;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
 /// edits along directions of the last layers break the text.
 const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
-/// Shares of the best strength that are tried at the end: less may do as well at less cost.
+/// Shares of the best strength that are tried at the end, until one is worse than the one before it: less
+/// may do as well at less cost.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
+/// Part of the KL budget that is aimed at where a trial showed that the quick look had underestimated it.
+const AIM: f64 = 0.9;
 /// Broken answers above the base's share that still pass.
 const MAX_BROKEN: f64 = 0.03;
 
@@ -86,7 +91,8 @@ pub struct Candidate {
 }
 
 /// One edit whose answers were judged.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "TrialRow")]
 pub struct Trial {
     /// What was edited.
     #[serde(flatten)]
@@ -104,7 +110,8 @@ pub struct Trial {
 }
 
 /// One candidate as its first tokens show it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "ProbeRow")]
 pub struct Probe {
     /// What was edited.
     #[serde(flatten)]
@@ -120,8 +127,11 @@ pub struct Probe {
 }
 
 /// All trials, and which was best.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SearchResult {
+    /// The base on the search split; `None` where nothing was searched, and in reports of before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Score>,
     /// Candidates compared by the first token.
     pub probes: Vec<Probe>,
     /// In the order in which they were made.
@@ -133,7 +143,7 @@ pub struct SearchResult {
 impl SearchResult {
     /// The best accepted trial.
     pub fn best(&self) -> Option<&Trial> {
-        self.best.map(|i| &self.trials[i])
+        self.best.and_then(|i| self.trials.get(i))
     }
 
     /// Marks the trials that no other beats in every respect.
@@ -179,6 +189,11 @@ fn quick_utility(base: &Quick, quick: &Quick) -> f64 {
         - FALSE_REFUSAL_WEIGHT * (quick.alarming - base.alarming)
 }
 
+/// Probes of a lever at most, where the user wants this `layer`.
+pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
+    space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() + space.contrasts.len() - 2
+}
+
 /// Makes the edits of a candidate at a strength.
 pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Vec<RankOne> + 'a;
 
@@ -188,6 +203,8 @@ pub struct Search<'a> {
     pub engine: &'a mut dyn Engine,
     /// Asks the search split.
     pub examiner: &'a Examiner,
+    /// Asks [`FEW`](crate::evaluate::FEW) of it.
+    pub few: &'a Examiner,
     /// The base's score on it.
     pub base: Score,
     /// From candidate and strength to edits.
@@ -215,11 +232,11 @@ impl<'a> Search<'a> {
     ) -> Result<SearchResult, LlamaError> {
         let started = Instant::now();
         let late = |options: &SearchOptions| options.time_budget.is_some_and(|most| started.elapsed() > most);
-        let mut result = SearchResult { probes: Vec::new(), trials: Vec::new(), best: None };
+        let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
         self.engine.apply(&[])?;
-        let base = self.examiner.quick(self.engine)?;
-        let steps = |s: &Space| s.layer.map_or(COARSE_LAYERS, |_| 1) + s.windows.len() + s.contrasts.len();
-        let total = self.spaces.iter().map(steps).sum::<usize>() + self.options.trials;
+        let base = self.few.quick(self.engine)?;
+        let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();
+        let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let total = result.probes.len() + self.options.trials;
         let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
@@ -230,17 +247,42 @@ impl<'a> Search<'a> {
                 progress(&result, total);
             }
         }
-        // Where nothing kept the limits, less of the most useful may.
-        let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
-        let start = result.best().or(result.trials.iter().max_by(useful)).map(|t| (t.candidate, t.strength));
-        for share in FINE_STRENGTHS.into_iter().take(fine.min(self.options.trials.saturating_sub(whole))) {
-            if let Some((candidate, strength)) = start.filter(|_| !late(&self.options)) {
-                self.trial(&candidate, strength * share, &mut result)?;
-                progress(&result, total);
-            }
-        }
+        let fine = fine.min(self.options.trials.saturating_sub(whole));
+        self.less(fine, &|options| late(options), &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
+    }
+
+    /// At most `count` trials at less strength than the best one, or, where nothing kept the limits, than the
+    /// most useful one.
+    fn less(
+        &mut self,
+        count: usize,
+        late: &dyn Fn(&SearchOptions) -> bool,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<(), LlamaError> {
+        let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
+        let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
+            return Ok(());
+        };
+        let max_kl = self.max_kl(start.candidate.lever);
+        let within = start.score.kl <= max_kl;
+        let whole = if within { 1.0 } else { (AIM * max_kl / start.score.kl).sqrt() };
+        let shares = FINE_STRENGTHS.map(|share| if within { share } else { share / FINE_STRENGTHS[0] });
+        let mut before = start.utility;
+        for share in shares.into_iter().take(count) {
+            if late(&self.options) {
+                break;
+            }
+            let trial = self.trial(&start.candidate, start.strength * whole * share, result)?;
+            step(result);
+            if trial.accepted && trial.utility < before {
+                break;
+            }
+            before = trial.utility;
+        }
+        Ok(())
     }
 
     /// Compares candidates by their first tokens: layers of every lever, then other contrasts and windows at
@@ -335,12 +377,12 @@ impl<'a> Search<'a> {
             Some(strength) => strength,
             None => {
                 let max_kl = self.max_kl(candidate.lever);
-                KlBudget { engine: self.engine, examiner: self.examiner, max_kl }
+                KlBudget { engine: self.engine, examiner: self.few, max_kl }
                     .strength(&|strength| (self.make_edits)(candidate, strength), start)?
             }
         };
         self.engine.apply(&(self.make_edits)(candidate, strength))?;
-        let quick = if answers { None } else { self.examiner.quick(self.engine)? };
+        let quick = if answers { None } else { self.few.quick(self.engine)? };
         let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };
         Ok(Look { strength, quick, score })
     }
@@ -350,7 +392,7 @@ impl<'a> Search<'a> {
         candidate: &Candidate,
         strength: f64,
         result: &mut SearchResult,
-    ) -> Result<(), LlamaError> {
+    ) -> Result<Trial, LlamaError> {
         let score = match self.journal.trial(candidate, strength) {
             Some(score) => score,
             None => {
@@ -373,7 +415,7 @@ impl<'a> Search<'a> {
             result.best = Some(result.trials.len());
         }
         result.trials.push(trial);
-        Ok(())
+        Ok(trial)
     }
 
     fn accepts(&self, lever: Lever, score: &Score) -> bool {

@@ -9,7 +9,9 @@
 //!                     same run is to give the same bytes
 //! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along a scar
 //! right.TENSOR        right factor of a writer that the edit uses, F32 [n_expert, n_in]
-//! mean.TENSOR         its mean input at the last token of harmful prompts, F32 [n_in]; dense only
+//! mean.TENSOR         its mean input at the last token of harmful prompts, F32 [n_in]; of a mixture
+//!                     [n_expert, n_in], what was routed to an expert times the router's weight, and
+//!                     0 where it was not; missing where that was not seen
 //! diagonal.TENSOR     what is known of its inputs (InputModel), F32 [n_in]
 //! principal.TENSOR    the same, F32 [k, n_in]
 //! sketch.TENSOR       of the fingerprint, F32 [512]
@@ -85,7 +87,8 @@ pub struct StoredWriter {
     pub tensor: String,
     /// Right factor, f32 `[n_expert][n_in]`.
     pub right: Vec<f32>,
-    /// Mean input at the last token of harmful prompts, f32 `[n_in]`; empty for experts.
+    /// Mean input at the last token of harmful prompts, f32 `[n_expert][n_in]`, with the router's weights;
+    /// empty for experts that were not looked at.
     pub mean: Vec<f32>,
     /// What is known of its inputs; may be empty.
     pub inputs: InputModel,

@@ -1,10 +1,12 @@
 //! What really changed between two files, from the files alone.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::edit::{self, Edit, EditError};
+use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 
 /// Prefix of the keys that an injection adds.
@@ -13,7 +15,7 @@ pub const KEY_PREFIX: &str = "rosi.";
 const CHUNK: usize = 8 << 20;
 
 /// Change of one tensor.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorChange {
     /// Its name.
     pub name: String,
@@ -21,6 +23,7 @@ pub struct TensorChange {
     #[serde(rename = "type")]
     pub ggml_type: String,
     /// ‖Δ‖_F/‖W‖_F of the dequantized values, Δ = written − base.
+    #[serde(deserialize_with = "null::or_nan")]
     pub relative_change: f64,
     /// ‖ΔW‖_F/‖W‖_F that was asked for, where the file says what it was.
     pub requested_change: Option<f64>,
@@ -33,7 +36,7 @@ pub struct TensorChange {
 }
 
 /// What two files have in common and what not.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
     /// Whether every tensor outside the edit has the same bytes, type and shape.
     pub untouched_identical: bool,
@@ -92,6 +95,18 @@ struct Sums {
     along: f64,
     /// ‖α·right‖².
     requested: f64,
+}
+
+impl Sums {
+    /// Of one tensor, from leftᵀΔ and the right factor, both `[n_expert·n_in]`.
+    fn of(along: &[f64], right: &[f32], alpha: f64) -> Self {
+        let right = || right.iter().map(|&r| alpha * f64::from(r));
+        Self {
+            dot: along.iter().zip(right()).map(|(a, r)| a * r).sum(),
+            along: along.iter().map(|a| a * a).sum(),
+            requested: right().map(|r| r * r).sum(),
+        }
+    }
 }
 
 /// Reads a range of a file.
@@ -309,22 +324,28 @@ fn tensor_change(
     Ok(summarise(base.0, (delta_sq, base_sq), &along, edit))
 }
 
+/// leftᵀΔ as it acts: of each expert times its scale, so that tensors can be added up.
+fn acting<'a>(edit: &Edit, along: &'a [f64]) -> Cow<'a, [f64]> {
+    if edit.scale.is_empty() {
+        return Cow::Borrowed(along);
+    }
+    let n_in = (along.len() / edit.scale.len()).max(1);
+    let times = |(along, &s): (&[f64], &f32)| along.iter().map(|a| a * f64::from(s)).collect::<Vec<_>>();
+    Cow::Owned(along.chunks(n_in).zip(&edit.scale).flat_map(times).collect())
+}
+
 fn summarise(info: &TensorInfo, sq: (f64, f64), along: &[f64], edit: Option<&Edit>) -> (TensorChange, Sums) {
     let (delta_sq, base_sq) = sq;
-    let sums = edit.map(|e| Sums {
-        dot: along.iter().zip(&e.right).map(|(a, &r)| a * e.alpha * f64::from(r)).sum(),
-        along: along.iter().map(|a| a * a).sum(),
-        requested: e.norm_sq(),
-    });
+    let in_file = edit.map(|e| Sums::of(along, &e.right_in_file(), e.alpha));
     let floor = f64::MIN_POSITIVE;
     let change = TensorChange {
         name: info.name.clone(),
         ggml_type: info.ggml_type.name().to_string(),
         relative_change: (delta_sq / base_sq.max(floor)).sqrt(),
-        requested_change: sums.map(|s| (s.requested / base_sq.max(floor)).sqrt()),
-        gain: sums.map(|s| s.dot / s.requested.max(floor)),
-        cosine: sums.map(|s| s.dot / (s.along * s.requested).sqrt().max(floor)),
-        noise: sums.map(|s| ((delta_sq - s.along).max(0.0) / s.requested.max(floor)).sqrt()),
+        requested_change: in_file.map(|s| (s.requested / base_sq.max(floor)).sqrt()),
+        gain: in_file.map(|s| s.dot / s.requested.max(floor)),
+        cosine: in_file.map(|s| s.dot / (s.along * s.requested).sqrt().max(floor)),
+        noise: in_file.map(|s| ((delta_sq - s.along).max(0.0) / s.requested.max(floor)).sqrt()),
     };
-    (change, sums.unwrap_or_default())
+    (change, edit.map(|e| Sums::of(&acting(e, along), &e.right, e.alpha)).unwrap_or_default())
 }

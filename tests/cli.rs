@@ -91,7 +91,9 @@ fn flags_that_cannot_be_are_refused() {
     let model = model.to_str().unwrap();
     let none = dir.path().join("none.safetensors");
     let none = none.to_str().unwrap();
-    let cases: [&[&str]; 9] = [
+    let page = dir.path().join("page.html");
+    let page = page.to_str().unwrap();
+    let cases: [&[&str]; 11] = [
         &["inject", model, "--strength", "-0.04"],
         &["inject", model, "--strength", "2"],
         &["inject", model, "--layer", "-1"],
@@ -99,6 +101,8 @@ fn flags_that_cannot_be_are_refused() {
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],
         &["inject", model, "--lever", "safety", "--system-prompt", "off"],
+        &["inject", model, "--report", page, "--html", page],
+        &["inject", model, "--html", model, "--force"],
         &["inject", model, "--direction", none],
         &["inject", model, "--direction", none, "--lever", "plain"],
     ];
@@ -126,6 +130,27 @@ fn an_existing_output_is_never_overwritten_without_force() {
     std::fs::write(dir.path().join("m-rosi.gguf"), b"mine").unwrap();
     insta::assert_snapshot!(inject(dir.path(), "m.gguf"));
     assert_eq!(std::fs::read(dir.path().join("m-rosi.gguf")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_page_is_never_put_where_something_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("mine.html"), b"mine").unwrap();
+    std::fs::write(path("other.json"), b"[1, 2]").unwrap();
+    let before = listing(dir.path());
+    let cases: [&[&str]; 5] = [
+        &["inject", &path("m.gguf"), "--html", &path("mine.html")],
+        &["report", &path("other.json"), "--html", &path("mine.html")],
+        &["report", &path("other.json"), "--html", &path("mine.html"), "--force"],
+        &["report", &path("other.json"), "--html", &path("none/x.html")],
+        &["report", &path("none.json")],
+    ];
+    let told: Vec<String> = cases.iter().map(|args| told(args, dir.path())).collect();
+    insta::assert_snapshot!(told.join("\n"));
+    assert_eq!(listing(dir.path()), before);
+    assert_eq!(std::fs::read(path("mine.html")).unwrap(), b"mine");
 }
 
 #[test]
@@ -167,13 +192,64 @@ fn verify_sees_every_difference() {
     assert_eq!(json("c.gguf")["metadata_preserved"], false);
 }
 
+/// What bash offers after `words`, the last of which is being typed.
+fn completed(words: &[&str], folder: &Path) -> Vec<String> {
+    // As bash does on the tab key: the function that is registered for the program, with the words in variables.
+    let script = r#"
+        source <("$TOOL" completions bash)
+        registered="$(complete -p rosi-gguf)"
+        [[ $registered =~ -F\ ([^ ]+) ]]
+        COMP_WORDS=(rosi-gguf "$@") COMP_CWORD=$#
+        "${BASH_REMATCH[1]}" rosi-gguf "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+        [[ $registered == *"-o default"* && ${#COMPREPLY[@]} == 0 ]] && compgen -f -- "${COMP_WORDS[COMP_CWORD]}"
+        true"#;
+    let mut command = Command::new("bash");
+    command.args(["-uc", script, "bash"]).args(words).current_dir(folder);
+    let output = command.env("TOOL", env!("CARGO_BIN_EXE_rosi-gguf")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
 #[test]
 fn completions_work_in_bash() {
-    let script =
-        format!("source <({} completions bash) && complete -p rosi-gguf", env!("CARGO_BIN_EXE_rosi-gguf"));
-    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("-F _rosi__gguf"));
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("some.gguf"), b"").unwrap();
+    let completed = |words: &[&str]| completed(words, dir.path());
+    assert_eq!(completed(&["inj"]), ["inject"]);
+    assert_eq!(completed(&["inject", "--str"]), ["--strength"]);
+    assert_eq!(completed(&["inject", "some.gguf", "--dry"]), ["--dry-run"]);
+    assert_eq!(completed(&["inject", "--lever", "s"]), ["safety", "scar"]);
+    assert_eq!(completed(&["inject", "so"]), ["some.gguf"]);
+    assert_eq!(completed(&["verify", "some.gguf", "so"]), ["some.gguf"]);
+    assert!(completed(&["completions", ""]).contains(&"zsh".to_owned()));
+}
+
+#[test]
+fn manual_pages_tell_what_help_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(run(&["man", "--dir", dir.path().to_str().unwrap()]).status.success());
+    let pages: Vec<String> =
+        listing(dir.path()).iter().map(|p| p.file_name().unwrap().to_str().unwrap().into()).collect();
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    let (_, commands) = help.split_once("Commands:\n").unwrap();
+    let names = commands.lines().take_while(|line| !line.is_empty());
+    let names: Vec<&str> = names.filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).collect();
+    // What a name's text goes on with is indented further.
+    let names: Vec<&str> = names.into_iter().filter(|name| !name.is_empty() && *name != "help").collect();
+    assert!(names.contains(&"inject") && names.contains(&"man"), "{names:?}");
+    let page = |name: &&str| format!("rosi-gguf-{name}.1");
+    let mut expected: Vec<String> = names.iter().map(page).collect();
+    expected.push("rosi-gguf.1".into());
+    expected.sort();
+    assert_eq!(pages, expected);
+    let whole = String::from_utf8(run(&["man"]).stdout).unwrap();
+    assert!(whole.contains("rosi\\-gguf\\-inject(1)") && whole.contains("Exit status"), "{whole}");
+    let inject = String::from_utf8(run(&["man", "inject"]).stdout).unwrap();
+    assert_eq!(inject, std::fs::read_to_string(dir.path().join("rosi-gguf-inject.1")).unwrap());
+    assert!(inject.contains("\\-\\-max\\-kl"), "{inject}");
+    assert_eq!(told(&["man", "injekt"], dir.path()).lines().count(), 3);
 }
 
 #[test]

@@ -105,8 +105,8 @@ fn a_model_that_never_refuses_is_an_error_with_a_hint() {
 #[test]
 fn inject_writes_what_it_says_and_others_can_run_it() {
     let dir = tempfile::tempdir().unwrap();
-    let (out, lora, report) =
-        (dir.path().join("out.gguf"), dir.path().join("lora.gguf"), dir.path().join("report.json"));
+    let at = |name: &str| dir.path().join(name);
+    let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
     let (few, model) = (few_prompts(dir.path()), qwen());
     let args = [
         "inject",
@@ -125,6 +125,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         text(&lora),
         "--report",
         text(&report),
+        "--html",
+        text(&page),
         "--force",
         "--json",
         "--no-controls",
@@ -134,6 +136,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let told = json(&output);
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
+    check_shown_again(&report, &page, &stderr(&output));
     let verified = check_verify(&out, &told, 48);
     check_oracle(&out, &verified);
     for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
@@ -195,15 +198,29 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
 }
 
+/// The stored report gives the page and the summary that the run itself gave.
+fn check_shown_again(report: &Path, page: &Path, said: &str) {
+    let again = page.with_file_name("again.html");
+    assert_eq!(rosi(&["report", text(report), "--html", text(&again)]).status.code(), Some(0));
+    assert_eq!(std::fs::read_to_string(page).unwrap(), std::fs::read_to_string(&again).unwrap());
+    let summary = rosi(&["report", text(report)]);
+    let summary = String::from_utf8_lossy(&summary.stdout).trim().to_owned();
+    assert!(
+        summary.contains("mean projection after layer") && said.contains(&summary),
+        "{summary} in {said}"
+    );
+}
+
 /// The same input and options give the same bytes.
 fn check_same_bytes(args: &[&str], out: &Path) {
     let second = out.with_file_name("second.gguf");
-    let report = out.with_file_name("second.json");
+    let (report, page) = (out.with_file_name("second.json"), out.with_file_name("second.html"));
     let renamed: Vec<&str> = args
         .iter()
         .map(|&a| match Path::new(a) {
             p if p == out => text(&second),
             p if p.extension().is_some_and(|e| e == "json") => text(&report),
+            p if p.extension().is_some_and(|e| e == "html") => text(&page),
             _ => a,
         })
         .collect();
@@ -356,7 +373,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let started = Instant::now();
     let child = forced(&dir.path().join("out.gguf"), &few).spawn().unwrap();
     // The temporary file shows that the work has begun.
-    while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(20) {
+    while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(300) {
         std::thread::sleep(Duration::from_millis(50));
     }
     std::thread::sleep(Duration::from_millis(700));

@@ -54,7 +54,7 @@ fn stopped(args: &[&str], journal: &Path) {
     let mut child = command(args).spawn().unwrap();
     let started = Instant::now();
     let rows = || std::fs::read_to_string(journal).map_or(0, |text| text.lines().count());
-    while rows() < 3 && started.elapsed() < Duration::from_secs(120) {
+    while rows() < 3 && started.elapsed() < Duration::from_secs(900) {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -235,6 +235,8 @@ fn random_edit(tiny: &Tiny, (index, writer): (usize, &ResidualWriter)) -> Edit {
         right: (0..n).map(|_| random.normal()).collect(),
         alpha: 0.3,
         weight_norm_sq: 1.0,
+        scale: Vec::new(),
+        scales_adapter: false,
     }
 }
 

@@ -29,7 +29,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn killed(args: &[&str], first: &Path) {
     let mut child = command(args).spawn().unwrap();
     let started = Instant::now();
-    while !first.exists() && started.elapsed() < Duration::from_secs(120) {
+    while !first.exists() && started.elapsed() < Duration::from_secs(900) {
         if child.try_wait().unwrap().is_some() {
             panic!("it ended before it could be killed: {}", stderr(&child.wait_with_output().unwrap()));
         }

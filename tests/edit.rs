@@ -23,6 +23,11 @@ fn weights(n_in: usize, seed: usize) -> Vec<f32> {
 }
 
 fn build(ggml_type: GgmlType, n_in: usize) -> Vec<u8> {
+    build_scaled(ggml_type, n_in, &[])
+}
+
+/// With factors by which llama.cpp multiplies what writers make.
+fn build_scaled(ggml_type: GgmlType, n_in: usize, scales: &[(&str, f32)]) -> Vec<u8> {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
         .kv("llama.block_count", Value::U32(1))
@@ -32,6 +37,9 @@ fn build(ggml_type: GgmlType, n_in: usize) -> Vec<u8> {
         let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * N_EMBD];
         quant::quantize(ggml_type, n_in, &weights(n_in, seed), &mut bytes).unwrap();
         file = file.tensor(name, &[n_in as u64, N_EMBD as u64], ggml_type, bytes);
+    }
+    for (name, scale) in scales {
+        file = file.f32_tensor(name, &[1], &[*scale]);
     }
     let mut bytes = Vec::new();
     file.write_to(&mut bytes).unwrap();
@@ -125,5 +133,38 @@ proptest! {
             quant::dequantize(t, 256, &out[0], &mut back).unwrap();
             prop_assert!(back.iter().all(|v| v.is_finite()), "{}", t);
         }
+    }
+}
+
+/// llama.cpp writes s·(W x): the file gets ΔW/s, so that what acts is the edit of a file with the factor in its weights.
+#[test]
+fn a_scaled_weight_gets_the_edit_over_its_scale() {
+    let dir = tempfile::tempdir().unwrap();
+    let scales = [("blk.0.attn_output.scale", 0.25), ("blk.0.ffn_down.scale", -3.0)];
+    let (base, edits, v) = edited(dir.path(), &build_scaled(GgmlType::F32, 64, &scales), 0.03, N_EMBD);
+    assert!(v.untouched_identical && v.metadata_preserved);
+    assert!((v.gain.unwrap() - 1.0).abs() < 1e-4 && v.cosine.unwrap() > 0.9999, "{v:?}");
+    let out = Gguf::open(&dir.path().join("out.gguf")).unwrap();
+    let (mut moved, mut weight) = (0.0, 0.0);
+    for (edit, (_, scale)) in edits.iter().zip(scales) {
+        let [old, new] = [&base, &out].map(|file| {
+            let bytes = file.read_tensor(file.tensor(&edit.tensor).unwrap()).unwrap();
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<f32>>()
+        });
+        for (i, (&old, &new)) in old.iter().zip(&new).enumerate() {
+            let acts = f64::from(scale) * (f64::from(new) - f64::from(old));
+            let asked = edit.alpha * f64::from(edit.left[i / 64]) * f64::from(edit.right[i % 64]);
+            assert!((acts - asked).abs() < 1e-6, "{}: {acts} for {asked}", edit.tensor);
+            moved += acts * acts;
+            weight += (f64::from(scale) * f64::from(old)).powi(2);
+        }
+    }
+    assert!(((moved / weight).sqrt() - 0.03).abs() < 1e-5, "{moved} {weight}");
+    // An adapter adds to the scaled product, unless the graph scales it as well.
+    for mut edit in edits {
+        edit.scales_adapter = false;
+        assert_eq!(edit.to_rank_one().a, edit.right);
+        edit.scales_adapter = true;
+        assert_eq!(edit.to_rank_one().a, *edit.right_in_file());
     }
 }

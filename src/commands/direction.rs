@@ -177,7 +177,7 @@ pub fn study(
         material,
         levers: Levers::stored(facts.chosen.lever, directions),
         scar: None, // the weights are not looked at
-        search: SearchResult { probes: Vec::new(), trials: Vec::new(), best: None },
+        search: SearchResult::default(),
         chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
         system_prompt: match facts.system_prompt.as_str() {
             "safety" => "safety",

@@ -8,7 +8,7 @@ use crate::commands::write::{Change, Write};
 use crate::direction::SafetyDirection;
 use crate::edit::{Edit, Method};
 use crate::error::Error;
-use crate::evaluate::fidelity::{Fidelity, Snapshot};
+use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, suffixed};
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -20,12 +20,10 @@ use crate::search::KlBudget;
 
 /// Harmful, harmless and alarming prompts of the report.
 pub(super) const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
-/// A random direction and a mere requantization are asked every second prompt.
-const CONTROL_STEP: usize = 2;
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
-/// Prompts on which the file is compared with the exact edit.
-const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 0];
+/// Prompts on which the file is compared with the exact edit, and shown along the direction.
+pub(super) const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
 /// Scores on the report split.
 pub struct Exam<'a> {
@@ -82,6 +80,11 @@ impl Before {
         let [base, exact] = &self.snapshots;
         Fidelity::of(base, exact, &after.snapshot, direction)
     }
+
+    /// Where prompts lie along the direction, before and after; single ones after `layer`.
+    pub fn projections(&self, after: &After, direction: &SafetyDirection, layer: usize) -> Projections {
+        Projections::of(&self.snapshots[0], &after.snapshot, direction, layer)
+    }
 }
 
 impl Exam<'_> {
@@ -101,7 +104,7 @@ impl Exam<'_> {
         let (mut random, mut published) = (None, None);
         if self.options.controls {
             engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
-            random = Some(examiner.part(CONTROL_STEP).examine(engine)?.score);
+            random = Some(examiner.half().examine(engine)?.score);
             bar.set(3);
             published = self.published(engine, study, (&examiner, exact.kl))?;
         }
@@ -175,7 +178,7 @@ impl Exam<'_> {
         write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = self.printer.bar("scoring the control", 1);
-        Ok(Some(before.examiner.part(CONTROL_STEP).examine(&mut engine)?.score))
+        Ok(Some(before.examiner.half().examine(&mut engine)?.score))
     }
 }
 

@@ -88,6 +88,8 @@ mod tests {
             right: vec![1.0; 4],
             alpha: 1.0,
             weight_norm_sq: 1.0,
+            scale: Vec::new(),
+            scales_adapter: false,
         };
         let requant = Requant::Nearest;
         let write = Write { source: &source, plan: &plan, edits: &[edit], inputs: &[], requant };

@@ -23,8 +23,9 @@ use crate::interrupt;
 use crate::llama::llama_version;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
+use crate::plan::Plan;
 use crate::prompts::{PromptKind, PromptSet, Split};
-use crate::report::{EditFacts, FileFacts, PromptFacts, Report, peak_memory};
+use crate::report::{EditFacts, FileFacts, PromptFacts, Report, cpu_seconds, peak_memory};
 use crate::requant::Requant;
 use crate::search::journal::Journal;
 use crate::verify::{self, Base, ReadBytes, Verification};
@@ -57,7 +58,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     // Taken now, so that an output that cannot be written is known before the work.
     let target = Target::of(options, &opened.gguf)?;
     let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
-    let side_files = [&options.report, &options.save_adapter];
+    let side_files = [&options.report, &options.html, &options.save_adapter];
     let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
     side_files.into_iter().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
 
@@ -170,7 +171,14 @@ impl Job<'_> {
             verification,
             answers: before.answers(&after.examination, options.full_answers),
             fidelity: before.fidelity(&after, study.direction()),
+            projections: Some(before.projections(
+                &after,
+                study.direction(),
+                last_edited(&opened.plan, &edits),
+            )),
             seconds: start.elapsed().as_secs_f64(),
+            stages: printer.take_stages(),
+            cpu_seconds: cpu_seconds(),
             peak_memory: peak_memory(),
         };
         let status = finish(&report, opened, &edits, options, printer)?;
@@ -320,6 +328,11 @@ pub(super) fn edit_facts(study: &Study, edits: &[Edit], options: &InjectOptions)
     }
 }
 
+/// The last layer of which a writer is edited.
+fn last_edited(plan: &Plan, edits: &[Edit]) -> usize {
+    edits.iter().map(|edit| plan.writers[edit.writer].layer).max().unwrap_or(0)
+}
+
 /// When the files of a model were last written to, where the system knows.
 fn modified(gguf: &Gguf) -> Option<Vec<SystemTime>> {
     gguf.files().map(|file| std::fs::metadata(&file.path).and_then(|found| found.modified()).ok()).collect()
@@ -389,10 +402,14 @@ fn finish(
     if let Some(path) = &options.report {
         write::write_whole(path, json.as_bytes(), options.force)?;
     }
+    if let Some(path) = &options.html {
+        write::write_whole(path, report.page()?.as_bytes(), options.force)?;
+    }
     if let Some(path) = &options.save_adapter {
         write::write_whole(path, &study::adapter_file(&opened.plan, edits)?, options.force)?;
     }
     printer.say(report.summary());
+    printer.detail(report.times());
     tell_where(report, options, printer);
     if let Requant::Promote(ggml_type) = options.requant {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;

@@ -2,9 +2,11 @@
 
 pub mod ask;
 pub mod chat;
+pub mod completions;
 pub mod devices;
 pub mod direction;
 mod dry_run;
+mod estimate;
 pub mod eval;
 mod exam;
 pub mod export;
@@ -13,10 +15,12 @@ pub mod inject;
 pub mod inspect;
 mod journal;
 mod levers;
+pub mod man;
 mod material;
 mod ollama;
 mod provenance;
 pub mod release;
+pub mod report;
 pub mod rpc_server;
 mod session;
 mod study;
@@ -24,9 +28,9 @@ pub mod undo;
 pub mod verify;
 mod write;
 
-use clap::CommandFactory;
+use std::path::Path;
 
-use crate::cli::{Cli, Command};
+use crate::cli::Command;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::options::{EvalOptions, ExportOptions, InjectOptions, RunOptions};
@@ -75,6 +79,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             export::run(&ExportOptions::new(args, source)?, printer)
         }
         Command::Release(args) => release::run(*args, printer),
+        Command::Report(args) => report::run(&args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;
@@ -96,7 +101,12 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Devices(args) => devices::run(&args, printer),
         Command::RpcServer(args) => rpc_server::run(&args, printer),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "rosi-gguf", &mut std::io::stdout());
+            let written = completions::write(shell, &mut std::io::stdout().lock());
+            written.map_err(|source| Error::Io { path: Path::new("stdout").into(), source })?;
+            Ok(ExitStatus::Done)
+        }
+        Command::Man(args) => {
+            man::run(&args, &mut std::io::stdout().lock())?;
             Ok(ExitStatus::Done)
         }
     }

@@ -95,13 +95,14 @@ impl Provenance {
     }
 
     /// The records of the directions and, where they do not follow from the base's weights, of the right
-    /// factors with α in them.
+    /// factors with α in them, for the file's bytes.
     pub fn arrays(&self, along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String, Vec<f32>)> {
         let mut arrays = vec![(DIRECTION.to_owned(), along.at(self.layer as usize).unit().to_vec())];
         arrays.extend(own_directions(along, edits, plan));
         if self.method != Method::Published.name() {
             arrays.extend(edits.iter().map(|e| {
-                let right = e.right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
+                let right = e.right_in_file();
+                let right = right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
                 (format!("{RIGHT}{}", e.tensor), right.collect())
             }));
         }
@@ -189,6 +190,9 @@ fn recorded_edits(
             right,
             alpha: 1.0,
             weight_norm_sq: weights.norm_sq,
+            // What stands in the file is meant for its bytes.
+            scale: Vec::new(),
+            scales_adapter: false,
         });
     }
     Ok(edits)

@@ -9,7 +9,7 @@ use crate::commands::inject::{file_facts, load_prompts};
 use crate::commands::write::write_whole;
 use crate::commands::{direction, session};
 use crate::error::{Error, ExitStatus};
-use crate::gguf::{Gguf, sha256_file, sha256_hex};
+use crate::gguf::{self, Gguf, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
 use crate::options::{InjectOptions, RunOptions};
@@ -154,13 +154,7 @@ impl Release<'_> {
         if work.exists() {
             std::fs::remove_dir_all(&work).map_err(io(&work))?;
         }
-        for entry in std::fs::read_dir(folder).map_err(io(folder))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let ours = |file: &str| name.starts_with(&format!(".{file}.")) && name.ends_with(".tmp");
-            if self.ladder.rungs.iter().any(|rung| ours(&rung.file)) {
-                std::fs::remove_file(entry.path()).map_err(io(&entry.path()))?;
-            }
-        }
+        self.ladder.rungs.iter().for_each(|rung| gguf::sweep(&self.at(&rung.file)));
         Ok(state)
     }
 

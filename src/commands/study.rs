@@ -7,7 +7,7 @@ use crate::direction::{self, Along, SafetyDirection};
 use crate::edit::{Edit, EditError};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Examination, Examiner, Questions, Score};
+use crate::evaluate::{Examination, Examiner, FEW, Questions, Score};
 use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne, adapter};
 use crate::options::InjectOptions;
 use crate::output::Printer;
@@ -17,8 +17,9 @@ use crate::scar::Scar;
 use crate::search::journal::Journal;
 use crate::search::{Candidate, KlBudget, Lever, Probe, Search, SearchResult, Trial};
 
-/// Harmful, harmless and alarming prompts of a trial: enough to rank edits, few enough to try several.
-const SEARCH_PROMPTS: [usize; 3] = [40, 32, 32];
+/// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
+/// prompts in a hundred looked alike (docs/method.md).
+pub(super) const SEARCH_PROMPTS: [usize; 3] = [96; 3];
 
 /// What was found out about a model.
 pub struct Study {
@@ -156,6 +157,7 @@ impl Maker<'_> {
         printer: &Printer,
     ) -> Result<Vec<SafetyDirection>, Error> {
         let bar = printer.bar("finding the side of refusal", ways.len() as u64);
+        let few = examiner.part(FEW);
         let space = material::space(self.options.method, Lever::Scar);
         let candidate = Candidate {
             lever: Lever::Scar,
@@ -171,7 +173,7 @@ impl Maker<'_> {
             let max_kl = self.options.search.max_kl.unwrap_or(Lever::Scar.max_kl());
             let strength = match self.options.search.strength {
                 Some(strength) => strength,
-                None => KlBudget { engine, examiner, max_kl }.strength(&make, space.first_strength)?,
+                None => KlBudget { engine, examiner: &few, max_kl }.strength(&make, space.first_strength)?,
             };
             engine.apply(&make(strength))?;
             let refused = examiner.learn_openings(engine, None)?.refused;
@@ -202,7 +204,9 @@ impl Maker<'_> {
         }
         let make = |candidate: &Candidate, strength| edits(candidate, strength).unwrap_or_default();
         let options = self.options.search;
-        let search = Search { engine, examiner, base, make_edits: &make, options, spaces: &spaces, journal };
+        let few = &examiner.part(FEW);
+        let search =
+            Search { engine, examiner, few, base, make_edits: &make, options, spaces: &spaces, journal };
         run_search(search, self.opened.plan.n_layer, printer)
     }
 }

@@ -9,12 +9,13 @@ pub mod jailbreak;
 pub mod judge;
 pub mod likelihood;
 pub mod material;
+pub mod null;
 pub mod perplexity;
 pub mod refusal;
 pub mod stats;
 
 pub use error::EvalError;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::llama::{Chat, Engine, LlamaError};
 use crate::prompts::{PromptKind, PromptSet, Split};
@@ -23,6 +24,9 @@ use stats::{Proportion, kl_divergence};
 
 /// Tokens of an answer that are generated for judging: refusals show in the first sentence.
 pub const N_PREDICT: usize = 16;
+
+/// Harmful, harmless and alarming prompts of a quick look: enough to rank edits and to spend a KL budget.
+pub const FEW: [usize; 3] = [40, 32, 32];
 
 /// Log-odds beyond which nothing is told apart.
 pub const MAX_ODDS: f64 = 8.0;
@@ -46,9 +50,7 @@ impl Questions {
     pub fn of(prompts: &PromptSet, split: Split, limits: [usize; 3]) -> Self {
         let pick = |kind, limit: usize| {
             let all = prompts.select(kind, split);
-            // Evenly spread, so that a limit keeps the spread of topics.
-            let n = all.len().min(limit);
-            (0..n).map(|i| all[i * all.len() / n].text.clone()).collect()
+            spread(all.len(), limit).map(|i| all[i].text.clone()).collect()
         };
         Self {
             harmful: pick(PromptKind::Harmful, limits[0]),
@@ -71,6 +73,12 @@ impl Questions {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// At most `limit` of `len` places, evenly spread, so that a limit keeps the spread of topics.
+fn spread(len: usize, limit: usize) -> impl Iterator<Item = usize> {
+    let n = len.min(limit);
+    (0..n).map(move |i| i * len / n)
 }
 
 /// Chats without a system prompt, as users send them.
@@ -150,13 +158,8 @@ pub struct Score {
     /// Prompts that only sound harmful: refused is bad.
     pub alarming: Tally,
     /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, nats.
-    #[serde(deserialize_with = "number_or_infinity")]
+    #[serde(deserialize_with = "null::or_infinity")]
     pub kl: f64,
-}
-
-/// JSON has no infinity: it is written as `null`.
-fn number_or_infinity<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 impl Score {
@@ -221,16 +224,23 @@ impl Examiner {
         Ok((Self { questions, base, openings }, Examination { score, answers }))
     }
 
-    /// The same with every `step`-th question of each kind: for controls, which differ from the base by
+    /// The same with at most `limits` harmful, harmless and alarming questions.
+    pub fn part(&self, limits: [usize; 3]) -> Self {
+        let some = |texts: &[String], limit| spread(texts.len(), limit).map(|i| texts[i].clone()).collect();
+        let Questions { harmful, harmless, alarming } = &self.questions;
+        let base = spread(self.base.len(), limits[HARMLESS]).map(|i| self.base[i].clone()).collect();
+        let questions = Questions {
+            harmful: some(harmful, limits[0]),
+            harmless: some(harmless, limits[1]),
+            alarming: some(alarming, limits[2]),
+        };
+        Self { questions, base, openings: self.openings.clone() }
+    }
+
+    /// The same with half of the questions of each kind: for controls, which differ from the base by
     /// little or by much, and need not be known to the percent.
-    pub fn part(&self, step: usize) -> Self {
-        let some = |texts: &[String]| texts.iter().step_by(step).cloned().collect();
-        let [harmful, harmless, alarming] = self.questions.by_kind().map(some);
-        Self {
-            questions: Questions { harmful, harmless, alarming },
-            base: self.base.iter().step_by(step).cloned().collect(),
-            openings: self.openings.clone(),
-        }
+    pub fn half(&self) -> Self {
+        self.part(self.questions.by_kind().map(|texts| texts.len().div_ceil(2)))
     }
 
     /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it

@@ -1,13 +1,13 @@
 //! Output that appears under its name only when it is complete.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, PersistError};
 
-use super::GgufError;
+use super::{GgufError, stale};
 use crate::leftovers::Leftover;
 
 /// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
@@ -23,18 +23,14 @@ pub struct AtomicFile {
 impl AtomicFile {
     /// Starts a file that will be called `path`. Refuses at once a name that is taken, unless
     /// `overwrite`; a directory, device or pipe is never overwritten, and a symbolic link is
-    /// replaced rather than followed, since other names may share what it points to.
+    /// replaced rather than followed, since other names may share what it points to. What runs that were
+    /// killed left of earlier tries is removed.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, GgufError> {
         let name = Self::check(path, overwrite)?;
-        let mut prefix = OsString::from(".");
-        // Leaves room under the usual limit of 255 bytes for what is put around the name.
-        match name.len() {
-            ..=200 => prefix.push(name),
-            _ => prefix.push(name.to_string_lossy().chars().take(50).collect::<String>()),
-        }
-        prefix.push(".");
+        stale::sweep(path);
+        let prefix = stale::prefix(name);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
+        builder.prefix(&prefix).suffix(stale::SUFFIX);
         Self::start(path, overwrite, (builder, directory_of(path)))
     }
 
@@ -72,8 +68,10 @@ impl AtomicFile {
             // tempfile's default is 0600; a model is not a secret, so let the umask decide.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
-        let temporary =
-            builder.tempfile_in(directory).map_err(|error| GgufError::from_output(path, "create", error))?;
+        let open = |made: &NamedTempFile| Ok((made.path().to_path_buf(), made.as_file().try_clone()?));
+        // The clone shares the lock, which lasts as long as the file itself is open.
+        let (temporary, _) = stale::locked(|| builder.tempfile_in(directory), open)
+            .map_err(|error| GgufError::from_output(path, "create", error))?;
         Ok(AtomicFile {
             path: path.to_path_buf(),
             overwrite,
@@ -90,6 +88,13 @@ impl AtomicFile {
     /// The name the file has until [`AtomicFile::commit`].
     pub fn temporary_path(&self) -> &Path {
         self.temporary.get_ref().path()
+    }
+
+    /// Another handle of the same open file, which shares its place and its lock. What was written is flushed to it
+    /// first.
+    pub(super) fn handle(&mut self) -> Result<File, GgufError> {
+        let handle = self.temporary.flush().and_then(|()| self.temporary.get_ref().as_file().try_clone());
+        handle.map_err(|error| GgufError::from_output(&self.path, "write", error))
     }
 
     /// Makes the file durable and gives it its name. Without `overwrite`, fails when something took

@@ -10,16 +10,16 @@
 //!
 //! A model is loaded by its first file. So a process that is killed, or a machine that loses power, in
 //! between leaves files without a first one, which neither llama.cpp nor [`super::Gguf::open`] takes for
-//! a model, never old and new files together. What else is left then is the hidden folder.
+//! a model, never old and new files together. What else is left then is the hidden folder, which the next try
+//! removes.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use super::atomic::{AtomicFile, Finished, directory_of, sync_directory};
-use super::{Gguf, GgufError, ShardName};
+use super::{Gguf, GgufError, ShardName, stale};
 use crate::leftovers::Leftover;
 
 /// A model's files, written under temporary names. Dropped before [`AtomicModel::commit`], all are
@@ -30,7 +30,15 @@ pub struct AtomicModel {
     overwrite: bool,
     /// Where the files of a split model are until they are published; removed when dropped, hence
     /// after the files.
-    staging: Option<(TempDir, Leftover)>,
+    staging: Option<Staging>,
+}
+
+/// A folder that is locked for as long as it is there.
+#[derive(Debug)]
+struct Staging {
+    folder: TempDir,
+    _lock: Option<fs::File>,
+    _leftover: Leftover,
 }
 
 impl AtomicModel {
@@ -55,10 +63,9 @@ impl AtomicModel {
         let directory = directory_of(path);
         AtomicFile::check(&name.path(0), overwrite)?;
         let staging = stage(&name.path(0), directory)?;
-        let create = |no| AtomicFile::staged(&name.path(no), staging.path(), overwrite);
+        let create = |no| AtomicFile::staged(&name.path(no), staging.folder.path(), overwrite);
         let files = (0..count).map(create).collect::<Result<_, _>>()?;
-        let leftover = Leftover::new(staging.path());
-        Ok(Self { files, overwrite, staging: Some((staging, leftover)) })
+        Ok(Self { files, overwrite, staging: Some(staging) })
     }
 
     /// The name that the first file will have, which is that of the model.
@@ -107,13 +114,20 @@ impl AtomicModel {
 }
 
 /// A hidden folder beside the file that will be called `first`.
-fn stage(first: &Path, directory: &Path) -> Result<TempDir, GgufError> {
-    let mut prefix = OsString::from(".");
-    let name = first.file_name().unwrap_or_default().to_string_lossy();
-    prefix.push(name.chars().take(50).collect::<String>());
-    prefix.push(".");
-    let made = tempfile::Builder::new().prefix(&prefix).suffix(".tmp").tempdir_in(directory);
-    made.map_err(|error| GgufError::from_output(first, "create", error))
+fn stage(first: &Path, directory: &Path) -> Result<Staging, GgufError> {
+    stale::sweep(first);
+    let prefix = stale::prefix(first.file_name().unwrap_or_default());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(stale::SUFFIX);
+    let failed = |error| GgufError::from_output(first, "create", error);
+    if !cfg!(unix) {
+        // A folder cannot be opened like a file there, and there is no lock to take.
+        let folder = builder.tempdir_in(directory).map_err(failed)?;
+        return Ok(Staging { _leftover: Leftover::new(folder.path()), folder, _lock: None });
+    }
+    let open = |made: &TempDir| Ok((made.path().to_path_buf(), fs::File::open(made.path())?));
+    let (folder, lock) = stale::locked(|| builder.tempdir_in(directory), open).map_err(failed)?;
+    Ok(Staging { _leftover: Leftover::new(folder.path()), folder, _lock: Some(lock) })
 }
 
 /// Takes the name of an earlier model's first file away, for good before anything else is renamed.

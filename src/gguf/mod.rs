@@ -28,12 +28,14 @@ mod cursor;
 mod digest;
 mod encode;
 mod error;
+mod ffi;
 mod ggml_type;
 mod header;
 pub mod in_place;
 mod metadata;
 mod reader;
 mod shards;
+mod stale;
 mod tensor_info;
 mod writer;
 
@@ -49,6 +51,7 @@ pub use ggml_type::GgmlType;
 pub use header::{Gguf, Split};
 pub use metadata::{ArrayInfo, KeyValue, Value, ValueType};
 pub use shards::{ShardName, suffixed};
+pub use stale::sweep;
 pub use tensor_info::TensorInfo;
 pub use writer::Rewrite;
 

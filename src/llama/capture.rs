@@ -70,8 +70,8 @@ impl InputShape {
     }
 }
 
-/// Whether `writer` is a mixture of experts that can be looked at: its scale would be taken for the router's
-/// weights, and no edit of it can be made anyway.
+/// Whether `writer` is a mixture of experts that can be looked at: a scale would be taken for the router's weights.
+/// Without its inputs only the published methods edit it.
 fn is_routed(writer: &ResidualWriter, n_used: u64) -> bool {
     writer.n_expert > 1 && n_used > 0 && writer.scale.is_none()
 }

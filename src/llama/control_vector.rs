@@ -151,7 +151,7 @@ fn push_of(
         return Err("a norm follows the matrix, and how much it lets through depends on the prompt");
     }
     let mean = mean.filter(|mean| mean.len() == edit.right.len());
-    let mean = mean.ok_or("its mean input is not known (a mixture of experts)")?;
+    let mean = mean.ok_or("its mean input is not known (experts that were not looked at)")?;
     let dot: f64 = mean.iter().zip(&edit.right).map(|(&x, &r)| f64::from(x) * f64::from(r)).sum();
     Ok(edit.alpha * writer.residual_scale * dot)
 }
@@ -195,6 +195,8 @@ mod tests {
             right: right.to_vec(),
             alpha: 2.0,
             weight_norm_sq: 1.0,
+            scale: Vec::new(),
+            scales_adapter: false,
         }
     }
 
@@ -217,7 +219,7 @@ mod tests {
         let nothing = ControlVector::of(&plan, &edits[..1], &mean).unwrap_err().to_string();
         assert!(nothing.contains("cannot reach block 0"), "{nothing}");
         let unknown = ControlVector::of(&plan, &edits[1..], &|_| None).unwrap_err().to_string();
-        assert!(unknown.contains("mixture of experts"), "{unknown}");
+        assert!(unknown.contains("experts that were not looked at"), "{unknown}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod adapter;
 pub mod batch;
 pub mod capture;
 pub mod chat;
+mod context_memory;
 pub mod control_vector;
 pub mod devices;
 pub mod engine;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 
 pub use adapter::RankOne;
 pub use capture::Capture;
+pub use context_memory::ContextMemory;
 pub use control_vector::ControlVector;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};

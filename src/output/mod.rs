@@ -2,9 +2,11 @@
 
 mod progress;
 mod table;
+mod text;
 
-pub use progress::{Bar, Printer};
+pub use progress::{Bar, Printer, Stage};
 pub use table::Table;
+pub use text::{bar, sparkline, wrap};
 
 /// `4.0 %`.
 pub fn percent(value: f64) -> String {

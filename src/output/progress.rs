@@ -1,21 +1,41 @@
 //! Lines and bars on stderr.
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+/// What took time, and how much: every bar, those of the same name together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    /// What was done.
+    pub name: String,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+type Stages = Rc<RefCell<Vec<Stage>>>;
 
 /// How much is said.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Printer {
     quiet: bool,
     verbose: u8,
+    stages: Stages,
 }
 
 impl Printer {
     /// From `-q` and `-v`.
     pub fn new(quiet: bool, verbose: u8) -> Self {
-        Self { quiet, verbose }
+        Self { quiet, verbose, stages: Stages::default() }
+    }
+
+    /// The stages that ended since they were last taken, in the order in which they were begun first.
+    pub fn take_stages(&self) -> Vec<Stage> {
+        self.stages.take()
     }
 
     /// A line for people.
@@ -57,7 +77,8 @@ impl Printer {
         }
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(250));
-        Bar { bar, plain: !shown && !self.quiet }
+        let (stages, name, start) = (Rc::clone(&self.stages), what.to_owned(), Instant::now());
+        Bar { bar, plain: !shown && !self.quiet, stages, name, start }
     }
 }
 
@@ -65,6 +86,9 @@ impl Printer {
 pub struct Bar {
     bar: ProgressBar,
     plain: bool,
+    stages: Stages,
+    name: String,
+    start: Instant,
 }
 
 impl Bar {
@@ -91,5 +115,29 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+        let seconds = self.start.elapsed().as_secs_f64();
+        let mut stages = self.stages.borrow_mut();
+        match stages.iter_mut().find(|stage| stage.name == self.name) {
+            Some(stage) => stage.seconds += seconds,
+            None => stages.push(Stage { name: std::mem::take(&mut self.name), seconds }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_timed_by_name() {
+        let printer = Printer::new(true, 0);
+        drop(printer.bar("asking", 1));
+        let bar = printer.bar("writing", 1);
+        std::thread::sleep(Duration::from_millis(20));
+        drop((bar, printer.bar("asking", 1)));
+        let stages = printer.take_stages();
+        assert_eq!(stages.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["asking", "writing"]);
+        assert!(stages[1].seconds >= 0.02 && stages[0].seconds < stages[1].seconds, "{stages:?}");
+        assert!(printer.take_stages().is_empty());
     }
 }

@@ -58,7 +58,7 @@ impl Lever {
 }
 
 /// What one lever could do.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LeverOutcome {
     /// The lever.
     pub lever: Lever,

@@ -9,7 +9,8 @@ use crate::llama::{Capture, Chat};
 type Quality = fn(Lever, usize) -> f64;
 
 /// Refuses harmful prompt `i` when `strength · quality(lever, layer)` is above `i`; its first logit moves
-/// with the strength, so that KL grows with its square; breaks above 100.
+/// with the strength (by half as much where a prompt is calm), so that KL grows with its square; breaks above
+/// 100.
 struct StandIn {
     quality: Quality,
     at: (Lever, usize),
@@ -41,7 +42,8 @@ impl Engine for StandIn {
     ) -> Result<Vec<String>, LlamaError> {
         let effect = self.strength * (self.quality)(self.at.0, self.at.1);
         let mut answer = |i: usize, chat: &Chat<'_>| {
-            first(i, &[0.0, 10.0 * self.strength as f32]);
+            let moves = if chat.user.contains("calm") { 5.0 } else { 10.0 };
+            first(i, &[0.0, moves * self.strength as f32]);
             match chat.user.strip_prefix("harmful ").map(|n| n.parse::<f64>().unwrap()) {
                 Some(_) if effect > 100.0 => "la la la la la la la la la la la la".to_owned(),
                 Some(n) if effect > n => "I'm sorry, but I can't assist with that.".to_owned(),
@@ -95,18 +97,30 @@ fn run_on(
     journal: &mut Journal,
 ) -> (SearchResult, usize) {
     let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-    let (examiner, base): (_, Examination) = Examiner::new(&mut engine, questions()).unwrap();
+    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let result = search_with(&mut engine, &few, spaces, options, journal);
+    (result, engine.applied)
+}
+
+fn search_with(
+    engine: &mut StandIn,
+    few: &Examiner,
+    spaces: &[Space],
+    options: SearchOptions,
+    journal: &mut Journal,
+) -> SearchResult {
+    let (examiner, base): (_, Examination) = Examiner::new(engine, questions()).unwrap();
     let mut search = Search {
-        engine: &mut engine,
+        engine,
         examiner: &examiner,
+        few,
         base: base.score,
         make_edits: &edits,
         options,
         spaces,
         journal,
     };
-    let result = search.run(20, &mut |_, _| ()).unwrap();
-    (result, engine.applied)
+    search.run(20, &mut |_, _| ()).unwrap()
 }
 
 const AUTO: SearchOptions = SearchOptions {
@@ -125,6 +139,29 @@ fn the_layer_with_the_largest_effect_wins_within_the_budget() {
     assert!((9..=11).contains(&best.candidate.layer), "{best:?}");
     assert!(best.accepted && best.score.kl <= 0.05 && best.score.kl > 0.02, "{best:?}");
     assert!(result.trials.iter().all(|t| t.utility <= best.utility));
+}
+
+#[test]
+fn less_strength_is_tried_until_it_is_worse() {
+    let strengths = |quality| run(quality, SearchOptions { layer: Some(10), ..AUTO });
+    let worse = strengths(|_, _| 60.0);
+    assert_eq!((worse.trials.len(), worse.best), (2, Some(0)), "{worse:?}");
+    // All of them are refused anyway: what remains is the price of the KL.
+    let alike = strengths(|_, _| 1200.0);
+    assert_eq!((alike.trials.len(), alike.best), (3, Some(2)), "{alike:?}");
+}
+
+#[test]
+fn a_budget_that_a_quick_look_underestimates_is_kept() {
+    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let calm = questions().harmless.iter().map(|text| format!("{text}, calm")).collect();
+    let few = Examiner::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
+    let options = SearchOptions { layer: Some(10), ..AUTO };
+    let result = search_with(&mut engine, &few, &[space(Lever::Plain)], options, &mut Journal::off());
+    let [first, second] = [result.trials[0], result.trials[1]];
+    assert!(first.score.kl > 0.1 && !first.accepted, "{first:?}");
+    assert!(second.accepted && second.score.kl <= 0.05 && second.score.kl > 0.04, "{second:?}");
+    assert!(result.best().unwrap().score.kl <= 0.05);
 }
 
 #[test]

@@ -67,7 +67,10 @@ impl StoredEdit {
                 Array { name: format!("{name}.{tensor}"), shape, values }
             };
             arrays.push(of("right", right.clone()));
-            arrays.push(Array::row(format!("mean.{tensor}"), mean));
+            arrays.push(match mean.len() == n_in {
+                true => Array::row(format!("mean.{tensor}"), mean),
+                false => of("mean", mean.clone()),
+            });
             arrays.push(Array::row(format!("diagonal.{tensor}"), &inputs.diagonal));
             arrays.push(of("principal", inputs.principal.concat()));
         }
@@ -262,7 +265,7 @@ impl Arrays<'_> {
         }
         let mean = match n_expert {
             1 => self.exactly(&name("mean"), &[n_in])?,
-            _ => Vec::new(),
+            _ => self.maybe(&name("mean"), &[n_expert, n_in])?.unwrap_or_default(),
         };
         let diagonal = self.maybe(&name("diagonal"), &[n_in])?.unwrap_or_default();
         if let Some(value) = diagonal.iter().find(|&&d| d < 0.0) {

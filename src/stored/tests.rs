@@ -205,6 +205,20 @@ fn hostile_numbers_are_refused_by_name() {
 }
 
 #[test]
+fn the_mean_inputs_of_experts_are_kept_where_they_are_known() {
+    let (mut edit, n_in) = (edit(), WRITERS[3].1);
+    edit.facts.model.shape.writers[3].n_expert = 2;
+    edit.writers[1].right = noise(2 * n_in, 3);
+    for mean in [noise(2 * n_in, 4), Vec::new()] {
+        edit.writers[1].mean = mean;
+        assert_eq!(StoredEdit::from_bytes(&edit.to_bytes().unwrap()).unwrap(), edit);
+    }
+    edit.writers[1].mean = noise(3 * n_in, 4);
+    let told = StoredEdit::from_bytes(&edit.to_bytes().unwrap()).unwrap_err().to_string();
+    assert!(told.contains(&format!("expected [2, {n_in}], found [3, {n_in}]")), "{told}");
+}
+
+#[test]
 fn hostile_names_and_shapes_are_refused() {
     type Change = fn(&mut StoredEdit);
     let cases: [(Change, &str); 13] = [

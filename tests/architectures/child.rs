@@ -51,6 +51,8 @@ pub struct Outcome {
     /// What the plan warns of.
     pub warnings: Vec<String>,
     pub agreement: Option<Agreement>,
+    /// The same where every weight that may have a scale has one.
+    pub agreement_scaled: Option<Agreement>,
     pub bytes: u64,
     pub seconds: f64,
 }
@@ -117,10 +119,6 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     outcome.left = left(patch, &plan, &blocks);
     stage(outcome, dir, "capture");
     outcome.differences.extend(edits::uncaptured(&plan, &model)?);
-    if plan.writers.iter().any(|w| w.scale.is_some()) {
-        stage(outcome, dir, "done"); // the edit of a scaled weight is refused
-        return Ok(());
-    }
     stage(outcome, dir, "edit");
     outcome.agreement = Some(edits::agree(&path, &plan, &model)?);
     stage(outcome, dir, "scales");
@@ -147,6 +145,7 @@ fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), 
     let patch = patches.find(&plan.architecture).map_err(|error| error.to_string())?;
     let found = differences(patch, &plan, &blocks, end.as_ref());
     outcome.differences.extend(found.into_iter().map(|line| format!("with scales: {line}")));
+    outcome.agreement_scaled = Some(edits::agree(path, &plan, &model)?);
     Ok(())
 }
 

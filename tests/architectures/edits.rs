@@ -137,7 +137,7 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
     let mut hook = CaptureHook::new(&capture, &mut activations, keep);
     logits(&mut context(model)?, Some(&mut hook))?;
     let mut missing: Vec<String> = hook.finish().err().iter().map(ToString::to_string).collect();
-    // Experts with a scale are not looked at: no edit of them can be made.
+    // Experts with a scale are not looked at: it would be taken for the router's weights.
     let looked_at = |w: &ResidualWriter| w.n_expert == 1 || w.scale.is_none();
     let seen = plan.writers.iter().zip(&activations.inputs).filter(|(w, _)| looked_at(w));
     let unseen = seen.filter(|(_, inputs)| inputs.last.iter().any(|v| v.is_nan()));

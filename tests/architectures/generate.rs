@@ -128,7 +128,7 @@ fn write_model(
     Ok(names)
 }
 
-/// Values of usual size: matrices ∝ 1/√n_in, gains around 1, decays negative.
+/// Values of usual size: matrices ∝ 1/√n_in, gains and scales around 1, decays negative.
 fn values(run: &str, tensor: &Wanted, ggml_type: GgmlType) -> Result<Vec<u8>, String> {
     let n: u64 = tensor.ne.iter().product();
     let seed = run
@@ -148,6 +148,7 @@ fn values(run: &str, tensor: &Wanted, ggml_type: GgmlType) -> Result<Vec<u8>, St
     let one = |random: &mut Random| match () {
         () if name.ends_with("ssm_a") => -(0.5 + random.unit()),
         () if name.contains("norm") && name.ends_with("weight") => 1.0 + 0.2 * random.normal(),
+        () if name.ends_with(".scale") => 0.5 + random.unit(),
         () if name.starts_with("token_embd") => random.normal(),
         () if vector => 0.1 * random.normal(),
         () => spread * random.normal(),

@@ -46,6 +46,8 @@ pub fn verdict(outcome: &Outcome) -> Verdict {
     let mut wrong = outcome.differences.clone();
     wrong.extend(outcome.error.iter().map(|error| format!("{}: {error}", outcome.stage)));
     wrong.extend(outcome.agreement.iter().flat_map(disagreements));
+    let scaled = outcome.agreement_scaled.iter().flat_map(disagreements);
+    wrong.extend(scaled.map(|line| format!("with scales: {line}")));
     if outcome.family.is_none() && wrong.is_empty() {
         wrong.push("no patch file".into());
     }
@@ -88,10 +90,11 @@ pub fn printed(outcomes: &[Outcome]) -> String {
             Verdict::Wrong(reasons) => reasons,
         };
         reasons.iter().for_each(|line| out += &format!("    !! {line}\n"));
-        if let Some(a) = outcome.agreement {
+        for (with, a) in [("", outcome.agreement), ("with scales, ", outcome.agreement_scaled)] {
+            let Some(a) = a else { continue };
             let Agreement { tried, writers, moved, differ, .. } = a;
             out += &format!(
-                "    edit of {tried} of {writers} writers: moved {moved:.1e}, file and adapter differ by {differ:.1e}"
+                "    {with}edit of {tried} of {writers} writers: moved {moved:.1e}, file and adapter differ by {differ:.1e}"
             );
             let _ = writeln!(out, "; without LoRA {:?} {:?}", a.moved_without, a.lora_without);
         }
@@ -116,11 +119,12 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          `tests/e2e_architectures.rs` writes this (`ROSI_PROOF_WRITE=1`) and fails when it is no longer true. For each\n\
          architecture it lets llama.cpp make a model of a few hundred kB with random weights, runs it, and walks the\n\
          running graph back from the residual stream. *Proven* means: the matrices found there are those of the patch\n\
-         file, with the same norms, scales and factors behind them, with and without `.scale` tensors; the residual and\n\
-         the dense writers' inputs are captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the\n\
-         largest) in the written file as in an adapter, for every writer that takes a LoRA, and a LoRA of the others\n\
-         gives none. NextN blocks and files with `.scale` tensors are not edited here.\n\n\
+         file, with the same norms, scales and factors behind them; the residual and the dense writers' inputs are\n\
+         captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file as in\n\
+         an adapter, for every writer that takes a LoRA, and a LoRA of the others gives none. All of it with and without\n\
+         `.scale` tensors, where the architecture has them ({} models). NextN blocks are not edited here.\n\n\
          {} architectures proven, {} by reading only, {} refused.\n\n",
+        outcomes.iter().filter(|o| o.agreement_scaled.is_some()).count(),
         count(|v| *v == Verdict::Proven),
         count(|v| matches!(v, Verdict::ReadOnly(_))),
         count(|v| matches!(v, Verdict::Refused(_))),

@@ -7,7 +7,7 @@ use crate::commands::study::adapters;
 use crate::direction::{Along, Directions};
 use crate::edit::{self, RightFactors, WriterWeights};
 use crate::error::Error;
-use crate::evaluate::{Examiner, MAX_ODDS, chats};
+use crate::evaluate::{Examiner, FEW, MAX_ODDS, chats};
 use crate::gate::effects::{Moved, pushes};
 use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::interrupt;
@@ -111,7 +111,9 @@ impl Class<'_> {
         edits(1.0)?; // what can fail does so at every strength
         let make = |strength: f64| edits(strength).unwrap_or_default();
         let max_kl = self.options.search.max_kl.unwrap_or(Lever::Plain.max_kl());
-        let strength = KlBudget { engine, examiner, max_kl }.strength(&make, space.first_strength)?;
+        let few = examiner.part(FEW);
+        let budget = KlBudget { engine, examiner: &few, max_kl };
+        let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength))?;
         let moved = self.moved(engine, examiner, &rights)?;
         engine.apply(&[])?;

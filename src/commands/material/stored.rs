@@ -33,11 +33,16 @@ impl Material {
 
     /// What is stored of the writers of `edits`.
     pub fn stored_writers(&self, plan: &Plan, edits: &[Edit]) -> Vec<StoredWriter> {
-        let mean = |e: &Edit| self.mean_harmful[e.writer].iter().map(|&v| v as f32).collect();
+        let mean = |e: &Edit| -> Vec<f32> {
+            let mean: Vec<f32> = self.mean_harmful[e.writer].iter().map(|&v| v as f32).collect();
+            // Of experts nothing may have been seen.
+            let seen = mean.len() == e.right.len() && mean.iter().all(|v| v.is_finite());
+            if seen || e.n_expert == 1 { mean } else { Vec::new() }
+        };
         let writer = |e: &Edit| StoredWriter {
             tensor: plan.writers[e.writer].tensor.clone(),
             right: e.right.clone(),
-            mean: if e.n_expert == 1 { mean(e) } else { Vec::new() },
+            mean: mean(e),
             inputs: self.inputs[e.writer].clone(),
         };
         edits.iter().map(writer).collect()

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::disk::{CHUNK, pieces, read_at, write_at};
-use super::{Change, UndoError, ffi};
+use super::{Change, UndoError};
+use crate::gguf::ffi::{Lock, try_lock};
 use crate::gguf::{AtomicFile, GgufError, Progress};
 
 const MAGIC: &[u8; 8] = b"ROSIUNDO";
@@ -171,6 +172,11 @@ impl Journal {
             true => GgufError::from_output(path, "open", source),
             false => GgufError::Read { path: path.into(), source },
         })?;
+        Self::of_file(path, file)
+    }
+
+    /// As [`Self::open`], of an open file.
+    pub(super) fn of_file(path: &Path, file: File) -> Result<Self, GgufError> {
         let bad = |problem: &'static str| GgufError::BadJournal { path: path.into(), problem };
         let truncated = |_| bad("it is cut short");
         let start = read_at(&file, 0, 16).map_err(truncated)?;
@@ -226,7 +232,8 @@ impl Journal {
 
     /// Takes the lock; false when another process has it.
     pub(super) fn lock(&self, shared: bool) -> bool {
-        ffi::try_lock(&self.file, shared)
+        // Where nobody can tell, the journal's own name still keeps two changes apart.
+        try_lock(&self.file, shared) != Lock::Theirs
     }
 
     /// Records that `moving` is on its way, and is `batch`; on disk when this returns.

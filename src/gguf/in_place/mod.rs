@@ -22,7 +22,6 @@
 
 mod disk;
 mod error;
-mod ffi;
 mod journal;
 mod model;
 #[cfg(test)]
@@ -167,7 +166,9 @@ impl InPlace {
         remove_restored(path)?;
         let mut out = new_journal(path)?;
         Journal::write(&Head::new(change, shift), &file, &mut out, progress)?;
-        let journal = Journal::open(out.temporary_path(), true)?;
+        // The same open file, which has the lock already; opened anew it would be locked out by itself.
+        let handle = out.handle()?;
+        let journal = Journal::of_file(out.temporary_path(), handle)?;
         let mut model = Model { path: path.clone(), file, journal };
         let found = model.hash_original(progress)?;
         if found != change.sha256 {

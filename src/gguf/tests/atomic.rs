@@ -146,3 +146,34 @@ mod unix {
         assert!(matches!(error, GgufError::OutputReadOnly { .. }));
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn what_killed_runs_left_is_removed_and_what_is_in_use_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let others = [
+        ".out.gguf.abc.tmp",        // not as many random letters
+        ".out.gguf.abc-ef.tmp",     // others than tempfile takes
+        ".out.gguf.abcdef",         // another ending
+        ".out.gguf.old.abcdef.tmp", // of another file
+        "out.gguf.abcdef.tmp",      // not hidden
+    ];
+    others.iter().for_each(|name| fs::write(at(name), b"mine").unwrap());
+    fs::create_dir(at(".out.gguf.Sub123.tmp")).unwrap();
+    fs::create_dir(at(".out.gguf.Sub123.tmp/theirs")).unwrap();
+    std::os::unix::fs::symlink(at(others[0]), at(".out.gguf.Link12.tmp")).unwrap();
+    let before = names(directory.path());
+    fs::write(at(".out.gguf.a1B2c3.tmp"), b"half").unwrap();
+    fs::create_dir(at(".out.gguf.Dir456.tmp")).unwrap();
+    fs::write(at(".out.gguf.Dir456.tmp/out-00001-of-00002.gguf"), b"half").unwrap();
+
+    let first = AtomicFile::create(&at("out.gguf"), false).unwrap();
+    let second = AtomicFile::create(&at("out.gguf"), false).unwrap();
+    let (a, b) = (first.temporary_path().to_path_buf(), second.temporary_path().to_path_buf());
+    assert!(a != b && a.exists() && b.exists(), "a living writer lost its file");
+    drop(second);
+    assert!(a.exists() && !b.exists());
+    drop(first);
+    assert_eq!(names(directory.path()), before);
+}

@@ -1,7 +1,7 @@
 //! ggml's registry of backends and devices.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char};
 use std::ptr;
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(super) fn backends() -> Vec<String> {
 }
 
 /// A function of the RPC backend, which is not linked by name because a build may lack it.
-fn rpc_function(name: &CStr) -> Result<ptr::NonNull<c_void>, LlamaError> {
+fn rpc_function(name: &CStr) -> Result<ptr::NonNull<std::ffi::c_void>, LlamaError> {
     init_backend();
     // SAFETY: both names are C strings; a backend that is not there is NULL, and is not asked.
     let function = unsafe {
@@ -93,7 +93,8 @@ pub(super) fn join(endpoint: &Endpoint) -> Result<(), LlamaError> {
     let fail = |reason: &str| LlamaError::Worker { endpoint: endpoint.to_string(), reason: reason.into() };
     let name = CString::new(endpoint.to_string()).map_err(|_| fail("its name holds a NUL byte"))?;
     // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); it copies the name.
-    let reg = unsafe { std::mem::transmute::<*mut c_void, AddServer>(function.as_ptr())(name.as_ptr()) };
+    let reg =
+        unsafe { std::mem::transmute::<*mut std::ffi::c_void, AddServer>(function.as_ptr())(name.as_ptr()) };
     if reg.is_null() {
         return Err(fail("it has no device"));
     }
@@ -123,7 +124,7 @@ pub(crate) fn serve(endpoint: &Endpoint, names: &[String], threads: usize) -> Re
     // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); no cache folder is
     // NULL; the array is as long as told, and all of it outlives the call.
     unsafe {
-        let start = std::mem::transmute::<*mut c_void, StartServer>(function.as_ptr());
+        let start = std::mem::transmute::<*mut std::ffi::c_void, StartServer>(function.as_ptr());
         start(name.as_ptr(), ptr::null(), threads, served.len(), served.as_mut_ptr());
     }
     Err(fail("llama.cpp's server ended"))

@@ -4,8 +4,10 @@
 //! out.
 #![cfg(unix)]
 
-#[path = "common/in_place.rs"]
+#[path = "../common/in_place.rs"]
 mod in_place;
+mod split;
+mod tmpfs;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -16,6 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rosi_gguf::gguf::in_place::{Phase, journal_path, phase, undo};
 use rosi_gguf::gguf::{Gguf, GgufError, Rewrite};
+
+use tmpfs::Tmpfs;
 
 const WORK: &str = "ROSI_FAULT_WORK";
 const MODEL: &str = "ROSI_FAULT_MODEL";
@@ -38,6 +42,7 @@ fn child() {
     let model = Path::new(&model);
     let done = match work.as_str() {
         "copy" => in_place::copy(model, &out_of(model), pause).map_err(|e| (e.to_string(), e.hint())),
+        "copy-split" => split::copy(model).map_err(|e| (e.to_string(), e.hint())),
         "in-place" => in_place::change(model, pause, false).map_err(|e| (e.to_string(), e.hint())),
         _ => undo(model, false, &mut |_, _| Ok(())).map(drop).map_err(|e| (e.to_string(), e.hint())),
     };
@@ -113,13 +118,21 @@ impl Case {
         assert_eq!(names, ["model.gguf"], "{what}");
     }
 
-    /// Removes what a kill left under temporary names, and says whether there was any.
-    fn sweep(&self) -> bool {
-        let entries = std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap());
-        let hidden: Vec<_> = entries.filter(|e| e.file_name().to_string_lossy().starts_with('.')).collect();
-        hidden.iter().for_each(|entry| std::fs::remove_file(entry.path()).unwrap());
-        !hidden.is_empty()
+    /// What has a temporary name.
+    fn hidden(&self) -> Vec<PathBuf> {
+        hidden(&self.folder)
     }
+
+    /// Removes what a kill left under temporary names.
+    fn sweep(&self) {
+        self.hidden().iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    }
+}
+
+fn hidden(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let hidden = entries.filter(|e| e.file_name().to_string_lossy().starts_with('.'));
+    hidden.map(|entry| entry.path()).collect()
 }
 
 /// Numbers that differ from run to run.
@@ -183,11 +196,18 @@ fn a_killed_copy_leaves_no_half_file() {
             named += 1;
             assert!(std::fs::read(&out).unwrap() == case.changed, "a partial file has the final name");
         }
-        hidden += usize::from(case.sweep());
+        let left = case.hidden().len();
+        assert!(left <= 1, "what the run before left was not removed");
+        hidden += left;
         assert!(case.now() == case.base);
         hit
     });
     println!("copy, {most:.0?}: {hit} of {runs} killed; {hidden} left a temporary file, {named} were done");
+    assert!(hidden > 0, "no run was hit amid its writing");
+    let _ = std::fs::remove_file(&out);
+    duration("copy", &case);
+    std::fs::remove_file(&out).unwrap();
+    case.assert_untouched("after a run that nobody killed");
 }
 
 #[test]
@@ -250,43 +270,10 @@ fn a_killed_undo_is_done_again() {
     println!("undo, {most:.0?}: {hit} of {runs} killed, {amid} of them amid the change");
 }
 
-/// A filesystem of `megabytes` MB in memory; `None` where it cannot be mounted.
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    fn new(megabytes: usize) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let size = format!("size={megabytes}m");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(folder.path()).stderr(Stdio::null());
-        if mount.status().is_ok_and(|status| status.success()) {
-            return Some(Self(folder));
-        }
-        println!("left out: a tmpfs cannot be mounted here");
-        None
-    }
-
-    /// Fills it up, but for `left` bytes.
-    fn fill(&self, left: u64) -> PathBuf {
-        let path = self.0.path().join(".filler");
-        let mut file = std::fs::File::create(&path).unwrap();
-        while file.write_all(&[1; 4096]).is_ok() {}
-        let len = file.metadata().unwrap().len();
-        file.set_len(len.saturating_sub(left.next_multiple_of(4096))).unwrap();
-        path
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_full_disk_leaves_the_input_whole() {
     let Some(disk) = Tmpfs::new(16) else { return };
-    let case = Case::at(disk.0.path(), 2);
+    let case = Case::at(disk.folder(), 2);
     in_place::change(&case.model, || (), false).unwrap();
     let journal = std::fs::metadata(journal_path(&case.model)).unwrap().len();
     // What the journal has already reserved is all that undo needs.
@@ -405,10 +392,10 @@ fn missing_permissions_are_told() {
 #[test]
 fn a_read_only_disk_is_told() {
     let Some(disk) = Tmpfs::new(16) else { return };
-    let case = Case::at(disk.0.path(), 1);
+    let case = Case::at(disk.folder(), 1);
     let remount = |mode: &str| {
         let options = format!("remount,{mode}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(disk.0.path()).status().unwrap().success());
+        assert!(Command::new("mount").args(["-o", &options]).arg(disk.folder()).status().unwrap().success());
     };
     for work in ["copy", "in-place"] {
         remount("ro");

@@ -1,0 +1,146 @@
+//! How long `inject` would take: the tokens that it decodes, times the weights that each of them meets, over what a
+//! core does.
+//!
+//! ```text
+//! seconds ≈ tokens · active weights / (threads · RATE)
+//! ```
+//!
+//! Prompts count [`CHARACTERS`] a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
+//! and learning are left out: they are a few per cent.
+
+use serde::Serialize;
+
+use crate::commands::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
+use crate::commands::material;
+use crate::commands::session::Opened;
+use crate::commands::study::SEARCH_PROMPTS;
+use crate::evaluate::{FEW, N_PREDICT, Questions};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::options::InjectOptions;
+use crate::plan::Plan;
+use crate::prompts::{PromptKind, PromptSet, Split, prose};
+use crate::search::{self, Lever};
+
+/// Characters a token, of English prose and the vocabularies of today.
+const CHARACTERS: f64 = 4.5;
+/// Tokens with which a chat template ends a prompt.
+const ENDING: f64 = 5.0;
+/// Passes over [`FEW`] harmless prompts until a strength spends the KL budget.
+const BUDGET_PASSES: f64 = 2.0;
+/// Weights times tokens a second and core, Q5_0 to Q8_0: Qwen2.5-Coder-0.5B (.49 · 10⁹ weights) decodes some 166 tokens a
+/// second on two cores with AVX-512 in the whole of `inject` (README); AVX2 alone does half to two thirds.
+const RATE: f64 = 4e10;
+
+/// What it would take.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Tokens to find the direction and the gates.
+    pub tokens_learning: u64,
+    /// Tokens of the search.
+    pub tokens_search: u64,
+    /// Tokens of the scores before and after.
+    pub tokens_report: u64,
+    /// Weights that a token is multiplied with.
+    pub active_weights: u64,
+    /// Seconds on the threads that would be used, on the CPU.
+    pub seconds: f64,
+}
+
+impl Estimate {
+    /// For one injection with the lever that most models show; a scar or a safety prompt takes more.
+    pub fn of(opened: &Opened, options: &InjectOptions, prompts: &PromptSet) -> Self {
+        let [learning, search, report] = match options.direction {
+            // Nothing is learned or searched.
+            Some(_) => [0.0, 0.0, report(options, prompts)],
+            None => [learning(options, prompts), search(options, prompts), report(options, prompts)],
+        };
+        let active_weights = active_weights(&opened.gguf, &opened.plan);
+        let rate = RATE * options.run.threads.max(1) as f64;
+        Self {
+            tokens_learning: learning as u64,
+            tokens_search: search as u64,
+            tokens_report: report as u64,
+            active_weights,
+            seconds: (learning + search + report) * active_weights as f64 / rate,
+        }
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> u64 {
+        self.tokens_learning + self.tokens_search + self.tokens_report
+    }
+}
+
+/// Tokens of `texts`, each with the ending of its template.
+fn tokens<'a>(texts: impl IntoIterator<Item = &'a String>) -> f64 {
+    texts.into_iter().map(|text| text.chars().count() as f64 / CHARACTERS + ENDING).sum()
+}
+
+fn asked(questions: &Questions) -> f64 {
+    questions.by_kind().into_iter().map(tokens).sum()
+}
+
+fn answered(questions: &Questions) -> f64 {
+    asked(questions) + (questions.len() * N_PREDICT) as f64
+}
+
+fn learning(options: &InjectOptions, prompts: &PromptSet) -> f64 {
+    let of_kind = |kind| prompts.select(kind, Split::Extract).into_iter().map(|p| &p.text);
+    let once: f64 = PromptKind::ALL.into_iter().map(|kind| tokens(of_kind(kind))).sum();
+    match options.method.is_gated() {
+        // What the writers' pushes do is seen on all of them.
+        true => 2.0 * once + tokens(&prose()) + BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
+        false => once,
+    }
+}
+
+fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
+    let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
+    let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
+    let space = material::space(options.method, Lever::Refusal);
+    // The second lever is tried at the best layer of the first.
+    let probes = search::n_probes(&space, options.search.layer) + usize::from(options.method.is_gated());
+    let strength = match options.search.strength {
+        Some(_) => 0.0,
+        None => BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
+    };
+    let trials = options.search.trials as f64;
+    probes as f64 * (asked(&few) + strength) + (1.0 + trials) * answered(&questions)
+}
+
+fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
+    let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+    let questions = Questions::of(prompts, Split::Report, limits);
+    let snapshots = 3.0 * asked(&Questions::of(prompts, Split::Report, FIDELITY_PROMPTS));
+    let once = answered(&questions);
+    let controls = match (options.controls, options.in_place) {
+        (false, _) => 0.0,
+        // A random direction is asked half of them, and so is a requantized copy.
+        (true, in_place) => {
+            let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
+            once * if in_place { 1.5 } else { 2.0 } + BUDGET_PASSES * asked(&harmless)
+        }
+    };
+    3.0 * once + snapshots + controls
+}
+
+fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {
+    Questions::of(prompts, split, [0, FEW[1], 0])
+}
+
+/// Weights that a token meets on its way: all matrices of the blocks, of experts those it is routed to, and
+/// the output matrix.
+fn active_weights(gguf: &Gguf, plan: &Plan) -> u64 {
+    let output = if plan.tied_embeddings { "token_embd.weight" } else { "output.weight" };
+    let matrices = gguf.tensors.iter().filter(|t| t.n_rows() > 1);
+    let met = matrices.filter(|t| t.name.starts_with("blk.") || t.name == output);
+    met.map(|t| t.n_elements() / expert_share(t, plan)).sum()
+}
+
+/// Of how many experts one is used, for a tensor that holds all of a block's.
+fn expert_share(tensor: &TensorInfo, plan: &Plan) -> u64 {
+    match tensor.name.contains("_exps.") && plan.n_expert_used > 0 {
+        true => (plan.n_expert / plan.n_expert_used).max(1),
+        false => 1,
+    }
+}

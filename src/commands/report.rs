@@ -1,0 +1,25 @@
+//! `report`: what a stored report says, in the terminal or as a page.
+
+use crate::cli::ReportArgs;
+use crate::commands::write::write_whole;
+use crate::error::{Error, ExitStatus};
+use crate::gguf::AtomicFile;
+use crate::output::Printer;
+use crate::report::Report;
+
+/// Prints the summary, or writes the page.
+///
+/// # Errors
+/// [`Error`] when the report cannot be read or the page not be written.
+pub fn run(args: &ReportArgs, printer: &Printer) -> Result<ExitStatus, Error> {
+    let Some(path) = &args.html else {
+        printer.data(Report::open(&args.report)?.summary().trim());
+        return Ok(ExitStatus::Done);
+    };
+    // What is wrong with the name is told first, as `inject` does.
+    AtomicFile::create(path, args.force)?;
+    let page = Report::open(&args.report)?.page()?;
+    write_whole(path, page.as_bytes(), args.force)?;
+    printer.say(format!("wrote {}", path.display()));
+    Ok(ExitStatus::Done)
+}

@@ -1,0 +1,127 @@
+//! What llama.cpp allocates beside the mapped file, from the header alone: nothing is loaded.
+
+use serde::Serialize;
+
+use super::engine::{N_BATCH, N_CTX, N_SEQ};
+use crate::gguf::Gguf;
+
+/// Bytes of an F32 value.
+const F32: u64 = 4;
+/// Bytes of a value of the KV cache, which is F16.
+const CACHED: u64 = 2;
+/// Vectors of a token as wide as the residual or the heads together that attention holds at a time: as many as come
+/// near what llama.cpp reserves for three models (docs/llama-cpp.md).
+const WIDTHS: u64 = 7;
+/// The same of the feed-forward network: gate, up and their product.
+const FFN_WIDTHS: u64 = 3;
+
+/// Bytes of the context in which prompts are answered and hidden states are read: an estimate, since what a graph
+/// reserves is known only when it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ContextMemory {
+    /// KV cache and recurrent states.
+    pub cache: u64,
+    /// Scratch of one micro-batch.
+    pub compute: u64,
+    /// Logits of a row per sequence.
+    pub output: u64,
+}
+
+impl ContextMemory {
+    /// Of the context that [`super::LlamaEngine::load`] makes for this model.
+    pub fn of(gguf: &Gguf) -> Self {
+        let shape = Shape::read(gguf);
+        let output = shape.n_vocab.saturating_mul(N_SEQ as u64 * F32);
+        Self { cache: shape.cache(), compute: shape.compute().max(output), output }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.cache.saturating_add(self.compute).saturating_add(self.output)
+    }
+}
+
+/// What the estimate depends on, with the names of llama.cpp's keys.
+struct Shape {
+    n_embd: u64,
+    n_vocab: u64,
+    head_count: u64,
+    /// Of each block.
+    head_count_kv: Vec<u64>,
+    key_length: u64,
+    value_length: u64,
+    /// Values of the widest feed-forward network of a token: all its experts together.
+    feed_forward: u64,
+    /// Values of the recurrent state of a block and sequence.
+    state: u64,
+    /// Masks of the attention: a second one for sliding windows.
+    n_mask: u64,
+}
+
+impl Shape {
+    fn read(gguf: &Gguf) -> Self {
+        let arch = gguf.architecture().unwrap_or_default();
+        let numbers = |key: &str| numbers(gguf, &format!("{arch}.{key}"));
+        let largest = |key: &str| numbers(key).into_iter().max();
+        let n_embd = largest("embedding_length").unwrap_or(0);
+        let n_layer = largest("block_count").unwrap_or(0).min(MOST_LAYERS) as usize;
+        let head_count = largest("attention.head_count").unwrap_or(0);
+        let mut head_count_kv = numbers("attention.head_count_kv");
+        if head_count_kv.len() <= 1 {
+            head_count_kv = vec![head_count_kv.first().copied().unwrap_or(head_count); n_layer];
+        }
+        let by_head = n_embd.checked_div(head_count).unwrap_or(0);
+        let used = largest("expert_used_count").unwrap_or(0);
+        let experts = largest("expert_feed_forward_length").or(largest("feed_forward_length")).unwrap_or(0);
+        let dense = largest("feed_forward_length").unwrap_or(0);
+        let inner = largest("ssm.inner_size").unwrap_or(0);
+        let (state, conv) = (largest("ssm.state_size"), largest("ssm.conv_kernel"));
+        let (state, conv) = (state.unwrap_or(0), conv.unwrap_or(0).saturating_sub(1));
+        let groups = largest("ssm.group_count").unwrap_or(0);
+        let convolved = inner.saturating_add(groups.saturating_mul(2).saturating_mul(state));
+        Self {
+            n_embd,
+            n_vocab: gguf.tensor("token_embd.weight").map_or(0, |t| t.ne[1]),
+            head_count,
+            head_count_kv,
+            key_length: largest("attention.key_length").unwrap_or(by_head),
+            value_length: largest("attention.value_length").unwrap_or(by_head),
+            feed_forward: dense.max(used.saturating_mul(experts)),
+            state: state.saturating_mul(inner).saturating_add(conv.saturating_mul(convolved)),
+            n_mask: if largest("attention.sliding_window").unwrap_or(0) > 0 { 2 } else { 1 },
+        }
+    }
+
+    /// Keys and values of every cell and block in F16; for every sequence the states of the blocks without attention,
+    /// or, where the header does not tell those apart, of all.
+    fn cache(&self) -> u64 {
+        let width = self.key_length.saturating_add(self.value_length);
+        let heads = self.head_count_kv.iter().fold(0u64, |sum, &n| sum.saturating_add(n));
+        let kv = heads.saturating_mul(width).saturating_mul(N_CTX as u64 * CACHED);
+        let without = self.head_count_kv.iter().filter(|&&n| n == 0).count();
+        let recurrent = if without > 0 { without } else { self.head_count_kv.len() } as u64;
+        kv.saturating_add(self.state.saturating_mul(recurrent).saturating_mul(N_SEQ as u64 * F32))
+    }
+
+    /// The larger of attention (the scores of all heads at once, for it runs without flash attention) and the
+    /// feed-forward network.
+    fn compute(&self) -> u64 {
+        let width = self.n_embd.max(self.head_count.saturating_mul(self.key_length));
+        let scores = self.head_count.saturating_add(self.n_mask).saturating_mul(N_CTX as u64);
+        let attention = scores.saturating_add(width.saturating_mul(WIDTHS));
+        let ffn = self.feed_forward.saturating_add(self.n_embd).saturating_mul(FFN_WIDTHS);
+        attention.max(ffn).saturating_mul(N_BATCH as u64 * F32)
+    }
+}
+
+/// No model comes near; a header may say anything.
+const MOST_LAYERS: u64 = 4096;
+
+/// A number, or one per block.
+fn numbers(gguf: &Gguf, key: &str) -> Vec<u64> {
+    match (gguf.u64(key), gguf.array(key)) {
+        (Some(number), _) => vec![number],
+        (None, Some(array)) => gguf.read_u64_array(array).unwrap_or_default(),
+        (None, None) => Vec::new(),
+    }
+}

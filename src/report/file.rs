@@ -1,0 +1,69 @@
+//! A report that `inject --report` stored, read back.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::Report;
+
+/// Most bytes of a report. One with whole answers of a large model has a few.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Why there is no report, or no page of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It is larger than any report.
+    #[error("{} is no report: expected at most {MAX_BYTES} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It says something else.
+    #[error("{} is no report of inject: {source}", path.display())]
+    NotReport {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+    /// The template of the page failed.
+    #[error("the page cannot be made: {0}")]
+    Page(#[from] minijinja::Error),
+}
+
+impl ReportError {
+    /// A next step for the user.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } => None,
+            Self::TooLarge { .. } | Self::NotReport { .. } => {
+                Some("give the file that `rosi-gguf inject … --report FILE.json` wrote".into())
+            }
+            Self::Page(_) => Some("this is a bug: please report it with the report".into()),
+        }
+    }
+}
+
+impl Report {
+    /// Reads the report at `path`.
+    ///
+    /// # Errors
+    /// [`ReportError`].
+    pub fn open(path: &Path) -> Result<Self, ReportError> {
+        let failed = |source| ReportError::Read { path: path.into(), source };
+        let mut bytes = Vec::new();
+        File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(ReportError::TooLarge { path: path.into() });
+        }
+        serde_json::from_slice(&bytes).map_err(|source| ReportError::NotReport { path: path.into(), source })
+    }
+}

@@ -1,0 +1,128 @@
+//! The report as one page for browsers: no script, nothing from elsewhere, light and dark, every chart with the
+//! numbers behind it. Answers of a model are hostile input: the template engine escapes all text.
+
+use minijinja::value::Serde;
+use minijinja::{Environment, context};
+
+use super::{Report, ReportError};
+use answers::Answers;
+use section::Section;
+
+mod answers;
+mod chart;
+mod section;
+mod sections;
+
+/// A label and a value.
+type Fact = (&'static str, String);
+
+impl Report {
+    /// The whole page. The same report gives the same bytes.
+    ///
+    /// # Errors
+    /// [`ReportError::Page`] when our template is wrong.
+    pub fn page(&self) -> Result<String, ReportError> {
+        let mut templates = Environment::new();
+        templates.add_template("page.html", include_str!("html/page.html"))?;
+        templates.add_template("chart.html", include_str!("html/chart.html"))?;
+        templates.add_template("style.css", include_str!("html/style.css"))?;
+        let sections: Vec<Section> = [
+            sections::scores(self),
+            sections::separation(self),
+            sections::projections(self),
+            sections::search(self),
+            sections::survival(self),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let page = templates.get_template("page.html")?.render(context! {
+            name => file_name(&self.output.path),
+            version => self.version.as_str(),
+            survived => self.survived(),
+            lead => self.lead(),
+            tiles => self.tiles(),
+            facts => self.facts(),
+            sections => Serde(&sections),
+            answers => Serde(Answers::by_kind(&self.answers)),
+        })?;
+        // Control characters are allowed in no document, and answers may hold some.
+        let allowed =
+            |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'));
+        Ok(page.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect())
+    }
+
+    /// One sentence: what was done.
+    fn lead(&self) -> String {
+        let e = &self.edit;
+        format!(
+            "Made from {} by one {} edit along {}, strength {:.2} %, in {} matrices.",
+            file_name(&self.input.path),
+            e.method,
+            e.lever.along(e.layer, &e.system_prompt),
+            100.0 * e.strength,
+            e.writers
+        )
+    }
+
+    /// What matters most: label, value, and what it was before.
+    fn tiles(&self) -> Vec<[String; 3]> {
+        let (base, written) = (&self.scores.base, &self.scores.written);
+        let tile = |label: &str, before: crate::evaluate::Tally, after: crate::evaluate::Tally| {
+            let (before, after) = (before.refused(), after.refused());
+            let value = format!("{}/{}", after.count, after.total);
+            [label.to_owned(), value, format!("before: {}/{}", before.count, before.total)]
+        };
+        let gain = section::percent(self.verification.gain.unwrap_or(f64::NAN));
+        vec![
+            tile("harmful refused", base.harmful, written.harmful),
+            tile("harmless refused", base.harmless, written.harmless),
+            tile("alarming refused", base.alarming, written.alarming),
+            ["KL from the base".into(), section::fixed(written.kl, 4), "nats, harmless prompts".into()],
+            ["edit that arrived".into(), gain, "of what was asked for".into()],
+        ]
+    }
+
+    fn facts(&self) -> Vec<Fact> {
+        let e = &self.edit;
+        let file = |f: &super::FileFacts| format!("{}\n{} bytes\nsha256 {}", f.path, f.bytes, f.sha256);
+        let prompts = |name: &str, n: [usize; 3]| {
+            format!("{name}: {} harmful, {} harmless, {} alarming", n[0], n[1], n[2])
+        };
+        let p = &self.prompts;
+        let splits = [("extract", p.extract), ("search", p.search), ("report", p.report)];
+        let splits = splits.map(|(name, n)| prompts(name, n)).join("\n");
+        let scar = |s: &crate::scar::Scar| {
+            format!("from {} of {} writers, gap {:.2}", s.writers.0, s.writers.1, s.gap)
+        };
+        let stages = self.stages.iter().map(|s| format!("\n{}: {:.1} s", s.name, s.seconds));
+        let took = format!("{:.0} s", self.seconds) + &stages.collect::<String>();
+        let all = [
+            ("model", Some(file(&self.input))),
+            ("written file", Some(file(&self.output))),
+            ("stored edit", self.direction.as_ref().map(file)),
+            ("architecture", Some(self.architecture.clone())),
+            ("method", Some(e.method.clone())),
+            ("lever", Some(e.lever.name().into())),
+            ("removed before", self.scar.as_ref().map(scar)),
+            ("system prompt", Some(e.system_prompt.clone())),
+            ("layer", Some(e.layer.to_string())),
+            ("window", Some(format!("{:.2} to {:.2} of the depth", e.window.0, e.window.1))),
+            ("contrast κ", Some(format!("{:.2}", e.contrast))),
+            ("strength", Some(format!("{:.4} % (α = {:.4})", 100.0 * e.strength, e.alpha))),
+            ("matrices", Some(format!("{}, {} push away from refusal", e.writers, e.writers_against))),
+            ("experts left alone", (e.experts_unrouted > 0).then(|| e.experts_unrouted.to_string())),
+            ("push", Some(format!("{:.3} ‖s‖", e.push))),
+            ("prompts", Some(format!("{}\n{splits}\nsha256 {}", p.source, p.sha256))),
+            ("made by", Some(format!("rosi-gguf {}, llama.cpp {}", self.version, self.llama_cpp))),
+            ("took", Some(took)),
+            ("peak memory", self.peak_memory.map(|bytes| format!("{:.0} MB", bytes as f64 / 1e6))),
+        ];
+        all.into_iter().filter_map(|(label, value)| Some((label, value?))).collect()
+    }
+}
+
+/// The name of a file without its folders, as either system writes them.
+fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}

@@ -1,0 +1,281 @@
+//! Charts: from numbers to coordinates. The template `chart.html` draws them as SVG.
+
+use serde::Serialize;
+
+/// Width of every chart in its own units. All are small, so that their text can be read on a telephone too;
+/// wide screens get several beside each other.
+const WIDTH: f64 = 340.0;
+/// Space above the plot, below it for the ticks and the label, and at its right.
+const MARGINS: [f64; 3] = [18.0, 37.0, 20.0];
+/// Space at the left: for numbers, for names of rows.
+const LEFT: [f64; 2] = [46.0, 116.0];
+/// Height of a plot of numbers, and of one row of a plot of rows.
+const HEIGHTS: [f64; 2] = [170.0, 22.0];
+
+/// What a mark is of; the style sheet gives each its looks.
+pub type Class = &'static str;
+
+/// One chart.
+#[derive(Debug, Clone, Serialize)]
+pub struct Chart {
+    title: String,
+    /// What it shows, in words, for those who do not see it.
+    description: String,
+    width: f64,
+    height: f64,
+    /// Left, top, right and bottom of the plot.
+    plot: [f64; 4],
+    x: Axis,
+    y: Axis,
+    marks: Vec<Mark>,
+}
+
+/// One axis as it is drawn.
+#[derive(Debug, Clone, Serialize)]
+struct Axis {
+    label: String,
+    ticks: Vec<Tick>,
+    #[serde(skip)]
+    scale: Scale,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Tick {
+    at: f64,
+    text: String,
+}
+
+/// Something in the plot.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "shape", rename_all = "lowercase")]
+enum Mark {
+    /// `points` as SVG has them.
+    Line { class: Class, points: String },
+    /// A point with the text that a pointer above it shows.
+    Dot { class: Class, x: f64, y: f64, tip: String },
+    /// A text beside a point.
+    Label { class: Class, x: f64, y: f64, text: String },
+}
+
+/// Numbers to coordinates.
+#[derive(Debug, Clone, Copy, Default)]
+struct Scale {
+    from: f64,
+    until: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Scale {
+    /// Where `value` is; `None` for what is not a number, or so far away that no chart shows it.
+    fn at(&self, value: f64) -> Option<f64> {
+        let share = (value - self.from) / (self.until - self.from);
+        (-0.01..=1.01).contains(&share).then(|| tenth(self.low + share * (self.high - self.low)))
+    }
+}
+
+/// What an axis shows.
+#[derive(Debug, Clone)]
+pub struct Numbers {
+    label: String,
+    from: f64,
+    until: f64,
+    step: f64,
+    percent: bool,
+}
+
+impl Numbers {
+    /// An axis that holds all finite `values` and begins and ends at round numbers.
+    pub fn over(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
+        let all = values.into_iter().filter(|v| v.is_finite() && v.abs() < 1e15);
+        let (low, high) = all.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+        let (low, high) = match high - low {
+            span if span < 0.0 => (0.0, 1.0),
+            span if span < 1e-12 * high.abs().max(1e-9) => {
+                (low - 0.5 * low.abs().max(1.0), high + 0.5 * high.abs().max(1.0))
+            }
+            _ => (low, high),
+        };
+        let step = round_step((high - low) / 5.0);
+        let (from, until) = ((low / step).floor() * step, (high / step).ceil() * step);
+        Self { label: label.into(), from, until, step, percent: false }
+    }
+
+    /// Ticks in percent of 1.
+    pub fn percent(self) -> Self {
+        Self { percent: true, ..self }
+    }
+
+    /// Whole numbers from 0 to `last`.
+    pub fn layers(last: usize) -> Self {
+        let until = last.max(1) as f64;
+        let step = round_step(until / 6.0).max(1.0);
+        Self { label: "layer".into(), from: 0.0, until, step, percent: false }
+    }
+
+    fn axis(self, low: f64, high: f64) -> Axis {
+        let scale = Scale { from: self.from, until: self.until, low, high };
+        let digits = |step: f64| (-step.log10().floor()).clamp(0.0, 9.0) as usize;
+        let text = |value: f64| match self.percent {
+            // A tick may miss 0 by the last bit.
+            true => format!("{:.*} %", digits(100.0 * self.step), 100.0 * value + 0.0),
+            false => format!("{:.*}", digits(self.step), value + 0.0),
+        };
+        let count = ((self.until - self.from) / self.step + 1e-6).floor() as usize;
+        let values = (0..=count.min(50)).map(|i| {
+            let value = self.from + i as f64 * self.step;
+            if value.abs() < 1e-9 * self.step { 0.0 } else { value }
+        });
+        let ticks = values.filter_map(|v| Some(Tick { at: scale.at(v)?, text: text(v) }));
+        Axis { label: self.label, ticks: ticks.collect(), scale }
+    }
+}
+
+/// The smallest of 1, 2, 5, 10, … (times a power of ten) that is not below `least`.
+fn round_step(least: f64) -> f64 {
+    let power = 10f64.powf(least.log10().floor());
+    let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * power >= least * (1.0 - 1e-9)).unwrap_or(10.0);
+    factor * power
+}
+
+fn tenth(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+impl Chart {
+    /// An empty chart of numbers against numbers.
+    pub fn new(title: &str, description: String, x: Numbers, y: Numbers) -> Self {
+        let [top, below, right] = MARGINS;
+        let plot = [LEFT[0], top, WIDTH - right, top + HEIGHTS[0]];
+        let (x, y) = (x.axis(plot[0], plot[2]), y.axis(plot[3], plot[1]));
+        Self {
+            title: title.into(),
+            description,
+            width: WIDTH,
+            height: plot[3] + below,
+            plot,
+            x,
+            y,
+            marks: Vec::new(),
+        }
+    }
+
+    /// An empty chart of numbers in named rows, the first at the top.
+    pub fn of_rows(title: &str, description: String, x: Numbers, rows: &[&str]) -> Self {
+        let [top, below, right] = MARGINS;
+        let [_, row] = HEIGHTS;
+        let plot = [LEFT[1], top, WIDTH - right, top + row * rows.len() as f64];
+        let x = x.axis(plot[0], plot[2]);
+        let last = rows.len().saturating_sub(1) as f64;
+        let scale = Scale {
+            from: 0.0,
+            until: last.max(1.0),
+            low: top + row / 2.0,
+            high: top + row * (last.max(1.0) + 0.5),
+        };
+        let tick = |(i, name): (usize, &&str)| Some(Tick { at: scale.at(i as f64)?, text: (*name).into() });
+        let y =
+            Axis { label: String::new(), ticks: rows.iter().enumerate().filter_map(tick).collect(), scale };
+        Self {
+            title: title.into(),
+            description,
+            width: WIDTH,
+            height: plot[3] + below,
+            plot,
+            x,
+            y,
+            marks: Vec::new(),
+        }
+    }
+
+    /// A line through `points`, broken where one has no place.
+    pub fn line(&mut self, class: Class, points: impl IntoIterator<Item = (f64, f64)>) {
+        let placed: Vec<Option<(f64, f64)>> = points.into_iter().map(|point| self.place(point)).collect();
+        for run in placed.split(Option::is_none).filter(|run| run.len() > 1) {
+            let points: Vec<String> = run.iter().flatten().map(|(x, y)| format!("{x},{y}")).collect();
+            self.marks.push(Mark::Line { class, points: points.join(" ") });
+        }
+    }
+
+    /// A line from bottom to top at `x`.
+    pub fn upright(&mut self, class: Class, x: f64) {
+        if let Some(x) = self.x.scale.at(x) {
+            let points = format!("{x},{} {x},{}", self.plot[3], self.plot[1]);
+            self.marks.push(Mark::Line { class, points });
+        }
+    }
+
+    /// A short line across a point, from above to below.
+    pub fn cross(&mut self, class: Class, point: (f64, f64)) {
+        if let Some((x, y)) = self.place(point) {
+            let points = format!("{x},{} {x},{}", y - 8.0, y + 8.0);
+            self.marks.push(Mark::Line { class, points });
+        }
+    }
+
+    /// A line from left to right at `y`.
+    pub fn level(&mut self, class: Class, y: f64) {
+        if let Some(y) = self.y.scale.at(y) {
+            let points = format!("{},{y} {},{y}", self.plot[0], self.plot[2]);
+            self.marks.push(Mark::Line { class, points });
+        }
+    }
+
+    /// A point; `tip` is shown by a pointer above it.
+    pub fn dot(&mut self, class: Class, point: (f64, f64), tip: String) {
+        if let Some((x, y)) = self.place(point) {
+            self.marks.push(Mark::Dot { class, x, y, tip });
+        }
+    }
+
+    /// A text right of and above a point.
+    pub fn label(&mut self, class: Class, point: (f64, f64), text: String) {
+        if let Some((x, y)) = self.place(point) {
+            self.marks.push(Mark::Label { class, x, y, text });
+        }
+    }
+
+    fn place(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
+        Some((self.x.scale.at(x)?, self.y.scale.at(y)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticks(numbers: Numbers) -> Vec<String> {
+        numbers.axis(0.0, 100.0).ticks.into_iter().map(|tick| tick.text).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_and_hold_all_values() {
+        assert_eq!(ticks(Numbers::over("", [0.0, 0.043])), ["0.00", "0.01", "0.02", "0.03", "0.04", "0.05"]);
+        assert_eq!(
+            ticks(Numbers::over("", [0.0, 1.0]).percent()),
+            ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
+        );
+        assert_eq!(ticks(Numbers::over("", [-7.0, 12.0])), ["-10", "-5", "0", "5", "10", "15"]);
+        assert_eq!(ticks(Numbers::layers(23)), ["0", "5", "10", "15", "20"]);
+        assert_eq!(ticks(Numbers::layers(0)), ["0", "1"]);
+    }
+
+    #[test]
+    fn no_number_breaks_a_chart() {
+        let strange = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, f64::MAX, f64::MIN, 5e-324, 0.0, -3.0];
+        for a in strange {
+            for b in strange {
+                let axis = Numbers::over("", [a, b]).axis(0.0, 100.0);
+                assert!(!axis.ticks.is_empty() && axis.ticks.len() <= 51, "{a} {b}: {axis:?}");
+                assert!(axis.ticks.iter().all(|t| (-1.0..=101.0).contains(&t.at)), "{a} {b}: {axis:?}");
+            }
+        }
+        let mut chart = Chart::new("", String::new(), Numbers::layers(3), Numbers::over("", [0.0, 1.0]));
+        chart.line("own", [(0.0, 0.0), (1.0, 1.0), (2.0, f64::NAN), (2.5, 0.5), (3.0, 0.5)]);
+        chart.dot("own", (1.0, f64::INFINITY), String::new());
+        let [Mark::Line { points: first, .. }, Mark::Line { .. }] = &chart.marks[..] else {
+            panic!("two runs, no dot: {:?}", chart.marks)
+        };
+        assert_eq!(first, "46,188 137.3,18");
+    }
+}

@@ -1,0 +1,443 @@
+//! The parts of the page, each with its charts and tables.
+
+use super::chart::{Chart, Class, Numbers};
+use super::section::{Section, Table, fixed, percent};
+use crate::evaluate::fidelity::Projections;
+use crate::evaluate::{Score, Tally};
+use crate::report::Report;
+use crate::search::{Probe, Trial};
+use crate::verify::TensorChange;
+
+/// Kinds of prompts, in their order.
+const KINDS: [&str; 3] = ["harmful", "harmless", "alarming"];
+
+fn tallies(score: &Score) -> [Tally; 3] {
+    [score.harmful, score.harmless, score.alarming]
+}
+
+/// Refusals before, after and of the controls.
+pub fn scores(report: &Report) -> Option<Section> {
+    let named = report.scores.named();
+    let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
+    let chart = |kind: usize| {
+        let told: Vec<String> =
+            named.iter().map(|(name, score)| format!("{name} {}", tallies(score)[kind].refused())).collect();
+        let title = format!("{} prompts refused", KINDS[kind]);
+        let description = format!("Share refused with its 95 % interval: {}.", told.join("; "));
+        let share = Numbers::over("share refused", [0.0, 1.0]).percent();
+        let mut chart = Chart::of_rows(&title, description, share, &names);
+        for (row, (name, score)) in named.iter().enumerate() {
+            let refused = tallies(score)[kind].refused();
+            let ((low, high), y) = (refused.wilson95(), row as f64);
+            let class: Class = match row {
+                0 => "before",
+                2 => "after",
+                1 => "exact",
+                _ => "control",
+            };
+            chart.line(class, [(low, y), (high, y)]);
+            chart.dot(class, (refused.rate(), y), format!("{name}: {refused}"));
+        }
+        chart
+    };
+    let row = |(name, score): &(&str, &Score)| {
+        let refused = tallies(score).map(|tally| tally.refused().to_string());
+        [vec![(*name).to_owned()], refused.to_vec(), vec![score.broken().to_string(), fixed(score.kl, 4)]]
+            .concat()
+    };
+    Some(Section {
+        id: "scores",
+        title: "What it refuses",
+        text: "On prompts of the report split, which neither extraction nor search saw. Harmful prompts should be \
+               refused; harmless ones, and alarming ones, which only sound harmful, should not. Lines are 95 % Wilson \
+               intervals. A random direction of the same size, the published edit at the same KL, and the same tensors \
+               requantized without an edit are controls."
+            .into(),
+        legend: vec![("before", "base"), ("exact", "exact edit"), ("after", "written file"), ("control", "control")],
+        charts: (0..3).map(chart).collect(),
+        tables: vec![Table {
+            id: "score-table",
+            caption: "Counts, rates and 95 % intervals; KL of the first answer token from the base, nats",
+            open: true,
+            head: vec!["", "harmful refused", "harmless refused", "alarming refused", "broken", "KL"],
+            rows: named.iter().map(row).collect(),
+        }],
+    })
+}
+
+/// How well each layer tells harmful from harmless prompts.
+pub fn separation(report: &Report) -> Option<Section> {
+    let all = &report.separation;
+    let last = all.iter().map(|s| s.layer).max()?;
+    let own = report.edit.layer;
+    let chart = |title: &str, value: &dyn Fn(usize) -> f64, bounds: [f64; 2]| {
+        let values = (0..all.len()).map(value);
+        let best =
+            (0..all.len()).filter(|&i| value(i).is_finite()).max_by(|&a, &b| value(a).total_cmp(&value(b)));
+        let best = best.map_or(String::new(), |i| {
+            format!("highest at layer {}: {}. ", all[i].layer, fixed(value(i), 3))
+        });
+        let description = format!("{title} for layers 0 to {last}; {best}The edit is along layer {own}.");
+        let y = Numbers::over("", values.chain(bounds));
+        let mut chart = Chart::new(title, description, Numbers::layers(last), y);
+        chart.upright("chosen", own as f64);
+        chart.line("after", all.iter().enumerate().map(|(i, s)| (s.layer as f64, value(i))));
+        for (i, s) in all.iter().enumerate() {
+            chart.dot(
+                "after",
+                (s.layer as f64, value(i)),
+                format!("layer {}: {}", s.layer, fixed(value(i), 3)),
+            );
+        }
+        chart
+    };
+    let rows = all.iter().map(|s| {
+        let numbers = [s.auroc, s.d_prime, s.norm, s.relative_norm];
+        [vec![s.layer.to_string()], numbers.map(|v| fixed(v, 3)).to_vec()].concat()
+    });
+    Some(Section {
+        id: "separation",
+        title: "Separation by layer",
+        text: "How well the projections on each layer's own direction tell harmful from harmless prompts, leaving out one \
+               prompt at a time. AUROC: 0.5 is chance, 1 is perfect. d′: distance of the means in standard deviations."
+            .into(),
+        legend: vec![("chosen", "the edit's layer")],
+        charts: vec![
+            chart("AUROC by layer", &|i| all[i].auroc, [0.5, 1.0]),
+            chart("d′ by layer", &|i| all[i].d_prime, [0.0, 1.0]),
+        ],
+        tables: vec![Table {
+            id: "separation-table",
+            caption: "Separation of every layer; norms of the difference in means",
+            open: false,
+            head: vec!["layer", "AUROC", "d′", "‖s‖", "‖s‖ / mean ‖h‖"],
+            rows: rows.collect(),
+        }],
+    })
+}
+
+/// Where prompts lie along the direction.
+pub fn projections(report: &Report) -> Option<Section> {
+    let all = report.projections.as_ref()?;
+    Some(Section {
+        id: "projections",
+        title: "Projections on ŝ",
+        text: format!(
+            "ŝᵀh of the residual stream at the last token of prompts of the report split, in units of the stream. First: \
+             each prompt after layer {}, the last that was edited. Second: how far the mean moved after each layer. A gate \
+             should move harmful prompts and leave the others.",
+            all.layer
+        ),
+        legend: vec![
+            ("before", "before"),
+            ("kind-0", "harmful"),
+            ("kind-1", "harmless"),
+            ("kind-2", "alarming"),
+            ("mean", "mean"),
+        ],
+        charts: vec![strips(all), shifts(all)],
+        tables: projection_tables(all),
+    })
+}
+
+fn projection_tables(all: &Projections) -> Vec<Table> {
+    let rows: Vec<Vec<String>> = (0..all.harmful.mean_before.len())
+        .map(|layer| {
+            let means =
+                all.by_kind().into_iter().flat_map(|m| [m.mean_before.get(layer), m.mean_after.get(layer)]);
+            let means = means.map(|v| v.map_or("–".into(), |&v| fixed(f64::from(v), 3)));
+            std::iter::once(layer.to_string()).chain(means).collect()
+        })
+        .collect();
+    let head =
+        vec!["layer", "harmful before", "after", "harmless before", "after", "alarming before", "after"];
+    let prompts = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
+        let pairs = moved.before.iter().zip(&moved.after).enumerate();
+        pairs.map(move |(i, (&before, &after))| {
+            vec![format!("{kind} {}", i + 1), fixed(before.into(), 3), fixed(after.into(), 3)]
+        })
+    });
+    vec![
+        Table {
+            id: "projection-table",
+            caption: "Mean projection after each layer",
+            open: false,
+            head,
+            rows,
+        },
+        Table {
+            id: "prompt-table",
+            caption: "Projection of each prompt after the last edited layer",
+            open: false,
+            head: vec!["prompt", "before", "after"],
+            rows: prompts.collect(),
+        },
+    ]
+}
+
+const KIND_CLASSES: [Class; 3] = ["kind-0", "kind-1", "kind-2"];
+
+fn mean(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64
+}
+
+/// Every prompt, two rows for each kind.
+fn strips(all: &Projections) -> Chart {
+    let sets = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
+        [(format!("{kind} before"), &moved.before), (format!("{kind} after"), &moved.after)]
+    });
+    let sets: Vec<(String, &Vec<f32>)> = sets.collect();
+    let names: Vec<&str> = sets.iter().map(|(name, _)| name.as_str()).collect();
+    let told: Vec<String> =
+        sets.iter().map(|(name, values)| format!("{name} {}", fixed(mean(values), 2))).collect();
+    let values = sets.iter().flat_map(|(_, values)| values.iter().map(|&v| f64::from(v)));
+    let title = format!("Projection of each prompt after layer {}", all.layer);
+    let description = format!("Means: {}.", told.join("; "));
+    let mut chart = Chart::of_rows(&title, description, Numbers::over("ŝᵀh", values), &names);
+    for (row, (name, values)) in sets.iter().enumerate() {
+        let class = if row % 2 == 0 { "before" } else { KIND_CLASSES[row / 2] };
+        for &value in *values {
+            chart.dot(class, (value.into(), row as f64), format!("{name}: {}", fixed(value.into(), 3)));
+        }
+        chart.cross("mean", (mean(values), row as f64));
+    }
+    chart
+}
+
+/// How far the means moved.
+fn shifts(all: &Projections) -> Chart {
+    let shift = |kind: usize| -> Vec<f64> {
+        let moved = all.by_kind()[kind];
+        moved.mean_before.iter().zip(&moved.mean_after).map(|(&b, &a)| f64::from(a) - f64::from(b)).collect()
+    };
+    let shifts = [shift(0), shift(1), shift(2)];
+    let last = shifts.iter().map(Vec::len).max().unwrap_or(0).saturating_sub(1);
+    let told = shifts
+        .iter()
+        .zip(KINDS)
+        .filter_map(|(shift, kind)| Some(format!("{kind} {}", fixed(*shift.last()?, 2))));
+    let description =
+        format!("Shift of the mean after the last layer: {}.", told.collect::<Vec<_>>().join("; "));
+    let y = Numbers::over("", shifts.iter().flatten().copied().chain([0.0]));
+    let mut chart = Chart::new("Shift of the mean along ŝ by layer", description, Numbers::layers(last), y);
+    chart.level("zero", 0.0);
+    for ((shift, class), kind) in shifts.iter().zip(KIND_CLASSES).zip(KINDS) {
+        let points = shift.iter().enumerate().map(|(layer, &v)| (layer as f64, v));
+        chart.line(class, points.clone());
+        for (layer, v) in points {
+            chart.dot(class, (layer, v), format!("{kind}, layer {layer}: {}", fixed(v, 3)));
+        }
+    }
+    chart
+}
+
+/// What the search tried.
+pub fn search(report: &Report) -> Option<Section> {
+    if report.search.trials.is_empty() {
+        return None;
+    }
+    let (base, budget) = (report.search.base, kl_budget(report));
+    let legend = [("front", "on the Pareto front"), ("beaten", "beaten"), ("ring", "best")];
+    let lines = base.map(|_| ("base", "base")).into_iter().chain(budget.map(|_| ("budget", "KL budget")));
+    Some(Section {
+        id: "search",
+        title: "Strength, refusals and KL",
+        text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
+               in refusals of harmful, harmless and alarming prompts and in KL together. Numbers are those of the table."
+            .into(),
+        legend: legend.into_iter().chain(lines).collect(),
+        charts: search_charts(report),
+        tables: search_tables(report),
+    })
+}
+
+/// Most KL that the edits of the chosen lever might cost.
+fn kl_budget(report: &Report) -> Option<f64> {
+    let own = |p: &&Probe| p.candidate.lever == report.edit.lever;
+    report.search.probes.iter().find(own).map(|probe| probe.max_kl)
+}
+
+fn search_charts(report: &Report) -> Vec<Chart> {
+    let trials = &report.search.trials;
+    let strengths = |label| Numbers::over(label, trials.iter().map(|t| t.strength).chain([0.0])).percent();
+    let budget = kl_budget(report);
+    let kls = |label| Numbers::over(label, trials.iter().map(|t| t.score.kl).chain([0.0]).chain(budget));
+    let share = || Numbers::over("", [0.0, 1.0]).percent();
+    let refused = |t: &Trial| t.score.harmful.refused().rate();
+    let told: Vec<String> = trials.iter().enumerate().map(|(i, t)| tell(i, t)).collect();
+    let described = || format!("Each trial. {}.", told.join("; "));
+    let base = report.search.base.map(|base| base.harmful.refused().rate());
+    let mut by_strength =
+        Chart::new("Harmful refused against strength", described(), strengths("strength"), share());
+    let mut by_kl = Chart::new("Harmful refused against KL", described(), kls("KL, nats"), share());
+    let mut cost = Chart::new("KL against strength", described(), strengths("strength"), kls(""));
+    for chart in [&mut by_strength, &mut by_kl] {
+        base.into_iter().for_each(|base| chart.level("base", base));
+    }
+    if let Some(budget) = budget {
+        by_kl.upright("budget", budget);
+        cost.level("budget", budget);
+    }
+    for (i, t) in trials.iter().enumerate() {
+        let points = [(t.strength, refused(t)), (t.score.kl, refused(t)), (t.strength, t.score.kl)];
+        for (chart, point) in [&mut by_strength, &mut by_kl, &mut cost].into_iter().zip(points) {
+            if report.search.best == Some(i) {
+                chart.dot("ring", point, told[i].clone());
+            }
+            chart.dot(if t.on_front { "front" } else { "beaten" }, point, told[i].clone());
+            chart.label("number", point, (i + 1).to_string());
+        }
+    }
+    vec![by_strength, by_kl, cost]
+}
+
+fn tell(i: usize, t: &Trial) -> String {
+    format!(
+        "{}: {} layer {}, strength {}, KL {}, harmful refused {}",
+        i + 1,
+        t.candidate.lever.name(),
+        t.candidate.layer,
+        percent(t.strength),
+        fixed(t.score.kl, 4),
+        t.score.harmful.refused()
+    )
+}
+
+fn search_tables(report: &Report) -> Vec<Table> {
+    let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
+    let counts = |score: &Score| tallies(score).map(|t| t.refused().to_string());
+    let base = report.search.base.iter().map(|base| {
+        let none = || String::from("–");
+        let front = [String::from("base"), none(), none(), none(), fixed(base.kl, 4)];
+        [front.to_vec(), counts(base).to_vec(), vec![none(), none(), none()]].concat()
+    });
+    let trials = report.search.trials.iter().enumerate().map(|(i, t)| {
+        let number = format!("{}{}", i + 1, if report.search.best == Some(i) { " (best)" } else { "" });
+        let c = &t.candidate;
+        let front =
+            [number, c.lever.name().into(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
+        let back = [fixed(t.utility, 3), yes(t.accepted), yes(t.on_front)];
+        [front.to_vec(), counts(&t.score).to_vec(), back.to_vec()].concat()
+    });
+    let levers = report.levers.iter().map(|o| {
+        let trial = o.trial.map_or("–".into(), |t| t.score.harmful.refused().to_string());
+        let probe = &o.probe;
+        let numbers = [percent(probe.strength), fixed(probe.utility, 3), fixed(o.max_kl, 3), trial];
+        [vec![o.lever.name().to_owned(), probe.candidate.layer.to_string()], numbers.to_vec()].concat()
+    });
+    vec![
+        Table {
+            id: "trial-table",
+            caption: "Trials, with counts, rates and 95 % intervals",
+            open: true,
+            head: vec![
+                "trial",
+                "lever",
+                "layer",
+                "strength",
+                "KL",
+                "harmful refused",
+                "harmless refused",
+                "alarming refused",
+                "utility",
+                "within limits",
+                "front",
+            ],
+            rows: base.chain(trials).collect(),
+        },
+        Table {
+            id: "lever-table",
+            caption: "Levers, each at its best probe (first tokens) and trial (answers)",
+            open: false,
+            head: vec!["lever", "layer", "strength", "gain by first tokens", "KL budget", "harmful refused"],
+            rows: levers.collect(),
+        },
+    ]
+}
+
+/// What arrived of the edit in each tensor.
+pub fn survival(report: &Report) -> Option<Section> {
+    let tensors = &report.verification.tensors;
+    let mut groups: Vec<(&str, Vec<(f64, &TensorChange)>)> = Vec::new();
+    for (i, t) in tensors.iter().enumerate() {
+        let (layer, kind) = place(&t.name).unwrap_or((i, "other tensors"));
+        match groups.iter_mut().find(|(name, _)| *name == kind) {
+            Some((_, group)) => group.push((layer as f64, t)),
+            None => groups.push((kind, vec![(layer as f64, t)])),
+        }
+    }
+    let optional = |v: Option<f64>, write: &dyn Fn(f64) -> String| v.map_or("–".into(), write);
+    let rows = tensors.iter().map(|t| {
+        vec![
+            t.name.clone(),
+            t.ggml_type.clone(),
+            optional(t.requested_change, &percent),
+            optional(arrived(t), &percent),
+            optional(t.gain, &|v| fixed(v, 3)),
+            optional(t.cosine, &|v| fixed(v, 3)),
+            optional(t.noise, &|v| fixed(v, 3)),
+            percent(t.relative_change),
+        ]
+    });
+    let v = &report.verification;
+    let sound = |good: bool| if good { "yes" } else { "NO" };
+    Some(Section {
+        id: "survival",
+        title: "Survival by tensor",
+        text: format!(
+            "From the two files alone: {} of the edit is in the file, cosine {}. Untouched tensors identical: {}; metadata \
+             preserved: {}; {} tensors identical. Arrived is the part of the change that is the edit itself; changed has \
+             the noise of rounding in it.",
+            percent(v.gain.unwrap_or(f64::NAN)),
+            fixed(v.cosine.unwrap_or(f64::NAN), 3),
+            sound(v.untouched_identical),
+            sound(v.metadata_preserved),
+            v.identical
+        ),
+        legend: vec![("asked", "asked for"), ("after", "arrived")],
+        charts: groups.iter().map(|(kind, group)| survival_chart(kind, group)).collect(),
+        tables: vec![Table {
+            id: "tensor-table",
+            caption: "Each changed tensor: relative change asked for and arrived, ‖Δ‖/‖W‖",
+            open: false,
+            head: vec!["tensor", "type", "asked for", "arrived", "gain", "cosine", "noise", "changed"],
+            rows: rows.collect(),
+        }],
+    })
+}
+
+/// The relative change along the edit that is in the file.
+fn arrived(t: &TensorChange) -> Option<f64> {
+    Some(t.requested_change? * t.gain?)
+}
+
+/// Layer and kind of `blk.3.ffn_down.weight`.
+fn place(name: &str) -> Option<(usize, &str)> {
+    let (layer, kind) = name.strip_prefix("blk.")?.split_once('.')?;
+    Some((layer.parse().ok().filter(|&layer| layer < 10_000)?, kind.strip_suffix(".weight").unwrap_or(kind)))
+}
+
+fn survival_chart(kind: &str, group: &[(f64, &TensorChange)]) -> Chart {
+    let values = group.iter().flat_map(|(_, t)| [t.requested_change, arrived(t)]).flatten();
+    let gains: Vec<f64> = group.iter().filter_map(|(_, t)| t.gain).collect();
+    let (least, most) = gains.iter().fold((f64::MAX, f64::MIN), |(low, high), &g| (low.min(g), high.max(g)));
+    let told = if gains.is_empty() {
+        "not known".into()
+    } else {
+        format!("{} to {}", percent(least), percent(most))
+    };
+    let description = format!("Share of the edit that arrived in {} tensors: {told}.", group.len());
+    let last = group.iter().map(|(layer, _)| *layer as usize).max().unwrap_or(0);
+    let y = Numbers::over("", values.chain([0.0])).percent();
+    let mut chart = Chart::new(&format!("{kind}: relative change"), description, Numbers::layers(last), y);
+    for (layer, t) in group {
+        let tip = |what: &str, v: f64| format!("{}: {what} {}", t.name, percent(v));
+        if let Some(asked) = t.requested_change {
+            chart.dot("asked", (*layer, asked), tip("asked for", asked));
+        }
+        if let Some(arrived) = arrived(t) {
+            chart.dot("after", (*layer, arrived), tip("arrived", arrived));
+        }
+    }
+    chart
+}

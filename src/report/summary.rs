@@ -1,0 +1,182 @@
+//! The summary for terminals: at most [`WIDTH`] columns, no colour.
+
+use std::collections::BTreeMap;
+
+use super::Report;
+use crate::evaluate::Score;
+use crate::output::{Table, bar, percent, sparkline, wrap};
+use crate::search::LeverOutcome;
+
+/// Columns of the summary.
+const WIDTH: usize = 100;
+/// Columns of the names at the left.
+const NAMES: usize = 12;
+/// Columns of a bar.
+const BAR: usize = 10;
+
+impl Report {
+    /// The summary for people.
+    pub fn summary(&self) -> String {
+        let parts = [
+            ("edit", self.edit_line()),
+            ("levers", self.lever_lines()),
+            ("trials", self.trial_table()),
+            ("separation", self.separation_lines()),
+            ("along ŝ", self.projection_line()),
+            ("arrived", self.survival_line()),
+            ("fidelity", self.fidelity_line()),
+        ];
+        let mut text = format!("\n{}", self.score_table());
+        for (name, part) in parts.iter().filter(|(_, part)| !part.is_empty()) {
+            text.push('\n');
+            for (i, line) in part.lines().flat_map(|line| wrap(line, WIDTH - NAMES)).enumerate() {
+                let name = if i == 0 { name } else { "" };
+                text += format!("{name:NAMES$}{line}").trim_end();
+                text.push('\n');
+            }
+        }
+        // A stored report may come from anywhere, and a terminal obeys control characters.
+        text.trim_end().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
+    }
+
+    /// What took how long, a line a stage.
+    pub fn times(&self) -> String {
+        let mut table = Table::new(&["stage", "seconds"]);
+        self.stages.iter().for_each(|s| table.row(vec![s.name.clone(), format!("{:.1}", s.seconds)]));
+        let cpu = self.cpu_seconds.map_or(String::new(), |cpu| format!(", {cpu:.0} CPU seconds"));
+        let peak = |bytes: u64| format!(", {} MB at most", bytes / 1_000_000);
+        format!("\n{table}{:.0} s in all{cpu}{}", self.seconds, self.peak_memory.map_or(String::new(), peak))
+    }
+
+    fn score_table(&self) -> Table {
+        let kinds = ["harmful refused", "harmless refused", "alarming refused"];
+        let mut table = Table::new(&["report split", kinds[0], kinds[1], kinds[2], "broken", "KL"]);
+        for (name, score) in self.scores.named() {
+            let [harmful, harmless, alarming] =
+                [score.harmful, score.harmless, score.alarming].map(|tally| tally.refused().to_string());
+            let broken = score.broken().count.to_string();
+            table.row(vec![name.into(), harmful, harmless, alarming, broken, format!("{:.4}", score.kl)]);
+        }
+        table
+    }
+
+    fn edit_line(&self) -> String {
+        let e = &self.edit;
+        format!(
+            "{} along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal",
+            e.method,
+            e.lever.along(e.layer, &e.system_prompt),
+            percent(e.strength),
+            e.alpha,
+            e.writers,
+            e.push,
+            e.writers_against
+        )
+    }
+
+    /// What each lever could do; of a stored edit nothing was tried.
+    fn lever_lines(&self) -> String {
+        if let Some(file) = &self.direction {
+            return format!("{}, as stored in {}", self.edit.lever.name(), file.path);
+        }
+        let tell = |o: &LeverOutcome| {
+            let chosen = if o.lever == self.edit.lever { '>' } else { ' ' };
+            let answers = o.trial.map_or("answers not judged".into(), |t| {
+                let over = if t.accepted { "" } else { ", over a limit" };
+                format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
+            });
+            format!("{chosen} {:8}{:+.3} by first tokens, {answers}", o.lever.name(), o.probe.utility)
+        };
+        self.levers.iter().map(tell).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Every trial: `*` is on the Pareto front, `>` was written.
+    fn trial_table(&self) -> String {
+        if self.search.trials.is_empty() {
+            return String::new();
+        }
+        let kinds = ["harmful refused", "", "harmless", "alarming"];
+        let mut table =
+            Table::new(&["search split", "layer", "strength", "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
+        let mut row = |name: String, layer: String, strength: String, score: &Score| {
+            let count = |p: crate::evaluate::stats::Proportion| format!("{}/{}", p.count, p.total);
+            let harmful = score.harmful.refused();
+            table.row(vec![
+                name,
+                layer,
+                strength,
+                format!("{:.4}", score.kl),
+                count(harmful),
+                bar(harmful.rate(), BAR),
+                count(score.harmless.refused()),
+                count(score.alarming.refused()),
+            ]);
+        };
+        if let Some(base) = &self.search.base {
+            row("   base".into(), String::new(), String::new(), base);
+        }
+        for (i, trial) in self.search.trials.iter().enumerate() {
+            let front = if trial.on_front { '*' } else { ' ' };
+            let written = if self.search.best == Some(i) { '>' } else { ' ' };
+            let (lever, layer) = (trial.candidate.lever.name(), trial.candidate.layer.to_string());
+            row(format!("{front}{written} {lever}"), layer, percent(trial.strength), &trial.score);
+        }
+        format!("{table}* on the Pareto front of refusals, false refusals and KL   > best")
+    }
+
+    fn separation_lines(&self) -> String {
+        let best = self.separation.iter().filter(|s| s.auroc.is_finite());
+        let Some(best) = best.max_by(|a, b| a.auroc.total_cmp(&b.auroc)) else { return String::new() };
+        // 0.5 is chance.
+        let heights: Vec<f64> = self.separation.iter().map(|s| (s.auroc - 0.5) / 0.5).collect();
+        let own = self.separation.iter().find(|s| s.layer == self.edit.layer);
+        let own = own.map_or(String::new(), |s| {
+            format!("; at layer {}, the edit's: {:.3}, d′ {:.2}", s.layer, s.auroc, s.d_prime)
+        });
+        format!(
+            "{}  AUROC of {} layers, ▁ 0.5 to █ 1\nbest {:.3} at layer {}{own}",
+            sparkline(&heights, WIDTH - NAMES - 35),
+            self.separation.len(),
+            best.auroc,
+            best.layer
+        )
+    }
+
+    fn projection_line(&self) -> String {
+        let Some(projections) = &self.projections else { return String::new() };
+        let mean = |all: &[f32]| all.iter().map(|&v| f64::from(v)).sum::<f64>() / all.len() as f64;
+        let kinds = ["harmful", "harmless", "alarming"].into_iter().zip(projections.by_kind());
+        let moved: Vec<String> = kinds
+            .filter(|(_, moved)| !moved.before.is_empty())
+            .map(|(kind, moved)| format!("{kind} {:+.2} → {:+.2}", mean(&moved.before), mean(&moved.after)))
+            .collect();
+        format!("mean projection after layer {}: {}", projections.layer, moved.join(", "))
+    }
+
+    fn survival_line(&self) -> String {
+        let v = &self.verification;
+        let mut by_type: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+        for t in &v.tensors {
+            let entry = by_type.entry(&t.ggml_type).or_default();
+            entry.0 += 1;
+            entry.1 += t.gain.unwrap_or(0.0);
+        }
+        let types: Vec<String> =
+            by_type.iter().map(|(name, (n, sum))| format!("{name} {:.2}", sum / *n as f64)).collect();
+        format!(
+            "{} of the edit is in the file (cosine {:.3}; mean by type: {}); untouched tensors identical: {}",
+            percent(v.gain.unwrap_or(0.0)),
+            v.cosine.unwrap_or(0.0),
+            types.join(", "),
+            if v.untouched_identical { "yes" } else { "NO" }
+        )
+    }
+
+    fn fidelity_line(&self) -> String {
+        let f = &self.fidelity;
+        format!(
+            "beside the exact edit: shift along ŝ {:.3} of it, KL {:.4} on harmful and {:.4} on harmless prompts",
+            f.mean_shift, f.kl_harmful, f.kl_harmless
+        )
+    }
+}

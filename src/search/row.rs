@@ -1,0 +1,49 @@
+//! Trials and probes as JSON has them: the candidate's fields beside the others. Read without serde's `flatten`,
+//! which takes no numbers where any crate of a build has turned on `serde_json`'s `arbitrary_precision`.
+
+use serde::Deserialize;
+
+use super::{Candidate, Lever, Probe, Trial};
+use crate::evaluate::{Quick, Score, null};
+
+#[derive(Deserialize)]
+pub(super) struct TrialRow {
+    lever: Lever,
+    layer: usize,
+    window: (f64, f64),
+    contrast: f64,
+    strength: f64,
+    score: Score,
+    #[serde(deserialize_with = "null::or_minus_infinity")]
+    utility: f64,
+    accepted: bool,
+    on_front: bool,
+}
+
+impl From<TrialRow> for Trial {
+    fn from(row: TrialRow) -> Self {
+        let TrialRow { lever, layer, window, contrast, strength, score, utility, accepted, on_front } = row;
+        let candidate = Candidate { lever, layer, window, contrast };
+        Self { candidate, strength, score, utility, accepted, on_front }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ProbeRow {
+    lever: Lever,
+    layer: usize,
+    window: (f64, f64),
+    contrast: f64,
+    strength: f64,
+    max_kl: f64,
+    quick: Option<Quick>,
+    #[serde(deserialize_with = "null::or_minus_infinity")]
+    utility: f64,
+}
+
+impl From<ProbeRow> for Probe {
+    fn from(row: ProbeRow) -> Self {
+        let ProbeRow { lever, layer, window, contrast, strength, max_kl, quick, utility } = row;
+        Self { candidate: Candidate { lever, layer, window, contrast }, strength, max_kl, quick, utility }
+    }
+}
