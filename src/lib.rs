@@ -59,6 +59,7 @@
 //! ```
 
 pub mod activations;
+pub mod bounded;
 pub mod cli;
 pub mod commands;
 pub mod direction;

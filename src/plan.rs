@@ -14,7 +14,7 @@ use crate::patches::{
 mod tests;
 
 /// More blocks, width and experts than any model has (llama.cpp: 512 blocks, 1024 experts).
-const MAX_LAYERS: u64 = 4096;
+pub(crate) const MAX_LAYERS: u64 = 4096;
 const MAX_EMBD: u64 = 1 << 20;
 const MAX_EXPERTS: u64 = 1 << 16;
 

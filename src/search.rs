@@ -231,7 +231,8 @@ impl<'a> Search<'a> {
         progress: &mut SearchProgress<'_>,
     ) -> Result<SearchResult, LlamaError> {
         let started = Instant::now();
-        let late = |options: &SearchOptions| options.time_budget.is_some_and(|most| started.elapsed() > most);
+        let time_budget = self.options.time_budget;
+        let late = || time_budget.is_some_and(|most| started.elapsed() > most);
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
         self.engine.apply(&[])?;
         let base = self.few.quick(self.engine)?;
@@ -242,13 +243,13 @@ impl<'a> Search<'a> {
         let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
         let whole = self.options.trials.saturating_sub(fine).max(1);
         for probe in result.ranked().iter().take(whole) {
-            if !late(&self.options) || result.trials.is_empty() {
+            if !late() || result.trials.is_empty() {
                 self.trial(&probe.candidate, probe.strength, &mut result)?;
                 progress(&result, total);
             }
         }
         let fine = fine.min(self.options.trials.saturating_sub(whole));
-        self.less(fine, &|options| late(options), &mut result, &mut |result| progress(result, total))?;
+        self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
     }
@@ -258,7 +259,7 @@ impl<'a> Search<'a> {
     fn less(
         &mut self,
         count: usize,
-        late: &dyn Fn(&SearchOptions) -> bool,
+        late: &dyn Fn() -> bool,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
@@ -272,7 +273,7 @@ impl<'a> Search<'a> {
         let shares = FINE_STRENGTHS.map(|share| if within { share } else { share / FINE_STRENGTHS[0] });
         let mut before = start.utility;
         for share in shares.into_iter().take(count) {
-            if late(&self.options) {
+            if late() {
                 break;
             }
             let trial = self.trial(&start.candidate, start.strength * whole * share, result)?;

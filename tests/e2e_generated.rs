@@ -5,18 +5,10 @@
 
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
-#[path = "architectures/ffi.rs"]
-mod ffi;
-#[allow(dead_code)] // some of it is for e2e_architectures
-#[path = "architectures/generate.rs"]
-mod generate;
 #[path = "common/retyped.rs"]
 mod retyped;
 #[path = "common/run.rs"]
 mod run;
-#[allow(dead_code)]
-#[path = "architectures/seeds.rs"]
-mod seeds;
 #[allow(dead_code)]
 #[path = "common/splitter.rs"]
 mod splitter;

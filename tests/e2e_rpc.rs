@@ -5,16 +5,8 @@
 mod beside;
 #[path = "common/few_prompts.rs"]
 mod few_prompts;
-#[path = "architectures/ffi.rs"]
-mod ffi;
-#[allow(dead_code)] // some of it is for e2e_architectures
-#[path = "architectures/generate.rs"]
-mod generate;
 #[path = "common/run.rs"]
 mod run;
-#[allow(dead_code)]
-#[path = "architectures/seeds.rs"]
-mod seeds;
 #[path = "common/talking.rs"]
 mod talking;
 

@@ -4,7 +4,7 @@ use rosi_gguf::activations::{Activations, WriterInputs};
 use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, Directions};
 use rosi_gguf::edit::{self, Edit, RightFactors, WriterWeights};
-use rosi_gguf::evaluate::{Examiner, MAX_ODDS, Questions, chats};
+use rosi_gguf::evaluate::{Examiner, FEW, MAX_ODDS, Questions, chats};
 use rosi_gguf::gate::effects::{Moved, pushes};
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
@@ -13,7 +13,6 @@ use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use rosi_gguf::search::KlBudget;
 
-use crate::score::spread;
 use crate::{Failure, LAYER, MAX_KL};
 
 /// Where the search for a strength begins.
@@ -26,8 +25,6 @@ const FOLDS: usize = 8;
 /// Of these, parts that are learned from and searched on; the others are reported on.
 const EXTRACT: usize = 4;
 const SEARCH: usize = 2;
-/// Harmful, harmless and alarming prompts on which strengths are found.
-const SEARCH_PROMPTS: [usize; 3] = [40, 32, 32];
 
 /// How an edit is made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,21 +145,11 @@ impl Lab {
     /// Learns directions and gates from the draw `seed`.
     pub fn learn(&mut self, seed: u64) -> Result<Learned, Failure> {
         let (_, search, _) = self.questions(seed);
-        let search = limited(search, SEARCH_PROMPTS);
-        let (examiner, _) = Examiner::new(&mut self.engine, search)?;
+        let (examiner, _) = Examiner::new(&mut self.engine, search.part(FEW))?;
         let first = self.bench.learn(seed, examiner, None)?;
         let effects = self.bench.effects(&mut self.engine, &first, seed)?;
         self.bench.learn(seed, first.examiner, Some(&effects))
     }
-}
-
-/// A shorter set of questions.
-fn limited(mut questions: Questions, limits: [usize; 3]) -> Questions {
-    let all = [&mut questions.harmful, &mut questions.harmless, &mut questions.alarming];
-    for (texts, limit) in all.into_iter().zip(limits) {
-        *texts = spread(texts, limit);
-    }
-    questions
 }
 
 impl Bench {

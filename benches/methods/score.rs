@@ -3,7 +3,7 @@
 use std::fmt;
 
 use rosi_gguf::evaluate::stats::{Proportion, kl_divergence};
-use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats};
+use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats, spread};
 use rosi_gguf::llama::{Engine, LlamaEngine};
 
 use crate::Failure;
@@ -57,12 +57,6 @@ impl Sets {
     pub fn names(&self) -> Vec<&str> {
         self.sets.iter().map(|(name, _)| name.as_str()).collect()
     }
-}
-
-/// `n` of `texts`, evenly spread.
-pub fn spread(texts: &[String], n: usize) -> Vec<String> {
-    let n = n.min(texts.len());
-    (0..n).map(|i| texts[i * texts.len() / n].clone()).collect()
 }
 
 /// What a model did on all sets.

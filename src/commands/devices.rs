@@ -1,6 +1,7 @@
 //! `devices`: what models can run on beside the CPU.
 
 use crate::cli::DevicesArgs;
+use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::llama::devices;
 use crate::output::Printer;
@@ -10,7 +11,7 @@ use crate::output::Printer;
 /// # Errors
 /// [`Error`] when a worker cannot be reached.
 pub fn run(args: &DevicesArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    devices::join(&args.rpc, &mut |worker| printer.say(format!("calling the RPC worker {worker} …")))?;
+    session::call_workers(&args.rpc, printer)?;
     let (found, backends) = (devices::devices(), devices::backends());
     if args.json {
         let all = serde_json::json!({ "backends": backends, "devices": found });

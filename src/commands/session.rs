@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::hub::HubError;
 use crate::interrupt;
+use crate::llama::offload::Endpoint;
 use crate::llama::{EngineOptions, LlamaEngine, devices};
 use crate::options::RunOptions;
 use crate::output::{Bar, Printer};
@@ -81,10 +82,15 @@ pub fn stoppable(bar: &Bar) -> impl FnMut(u64, u64) -> io::Result<()> + '_ {
     }
 }
 
+/// Joins the workers' devices to those of this machine.
+pub fn call_workers(rpc: &[Endpoint], printer: &Printer) -> Result<(), Error> {
+    Ok(devices::join(rpc, &mut |worker| printer.say(format!("calling the RPC worker {worker} …")))?)
+}
+
 /// Calls the workers, and checks that there is what the flags ask for; says once what has no effect.
 pub fn devices(run: &RunOptions, printer: &Printer) -> Result<(), Error> {
     static SAID: Once = Once::new();
-    devices::join(&run.offload.rpc, &mut |worker| printer.say(format!("calling the RPC worker {worker} …")))?;
+    call_workers(&run.offload.rpc, printer)?;
     devices::check(&run.offload)?;
     SAID.call_once(|| {
         if let Some(what) = devices::unfulfilled(&run.offload) {

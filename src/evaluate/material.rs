@@ -1,10 +1,9 @@
 //! Reading the files that an evaluation is fed.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use super::error::EvalError;
+use crate::bounded;
 
 /// Largest file that is read, in bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -14,15 +13,11 @@ pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 /// # Errors
 /// [`EvalError`] when it cannot be read, is too large, or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, EvalError> {
-    let failed = |source| EvalError::Read { path: path.into(), source };
-    let file = File::open(path).map_err(failed)?;
-    // Pipes and devices have no length to check before.
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        let found = bytes.len() as u64;
-        return Err(EvalError::TooLarge { path: path.into(), limit: MAX_FILE_BYTES, found });
-    }
+    let read = bounded::read(path, MAX_FILE_BYTES);
+    let bytes = read.map_err(|source| EvalError::Read { path: path.into(), source })?;
+    let too_large =
+        || EvalError::TooLarge { path: path.into(), limit: MAX_FILE_BYTES, found: MAX_FILE_BYTES + 1 };
+    let bytes = bytes.ok_or_else(too_large)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = valid.iter().filter(|&&b| b == b'\n').count() + 1;

@@ -49,13 +49,22 @@ impl Questions {
     /// The prompts of `split`, at most `limits` harmful, harmless and alarming ones, in their order.
     pub fn of(prompts: &PromptSet, split: Split, limits: [usize; 3]) -> Self {
         let pick = |kind, limit: usize| {
-            let all = prompts.select(kind, split);
-            spread(all.len(), limit).map(|i| all[i].text.clone()).collect()
+            spread(&prompts.select(kind, split), limit).iter().map(|prompt| prompt.text.clone()).collect()
         };
         Self {
             harmful: pick(PromptKind::Harmful, limits[0]),
             harmless: pick(PromptKind::Harmless, limits[1]),
             alarming: pick(PromptKind::Alarming, limits[2]),
+        }
+    }
+
+    /// At most `limits` harmful, harmless and alarming ones of them.
+    pub fn part(&self, limits: [usize; 3]) -> Self {
+        let Self { harmful, harmless, alarming } = self;
+        Self {
+            harmful: spread(harmful, limits[0]),
+            harmless: spread(harmless, limits[1]),
+            alarming: spread(alarming, limits[2]),
         }
     }
 
@@ -75,10 +84,10 @@ impl Questions {
     }
 }
 
-/// At most `limit` of `len` places, evenly spread, so that a limit keeps the spread of topics.
-fn spread(len: usize, limit: usize) -> impl Iterator<Item = usize> {
-    let n = len.min(limit);
-    (0..n).map(move |i| i * len / n)
+/// At most `limit` of `all`, evenly spread, so that a limit keeps the spread of topics.
+pub fn spread<T: Clone>(all: &[T], limit: usize) -> Vec<T> {
+    let n = all.len().min(limit);
+    (0..n).map(|i| all[i * all.len() / n].clone()).collect()
 }
 
 /// Chats without a system prompt, as users send them.
@@ -226,15 +235,8 @@ impl Examiner {
 
     /// The same with at most `limits` harmful, harmless and alarming questions.
     pub fn part(&self, limits: [usize; 3]) -> Self {
-        let some = |texts: &[String], limit| spread(texts.len(), limit).map(|i| texts[i].clone()).collect();
-        let Questions { harmful, harmless, alarming } = &self.questions;
-        let base = spread(self.base.len(), limits[HARMLESS]).map(|i| self.base[i].clone()).collect();
-        let questions = Questions {
-            harmful: some(harmful, limits[0]),
-            harmless: some(harmless, limits[1]),
-            alarming: some(alarming, limits[2]),
-        };
-        Self { questions, base, openings: self.openings.clone() }
+        let base = spread(&self.base, limits[HARMLESS]);
+        Self { questions: self.questions.part(limits), base, openings: self.openings.clone() }
     }
 
     /// The same with half of the questions of each kind: for controls, which differ from the base by

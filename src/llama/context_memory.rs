@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::engine::{N_BATCH, N_CTX, N_SEQ};
 use crate::gguf::Gguf;
+use crate::plan::MAX_LAYERS;
 
 /// Bytes of an F32 value.
 const F32: u64 = 4;
@@ -64,7 +65,7 @@ impl Shape {
         let numbers = |key: &str| numbers(gguf, &format!("{arch}.{key}"));
         let largest = |key: &str| numbers(key).into_iter().max();
         let n_embd = largest("embedding_length").unwrap_or(0);
-        let n_layer = largest("block_count").unwrap_or(0).min(MOST_LAYERS) as usize;
+        let n_layer = largest("block_count").unwrap_or(0).min(MAX_LAYERS) as usize;
         let head_count = largest("attention.head_count").unwrap_or(0);
         let mut head_count_kv = numbers("attention.head_count_kv");
         if head_count_kv.len() <= 1 {
@@ -113,9 +114,6 @@ impl Shape {
         attention.max(ffn).saturating_mul(N_BATCH as u64 * F32)
     }
 }
-
-/// No model comes near; a header may say anything.
-const MOST_LAYERS: u64 = 4096;
 
 /// A number, or one per block.
 fn numbers(gguf: &Gguf, key: &str) -> Vec<u64> {

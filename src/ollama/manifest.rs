@@ -1,13 +1,14 @@
 //! Reading a manifest, and the blobs that it names. Whoever fills a store is not trusted: sizes are bounded
 //! before anything is read, a digest is 64 hexadecimal digits, and what is read must have that digest.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::OllamaError;
+use crate::bounded;
 use crate::gguf::{Progress, sha256_file, sha256_hex};
 
 /// A manifest of a real model has a few kB.
@@ -222,7 +223,5 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, Unread> {
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(Unread::NotAFile);
     }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(most + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > most { Err(Unread::TooLarge(most)) } else { Ok(bytes) }
+    bounded::read(path, most).map_err(io)?.ok_or(Unread::TooLarge(most))
 }

@@ -1,10 +1,10 @@
 //! A report that `inject --report` stored, read back.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Report;
+use crate::bounded;
 
 /// Most bytes of a report. One with whole answers of a large model has a few.
 const MAX_BYTES: u64 = 64 << 20;
@@ -58,12 +58,9 @@ impl Report {
     /// # Errors
     /// [`ReportError`].
     pub fn open(path: &Path) -> Result<Self, ReportError> {
-        let failed = |source| ReportError::Read { path: path.into(), source };
-        let mut bytes = Vec::new();
-        File::open(path).map_err(failed)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(ReportError::TooLarge { path: path.into() });
-        }
+        let read = bounded::read(path, MAX_BYTES);
+        let bytes = read.map_err(|source| ReportError::Read { path: path.into(), source })?;
+        let bytes = bytes.ok_or_else(|| ReportError::TooLarge { path: path.into() })?;
         serde_json::from_slice(&bytes).map_err(|source| ReportError::NotReport { path: path.into(), source })
     }
 }

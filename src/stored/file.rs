@@ -1,13 +1,13 @@
 //! [`StoredEdit`] ↔ safetensors.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::fingerprint::{BINS, WriterShape};
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
+use crate::bounded;
 use crate::direction::SafetyDirection;
 use crate::options::MAX_STRENGTH;
 use crate::quant::preserve::InputModel;
@@ -128,13 +128,7 @@ impl StoredEdit {
 
 /// The bytes of a file, as long as they are no more than an edit can have.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(Problem::Io)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Problem::Io)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Problem::TooLarge { most: MAX_BYTES });
-    }
-    Ok(bytes)
+    bounded::read(path, MAX_BYTES).map_err(Problem::Io)?.ok_or(Problem::TooLarge { most: MAX_BYTES })
 }
 
 /// One array of the file, f32, row by row.

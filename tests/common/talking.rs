@@ -1,12 +1,21 @@
 //! Tiny random models that can be talked to: the seeds of the architectures' proof, with a vocabulary of bytes and a
-//! chat template. Whoever includes this has the modules `generate` and `seeds` of `tests/architectures`.
+//! chat template.
+
+#[path = "../architectures/ffi.rs"]
+mod ffi;
+#[allow(dead_code)] // some of it is for e2e_architectures
+#[path = "../architectures/generate.rs"]
+mod generate;
+#[allow(dead_code)]
+#[path = "../architectures/seeds.rs"]
+mod seeds;
 
 use std::path::{Path, PathBuf};
 
 use toml::Value as Toml;
 
-use crate::generate::generate;
-use crate::seeds::{Run, Seeds};
+use generate::generate;
+use seeds::{Run, Seeds};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";

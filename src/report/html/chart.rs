@@ -145,24 +145,15 @@ fn tenth(value: f64) -> f64 {
 impl Chart {
     /// An empty chart of numbers against numbers.
     pub fn new(title: &str, description: String, x: Numbers, y: Numbers) -> Self {
-        let [top, below, right] = MARGINS;
+        let [top, _, right] = MARGINS;
         let plot = [LEFT[0], top, WIDTH - right, top + HEIGHTS[0]];
         let (x, y) = (x.axis(plot[0], plot[2]), y.axis(plot[3], plot[1]));
-        Self {
-            title: title.into(),
-            description,
-            width: WIDTH,
-            height: plot[3] + below,
-            plot,
-            x,
-            y,
-            marks: Vec::new(),
-        }
+        Self::empty(title, description, plot, (x, y))
     }
 
     /// An empty chart of numbers in named rows, the first at the top.
     pub fn of_rows(title: &str, description: String, x: Numbers, rows: &[&str]) -> Self {
-        let [top, below, right] = MARGINS;
+        let [top, _, right] = MARGINS;
         let [_, row] = HEIGHTS;
         let plot = [LEFT[1], top, WIDTH - right, top + row * rows.len() as f64];
         let x = x.axis(plot[0], plot[2]);
@@ -176,16 +167,13 @@ impl Chart {
         let tick = |(i, name): (usize, &&str)| Some(Tick { at: scale.at(i as f64)?, text: (*name).into() });
         let y =
             Axis { label: String::new(), ticks: rows.iter().enumerate().filter_map(tick).collect(), scale };
-        Self {
-            title: title.into(),
-            description,
-            width: WIDTH,
-            height: plot[3] + below,
-            plot,
-            x,
-            y,
-            marks: Vec::new(),
-        }
+        Self::empty(title, description, plot, (x, y))
+    }
+
+    fn empty(title: &str, description: String, plot: [f64; 4], (x, y): (Axis, Axis)) -> Self {
+        let [_, below, _] = MARGINS;
+        let (title, height) = (title.into(), plot[3] + below);
+        Self { title, description, width: WIDTH, height, plot, x, y, marks: Vec::new() }
     }
 
     /// A line through `points`, broken where one has no place.
