@@ -7,6 +7,7 @@
 #   prompts/<sha256>/NAME.jsonl outside prompt sets (scripts/fetch-prompts)
 #   python/<name>-<key>/        Python environments (ensure_python_env, the wheels of ensure_build_tools)
 #   vulkan-headers/             headers of a newer Debian, where the system's are too old (ensure_vulkan_tools)
+#   llama-tools/                llama-bench and llama-quantize of a newer Debian (llama_tools)
 #   quickstart/                 what scripts/quickstart wrote
 
 set -euo pipefail
@@ -291,7 +292,7 @@ debian_packages() {
   shift 2
   # shellcheck disable=SC2016 # $(SITE) is apt-get's own
   mirror="$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | grep -v security | grep '/debian$' | head -n 1)"
-  [ -n "$mirror" ] || mirror=http://deb.debian.org/debian
+  [ -n "$mirror" ] || die "apt has no Debian mirror to take $* from"
   any_exists /usr/share/keyrings/debian-archive-keyring.gpg || ! can_apt || apt_install debian-archive-keyring
   mkdir -p "$folder/lists/partial"
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite" >"$folder/sources.list"
@@ -299,4 +300,44 @@ debian_packages() {
     -o "Dir::State::Lists=$folder/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
   apt-get "${options[@]}" update -qq >&2 || die "the package list of Debian's $suite could not be read"
   (cd "$folder" && apt-get "${options[@]}" download -qq "$@" >&2) || die "could not be downloaded: $*"
+}
+
+# ---- another llama.cpp, to measure ours beside ----
+
+# Prints a folder with llama-bench and llama-quantize as a newer Debian has them. They are unpacked with their own C library
+# and run by their own loader, so nothing of the system changes.
+llama_tools() {
+  local dir="$CACHE/llama-tools" temp deb program
+  if [ ! -d "$dir" ]; then
+    if [ "$(uname -m)" != x86_64 ] || ! have dpkg-deb || ! have apt-get; then
+      say "skipped: llama-bench and llama-quantize are taken from Debian's packages for x86-64"
+      return 1
+    fi
+    mkdir -p "$CACHE"
+    temp="$(mktemp -d "$CACHE/.llama-tools.XXXXXX")"
+    debian_packages forky "$temp" llama.cpp-tools libllama0 libggml0 libc6 libgcc-s1 libstdc++6 libgomp1 libssl3t64 zlib1g libzstd1
+    mkdir "$temp/root"
+    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
+    for program in llama-bench llama-quantize; do
+      wrapped "$program" >"$temp/root/$program"
+      chmod +x "$temp/root/$program"
+    done
+    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "llama.cpp's tools could not be moved to $dir"
+    rm -rf "$temp"
+  fi
+  printf '%s\n' "$dir"
+}
+
+# ggml's CPU code comes in a library for each kind of CPU, and is looked for where Debian installs it.
+wrapped() {
+  cat <<EOF
+#!/bin/sh
+here="\$(cd "\$(dirname "\$0")" && pwd)"
+libraries="\$here/usr/lib/x86_64-linux-gnu"
+cpu=x64
+! grep -qw avx2 /proc/cpuinfo || cpu=haswell
+! grep -qw avx512_vnni /proc/cpuinfo || cpu=icelake
+export GGML_BACKEND_PATH="\$libraries/ggml/backends0/libggml-cpu-\$cpu.so"
+exec "\$libraries/ld-linux-x86-64.so.2" --library-path "\$libraries:\$libraries/llama" "\$here/usr/bin/$1" "\$@"
+EOF
 }

@@ -107,7 +107,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
-    let (few, model) = (few_prompts(dir.path()), qwen());
+    let (few, model) = (few_prompts(dir.path()), smollm2());
     let args = [
         "inject",
         text(&model),
@@ -116,7 +116,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         "--method",
         "published",
         "--layer",
-        "17",
+        "15",
         "--strength",
         "0.03",
         "--prompts",
@@ -137,8 +137,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
     check_shown_again(&report, &page, &stderr(&output));
-    let verified = check_verify(&out, &told, 48);
-    check_oracle(&out, &verified);
+    let verified = check_verify((&model, &out), &told, 60);
+    check_oracle((&model, &out), &verified);
     for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
         let mut args = extra.clone();
         args.extend(["--prompt", "What is the capital of France?", "--tokens", "16"]);
@@ -172,7 +172,8 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(told["edit"]["method"], "contrast");
     // All gates together open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
-    check_verify(&out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
+    let verified = check_verify((&model, &out), &told, told["edit"]["writers"].as_u64().unwrap() as usize);
+    check_oracle((&model, &out), &verified);
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
 
@@ -228,8 +229,8 @@ fn check_same_bytes(args: &[&str], out: &Path) {
     assert_eq!(sha256(out), sha256(&second));
 }
 
-fn check_verify(out: &Path, told: &Value, n_edited: usize) -> Value {
-    let verified = json(&rosi(&["-q", "verify", text(&qwen()), text(out), "--json"]));
+fn check_verify((model, out): (&Path, &Path), told: &Value, n_edited: usize) -> Value {
+    let verified = json(&rosi(&["-q", "verify", text(model), text(out), "--json"]));
     assert_eq!(verified["untouched_identical"], true);
     assert_eq!(verified["metadata_preserved"], true);
     let tensors = verified["tensors"].as_array().unwrap();
@@ -246,7 +247,7 @@ fn check_verify(out: &Path, told: &Value, n_edited: usize) -> Value {
         told["verification"]["gain"]
     );
     assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
-    // Every byte of the edit arrives, in Q4_K, Q5_0 and Q6_K.
+    // The edit arrives in every type: Q4_1 of one model, Q4_K, Q5_0 and Q6_K of the other.
     let gain = |t: &Value| t["gain"].as_f64().unwrap();
     assert!((0.99..1.01).contains(&gain(&verified)), "{}", verified["gain"]);
     assert!(tensors.iter().all(|t| (0.98..1.02).contains(&gain(t))), "{tensors:?}");
@@ -255,17 +256,18 @@ fn check_verify(out: &Path, told: &Value, n_edited: usize) -> Value {
 }
 
 /// PyPI `gguf` sees the same tensors changed, by the same amount, and all others byte for byte.
-fn check_oracle(out: &Path, ours: &Value) {
-    let theirs = oracle("compare_gguf.py", &[text(&qwen()), text(out)]);
+fn check_oracle((model, out): (&Path, &Path), ours: &Value) {
+    let theirs = oracle("compare_gguf.py", &[text(model), text(out)]);
     assert_eq!(theirs["order_preserved"], true);
-    assert_eq!(theirs["identical"], 291 - 48);
+    let (all, edited) = (Gguf::open(model).unwrap().tensors.len(), ours["tensors"].as_array().unwrap());
+    assert_eq!(theirs["identical"], all - edited.len());
     assert!(
         theirs["added_keys"].as_array().unwrap().iter().all(|k| k.as_str().unwrap().starts_with("rosi."))
     );
     assert_eq!(theirs["changed_keys"].as_array().unwrap().len(), 0);
     let read = gguf_rs::get_gguf_container(text(out)).unwrap().decode().unwrap();
-    assert_eq!(read.tensors().len(), 291, "the crate gguf-rs reads it too");
-    for (a, b) in ours["tensors"].as_array().unwrap().iter().zip(theirs["changed"].as_array().unwrap()) {
+    assert_eq!(read.tensors().len(), all, "the crate gguf-rs reads it too");
+    for (a, b) in edited.iter().zip(theirs["changed"].as_array().unwrap()) {
         assert_eq!(a["name"], b["name"]);
         let (a, b) = (a["relative_change"].as_f64().unwrap(), b["relative_change"].as_f64().unwrap());
         assert!((a - b).abs() < 1e-5 * b.max(1e-3), "{a} {b}");

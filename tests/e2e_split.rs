@@ -15,8 +15,8 @@ use few_prompts::few_prompts;
 use splitter::split;
 
 fn model() -> PathBuf {
-    std::env::var_os("ROSI_TEST_MODEL_QWEN")
-        .expect("ROSI_TEST_MODEL_QWEN is not set: run scripts/test")
+    std::env::var_os("ROSI_TEST_MODEL_SMOLLM2")
+        .expect("ROSI_TEST_MODEL_SMOLLM2 is not set: run scripts/test")
         .into()
 }
 
@@ -28,7 +28,7 @@ fn rosi(args: &[&str]) -> Output {
 
 fn inject(model: &Path, out: &Path, few: &Path) {
     let (model, out, few) = (model.to_str().unwrap(), out.to_str().unwrap(), few.to_str().unwrap());
-    let edit = ["--method", "published", "--layer", "17", "--strength", "0.03", "--force", "--no-controls"];
+    let edit = ["--method", "published", "--layer", "15", "--strength", "0.03", "--force", "--no-controls"];
     rosi(&[&["inject", model, "-o", out, "--prompts", few][..], &edit].concat());
 }
 
