@@ -47,7 +47,7 @@ impl Offer {
         engine: &mut dyn Engine,
         (examiner, base): (&mut Examiner, &Examination),
         scar: Option<Scar>,
-        options: &InjectOptions,
+        (options, printer): (&InjectOptions, &Printer),
     ) -> Result<Self, Error> {
         let plain = base.score.harmful.refused();
         let only = |lever| options.lever == Some(lever);
@@ -69,6 +69,7 @@ impl Offer {
         };
         let mut system = None;
         if let Some((name, text)) = text {
+            let _bar = printer.bar("asking the base model under a system prompt", 1);
             let refused = examiner.learn_openings(engine, Some(text))?.refused();
             prompted = Some(refused);
             if name == "user" || only(Lever::Safety) || helps(plain, refused) {

@@ -86,7 +86,7 @@ impl Study {
             "base model: {} harmful prompts refused (search split)",
             base.score.harmful.refused()
         ));
-        let offer = Offer::of(engine, (&mut examiner, &base), scar, options)?;
+        let offer = Offer::of(engine, (&mut examiner, &base), scar, (options, printer))?;
         check_layer(options, opened.plan.n_layer)?;
         let how = (options, offer.scar.is_some());
         let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, how, printer)?;

@@ -65,7 +65,7 @@ fn offer(
     let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
     let source = source::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
     let options = InjectOptions::new(*args, source).unwrap();
-    let offer = Offer::of(&mut engine, (&mut examiner, &base), scar, &options)?;
+    let offer = Offer::of(&mut engine, (&mut examiner, &base), scar, (&options, &Printer::new(true, 0)))?;
     let there = [(Lever::Plain, offer.plain), (Lever::Safety, offer.system.is_some())];
     let there = there.into_iter().chain([(Lever::Scar, offer.scar.is_some())]);
     let levers = there.filter(|(_, there)| *there).map(|(lever, _)| lever).collect();

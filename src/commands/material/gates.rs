@@ -98,6 +98,7 @@ impl Class<'_> {
         examiner: &Examiner,
         directions: &Directions,
     ) -> Result<Option<Vec<f64>>, Error> {
+        let bar = self.printer.bar("seeing what the writers' pushes do", 1 + self.seen.len() as u64);
         let space = space(self.options.method, Lever::Plain);
         let writers = self.opened.plan.writers_in(WINDOW);
         let kernel = Kernel::of(self.lessons(), &writers, None, &mut || ())?;
@@ -115,7 +116,8 @@ impl Class<'_> {
         let budget = KlBudget { engine, examiner: &few, max_kl };
         let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength))?;
-        let moved = self.moved(engine, examiner, &rights)?;
+        bar.set(1);
+        let moved = self.moved((engine, examiner), &rights, &mut |kind| bar.set(2 + kind as u64))?;
         engine.apply(&[])?;
         let found = moved.effects(&rights);
         self.printer.detail(match &found {
@@ -129,14 +131,13 @@ impl Class<'_> {
         Ok(found)
     }
 
-    /// How the gates that are applied move the prompts of all kinds.
+    /// How the gates that are applied move the prompts of all kinds; `step` hears which kind is done.
     fn moved(
         &self,
-        engine: &mut LlamaEngine,
-        examiner: &Examiner,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
         rights: &RightFactors,
+        step: &mut dyn FnMut(usize),
     ) -> Result<Moved, Error> {
-        let bar = self.printer.bar("seeing what the writers' pushes do", self.seen.len() as u64);
         let mut moved = Moved::default();
         for (kind, seen) in self.seen.iter().enumerate() {
             let mut odds = vec![0.0; seen.texts.len()];
@@ -146,7 +147,7 @@ impl Class<'_> {
             for (pushes, change) in of_kind.rows().into_iter().zip(seen.odds.iter().copied().zip(odds)) {
                 moved.add(pushes, change, (kind == 0, MAX_ODDS));
             }
-            bar.set(kind as u64 + 1);
+            step(kind);
         }
         Ok(moved)
     }
