@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, PersistError};
 
-use super::{GgufError, Output, stale};
+use super::{GgufError, stale};
 use crate::leftovers::Leftover;
 
 /// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
@@ -172,14 +172,6 @@ impl Write for AtomicFile {
     fn flush(&mut self) -> io::Result<()> {
         let flushed = self.temporary.flush();
         flushed.map_err(|error| self.explain(error))
-    }
-}
-
-impl Output for AtomicFile {
-    fn take_from(&mut self, from: &File, n: u64) -> io::Result<u64> {
-        let taken =
-            self.temporary.flush().and_then(|()| self.temporary.get_mut().as_file_mut().take_from(from, n));
-        taken.map_err(|error| self.explain(error))
     }
 }
 

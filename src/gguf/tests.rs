@@ -10,7 +10,7 @@ mod types;
 use std::io::Cursor;
 use std::path::PathBuf;
 
-use super::{AtomicFile, GgmlType, Gguf, GgufBuilder, GgufError, Malformed, Value};
+use super::{GgmlType, Gguf, GgufBuilder, GgufError, Malformed, Value};
 
 /// Appends header fields as they lie in the file, right or wrong.
 #[derive(Clone, Default)]

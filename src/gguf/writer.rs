@@ -3,14 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
-use super::{GgmlType, Gguf, GgufError, Output, Progress, TensorInfo, Value, encode, reader};
+use super::{GgmlType, Gguf, GgufError, Progress, TensorInfo, Value, encode, reader};
 
 const CHUNK: u64 = 4 << 20;
-/// Bytes that the system copies between two looks at the progress.
-const TAKEN: u64 = 32 << 20;
 /// Magic, version and `n_tensors` come before `n_kv`, which is the only count that changes.
 const N_KV_AT: u64 = 4 + 4 + 8;
 
@@ -49,7 +47,7 @@ impl<'a> Rewrite<'a> {
     /// With nothing added, dropped or replaced, the copy is identical to the source.
     pub fn write_to(
         &self,
-        out: &mut impl Output,
+        out: &mut impl Write,
         replace: &mut Replace<'_>,
         progress: &mut Progress<'_>,
     ) -> Result<u64, GgufError> {
@@ -215,7 +213,7 @@ struct Copier<'a, 'p, W> {
     total: u64,
 }
 
-impl<W: Output> Copier<'_, '_, W> {
+impl<W: Write> Copier<'_, '_, W> {
     /// Everything before the tensor data.
     fn write_header(&mut self, header: &Header) -> Result<(), GgufError> {
         self.copy(0..N_KV_AT)?;
@@ -230,16 +228,13 @@ impl<W: Output> Copier<'_, '_, W> {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), GgufError> {
-        self.out.write_all(bytes).map_err(|error| GgufError::from_write(&self.source.path, error))?;
-        self.count(bytes.len() as u64)
-    }
-
-    /// Counts `n` bytes more as written.
-    fn count(&mut self, n: u64) -> Result<(), GgufError> {
-        self.done += n;
         let path = &self.source.path;
-        (self.progress)(self.done, self.total)
-            .map_err(|source| GgufError::Stopped { path: path.clone(), source })
+        self.out.write_all(bytes).map_err(|error| GgufError::from_write(path, error))?;
+        self.done += bytes.len() as u64;
+        (self.progress)(self.done, self.total).map_err(|source| {
+            let path = path.clone();
+            GgufError::Stopped { path, source }
+        })
     }
 
     fn flush(&mut self) -> Result<(), GgufError> {
@@ -249,8 +244,8 @@ impl<W: Output> Copier<'_, '_, W> {
 
     /// Copies a range of the source.
     fn copy(&mut self, range: Range<u64>) -> Result<(), GgufError> {
-        let mut at = self.take(&range)?;
         let mut buffer = std::mem::take(&mut self.buffer);
+        let mut at = range.start;
         while at < range.end {
             let n = CHUNK.min(range.end - at);
             buffer.resize(n as usize, 0);
@@ -263,26 +258,6 @@ impl<W: Output> Copier<'_, '_, W> {
         }
         self.buffer = buffer;
         Ok(())
-    }
-
-    /// Lets the system copy a large range, as far as it can; where the rest begins.
-    fn take(&mut self, range: &Range<u64>) -> Result<u64, GgufError> {
-        let mut at = range.start;
-        if range.end - at < CHUNK {
-            return Ok(at);
-        }
-        self.file.seek(SeekFrom::Start(at)).map_err(|error| self.shrunk_or(error))?;
-        while at < range.end {
-            let wanted = TAKEN.min(range.end - at);
-            let taken = self.out.take_from(&self.file, wanted);
-            let taken = taken.map_err(|error| GgufError::from_write(&self.source.path, error))?;
-            self.count(taken)?;
-            at += taken;
-            if taken < wanted {
-                break;
-            }
-        }
-        Ok(at)
     }
 
     fn shrunk_or(&self, error: io::Error) -> GgufError {
