@@ -248,7 +248,7 @@ pub struct SearchArgs {
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     pub max_false_refusal: Option<f64>,
     /// Edits of the search whose answers are generated and judged.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     pub trials: usize,
     /// Start no new trial after this many seconds.
     #[arg(long, value_name = "SECONDS")]

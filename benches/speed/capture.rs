@@ -1,0 +1,113 @@
+//! Collecting hidden states beside decoding the same tokens.
+
+use std::process::Command;
+
+use rosi_gguf::activations::Part;
+use rosi_gguf::linalg;
+use rosi_gguf::llama::engine::groups;
+use rosi_gguf::llama::{Capture, Chat, Engine, LlamaEngine};
+use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
+
+use crate::clock::{Spent, medians};
+use crate::model::{Model, threads};
+use crate::{Effort, Failure, table};
+
+/// Tokens of all positions and before the last one that `inject` keeps.
+const SAMPLE: usize = 256;
+const TAIL: usize = 1;
+/// Tokens of one batch of llama-bench, as many as ours has at most.
+const BATCH: &str = "1024";
+
+const HEADER: [&str; 5] = ["what", "wall, s", "CPU, s", "tokens a second", "beside decoding alone"];
+
+/// Prints the tables.
+pub fn run(effort: Effort) -> Result<(), Failure> {
+    effort.models().iter().try_for_each(|name| measure(&Model::named(name)?, effort))
+}
+
+fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
+    let engine = &mut model.engine()?;
+    let set = PromptSet::bundled();
+    let prompts = set.select(PromptKind::Harmful, Split::Extract);
+    let n = if effort == Effort::Short { 8 } else { 96 };
+    let chats: Vec<Chat<'_>> = prompts.iter().take(n).map(|p| Chat { system: None, user: &p.text }).collect();
+    let tokens = decoded(engine, &chats)?;
+
+    let residual = Capture::residual_only(&model.plan);
+    let inputs = Capture::new(&model.plan).with_sample(SAMPLE).with_tail(TAIL);
+    let shared = std::cell::RefCell::new(engine);
+    let collect = |capture: &Capture, products: bool| -> Result<(), Failure> {
+        let seen = shared.borrow_mut().collect(&chats, capture, &mut |_, _| ())?;
+        for inputs in seen.inputs.iter().filter(|_| products) {
+            for part in [Part::Sample, Part::Tail, Part::Last] {
+                let rows = inputs.rows(part).x;
+                linalg::add_outer(&mut ndarray::Array2::zeros((rows.nrows(), rows.nrows())), rows.view());
+            }
+        }
+        Ok(())
+    };
+    let mut alone = || Ok(drop(shared.borrow_mut().answer(&chats, 1, &mut |_, _| ())?));
+    let spent = medians(
+        effort.rounds(),
+        &mut [&mut alone, &mut || collect(&residual, false), &mut || collect(&inputs, false), &mut || {
+            collect(&inputs, true)
+        }],
+    )?;
+    let names = [
+        "decoding alone (first token of the answer)",
+        "with the residual of every layer at the last token",
+        "and every writer's inputs",
+        "and the products of these",
+    ];
+    let mut rows: Vec<Vec<String>> =
+        names.iter().zip(&spent).map(|(name, s)| row(name, s, tokens, spent[0].wall)).collect();
+    if let Some(rate) = llama_bench(model, effort)? {
+        let ours = tokens / spent[0].wall;
+        let cells = ["`llama-bench -p 512` of Debian".into(), String::new(), String::new()];
+        rows.push([&cells[..], &[format!("{rate:.0}"), format!("{:.2}", rate / ours)]].concat());
+    }
+    let text = format!(
+        "{} prompts in the template of {}, {tokens:.0} tokens (what all begin with is decoded once a batch), {} threads; \
+         median of {}. `inject` keeps the inputs of {SAMPLE} tokens of all positions and of the last {} of every prompt.",
+        chats.len(),
+        model.name(),
+        threads(),
+        effort.rounds(),
+        TAIL + 1,
+    );
+    table::print(&format!("Capture: {}", model.name()), &text, &HEADER, &rows);
+    Ok(())
+}
+
+fn row(name: &str, spent: &Spent, tokens: f64, alone: f64) -> Vec<String> {
+    let Spent { wall, cpu } = spent;
+    let numbers = [format!("{wall:.2}"), format!("{cpu:.2}"), format!("{:.0}", tokens / wall)];
+    [&[name.to_owned()][..], &numbers, &[format!("{:.2}", alone / wall)]].concat()
+}
+
+/// Tokens that go through the model.
+fn decoded(engine: &LlamaEngine, chats: &[Chat<'_>]) -> Result<f64, Failure> {
+    let prompts = chats.iter().map(|chat| engine.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
+    let shared = |group: &[Vec<i32>]| {
+        let first = &group[0];
+        (0..first.len()).find(|&i| group.iter().any(|p| p.get(i) != first.get(i))).unwrap_or(0)
+    };
+    let of_group = |group: &[Vec<i32>]| {
+        let shared = shared(group);
+        shared + group.iter().map(|p| p.len() - shared).sum::<usize>()
+    };
+    Ok(groups(&prompts, 1).into_iter().map(|range| of_group(&prompts[range])).sum::<usize>() as f64)
+}
+
+/// Tokens a second of another llama.cpp, where scripts/bench found one.
+fn llama_bench(model: &Model, effort: Effort) -> Result<Option<f64>, Failure> {
+    let Some(folder) = std::env::var_os("ROSI_BENCH_LLAMA") else { return Ok(None) };
+    let output = Command::new(std::path::Path::new(&folder).join("llama-bench"))
+        .args(["-p", "512", "-n", "0", "-ngl", "0", "-b", BATCH, "-ub", BATCH, "-o", "json", "-t"])
+        .arg(threads().to_string())
+        .args(["-r", &effort.rounds().to_string(), "-m"])
+        .arg(&model.gguf.path)
+        .output()?;
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    Ok(Some(told[0]["avg_ts"].as_f64().ok_or("llama-bench told no avg_ts")?))
+}

@@ -1,0 +1,142 @@
+//! The whole of `inject`, stage by stage, beside the road that a user has without it.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::model::{Model, threads};
+use crate::{Effort, Failure, table};
+
+/// Prints the tables.
+pub fn run(effort: Effort) -> Result<(), Failure> {
+    effort.models().iter().try_for_each(|name| measure(&Model::named(name)?, effort))
+}
+
+fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let report = inject(model, dir.path(), effort)?;
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let stages = report["stages"].as_array().ok_or("the report has no stages")?;
+    let total = number(&report["seconds"]);
+    let stage = |stage: &Value| {
+        let seconds = number(&stage["seconds"]);
+        let name = stage["name"].as_str().unwrap_or_default().to_owned();
+        vec![name, format!("{seconds:.1}"), format!("{:.0} %", 100.0 * seconds / total)]
+    };
+    let mut rows: Vec<Vec<String>> = stages.iter().map(stage).collect();
+    rows.push(vec!["all".into(), format!("{total:.1}"), String::new()]);
+    let mib = |bytes: f64| bytes / f64::from(1 << 20);
+    let (peak, size) = (mib(number(&report["peak_memory"])), mib(model.gguf.file_len as f64));
+    let text = format!(
+        "`inject {}`{}, {} threads: {total:.0} s, {:.0} CPU seconds, peak memory {peak:.0} MiB, of a model of \
+         {size:.0} MiB: {:.0} more. Strength {:.4}, layer {}.",
+        model.name(),
+        match options(model, effort).join(" ") {
+            none if none.is_empty() => " without an option".to_owned(),
+            some => format!(" with `{some}`"),
+        },
+        threads(),
+        number(&report["cpu_seconds"]),
+        peak - size,
+        number(&report["edit"]["strength"]),
+        number(&report["edit"]["layer"]),
+    );
+    table::print(&format!("Whole job: {}", model.name()), &text, &["stage", "s", "share"], &rows);
+    if effort == Effort::Short {
+        return Ok(());
+    }
+    result(model, &report["scores"]);
+    road(model, dir.path(), total)
+}
+
+/// What that job made of the model.
+fn result(model: &Model, scores: &Value) {
+    let scores = scores.as_object().cloned().unwrap_or_default();
+    let share = |tally: &Value| {
+        let count = |outcome: &str| tally[outcome]["count"].as_u64().unwrap_or_default();
+        format!(
+            "{} of {}",
+            count("refused"),
+            ["refused", "complied", "broken"].map(count).iter().sum::<u64>()
+        )
+    };
+    let row = |(name, score): (&String, &Value)| {
+        let kl = format!("{:.4}", score["kl"].as_f64().unwrap_or(f64::NAN));
+        let kinds = ["harmful", "harmless", "alarming"].map(|kind| share(&score[kind]));
+        [&[name.replace('_', " ")][..], &kinds, &[kl]].concat()
+    };
+    let rows: Vec<Vec<String>> = scores.iter().filter(|(_, score)| !score.is_null()).map(row).collect();
+    let text = "Refused of the report split's prompts, which chose nothing; controls that need no more are asked every second one. KL of the first \
+                token on harmless prompts, nats.";
+    let header = ["score of", "harmful", "harmless", "alarming", "KL"];
+    table::print(&format!("What it made: {}", model.name()), text, &header, &rows);
+}
+
+/// SmolLM2-135M refuses nothing, which by default is told, and nothing more done.
+fn options(model: &Model, effort: Effort) -> Vec<&'static str> {
+    match (effort, model.name().starts_with("SmolLM2")) {
+        (Effort::Full, false) => vec![],
+        (Effort::Full, true) => vec!["--force", "--layer", "15", "--trials", "1"],
+        (Effort::Short, _) => {
+            vec!["--force", "--method", "published", "--layer", "15", "--strength", "0.01", "--no-controls"]
+        }
+    }
+}
+
+/// The report of the job: a stored one, or that of a run.
+fn inject(model: &Model, dir: &Path, effort: Effort) -> Result<Value, Failure> {
+    let kept =
+        std::env::var_os("ROSI_BENCH_REPORTS").map(|f| Path::new(&f).join(format!("{}.json", model.name())));
+    if let Some(stored) = kept.as_ref().filter(|path| path.exists()) {
+        return Ok(serde_json::from_slice(&std::fs::read(stored)?)?);
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.arg("inject").arg(&model.gguf.path).arg("-o").arg(dir.join("ours.gguf"));
+    let output = command.args(["--json", "-q"]).args(options(model, effort)).output()?;
+    if output.stdout.is_empty() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    if let Some(path) = kept {
+        std::fs::write(path, &output.stdout)?;
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// Decode to floats, edit, write, quantize: Python's gguf and llama-quantize.
+fn road(model: &Model, dir: &Path, ours: f64) -> Result<(), Failure> {
+    let (Some(python), Some(llama)) =
+        (std::env::var_os("ROSI_TEST_PYTHON"), std::env::var_os("ROSI_BENCH_LLAMA"))
+    else {
+        return Ok(());
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/speed/road.py");
+    let ftype = model.gguf.u64("general.file_type").ok_or("the model does not say of which type it is")?;
+    let output = Command::new(python)
+        .arg(script)
+        .arg(&model.gguf.path)
+        .arg(dir)
+        .arg(Path::new(&llama).join("llama-quantize"))
+        .args([ftype.to_string(), threads().to_string()])
+        .output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    let steps = told["steps"].as_object().ok_or("the script told no steps")?;
+    let seconds = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let total: f64 = steps.values().map(seconds).sum();
+    let mut rows: Vec<Vec<String>> =
+        steps.iter().map(|(name, value)| vec![name.clone(), format!("{:.1}", seconds(value))]).collect();
+    rows.push(vec!["all".into(), format!("{total:.1}")]);
+    let text = format!(
+        "One edit of a strength that was guessed, by hand: no search, no answers, no check, no controls, and a quantization to \
+         nearest, which loses most of it ([requant.md](requant.md)). The forward pass is a lower bound: the matrix products of the \
+         blocks in numpy, for as many tokens as `inject` learns from, and nothing else. Peak memory {:.0} MiB. The whole of `inject`, which \
+         does all that, takes {:.1} times as long.",
+        seconds(&told["peak_mib"]),
+        ours / total,
+    );
+    table::print(&format!("The road without it: {}", model.name()), &text, &["step", "s"], &rows);
+    Ok(())
+}

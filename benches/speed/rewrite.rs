@@ -1,0 +1,104 @@
+//! Edit and write beside copying the file and beside quantizing it anew.
+
+use std::path::Path;
+use std::process::Command;
+
+use rosi_gguf::gguf::Gguf;
+use rosi_gguf::requant::Requant;
+use rosi_gguf::verify::verify;
+
+use crate::clock::{Spent, medians};
+use crate::model::{Model, threads};
+use crate::{Effort, Failure, table};
+
+const HEADER: [&str; 5] = ["what", "wall, s", "CPU, s", "wall beside `cp`", "wall beside `cp` and `sync`"];
+
+/// Prints the tables.
+pub fn run(effort: Effort) -> Result<(), Failure> {
+    effort.models().iter().try_for_each(|name| measure(&Model::named(name)?, effort))
+}
+
+fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let to = |name: &str| dir.path().join(name);
+    let from = model.gguf.path.as_path();
+    let edits = model.edits()?;
+    let write = |path: &Path, how| model.write(&edits, how, path);
+    let (ours, nearest, copy) = (to("ours.gguf"), to("nearest.gguf"), to("copy.gguf"));
+    let program = |command: &mut Command| -> Result<(), Failure> {
+        let status = command.status()?;
+        if status.success() { Ok(()) } else { Err(format!("{command:?} failed").into()) }
+    };
+    let cp = || program(Command::new("cp").arg(from).arg(to("cp.gguf")));
+    let cp_and_sync = || {
+        program(Command::new("cp").arg(from).arg(to("synced.gguf")))?;
+        program(Command::new("sync").arg(to("synced.gguf")))
+    };
+    let check = || Ok(drop(verify(&model.gguf, &Gguf::open(&ours)?, &edits, &mut |_, _| ())?));
+    let (mut first, mut second, mut third) = (cp, cp_and_sync, check);
+    // What is verified has to be there.
+    write(&ours, Some(Requant::Preserve))?;
+    let spent = medians(
+        effort.rounds(),
+        &mut [
+            &mut first,
+            &mut second,
+            &mut || write(&copy, None),
+            &mut || write(&ours, Some(Requant::Preserve)),
+            &mut || write(&nearest, Some(Requant::Nearest)),
+            &mut third,
+        ],
+    )?;
+    let names = [
+        "`cp`",
+        "`cp`, and `sync` of the copy",
+        "our copy without an edit",
+        "edit and write (preserve)",
+        "edit and write (nearest)",
+        "verify what was written",
+    ];
+    let mut rows: Vec<Vec<String>> = names.iter().zip(&spent).map(|(name, s)| row(name, s, &spent)).collect();
+    if let Some(quantized) = llama_quantize(model, &to("quantized.gguf"))? {
+        rows.push(row("`llama-quantize --allow-requantize` to the same type", &quantized, &spent));
+    }
+    let text = format!(
+        "{}, {} MB, {} of {} tensors edited; source in the page cache, {} threads, median of {}. What we write is flushed to the disk \
+         before it gets its name; `cp` and llama-quantize leave that to the system.",
+        model.name(),
+        model.gguf.file_len / 1_000_000,
+        edits.len(),
+        model.gguf.tensors.len(),
+        threads(),
+        effort.rounds(),
+    );
+    table::print(&format!("Rewrite: {}", model.name()), &text, &HEADER, &rows);
+    Ok(())
+}
+
+fn row(name: &str, spent: &Spent, all: &[Spent]) -> Vec<String> {
+    let beside = |other: &Spent| format!("{:.2} ×", spent.wall / other.wall);
+    vec![
+        name.to_owned(),
+        format!("{:.2}", spent.wall),
+        format!("{:.2}", spent.cpu),
+        beside(&all[0]),
+        beside(&all[1]),
+    ]
+}
+
+/// Once: it takes long. `None` where scripts/bench found no llama-quantize.
+fn llama_quantize(model: &Model, to: &Path) -> Result<Option<Spent>, Failure> {
+    let Some(folder) = std::env::var_os("ROSI_BENCH_LLAMA") else { return Ok(None) };
+    let ftype = model.gguf.u64("general.file_type").ok_or("the model does not say of which type it is")?;
+    let mut quantize = || -> Result<(), Failure> {
+        let output = Command::new(Path::new(&folder).join("llama-quantize"))
+            .args(["--allow-requantize".as_ref(), model.gguf.path.as_os_str(), to.as_os_str()])
+            .args([ftype.to_string(), threads().to_string()])
+            .output()?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into()),
+        }
+    };
+    Ok(Some(medians(1, &mut [&mut quantize])?[0]))
+}
