@@ -7,6 +7,7 @@
 #   prompts/<sha256>/NAME.jsonl outside prompt sets (scripts/fetch-prompts)
 #   python/<name>-<key>/        Python environments (ensure_python_env, the wheels of ensure_build_tools)
 #   vulkan-headers/             headers of a newer Debian, where the system's are too old (ensure_vulkan_tools)
+#   lavapipe/                   Vulkan in software of a newer Debian, where the system's is too old (use_newer_lavapipe)
 #   llama-tools/                llama-bench and llama-quantize of a newer Debian (llama_tools)
 #   quickstart/                 what scripts/quickstart wrote
 
@@ -285,21 +286,75 @@ use_newer_vulkan_headers() {
   export CMAKE_PREFIX_PATH="$dir/usr${CMAKE_PREFIX_PATH:+;$CMAKE_PREFIX_PATH}"
 }
 
+# Vulkan in software (lavapipe) before Mesa 23 corrupts the heap under llama.cpp's shaders, so that of Debian 13 is unpacked, with
+# its own C library, and programs are run by its loader: cargo runs tests through the runner, and they run ours through it.
+LAVAPIPE_WANTED=23
+
+use_newer_lavapipe() {
+  local dir="$CACHE/lavapipe" temp deb found
+  found="$(dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || echo 99)"
+  if [ -n "${GGML_VK_VISIBLE_DEVICES:-}" ] || [ "$(uname -m)" != x86_64 ] || at_least "$found" "$LAVAPIPE_WANTED"; then
+    return 0
+  fi
+  if [ ! -d "$dir" ]; then
+    say "Mesa $found is too old: taking Vulkan in software of Debian 13"
+    mkdir -p "$CACHE"
+    temp="$(mktemp -d "$CACHE/.lavapipe.XXXXXX")"
+    # shellcheck disable=SC2046 # names of packages
+    debian_packages trixie "$temp" mesa-vulkan-drivers $(lavapipe_needs "$temp")
+    mkdir "$temp/root"
+    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
+    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "lavapipe could not be moved to $dir"
+    rm -rf "$temp"
+    lavapipe_runner "$dir"
+  fi
+  export VK_DRIVER_FILES="$dir/lavapipe.json" ROSI_TEST_RUNNER="$dir/run" CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$dir/run"
+}
+
+# What the driver and ours need of Debian 13: everything that is depended on, but for what configures a system.
+lavapipe_needs() {
+  debian_apt trixie "$1" cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+    --no-enhances mesa-vulkan-drivers libvulkan1 libgomp1 libstdc++6 2>/dev/null |
+    grep '^[a-z]' | sort -u | grep -v 'debconf\|^libc-\|gconv\|newt\|readline\|slang\|perl\|dpkg'
+}
+
+lavapipe_runner() {
+  local libraries="$1/usr/lib/x86_64-linux-gnu"
+  printf '{"file_format_version": "1.0.0", "ICD": {"api_version": "1.4.305", "library_path": "%s"}}\n' \
+    "$libraries/libvulkan_lvp.so" >"$1/lavapipe.json"
+  printf '#!/bin/sh\nexec "%s" --library-path "%s" "$@"\n' "$libraries/ld-linux-x86-64.so.2" "$libraries" >"$1/run"
+  chmod +x "$1/run"
+}
+
 # debian_packages SUITE FOLDER PACKAGE...: leaves packages of another suite of the machine's own Debian mirror in FOLDER,
 # with a package list of its own, so that the machine's apt is as it was.
 debian_packages() {
-  local suite="$1" folder="$2" mirror
+  local suite="$1" folder="$2"
   shift 2
+  debian_lists "$suite" "$folder"
+  (cd "$folder" && debian_apt "$suite" "$folder" get download -qq "$@" >&2) || die "could not be downloaded: $*"
+}
+
+# The package list of another suite, in FOLDER.
+debian_lists() {
+  local suite="$1" folder="$2" mirror
+  [ ! -e "$folder/sources.list" ] || return 0
   # shellcheck disable=SC2016 # $(SITE) is apt-get's own
   mirror="$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 2>/dev/null | grep -v security | grep '/debian$' | head -n 1)"
-  [ -n "$mirror" ] || die "apt has no Debian mirror to take $* from"
+  [ -n "$mirror" ] || die "apt has no Debian mirror to take packages of $suite from"
   any_exists /usr/share/keyrings/debian-archive-keyring.gpg || ! can_apt || apt_install debian-archive-keyring
   mkdir -p "$folder/lists/partial"
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' "$mirror" "$suite" >"$folder/sources.list"
-  local options=(-o APT::Sandbox::User=root -o "Dir::Etc::SourceList=$folder/sources.list" -o "Dir::Etc::SourceParts=/dev/null"
-    -o "Dir::State::Lists=$folder/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=")
-  apt-get "${options[@]}" update -qq >&2 || die "the package list of Debian's $suite could not be read"
-  (cd "$folder" && apt-get "${options[@]}" download -qq "$@" >&2) || die "could not be downloaded: $*"
+  debian_apt "$suite" "$folder" get update -qq >&2 || die "the package list of Debian's $suite could not be read"
+}
+
+# debian_apt SUITE FOLDER get|cache ARGUMENT...: apt with that list and no other.
+debian_apt() {
+  local suite="$1" folder="$2" tool="$3"
+  shift 3
+  debian_lists "$suite" "$folder"
+  "apt-$tool" -o APT::Sandbox::User=root -o "Dir::Etc::SourceList=$folder/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    -o "Dir::State::Lists=$folder/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= "$@"
 }
 
 # ---- another llama.cpp, to measure ours beside ----

@@ -15,8 +15,17 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Through `ROSI_TEST_RUNNER`, where it is set (use_newer_lavapipe in scripts/lib.sh).
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    let program = env!("CARGO_BIN_EXE_rosi-gguf");
+    let mut command = match std::env::var_os("ROSI_TEST_RUNNER") {
+        None => Command::new(program),
+        Some(runner) => {
+            let mut command = Command::new(runner);
+            command.arg(program);
+            command
+        }
+    };
     command.args(args).stderr(Stdio::piped()).stdout(Stdio::piped());
     command
 }
