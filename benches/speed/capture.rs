@@ -46,7 +46,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         }
         Ok(())
     };
-    let mut alone = || Ok(drop(shared.borrow_mut().answer(&chats, 1, &mut |_, _| ())?));
+    let mut alone = || Ok(shared.borrow_mut().answer(&chats, 1, &mut |_, _| ()).map(drop)?);
     let spent = medians(
         effort.rounds(),
         &mut [&mut alone, &mut || collect(&residual, false), &mut || collect(&inputs, false), &mut || {

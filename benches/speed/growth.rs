@@ -113,7 +113,7 @@ fn prompts(count: usize, length: usize) -> Vec<Vec<i32>> {
 }
 
 fn seconds(engine: &mut LlamaEngine, prompts: &[Vec<i32>], rounds: usize) -> Result<f64, Failure> {
-    let mut work = || Ok(drop(engine.answer_tokens(prompts, 1, &mut |_, _| ())?));
+    let mut work = || Ok(engine.answer_tokens(prompts, 1, &mut |_, _| ()).map(drop)?);
     Ok(medians(rounds, &mut [&mut work])?[0].wall)
 }
 

@@ -37,7 +37,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
             &mut || Ok(engine.borrow_mut().apply(&adapter)?),
             &mut || Ok(few.kl(&mut *engine.borrow_mut()).map(|_| ())?),
             &mut || Ok(few.quick(&mut *engine.borrow_mut()).map(|_| ())?),
-            &mut || Ok(drop(examiner.examine(&mut *engine.borrow_mut())?)),
+            &mut || Ok(examiner.examine(&mut *engine.borrow_mut()).map(drop)?),
             &mut || write_and_load(model, &edits),
         ],
     )?;
@@ -73,5 +73,5 @@ fn write_and_load(model: &Model, edits: &[Edit]) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("trial.gguf");
     model.write(edits, Some(Requant::Preserve), &path)?;
-    Ok(drop(Model::open(path)?.engine()?))
+    Model::open(path)?.engine().map(drop)
 }
