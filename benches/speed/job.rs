@@ -8,14 +8,17 @@ use serde_json::Value;
 use crate::model::{Model, threads};
 use crate::{Effort, Failure, table};
 
-/// Prints the tables.
+/// Prints the tables; in short nothing, since the end-to-end tests run jobs.
 pub fn run(effort: Effort) -> Result<(), Failure> {
-    effort.models().iter().try_for_each(|name| measure(&Model::named(name)?, effort))
+    if effort == Effort::Short {
+        return Ok(());
+    }
+    effort.models().iter().try_for_each(|name| measure(&Model::named(name)?))
 }
 
-fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
+fn measure(model: &Model) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
-    let report = inject(model, dir.path(), effort)?;
+    let report = inject(model, dir.path())?;
     let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let stages = report["stages"].as_array().ok_or("the report has no stages")?;
     let total = number(&report["seconds"]);
@@ -32,7 +35,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         "`inject {}`{}, {} threads: {total:.0} s, {:.0} CPU seconds, peak memory {peak:.0} MiB, of a model of \
          {size:.0} MiB: {:.0} more. Strength {:.4}, layer {}.",
         model.name(),
-        match options(model, effort).join(" ") {
+        match options(model).join(" ") {
             none if none.is_empty() => " without an option".to_owned(),
             some => format!(" with `{some}`"),
         },
@@ -43,9 +46,6 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         number(&report["edit"]["layer"]),
     );
     table::print(&format!("Whole job: {}", model.name()), &text, &["stage", "s", "share"], &rows);
-    if effort == Effort::Short {
-        return Ok(());
-    }
     result(model, &report["scores"]);
     road(model, dir.path(), total)
 }
@@ -74,18 +74,15 @@ fn result(model: &Model, scores: &Value) {
 }
 
 /// SmolLM2-135M refuses nothing, which by default is told, and nothing more done.
-fn options(model: &Model, effort: Effort) -> Vec<&'static str> {
-    match (effort, model.name().starts_with("SmolLM2")) {
-        (Effort::Full, false) => vec![],
-        (Effort::Full, true) => vec!["--force", "--layer", "15", "--trials", "1"],
-        (Effort::Short, _) => {
-            vec!["--force", "--method", "published", "--layer", "15", "--strength", "0.01", "--no-controls"]
-        }
+fn options(model: &Model) -> Vec<&'static str> {
+    match model.name().starts_with("SmolLM2") {
+        false => vec![],
+        true => vec!["--force", "--layer", "15", "--trials", "1"],
     }
 }
 
 /// The report of the job: a stored one, or that of a run.
-fn inject(model: &Model, dir: &Path, effort: Effort) -> Result<Value, Failure> {
+fn inject(model: &Model, dir: &Path) -> Result<Value, Failure> {
     let kept =
         std::env::var_os("ROSI_BENCH_REPORTS").map(|f| Path::new(&f).join(format!("{}.json", model.name())));
     if let Some(stored) = kept.as_ref().filter(|path| path.exists()) {
@@ -93,7 +90,7 @@ fn inject(model: &Model, dir: &Path, effort: Effort) -> Result<Value, Failure> {
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
     command.arg("inject").arg(&model.gguf.path).arg("-o").arg(dir.join("ours.gguf"));
-    let output = command.args(["--json", "-q"]).args(options(model, effort)).output()?;
+    let output = command.args(["--json", "-q"]).args(options(model)).output()?;
     if output.stdout.is_empty() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
