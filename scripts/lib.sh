@@ -268,19 +268,13 @@ vulkan_headers_version() {
 
 # The headers of Debian 13 are unpacked, not installed: nothing else of the system changes.
 use_newer_vulkan_headers() {
-  local dir="$CACHE/vulkan-headers" temp deb
+  local dir="$CACHE/vulkan-headers"
   if ! have dpkg-deb || ! have apt-get; then
     die "Vulkan headers $VULKAN_HEADERS_WANTED or newer are needed (https://vulkan.lunarg.com), these are $(vulkan_headers_version /usr/include)"
   fi
   if [ ! -d "$dir" ]; then
     say "Vulkan headers older than $VULKAN_HEADERS_WANTED: taking those of Debian 13"
-    mkdir -p "$CACHE"
-    temp="$(mktemp -d "$CACHE/.vulkan-headers.XXXXXX")"
-    debian_packages trixie "$temp" libvulkan-dev spirv-headers
-    mkdir "$temp/root"
-    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
-    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "the headers could not be moved to $dir"
-    rm -rf "$temp"
+    unpack_debian trixie "$dir" : libvulkan-dev spirv-headers
   fi
   # CMake looks here first, and the crate's build script hands this on to it.
   export CMAKE_PREFIX_PATH="$dir/usr${CMAKE_PREFIX_PATH:+;$CMAKE_PREFIX_PATH}"
@@ -291,22 +285,14 @@ use_newer_vulkan_headers() {
 LAVAPIPE_WANTED=23
 
 use_newer_lavapipe() {
-  local dir="$CACHE/lavapipe" temp deb found
+  local dir="$CACHE/lavapipe" found
   found="$(dpkg-query -W -f '${Version}' mesa-vulkan-drivers 2>/dev/null || echo 99)"
   if [ -n "${GGML_VK_VISIBLE_DEVICES:-}" ] || [ "$(uname -m)" != x86_64 ] || at_least "$found" "$LAVAPIPE_WANTED"; then
     return 0
   fi
   if [ ! -d "$dir" ]; then
     say "Mesa $found is too old: taking Vulkan in software of Debian 13"
-    mkdir -p "$CACHE"
-    temp="$(mktemp -d "$CACHE/.lavapipe.XXXXXX")"
-    # shellcheck disable=SC2046 # names of packages
-    debian_packages trixie "$temp" mesa-vulkan-drivers $(lavapipe_needs "$temp")
-    mkdir "$temp/root"
-    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
-    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "lavapipe could not be moved to $dir"
-    rm -rf "$temp"
-    lavapipe_runner "$dir"
+    unpack_debian trixie "$dir" lavapipe_runner lavapipe_needs
   fi
   export VK_DRIVER_FILES="$dir/lavapipe.json" ROSI_TEST_RUNNER="$dir/run" CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$dir/run"
 }
@@ -318,12 +304,35 @@ lavapipe_needs() {
     grep '^[a-z]' | sort -u | grep -v 'debconf\|^libc-\|gconv\|newt\|readline\|slang\|perl\|dpkg'
 }
 
+# The driver's place is told from that of the file that tells it.
 lavapipe_runner() {
-  local libraries="$1/usr/lib/x86_64-linux-gnu"
-  printf '{"file_format_version": "1.0.0", "ICD": {"api_version": "1.4.305", "library_path": "%s"}}\n' \
+  local libraries=usr/lib/x86_64-linux-gnu
+  printf '{"file_format_version": "1.0.0", "ICD": {"api_version": "1.4.305", "library_path": "./%s"}}\n' \
     "$libraries/libvulkan_lvp.so" >"$1/lavapipe.json"
-  printf '#!/bin/sh\nexec "%s" --library-path "%s" "$@"\n' "$libraries/ld-linux-x86-64.so.2" "$libraries" >"$1/run"
+  cat >"$1/run" <<EOF
+#!/bin/sh
+libraries="\$(cd "\$(dirname "\$0")" && pwd)/$libraries"
+exec "\$libraries/ld-linux-x86-64.so.2" --library-path "\$libraries" "\$@"
+EOF
   chmod +x "$1/run"
+}
+
+# unpack_debian SUITE FOLDER FINISH PACKAGE...: unpacks packages of another suite to FOLDER, which gets its name when FINISH,
+# called with what was unpacked, has added to it; nothing of the system changes. In place of packages stands the name of a
+# function that prints them, given a folder for the package list.
+unpack_debian() {
+  local suite="$1" dir="$2" finish="$3" temp deb
+  shift 3
+  mkdir -p "$CACHE"
+  temp="$(mktemp -d "$CACHE/.unpacking.XXXXXX")"
+  # shellcheck disable=SC2046 # names of packages
+  [ "$(type -t "$1")" != function ] || set -- $("$1" "$temp")
+  debian_packages "$suite" "$temp" "$@"
+  mkdir "$temp/root"
+  for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
+  "$finish" "$temp/root"
+  mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "what was unpacked could not be moved to $dir"
+  rm -rf "$temp"
 }
 
 # debian_packages SUITE FOLDER PACKAGE...: leaves packages of another suite of the machine's own Debian mirror in FOLDER,
@@ -362,25 +371,24 @@ debian_apt() {
 # Prints a folder with llama-bench and llama-quantize as a newer Debian has them. They are unpacked with their own C library
 # and run by their own loader, so nothing of the system changes.
 llama_tools() {
-  local dir="$CACHE/llama-tools" temp deb program
+  local dir="$CACHE/llama-tools"
   if [ ! -d "$dir" ]; then
     if [ "$(uname -m)" != x86_64 ] || ! have dpkg-deb || ! have apt-get; then
       say "skipped: llama-bench and llama-quantize are taken from Debian's packages for x86-64"
       return 1
     fi
-    mkdir -p "$CACHE"
-    temp="$(mktemp -d "$CACHE/.llama-tools.XXXXXX")"
-    debian_packages forky "$temp" llama.cpp-tools libllama0 libggml0 libc6 libgcc-s1 libstdc++6 libgomp1 libssl3t64 zlib1g libzstd1
-    mkdir "$temp/root"
-    for deb in "$temp"/*.deb; do dpkg-deb -x "$deb" "$temp/root"; done
-    for program in llama-bench llama-quantize; do
-      wrapped "$program" >"$temp/root/$program"
-      chmod +x "$temp/root/$program"
-    done
-    mv -T "$temp/root" "$dir" 2>/dev/null || [ -d "$dir" ] || die "llama.cpp's tools could not be moved to $dir"
-    rm -rf "$temp"
+    unpack_debian forky "$dir" wrap_llama_tools \
+      llama.cpp-tools libllama0 libggml0 libc6 libgcc-s1 libstdc++6 libgomp1 libssl3t64 zlib1g libzstd1
   fi
   printf '%s\n' "$dir"
+}
+
+wrap_llama_tools() {
+  local program
+  for program in llama-bench llama-quantize; do
+    wrapped "$program" >"$1/$program"
+    chmod +x "$1/$program"
+  done
 }
 
 # ggml's CPU code comes in a library for each kind of CPU, and is looked for where Debian installs it.

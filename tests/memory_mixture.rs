@@ -117,8 +117,7 @@ fn row(ggml_type: GgmlType, n: u64) -> Vec<u8> {
 
 /// The published edit of the writers of [`EDITED`], by 1 % along a random direction.
 fn edits(gguf: &Gguf) -> Vec<Edit> {
-    let plan = plan_of(gguf).unwrap();
-    let mut plan = plan;
+    let mut plan = plan_of(gguf).unwrap();
     plan.writers.retain(|writer| writer.tensor.starts_with(&format!("blk.{EDITED}.")));
     let weights: Vec<WriterWeights> =
         plan.writers.iter().map(|writer| edit::read_weights(gguf, writer).unwrap()).collect();
