@@ -191,12 +191,11 @@ pub fn verify_against(
             result.identical += 1;
             continue;
         }
-        let (old, new) = (from.read_part(a, 0..a.n_bytes())?, edited.read_tensor(b)?);
         if edit.is_none() && !edits.is_empty() {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
         }
-        let (change, sums) = tensor_change((a, &old), (b, &new), edit)?;
+        let (change, sums) = tensor_change((from, a), (edited, b), edit)?;
         total.dot += sums.dot;
         total.along += sums.along;
         result.tensors.push(change);
@@ -284,29 +283,30 @@ fn same_records(
     Ok(of_a.len() == of_b.len())
 }
 
-/// The bytes of at most `n` rows from row `first` on.
-fn rows_from<'b>((info, bytes): (&TensorInfo, &'b [u8]), first: usize, n: usize) -> &'b [u8] {
-    let row = info.row_bytes() as usize;
-    &bytes[first * row..((first + n) * row).min(bytes.len())]
+/// Where the bytes of some rows of a tensor lie, counted from its first.
+fn bytes_of(info: &TensorInfo, rows: &Range<u64>) -> Range<u64> {
+    rows.start * info.row_bytes()..rows.end * info.row_bytes()
 }
 
-/// Change of one tensor, decoded run by run.
+/// Change of one tensor, read and decoded run by run: the largest of a mixture are too large to be held twice.
 fn tensor_change(
-    base: (&TensorInfo, &[u8]),
-    edited: (&TensorInfo, &[u8]),
+    (from, base): (Base<'_>, &TensorInfo),
+    (file, edited): (&Gguf, &TensorInfo),
     edit: Option<&Edit>,
 ) -> Result<(TensorChange, Sums), VerifyError> {
-    let n_in = base.0.ne[0] as usize;
+    let n_in = base.ne[0] as usize;
     let n_expert = edit.map_or(1, |e| e.n_expert as usize);
     let mut along = vec![0.0f64; n_in * n_expert];
     let (mut delta_sq, mut base_sq) = (0.0, 0.0);
     let mut old = Vec::new();
-    let rows = (CHUNK / 4 / n_in.max(1)).max(1);
-    for first in (0..base.0.n_rows() as usize).step_by(rows) {
-        let (of_base, of_edited) = (rows_from(base, first, rows), rows_from(edited, first, rows));
+    let step = (CHUNK / 4 / n_in.max(1)).max(1);
+    for first in (0..base.n_rows() as usize).step_by(step) {
+        let rows = first as u64..base.n_rows().min((first + step) as u64);
+        let of_base = from.read_part(base, bytes_of(base, &rows))?;
+        let of_edited = file.read_part(edited, bytes_of(edited, &rows))?;
         old.clear();
-        edit::for_each_run(base.0, of_base, |_, v| old.extend_from_slice(v))?;
-        edit::for_each_run(edited.0, of_edited, |run_first, new| {
+        edit::for_each_run(base, &of_base, |_, v| old.extend_from_slice(v))?;
+        edit::for_each_run(edited, &of_edited, |run_first, new| {
             let old = &old[run_first * n_in..];
             for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
                 let row = first + run_first + i;
@@ -321,7 +321,7 @@ fn tensor_change(
             }
         })?;
     }
-    Ok(summarise(base.0, (delta_sq, base_sq), &along, edit))
+    Ok(summarise(base, (delta_sq, base_sq), &along, edit))
 }
 
 /// leftᵀΔ as it acts: of each expert times its scale, so that tensors can be added up.
