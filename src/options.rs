@@ -141,7 +141,7 @@ impl InjectOptions {
         Ok(Self {
             output,
             in_place: args.in_place,
-            search: search_options(&args.search)?,
+            search: search_options(&args.search, args.force)?,
             lever: args.search.lever,
             direction: args.direction,
             resume: args.search.resume,
@@ -321,7 +321,7 @@ fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
     Error::Option { flag, problem, hint }
 }
 
-fn search_options(args: &SearchArgs) -> Result<SearchOptions, Error> {
+fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error> {
     if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
         let problem = format!("expected a positive number of nats, found {kl}");
         return Err(option("--max-kl", problem, None));
@@ -333,6 +333,7 @@ fn search_options(args: &SearchArgs) -> Result<SearchOptions, Error> {
         max_false_refusal: max_false_refusal(args)?,
         trials: trials(args.trials)?,
         time_budget: args.time_budget.map(std::time::Duration::from_secs),
+        to_the_end: force,
     })
 }
 

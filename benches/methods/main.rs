@@ -20,9 +20,11 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// KL on harmless prompts that every edit may spend, nats.
 const MAX_KL: f64 = 0.05;
 /// Layer of the directions, where `inject` finds it best on this model.
-const LAYER: usize = 14;
+const LAYER: usize = 16;
 /// Orders of the prompts.
 const SEEDS: u64 = 10;
+/// What is measured in each of them.
+const IN_ORDERS: [Recipe; 3] = [RECIPES[0], RECIPES[1], Recipe::Published];
 
 /// What is compared.
 const RECIPES: [Recipe; 8] = [
@@ -94,29 +96,37 @@ fn seeds(lab: &mut Lab) -> Result<(), Failure> {
     println!("## Ten orders of the prompts\n");
     println!(
         "Which prompts are learned from, searched on and reported on is drawn anew: eighths of each kind, four \
-         to extract, two to search, two to report. {} at {MAX_KL} nats; change of the share refused against \
+         to extract, two to search, two to report. Each edit at {MAX_KL} nats; change of the share refused against \
          the base on the same report prompts.\n",
-        RECIPES[0].name()
     );
-    println!("| order | strength | harmful | harmless | alarming | broken | KL |");
-    println!("|--:|--:|--:|--:|--:|--:|--:|");
-    let mut changes = Vec::new();
+    println!("| order | edit | strength | harmful | harmless | alarming | broken | KL |");
+    println!("|--:|---|--:|--:|--:|--:|--:|--:|");
+    let mut changes = IN_ORDERS.map(|_| Vec::new());
     for seed in 1..=SEEDS {
         let learned = lab.learn(seed)?;
         let mut sets = Sets::of(&lab.questions(seed).2, [48, 32, 32]);
         lab.engine().apply(&[])?;
         let base = Counts::of(lab.engine(), &sets)?;
         sets.set_base(lab.engine())?;
-        let (strength, counts) = measure(lab, &learned, RECIPES[0], &sets)?;
-        println!("| {seed} | {:.2} % | {} | {:.3} |", 100.0 * strength, counts.changes(&base), counts.kl);
-        changes.push(counts.rates_against(&base));
+        for (recipe, changes) in IN_ORDERS.into_iter().zip(&mut changes) {
+            let (strength, counts) = measure(lab, &learned, recipe, &sets)?;
+            let (name, strength) = (recipe.name(), 100.0 * strength);
+            println!("| {seed} | {name} | {strength:.2} % | {} | {:.3} |", counts.changes(&base), counts.kl);
+            changes.push([counts.rates_against(&base), vec![counts.kl]].concat());
+        }
     }
-    let cell = |kind: usize| {
-        let of: Vec<f64> = changes.iter().map(|c| c[kind]).collect();
-        let mean = of.iter().sum::<f64>() / of.len() as f64;
-        let spread = (of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (of.len() - 1) as f64).sqrt();
-        format!("{mean:+.2} ± {spread:.2}")
-    };
-    println!("| mean ± s.d. | | {} | {} | {} | | |\n", cell(0), cell(1), cell(2));
+    for (recipe, changes) in IN_ORDERS.into_iter().zip(&changes) {
+        let cells: Vec<String> = (0..4).map(|column| mean_and_spread(changes, column)).collect();
+        println!("| mean ± s.d. | {} | | {} | | {} |", recipe.name(), cells[..3].join(" | "), cells[3]);
+    }
+    println!();
     Ok(())
+}
+
+/// Of one column: mean and standard deviation.
+fn mean_and_spread(rows: &[Vec<f64>], column: usize) -> String {
+    let of: Vec<f64> = rows.iter().map(|row| row[column]).collect();
+    let mean = of.iter().sum::<f64>() / of.len() as f64;
+    let spread = (of.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (of.len() - 1).max(1) as f64).sqrt();
+    format!("{mean:+.3} ± {spread:.3}")
 }

@@ -46,8 +46,44 @@ fn measure(model: &Model) -> Result<(), Failure> {
         number(&report["edit"]["layer"]),
     );
     table::print(&format!("Whole job: {}", model.name()), &text, &["stage", "s", "share"], &rows);
+    search(model, &report);
     result(model, &report["scores"]);
     road(model, dir.path(), total)
+}
+
+/// How many trials it took to what was chosen, and what files in place of adapters would have added.
+fn search(model: &Model, report: &Value) {
+    let none = Vec::new();
+    let [probes, trials] = ["probes", "trials"].map(|key| report["search"][key].as_array().unwrap_or(&none));
+    let best = report["search"]["best"].as_u64();
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let row = |(i, trial): (usize, &Value)| {
+        let score = &trial["score"];
+        let total = |kind| score[kind]["refused"]["total"].as_u64().unwrap_or_default();
+        vec![
+            format!("{}{}", i + 1, if best == Some(i as u64) { " (chosen)" } else { "" }),
+            format!("{:.4}", number(&trial["strength"])),
+            ["harmful", "harmless", "alarming"].map(total).iter().sum::<u64>().to_string(),
+            format!("{:+.3}", number(&trial["utility"])),
+        ]
+    };
+    let rows: Vec<Vec<String>> = trials.iter().enumerate().map(row).collect();
+    let stages = report["stages"].as_array().unwrap_or(&none);
+    let stage =
+        |name: &str| stages.iter().filter(|s| s["name"] == name).map(|s| number(&s["seconds"])).sum::<f64>();
+    let edits = probes.len() + trials.len();
+    let text = format!(
+        "{} candidates compared by first tokens, each at two or three strengths, then these trials; one that cannot be the best any \
+         more is ended, and its utility is the most it could have become. The choice is number {} of {}. Files in place of adapters \
+         would have added {:.0} s or more to the {:.0} s of the search ({edits} edits, written and loaded).",
+        probes.len(),
+        best.map_or("none".into(), |best| (best + 1).to_string()),
+        trials.len(),
+        edits as f64 * (stage("writing") + stage("loading the model")),
+        stage("searching"),
+    );
+    let header = ["trial", "strength", "prompts asked", "utility"];
+    table::print(&format!("Trials to the choice: {}", model.name()), &text, &header, &rows);
 }
 
 /// What that job made of the model.

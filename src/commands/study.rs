@@ -271,7 +271,11 @@ fn describe_trial(t: &Trial) -> String {
         t.score.broken().count,
         t.score.kl,
         t.utility,
-        if t.accepted { "" } else { ", over a limit" }
+        match (t.stopped, t.accepted) {
+            (true, _) => " at most: ended",
+            (false, true) => "",
+            (false, false) => ", over a limit",
+        }
     )
 }
 

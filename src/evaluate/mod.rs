@@ -158,7 +158,7 @@ impl Tally {
 }
 
 /// One model's outcome on one set of questions.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
     /// Harmful prompts: refused is good.
     pub harmful: Tally,
@@ -320,8 +320,27 @@ impl Examiner {
     /// # Errors
     /// [`LlamaError`].
     pub fn examine(&self, engine: &mut dyn Engine) -> Result<Examination, LlamaError> {
+        self.examine_while(engine, &mut |_| true)
+    }
+
+    /// The same, harmless prompts (and KL) first, then harmful, then alarming ones, each only if `going` wants more after
+    /// what the score so far says. Kinds that were not asked have no answers.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn examine_while(
+        &self,
+        engine: &mut dyn Engine,
+        going: &mut dyn FnMut(&Score) -> bool,
+    ) -> Result<Examination, LlamaError> {
         let (harmless, kl) = self.harmless(engine, N_PREDICT)?;
-        self.judge(engine, harmless, kl)
+        let mut answers = [Vec::new(), harmless, Vec::new()];
+        for (kind, texts) in self.questions.by_kind().into_iter().enumerate() {
+            if kind != HARMLESS && going(&score(&answers, kl)) {
+                answers[kind] = engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?;
+            }
+        }
+        Ok(Examination { score: score(&answers, kl), answers })
     }
 
     fn harmless(&self, engine: &mut dyn Engine, n_predict: usize) -> Result<(Vec<String>, f64), LlamaError> {
@@ -331,17 +350,6 @@ impl Examiner {
                 sum += kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY);
             })?;
         Ok((answers, sum / self.base.len().max(1) as f64))
-    }
-
-    fn judge(
-        &self,
-        engine: &mut dyn Engine,
-        harmless: Vec<String>,
-        kl: f64,
-    ) -> Result<Examination, LlamaError> {
-        let mut ask = |texts: &[String]| engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ());
-        let answers = [ask(&self.questions.harmful)?, harmless, ask(&self.questions.alarming)?];
-        Ok(Examination { score: score(&answers, kl), answers })
     }
 }
 

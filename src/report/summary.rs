@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Report;
 use crate::evaluate::Score;
+use crate::evaluate::stats::Proportion;
 use crate::output::{Table, bar, percent, sparkline, wrap};
 use crate::search::LeverOutcome;
 
@@ -82,7 +83,11 @@ impl Report {
         let tell = |o: &LeverOutcome| {
             let chosen = if o.lever == self.edit.lever { '>' } else { ' ' };
             let answers = o.trial.map_or("answers not judged".into(), |t| {
-                let over = if t.accepted { "" } else { ", over a limit" };
+                let over = match t {
+                    _ if t.stopped => return "ended when it could not be the best".into(),
+                    _ if t.accepted => "",
+                    _ => ", over a limit",
+                };
                 format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
             });
             format!("{chosen} {:8}{:+.3} by first tokens, {answers}", o.lever.name(), o.probe.utility)
@@ -99,7 +104,10 @@ impl Report {
         let mut table =
             Table::new(&["search split", "layer", "strength", "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
         let mut row = |name: String, layer: String, strength: String, score: &Score| {
-            let count = |p: crate::evaluate::stats::Proportion| format!("{}/{}", p.count, p.total);
+            let count = |p: Proportion| match p.total {
+                0 => "–".to_owned(),
+                total => format!("{}/{total}", p.count),
+            };
             let harmful = score.harmful.refused();
             table.row(vec![
                 name,
@@ -107,7 +115,7 @@ impl Report {
                 strength,
                 format!("{:.4}", score.kl),
                 count(harmful),
-                bar(harmful.rate(), BAR),
+                if harmful.total == 0 { String::new() } else { bar(harmful.rate(), BAR) },
                 count(score.harmless.refused()),
                 count(score.alarming.refused()),
             ]);
@@ -121,7 +129,10 @@ impl Report {
             let (lever, layer) = (trial.candidate.lever.name(), trial.candidate.layer.to_string());
             row(format!("{front}{written} {lever}"), layer, percent(trial.strength), &trial.score);
         }
-        format!("{table}* on the Pareto front of refusals, false refusals and KL   > best")
+        let stopped = self.search.trials.iter().any(|t| t.stopped);
+        let ended =
+            if stopped { "\n– not asked, since the trial could not be the best any more" } else { "" };
+        format!("{table}* on the Pareto front of refusals, false refusals and KL   > best{ended}")
     }
 
     fn separation_lines(&self) -> String {

@@ -30,12 +30,14 @@ fn trials() -> Vec<Trial> {
         (0.01, 33, 0.0109, true),
         (0.3, 20, f64::INFINITY, false),
     ];
+    let ended = Score { harmless: tally(3, 48), ..Score::default() };
     let trial = |(strength, refused, kl, on_front): (f64, u64, f64, bool)| Trial {
         candidate: candidate(),
         strength,
-        score: score([refused, 3, 17], kl),
+        score: if kl.is_finite() { score([refused, 3, 17], kl) } else { Score { kl, ..ended } },
         utility: if kl.is_finite() { 0.31 - kl } else { f64::NEG_INFINITY },
         accepted: kl < 0.05,
+        stopped: kl.is_infinite(),
         on_front,
     };
     tried.into_iter().map(trial).collect()
@@ -291,6 +293,9 @@ fn the_page_has_the_numbers_of_the_json() {
 
     let refused = |score: &Value, kind: &str| {
         let p = &score[kind]["refused"];
+        if p["total"] == 0 {
+            return "–".into();
+        }
         let share = |key: &str| format!("{:.2}", p[key].as_f64().unwrap()).trim_start_matches('0').to_owned();
         format!("{}/{} ({}, {}-{})", p["count"], p["total"], share("rate"), share("low"), share("high"))
     };
@@ -356,8 +361,8 @@ fn every_chart_is_told_in_words_and_has_every_point() {
     }
     let dots = |chart: usize| charts[chart].descendants().filter(|n| n.has_tag_name("circle")).count();
     // Six scores; 24 layers, one without a d′; two sets of 16 prompts of three kinds; a ring and four trials, of
-    // which one has no finite KL; two points for each of 16 tensors.
-    let expected = [6, 6, 6, 24, 23, 96, 72, 5, 4, 4, 32, 32];
+    // which one was ended and has no finite KL; two points for each of 16 tensors.
+    let expected = [6, 6, 6, 24, 23, 96, 72, 4, 4, 4, 32, 32];
     assert_eq!((0..charts.len()).map(dots).collect::<Vec<_>>(), expected);
 }
 

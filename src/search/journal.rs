@@ -213,9 +213,9 @@ impl Journal {
         })
     }
 
-    /// What a trial of `candidate` at `strength` saw.
+    /// What a trial of `candidate` at `strength` saw: the last one, since one that was stopped may have been made again.
     pub(super) fn trial(&self, candidate: &Candidate, strength: f64) -> Option<Score> {
-        self.rows.iter().find_map(|row| match row {
+        self.rows.iter().rev().find_map(|row| match row {
             Row::Trial { candidate: c, strength: s, score } if c == candidate && *s == strength => {
                 Some(*score)
             }

@@ -17,14 +17,24 @@ pub(super) struct TrialRow {
     #[serde(deserialize_with = "null::or_minus_infinity")]
     utility: f64,
     accepted: bool,
+    /// Absent in reports of before trials could be stopped.
+    #[serde(default)]
+    stopped: bool,
     on_front: bool,
 }
 
 impl From<TrialRow> for Trial {
     fn from(row: TrialRow) -> Self {
-        let TrialRow { lever, layer, window, contrast, strength, score, utility, accepted, on_front } = row;
-        let candidate = Candidate { lever, layer, window, contrast };
-        Self { candidate, strength, score, utility, accepted, on_front }
+        let TrialRow { lever, layer, window, contrast, .. } = row;
+        Self {
+            candidate: Candidate { lever, layer, window, contrast },
+            strength: row.strength,
+            score: row.score,
+            utility: row.utility,
+            accepted: row.accepted,
+            stopped: row.stopped,
+            on_front: row.on_front,
+        }
     }
 }
 

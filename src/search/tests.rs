@@ -130,6 +130,7 @@ const AUTO: SearchOptions = SearchOptions {
     max_false_refusal: 0.05,
     trials: 5,
     time_budget: None,
+    to_the_end: false,
 };
 
 #[test]
@@ -146,6 +147,14 @@ fn less_strength_is_tried_until_it_is_worse() {
     let strengths = |quality| run(quality, SearchOptions { layer: Some(10), ..AUTO });
     let worse = strengths(|_, _| 60.0);
     assert_eq!((worse.trials.len(), worse.best), (2, Some(0)), "{worse:?}");
+    let [first, second] = [worse.trials[0], worse.trials[1]];
+    assert!(!first.stopped && second.stopped && !second.on_front, "{second:?}");
+    let Score { harmful, alarming, .. } = second.score;
+    assert_eq!(
+        (harmful.total(), alarming.total()),
+        (20, 0),
+        "harmful prompts showed it: alarming ones were not asked"
+    );
     // All of them are refused anyway: what remains is the price of the KL.
     let alike = strengths(|_, _| 1200.0);
     assert_eq!((alike.trials.len(), alike.best), (3, Some(2)), "{alike:?}");
@@ -160,8 +169,32 @@ fn a_budget_that_a_quick_look_underestimates_is_kept() {
     let result = search_with(&mut engine, &few, &[space(Lever::Plain)], options, &mut Journal::off());
     let [first, second] = [result.trials[0], result.trials[1]];
     assert!(first.score.kl > 0.1 && !first.accepted, "{first:?}");
+    assert!(first.stopped && first.score.harmful.total() == 0, "harmless prompts showed it: {first:?}");
     assert!(second.accepted && second.score.kl <= 0.05 && second.score.kl > 0.04, "{second:?}");
     assert!(result.best().unwrap().score.kl <= 0.05);
+}
+
+#[test]
+fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.search.jsonl");
+    let mut journal = Journal::begin(&path, journal::tests::head());
+    let spaces = [space(Lever::Plain)];
+    let options = SearchOptions { layer: Some(10), ..AUTO };
+    let (stopped, _) = run_on(&spaces, |_, _| 60.0, options, &mut journal);
+    let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+    let to_the_end = SearchOptions { to_the_end: true, ..options };
+    let (whole, _) = run_on(&spaces, |_, _| 60.0, to_the_end, &mut journal);
+    assert!(stopped.trials[1].stopped && !whole.trials[1].stopped, "{whole:?}");
+    assert_eq!(whole.trials[1].score.alarming.total(), 20);
+    assert_eq!(
+        whole,
+        run_with(&spaces, |_, _| 60.0, to_the_end),
+        "what the journal holds of it is not taken"
+    );
+    let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+    let (again, applied) = run_on(&spaces, |_, _| 60.0, to_the_end, &mut journal);
+    assert!(again == whole && applied < 5, "{applied}");
 }
 
 #[test]

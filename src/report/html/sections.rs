@@ -243,7 +243,8 @@ pub fn search(report: &Report) -> Option<Section> {
         id: "search",
         title: "Strength, refusals and KL",
         text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
-               in refusals of harmful, harmless and alarming prompts and in KL together. Numbers are those of the table."
+               in refusals of harmful, harmless and alarming prompts and in KL together. A trial ends when it cannot be the \
+               best any more: kinds that it was not asked are a dash. Numbers are those of the table."
             .into(),
         legend: legend.into_iter().chain(lines).collect(),
         charts: search_charts(report),
@@ -279,8 +280,10 @@ fn search_charts(report: &Report) -> Vec<Chart> {
         cost.level("budget", budget);
     }
     for (i, t) in trials.iter().enumerate() {
-        let points = [(t.strength, refused(t)), (t.score.kl, refused(t)), (t.strength, t.score.kl)];
-        for (chart, point) in [&mut by_strength, &mut by_kl, &mut cost].into_iter().zip(points) {
+        let asked = t.score.harmful.total() > 0;
+        let answers = [(&mut by_strength, (t.strength, refused(t))), (&mut by_kl, (t.score.kl, refused(t)))];
+        let answers = answers.into_iter().filter(|_| asked);
+        for (chart, point) in answers.chain([(&mut cost, (t.strength, t.score.kl))]) {
             if report.search.best == Some(i) {
                 chart.dot("ring", point, told[i].clone());
             }
@@ -292,20 +295,26 @@ fn search_charts(report: &Report) -> Vec<Chart> {
 }
 
 fn tell(i: usize, t: &Trial) -> String {
+    let ended = if t.stopped { "; ended, since it could not be the best" } else { "" };
     format!(
-        "{}: {} layer {}, strength {}, KL {}, harmful refused {}",
+        "{}: {} layer {}, strength {}, KL {}, harmful refused {}{ended}",
         i + 1,
         t.candidate.lever.name(),
         t.candidate.layer,
         percent(t.strength),
         fixed(t.score.kl, 4),
-        t.score.harmful.refused()
+        count(t.score.harmful)
     )
+}
+
+/// How many were refused, if any were asked.
+fn count(tally: Tally) -> String {
+    if tally.total() == 0 { "–".into() } else { tally.refused().to_string() }
 }
 
 fn search_tables(report: &Report) -> Vec<Table> {
     let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
-    let counts = |score: &Score| tallies(score).map(|t| t.refused().to_string());
+    let counts = |score: &Score| tallies(score).map(count);
     let base = report.search.base.iter().map(|base| {
         let none = || String::from("–");
         let front = [String::from("base"), none(), none(), none(), fixed(base.kl, 4)];
@@ -316,11 +325,13 @@ fn search_tables(report: &Report) -> Vec<Table> {
         let c = &t.candidate;
         let front =
             [number, c.lever.name().into(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
-        let back = [fixed(t.utility, 3), yes(t.accepted), yes(t.on_front)];
+        let within = if t.stopped { "ended".into() } else { yes(t.accepted) };
+        let most = if t.stopped { "at most " } else { "" };
+        let back = [format!("{most}{}", fixed(t.utility, 3)), within, yes(t.on_front)];
         [front.to_vec(), counts(&t.score).to_vec(), back.to_vec()].concat()
     });
     let levers = report.levers.iter().map(|o| {
-        let trial = o.trial.map_or("–".into(), |t| t.score.harmful.refused().to_string());
+        let trial = o.trial.map_or("–".into(), |t| count(t.score.harmful));
         let probe = &o.probe;
         let numbers = [percent(probe.strength), fixed(probe.utility, 3), fixed(o.max_kl, 3), trial];
         [vec![o.lever.name().to_owned(), probe.candidate.layer.to_string()], numbers.to_vec()].concat()
