@@ -98,8 +98,8 @@ pub struct InjectArgs {
     pub search: SearchArgs,
     /// Apply the edit that `direction` stored, without a search.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "lever", "system_prompt",
-        "resume"
+        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
+        "system_prompt", "resume"
     ])]
     pub direction: Option<PathBuf>,
     /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
@@ -253,6 +253,9 @@ pub struct SearchArgs {
     /// Start no new trial after this many seconds.
     #[arg(long, value_name = "SECONDS")]
     pub time_budget: Option<u64>,
+    /// Most memory for the writers' inputs, MiB: where a large model's need more, fewer prompts teach the gates.
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=1 << 24))]
+    pub memory: u64,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub prompts: Vec<PathBuf>,

@@ -54,6 +54,8 @@ pub struct InjectOptions {
     pub direction: Option<PathBuf>,
     /// Whether a stopped search goes on.
     pub resume: bool,
+    /// Most bytes of the writers' inputs.
+    pub memory: u64,
     /// How edited tensors are quantized.
     pub requant: Requant,
     /// Importance matrix of the model's weights.
@@ -145,6 +147,7 @@ impl InjectOptions {
             lever: args.search.lever,
             direction: args.direction,
             resume: args.search.resume,
+            memory: args.search.memory << 20,
             system_prompt: system_prompt(&args.search)?,
             requant,
             source,

@@ -2,6 +2,7 @@
 
 use crate::commands::estimate::Estimate;
 use crate::commands::inject::prompt_facts;
+use crate::commands::material;
 use crate::commands::session::Opened;
 use crate::gguf::in_place::journal_path;
 use crate::llama::ContextMemory;
@@ -17,6 +18,8 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
     let estimate = Estimate::of(opened, options, prompts);
     let context = ContextMemory::of(&opened.gguf);
+    let inputs =
+        if options.direction.is_some() { 0 } else { material::inputs_memory(plan, options, prompts) };
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),
         "output": options.output.display().to_string(),
@@ -30,6 +33,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         "write_memory": write_memory(opened, options),
         "mapped_bytes": opened.gguf.total_len(),
         "context_memory": context,
+        "inputs_memory": inputs,
         "prompts": prompt_facts(prompts),
         "estimate": estimate,
     });
@@ -49,11 +53,13 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         write_memory(opened, options) / 1_000_000
     ));
     printer.say(format!(
-        "running it takes about {} MB (cache {}, scratch {}, logits {}) beside the file, which is mapped",
+        "running it takes about {} MB (cache {}, scratch {}, logits {}) beside the file, which is mapped, and what gates are \
+         learned from {} MB",
         context.total() / 1_000_000,
         context.cache / 1_000_000,
         context.compute / 1_000_000,
         context.output / 1_000_000,
+        inputs / 1_000_000,
     ));
     printer.say(format!(
         "it would decode some {} thousand tokens: about {} on {} CPU threads with AVX-512, up to twice that without",

@@ -40,6 +40,7 @@ pub fn open(
         lever: options.lever,
         strength: options.search.strength,
         max_kl: options.search.max_kl,
+        memory: options.memory,
         threads: options.run.threads,
         gpu_layers: devices::n_layers(offload),
         devices: devices::in_use(offload),

@@ -15,7 +15,7 @@ use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::options::InjectOptions;
-use crate::output::Printer;
+use crate::output::{Printer, percent};
 use crate::plan::Plan;
 use crate::prompts::{self, PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
@@ -133,7 +133,14 @@ impl Material {
     ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
         let collector = Collector { prompts, printer };
-        let capture = capture(&opened.plan, options.method, scar);
+        let capture = capture(&opened.plan, options, prompts, scar);
+        if capture.share() < 1.0 {
+            printer.say(format!(
+                "the writers' inputs would take more than {} MiB (--memory): {} of the prompts teach the gates",
+                options.memory >> 20,
+                percent(capture.share())
+            ));
+        }
         let seen = PromptKind::ALL.map(|kind| collector.collect((engine, examiner), &capture, kind));
         let [harmful, harmless, alarming] = seen;
         let mut seen = [harmful?, harmless?, alarming?];
@@ -260,7 +267,11 @@ impl Collector<'_> {
         kind: PromptKind,
     ) -> Result<Seen, Error> {
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
-        let texts = self.texts(kind);
+        let mut texts = self.texts(kind);
+        if capture.share() < 1.0 {
+            // The inputs of the first ones are kept, and topics lie in blocks.
+            texts = scattered(texts);
+        }
         let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
         let activations = engine.collect(&chats(&texts, None), capture, &mut |i, logits| {
             odds[i] = examiner.odds(logits);
@@ -292,13 +303,35 @@ fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
 }
 
 /// What is looked at: with a gate, only the writers that may be edited.
-fn capture(plan: &Plan, method: Method, scar: bool) -> Capture {
-    let capture = Capture::new(plan).with_sample(SAMPLE).with_tail(TAIL);
-    if !method.is_gated() {
-        return capture;
+fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, scar: bool) -> Capture {
+    let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(TAIL);
+    if options.method.is_gated() {
+        let widest = if scar { WINDOWS_SCAR[0] } else { WINDOW };
+        capture = capture.only(&plan.writers_in(widest));
     }
-    let widest = if scar { WINDOWS_SCAR[0] } else { WINDOW };
-    capture.only(&plan.writers_in(widest))
+    capture.within(options.memory, n_token(options.method, prompts))
+}
+
+/// Tokens at which the writers' inputs are kept, of all kinds of prompts and of prose.
+fn n_token(method: Method, prompts: &PromptSet) -> u64 {
+    let n_prompt: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
+    let prose = if method.is_gated() { PROSE_SAMPLE } else { 0 };
+    (n_prompt * (1 + TAIL) + PromptKind::ALL.len() * SAMPLE + prose) as u64
+}
+
+/// Bytes of the writers' inputs that learning keeps, where nothing was removed from the weights.
+pub fn inputs_memory(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> u64 {
+    let capture = capture(plan, options, prompts, false);
+    capture.token_bytes().saturating_mul(n_token(options.method, prompts)).min(options.memory)
+}
+
+/// `texts` in an order of which every beginning is spread evenly over all of them.
+fn scattered(texts: Vec<String>) -> Vec<String> {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    let mut numbered: Vec<(f64, String)> =
+        texts.into_iter().enumerate().map(|(i, text)| ((i as f64 * GOLDEN).fract(), text)).collect();
+    numbered.sort_by(|a, b| a.0.total_cmp(&b.0));
+    numbered.into_iter().map(|(_, text)| text).collect()
 }
 
 /// w̄ of every writer, and of each of its experts, turned towards refusal if the `method` says so.
@@ -335,4 +368,22 @@ fn input_models([harmful, harmless, alarming]: [&Activations; 3], printer: &Prin
         activations::input_model(&[&harmful.inputs[i], &harmless.inputs[i], &alarming.inputs[i]], PRINCIPAL)
     });
     models.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_beginning_of_scattered_texts_is_spread_over_all() {
+        let texts: Vec<String> = (0..96).map(|i| i.to_string()).collect();
+        let scattered = scattered(texts);
+        for n in [12, 24, 48] {
+            let mut first: Vec<usize> = scattered[..n].iter().map(|text| text.parse().unwrap()).collect();
+            first.sort_unstable();
+            let gaps = first.windows(2).map(|pair| pair[1] - pair[0]);
+            assert!(gaps.max().unwrap() <= 3 * 96 / n, "{first:?}");
+        }
+        assert_eq!(scattered.len(), 96);
+    }
 }

@@ -14,9 +14,6 @@ use crate::plan::{Plan, ResidualWriter};
 
 mod routed;
 
-/// Most memory for the last-token inputs of all writers together; beyond it fewer prompts are kept.
-const MAX_INPUT_BYTES: usize = 1 << 30;
-
 /// The names to look for.
 #[derive(Debug, Clone)]
 pub struct Capture {
@@ -33,6 +30,8 @@ pub struct Capture {
     n_sample: usize,
     /// Tokens before each prompt's last one whose inputs are kept.
     n_tail: usize,
+    /// Share of the prompts and of the sample whose inputs are kept.
+    share: f64,
 }
 
 /// What a writer is given to read at one token.
@@ -92,6 +91,7 @@ impl Capture {
             shapes: plan.writers.iter().map(|w| InputShape::of(w, n_used)).collect(),
             n_sample: 0,
             n_tail: 0,
+            share: 1.0,
         }
     }
 
@@ -114,7 +114,8 @@ impl Capture {
     pub(super) fn nothing() -> Self {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
         let streams = Streams::One;
-        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, shapes: Vec::new(), n_sample: 0, n_tail: 0 }
+        let (shapes, share) = (Vec::new(), 1.0);
+        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, shapes, n_sample: 0, n_tail: 0, share }
     }
 
     /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
@@ -127,6 +128,28 @@ impl Capture {
         Self { n_tail: n, ..self }
     }
 
+    /// Keeps no more of the writers' inputs than `bytes`, where all collections together would keep those of `n_token`
+    /// tokens: the same share of each. Of the prompts, the first ones.
+    pub fn within(self, bytes: u64, n_token: u64) -> Self {
+        let wanted = self.token_bytes().saturating_mul(n_token);
+        Self { share: if wanted > bytes { bytes as f64 / wanted as f64 } else { 1.0 }, ..self }
+    }
+
+    /// Bytes of the inputs of all writers at one token.
+    pub fn token_bytes(&self) -> u64 {
+        (self.shapes.iter().map(|s| s.values()).sum::<usize>() * size_of::<f32>()) as u64
+    }
+
+    /// Share of the prompts and of the sample whose inputs are kept.
+    pub fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// The share of `n` that is kept.
+    fn shared(&self, n: usize) -> usize {
+        (n as f64 * self.share) as usize
+    }
+
     /// Tokens before the last one that are kept.
     pub(super) fn n_tail(&self) -> usize {
         self.n_tail
@@ -134,18 +157,13 @@ impl Capture {
 
     /// Tokens of all positions that are kept, of `available`.
     pub(super) fn n_sample(&self, available: usize) -> usize {
-        self.n_sample.min(available).min(self.rows_in_memory())
-    }
-
-    fn rows_in_memory(&self) -> usize {
-        let per_row: usize = self.shapes.iter().map(|s| s.values()).sum::<usize>() * size_of::<f32>();
-        MAX_INPUT_BYTES / per_row.max(1)
+        self.shared(self.n_sample).min(available)
     }
 
     /// Room for `n_prompt` prompts and `n_sample` tokens. Rows that are never captured stay NaN, so
     /// they are noticed.
     pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
-        let keep = n_prompt.min(self.rows_in_memory() / (1 + self.n_tail));
+        let keep = self.shared(n_prompt);
         let inputs = self.shapes.iter().map(|s| s.allocate([n_sample, keep * self.n_tail, keep]));
         Activations {
             residual: Array3::from_elem((n_prompt, self.n_layer, self.n_embd), f32::NAN),
@@ -320,3 +338,6 @@ impl EvalHook for CaptureHook<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,8 @@ pub struct Head {
     pub strength: Option<f64>,
     /// The KL budget that is given, nats; if none is, each lever has its own ([`Lever::max_kl`]).
     pub max_kl: Option<f64>,
+    /// Most bytes of the writers' inputs: with fewer of them other gates are learned.
+    pub memory: u64,
     /// CPU threads: sums may be taken in another order.
     pub threads: usize,
     /// Layers on devices; -1 = all.

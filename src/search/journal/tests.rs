@@ -15,6 +15,7 @@ pub(in crate::search) fn head() -> Head {
         lever: None,
         strength: None,
         max_kl: Some(0.1 + 0.2),
+        memory: 1 << 32,
         threads: 2,
         gpu_layers: 0,
         devices: Vec::new(),
