@@ -39,8 +39,6 @@ const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
 /// Shares of the best strength that are tried at the end, until one is worse than the one before it: less
 /// may do as well at less cost.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
-/// Part of the KL budget that is aimed at where a trial showed that the quick look had underestimated it.
-const AIM: f64 = 0.9;
 
 /// What is fixed by the user, and the budget.
 #[derive(Debug, Clone, Copy)]
@@ -218,15 +216,17 @@ impl<'a> Search<'a> {
         let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let total = result.probes.len() + self.options.trials;
-        let fine = if self.options.strength.is_some() { 0 } else { FINE_STRENGTHS.len() };
+        // At other strengths: one of two or three trials, two of more.
+        let fine = (self.options.trials / 2).min(FINE_STRENGTHS.len());
+        let fine = if self.options.strength.is_some() { 0 } else { fine };
         let whole = self.options.trials.saturating_sub(fine).max(1);
         for probe in result.ranked().iter().take(whole) {
             if !late() || result.trials.is_empty() {
-                self.trial(&probe.candidate, probe.strength, &mut result)?;
+                let strength = self.strength(&probe.candidate, probe.strength)?;
+                self.trial(&probe.candidate, strength, &mut result)?;
                 progress(&result, total);
             }
         }
-        let fine = fine.min(self.options.trials.saturating_sub(whole));
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
@@ -245,16 +245,12 @@ impl<'a> Search<'a> {
         let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
             return Ok(());
         };
-        let max_kl = self.limits().max_kl(start.candidate.lever);
-        let within = start.score.kl <= max_kl;
-        let whole = if within { 1.0 } else { (AIM * max_kl / start.score.kl).sqrt() };
-        let shares = FINE_STRENGTHS.map(|share| if within { share } else { share / FINE_STRENGTHS[0] });
         let mut before = if start.accepted { start.utility } else { f64::NEG_INFINITY };
-        for share in shares.into_iter().take(count) {
+        for share in FINE_STRENGTHS.into_iter().take(count) {
             if late() {
                 break;
             }
-            let trial = self.trial(&start.candidate, start.strength * whole * share, result)?;
+            let trial = self.trial(&start.candidate, start.strength * share, result)?;
             step(result);
             if (trial.accepted || trial.stopped) && trial.utility < before {
                 break;
@@ -349,17 +345,38 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// The strength at which the candidate spends the budget, beginning at `start`, and what the model
+    /// The strength at which the candidate spends the budget on all harmless prompts, beginning at that of a few.
+    fn strength(&mut self, candidate: &Candidate, start: f64) -> Result<f64, LlamaError> {
+        if self.options.strength.is_some() {
+            return Ok(start);
+        }
+        if let Some(known) = self.journal.strength(candidate, start) {
+            return Ok(known);
+        }
+        let strength = self.spending(self.examiner, candidate, start)?;
+        self.journal.add(Row::Strength { candidate: *candidate, start, strength });
+        Ok(strength)
+    }
+
+    /// The strength at which the candidate spends the budget on the prompts of `examiner`, beginning at `start`.
+    fn spending(
+        &mut self,
+        examiner: &Examiner,
+        candidate: &Candidate,
+        start: f64,
+    ) -> Result<f64, LlamaError> {
+        if let Some(strength) = self.options.strength {
+            return Ok(strength);
+        }
+        let max_kl = self.limits().max_kl(candidate.lever);
+        let make = |strength: f64| (self.make_edits)(candidate, strength);
+        KlBudget { engine: self.engine, examiner, max_kl }.strength(&make, start)
+    }
+
+    /// The strength at which the candidate spends the budget on few prompts, beginning at `start`, and what the model
     /// shows there: its first tokens, or its whole `answers`.
     fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, LlamaError> {
-        let strength = match self.options.strength {
-            Some(strength) => strength,
-            None => {
-                let max_kl = self.limits().max_kl(candidate.lever);
-                KlBudget { engine: self.engine, examiner: self.few, max_kl }
-                    .strength(&|strength| (self.make_edits)(candidate, strength), start)?
-            }
-        };
+        let strength = self.spending(self.few, candidate, start)?;
         self.engine.apply(&(self.make_edits)(candidate, strength))?;
         let quick = if answers { None } else { self.few.quick(self.engine)? };
         let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };

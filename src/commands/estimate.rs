@@ -105,7 +105,10 @@ fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
         None => BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
     };
     let trials = options.search.trials as f64;
-    probes as f64 * (asked(&few) + strength) + (1.0 + trials) * answered(&questions)
+    // Those at full strength are given it by all harmless prompts.
+    let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
+    let full = if strength > 0.0 { BUDGET_PASSES * asked(&harmless) * (trials / 2.0).ceil() } else { 0.0 };
+    probes as f64 * (asked(&few) + strength) + full + (1.0 + trials) * answered(&questions)
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {

@@ -81,6 +81,15 @@ pub enum Row {
         /// What was seen.
         look: Look,
     },
+    /// How strong a candidate may be before its trial.
+    Strength {
+        /// What was edited.
+        candidate: Candidate,
+        /// The strength that it began with.
+        start: f64,
+        /// The strength that spends the KL budget on all prompts.
+        strength: f64,
+    },
     /// A trial.
     Trial {
         /// What was edited.
@@ -211,6 +220,16 @@ impl Journal {
     pub(super) fn probe(&self, candidate: &Candidate, start: f64) -> Option<Look> {
         self.rows.iter().find_map(|row| match row {
             Row::Probe { candidate: c, start: s, look } if c == candidate && *s == start => Some(*look),
+            _ => None,
+        })
+    }
+
+    /// The strength of `candidate` that spends the budget, where `start` was the first guess.
+    pub(super) fn strength(&self, candidate: &Candidate, start: f64) -> Option<f64> {
+        self.rows.iter().find_map(|row| match row {
+            Row::Strength { candidate: c, start: s, strength } if c == candidate && *s == start => {
+                Some(*strength)
+            }
             _ => None,
         })
     }

@@ -78,17 +78,22 @@ impl SearchResult {
         own.reduce(|best, p| if p.utility > best.utility { p } else { best }).map(|p| p.candidate)
     }
 
-    /// Probes in the order in which their answers are worth judging: the best of every lever that
-    /// gained anything, so that levers are compared by answers too, then the others.
+    /// Probes in the order in which their answers are worth judging: the best, the best of every other κ and of every
+    /// other lever that gained anything, so that these are compared by answers too, then the others.
     pub(super) fn ranked(&self) -> Vec<Probe> {
-        let mut ranked = self.probes.clone();
-        ranked.sort_by(|a, b| b.utility.total_cmp(&a.utility));
-        let mut seen = Vec::new();
-        let (mut firsts, others): (Vec<Probe>, Vec<Probe>) = ranked.into_iter().partition(|p| {
-            let new = !seen.contains(&p.candidate.lever) && (seen.is_empty() || p.utility > 0.0);
-            seen.push(p.candidate.lever);
-            new
-        });
+        let mut others = self.probes.clone();
+        others.sort_by(|a, b| b.utility.total_cmp(&a.utility));
+        let mut firsts: Vec<Probe> = Vec::new();
+        let same: [fn(&Candidate, &Candidate) -> bool; 2] =
+            [|a, b| a.contrast == b.contrast, |a, b| a.lever == b.lever];
+        for same in same {
+            others.retain(|probe| {
+                let seen = firsts.iter().any(|first| same(&first.candidate, &probe.candidate));
+                let new = !seen && (firsts.is_empty() || probe.utility > 0.0);
+                firsts.extend(new.then_some(*probe));
+                !new
+            });
+        }
         firsts.extend(others);
         firsts
     }
