@@ -88,10 +88,6 @@ fn what_is_captured_on_a_device_is_what_the_cpu_shows() {
         assert!(moved < 0.995, "the edit does nothing: {moved}");
         // With one layer only, matrices of the others are copied to the device for large batches.
         for layers in [GpuLayers::All, GpuLayers::Last(1)] {
-            // Of a mixture that is split so, a writer's inputs come with a cosine of .92 only (docs/backends.md).
-            if layers != GpuLayers::All && gguf.architecture() == Some("qwen3moe") {
-                continue;
-            }
             let devices = Some(vec![device()]);
             let mut gpu = engine(&gguf, Offload { gpu_layers: layers, devices, ..Offload::default() });
             for (what, edits, (shown, logits)) in [("plain", &[][..], &plain), ("edited", &edit[..], &edited)]

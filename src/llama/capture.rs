@@ -11,6 +11,7 @@ use crate::activations::rows::NO_EXPERT;
 use crate::activations::{Activations, Part, Routes, WriterInputs};
 use crate::patches::Streams;
 use crate::plan::{Plan, ResidualWriter};
+use routed::Products;
 
 mod routed;
 
@@ -200,12 +201,14 @@ pub struct CaptureHook<'a> {
     keep: Keep,
     /// What was read last.
     rows: Vec<f32>,
+    /// The products of mixtures, as far as the graph has run.
+    products: Products,
 }
 
 impl<'a> CaptureHook<'a> {
     /// For one batch.
     pub fn new(capture: &'a Capture, activations: &'a mut Activations, keep: Keep) -> Self {
-        Self { capture, activations, keep, rows: Vec::new() }
+        Self { capture, activations, keep, rows: Vec::new(), products: Products::new() }
     }
 
     /// Checks that the batch showed every residual that was looked for.
@@ -226,7 +229,7 @@ impl<'a> CaptureHook<'a> {
     /// The dense writer whose product `node` is, and the node of its input.
     fn writer_input<'n>(&self, node: Node<'n>) -> Option<(usize, Node<'n>)> {
         let weight = node.is_mul_mat().then(|| node.src(0)).flatten()?;
-        let writer = *self.capture.inputs.get(weight.weight_name())?;
+        let writer = *self.capture.inputs.get(weight.original_name())?;
         let dense = self.capture.shapes[writer].n_expert == 1;
         dense.then(|| Some((writer, node.src(1)?))).flatten()
     }
@@ -320,9 +323,10 @@ impl EvalHook for CaptureHook<'_> {
         if self.keep.is_empty() {
             return false;
         }
+        self.capture.follow(node, &mut self.products);
         self.capture.residual.contains_key(node.name())
             || self.writer_input(node).is_some()
-            || self.capture.routed(node).is_some()
+            || self.capture.routed(node, &self.products).is_some()
     }
 
     fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError> {
@@ -332,7 +336,7 @@ impl EvalHook for CaptureHook<'_> {
         if let Some((writer, input)) = self.writer_input(node) {
             self.take_input(input, writer)?;
         }
-        if let Some(routed) = self.capture.routed(node) {
+        if let Some(routed) = self.capture.routed(node, &self.products) {
             self.take_routed(routed)?;
         }
         Ok(())

@@ -22,10 +22,10 @@ impl<'a> Node<'a> {
         unsafe { CStr::from_ptr(self.tensor.name.as_ptr()) }.to_str().unwrap_or("")
     }
 
-    /// The name of the weight that this is. Where a matrix is on another device than its product, ggml's
-    /// scheduler makes a copy for it, called `DEVICE#NAME#NUMBER`.
-    pub fn weight_name(&self) -> &'a str {
-        weight_name(self.name())
+    /// The name of what this is, or is a copy of. Where an input is on another device than what reads it, ggml's scheduler
+    /// makes a copy for it, called `DEVICE#NAME#NUMBER`.
+    pub fn original_name(&self) -> &'a str {
+        original_name(self.name())
     }
 
     /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
@@ -137,7 +137,7 @@ fn runs(offsets: &[usize], len: usize, gap: usize) -> Vec<Vec<usize>> {
     runs
 }
 
-fn weight_name(name: &str) -> &str {
+fn original_name(name: &str) -> &str {
     name.split('#').nth(1).unwrap_or(name)
 }
 
@@ -214,7 +214,8 @@ mod tests {
 
     #[test]
     fn a_copy_for_another_device_is_the_same_weight() {
-        assert_eq!(weight_name("blk.3.ffn_down.weight"), "blk.3.ffn_down.weight");
-        assert_eq!(weight_name("Vulkan0#blk.3.ffn_down.weight#0"), "blk.3.ffn_down.weight");
+        assert_eq!(original_name("blk.3.ffn_down.weight"), "blk.3.ffn_down.weight");
+        assert_eq!(original_name("Vulkan0#blk.3.ffn_down.weight#0"), "blk.3.ffn_down.weight");
+        assert_eq!(original_name("CPU#ffn_moe_down-3#0"), "ffn_moe_down-3");
     }
 }

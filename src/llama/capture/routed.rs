@@ -8,6 +8,11 @@
 //!
 //! x may be gone when z is computed, and p is not known to belong to y before: so x is kept at the one, and
 //! multiplied by p at the other. Where no such z follows (llama4 weighs what goes in) p is 1.
+//!
+//! What became of y is known by its name, not by following z's inputs: where the product is computed on another device
+//! than z, z reads a copy, which has the name but no inputs.
+
+use std::collections::HashMap;
 
 use ndarray::s;
 
@@ -24,12 +29,30 @@ pub(super) enum Routed<'n> {
     Weighed { writer: usize, weights: Node<'n> },
 }
 
+/// Names of the products of this graph, and of what is added to them, and their writers.
+pub(super) type Products = HashMap<String, usize>;
+
 impl Capture {
+    /// Remembers `node` in `products` if it is one, or adds to one.
+    pub(super) fn follow(&self, node: Node<'_>, products: &mut Products) {
+        let writer = match (node.op(), node.src(0)) {
+            ("ADD" | "ADD_ID", Some(from)) if from.ne() == node.ne() => {
+                products.get(from.original_name()).copied()
+            }
+            ("MUL_MAT_ID", _) => match self.routed(node, products) {
+                Some(Routed::Product { writer, .. }) => Some(writer),
+                _ => None,
+            },
+            _ => None,
+        };
+        products.extend(writer.map(|writer| (node.name().to_owned(), writer)));
+    }
+
     /// What `node` is to a mixture that is looked at.
-    pub(super) fn routed<'n>(&self, node: Node<'n>) -> Option<Routed<'n>> {
+    pub(super) fn routed<'n>(&self, node: Node<'n>, products: &Products) -> Option<Routed<'n>> {
         match node.op() {
             "MUL_MAT_ID" => {
-                let writer = *self.inputs.get(node.src(0)?.weight_name())?;
+                let writer = *self.inputs.get(node.src(0)?.original_name())?;
                 let (x, ids, shape) = (node.src(1)?, node.src(2)?, self.shapes[writer]);
                 let fits = shape.n_expert > 1
                     && x.ne()[0] == shape.n_in as i64
@@ -37,25 +60,14 @@ impl Capture {
                 fits.then_some(Routed::Product { writer, x, ids })
             }
             "MUL" => {
-                let (mut from, weights) = (node.src(0)?, node.src(1)?);
+                let (from, weights) = (node.src(0)?, node.src(1)?);
                 let [_, n_used, n_tokens, _] = node.ne();
-                if weights.ne() != [1, n_used, n_tokens, 1] {
-                    return None;
-                }
-                while matches!(from.op(), "ADD" | "ADD_ID") && from.ne() == node.ne() {
-                    from = from.src(0)?;
-                }
-                match (from.ne() == node.ne()).then(|| self.routed_product(from)).flatten()? {
-                    Routed::Product { writer, .. } => Some(Routed::Weighed { writer, weights }),
-                    Routed::Weighed { .. } => None,
-                }
+                let weighs = weights.ne() == [1, n_used, n_tokens, 1] && from.ne() == node.ne();
+                let writer = weighs.then(|| products.get(from.original_name())).flatten();
+                writer.map(|&writer| Routed::Weighed { writer, weights })
             }
             _ => None,
         }
-    }
-
-    fn routed_product<'n>(&self, node: Node<'n>) -> Option<Routed<'n>> {
-        if node.op() == "MUL_MAT_ID" { self.routed(node) } else { None }
     }
 }
 
