@@ -92,6 +92,14 @@ pub struct Candidate {
     pub contrast: f64,
 }
 
+impl Candidate {
+    /// Its lever and, where gates have one, its κ: `refusal 0.5`.
+    pub fn lever_and_contrast(&self) -> String {
+        let lever = self.lever.name();
+        if self.contrast > 0.0 { format!("{lever} {}", self.contrast) } else { lever.to_owned() }
+    }
+}
+
 /// One edit whose answers were judged.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(from = "TrialRow")]

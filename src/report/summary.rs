@@ -102,7 +102,7 @@ impl Report {
         }
         let kinds = ["harmful refused", "", "harmless", "alarming"];
         let mut table =
-            Table::new(&["search split", "layer", "strength", "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
+            Table::new(&["lever, κ", "layer", "strength", "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
         let mut row = |name: String, layer: String, strength: String, score: &Score| {
             let count = |p: Proportion| match p.total {
                 0 => "–".to_owned(),
@@ -126,8 +126,8 @@ impl Report {
         for (i, trial) in self.search.trials.iter().enumerate() {
             let front = if trial.on_front { '*' } else { ' ' };
             let written = if self.search.best == Some(i) { '>' } else { ' ' };
-            let (lever, layer) = (trial.candidate.lever.name(), trial.candidate.layer.to_string());
-            row(format!("{front}{written} {lever}"), layer, percent(trial.strength), &trial.score);
+            let (edit, layer) = (trial.candidate.lever_and_contrast(), trial.candidate.layer.to_string());
+            row(format!("{front}{written} {edit}"), layer, percent(trial.strength), &trial.score);
         }
         let stopped = self.search.trials.iter().any(|t| t.stopped);
         let ended =

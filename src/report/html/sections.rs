@@ -299,7 +299,7 @@ fn tell(i: usize, t: &Trial) -> String {
     format!(
         "{}: {} layer {}, strength {}, KL {}, harmful refused {}{ended}",
         i + 1,
-        t.candidate.lever.name(),
+        t.candidate.lever_and_contrast(),
         t.candidate.layer,
         percent(t.strength),
         fixed(t.score.kl, 4),
@@ -324,7 +324,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
         let number = format!("{}{}", i + 1, if report.search.best == Some(i) { " (best)" } else { "" });
         let c = &t.candidate;
         let front =
-            [number, c.lever.name().into(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
+            [number, c.lever_and_contrast(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
         let within = if t.stopped { "ended".into() } else { yes(t.accepted) };
         let most = if t.stopped { "at most " } else { "" };
         let back = [format!("{most}{}", fixed(t.utility, 3)), within, yes(t.on_front)];
@@ -343,7 +343,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
             open: true,
             head: vec![
                 "trial",
-                "lever",
+                "lever, κ",
                 "layer",
                 "strength",
                 "KL",
