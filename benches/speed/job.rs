@@ -19,7 +19,6 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
 fn measure(model: &Model) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let report = inject(model, dir.path())?;
-    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let stages = report["stages"].as_array().ok_or("the report has no stages")?;
     let total = number(&report["seconds"]);
     let stage = |stage: &Value| {
@@ -51,12 +50,15 @@ fn measure(model: &Model) -> Result<(), Failure> {
     road(model, dir.path(), total)
 }
 
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
 /// How many trials it took to what was chosen, and what files in place of adapters would have added.
 fn search(model: &Model, report: &Value) {
     let none = Vec::new();
     let [probes, trials] = ["probes", "trials"].map(|key| report["search"][key].as_array().unwrap_or(&none));
     let best = report["search"]["best"].as_u64();
-    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
     let row = |(i, trial): (usize, &Value)| {
         let score = &trial["score"];
         let total = |kind| score[kind]["refused"]["total"].as_u64().unwrap_or_default();
@@ -157,17 +159,16 @@ fn road(model: &Model, dir: &Path, ours: f64) -> Result<(), Failure> {
     }
     let told: Value = serde_json::from_slice(&output.stdout)?;
     let steps = told["steps"].as_object().ok_or("the script told no steps")?;
-    let seconds = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-    let total: f64 = steps.values().map(seconds).sum();
+    let total: f64 = steps.values().map(number).sum();
     let mut rows: Vec<Vec<String>> =
-        steps.iter().map(|(name, value)| vec![name.clone(), format!("{:.1}", seconds(value))]).collect();
+        steps.iter().map(|(name, value)| vec![name.clone(), format!("{:.1}", number(value))]).collect();
     rows.push(vec!["all".into(), format!("{total:.1}")]);
     let text = format!(
         "One edit of a strength that was guessed, by hand: no search, no answers, no check, no controls, and a quantization to \
          nearest, which loses most of it ([requant.md](requant.md)). The forward pass is a lower bound: the matrix products of the \
          blocks in numpy, for as many tokens as `inject` learns from, and nothing else. Peak memory {:.0} MiB. The whole of `inject`, which \
          does all that, takes {:.1} times as long.",
-        seconds(&told["peak_mib"]),
+        number(&told["peak_mib"]),
         ours / total,
     );
     table::print(&format!("The road without it: {}", model.name()), &text, &["step", "s"], &rows);

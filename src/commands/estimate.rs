@@ -106,8 +106,8 @@ fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     };
     let trials = options.search.trials as f64;
     // Those at full strength are given it by all harmless prompts.
-    let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
-    let full = if strength > 0.0 { BUDGET_PASSES * asked(&harmless) * (trials / 2.0).ceil() } else { 0.0 };
+    let passes = if strength > 0.0 { BUDGET_PASSES * (trials / 2.0).ceil() } else { 0.0 };
+    let full = passes * tokens(&questions.harmless);
     probes as f64 * (asked(&few) + strength) + full + (1.0 + trials) * answered(&questions)
 }
 
@@ -120,8 +120,7 @@ fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
         (false, _) => 0.0,
         // A random direction is asked half of them, and so is a requantized copy.
         (true, in_place) => {
-            let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
-            once * if in_place { 1.5 } else { 2.0 } + BUDGET_PASSES * asked(&harmless)
+            once * if in_place { 1.5 } else { 2.0 } + BUDGET_PASSES * tokens(&questions.harmless)
         }
     };
     3.0 * once + snapshots + controls
