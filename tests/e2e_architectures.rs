@@ -7,7 +7,7 @@ mod architectures;
 #[path = "common/write_edited.rs"]
 mod write_edited;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -62,10 +62,10 @@ fn files_and_graphs_agree() {
         _ => None,
     });
     let wrong: Vec<String> = wrong.collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     if only.is_none() {
         check_table(&table::markdown(&outcomes));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 fn check_table(text: &str) {
@@ -74,7 +74,17 @@ fn check_table(text: &str) {
         std::fs::write(&path, text).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(kept == text, "{} is not what was found: run with ROSI_PROOF_WRITE=1", path.display());
+    let only = |ours: &str, theirs: &str| -> String {
+        let theirs: HashSet<&str> = theirs.lines().collect();
+        ours.lines().filter(|line| !theirs.contains(line)).map(|line| format!("    {line}\n")).collect()
+    };
+    assert!(
+        kept == text,
+        "{} is not what was found (ROSI_PROOF_WRITE=1 rewrites it); kept:\n{}found:\n{}",
+        path.display(),
+        only(&kept, text),
+        only(text, &kept)
+    );
 }
 
 #[test]

@@ -118,6 +118,10 @@ pub enum Malformed {
     KeyType { key: String, expected: &'static str, found: String },
     #[error("key '{key}' has {found} elements, expected {expected} as in tokenizer.ggml.tokens")]
     TokenCount { key: String, expected: u64, found: u64 },
+    #[error(
+        "key '{key}' is {found}, expected a multiple of {expected}, in steps of which llama.cpp computes"
+    )]
+    Step { key: String, expected: u32, found: u32 },
     #[error("key 'general.alignment' is {found}, expected a power of two")]
     Alignment { found: u64 },
     #[error("tensor {index} has a name of {found} bytes, expected fewer than 64")]

@@ -70,6 +70,7 @@ fn parse_header<R: Read + Seek>(mut cursor: Cursor<R>, path: PathBuf) -> Result<
     let alignment = alignment(&metadata)?;
     check_tokenizer(&metadata)?;
     check_split(&metadata)?;
+    check_steps(&metadata)?;
 
     let described = read_tensor_infos(&mut cursor, n_tensors)?;
     let info_bytes = kv_bytes.end..cursor.pos();
@@ -295,6 +296,21 @@ fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
         if let Some(found) = record.map(|r| r.value.value_type()).filter(|&found| found != expected) {
             let (key, expected, found) = (key.to_string(), expected.name(), found.to_string());
             return Err(Malformed::KeyType { key, expected, found });
+        }
+    }
+    Ok(())
+}
+
+/// Sizes in whose steps llama.cpp computes without looking whether they fit: with AVX-512 it reads and writes the states of
+/// RWKV-7's heads 64 numbers at a time, beyond the end of smaller ones. By a size of 0 it divides.
+fn check_steps(metadata: &[KeyValue]) -> Result<(), Malformed> {
+    const EXPECTED: u32 = 64;
+    for key in ["rwkv7.wkv.head_size", "arwkv7.wkv.head_size"] {
+        match metadata.iter().find(|record| record.key == key).map(|record| &record.value) {
+            Some(&Value::U32(found)) if found == 0 || found % EXPECTED != 0 => {
+                return Err(Malformed::Step { key: key.to_string(), expected: EXPECTED, found });
+            }
+            _ => {}
         }
     }
     Ok(())

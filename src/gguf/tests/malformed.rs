@@ -342,6 +342,18 @@ fn tokenizer_arrays_of_wrong_length() {
 }
 
 #[test]
+fn heads_that_llama_cpp_would_write_past() {
+    for key in ["rwkv7.wkv.head_size", "arwkv7.wkv.head_size"] {
+        for found in [0u32, 32, 100] {
+            let raw = Raw::header(3, 0, 1).kv(key, 4, &found.to_le_bytes());
+            says(&raw, &format!("key '{key}' is {found}, expected a multiple of 64"));
+        }
+        let fits = GgufBuilder::new().kv(key, Value::U32(128));
+        assert!(parse(&to_bytes(&fits)).is_ok());
+    }
+}
+
+#[test]
 fn non_models() {
     let with = |key: &str, value: &str| {
         let builder = GgufBuilder::new().string(key, value).f32_tensor("w", &[1], &[0.0]);
