@@ -64,7 +64,7 @@ pub struct GateOptions {
 /// As `inject` has them; docs/method.md has what else was tried.
 impl Default for GateOptions {
     fn default() -> Self {
-        Self { ridge: 1e-4, margin: 2.0, harmless: 1.0, tokens: 3.0 }
+        Self { ridge: 1e-3, margin: 2.0, harmless: 4.0, tokens: 0.5 }
     }
 }
 

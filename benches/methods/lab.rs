@@ -10,7 +10,7 @@ use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload, RankOne};
 use rosi_gguf::plan::Plan;
-use rosi_gguf::prompts::{PromptKind, PromptSet, prose};
+use rosi_gguf::prompts::{PromptKind, PromptSet};
 use rosi_gguf::search::KlBudget;
 
 use crate::{Failure, LAYER, MAX_KL};
@@ -19,8 +19,7 @@ use crate::{Failure, LAYER, MAX_KL};
 const FIRST_STRENGTH: f64 = 0.01;
 /// As `inject` has them.
 const WINDOW: (f64, f64) = (0.3, 0.8);
-const SAMPLE: usize = 32;
-const PROSE_SAMPLE: usize = 1152;
+const SAMPLE: usize = 64;
 /// Parts of each kind of prompts.
 const FOLDS: usize = 8;
 /// Of these, parts that are learned from and searched on; the others are reported on.
@@ -81,7 +80,6 @@ pub struct Bench {
     plan: Plan,
     weights: Vec<WriterWeights>,
     folds: [Vec<Fold>; 3],
-    prose: Activations,
 }
 
 /// The model and what was seen in it.
@@ -119,10 +117,8 @@ impl Lab {
                 own.push(see(texts)?);
             }
         }
-        let capture = capture.with_sample(PROSE_SAMPLE);
-        let prose = engine.collect(&chats(&prose(), None), &capture, &mut |_, _| ())?;
         let name = gguf.path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { engine, bench: Bench { name, plan, weights, folds, prose } })
+        Ok(Self { engine, bench: Bench { name, plan, weights, folds } })
     }
 
     /// The model's name.
@@ -160,9 +156,8 @@ impl Bench {
     fn learn(&self, seed: u64, examiner: Examiner, effects: Option<&[f64]>) -> Result<Learned, Failure> {
         let order = order(seed);
         let chosen = |kind: usize| order[..EXTRACT].iter().map(move |&f| &self.folds[kind][f]);
-        let mut sets: Vec<Activations> =
+        let sets: Vec<Activations> =
             (0..3).map(|kind| joined(chosen(kind).map(|f| &f.activations))).collect();
-        sets[1].add_sample(&self.prose);
         let odds: Vec<Vec<f64>> = (0..3).map(|k| chosen(k).flat_map(|f| f.odds.clone()).collect()).collect();
         let part = |wanted: bool| {
             let all = (0..3).flat_map(chosen);

@@ -24,9 +24,7 @@ const LAYER: usize = 16;
 /// Orders of the prompts.
 const SEEDS: u64 = 10;
 /// What is measured in each of them.
-const IN_ORDERS: [Recipe; 2] = [RECIPES[0], Recipe::Published];
-/// Where the search for a strength begins.
-const FIRST_STRENGTH: f64 = 0.02;
+const IN_ORDERS: [Recipe; 3] = [RECIPES[0], RECIPES[1], Recipe::Published];
 
 /// What is compared.
 const RECIPES: [Recipe; 8] = [
@@ -62,7 +60,7 @@ fn measure(lab: &mut Lab, learned: &Learned, recipe: Recipe, sets: &Sets) -> Res
     bench.edits(learned, recipe, 1.0)?; // what can fail does so at every strength
     let make = |strength: f64| bench.edits(learned, recipe, strength).unwrap_or_default();
     let budget = KlBudget { engine, examiner: &learned.examiner, max_kl: MAX_KL };
-    let strength = budget.strength(&make, FIRST_STRENGTH)?;
+    let strength = budget.strength(&make, 0.04)?;
     engine.apply(&make(strength))?;
     let counts = Counts::of(engine, sets)?;
     eprintln!("{} at {:.3} %: {counts}", recipe.name(), 100.0 * strength);

@@ -23,9 +23,9 @@ use crate::search::{Candidate, Lever, Space};
 use gates::{Class, Learned};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
-const SAMPLE: usize = 128;
+const SAMPLE: usize = 256;
 /// The same of prose.
-const PROSE_SAMPLE: usize = 1152;
+const PROSE_SAMPLE: usize = 768;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
 /// Tokens before a prompt's last one that a gate is taught as well.
