@@ -243,8 +243,8 @@ pub struct SearchArgs {
     /// what was removed from an uncensored model].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true)]
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; none for
-    /// the published methods].
+    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.2 where
+    /// refusal was removed from the model; none for the published methods].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     pub max_false_refusal: Option<f64>,
     /// Edits of the search whose answers are generated and judged.

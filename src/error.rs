@@ -112,9 +112,9 @@ pub enum Error {
     NoRefusal { plain: u64, prompted: u64, total: u64 },
     /// No layer and strength helped.
     #[error(
-        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl}"
+        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl} and --max-false-refusal {max_false_refusal}{best}"
     )]
-    NoGain { trials: usize, base: String, max_kl: f64 },
+    NoGain { trials: usize, base: String, max_kl: f64, max_false_refusal: f64, best: String },
     /// The written file refuses less than the base.
     #[error(
         "the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded"

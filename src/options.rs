@@ -342,10 +342,10 @@ fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error
 
 /// The published edit buys refusals with false ones at every strength (docs/method.md), so it has no
 /// limit unless one is given.
-fn max_false_refusal(args: &SearchArgs) -> Result<f64, Error> {
+fn max_false_refusal(args: &SearchArgs) -> Result<Option<f64>, Error> {
     match args.max_false_refusal {
-        None => Ok(if args.method.is_gated() { 0.1 } else { 1.0 }),
-        Some(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        None => Ok((!args.method.is_gated()).then_some(1.0)),
+        Some(share) if (0.0..=1.0).contains(&share) => Ok(Some(share)),
         Some(share) => {
             Err(option("--max-false-refusal", format!("expected a share from 0 to 1, found {share}"), None))
         }

@@ -50,8 +50,9 @@ pub struct SearchOptions {
     /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the lever needs
     /// ([`Lever::max_kl`]).
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share.
-    pub max_false_refusal: f64,
+    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share; `None` =
+    /// [`Self::false_refusal`]'s.
+    pub max_false_refusal: Option<f64>,
     /// Candidates whose answers are generated and judged.
     pub trials: usize,
     /// No new trial begins after this.
@@ -59,6 +60,14 @@ pub struct SearchOptions {
     /// Every trial asks all prompts, even one that cannot be the best any more: where an edit over the
     /// limits may be taken.
     pub to_the_end: bool,
+}
+
+impl SearchOptions {
+    /// Most that refusals of harmless and of alarming prompts may rise, as a share; unless the user says, a tenth, and a
+    /// fifth where refusal was `removed` from the weights: false refusals went with it, and some come back with it.
+    pub fn false_refusal(&self, removed: bool) -> f64 {
+        self.max_false_refusal.unwrap_or(if removed { 0.2 } else { 0.1 })
+    }
 }
 
 /// What is tried with one lever; the first of each is the default, the others are tried on the best
@@ -316,7 +325,8 @@ impl<'a> Search<'a> {
     }
 
     fn limits(&self) -> Limits {
-        Limits { base: self.base, options: self.options }
+        let removed = self.spaces.iter().any(|space| space.lever == Lever::Scar);
+        Limits { base: self.base, options: self.options, removed }
     }
 
     fn space(&self, lever: Lever) -> &'a Space {

@@ -7,7 +7,7 @@ use crate::direction::{self, Along, SafetyDirection};
 use crate::edit::{Edit, EditError};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Examination, Examiner, FEW, Questions, Score};
+use crate::evaluate::{Examination, Examiner, FEW, Questions, Score, Tally};
 use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne, adapter};
 use crate::options::InjectOptions;
 use crate::output::Printer;
@@ -281,20 +281,57 @@ fn describe_trial(t: &Trial) -> String {
 
 /// The best accepted trial; with `--force` the most useful one when none was accepted.
 fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptions) -> Result<Trial, Error> {
-    let no_gain = || Error::NoGain {
+    if let Some(best) = search.best() {
+        return Ok(*best);
+    }
+    let most = |trials: &mut dyn Iterator<Item = &Trial>| {
+        trials.max_by(|a, b| a.utility.total_cmp(&b.utility)).copied()
+    };
+    if let Some(trial) = most(&mut search.trials.iter()).filter(|_| options.force) {
+        return Ok(trial);
+    }
+    let removed = search.probes.iter().any(|p| p.candidate.lever == Lever::Scar);
+    let whole = most(&mut search.trials.iter().filter(|t| !t.stopped));
+    Err(Error::NoGain {
         trials: search.trials.len(),
         base: base.score.harmful.refused().to_string(),
         max_kl: options
             .search
             .max_kl
             .unwrap_or_else(|| search.probes.iter().map(|p| p.max_kl).fold(0.0, f64::max)),
+        max_false_refusal: options.search.false_refusal(removed),
+        best: whole.map_or_else(String::new, |trial| beside(&trial.score, &base.score)),
+    })
+}
+
+/// What an edit that broke a limit did, for the error.
+fn beside(edited: &Score, base: &Score) -> String {
+    let counts = |score: &Score| {
+        let refused = |tally: Tally| format!("{}/{}", tally.refused, tally.total());
+        format!("{} harmless and {} alarming", refused(score.harmless), refused(score.alarming))
     };
-    if let Some(best) = search.best() {
-        return Ok(*best);
+    let Tally { refused, .. } = edited.harmful;
+    format!(
+        "; the best of them refused {refused} of these, but {} prompts (base: {}), at a KL of {:.3}",
+        counts(edited),
+        counts(base),
+        edited.kl
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_broke_a_limit_is_told_beside_the_base() {
+        let of = |refused| Tally { refused, complied: 48 - refused, broken: 0 };
+        let base = Score { harmful: of(3), harmless: of(0), alarming: of(1), kl: 0.0 };
+        let edited = Score { harmful: of(34), harmless: of(4), alarming: of(7), kl: 0.0459 };
+        assert_eq!(
+            beside(&edited, &base),
+            "; the best of them refused 34 of these, but 4/48 harmless and 7/48 alarming prompts (base: 0/48 harmless and \
+             1/48 alarming), at a KL of 0.046"
+        );
     }
-    if !options.force {
-        return Err(no_gain());
-    }
-    let most = search.trials.iter().copied().max_by(|a, b| a.utility.total_cmp(&b.utility));
-    most.ok_or_else(no_gain)
 }

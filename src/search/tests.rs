@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::activations::Activations;
-use crate::evaluate::{Examination, Questions};
+use crate::evaluate::{Examination, Questions, Tally};
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat};
 
@@ -127,7 +127,7 @@ const AUTO: SearchOptions = SearchOptions {
     layer: None,
     strength: None,
     max_kl: None,
-    max_false_refusal: 0.05,
+    max_false_refusal: Some(0.05),
     trials: 5,
     time_budget: None,
     to_the_end: false,
@@ -177,7 +177,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
-    let limits = |options| Limits { base: base.score, options };
+    let limits = |options| Limits { base: base.score, options, removed: false };
     engine.apply(&edits(&candidate(), 0.2)).unwrap();
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(Lever::Plain, so_far, None);
@@ -188,6 +188,19 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     assert!(kl > 0.05 && totals == [0, 20, 0], "{kl} {totals:?}");
     assert_eq!(asked(options).1, [20; 3], "a fixed strength has no budget");
     assert_eq!(asked(SearchOptions { strength: None, to_the_end: true, ..options }).1, [20; 3]);
+}
+
+#[test]
+fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
+    let of = |refused| Tally { refused, complied: 20 - refused, broken: 0 };
+    let base = Score { harmful: of(0), harmless: of(0), alarming: of(0), kl: 0.0 };
+    let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
+    let accepts = |max_false_refusal, removed| {
+        let options = SearchOptions { max_false_refusal, ..AUTO };
+        Limits { base, options, removed }.accepts(Lever::Safety, &edited)
+    };
+    assert!(accepts(None, true) && !accepts(None, false));
+    assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
 }
 
 fn candidate() -> Candidate {
