@@ -126,8 +126,10 @@ fn inject(model: &Model, dir: &Path) -> Result<Value, Failure> {
     if let Some(stored) = kept.as_ref().filter(|path| path.exists()) {
         return Ok(serde_json::from_slice(&std::fs::read(stored)?)?);
     }
-    // Before the minutes that the run takes.
-    kept.as_deref().and_then(Path::parent).map_or(Ok(()), std::fs::create_dir_all)?;
+    if let Some(folder) = kept.as_deref().and_then(Path::parent) {
+        // Before the minutes that the run takes.
+        std::fs::create_dir_all(folder)?;
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
     command.arg("inject").arg(&model.gguf.path).arg("-o").arg(dir.join("ours.gguf"));
     let output = command.args(["--json", "-q"]).args(options(model)).output()?;

@@ -284,14 +284,12 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
     if let Some(best) = search.best() {
         return Ok(*best);
     }
-    let most = |trials: &mut dyn Iterator<Item = &Trial>| {
-        trials.max_by(|a, b| a.utility.total_cmp(&b.utility)).copied()
-    };
-    if let Some(trial) = most(&mut search.trials.iter()).filter(|_| options.force) {
-        return Ok(trial);
+    // With `--force` none was stopped.
+    let whole = search.trials.iter().filter(|t| !t.stopped);
+    let most = whole.max_by(|a, b| a.utility.total_cmp(&b.utility));
+    if let Some(trial) = most.filter(|_| options.force) {
+        return Ok(*trial);
     }
-    let removed = search.probes.iter().any(|p| p.candidate.lever == Lever::Scar);
-    let whole = most(&mut search.trials.iter().filter(|t| !t.stopped));
     Err(Error::NoGain {
         trials: search.trials.len(),
         base: base.score.harmful.refused().to_string(),
@@ -299,8 +297,8 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
             .search
             .max_kl
             .unwrap_or_else(|| search.probes.iter().map(|p| p.max_kl).fold(0.0, f64::max)),
-        max_false_refusal: options.search.false_refusal(removed),
-        best: whole.map_or_else(String::new, |trial| beside(&trial.score, &base.score)),
+        max_false_refusal: options.search.false_refusal(search.probes.iter().map(|p| p.candidate.lever)),
+        best: most.map_or_else(String::new, |trial| beside(&trial.score, &base.score)),
     })
 }
 

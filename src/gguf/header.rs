@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::metadata::value_of;
 use super::{ArrayInfo, GgufError, KeyValue, NonModel, TensorInfo, Value, ValueType};
 
 /// Most elements [`Gguf::read_f32_array`] and [`Gguf::read_u64_array`] will read.
@@ -69,8 +70,7 @@ impl Gguf {
 
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        let record = self.metadata.iter().find(|record| record.key == key)?;
-        Some(&record.value)
+        value_of(&self.metadata, key)
     }
 
     /// The value of a string key.

@@ -168,3 +168,8 @@ pub struct KeyValue {
     /// The whole record in the file: key length, key, type, value.
     pub bytes: Range<u64>,
 }
+
+/// The value of `key` among `records`.
+pub(super) fn value_of<'a>(records: &'a [KeyValue], key: &str) -> Option<&'a Value> {
+    records.iter().find(|record| record.key == key).map(|record| &record.value)
+}

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::cursor::Cursor;
+use super::metadata::value_of;
 use super::{ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInfo, Value, ValueType};
 
 /// llama.cpp's `GGUF_MAX_ARRAY_ELEMENTS`.
@@ -230,16 +231,15 @@ fn skip_array<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<Array
 }
 
 fn alignment(metadata: &[KeyValue]) -> Result<u64, Malformed> {
-    let Some(record) = metadata.iter().find(|r| r.key == "general.alignment") else {
-        return Ok(DEFAULT_ALIGNMENT);
-    };
-    match record.value {
-        Value::U32(value) if value.is_power_of_two() => Ok(value.into()),
-        Value::U32(value) => Err(Malformed::Alignment { found: value.into() }),
-        _ => Err(Malformed::KeyType {
-            key: record.key.clone(),
+    const KEY: &str = "general.alignment";
+    match value_of(metadata, KEY) {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(&Value::U32(value)) if value.is_power_of_two() => Ok(value.into()),
+        Some(&Value::U32(value)) => Err(Malformed::Alignment { found: value.into() }),
+        Some(value) => Err(Malformed::KeyType {
+            key: KEY.to_string(),
             expected: "uint32",
-            found: record.value.value_type().to_string(),
+            found: value.value_type().to_string(),
         }),
     }
 }
@@ -258,10 +258,10 @@ fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
     let mut lengths = HashMap::new();
     for (name, items, expected) in ARRAYS {
         let key = format!("tokenizer.ggml.{name}");
-        let Some(record) = metadata.iter().find(|record| record.key == key) else {
+        let Some(value) = value_of(metadata, &key) else {
             continue;
         };
-        let found = match &record.value {
+        let found = match value {
             Value::Array(array) if items.contains(&array.item) => {
                 lengths.insert(name, array.len);
                 continue;
@@ -292,8 +292,8 @@ fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
         ("split.tensors.count", ValueType::I32),
     ];
     for (key, expected) in keys {
-        let record = metadata.iter().find(|record| record.key == key);
-        if let Some(found) = record.map(|r| r.value.value_type()).filter(|&found| found != expected) {
+        let found = value_of(metadata, key).map(Value::value_type);
+        if let Some(found) = found.filter(|&found| found != expected) {
             let (key, expected, found) = (key.to_string(), expected.name(), found.to_string());
             return Err(Malformed::KeyType { key, expected, found });
         }
@@ -306,11 +306,10 @@ fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
 fn check_steps(metadata: &[KeyValue]) -> Result<(), Malformed> {
     const EXPECTED: u32 = 64;
     for key in ["rwkv7.wkv.head_size", "arwkv7.wkv.head_size"] {
-        match metadata.iter().find(|record| record.key == key).map(|record| &record.value) {
-            Some(&Value::U32(found)) if found == 0 || found % EXPECTED != 0 => {
-                return Err(Malformed::Step { key: key.to_string(), expected: EXPECTED, found });
-            }
-            _ => {}
+        if let Some(&Value::U32(found)) = value_of(metadata, key)
+            && (found == 0 || found % EXPECTED != 0)
+        {
+            return Err(Malformed::Step { key: key.to_string(), expected: EXPECTED, found });
         }
     }
     Ok(())

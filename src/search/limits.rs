@@ -34,8 +34,8 @@ pub struct Limits {
     pub base: Score,
     /// What is fixed.
     pub options: SearchOptions,
-    /// Whether refusal was removed from the model's weights.
-    pub removed: bool,
+    /// [`SearchOptions::false_refusal`] of the levers that are tried.
+    pub max_false_refusal: f64,
 }
 
 impl Limits {
@@ -66,8 +66,7 @@ impl Limits {
     pub fn accepts(&self, lever: Lever, score: &Score) -> bool {
         // A strength that the user fixed is judged by its effect, not by the budget.
         let fixed = self.options.strength.is_some();
-        let limit = self.options.false_refusal(self.removed);
-        let rises = |a: f64, b: f64| a - b > limit;
+        let rises = |a: f64, b: f64| a - b > self.max_false_refusal;
         let base = &self.base;
         let false_refusals = rises(score.harmless.refused().rate(), base.harmless.refused().rate())
             || rises(score.alarming.refused().rate(), base.alarming.refused().rate());

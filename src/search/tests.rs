@@ -177,7 +177,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
-    let limits = |options| Limits { base: base.score, options, removed: false };
+    let limits = |options| Limits { base: base.score, options, max_false_refusal: 0.05 };
     engine.apply(&edits(&candidate(), 0.2)).unwrap();
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(Lever::Plain, so_far, None);
@@ -197,7 +197,9 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
     let accepts = |max_false_refusal, removed| {
         let options = SearchOptions { max_false_refusal, ..AUTO };
-        Limits { base, options, removed }.accepts(Lever::Safety, &edited)
+        let levers = [Lever::Safety, if removed { Lever::Scar } else { Lever::Plain }];
+        let max_false_refusal = options.false_refusal(levers.into_iter());
+        Limits { base, options, max_false_refusal }.accepts(Lever::Safety, &edited)
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));

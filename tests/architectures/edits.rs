@@ -145,7 +145,7 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
     Ok(missing)
 }
 
-/// max |a − b| / max |b| over what is not masked; infinite when anything is not finite.
+/// max |a − b| / max |b| over what is not masked; [`f64::MAX`] when anything is not finite, since JSON has no infinity.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     const MASKED: f32 = -1e30;
     let seen = || a.iter().zip(b).filter(|(_, b)| **b > MASKED || !b.is_finite());
@@ -153,5 +153,5 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     let size = seen().map(|(_, b)| *b).fold(0.0, largest);
     let difference = seen().map(|(a, b)| a - b).fold(0.0, largest);
     let ratio = f64::from(difference) / f64::from(size);
-    if ratio.is_finite() { ratio } else { f64::INFINITY }
+    if ratio.is_finite() { ratio } else { f64::MAX }
 }
