@@ -36,8 +36,8 @@ const COARSE_LAYERS: usize = 3;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
 /// edits along directions of the last layers break the text.
 const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
-/// Shares of the best strength that are tried at the end, until one is worse than the one before it: less
-/// may do as well at less cost.
+/// Shares of the best strength that are tried at the end, until one is noticeably worse than the one before it: where less
+/// does about as well, less is better.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
 
 /// What is fixed by the user, and the budget.
@@ -72,15 +72,14 @@ impl SearchOptions {
 }
 
 /// What is tried with one lever; the first of each is the default, the others are tried on the best
-/// layer of the best lever.
+/// layer of the best lever: windows by their first tokens, κ by whole answers, for first tokens cannot tell them
+/// apart (docs/method.md).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Space {
     /// The lever.
     pub lever: Lever,
     /// Only this layer; `None` = those at usable depths.
     pub layer: Option<usize>,
-    /// Only the layer that was best of the levers before it.
-    pub follows: bool,
     /// Layers whose writers are edited, as shares of the depth.
     pub windows: Vec<(f64, f64)>,
     /// κ of the gate.
@@ -158,7 +157,7 @@ pub struct SearchResult {
     pub probes: Vec<Probe>,
     /// In the order in which they were made.
     pub trials: Vec<Trial>,
-    /// Index of the best accepted trial.
+    /// Index of the best accepted trial: the most useful one, or one of less strength that does about as well.
     pub best: Option<usize>,
 }
 
@@ -185,7 +184,7 @@ impl SearchResult {
 
 /// Probes of a lever at most, where the user wants this `layer`.
 pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
-    space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() + space.contrasts.len() - 2
+    space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() - 1
 }
 
 /// Makes the edits of a candidate at a strength.
@@ -238,10 +237,10 @@ impl<'a> Search<'a> {
         let fine = (self.options.trials / 2).min(FINE_STRENGTHS.len());
         let fine = if self.options.strength.is_some() { 0 } else { fine };
         let whole = self.options.trials.saturating_sub(fine).max(1);
-        for probe in result.ranked().iter().take(whole) {
+        for (candidate, start) in self.finalists(&result).into_iter().take(whole) {
             if !late() || result.trials.is_empty() {
-                let strength = self.strength(&probe.candidate, probe.strength)?;
-                self.trial(&probe.candidate, strength, &mut result)?;
+                let strength = self.strength(&candidate, start)?;
+                self.trial(&candidate, (strength, 0.0), &mut result)?;
                 progress(&result, total);
             }
         }
@@ -250,8 +249,22 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
+    /// Candidates in the order in which their answers are worth judging, each with a strength to begin at: the best, the
+    /// best of every other lever that gained anything, the best with every other κ, then the others.
+    fn finalists(&self, result: &SearchResult) -> Vec<(Candidate, f64)> {
+        let (firsts, others) = result.ranked();
+        let of = |probes: Vec<Probe>| probes.into_iter().map(|probe| (probe.candidate, probe.strength));
+        let mut finalists: Vec<_> = of(firsts).collect();
+        if let Some(&(best, strength)) = finalists.first() {
+            let contrasts = self.space(best.lever).contrasts[1..].iter();
+            finalists.extend(contrasts.map(|&contrast| (Candidate { contrast, ..best }, strength)));
+        }
+        finalists.extend(of(others));
+        finalists
+    }
+
     /// At most `count` trials at less strength than the best one, or, where nothing kept the limits, than the
-    /// most useful one.
+    /// most useful one. One that is worse by no more than [`Limits::noise`] is better.
     fn less(
         &mut self,
         count: usize,
@@ -263,23 +276,23 @@ impl<'a> Search<'a> {
         let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
             return Ok(());
         };
-        let mut before = if start.accepted { start.utility } else { f64::NEG_INFINITY };
+        let noise = self.limits().noise();
         for share in FINE_STRENGTHS.into_iter().take(count) {
             if late() {
                 break;
             }
-            let trial = self.trial(&start.candidate, start.strength * share, result)?;
+            let found = result.best;
+            self.trial(&start.candidate, (start.strength * share, noise), result)?;
             step(result);
-            if (trial.accepted || trial.stopped) && trial.utility < before {
+            if found.is_some() && result.best == found {
                 break;
             }
-            before = if trial.accepted { trial.utility } else { before };
         }
         Ok(())
     }
 
-    /// Compares candidates by their first tokens: layers of every lever, then other contrasts and windows at
-    /// the best. Its neighbours are as good as it is, so they are not tried.
+    /// Compares candidates by their first tokens: layers of every lever, then other windows at the best. Its neighbours
+    /// are as good as it is, so they are not tried.
     fn probe_all(
         &mut self,
         n_layer: usize,
@@ -288,11 +301,7 @@ impl<'a> Search<'a> {
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), LlamaError> {
         for space in self.spaces {
-            let coarse = match result.probes.is_empty() {
-                false if space.follows => vec![best_probe(result).candidate.layer],
-                _ => self.coarse_layers(space, n_layer),
-            };
-            for layer in coarse {
+            for layer in self.coarse_layers(space, n_layer) {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);
                 let candidate = Candidate { lever: space.lever, layer, window, contrast };
                 self.probe(candidate, base, result)?;
@@ -301,13 +310,8 @@ impl<'a> Search<'a> {
         }
         let first = best_probe(result).candidate;
         let space = self.space(first.lever);
-        let best = |result: &SearchResult| result.best_of(first.lever).unwrap_or(first);
-        for &contrast in &space.contrasts[1..] {
-            self.probe(Candidate { contrast, ..best(result) }, base, result)?;
-            step(result);
-        }
         for &window in &space.windows[1..] {
-            self.probe(Candidate { window, ..best(result) }, base, result)?;
+            self.probe(Candidate { window, ..first }, base, result)?;
             step(result);
         }
         Ok(())
@@ -402,15 +406,19 @@ impl<'a> Search<'a> {
         Ok(Look { strength, quick, score })
     }
 
+    /// Judges the answers of `candidate` at `strength`, which is the best so far if it keeps the limits and is worse than the
+    /// best by less than `allowed`.
     fn trial(
         &mut self,
         candidate: &Candidate,
-        strength: f64,
+        (strength, allowed): (f64, f64),
         result: &mut SearchResult,
-    ) -> Result<Trial, LlamaError> {
+    ) -> Result<(), LlamaError> {
         let (limits, lever) = (self.limits(), candidate.lever);
-        let best = result.best().map(|best| best.utility);
-        let mut going = |so_far: &Score| limits.may_be_best(lever, so_far, best);
+        let accepted = result.trials.iter().filter(|trial| trial.accepted);
+        let most = accepted.map(|trial| trial.utility).max_by(f64::total_cmp);
+        let enough = most.map(|most| most - allowed);
+        let mut going = |so_far: &Score| limits.may_be_best(lever, so_far, enough);
         let known = self.journal.trial(candidate, strength);
         let score = match known.filter(|known| limits.is_whole(known) || !going(known)) {
             Some(score) => score,
@@ -431,12 +439,13 @@ impl<'a> Search<'a> {
             stopped,
             on_front: false,
         };
-        let better = |best: &Trial| (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl);
+        let better =
+            |best: &Trial| (trial.utility + allowed, -trial.score.kl) > (best.utility, -best.score.kl);
         if trial.accepted && result.best().is_none_or(better) {
             result.best = Some(result.trials.len());
         }
         result.trials.push(trial);
-        Ok(trial)
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use crate::commands::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::commands::material;
 use crate::commands::session::Opened;
 use crate::commands::study::SEARCH_PROMPTS;
-use crate::evaluate::{FEW, N_PREDICT, Questions};
+use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::options::InjectOptions;
 use crate::plan::Plan;
@@ -25,8 +25,8 @@ use crate::search::{self, Lever};
 const CHARACTERS: f64 = 4.5;
 /// Tokens with which a chat template ends a prompt.
 const ENDING: f64 = 5.0;
-/// Passes over [`FEW`] harmless prompts until a strength spends the KL budget.
-const BUDGET_PASSES: f64 = 2.0;
+/// Passes over harmless prompts until a strength spends the KL budget.
+const BUDGET_PASSES: f64 = 1.5;
 /// Weights times tokens a second and core, Q5_0 to Q8_0: Qwen2.5-Coder-0.5B (.49 · 10⁹ weights) decodes some 166 tokens a
 /// second on two cores with AVX-512 in the whole of `inject` (README); AVX2 alone does half to two thirds.
 const RATE: f64 = 4e10;
@@ -52,7 +52,10 @@ impl Estimate {
         let [learning, search, report] = match options.direction {
             // Nothing is learned or searched.
             Some(_) => [0.0, 0.0, report(options, prompts)],
-            None => [learning(options, prompts), search(options, prompts), report(options, prompts)],
+            None => {
+                let learning = learning(&opened.plan, options, prompts);
+                [learning, search(options, prompts), report(options, prompts)]
+            }
         };
         let active_weights = active_weights(&opened.gguf, &opened.plan);
         let rate = RATE * options.run.threads.max(1) as f64;
@@ -80,16 +83,19 @@ fn asked(questions: &Questions) -> f64 {
     questions.by_kind().into_iter().map(tokens).sum()
 }
 
-fn answered(questions: &Questions) -> f64 {
-    asked(questions) + (questions.len() * N_PREDICT) as f64
+fn answered(questions: &Questions, n_predict: usize) -> f64 {
+    asked(questions) + (questions.len() * n_predict) as f64
 }
 
-fn learning(options: &InjectOptions, prompts: &PromptSet) -> f64 {
+fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let of_kind = |kind| prompts.select(kind, Split::Extract).into_iter().map(|p| &p.text);
     let once: f64 = PromptKind::ALL.into_iter().map(|kind| tokens(of_kind(kind))).sum();
     match options.method.is_gated() {
-        // What the writers' pushes do is seen on all of them.
-        true => 2.0 * once + tokens(&prose()) + BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
+        true => {
+            let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();
+            let again = material::effect_share(plan, n_prompt) * once;
+            once + again + tokens(&prose()) + BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search))
+        }
         false => once,
     }
 }
@@ -98,8 +104,7 @@ fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
     let space = material::space(options.method, Lever::Refusal);
-    // The second lever is tried at the best layer of the first.
-    let probes = search::n_probes(&space, options.search.layer) + usize::from(options.method.is_gated());
+    let probes = search::n_probes(&space, options.search.layer);
     let strength = match options.search.strength {
         Some(_) => 0.0,
         None => BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
@@ -108,22 +113,26 @@ fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     // Those at full strength are given it by all harmless prompts.
     let passes = if strength > 0.0 { BUDGET_PASSES * (trials / 2.0).ceil() } else { 0.0 };
     let full = passes * tokens(&questions.harmless);
-    probes as f64 * (asked(&few) + strength) + full + (1.0 + trials) * answered(&questions)
+    let answers = answered(&questions, N_PREDICT) + trials * answered(&questions, N_PREDICT_SHORT);
+    probes as f64 * (asked(&few) + strength) + full + answers
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
     let questions = Questions::of(prompts, Split::Report, limits);
     let snapshots = 3.0 * asked(&Questions::of(prompts, Split::Report, FIDELITY_PROMPTS));
-    let once = answered(&questions);
+    let once = answered(&questions, N_PREDICT);
+    let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
+    let part = (once + answered(&harmless, N_PREDICT)) / 2.0;
     let controls = match (options.controls, options.in_place) {
         (false, _) => 0.0,
-        // A random direction is asked half of them, and so is a requantized copy.
+        // A random direction is asked half of them, and so is a requantized copy; the published edit as the exact one.
         (true, in_place) => {
-            once * if in_place { 1.5 } else { 2.0 } + BUDGET_PASSES * tokens(&questions.harmless)
+            part + once * if in_place { 0.5 } else { 1.0 } + BUDGET_PASSES * tokens(&questions.harmless)
         }
     };
-    3.0 * once + snapshots + controls
+    // Base and written file, and the exact edit.
+    2.0 * once + part + snapshots + controls
 }
 
 fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {

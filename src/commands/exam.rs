@@ -22,6 +22,8 @@ use crate::search::KlBudget;
 pub(super) const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
+/// Share of a KL budget that is found, about: what must be allowed for a KL to be met.
+const FOUND_OF_BUDGET: f64 = 0.9;
 /// Prompts on which the file is compared with the exact edit, and shown along the direction.
 pub(super) const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
@@ -98,7 +100,10 @@ impl Exam<'_> {
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&study::adapters(plan, edits)?)?;
-        let exact = examiner.examine(engine)?.score;
+        // With the KL of all harmless prompts, which the published edit is to meet.
+        let [harmful, harmless, alarming] = examiner.questions().by_kind().map(<[String]>::len);
+        let part = examiner.part([harmful.div_ceil(2), harmless, alarming.div_ceil(2)]);
+        let exact = part.examine(engine)?.score;
         let snapshots = [snapshot_of_base, self.snapshot(engine)?];
         bar.set(2);
         let (mut random, mut published) = (None, None);
@@ -106,22 +111,24 @@ impl Exam<'_> {
             engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
             random = Some(examiner.half().examine(engine)?.score);
             bar.set(3);
-            published = self.published(engine, study, (&examiner, exact.kl))?;
+            if self.apply_published(engine, study, (&examiner, exact.kl))? {
+                published = Some(part.examine(engine)?.score);
+            }
         }
         engine.apply(&[])?;
         Ok(Before { examiner, base, exact, random, published, guard, snapshots })
     }
 
-    /// Control: the published edit along the published direction of the same layer, at the KL of the exact
-    /// edit.
-    fn published(
+    /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact edit
+    /// on the prompts of `examiner`. False where there is none to compare with.
+    fn apply_published(
         &self,
         engine: &mut LlamaEngine,
         study: &Study,
         (examiner, kl): (&Examiner, f64),
-    ) -> Result<Option<Score>, Error> {
+    ) -> Result<bool, Error> {
         if !self.options.method.is_gated() || kl <= 0.0 {
-            return Ok(None);
+            return Ok(false);
         }
         let (plan, layer) = (&self.opened.plan, study.chosen.candidate.layer);
         let edits = |strength| study.material.published(plan, study.levers.published(layer), strength);
@@ -129,13 +136,11 @@ impl Exam<'_> {
         let make = |strength: f64| {
             edits(strength).ok().and_then(|e| study::adapters(plan, &e).ok()).unwrap_or_default()
         };
-        let budget = KlBudget { engine, examiner, max_kl: kl };
-        let strength = budget.strength(
-            &make,
-            material::space(Method::Published, study.chosen.candidate.lever).first_strength,
-        )?;
+        let start = material::space(Method::Published, study.chosen.candidate.lever).first_strength;
+        let budget = KlBudget { engine: &mut *engine, examiner, max_kl: kl / FOUND_OF_BUDGET };
+        let strength = budget.strength(&make, start)?;
         engine.apply(&make(strength))?;
-        Ok(Some(examiner.examine(engine)?.score))
+        Ok(true)
     }
 
     fn snapshot(&self, engine: &mut LlamaEngine) -> Result<Snapshot, Error> {

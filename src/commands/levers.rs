@@ -153,7 +153,8 @@ impl Levers {
             let hint = Some("leave it out: plain prompts are the next best".into());
             return Err(Error::Option { flag: "--lever", problem: problem.into(), hint });
         }
-        if wanted(Lever::Plain) || means.is_empty() {
+        // What harmful and harmless prompts show is never the better of the two (docs/methods.md).
+        if means.is_empty() || (wanted(Lever::Plain) && !means.contains_key(&Lever::Refusal)) {
             means.insert(Lever::Plain, shown.plain.clone());
         }
         Ok(Self { means, scar: None, plain: shown.plain })
@@ -206,10 +207,7 @@ impl Levers {
     /// What each lever tries.
     pub fn spaces(&self, options: &InjectOptions) -> Vec<Space> {
         let space = |lever| material::space(options.method, lever);
-        let refusal = self.means.contains_key(&Lever::Refusal);
-        let follows = |lever| refusal && lever == Lever::Plain;
-        let of = |lever| Space { follows: follows(lever), ..space(lever) };
-        let mut spaces: Vec<Space> = self.means.keys().map(|&lever| of(lever)).collect();
+        let mut spaces: Vec<Space> = self.means.keys().map(|&lever| space(lever)).collect();
         if let Some(scar) = &self.scar {
             let layer = options.search.layer.unwrap_or(scar.len() / 2);
             spaces.push(Space { layer: Some(layer), ..space(Lever::Scar) });

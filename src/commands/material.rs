@@ -50,7 +50,6 @@ pub fn space(method: Method, lever: Lever) -> Space {
         return Space {
             lever,
             layer: None,
-            follows: false,
             windows: vec![(0.0, 1.0)],
             contrasts: vec![0.0],
             first_strength: 0.04,
@@ -61,7 +60,7 @@ pub fn space(method: Method, lever: Lever) -> Space {
         Lever::Refusal | Lever::Plain | Lever::Safety => (vec![WINDOW], CONTRASTS.to_vec()),
     };
     let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
-    Space { lever, layer: None, follows: false, windows, contrasts, first_strength: 0.01 }
+    Space { lever, layer: None, windows, contrasts, first_strength: 0.01 }
 }
 
 /// Everything that an edit is made of.
@@ -317,6 +316,11 @@ fn n_token(method: Method, prompts: &PromptSet) -> u64 {
     let n_prompt: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
     let prose = if method.is_gated() { PROSE_SAMPLE } else { 0 };
     (n_prompt * (1 + TAIL) + PromptKind::ALL.len() * SAMPLE + prose) as u64
+}
+
+/// Share of `n_prompt` prompts that is asked again once the first gates are known.
+pub fn effect_share(plan: &Plan, n_prompt: usize) -> f64 {
+    gates::effect_share(plan.writers_in(WINDOW).len(), n_prompt)
 }
 
 /// Bytes of the writers' inputs that learning keeps, where nothing was removed from the weights.

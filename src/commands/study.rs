@@ -87,6 +87,9 @@ impl Study {
             base.score.harmful.refused()
         ));
         let offer = Offer::of(engine, (&mut examiner, &base), scar, (options, printer))?;
+        if examiner.shorten(&base) {
+            printer.detail("  short answers tell as much: trials ask for these");
+        }
         check_layer(options, opened.plan.n_layer)?;
         let how = (options, offer.scar.is_some());
         let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, how, printer)?;

@@ -400,19 +400,22 @@ impl Sample {
     }
 }
 
-/// Cuts prompts into runs that fit one batch and, with their answers, the cache.
+/// Cuts prompts into runs that fit one batch and, with their answers, the cache. What all prompts begin with is there
+/// once.
 pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
+    let shared = shared_prefix(prompts);
     let mut groups = Vec::new();
-    let (mut start, mut tokens) = (0, 0);
+    let (mut start, mut tokens) = (0, shared);
     for (i, prompt) in prompts.iter().enumerate() {
+        let own = prompt.len() - shared;
         let full = i - start == N_SEQ
-            || tokens + prompt.len() > N_BATCH
-            || tokens + prompt.len() + (i - start + 1) * n_predict > N_CTX;
+            || tokens + own > N_BATCH
+            || tokens + own + (i - start + 1) * n_predict > N_CTX;
         if full && i > start {
             groups.push(start..i);
-            (start, tokens) = (i, 0);
+            (start, tokens) = (i, shared);
         }
-        tokens += prompt.len();
+        tokens += own;
     }
     if start < prompts.len() {
         groups.push(start..prompts.len());
@@ -469,7 +472,7 @@ mod tests {
 
     #[test]
     fn groups_cover_everything_once_and_fit() {
-        let prompts: Vec<Vec<Token>> = (0..70).map(|i| vec![0; 1 + (i * 37) % 300]).collect();
+        let prompts: Vec<Vec<Token>> = (0..70).map(|i| vec![i; 1 + (i as usize * 37) % 300]).collect();
         let groups = groups(&prompts, 20);
         assert_eq!(groups.first().map(|g| g.start), Some(0));
         assert_eq!(groups.last().map(|g| g.end), Some(70));
@@ -480,6 +483,14 @@ mod tests {
             let tokens: usize = prompts[group.clone()].iter().map(Vec::len).sum();
             assert!(group.len() <= N_SEQ && tokens <= N_BATCH && tokens + group.len() * 20 <= N_CTX);
         }
+    }
+
+    #[test]
+    fn what_all_begin_with_counts_once() {
+        let prompts: Vec<Vec<Token>> = (0..64).map(|i| [vec![7; 25], vec![i; 15]].concat()).collect();
+        assert_eq!(super::groups(&prompts, 20), [0..32, 32..64]);
+        let alone: Vec<Vec<Token>> = (0..64).map(|i| vec![i; 40]).collect();
+        assert_eq!(super::groups(&alone, 20).len(), 3);
     }
 
     #[test]

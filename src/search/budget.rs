@@ -8,6 +8,11 @@ use crate::llama::{Engine, LlamaError, RankOne};
 const CLOSE: std::ops::RangeInclusive<f64> = 0.8..=1.0;
 /// Probes per candidate.
 const MAX_PROBES: usize = 4;
+/// Share of the budget that the next strength is to spend.
+const AIM: f64 = 0.85;
+/// Changes of the strength that need not be measured again: over so little the KL grows with a power of 1.6 to 2.4 of
+/// it (on Qwen2.5-Coder-0.5B 1.9 to 2.2), so one that is to spend .85 of the budget spends .74-.98.
+const TRUSTED: std::ops::RangeInclusive<f64> = 0.7..=1.4;
 
 /// How much KL an edit may cost.
 pub struct KlBudget<'a> {
@@ -20,7 +25,8 @@ pub struct KlBudget<'a> {
 }
 
 impl KlBudget<'_> {
-    /// The strength that spends most of the budget without passing it, starting at `start`.
+    /// The strength that spends most of the budget without passing it, starting at `start`: measured to do so, or a
+    /// small step away from one whose KL was measured.
     ///
     /// # Errors
     /// [`LlamaError`].
@@ -36,8 +42,11 @@ impl KlBudget<'_> {
             if CLOSE.contains(&spent) {
                 break;
             }
-            let factor = if spent.is_finite() { (0.9 / spent.max(1e-6)).sqrt() } else { 0.25 };
+            let factor = if spent.is_finite() { (AIM / spent.max(1e-6)).sqrt() } else { 0.25 };
             strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
+            if TRUSTED.contains(&factor) {
+                return Ok(strength);
+            }
         }
         Ok(within.unwrap_or(strength))
     }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, Probe, SearchResult, Trial};
+use super::{Probe, SearchResult, Trial};
 
 /// Default KL budget, nats.
 const MAX_KL: f64 = 0.05;
@@ -66,36 +66,25 @@ pub struct LeverOutcome {
     pub max_kl: f64,
     /// Its best probe.
     pub probe: Probe,
-    /// Its best trial: the best accepted one or, where none is, the most useful one; `None` when none of
-    /// its edits came as far as that.
+    /// Its best trial: the best of all, the most useful accepted one or, where none is, the most useful one; `None` when
+    /// none of its edits came as far as that.
     pub trial: Option<Trial>,
 }
 
 impl SearchResult {
-    /// The candidate of `lever` whose probe was best; the first of equals.
-    pub(super) fn best_of(&self, lever: Lever) -> Option<Candidate> {
-        let own = self.probes.iter().filter(|p| p.candidate.lever == lever);
-        own.reduce(|best, p| if p.utility > best.utility { p } else { best }).map(|p| p.candidate)
-    }
-
-    /// Probes in the order in which their answers are worth judging: the best, the best of every other κ and of every
-    /// other lever that gained anything, so that these are compared by answers too, then the others.
-    pub(super) fn ranked(&self) -> Vec<Probe> {
+    /// The best probe and the best of every other lever that gained anything, so that these are compared by answers too;
+    /// then all the others. Each from the best on.
+    pub(super) fn ranked(&self) -> (Vec<Probe>, Vec<Probe>) {
         let mut others = self.probes.clone();
         others.sort_by(|a, b| b.utility.total_cmp(&a.utility));
         let mut firsts: Vec<Probe> = Vec::new();
-        let same: [fn(&Candidate, &Candidate) -> bool; 2] =
-            [|a, b| a.contrast == b.contrast, |a, b| a.lever == b.lever];
-        for same in same {
-            others.retain(|probe| {
-                let seen = firsts.iter().any(|first| same(&first.candidate, &probe.candidate));
-                let new = !seen && (firsts.is_empty() || probe.utility > 0.0);
-                firsts.extend(new.then_some(*probe));
-                !new
-            });
-        }
-        firsts.extend(others);
-        firsts
+        others.retain(|probe| {
+            let same = |first: &Probe| first.candidate.lever == probe.candidate.lever;
+            let new = !firsts.iter().any(same) && (firsts.is_empty() || probe.utility > 0.0);
+            firsts.extend(new.then_some(*probe));
+            !new
+        });
+        (firsts, others)
     }
 
     /// What each lever that was tried could do, in the order in which they were tried.
@@ -120,7 +109,8 @@ impl SearchResult {
                 let ((accepted_a, a), (accepted_b, b)) = (rank(a), rank(b));
                 accepted_a.cmp(&accepted_b).then(a.total_cmp(&b))
             };
-            outcome.trial = own.max_by(better).copied();
+            let best = self.best().filter(|best| best.candidate.lever == outcome.lever);
+            outcome.trial = best.or_else(|| own.max_by(better)).copied();
         }
         outcomes
     }

@@ -78,7 +78,7 @@ fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
 fn space(lever: Lever) -> Space {
     let layer = (lever == Lever::Scar).then_some(10);
     let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
-    Space { lever, layer, follows: false, windows, contrasts, first_strength: 0.04 }
+    Space { lever, layer, windows, contrasts, first_strength: 0.04 }
 }
 
 fn run(quality: Quality, options: SearchOptions) -> SearchResult {
@@ -98,18 +98,18 @@ fn run_on(
 ) -> (SearchResult, usize) {
     let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let few = Examiner::new(&mut engine, questions()).unwrap().0;
-    let result = search_with(&mut engine, &few, spaces, options, journal);
+    let result = search_with(&mut engine, (&few, questions()), spaces, options, journal);
     (result, engine.applied)
 }
 
 fn search_with(
     engine: &mut StandIn,
-    few: &Examiner,
+    (few, asked): (&Examiner, Questions),
     spaces: &[Space],
     options: SearchOptions,
     journal: &mut Journal,
 ) -> SearchResult {
-    let (examiner, base): (_, Examination) = Examiner::new(engine, questions()).unwrap();
+    let (examiner, base): (_, Examination) = Examiner::new(engine, asked).unwrap();
     let mut search = Search {
         engine,
         examiner: &examiner,
@@ -135,7 +135,7 @@ const AUTO: SearchOptions = SearchOptions {
 
 #[test]
 fn the_layer_with_the_largest_effect_wins_within_the_budget() {
-    let result = run(|_, layer| 100.0 - 10.0 * (layer as f64 - 10.0).abs(), AUTO);
+    let result = run(|_, layer| 300.0 - 30.0 * (layer as f64 - 10.0).abs(), AUTO);
     let best = result.best().unwrap();
     assert!((9..=11).contains(&best.candidate.layer), "{best:?}");
     assert!(best.accepted && best.score.kl <= 0.05 && best.score.kl > 0.02, "{best:?}");
@@ -145,7 +145,7 @@ fn the_layer_with_the_largest_effect_wins_within_the_budget() {
 #[test]
 fn less_strength_is_tried_until_it_is_worse() {
     let strengths = |quality| run(quality, SearchOptions { layer: Some(10), ..AUTO });
-    let worse = strengths(|_, _| 60.0);
+    let worse = strengths(|_, _| 300.0);
     assert_eq!((worse.trials.len(), worse.best), (2, Some(0)), "{worse:?}");
     let [first, second] = [worse.trials[0], worse.trials[1]];
     assert!(!first.stopped && second.stopped && !second.on_front, "{second:?}");
@@ -161,12 +161,39 @@ fn less_strength_is_tried_until_it_is_worse() {
 }
 
 #[test]
+fn less_strength_is_taken_where_more_gains_hardly_more() {
+    let of = |n: u64| Tally { refused: 0, complied: n, broken: 0 };
+    let noise = |n: [u64; 3]| {
+        let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
+        Limits { base, options: AUTO, max_false_refusal: 0.1 }.noise()
+    };
+    let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
+    assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
+    assert_eq!(noise([20, 20, 20]), 0.03);
+    let chosen = |hard: usize| {
+        let mut engine = StandIn { quality: |_, _| 1e3, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+        // Refused from ¾ of the budget's strength on, and beyond.
+        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
+        let asked = Questions { harmful, ..questions() };
+        let few = Examiner::new(&mut engine, questions()).unwrap().0;
+        let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
+        let spaces = [space(Lever::Plain)];
+        let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+        assert_eq!(result.trials[0].score.harmful.refused, 100);
+        result.best.unwrap()
+    };
+    // What 3 of 100 prompts are worth, less the price of the KL.
+    assert_eq!((chosen(3), chosen(10)), (1, 0));
+}
+
+#[test]
 fn a_budget_that_a_quick_look_underestimates_is_kept() {
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let calm = questions().harmless.iter().map(|text| format!("{text}, calm")).collect();
     let few = Examiner::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
     let options = SearchOptions { layer: Some(10), ..AUTO };
-    let result = search_with(&mut engine, &few, &[space(Lever::Plain)], options, &mut Journal::off());
+    let (few, spaces) = ((&few, questions()), [space(Lever::Plain)]);
+    let result = search_with(&mut engine, few, &spaces, options, &mut Journal::off());
     let (probe, first) = (result.probes[0], result.trials[0]);
     assert!(first.strength < 0.6 * probe.strength, "{first:?}");
     assert!(first.accepted && first.score.kl <= 0.05 && first.score.kl >= 0.04, "{first:?}");
@@ -216,19 +243,19 @@ fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
     let mut journal = Journal::begin(&path, journal::tests::head());
     let spaces = [space(Lever::Plain)];
     let options = SearchOptions { layer: Some(10), ..AUTO };
-    let (stopped, _) = run_on(&spaces, |_, _| 60.0, options, &mut journal);
+    let (stopped, _) = run_on(&spaces, |_, _| 300.0, options, &mut journal);
     let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
     let to_the_end = SearchOptions { to_the_end: true, ..options };
-    let (whole, _) = run_on(&spaces, |_, _| 60.0, to_the_end, &mut journal);
+    let (whole, _) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
     assert!(stopped.trials[1].stopped && !whole.trials[1].stopped, "{whole:?}");
     assert_eq!(whole.trials[1].score.alarming.total(), 20);
     assert_eq!(
         whole,
-        run_with(&spaces, |_, _| 60.0, to_the_end),
+        run_with(&spaces, |_, _| 300.0, to_the_end),
         "what the journal holds of it is not taken"
     );
     let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
-    let (again, applied) = run_on(&spaces, |_, _| 60.0, to_the_end, &mut journal);
+    let (again, applied) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
     assert!(again == whole && applied < 5, "{applied}");
 }
 
@@ -308,6 +335,20 @@ fn the_lever_that_measures_strongest_wins() {
         assert_eq!(told.iter().map(|o| o.lever).collect::<Vec<_>>(), LEVERS);
         assert!(told.iter().all(|o| o.trial.is_some()), "each lever's answers are judged: {told:?}");
     }
+}
+
+#[test]
+fn another_lever_is_judged_before_another_contrast() {
+    let with = |lever| Space { contrasts: vec![1.0, 0.5], ..space(lever) };
+    let judged = |spaces: &[Space]| {
+        let options = SearchOptions { layer: Some(10), trials: 3, ..AUTO };
+        let result = run_with(spaces, |lever, _| if lever == Lever::Scar { 95.0 } else { 90.0 }, options);
+        assert!(result.probes.iter().all(|p| p.candidate.contrast == 1.0), "{:?}", result.probes);
+        [0, 1].map(|i| (result.trials[i].candidate.lever, result.trials[i].candidate.contrast))
+    };
+    assert_eq!(judged(&[with(Lever::Plain)]), [(Lever::Plain, 1.0), (Lever::Plain, 0.5)]);
+    let (one, two) = ((Lever::Scar, 1.0), (Lever::Plain, 1.0));
+    assert_eq!(judged(&[with(Lever::Plain), with(Lever::Scar)]), [one, two]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::commands::study::adapters;
 use crate::direction::{Along, Directions};
 use crate::edit::{self, RightFactors, WriterWeights};
 use crate::error::Error;
-use crate::evaluate::{Examiner, FEW, MAX_ODDS, chats};
+use crate::evaluate::{Examiner, FEW, MAX_ODDS, chats, spread};
 use crate::gate::effects::{Moved, pushes};
 use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::interrupt;
@@ -18,6 +18,9 @@ use crate::search::{KlBudget, Lever};
 
 /// Depth of the layer along whose direction effects are measured, where the user names none.
 const DEPTH: f64 = 0.6;
+
+/// Prompts, of all kinds, that tell the effect of one writer: twice as many tell no more (docs/method.md).
+const PROMPTS_PER_EFFECT: usize = 11;
 
 /// The gates of the writers in a window.
 pub(super) struct Learned {
@@ -90,7 +93,7 @@ impl Class<'_> {
     }
 
     /// What the push of every writer of the plan does to the log-odds of refusal, beside the others': gates
-    /// that know nothing of it are opened along `directions`, and the extract split is asked again. `None`
+    /// that know nothing of it are opened along `directions`, and the extract split is asked again, [`PROMPTS_PER_EFFECT`] prompts a writer. `None`
     /// where that tells nothing.
     pub fn effects(
         &self,
@@ -139,16 +142,26 @@ impl Class<'_> {
         step: &mut dyn FnMut(usize),
     ) -> Result<Moved, Error> {
         let mut moved = Moved::default();
+        let n_prompt = self.seen.iter().map(|seen| seen.texts.len()).sum();
+        let share = effect_share(rights.iter().flatten().count(), n_prompt);
         for (kind, seen) in self.seen.iter().enumerate() {
-            let mut odds = vec![0.0; seen.texts.len()];
-            engine.answer(&chats(&seen.texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
             // Where memory is short, the inputs of the first prompts only are known.
             let of_kind = pushes(&seen.activations.inputs, rights);
-            for (pushes, change) in of_kind.rows().into_iter().zip(seen.odds.iter().copied().zip(odds)) {
-                moved.add(pushes, change, (kind == 0, MAX_ODDS));
+            let known: Vec<usize> = (0..of_kind.nrows().min(seen.texts.len())).collect();
+            let asked = spread(&known, (share * seen.texts.len() as f64).ceil() as usize);
+            let texts: Vec<String> = asked.iter().map(|&i| seen.texts[i].clone()).collect();
+            let mut odds = vec![0.0; texts.len()];
+            engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
+            for (&i, now) in asked.iter().zip(odds) {
+                moved.add(of_kind.row(i), (seen.odds[i], now), (kind == 0, MAX_ODDS));
             }
             step(kind);
         }
         Ok(moved)
     }
+}
+
+/// Share of `n_prompt` prompts that is asked again to tell the effects of `n_writer` writers.
+pub(super) fn effect_share(n_writer: usize, n_prompt: usize) -> f64 {
+    ((PROMPTS_PER_EFFECT * n_writer) as f64 / n_prompt.max(1) as f64).min(1.0)
 }
