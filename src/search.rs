@@ -25,7 +25,7 @@ mod tests;
 pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
-pub use limits::utility;
+pub use limits::{Allowed, Refusal, utility};
 use limits::{Limits, quick_utility};
 use row::{ProbeRow, TrialRow};
 
@@ -47,11 +47,10 @@ pub struct SearchOptions {
     pub layer: Option<usize>,
     /// Only this strength.
     pub strength: Option<f64>,
-    /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the lever needs
-    /// ([`Lever::max_kl`]).
+    /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the model needs
+    /// ([`Self::allowed`]).
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share; `None` =
-    /// [`Self::false_refusal`]'s.
+    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share; `None` alike.
     pub max_false_refusal: Option<f64>,
     /// Candidates whose answers are generated and judged.
     pub trials: usize,
@@ -63,11 +62,13 @@ pub struct SearchOptions {
 }
 
 impl SearchOptions {
-    /// Most that refusals of harmless and of alarming prompts may rise, as a share, where these `levers` are tried; unless
-    /// the user says, a tenth, and a fifth where there is a scar: false refusals were removed as well, and some come back.
-    pub fn false_refusal(&self, mut levers: impl Iterator<Item = Lever>) -> f64 {
-        let default = || if levers.any(|lever| lever == Lever::Scar) { 0.2 } else { 0.1 };
-        self.max_false_refusal.unwrap_or_else(default)
+    /// What an edit may cost: what the user says or what [`Allowed`] has for the model.
+    pub fn allowed(&self, refusal: Refusal) -> Allowed {
+        let default = Allowed::of(refusal);
+        Allowed {
+            max_kl: self.max_kl.unwrap_or(default.max_kl),
+            max_false_refusal: self.max_false_refusal.unwrap_or(default.max_false_refusal),
+        }
     }
 }
 
@@ -330,8 +331,8 @@ impl<'a> Search<'a> {
     }
 
     fn limits(&self) -> Limits {
-        let max_false_refusal = self.options.false_refusal(self.spaces.iter().map(|space| space.lever));
-        Limits { base: self.base, options: self.options, max_false_refusal }
+        let refusal = Refusal::of(self.spaces.iter().map(|space| space.lever));
+        Limits { base: self.base, options: self.options, allowed: self.options.allowed(refusal) }
     }
 
     fn space(&self, lever: Lever) -> &'a Space {
@@ -347,7 +348,7 @@ impl<'a> Search<'a> {
         base: Option<&Quick>,
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
-        let max_kl = self.limits().max_kl(candidate.lever);
+        let max_kl = self.limits().allowed.max_kl;
         let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
         let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
         let start = self.options.strength.unwrap_or(last);
@@ -391,7 +392,7 @@ impl<'a> Search<'a> {
         if let Some(strength) = self.options.strength {
             return Ok(strength);
         }
-        let max_kl = self.limits().max_kl(candidate.lever);
+        let max_kl = self.limits().allowed.max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
         KlBudget { engine: self.engine, examiner, max_kl }.strength(&make, start)
     }
@@ -414,11 +415,11 @@ impl<'a> Search<'a> {
         (strength, allowed): (f64, f64),
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
-        let (limits, lever) = (self.limits(), candidate.lever);
+        let limits = self.limits();
         let accepted = result.trials.iter().filter(|trial| trial.accepted);
         let most = accepted.map(|trial| trial.utility).max_by(f64::total_cmp);
         let enough = most.map(|most| most - allowed);
-        let mut going = |so_far: &Score| limits.may_be_best(lever, so_far, enough);
+        let mut going = |so_far: &Score| limits.may_be_best(so_far, enough);
         let known = self.journal.trial(candidate, strength);
         let score = match known.filter(|known| limits.is_whole(known) || !going(known)) {
             Some(score) => score,
@@ -434,8 +435,8 @@ impl<'a> Search<'a> {
             candidate: *candidate,
             strength,
             score,
-            utility: limits.most_useful(lever, &score),
-            accepted: !stopped && limits.accepts(lever, &score),
+            utility: limits.most_useful(&score),
+            accepted: !stopped && limits.accepts(&score),
             stopped,
             on_front: false,
         };

@@ -75,7 +75,7 @@ fn search(model: &Model, report: &Value) {
         |name: &str| stages.iter().filter(|s| s["name"] == name).map(|s| number(&s["seconds"])).sum::<f64>();
     let edits = probes.len() + trials.len();
     let text = format!(
-        "{} candidates compared by first tokens, each at two or three strengths, then these trials; one that cannot be the best any \
+        "{} candidates compared by first tokens, each at one to three strengths, then these trials; one that cannot be the best any \
          more is ended, and its utility is the most it could have become. The choice is number {} of {}. Files in place of adapters \
          would have added {:.0} s or more to the {:.0} s of the search ({edits} edits, written and loaded).",
         probes.len(),

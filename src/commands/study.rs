@@ -15,7 +15,7 @@ use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split};
 use crate::scar::Scar;
 use crate::search::journal::Journal;
-use crate::search::{Candidate, KlBudget, Lever, Probe, Search, SearchResult, Trial};
+use crate::search::{Allowed, Candidate, KlBudget, Lever, Probe, Refusal, Search, SearchResult, Trial};
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
 /// prompts in a hundred looked alike (docs/method.md).
@@ -173,7 +173,7 @@ impl Maker<'_> {
             let edits = |strength| self.adapters(&candidate, Along::Layers(&way), strength);
             edits(1.0)?; // what can fail does so at every strength
             let make = |strength: f64| edits(strength).unwrap_or_default();
-            let max_kl = self.options.search.max_kl.unwrap_or(Lever::Scar.max_kl());
+            let max_kl = self.options.search.allowed(Refusal::Removed).max_kl;
             let strength = match self.options.search.strength {
                 Some(strength) => strength,
                 None => KlBudget { engine, examiner: &few, max_kl }.strength(&make, space.first_strength)?,
@@ -293,14 +293,13 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
     if let Some(trial) = most.filter(|_| options.force) {
         return Ok(*trial);
     }
+    let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.lever));
+    let Allowed { max_kl, max_false_refusal } = options.search.allowed(refusal);
     Err(Error::NoGain {
         trials: search.trials.len(),
         base: base.score.harmful.refused().to_string(),
-        max_kl: options
-            .search
-            .max_kl
-            .unwrap_or_else(|| search.probes.iter().map(|p| p.max_kl).fold(0.0, f64::max)),
-        max_false_refusal: options.search.false_refusal(search.probes.iter().map(|p| p.candidate.lever)),
+        max_kl,
+        max_false_refusal,
         best: most.map_or_else(String::new, |trial| beside(&trial.score, &base.score)),
     })
 }

@@ -43,7 +43,7 @@ pub struct Head {
     pub lever: Option<Lever>,
     /// The strength that is fixed, if any.
     pub strength: Option<f64>,
-    /// The KL budget that is given, nats; if none is, each lever has its own ([`Lever::max_kl`]).
+    /// The KL budget that is given, nats; if none is, what the model needs.
     pub max_kl: Option<f64>,
     /// Most bytes of the writers' inputs: with fewer of them other gates are learned.
     pub memory: u64,

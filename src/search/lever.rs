@@ -5,14 +5,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{Probe, SearchResult, Trial};
 
-/// Default KL budget, nats.
-const MAX_KL: f64 = 0.05;
-/// The same along a scar. Taking refusal away has moved the model already (a copy of Qwen2.5-Coder-0.5B by
-/// .04 - .10 of KL on harmless prompts), and so does giving it back: of 32 harmful prompts, of which the
-/// original refuses 20 and the copy 2, it refuses 12 at a KL of .04 and 21 at .08; with gates learned from
-/// half as many prompts 19 at .09 and 25 at .17.
-const MAX_KL_SCAR: f64 = 0.15;
-
 /// Where the direction of an edit comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -45,14 +37,6 @@ impl Lever {
             Self::Refusal | Self::Plain => format!("layer {layer} ({})", self.name()),
             Self::Safety => format!("layer {layer} (under the {system_prompt} system prompt)"),
             Self::Scar => "what was removed from the weights".into(),
-        }
-    }
-
-    /// Most mean first-token KL on harmless prompts that its edits may cost unless the user says, nats.
-    pub fn max_kl(self) -> f64 {
-        match self {
-            Self::Refusal | Self::Plain | Self::Safety => MAX_KL,
-            Self::Scar => MAX_KL_SCAR,
         }
     }
 }

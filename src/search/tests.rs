@@ -165,7 +165,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let of = |n: u64| Tally { refused: 0, complied: n, broken: 0 };
     let noise = |n: [u64; 3]| {
         let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
-        Limits { base, options: AUTO, max_false_refusal: 0.1 }.noise()
+        Limits { base, options: AUTO, allowed: AUTO.allowed(Refusal::Whole) }.noise()
     };
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
@@ -204,10 +204,13 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
-    let limits = |options| Limits { base: base.score, options, max_false_refusal: 0.05 };
+    let limits = |options: SearchOptions| {
+        let allowed = options.allowed(Refusal::Whole);
+        Limits { base: base.score, options, allowed }
+    };
     engine.apply(&edits(&candidate(), 0.2)).unwrap();
     let mut asked = |options: SearchOptions| {
-        let mut going = |so_far: &Score| limits(options).may_be_best(Lever::Plain, so_far, None);
+        let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
         let score = examiner.examine_while(&mut engine, &mut going).unwrap().score;
         (score.kl, [score.harmful, score.harmless, score.alarming].map(|t| t.total()))
     };
@@ -225,8 +228,8 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let accepts = |max_false_refusal, removed| {
         let options = SearchOptions { max_false_refusal, ..AUTO };
         let levers = [Lever::Safety, if removed { Lever::Scar } else { Lever::Plain }];
-        let max_false_refusal = options.false_refusal(levers.into_iter());
-        Limits { base, options, max_false_refusal }.accepts(Lever::Safety, &edited)
+        let allowed = options.allowed(Refusal::of(levers.into_iter()));
+        Limits { base, options, allowed }.accepts(&edited)
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
@@ -342,7 +345,7 @@ fn another_lever_is_judged_before_another_contrast() {
     let with = |lever| Space { contrasts: vec![1.0, 0.5], ..space(lever) };
     let judged = |spaces: &[Space]| {
         let options = SearchOptions { layer: Some(10), trials: 3, ..AUTO };
-        let result = run_with(spaces, |lever, _| if lever == Lever::Scar { 95.0 } else { 90.0 }, options);
+        let result = run_with(spaces, |lever, _| if lever == Lever::Scar { 90.0 } else { 50.0 }, options);
         assert!(result.probes.iter().all(|p| p.candidate.contrast == 1.0), "{:?}", result.probes);
         [0, 1].map(|i| (result.trials[i].candidate.lever, result.trials[i].candidate.contrast))
     };
@@ -357,7 +360,7 @@ fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
     let result = run_with(&[space(Lever::Plain), space(Lever::Scar)], quality, AUTO);
     let best = result.best().unwrap();
     assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
-    assert!(best.score.kl > 0.05 && best.score.kl <= Lever::Scar.max_kl(), "its own budget: {best:?}");
+    assert!(best.score.kl > 0.05 && best.score.kl <= 0.15, "the budget of a model without refusal: {best:?}");
     assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
     // Nothing but the price of its KL.
     assert!(result.by_lever()[0].probe.utility <= 0.0);

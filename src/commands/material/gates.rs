@@ -14,7 +14,7 @@ use crate::interrupt;
 use crate::llama::{Engine, LlamaEngine, RankOne};
 use crate::options::InjectOptions;
 use crate::output::Printer;
-use crate::search::{KlBudget, Lever};
+use crate::search::{KlBudget, Lever, Refusal};
 
 /// Depth of the layer along whose direction effects are measured, where the user names none.
 const DEPTH: f64 = 0.6;
@@ -114,7 +114,7 @@ impl Class<'_> {
         };
         edits(1.0)?; // what can fail does so at every strength
         let make = |strength: f64| edits(strength).unwrap_or_default();
-        let max_kl = self.options.search.max_kl.unwrap_or(Lever::Plain.max_kl());
+        let max_kl = self.options.search.allowed(Refusal::Whole).max_kl;
         let few = examiner.part(FEW);
         let budget = KlBudget { engine, examiner: &few, max_kl };
         let strength = budget.strength(&make, space.first_strength)?;
