@@ -243,7 +243,7 @@ pub struct SearchArgs {
     /// refusal was removed from the model].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true)]
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.2 where
+    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.25 where
     /// refusal was removed from the model; none for the published methods].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
     pub max_false_refusal: Option<f64>,

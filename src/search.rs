@@ -241,7 +241,7 @@ impl<'a> Search<'a> {
         for (candidate, start) in self.finalists(&result).into_iter().take(whole) {
             if !late() || result.trials.is_empty() {
                 let strength = self.strength(&candidate, start)?;
-                self.trial(&candidate, (strength, 0.0), &mut result)?;
+                self.trial(&candidate, strength, &mut result)?;
                 progress(&result, total);
             }
         }
@@ -265,7 +265,7 @@ impl<'a> Search<'a> {
     }
 
     /// At most `count` trials at less strength than the best one, or, where nothing kept the limits, than the
-    /// most useful one. One that is worse by no more than [`Limits::noise`] is better.
+    /// most useful one. One that does about as well is better.
     fn less(
         &mut self,
         count: usize,
@@ -277,13 +277,12 @@ impl<'a> Search<'a> {
         let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
             return Ok(());
         };
-        let noise = self.limits().noise();
         for share in FINE_STRENGTHS.into_iter().take(count) {
             if late() {
                 break;
             }
             let found = result.best;
-            self.trial(&start.candidate, (start.strength * share, noise), result)?;
+            self.trial(&start.candidate, start.strength * share, result)?;
             step(result);
             if found.is_some() && result.best == found {
                 break;
@@ -407,18 +406,18 @@ impl<'a> Search<'a> {
         Ok(Look { strength, quick, score })
     }
 
-    /// Judges the answers of `candidate` at `strength`, which is the best so far if it keeps the limits and is worse than the
-    /// best by less than `allowed`.
+    /// Judges the answers of `candidate` at `strength`, which becomes the best if it keeps the limits and is more useful than
+    /// the best so far, or the same with less strength and about as useful.
     fn trial(
         &mut self,
         candidate: &Candidate,
-        (strength, allowed): (f64, f64),
+        strength: f64,
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
         let limits = self.limits();
-        let accepted = result.trials.iter().filter(|trial| trial.accepted);
-        let most = accepted.map(|trial| trial.utility).max_by(f64::total_cmp);
-        let enough = most.map(|most| most - allowed);
+        let best = result.best().copied();
+        let less = best.filter(|best| best.candidate == *candidate && strength < best.strength);
+        let enough = best.map(|best| best.utility - less.map_or(0.0, |_| limits.noise()));
         let mut going = |so_far: &Score| limits.may_be_best(so_far, enough);
         let known = self.journal.trial(candidate, strength);
         let score = match known.filter(|known| limits.is_whole(known) || !going(known)) {
@@ -440,9 +439,11 @@ impl<'a> Search<'a> {
             stopped,
             on_front: false,
         };
-        let better =
-            |best: &Trial| (trial.utility + allowed, -trial.score.kl) > (best.utility, -best.score.kl);
-        if trial.accepted && result.best().is_none_or(better) {
+        let better = |best: Trial| {
+            (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl)
+                || less.is_some_and(|best| limits.does_as_well(&score, &best.score))
+        };
+        if trial.accepted && best.is_none_or(better) {
             result.best = Some(result.trials.len());
         }
         result.trials.push(trial);

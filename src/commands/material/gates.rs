@@ -93,8 +93,8 @@ impl Class<'_> {
     }
 
     /// What the push of every writer of the plan does to the log-odds of refusal, beside the others': gates
-    /// that know nothing of it are opened along `directions`, and the extract split is asked again, [`PROMPTS_PER_EFFECT`] prompts a writer. `None`
-    /// where that tells nothing.
+    /// that know nothing of it are opened along `directions`, and [`PROMPTS_PER_EFFECT`] prompts a writer of the extract
+    /// split are asked again. `None` where that tells nothing.
     pub fn effects(
         &self,
         engine: &mut LlamaEngine,
