@@ -26,7 +26,7 @@ pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
 pub use limits::{Allowed, Refusal, utility};
-use limits::{Limits, quick_utility};
+use limits::{Limits, gives_away, quick_utility};
 use row::{ProbeRow, TrialRow};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
@@ -441,7 +441,7 @@ impl<'a> Search<'a> {
         };
         let better = |best: Trial| {
             (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl)
-                || less.is_some_and(|best| limits.does_as_well(&score, &best.score))
+                || (less.is_some() && Some(trial.utility) > enough && !gives_away(&score, &best.score))
         };
         if trial.accepted && best.is_none_or(better) {
             result.best = Some(result.trials.len());

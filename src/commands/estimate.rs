@@ -122,7 +122,7 @@ fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let questions = Questions::of(prompts, Split::Report, limits);
     let snapshots = 3.0 * asked(&Questions::of(prompts, Split::Report, FIDELITY_PROMPTS));
     let once = answered(&questions, N_PREDICT);
-    let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
+    let harmless = Questions::of(prompts, Split::Report, [0, limits[1], 0]);
     let part = (once + answered(&harmless, N_PREDICT)) / 2.0;
     let controls = match (options.controls, options.in_place) {
         (false, _) => 0.0,

@@ -101,8 +101,7 @@ impl Exam<'_> {
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&study::adapters(plan, edits)?)?;
         // With the KL of all harmless prompts, which the published edit is to meet.
-        let [harmful, harmless, alarming] = examiner.questions().by_kind().map(<[String]>::len);
-        let part = examiner.part([harmful.div_ceil(2), harmless, alarming.div_ceil(2)]);
+        let part = examiner.half_with_kl();
         let exact = part.examine(engine)?.score;
         let snapshots = [snapshot_of_base, self.snapshot(engine)?];
         bar.set(2);

@@ -265,7 +265,17 @@ impl Examiner {
     /// The same with half of the questions of each kind: for controls, which differ from the base by
     /// little or by much, and need not be known to the percent.
     pub fn half(&self) -> Self {
-        self.part(self.questions.by_kind().map(|texts| texts.len().div_ceil(2)))
+        self.part(self.halves())
+    }
+
+    /// The same with half of the harmful and alarming questions, and all of the harmless ones, which tell the KL.
+    pub fn half_with_kl(&self) -> Self {
+        let [harmful, _, alarming] = self.halves();
+        self.part([harmful, self.questions.harmless.len(), alarming])
+    }
+
+    fn halves(&self) -> [usize; 3] {
+        self.questions.by_kind().map(|texts| texts.len().div_ceil(2))
     }
 
     /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it

@@ -71,6 +71,11 @@ impl Allowed {
     }
 }
 
+/// Whether `score`, of less strength than `best`, refuses so many fewer harmful prompts that the two are not alike.
+pub(super) fn gives_away(score: &Score, best: &Score) -> bool {
+    best.harmful.refused().rate() - score.harmful.refused().rate() > MOST_LOST
+}
+
 /// The limits of a search, and the base that they are counted from.
 #[derive(Clone, Copy)]
 pub struct Limits {
@@ -96,13 +101,6 @@ impl Limits {
         let Score { harmful, harmless, alarming, .. } = self.base;
         let part = |tally: Tally| 2.0 / (tally.total().max(1) as f64).powi(2);
         [harmful, harmless, alarming].map(part).iter().sum::<f64>().sqrt().min(MOST_NOISE)
-    }
-
-    /// Whether `score`, of less strength than `best`, does about as well: worse by no more than the noise, with few harmful
-    /// refusals given away.
-    pub fn does_as_well(&self, score: &Score, best: &Score) -> bool {
-        let lost = best.harmful.refused().rate() - score.harmful.refused().rate();
-        lost <= MOST_LOST && self.most_useful(score) > self.most_useful(best) - self.noise()
     }
 
     /// Whether a trial can still keep the limits and reach the utility of the `best`.
