@@ -39,6 +39,10 @@
 //! behave as random ones: w = 1: 13.2 and 11.7, in Q4_0 4.3 and 3.0; w = 0.8, 1.2: 2.6 and 1.7, in Q4_0
 //! 2.4 and 1.5. What writers write most (14 to 17 times the average) is not found with w ≠ 1 because what
 //! is left of it is what an average direction has; along refusal directions they write 1.0 to 1.1.
+//!
+//! What was on a type's grid already snaps back in part. Qwen's own Q4_K_M file, refusal removed and rounded to nearest in its
+//! own types (`tests/e2e_uncensored.rs`): along layer 14's direction, w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0 and
+//! 2.4 (48); each layer's own: 1.0 (8 writers), 2.0 (22) and 1.5 (24); w = 0.5 is not found (0.50, as in the original).
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -69,8 +73,12 @@ const GAP_AGREED: f64 = 0.75;
 const MIN_AGREEING: (usize, f64) = (4, 0.5);
 /// Least |cos| between a layer's own direction and the region's to say that they agree.
 const AGREES: f64 = 0.7;
-/// A gap of dense directions in one layer that counts, when other layers show one too.
+/// A gap of dense directions in one layer that counts beside others of layers that were edited.
 const GAP_LAYER: f64 = 1.0;
+/// One that counts where no window shows any, if enough layers have it ([`MIN_LAYERS`]) and one of them [`GAP_LAYER`]. Dense
+/// gaps of honest layers: up to .50, .58 and .79 in Qwen2.5-Coder-0.5B, Gemma3-270M and SmolLM2-135M, beyond .75 in one layer of
+/// 72. Of Qwen's 24 layers without refusal's own directions, w = .8, in 4 bits: .76, .78, .96 and 1.19.
+const GAP_LAYERS: f64 = 0.75;
 /// Least layers with such a gap: two, and a tenth of all.
 const MIN_LAYERS: (usize, usize) = (2, 10);
 /// A writer that puts less than this along a direction, where 1 is as along a random one, was touched.
@@ -148,14 +156,16 @@ impl Scar {
             1 => "a direction was".into(),
             n => format!("{n} directions were"),
         };
+        let beside = match self.times_honest {
+            times if times >= 1.0 => format!("{times:.1} times that of any honest model"),
+            _ => "which no honest model shows in so many layers".into(),
+        };
         format!(
-            "yes: {what} removed from {} of {} writers, layers {}; gap {:.1}, {:.1} times that of any honest model; \
-             {:.1} % of the usual weight is left along it",
+            "yes: {what} removed from {} of {} writers, layers {}; gap {:.1}, {beside}; {:.1} % of the usual weight is left along it",
             self.writers.0,
             self.writers.1,
             ranges(&layers),
             self.gap,
-            self.times_honest,
             self.remaining * 100.0
         )
     }
@@ -219,12 +229,18 @@ impl<'a> Suspects<'a> {
     fn of(layers: &'a [Option<Region>], windows: &'a [Region]) -> Self {
         let mut windows: Vec<&Region> = windows.iter().filter(|w| is_suspect(w, layers)).collect();
         windows.sort_by(|a, b| b.clarity().total_cmp(&a.clarity()));
-        let single = |l: &&Region| l.lowest.gap >= if l.lowest.dense { GAP_LAYER } else { GAP_SPARSE };
-        let mut singles: Vec<&Region> = layers.iter().flatten().filter(single).collect();
-        if windows.is_empty() && singles.len() < MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1)) {
-            singles.clear();
-        }
-        Self { windows, layers: singles }
+        let beyond = |least: f64| {
+            let single = move |l: &&Region| l.lowest.gap >= if l.lowest.dense { least } else { GAP_SPARSE };
+            layers.iter().flatten().filter(single).collect::<Vec<&Region>>()
+        };
+        let (clear, many) = (beyond(GAP_LAYER), beyond(GAP_LAYERS));
+        let enough = MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1));
+        let layers = match windows.is_empty() {
+            false => clear,
+            true if !clear.is_empty() && many.len() >= enough => many,
+            true => Vec::new(),
+        };
+        Self { windows, layers }
     }
 
     fn is_empty(&self) -> bool {

@@ -361,7 +361,7 @@ impl<'a> Search<'a> {
         };
         let utility = match (base, quick, score) {
             (Some(base), Some(quick), _) => quick_utility(base, &quick),
-            (_, _, Some(score)) => utility(&self.base, &score, max_kl),
+            (_, _, Some(score)) => utility(&self.base, &score),
             _ => f64::NEG_INFINITY,
         };
         result.probes.push(Probe { candidate, strength, max_kl, quick, utility });
@@ -439,9 +439,11 @@ impl<'a> Search<'a> {
             stopped,
             on_front: false,
         };
-        let better = |best: Trial| {
-            (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl)
-                || (less.is_some() && Some(trial.utility) > enough && !gives_away(&score, &best.score))
+        let better = |best: Trial| match less {
+            // What cannot be told apart: less strength is better, unless it refuses less.
+            Some(_) if gives_away(&score, &best.score) => trial.utility > best.utility + limits.noise(),
+            Some(_) => trial.utility > best.utility - limits.noise(),
+            None => (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl),
         };
         if trial.accepted && best.is_none_or(better) {
             result.best = Some(result.trials.len());

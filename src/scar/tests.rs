@@ -202,6 +202,29 @@ fn one_line_says_it_all() {
         directions: vec![vec![1.0]],
     };
     insta::assert_snapshot!(scar.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 2.5, 2.3 times that of any honest model; 4.0 % of the usual weight is left along it");
+    let scar = Scar { gap: 1.0, times_honest: 1.0 / HONEST_GAP, ..scar };
+    insta::assert_snapshot!(scar.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 1.0, which no honest model shows in so many layers; 4.0 % of the usual weight is left along it");
+}
+
+#[test]
+fn small_gaps_count_where_enough_layers_show_one_and_one_is_clear() {
+    let region = |(layer, &gap): (usize, &f64)| {
+        let lowest = Lowest { gap, rank: 1, dense: true, basis: vec![vec![1.0]] };
+        Some(Region { layers: layer..layer + 1, group: None, lowest })
+    };
+    let found = |gaps: &[f64]| {
+        let layers: Vec<_> = gaps.iter().enumerate().map(region).collect();
+        Suspects::of(&layers, &[]).layers.iter().map(|l| l.layers.start).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[0.96, 0.1, 1.19, 0.78, 0.5]), [0, 2, 3]);
+    assert_eq!(found(&[0.1, 0.1, 1.19, 0.5, 0.5]), [0; 0]);
+    assert_eq!(found(&[0.96, 0.8, 0.79, 0.78, 0.5]), [0; 0]);
+    // A tenth of 24 layers is three.
+    let mut gaps = [0.1; 24];
+    gaps[..2].copy_from_slice(&[1.2, 0.8]);
+    assert_eq!(found(&gaps), [0; 0]);
+    gaps[9] = 0.76;
+    assert_eq!(found(&gaps), [0, 1, 9]);
 }
 
 /// A file with one dense writer and one of many experts.

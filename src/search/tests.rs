@@ -170,20 +170,25 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
     assert_eq!(noise([20, 20, 20]), 0.03);
-    let chosen = |hard: usize| {
-        let mut engine = StandIn { quality: |_, _| 1e3, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-        // Refused from ¾ of the budget's strength on, and beyond.
-        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
+    let chosen = |lever: Lever, hard: usize| {
+        let mut engine = StandIn { quality: |_, _| 5e2, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+        // Refused beyond ¾ of the strength that spends .05, or the .15 of a scar.
+        let first = if lever == Lever::Scar { 45 } else { 25 };
+        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { first } else { 1 })).collect();
         let asked = Questions { harmful, ..questions() };
         let few = Examiner::new(&mut engine, questions()).unwrap().0;
         let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
-        let spaces = [space(Lever::Plain)];
+        let spaces = [space(lever)];
         let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
         assert_eq!(result.trials[0].score.harmful.refused, 100);
-        result.best.unwrap()
+        (result.best.unwrap(), result.trials[1].utility - result.trials[0].utility)
     };
     // What 3 of 100 prompts are worth, less the price of the KL.
-    assert_eq!((chosen(3), chosen(10)), (1, 0));
+    assert_eq!((chosen(Lever::Plain, 3).0, chosen(Lever::Plain, 10).0), (1, 0));
+    // Where refusal was removed there is more KL to save. As useful with a tenth of the refusals given away is not enough.
+    let (tie, clear) = (chosen(Lever::Scar, 10), chosen(Lever::Scar, 6));
+    assert!(tie.1 > 0.0 && tie.1 < 0.03 && clear.1 > 0.03, "{tie:?} {clear:?}");
+    assert_eq!((tie.0, clear.0), (0, 1));
 }
 
 #[test]
@@ -233,6 +238,27 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
+}
+
+#[test]
+fn a_nat_weighs_as_much_where_more_of_them_may_be_spent() {
+    let of = |[harmful, harmless, alarming]: [u64; 3], kl| {
+        let tally = |refused, n| Tally { refused, complied: n - refused, broken: 0 };
+        Score {
+            harmful: tally(harmful, 64),
+            harmless: tally(harmless, 48),
+            alarming: tally(alarming, 48),
+            kl,
+        }
+    };
+    // A copy of Qwen2.5-Coder-0.5B with refusal removed, along the safety prompt at the whole of its strength and at ¾: both
+    // within what may be spent there.
+    let base = of([2, 7, 3], 0.0);
+    let (whole, less) = (of([51, 14, 11], 0.1259), of([39, 11, 8], 0.0488));
+    let allowed = AUTO.allowed(Refusal::Removed);
+    assert!(whole.kl < allowed.max_kl && less.kl < allowed.max_kl);
+    assert!(utility(&base, &less) - utility(&base, &whole) > 0.05);
+    assert!((utility(&base, &base) - utility(&base, &Score { kl: 0.05, ..base }) - 0.1).abs() < 1e-12);
 }
 
 fn candidate() -> Candidate {
