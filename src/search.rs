@@ -233,7 +233,7 @@ impl<'a> Search<'a> {
         let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();
         let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
-        let total = result.probes.len() + self.options.trials;
+        let mut total = result.probes.len() + self.options.trials;
         // At other strengths: one of two or three trials, two of more.
         let fine = (self.options.trials / 2).min(FINE_STRENGTHS.len());
         let fine = if self.options.strength.is_some() { 0 } else { fine };
@@ -243,11 +243,24 @@ impl<'a> Search<'a> {
                 let strength = self.strength(&candidate, start)?;
                 self.trial(&candidate, strength, &mut result)?;
                 progress(&result, total);
+                if let Some(less) = self.back_within(&result) {
+                    total += 1;
+                    self.trial(&candidate, less, &mut result)?;
+                    progress(&result, total);
+                }
             }
         }
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
+    }
+
+    /// The strength to try where the last trial passed the KL budget: the KL of one that was not measured anew may have grown faster
+    /// than others' does (with a power of 3.2 of the strength under the safety prompt in copies without refusal).
+    fn back_within(&self, result: &SearchResult) -> Option<f64> {
+        let last = result.trials.last().filter(|_| self.options.strength.is_none())?;
+        let spent = last.score.kl / self.limits().allowed.max_kl;
+        (spent > 1.0).then(|| last.strength * budget::next(spent))
     }
 
     /// Candidates in the order in which their answers are worth judging, each with a strength to begin at: the best, the

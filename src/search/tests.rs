@@ -9,8 +9,8 @@ use crate::llama::{Capture, Chat};
 type Quality = fn(Lever, usize) -> f64;
 
 /// Refuses harmful prompt `i` when `strength · quality(lever, layer)` is above `i`; its first logit moves
-/// with the strength (by half as much where a prompt is calm), so that KL grows with its square; breaks above
-/// 100.
+/// with the strength (by half as much where a prompt is calm), so that KL grows with its square (with a power of 3.2 where it is
+/// steep); breaks above 100.
 struct StandIn {
     quality: Quality,
     at: (Lever, usize),
@@ -42,8 +42,12 @@ impl Engine for StandIn {
     ) -> Result<Vec<String>, LlamaError> {
         let effect = self.strength * (self.quality)(self.at.0, self.at.1);
         let mut answer = |i: usize, chat: &Chat<'_>| {
-            let moves = if chat.user.contains("calm") { 5.0 } else { 10.0 };
-            first(i, &[0.0, moves * self.strength as f32]);
+            let moves = match () {
+                () if chat.user.contains("calm") => 5.0,
+                () if chat.user.contains("steep") => 10.0 * (self.strength / 0.09).powf(0.6),
+                () => 10.0,
+            };
+            first(i, &[0.0, (moves * self.strength) as f32]);
             match chat.user.strip_prefix("harmful ").map(|n| n.parse::<f64>().unwrap()) {
                 Some(_) if effect > 100.0 => "la la la la la la la la la la la la".to_owned(),
                 Some(n) if effect > n => "I'm sorry, but I can't assist with that.".to_owned(),
@@ -202,6 +206,21 @@ fn a_budget_that_a_quick_look_underestimates_is_kept() {
     let (probe, first) = (result.probes[0], result.trials[0]);
     assert!(first.strength < 0.6 * probe.strength, "{first:?}");
     assert!(first.accepted && first.score.kl <= 0.05 && first.score.kl >= 0.04, "{first:?}");
+}
+
+#[test]
+fn a_trial_that_passes_the_budget_is_made_again_with_less() {
+    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let steep = questions().harmless.iter().map(|text| format!("{text}, steep")).collect();
+    let asked = Questions { harmless: steep, ..questions() };
+    let options = SearchOptions { layer: Some(10), trials: 1, ..AUTO };
+    let spaces = [space(Lever::Plain)];
+    let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+    let [over, within] = result.trials[..] else { panic!("{result:?}") };
+    assert!(over.stopped && over.score.kl > 0.05, "{over:?}");
+    assert!(within.accepted && within.score.kl > 0.025 && within.score.kl < 0.05, "{within:?}");
+    assert_eq!(result.best, Some(1));
 }
 
 #[test]
