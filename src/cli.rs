@@ -239,7 +239,7 @@ pub struct SearchArgs {
     /// Layer whose direction is used, from 0, or auto.
     #[arg(long, default_value = "auto", allow_hyphen_values = true)]
     pub layer: String,
-    /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.15 where
+    /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 where
     /// refusal was removed from the model].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true)]
     pub max_kl: Option<f64>,

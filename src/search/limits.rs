@@ -68,7 +68,7 @@ impl Allowed {
     pub(super) fn of(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Whole => Self { max_kl: 0.05, max_false_refusal: 0.1 },
-            Refusal::Removed => Self { max_kl: 0.15, max_false_refusal: 0.25 },
+            Refusal::Removed => Self { max_kl: 0.1, max_false_refusal: 0.25 },
         }
     }
 }

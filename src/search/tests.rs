@@ -174,23 +174,23 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
     assert_eq!(noise([20, 20, 20]), 0.03);
-    let chosen = |lever: Lever, hard: usize| {
+    let chosen = |max_kl: f64, hard: usize| {
         let mut engine = StandIn { quality: |_, _| 5e2, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-        // Refused beyond ¾ of the strength that spends .05, or the .15 of a scar.
-        let first = if lever == Lever::Scar { 45 } else { 25 };
+        // Refused beyond ¾ of the strength that spends the budget.
+        let first = if max_kl > 0.1 { 45 } else { 25 };
         let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { first } else { 1 })).collect();
         let asked = Questions { harmful, ..questions() };
         let few = Examiner::new(&mut engine, questions()).unwrap().0;
-        let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
-        let spaces = [space(lever)];
+        let options = SearchOptions { layer: Some(10), trials: 2, max_kl: Some(max_kl), ..AUTO };
+        let spaces = [space(Lever::Plain)];
         let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
         assert_eq!(result.trials[0].score.harmful.refused, 100);
         (result.best.unwrap(), result.trials[1].utility - result.trials[0].utility)
     };
     // What 3 of 100 prompts are worth, less the price of the KL.
-    assert_eq!((chosen(Lever::Plain, 3).0, chosen(Lever::Plain, 10).0), (1, 0));
-    // Where refusal was removed there is more KL to save. As useful with a tenth of the refusals given away is not enough.
-    let (tie, clear) = (chosen(Lever::Scar, 10), chosen(Lever::Scar, 6));
+    assert_eq!((chosen(0.05, 3).0, chosen(0.05, 10).0), (1, 0));
+    // With more KL to save: as useful with a tenth of the refusals given away is not enough.
+    let (tie, clear) = (chosen(0.15, 10), chosen(0.15, 6));
     assert!(tie.1 > 0.0 && tie.1 < 0.03 && clear.1 > 0.03, "{tie:?} {clear:?}");
     assert_eq!((tie.0, clear.0), (0, 1));
 }
@@ -270,12 +270,9 @@ fn a_nat_weighs_as_much_where_more_of_them_may_be_spent() {
             kl,
         }
     };
-    // A copy of Qwen2.5-Coder-0.5B with refusal removed, along the safety prompt at the whole of its strength and at ¾: both
-    // within what may be spent there.
+    // A copy of Qwen2.5-Coder-0.5B with refusal removed, along the safety prompt at a strength and at ¾ of it.
     let base = of([2, 7, 3], 0.0);
     let (whole, less) = (of([51, 14, 11], 0.1259), of([39, 11, 8], 0.0488));
-    let allowed = AUTO.allowed(Refusal::Removed);
-    assert!(whole.kl < allowed.max_kl && less.kl < allowed.max_kl);
     assert!(utility(&base, &less) - utility(&base, &whole) > 0.05);
     assert!((utility(&base, &base) - utility(&base, &Score { kl: 0.05, ..base }) - 0.1).abs() < 1e-12);
 }
@@ -405,7 +402,7 @@ fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
     let result = run_with(&[space(Lever::Plain), space(Lever::Scar)], quality, AUTO);
     let best = result.best().unwrap();
     assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
-    assert!(best.score.kl > 0.05 && best.score.kl <= 0.15, "the budget of a model without refusal: {best:?}");
+    assert!(best.score.kl > 0.05 && best.score.kl <= 0.1, "the budget of a model without refusal: {best:?}");
     assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
     // Nothing but the price of its KL.
     assert!(result.by_lever()[0].probe.utility <= 0.0);
