@@ -26,7 +26,7 @@ pub use budget::KlBudget;
 use journal::{Journal, Look, Row};
 pub use lever::{Lever, LeverOutcome};
 pub use limits::{Allowed, Refusal, utility};
-use limits::{Limits, gives_away, quick_utility};
+use limits::{Limits, quick_utility};
 use row::{ProbeRow, TrialRow};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
@@ -374,7 +374,7 @@ impl<'a> Search<'a> {
         };
         let utility = match (base, quick, score) {
             (Some(base), Some(quick), _) => quick_utility(base, &quick),
-            (_, _, Some(score)) => utility(&self.base, &score),
+            (_, _, Some(score)) => utility(&self.base, &score, max_kl),
             _ => f64::NEG_INFINITY,
         };
         result.probes.push(Probe { candidate, strength, max_kl, quick, utility });
@@ -453,9 +453,7 @@ impl<'a> Search<'a> {
             on_front: false,
         };
         let better = |best: Trial| match less {
-            // What cannot be told apart: less strength is better, unless it refuses less.
-            Some(_) if gives_away(&score, &best.score) => trial.utility > best.utility + limits.noise(),
-            Some(_) => trial.utility > best.utility - limits.noise(),
+            Some(_) => limits.takes_less(&trial, &best),
             None => (trial.utility, -trial.score.kl) > (best.utility, -best.score.kl),
         };
         if trial.accepted && best.is_none_or(better) {

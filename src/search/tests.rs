@@ -174,25 +174,40 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
     assert_eq!(noise([20, 20, 20]), 0.03);
-    let chosen = |max_kl: f64, hard: usize| {
-        let mut engine = StandIn { quality: |_, _| 5e2, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-        // Refused beyond ¾ of the strength that spends the budget.
-        let first = if max_kl > 0.1 { 45 } else { 25 };
-        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { first } else { 1 })).collect();
+    let chosen = |hard: usize| {
+        let mut engine = StandIn { quality: |_, _| 1e3, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+        // Refused from ¾ of the budget's strength on, and beyond.
+        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
         let asked = Questions { harmful, ..questions() };
         let few = Examiner::new(&mut engine, questions()).unwrap().0;
-        let options = SearchOptions { layer: Some(10), trials: 2, max_kl: Some(max_kl), ..AUTO };
+        let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
         let spaces = [space(Lever::Plain)];
         let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
         assert_eq!(result.trials[0].score.harmful.refused, 100);
-        (result.best.unwrap(), result.trials[1].utility - result.trials[0].utility)
+        result.best.unwrap()
     };
     // What 3 of 100 prompts are worth, less the price of the KL.
-    assert_eq!((chosen(0.05, 3).0, chosen(0.05, 10).0), (1, 0));
-    // With more KL to save: as useful with a tenth of the refusals given away is not enough.
-    let (tie, clear) = (chosen(0.15, 10), chosen(0.15, 6));
-    assert!(tie.1 > 0.0 && tie.1 < 0.03 && clear.1 > 0.03, "{tie:?} {clear:?}");
-    assert_eq!((tie.0, clear.0), (0, 1));
+    assert_eq!((chosen(3), chosen(10)), (1, 0));
+}
+
+#[test]
+fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
+    let of = |refused, total| Tally { refused, complied: total - refused, broken: 0 };
+    let base = Score { harmful: of(6, 64), harmless: of(4, 48), alarming: of(3, 48), kl: 0.0 };
+    let limits = Limits { base, options: AUTO, allowed: AUTO.allowed(Refusal::Removed) };
+    let takes = |lost: u64, gain: f64| {
+        let trial = |refused, strength, utility| {
+            let score = Score { harmful: of(refused, 64), ..base };
+            let (candidate, accepted) = (candidate(), true);
+            Trial { candidate, strength, score, utility, accepted, stopped: false, on_front: false }
+        };
+        limits.takes_less(&trial(47 - lost, 0.75, 0.3 + gain), &trial(47, 1.0, 0.3))
+    };
+    let noise = limits.noise();
+    assert!(noise > 0.01 && noise <= 0.03);
+    // 3 of 64 are within a twentieth, 4 are not.
+    assert!(takes(3, -0.9 * noise) && !takes(3, -1.1 * noise));
+    assert!(!takes(4, 0.9 * noise) && takes(4, 1.1 * noise));
 }
 
 #[test]
@@ -257,24 +272,6 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
-}
-
-#[test]
-fn a_nat_weighs_as_much_where_more_of_them_may_be_spent() {
-    let of = |[harmful, harmless, alarming]: [u64; 3], kl| {
-        let tally = |refused, n| Tally { refused, complied: n - refused, broken: 0 };
-        Score {
-            harmful: tally(harmful, 64),
-            harmless: tally(harmless, 48),
-            alarming: tally(alarming, 48),
-            kl,
-        }
-    };
-    // A copy of Qwen2.5-Coder-0.5B with refusal removed, along the safety prompt at a strength and at ¾ of it.
-    let base = of([2, 7, 3], 0.0);
-    let (whole, less) = (of([51, 14, 11], 0.1259), of([39, 11, 8], 0.0488));
-    assert!(utility(&base, &less) - utility(&base, &whole) > 0.05);
-    assert!((utility(&base, &base) - utility(&base, &Score { kl: 0.05, ..base }) - 0.1).abs() < 1e-12);
 }
 
 fn candidate() -> Candidate {
