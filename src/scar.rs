@@ -235,10 +235,12 @@ impl<'a> Suspects<'a> {
         };
         let (clear, many) = (beyond(GAP_LAYER), beyond(GAP_LAYERS));
         let enough = MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1));
-        let layers = match windows.is_empty() {
-            false => clear,
-            true if !clear.is_empty() && many.len() >= enough => many,
-            true => Vec::new(),
+        let layers = if !windows.is_empty() {
+            clear
+        } else if !clear.is_empty() && many.len() >= enough {
+            many
+        } else {
+            Vec::new()
         };
         Self { windows, layers }
     }

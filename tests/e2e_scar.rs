@@ -266,7 +266,6 @@ fn honest_models_have_none_after_requantization_either() {
             [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q8_0]
         {
             let findings = find(&model.copy(&Removal::nothing(), ggml_type));
-            eprintln!("{name} {ggml_type} {}", findings.describe());
             assert_eq!(findings.scar, None, "{name} in {ggml_type}");
             assert!(findings.widest.unwrap().lowest.gap < HONEST_GAP, "{name} in {ggml_type}");
         }
