@@ -42,7 +42,7 @@
 //!
 //! What was on a type's grid already snaps back in part. Qwen's own Q4_K_M file, refusal removed and rounded to nearest in its
 //! own types (`tests/e2e_uncensored.rs`): along layer 14's direction, w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0 and
-//! 2.4 (48); each layer's own: 1.0 (8 writers), 2.0 (22) and 1.5 (24); w = 0.5 is not found (0.50, as in the original).
+//! 2.4 (48); each layer's own: 1.0 (8 writers), 2.0 (20) and 1.7 (16); w = 0.5 is not found (0.50, as in the original).
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ const MIN_AGREEING: (usize, f64) = (4, 0.5);
 const AGREES: f64 = 0.7;
 /// A gap of dense directions in one layer that counts beside others of layers that were edited.
 const GAP_LAYER: f64 = 1.0;
-/// One that counts where no window shows any, if enough layers have it ([`MIN_LAYERS`]) and one of them [`GAP_LAYER`]. Dense
+/// One that counts where no window shows any and too few layers [`GAP_LAYER`], but one does, and enough have this. Dense
 /// gaps of honest layers: up to .50, .58 and .79 in Qwen2.5-Coder-0.5B, Gemma3-270M and SmolLM2-135M, beyond .75 in one layer of
 /// 72. Of Qwen's 24 layers without refusal's own directions, w = .8, in 4 bits: .76, .78, .96 and 1.19.
 const GAP_LAYERS: f64 = 0.75;
@@ -235,7 +235,7 @@ impl<'a> Suspects<'a> {
         };
         let (clear, many) = (beyond(GAP_LAYER), beyond(GAP_LAYERS));
         let enough = MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1));
-        let layers = if !windows.is_empty() {
+        let layers = if !windows.is_empty() || clear.len() >= enough {
             clear
         } else if !clear.is_empty() && many.len() >= enough {
             many

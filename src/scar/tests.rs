@@ -219,6 +219,8 @@ fn small_gaps_count_where_enough_layers_show_one_and_one_is_clear() {
     assert_eq!(found(&[0.96, 0.1, 1.19, 0.78, 0.5]), [0, 2, 3]);
     assert_eq!(found(&[0.1, 0.1, 1.19, 0.5, 0.5]), [0; 0]);
     assert_eq!(found(&[0.96, 0.8, 0.79, 0.78, 0.5]), [0; 0]);
+    // Where enough are clear no other is named: an honest layer may be among them.
+    assert_eq!(found(&[0.96, 1.1, 1.19, 0.78, 0.5]), [1, 2]);
     // A tenth of 24 layers is three.
     let mut gaps = [0.1; 24];
     gaps[..2].copy_from_slice(&[1.2, 0.8]);
