@@ -78,7 +78,7 @@ const GAP_LAYER: f64 = 1.0;
 /// One that counts where no window shows any and too few layers [`GAP_LAYER`], but one does, and enough have this. Dense
 /// gaps of honest layers: up to .50, .58 and .79 in Qwen2.5-Coder-0.5B, Gemma3-270M and SmolLM2-135M, beyond .75 in one layer of
 /// 72. Of Qwen's 24 layers without refusal's own directions, w = .8, in 4 bits: .76, .78, .96 and 1.19.
-const GAP_LAYERS: f64 = 0.75;
+const GAP_FAINT: f64 = 0.75;
 /// Least layers with such a gap: two, and a tenth of all.
 const MIN_LAYERS: (usize, usize) = (2, 10);
 /// A writer that puts less than this along a direction, where 1 is as along a random one, was touched.
@@ -233,7 +233,7 @@ impl<'a> Suspects<'a> {
             let single = move |l: &&Region| l.lowest.gap >= if l.lowest.dense { least } else { GAP_SPARSE };
             layers.iter().flatten().filter(single).collect::<Vec<&Region>>()
         };
-        let (clear, many) = (beyond(GAP_LAYER), beyond(GAP_LAYERS));
+        let (clear, many) = (beyond(GAP_LAYER), beyond(GAP_FAINT));
         let enough = MIN_LAYERS.0.max(layers.len().div_ceil(MIN_LAYERS.1));
         let layers = if !windows.is_empty() || clear.len() >= enough {
             clear

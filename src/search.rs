@@ -239,15 +239,16 @@ impl<'a> Search<'a> {
         let fine = if self.options.strength.is_some() { 0 } else { fine };
         let whole = self.options.trials.saturating_sub(fine).max(1);
         for (candidate, start) in self.finalists(&result).into_iter().take(whole) {
-            if !late() || result.trials.is_empty() {
-                let strength = self.strength(&candidate, start)?;
-                self.trial(&candidate, strength, &mut result)?;
+            if late() && !result.trials.is_empty() {
+                break;
+            }
+            let strength = self.strength(&candidate, start)?;
+            self.trial(&candidate, strength, &mut result)?;
+            progress(&result, total);
+            if let Some(less) = self.back_within(&result).filter(|_| !late()) {
+                total += 1;
+                self.trial(&candidate, less, &mut result)?;
                 progress(&result, total);
-                if let Some(less) = self.back_within(&result) {
-                    total += 1;
-                    self.trial(&candidate, less, &mut result)?;
-                    progress(&result, total);
-                }
             }
         }
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;

@@ -15,9 +15,10 @@ const AIM: f64 = 0.85;
 /// trial shows it, and is made again with less.
 const TRUSTED: std::ops::RangeInclusive<f64> = 0.7..=1.4;
 
-/// What to change a strength by that spends so much of the budget, to spend [`AIM`] of it.
+/// What to multiply a strength by that spends so much of the budget, to spend [`AIM`] of it: a quarter to four.
 pub(super) fn next(spent: f64) -> f64 {
-    if spent.is_finite() { (AIM / spent.max(1e-6)).sqrt() } else { 0.25 }
+    let factor = if spent.is_finite() { (AIM / spent.max(1e-6)).sqrt() } else { 0.0 };
+    factor.clamp(0.25, 4.0)
 }
 
 /// How much KL an edit may cost.
@@ -49,7 +50,7 @@ impl KlBudget<'_> {
                 break;
             }
             let factor = next(spent);
-            strength = (strength * factor.clamp(0.25, 4.0)).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
+            strength = (strength * factor).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
             if TRUSTED.contains(&factor) {
                 return Ok(strength);
             }

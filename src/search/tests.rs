@@ -42,10 +42,12 @@ impl Engine for StandIn {
     ) -> Result<Vec<String>, LlamaError> {
         let effect = self.strength * (self.quality)(self.at.0, self.at.1);
         let mut answer = |i: usize, chat: &Chat<'_>| {
-            let moves = match () {
-                () if chat.user.contains("calm") => 5.0,
-                () if chat.user.contains("steep") => 10.0 * (self.strength / 0.09).powf(0.6),
-                () => 10.0,
+            let moves = if chat.user.contains("calm") {
+                5.0
+            } else if chat.user.contains("steep") {
+                10.0 * (self.strength / 0.09).powf(0.6)
+            } else {
+                10.0
             };
             first(i, &[0.0, (moves * self.strength) as f32]);
             match chat.user.strip_prefix("harmful ").map(|n| n.parse::<f64>().unwrap()) {
