@@ -98,7 +98,7 @@ pub struct InjectArgs {
     pub search: SearchArgs,
     /// Apply the edit that `direction` stored, without a search.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "method", "layer", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
+        "method", "layer", "contrast", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
         "system_prompt", "resume"
     ])]
     pub direction: Option<PathBuf>,
@@ -239,6 +239,10 @@ pub struct SearchArgs {
     /// Layer whose direction is used, from 0, or auto.
     #[arg(long, default_value = "auto", allow_hyphen_values = true)]
     pub layer: String,
+    /// κ of the contrast method, or auto: how much it counts that harmless and alarming prompts are answered; less refuses
+    /// more of everything.
+    #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true)]
+    pub contrast: String,
     /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 where
     /// refusal was removed from the model].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true)]

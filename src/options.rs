@@ -15,6 +15,9 @@ use crate::source::{ModelArg, Source};
 /// Largest strength that is taken: beyond it no model that was measured still writes text.
 pub const MAX_STRENGTH: f64 = 1.0;
 
+/// Largest κ that is taken: beyond it hardly anything but harmless and alarming prompts is pushed.
+pub const MAX_CONTRAST: f64 = 100.0;
+
 /// Whether a safety system prompt is used while the direction is extracted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SystemPrompt {
@@ -332,6 +335,7 @@ fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error
     Ok(SearchOptions {
         layer: parse_layer(&args.layer)?,
         strength: parse_strength(&args.strength)?,
+        contrast: parse_contrast(&args.contrast, args.method)?,
         max_kl: args.max_kl,
         max_false_refusal: max_false_refusal(args)?,
         trials: trials(args.trials)?,
@@ -435,6 +439,25 @@ fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
     }
 }
 
+fn parse_contrast(text: &str, method: Method) -> Result<Option<f64>, Error> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let no_gate = "the gates of --method gated have a κ of 0, and the published methods have none";
+    let hint = (method != Method::Contrast).then(|| no_gate.to_owned());
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value <= MAX_CONTRAST && hint.is_none() => Ok(Some(value)),
+        Ok(_) if hint.is_some() => {
+            Err(option("--contrast", format!("goes with --method contrast, found {}", method.name()), hint))
+        }
+        _ => {
+            let problem =
+                format!("expected auto or a number above 0 and up to {MAX_CONTRAST}, found {text:?}");
+            Err(option("--contrast", problem, Some("the search tries 1 and 0.5".into())))
+        }
+    }
+}
+
 /// `--promote TYPE` is short for `--requant promote=TYPE`.
 fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
     let (flag, text) = match promote {
@@ -479,5 +502,16 @@ mod tests {
             assert!(parse_strength(bad).is_err(), "{bad}");
         }
         assert!(parse_strength("-1").unwrap_err().to_string().contains("only makes models safer"));
+    }
+
+    #[test]
+    fn contrast_is_that_of_contrast_gates() {
+        assert_eq!(parse_contrast("auto", Method::Published).unwrap(), None);
+        assert_eq!(parse_contrast("0.5", Method::Contrast).unwrap(), Some(0.5));
+        for bad in ["0", "-1", "nan", "inf", "101", "x", ""] {
+            assert!(parse_contrast(bad, Method::Contrast).is_err(), "{bad}");
+        }
+        let error = parse_contrast("0.5", Method::Gated).unwrap_err().to_string();
+        assert!(error.contains("goes with --method contrast, found gated"), "{error}");
     }
 }

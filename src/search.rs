@@ -47,6 +47,8 @@ pub struct SearchOptions {
     pub layer: Option<usize>,
     /// Only this strength.
     pub strength: Option<f64>,
+    /// Only this κ.
+    pub contrast: Option<f64>,
     /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the model needs
     /// ([`Self::allowed`]).
     pub max_kl: Option<f64>,

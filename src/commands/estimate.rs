@@ -103,7 +103,7 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
 fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
-    let space = material::space(options.method, Lever::Refusal);
+    let space = material::space_of(options, Lever::Refusal);
     let probes = search::n_probes(&space, options.search.layer);
     let strength = match options.search.strength {
         Some(_) => 0.0,

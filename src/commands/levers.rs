@@ -206,7 +206,7 @@ impl Levers {
 
     /// What each lever tries.
     pub fn spaces(&self, options: &InjectOptions) -> Vec<Space> {
-        let space = |lever| material::space(options.method, lever);
+        let space = |lever| material::space_of(options, lever);
         let mut spaces: Vec<Space> = self.means.keys().map(|&lever| space(lever)).collect();
         if let Some(scar) = &self.scar {
             let layer = options.search.layer.unwrap_or(scar.len() / 2);

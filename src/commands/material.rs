@@ -63,6 +63,15 @@ pub fn space(method: Method, lever: Lever) -> Space {
     Space { lever, layer: None, windows, contrasts, first_strength: 0.01 }
 }
 
+/// What is tried with `lever` under `options`.
+pub fn space_of(options: &InjectOptions, lever: Lever) -> Space {
+    let space = space(options.method, lever);
+    match options.search.contrast {
+        Some(contrast) => Space { contrasts: vec![contrast], ..space },
+        None => space,
+    }
+}
+
 /// Everything that an edit is made of.
 pub struct Material {
     /// Weights of each writer.

@@ -161,7 +161,7 @@ impl Maker<'_> {
     ) -> Result<Vec<SafetyDirection>, Error> {
         let bar = printer.bar("finding the side of refusal", ways.len() as u64);
         let few = examiner.part(FEW);
-        let space = material::space(self.options.method, Lever::Scar);
+        let space = material::space_of(self.options, Lever::Scar);
         let candidate = Candidate {
             lever: Lever::Scar,
             layer: 0,

@@ -6,7 +6,7 @@ use super::Report;
 use crate::evaluate::Score;
 use crate::evaluate::stats::Proportion;
 use crate::output::{Table, bar, percent, sparkline, wrap};
-use crate::search::LeverOutcome;
+use crate::search::{Candidate, LeverOutcome, Trial};
 
 /// Columns of the summary.
 const WIDTH: usize = 100;
@@ -132,7 +132,23 @@ impl Report {
         let stopped = self.search.trials.iter().any(|t| t.stopped);
         let ended =
             if stopped { "\n– not asked, since the trial could not be the best any more" } else { "" };
-        format!("{table}* on the Pareto front of refusals, false refusals and KL   > best{ended}")
+        let other = self.other_choice();
+        format!("{table}* on the Pareto front of refusals, false refusals and KL   > best{ended}{other}")
+    }
+
+    /// How to take the trial that refuses the most harmful prompts, where that is not the best.
+    fn other_choice(&self) -> String {
+        let refused = |t: &Trial| t.score.harmful.refused;
+        let trials = self.search.trials.iter().filter(|t| t.on_front && t.accepted);
+        let most = trials.max_by_key(|t| refused(t));
+        let (Some(most), Some(best)) = (most, self.search.best()) else { return String::new() };
+        if refused(most) <= refused(best) {
+            return String::new();
+        }
+        let Candidate { lever, layer, contrast, .. } = most.candidate;
+        let contrast = if contrast > 0.0 { format!(" --contrast {contrast}") } else { String::new() };
+        let (lever, strength) = (lever.name(), most.strength);
+        format!("\nmost refusals with --lever {lever} --layer {layer}{contrast} --strength {strength:.5}")
     }
 
     fn separation_lines(&self) -> String {

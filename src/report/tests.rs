@@ -25,7 +25,7 @@ fn file(path: &str) -> FileFacts {
 
 fn trials() -> Vec<Trial> {
     let tried = [
-        (0.02, 33, 0.043, true),
+        (0.02, 36, 0.043, true),
         (0.015, 33, 0.03, true),
         (0.01, 33, 0.0109, true),
         (0.3, 20, f64::INFINITY, false),

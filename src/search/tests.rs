@@ -132,6 +132,7 @@ fn search_with(
 const AUTO: SearchOptions = SearchOptions {
     layer: None,
     strength: None,
+    contrast: None,
     max_kl: None,
     max_false_refusal: Some(0.05),
     trials: 5,

@@ -9,7 +9,7 @@ use super::fingerprint::{BINS, WriterShape};
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
 use crate::bounded;
 use crate::direction::SafetyDirection;
-use crate::options::MAX_STRENGTH;
+use crate::options::{MAX_CONTRAST, MAX_STRENGTH};
 use crate::quant::preserve::InputModel;
 use crate::search::Lever;
 
@@ -23,8 +23,6 @@ const MAX_PRINCIPAL: usize = 64;
 const MAX_VALUE: f32 = 1e12;
 /// A right factor shorter than this does nothing, or would be blown up to the strength.
 const MIN_NORM: f64 = 1e-12;
-/// κ beyond this pushes hardly anything but alarming prompts.
-const MAX_CONTRAST: f64 = 100.0;
 
 type Result<T> = std::result::Result<T, Problem>;
 

@@ -1,7 +1,7 @@
 //! Gates, learned twice: first as if the push of every writer did the same, then with what each was seen
 //! to do ([`crate::gate::effects`]).
 
-use super::{Seen, WINDOW, space};
+use super::{Seen, WINDOW, space, space_of};
 use crate::commands::session::Opened;
 use crate::commands::study::adapters;
 use crate::direction::{Along, Directions};
@@ -16,7 +16,8 @@ use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::search::{KlBudget, Lever, Refusal};
 
-/// Depth of the layer along whose direction effects are measured, where the user names none.
+/// Depth of the layer along whose direction effects are measured, with the first κ: whatever layer and κ are
+/// tried, so that a trial that is repeated with these flags is the same.
 const DEPTH: f64 = 0.6;
 
 /// Prompts, of all kinds, that tell the effect of one writer: twice as many tell no more (docs/method.md).
@@ -42,7 +43,7 @@ impl Class<'_> {
     /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show has
     /// none and is left alone, and so is an expert that no token was routed to.
     pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
-        let of = |lever| space(self.options.method, lever);
+        let of = |lever| space_of(self.options, lever);
         // Those along a scar are among the plain ones.
         let contrasts = of(Lever::Plain).contrasts;
         let inside = |window| (window, self.opened.plan.writers_in(window));
@@ -106,7 +107,7 @@ impl Class<'_> {
         let writers = self.opened.plan.writers_in(WINDOW);
         let kernel = Kernel::of(self.lessons(), &writers, None, &mut || ())?;
         let rights = self.rights(&kernel, space.contrasts[0])?;
-        let layer = self.options.search.layer.unwrap_or((DEPTH * directions.by_layer.len() as f64) as usize);
+        let layer = (DEPTH * directions.by_layer.len() as f64) as usize;
         let along = Along::Layers(&directions.by_layer).at(layer);
         let edits = |strength: f64| -> Result<Vec<RankOne>, Error> {
             let (plan, along) = (&self.opened.plan, Along::One(along));
