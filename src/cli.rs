@@ -16,6 +16,14 @@ pub use offload::{DevicesArgs, OffloadArgs, RpcServerArgs, arguments};
 const EXIT_STATUS: &str = "Exit status: 0 done; 1 something that you can mend; 2 a bug of ours; 3 written, but less than \
                            90 % of the edit arrived in the file.";
 
+// Under what `--help` lists the flags of the long commands.
+const EDIT: &str = "Which edit";
+const LIMITS: &str = "Its limits";
+const SEARCH: &str = "The search";
+const OUTPUT: &str = "The file";
+const REPORT: &str = "The report";
+const MACHINE: &str = "The machine";
+
 /// Make a GGUF language model safer in minutes, without training.
 #[derive(Debug, Parser)]
 #[command(name = "rosi-gguf", version, about, long_about = None, arg_required_else_help = true, after_help = EXIT_STATUS)]
@@ -87,11 +95,11 @@ pub struct InjectArgs {
     /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// Where to write [default: NAME-rosi.gguf beside the model; in the current folder for one given by name].
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
     /// Change MODEL itself; `rosi-gguf undo MODEL` puts it back from NAME.rosi-undo, which takes as much
     /// room as the edited matrices.
-    #[arg(long, conflicts_with_all = ["output", "promote"])]
+    #[arg(long, conflicts_with_all = ["output", "promote"], help_heading = OUTPUT)]
     pub in_place: bool,
     /// What is searched, and how.
     #[command(flatten)]
@@ -100,47 +108,47 @@ pub struct InjectArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "method", "layer", "contrast", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
         "system_prompt", "resume"
-    ])]
+    ], help_heading = SEARCH)]
     pub direction: Option<PathBuf>,
     /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
     /// promote=TYPE.
-    #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE")]
+    #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE", help_heading = OUTPUT)]
     pub requant: String,
     /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
-    #[arg(long, value_name = "TYPE", conflicts_with = "requant")]
+    #[arg(long, value_name = "TYPE", conflicts_with = "requant", help_heading = OUTPUT)]
     pub promote: Option<String>,
     /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub imatrix: Option<PathBuf>,
     /// Write the whole report here, as JSON.
-    #[arg(long, value_name = "FILE.json")]
+    #[arg(long, value_name = "FILE.json", help_heading = REPORT)]
     pub report: Option<PathBuf>,
     /// Write the report here as one page for a browser: charts, tables, answers before and after.
-    #[arg(long, value_name = "FILE.html")]
+    #[arg(long, value_name = "FILE.html", help_heading = REPORT)]
     pub html: Option<PathBuf>,
     /// Print the whole report on stdout, as JSON.
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub json: bool,
     /// Show what would be done, without running the model.
     #[arg(long)]
     pub dry_run: bool,
     /// Overwrite; inject again; write although there is no gain; apply an edit of other weights.
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub force: bool,
     /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
-    #[arg(long, value_name = "LORA.gguf")]
+    #[arg(long, value_name = "LORA.gguf", help_heading = OUTPUT)]
     pub save_adapter: Option<PathBuf>,
     /// Also make it the model NAME of the running Ollama server (OLLAMA_HOST); without one, say how.
-    #[arg(long, value_name = "NAME", conflicts_with = "in_place")]
+    #[arg(long, value_name = "NAME", conflicts_with = "in_place", help_heading = OUTPUT)]
     pub ollama_create: Option<String>,
     /// Leave out the two controls (random direction, requantization without edit).
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub no_controls: bool,
     /// Keep whole answers in the report instead of their beginnings.
-    #[arg(long)]
+    #[arg(long, help_heading = REPORT)]
     pub full_answers: bool,
     /// Seed of the random control direction.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help_heading = REPORT)]
     pub seed: u64,
     /// How to run the model.
     #[command(flatten)]
@@ -231,48 +239,51 @@ pub struct ReleaseArgs {
 #[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
     /// How the right factor of the edit is chosen.
-    #[arg(long, value_enum, default_value_t = Method::Contrast)]
+    #[arg(long, value_enum, default_value_t = Method::Contrast, help_heading = EDIT)]
     pub method: Method,
     /// Size of the change as a share of the edited weights (0.04 = 4 %), or auto.
-    #[arg(long, default_value = "auto", allow_hyphen_values = true)]
+    #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub strength: String,
     /// Layer whose direction is used, from 0, or auto.
-    #[arg(long, default_value = "auto", allow_hyphen_values = true)]
+    #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub layer: String,
     /// κ of the contrast method, or auto: how much it counts that harmless and alarming prompts are answered; less refuses
     /// more of everything.
-    #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true)]
+    #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub contrast: String,
     /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 where
     /// refusal was removed from the model].
-    #[arg(long, value_name = "NATS", allow_hyphen_values = true)]
+    #[arg(long, value_name = "NATS", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_kl: Option<f64>,
     /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.25 where
     /// refusal was removed from the model; none for the published methods].
-    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_false_refusal: Option<f64>,
     /// Edits of the search whose answers are generated and judged.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, help_heading = SEARCH)]
     pub trials: usize,
     /// Start no new trial after this many seconds.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", help_heading = SEARCH)]
     pub time_budget: Option<u64>,
     /// Most memory for the writers' inputs, MiB: where a large model's need more, fewer prompts teach the gates.
-    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=1 << 24))]
+    #[arg(
+        long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=1 << 24),
+        help_heading = SEARCH
+    )]
     pub memory: u64,
     /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
-    #[arg(long, num_args = 1.., value_name = "FILE")]
+    #[arg(long, num_args = 1.., value_name = "FILE", help_heading = SEARCH)]
     pub prompts: Vec<PathBuf>,
     /// Where the direction comes from: plain prompts, prompts under a safety system prompt, or what was
     /// removed from the weights of an uncensored model [default: whichever measures strongest].
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = EDIT)]
     pub lever: Option<Lever>,
     /// Safety system prompt while extracting the direction: auto, off, or a file.
-    #[arg(long, default_value = "auto", value_name = "auto|off|FILE")]
+    #[arg(long, default_value = "auto", value_name = "auto|off|FILE", help_heading = EDIT)]
     pub system_prompt: String,
     /// Go on with the search that was stopped: what it measured is kept beside the output, in
     /// NAME.search.jsonl.
-    #[arg(long)]
+    #[arg(long, help_heading = SEARCH)]
     pub resume: bool,
 }
 
@@ -302,13 +313,13 @@ pub struct DirectionArgs {
 #[derive(Debug, Default, Args)]
 pub struct RunArgs {
     /// CPU threads [default: all cores].
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = MACHINE)]
     pub threads: Option<usize>,
     /// What runs elsewhere than on the CPU.
     #[command(flatten)]
     pub offload: OffloadArgs,
     /// Folder of patches/*.toml that add to or replace the embedded ones.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = MACHINE)]
     pub patches: Option<PathBuf>,
 }
 

@@ -183,7 +183,8 @@ impl<'a> Kernel<'a> {
     }
 
     /// The right factor of each of `n_writer` writers at κ = `contrast`, all on one scale: their sum over
-    /// harmful last tokens is 1 in the mean. With κ = 0 all other prompts are to be left alone.
+    /// harmful last tokens is 1 in the mean. With κ = 0 all other prompts are to be left alone. A writer whose
+    /// pushes do nothing (c_w = 0) has none.
     ///
     /// # Errors
     /// [`GateError`].
@@ -202,7 +203,7 @@ impl<'a> Kernel<'a> {
             let Some(u) = x.map(|x| x.combined(&weights)) else { continue };
             let harmful = self.lessons.inputs[HARMFUL][writer].rows(Part::Last);
             push += f64::from(harmful.pushes(&u).mean().unwrap_or(0.0));
-            rights[writer] = Some(u);
+            rights[writer] = u.iter().any(|&v| v != 0.0).then_some(u);
         }
         if !(push > 0.0 && push.is_finite()) {
             return Err(GateError::Blind);

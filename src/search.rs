@@ -262,7 +262,7 @@ impl<'a> Search<'a> {
     /// than others' does (with a power of 3.2 of the strength under the safety prompt in copies without refusal).
     fn back_within(&self, result: &SearchResult) -> Option<f64> {
         let last = result.trials.last().filter(|_| self.options.strength.is_none())?;
-        let spent = last.score.kl / self.limits().allowed.max_kl;
+        let spent = last.score.kl / self.limits().allowed().max_kl;
         (spent > 1.0).then(|| last.strength * budget::next(spent))
     }
 
@@ -347,7 +347,7 @@ impl<'a> Search<'a> {
 
     fn limits(&self) -> Limits {
         let refusal = Refusal::of(self.spaces.iter().map(|space| space.lever));
-        Limits { base: self.base, options: self.options, allowed: self.options.allowed(refusal) }
+        Limits { base: self.base, options: self.options, refusal }
     }
 
     fn space(&self, lever: Lever) -> &'a Space {
@@ -363,7 +363,7 @@ impl<'a> Search<'a> {
         base: Option<&Quick>,
         result: &mut SearchResult,
     ) -> Result<(), LlamaError> {
-        let max_kl = self.limits().allowed.max_kl;
+        let max_kl = self.limits().allowed().max_kl;
         let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
         let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
         let start = self.options.strength.unwrap_or(last);
@@ -407,7 +407,7 @@ impl<'a> Search<'a> {
         if let Some(strength) = self.options.strength {
             return Ok(strength);
         }
-        let max_kl = self.limits().allowed.max_kl;
+        let max_kl = self.limits().allowed().max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
         KlBudget { engine: self.engine, examiner, max_kl }.strength(&make, start)
     }

@@ -93,10 +93,12 @@ fn flags_that_cannot_be_are_refused() {
     let none = none.to_str().unwrap();
     let page = dir.path().join("page.html");
     let page = page.to_str().unwrap();
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 13] = [
         &["inject", model, "--strength", "-0.04"],
         &["inject", model, "--strength", "2"],
         &["inject", model, "--layer", "-1"],
+        &["inject", model, "--contrast", "-1"],
+        &["inject", model, "--contrast", "0.5", "--method", "gated"],
         &["inject", model, "--max-kl", "0"],
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],

@@ -64,6 +64,9 @@ fn stopped(args: &[&str], journal: &Path) {
     assert!(stderr(&output).contains("the same command with --resume goes on"), "{}", stderr(&output));
 }
 
+/// A search of one trial.
+const ONE: [&str; 2] = ["--trials", "1"];
+
 /// Flags of one command as they are given to it.
 struct Runs {
     folder: tempfile::TempDir,
@@ -83,7 +86,7 @@ impl Runs {
     }
 
     fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
-        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--trials", "1"];
+        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14"];
         [&args[..], &["--prompts", text(&self.few), "--json", "--force"], extra].concat()
     }
 
@@ -97,20 +100,37 @@ impl Runs {
 fn an_edit_is_found_once_and_applied_to_another_quantization() {
     let runs = Runs::new();
     let whole = runs.at("whole.safetensors");
-    let told = json(&runs.direction(&whole, &[]));
+    let told = json(&runs.direction(&whole, &ONE));
     assert!(!runs.at("whole.search.jsonl").exists(), "it is removed after success");
     check_resume(&runs, &whole, &told);
     check_other_quantization(&runs, &whole, &told);
     check_refusals(&runs, &whole);
 }
 
+/// Any trial of a search can be taken by its κ and its strength, and does the same again.
+#[test]
+fn another_trial_of_the_search_is_taken_by_its_flags() {
+    let runs = Runs::new();
+    let (best, other) = (runs.at("best.safetensors"), runs.at("other.safetensors"));
+    let told = json(&runs.direction(&best, &["--lever", "plain", "--trials", "3"]));
+    let trials = told["search"]["trials"].as_array().unwrap();
+    let trial = trials.iter().find(|trial| trial["contrast"] == 0.5).expect("κ = 0.5 is tried");
+    let strength = trial["strength"].to_string();
+    let flags = [&ONE[..], &["--lever", "plain", "--contrast", "0.5", "--strength", &strength]].concat();
+    let again = json(&runs.direction(&other, &flags));
+    assert_eq!(again["edit"]["chosen"]["contrast"], 0.5);
+    assert_eq!(again["edit"]["strength"], trial["strength"]);
+    assert_eq!(again["search"]["trials"].as_array().unwrap().len(), 1);
+    assert_eq!(again["search"]["trials"][0]["score"], trial["score"]);
+}
+
 /// A search that was stopped ends in the same file as one that was not.
 fn check_resume(runs: &Runs, whole: &Path, told: &Value) {
     let (again, journal) = (runs.at("again.safetensors"), runs.at("again.search.jsonl"));
-    stopped(&runs.direction(&again, &[]), &journal);
-    let error = refused(&runs.direction(&again, &["--resume", "--max-kl", "0.01"]));
+    stopped(&runs.direction(&again, &ONE), &journal);
+    let error = refused(&runs.direction(&again, &[&ONE[..], &["--resume", "--max-kl", "0.01"]].concat()));
     assert!(error.contains("max_kl was not given in the search that was stopped and is 0.01 now"), "{error}");
-    assert_eq!(&json(&runs.direction(&again, &["--resume"])), told);
+    assert_eq!(&json(&runs.direction(&again, &[&ONE[..], &["--resume"]].concat())), told);
     assert_eq!(sha256(&again), sha256(whole));
     assert!(!journal.exists());
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 
+use super::MACHINE;
 use crate::llama::offload::{Endpoint, FlashAttn, GpuLayers, SplitMode};
 
 /// What llama.cpp spells with one dash, which clap reads as several flags.
@@ -38,25 +39,28 @@ fn spelled_out(mut args: Vec<OsString>) -> Vec<OsString> {
 #[derive(Debug, Default, Args)]
 pub struct OffloadArgs {
     /// Layers on devices: auto, all, or how many; also `-ngl` [default: auto, that is all if there is a device].
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "auto|all|N", allow_hyphen_values = true)]
+    #[arg(
+        long, visible_alias = "n-gpu-layers", value_name = "auto|all|N", allow_hyphen_values = true,
+        help_heading = MACHINE
+    )]
     pub gpu_layers: Option<GpuLayers>,
     /// Devices to use, as `--list-devices` names them, or none; also `-dev` [default: all].
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…")]
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", help_heading = MACHINE)]
     pub device: Vec<String>,
     /// How several devices share a model; also `-sm` [default: layer].
-    #[arg(long, value_enum, value_name = "MODE")]
+    #[arg(long, value_enum, value_name = "MODE", help_heading = MACHINE)]
     pub split_mode: Option<SplitMode>,
     /// The device that takes all with `--split-mode none`, from 0; also `-mg`.
-    #[arg(long, default_value_t = 0, value_name = "INDEX")]
+    #[arg(long, default_value_t = 0, value_name = "INDEX", help_heading = MACHINE)]
     pub main_gpu: u16,
     /// Shares of the devices, e.g. 3,1; also `-ts` [default: by free memory].
-    #[arg(long, value_delimiter = ',', value_name = "N0,N1,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N0,N1,…", help_heading = MACHINE)]
     pub tensor_split: Vec<f32>,
     /// Fused attention: on, off or auto; also `-fa` [default: off, with which results do not depend on the batch].
-    #[arg(long, value_enum, value_name = "on|off|auto")]
+    #[arg(long, value_enum, value_name = "on|off|auto", help_heading = MACHINE)]
     pub flash_attn: Option<FlashAttn>,
     /// Workers (`rosi-gguf rpc-server`, llama.cpp's rpc-server) whose devices are used, too.
-    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…")]
+    #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…", help_heading = MACHINE)]
     pub rpc: Vec<Endpoint>,
 }
 

@@ -38,6 +38,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
     let done = found.and_then(|(stored, search)| {
         let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
+        // What `inject --direction` would refuse is not stored.
+        StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
         write(file, &bytes)?;
         tell(&stored, &search, (options, bytes.len()), printer);
         Ok(ExitStatus::Done)

@@ -172,7 +172,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let of = |n: u64| Tally { refused: 0, complied: n, broken: 0 };
     let noise = |n: [u64; 3]| {
         let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
-        Limits { base, options: AUTO, allowed: AUTO.allowed(Refusal::Whole) }.noise()
+        Limits { base, options: AUTO, refusal: Refusal::Whole }.noise()
     };
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
@@ -197,20 +197,23 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
 fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
     let of = |refused, total| Tally { refused, complied: total - refused, broken: 0 };
     let base = Score { harmful: of(6, 64), harmless: of(4, 48), alarming: of(3, 48), kl: 0.0 };
-    let limits = Limits { base, options: AUTO, allowed: AUTO.allowed(Refusal::Removed) };
-    let takes = |lost: u64, gain: f64| {
+    let limits = |refusal| Limits { base, options: AUTO, refusal };
+    let takes = |refusal, lost: u64, gain: f64| {
         let trial = |refused, strength, utility| {
             let score = Score { harmful: of(refused, 64), ..base };
             let (candidate, accepted) = (candidate(), true);
             Trial { candidate, strength, score, utility, accepted, stopped: false, on_front: false }
         };
-        limits.takes_less(&trial(47 - lost, 0.75, 0.3 + gain), &trial(47, 1.0, 0.3))
+        limits(refusal).takes_less(&trial(47 - lost, 0.75, 0.3 + gain), &trial(47, 1.0, 0.3))
     };
-    let noise = limits.noise();
+    let noise = limits(Refusal::Whole).noise();
     assert!(noise > 0.01 && noise <= 0.03);
     // 3 of 64 are within a twentieth, 4 are not.
-    assert!(takes(3, -0.9 * noise) && !takes(3, -1.1 * noise));
-    assert!(!takes(4, 0.9 * noise) && takes(4, 1.1 * noise));
+    for refusal in [Refusal::Whole, Refusal::Removed] {
+        assert!(takes(refusal, 3, -0.9 * noise) && !takes(refusal, 3, -1.1 * noise));
+        assert!(!takes(refusal, 4, 0.9 * noise));
+    }
+    assert!(takes(Refusal::Whole, 4, 1.1 * noise) && !takes(Refusal::Removed, 4, 0.2));
 }
 
 #[test]
@@ -246,10 +249,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
-    let limits = |options: SearchOptions| {
-        let allowed = options.allowed(Refusal::Whole);
-        Limits { base: base.score, options, allowed }
-    };
+    let limits = |options| Limits { base: base.score, options, refusal: Refusal::Whole };
     engine.apply(&edits(&candidate(), 0.2)).unwrap();
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
@@ -270,8 +270,7 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let accepts = |max_false_refusal, removed| {
         let options = SearchOptions { max_false_refusal, ..AUTO };
         let levers = [Lever::Safety, if removed { Lever::Scar } else { Lever::Plain }];
-        let allowed = options.allowed(Refusal::of(levers.into_iter()));
-        Limits { base, options, allowed }.accepts(&edited)
+        Limits { base, options, refusal: Refusal::of(levers.into_iter()) }.accepts(&edited)
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
