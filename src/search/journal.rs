@@ -21,7 +21,7 @@ use super::{Candidate, Lever};
 use crate::evaluate::{Quick, Score};
 use crate::llama::offload::FlashAttn;
 
-/// What the measurements of a search depend on. How many trials there are, the limits and the layer are
+/// What the measurements of a search depend on. How many trials there are, the limits, the layer and κ are
 /// not in it: they decide which steps are made, not what a step measures.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Head {
