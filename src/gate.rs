@@ -197,13 +197,13 @@ impl<'a> Kernel<'a> {
         let dual = self.solve(contrast, options)?;
         let mut rights: RightFactors = vec![None; n_writer];
         let mut push = 0.0;
-        for &(writer, scale) in &self.writers {
+        for &(writer, scale) in self.writers.iter().filter(|(_, scale)| *scale > 0.0) {
             let x = features(&self.lessons, writer, self.rows.len());
             let weights: Array1<f32> = dual.iter().map(|a| (a * scale) as f32).collect();
             let Some(u) = x.map(|x| x.combined(&weights)) else { continue };
             let harmful = self.lessons.inputs[HARMFUL][writer].rows(Part::Last);
             push += f64::from(harmful.pushes(&u).mean().unwrap_or(0.0));
-            rights[writer] = u.iter().any(|&v| v != 0.0).then_some(u);
+            rights[writer] = Some(u);
         }
         if !(push > 0.0 && push.is_finite()) {
             return Err(GateError::Blind);

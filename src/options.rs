@@ -443,13 +443,13 @@ fn parse_contrast(text: &str, method: Method) -> Result<Option<f64>, Error> {
     if text == "auto" {
         return Ok(None);
     }
-    let no_gate = "the gates of --method gated have a κ of 0, and the published methods have none";
-    let hint = (method != Method::Contrast).then(|| no_gate.to_owned());
+    if method != Method::Contrast {
+        let problem = format!("goes with --method contrast, found {}", method.name());
+        let hint = "the gates of --method gated have a κ of 0, and the published methods have none";
+        return Err(option("--contrast", problem, Some(hint.into())));
+    }
     match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= MAX_CONTRAST && hint.is_none() => Ok(Some(value)),
-        Ok(_) if hint.is_some() => {
-            Err(option("--contrast", format!("goes with --method contrast, found {}", method.name()), hint))
-        }
+        Ok(value) if value > 0.0 && value <= MAX_CONTRAST => Ok(Some(value)),
         _ => {
             let problem =
                 format!("expected auto or a number above 0 and up to {MAX_CONTRAST}, found {text:?}");
