@@ -1,6 +1,6 @@
 //! Hidden states that a model showed on a set of prompts.
 
-use ndarray::{Array2, Array3, ArrayView1, Axis, CowArray, s};
+use ndarray::{Array2, Array3, Array4, ArrayView1, Axis, CowArray, s};
 
 use crate::linalg;
 use crate::quant::preserve::InputModel;
@@ -148,6 +148,9 @@ pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
 pub struct Activations {
     /// Residual stream after each layer at the last prompt token, f32 `[n_prompt][n_layer][n_embd]`.
     pub residual: Array3<f32>,
+    /// The same at the tokens before it that were asked for, after the layers that were, f32
+    /// `[n_prompt][n_tail][n_tail_layer][n_embd]`.
+    pub residual_tail: Array4<f32>,
     /// Inputs of each writer, in the plan's order.
     pub inputs: Vec<WriterInputs>,
 }
@@ -172,7 +175,12 @@ impl Activations {
             parts.map(|(set, prompts)| set.residual.select(Axis(0), &prompts)).collect();
         let views: Vec<_> = chosen.iter().map(|c| c.view()).collect();
         let residual = ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array3::zeros((0, 0, 0)));
-        Self { residual, inputs: Vec::new() }
+        Self::of_residual(residual)
+    }
+
+    /// Those that have the residual at the last token only.
+    pub fn of_residual(residual: Array3<f32>) -> Self {
+        Self { residual, residual_tail: Array4::zeros((0, 0, 0, 0)), inputs: Vec::new() }
     }
 
     /// Number of prompts.

@@ -238,17 +238,19 @@ pub struct ReleaseArgs {
 /// Flags of the search, which `inject`, `direction` and `release` share.
 #[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
-    /// How the right factor of the edit is chosen.
-    #[arg(long, value_enum, default_value_t = Method::Contrast, help_heading = EDIT)]
-    pub method: Method,
-    /// Size of the change as a share of the edited weights (0.04 = 4 %), or auto.
+    /// What is done to the weights [default: detector; contrast where the model has no feed-forward network that every token
+    /// passes].
+    #[arg(long, value_enum, help_heading = EDIT)]
+    pub method: Option<Method>,
+    /// How far detectors push, in lengths of the direction (5), or auto; of the other methods the size of the change as a
+    /// share of the edited weights (0.04 = 4 %).
     #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub strength: String,
-    /// Layer whose direction is used, from 0, or auto.
+    /// Layer whose direction is used, from 0, or auto; of detectors the middle one of their layers.
     #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub layer: String,
-    /// κ of the contrast method, or auto: how much it counts that harmless and alarming prompts are answered; less refuses
-    /// more of everything.
+    /// How far detectors pull away from refusal on what only sounds harmful, as a share of the push, or auto; of the contrast
+    /// method κ, how much it counts that harmless and alarming prompts are answered. Less refuses more of everything.
     #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub contrast: String,
     /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 where
@@ -256,7 +258,7 @@ pub struct SearchArgs {
     #[arg(long, value_name = "NATS", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_kl: Option<f64>,
     /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.25 where
-    /// refusal was removed from the model; none for the published methods].
+    /// refusal was removed from the model; none for the published method].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_false_refusal: Option<f64>,
     /// Edits of the search whose answers are generated and judged.

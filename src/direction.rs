@@ -244,7 +244,7 @@ mod tests {
 
     fn activations(rows: &[[f32; 2]]) -> Activations {
         let flat = rows.iter().flatten().copied().collect();
-        Activations { residual: Array3::from_shape_vec((rows.len(), 1, 2), flat).unwrap(), inputs: vec![] }
+        Activations::of_residual(Array3::from_shape_vec((rows.len(), 1, 2), flat).unwrap())
     }
 
     #[test]
@@ -260,9 +260,8 @@ mod tests {
     /// Found with a generated LFM2: its first block convolves three tokens, all of them the template's.
     #[test]
     fn a_layer_that_sees_no_prompt_has_the_next_layers_direction() {
-        let of = |rows: [[f32; 4]; 2]| Activations {
-            residual: Array3::from_shape_vec((2, 2, 2), rows.concat()).unwrap(),
-            inputs: vec![],
+        let of = |rows: [[f32; 4]; 2]| {
+            Activations::of_residual(Array3::from_shape_vec((2, 2, 2), rows.concat()).unwrap())
         };
         let harmful = of([[1.0, 2.0, 3.0, 5.0], [1.0, 2.0, 3.0, 3.0]]);
         let d = difference_in_means(&harmful, &of([[1.0, 2.0, 0.0, 0.0]; 2])).unwrap();
@@ -284,7 +283,7 @@ mod tests {
                 (seed >> 8) as f32 / (1 << 24) as f32 - 0.5
             };
             let data = (0..n * 256).map(|_| next()).collect();
-            Activations { residual: Array3::from_shape_vec((n, 1, 256), data).unwrap(), inputs: vec![] }
+            Activations::of_residual(Array3::from_shape_vec((n, 1, 256), data).unwrap())
         };
         let (a, b) = (noise(32), noise(32));
         let auroc = difference_in_means(&a, &b).unwrap().separation[0].auroc;

@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::direction::{Along, SafetyDirection};
-use crate::gguf::{Gguf, GgufError, TensorInfo};
-use crate::llama::RankOne;
+use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
+use crate::llama::LowRank;
+use crate::output::percent;
 use crate::plan::{Plan, ResidualWriter};
 use crate::quant::{self, QuantError};
 
@@ -49,6 +50,22 @@ pub enum EditError {
         /// Found number of values.
         found: usize,
     },
+    /// The type of a tensor that neurons write with has no codes of single values.
+    #[error("{tensor}: {ggml_type} keeps several values in one code, so a neuron cannot be changed alone")]
+    NoSingleCodes {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ggml_type: GgmlType,
+    },
+    /// No gates were learned for what is asked for.
+    #[error("no gates were learned for the layers {window:?} with κ = {contrast}")]
+    NoGates {
+        /// Layers, as shares of the depth.
+        window: (f64, f64),
+        /// κ.
+        contrast: f64,
+    },
     /// Every weight that would be edited is zero, so strength has no meaning.
     #[error("all {n} residual writers are zero: there is nothing to scale the edit by")]
     ZeroWeights {
@@ -63,6 +80,9 @@ impl EditError {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Quant { source, .. } => source.hint(),
+            Self::NoSingleCodes { .. } => {
+                Some("give it a wider type with --promote Q4_K, or take --method contrast".into())
+            }
             Self::NotFinite { .. } | Self::ZeroWeights { .. } => {
                 Some("the file is damaged or was converted wrongly; get it again".into())
             }
@@ -71,34 +91,48 @@ impl EditError {
     }
 }
 
-/// How the right factor is chosen.
+/// What is done to the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// A gate that opens on harmful prompts and turns the other way on those that only sound harmful.
+    /// Neurons that open on harmful prompts, and others on what only sounds harmful.
+    Detector,
+    /// A rank-one term in each writer, with a linear gate that opens on harmful prompts and turns the other way on those
+    /// that only sound harmful.
     Contrast,
-    /// A gate that opens on harmful prompts.
-    Gated,
-    /// w̄, the mean of the weight's rows, as arXiv 2508.20766 Eq. 6 has it.
+    /// A rank-one term in each writer with w̄, the mean of the weight's rows, as arXiv 2508.20766 Eq. 6 has it.
     Published,
-    /// w̄ with its sign turned where it pushes away from refusal.
-    PublishedSigned,
 }
 
 impl Method {
     /// The name on the command line, in reports and in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Detector => "detector",
             Self::Contrast => "contrast",
-            Self::Gated => "gated",
             Self::Published => "published",
-            Self::PublishedSigned => "published-signed",
         }
     }
 
-    /// Whether the right factor is a gate, learned from the writer's inputs.
+    /// A strength, for people: `strength 1.2 %`, or of detectors `push 5.0`.
+    pub fn size(self, strength: f64) -> String {
+        match self {
+            Self::Detector => format!("push {strength:.1}"),
+            Self::Contrast | Self::Published => format!("strength {}", percent(strength)),
+        }
+    }
+
+    /// Largest strength that is taken: beyond it no model that was measured still writes text.
+    pub fn max_strength(self) -> f64 {
+        match self {
+            Self::Detector => 64.0,
+            Self::Contrast | Self::Published => 1.0,
+        }
+    }
+
+    /// Whether the right factor of a writer is a gate, learned from its inputs.
     pub fn is_gated(self) -> bool {
-        matches!(self, Self::Contrast | Self::Gated)
+        self == Self::Contrast
     }
 }
 
@@ -173,12 +207,13 @@ impl Edit {
         spared(&self.right, self.n_expert)
     }
 
-    /// The same edit as a rank-one adapter, α in the left factor.
-    pub fn to_rank_one(&self) -> RankOne {
+    /// The same edit as an adapter of rank one, α in the left factor.
+    pub fn to_low_rank(&self) -> LowRank {
         let b: Vec<f32> = self.left.iter().map(|&v| (f64::from(v) * self.alpha) as f32).collect();
-        RankOne {
+        LowRank {
             tensor: self.tensor.clone(),
             n_expert: self.n_expert,
+            rank: 1,
             a: if self.scales_adapter { self.right_in_file().into_owned() } else { self.right.clone() },
             b: b.repeat(self.n_expert as usize),
         }

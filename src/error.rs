@@ -20,6 +20,7 @@ use crate::prompts::PromptError;
 use crate::release::ReleaseError;
 use crate::report::ReportError;
 use crate::scar::ScarError;
+use crate::search::SearchError;
 use crate::search::journal::JournalError;
 use crate::stored::StoredError;
 use crate::verify::VerifyError;
@@ -103,8 +104,13 @@ pub enum Error {
     #[error("{} has no chat template (tokenizer.chat_template): it is a base model, or the key was lost", path.display())]
     NoTemplate { path: PathBuf },
     /// The model was injected before.
-    #[error("{} was injected before (rosi.version = {version}, strength {strength})", path.display())]
-    Injected { path: PathBuf, version: String, strength: String },
+    #[error("{} was injected before (rosi.version = {version}, {size})", path.display())]
+    Injected { path: PathBuf, version: String, size: String },
+    /// No feed-forward network is understood.
+    #[error(
+        "none of the {tried} feed-forward networks that were looked at computes a function that is known (architecture {architecture})"
+    )]
+    NoNetwork { architecture: String, tried: usize },
     /// The model does not refuse.
     #[error(
         "this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify"
@@ -129,6 +135,15 @@ pub enum Error {
 }
 
 /// A failing model is the same error wherever it fails.
+impl From<SearchError> for Error {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Llama(error) => error.into(),
+            SearchError::Edit(error) => error.into(),
+        }
+    }
+}
+
 impl From<EvalError> for Error {
     fn from(error: EvalError) -> Self {
         match error {
@@ -167,6 +182,7 @@ impl Error {
             Self::Injected { .. } => {
                 Some("inject the file that it was made from, or pass --force to add a second edit".into())
             }
+            Self::NoNetwork { .. } => Some("take --method contrast, which edits the writers instead".into()),
             Self::NoRefusal { .. } => Some(
                 "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
                  (--force writes an edit all the same)"

@@ -9,7 +9,7 @@
 //! every quantization of a model.
 //!
 //! ```
-//! use rosi_gguf::commands::plan_of;
+//! use rosi_gguf::pipeline::plan_of;
 //! use rosi_gguf::direction::SafetyDirection;
 //! use rosi_gguf::edit;
 //! use rosi_gguf::gguf::{AtomicFile, Gguf, Rewrite, TensorInfo};
@@ -52,7 +52,7 @@
 //! Rewrite::copy(&base).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
 //! file.commit()?;
 //!
-//! let found = verify(&base, &Gguf::open(&copy)?, &edits, &mut |_, _| ())?;
+//! let found = verify(&base, &Gguf::open(&copy)?, &edits.into(), &mut |_, _| ())?;
 //! assert!(found.untouched_identical && found.gain.is_some_and(|gain| gain > 0.9));
 //! # Ok(())
 //! # }
@@ -74,10 +74,12 @@ pub mod interrupt;
 pub mod leftovers;
 pub mod linalg;
 pub mod llama;
+pub mod method;
 pub mod ollama;
 pub mod options;
 pub mod output;
 pub mod patches;
+pub mod pipeline;
 pub mod plan;
 pub mod prompts;
 pub mod quant;

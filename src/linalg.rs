@@ -123,6 +123,23 @@ fn cholesky(a: &mut Array2<f64>) -> bool {
     true
 }
 
+/// Pearson's correlation of two series of one length; 0 where one of them does not vary.
+pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let n = a.len().min(b.len()).max(1) as f64;
+    let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
+    let pairs = || a.iter().zip(b).map(|(a, b)| (a - mean_a, b - mean_b));
+    let product: f64 = pairs().map(|(a, b)| a * b).sum();
+    let norms = pairs().map(|(a, _)| a * a).sum::<f64>() * pairs().map(|(_, b)| b * b).sum::<f64>();
+    if norms > 0.0 { product / norms.sqrt() } else { 0.0 }
+}
+
+/// Cosine between two vectors of one length; 0 where one of them is 0.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let norms = dot(a, a) * dot(b, b);
+    if norms > 0.0 { dot(a, b) / norms.sqrt() } else { 0.0 }
+}
+
 /// Cholesky's factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
 pub struct Cholesky(Array2<f64>);
 

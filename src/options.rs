@@ -12,9 +12,6 @@ use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
 use crate::source::{ModelArg, Source};
 
-/// Largest strength that is taken: beyond it no model that was measured still writes text.
-pub const MAX_STRENGTH: f64 = 1.0;
-
 /// Largest κ that is taken: beyond it hardly anything but harmless and alarming prompts is pushed.
 pub const MAX_CONTRAST: f64 = 100.0;
 
@@ -49,7 +46,9 @@ pub struct InjectOptions {
     pub output: PathBuf,
     /// Whether the model itself is changed.
     pub in_place: bool,
-    /// How the right factor is chosen.
+    /// What is done to the weights, where the user says so.
+    pub asked_method: Option<Method>,
+    /// What is done to the weights: what the user says or, once the model is known, what it allows.
     pub method: Method,
     /// Layer, strength and budget.
     pub search: SearchOptions,
@@ -154,7 +153,8 @@ impl InjectOptions {
             system_prompt: system_prompt(&args.search)?,
             requant,
             source,
-            method: args.search.method,
+            asked_method: args.search.method,
+            method: args.search.method.unwrap_or(Method::Detector),
             imatrix: args.imatrix,
             prompts: args.search.prompts,
             report: args.report,
@@ -169,6 +169,21 @@ impl InjectOptions {
             seed: args.seed,
             run: RunOptions::new(args.run)?,
         })
+    }
+
+    /// The same with a method that was not asked for, and all that goes with it.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a strength or a κ that the method does not know.
+    pub fn with_method(&self, method: Method) -> Result<Self, Error> {
+        check_strength(self.search.strength, method)?;
+        check_contrast(self.search.contrast, method)?;
+        // The published edit buys refusals with false ones at every strength (docs/method.md), so it has no limit unless
+        // one is given.
+        let max_false_refusal =
+            self.search.max_false_refusal.or((method == Method::Published).then_some(1.0));
+        let search = SearchOptions { max_false_refusal, ..self.search };
+        Ok(Self { method, search, ..self.clone() })
     }
 
     /// Those of `direction`: a run that ends with the search.
@@ -335,7 +350,7 @@ fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error
     Ok(SearchOptions {
         layer: parse_layer(&args.layer)?,
         strength: parse_strength(&args.strength)?,
-        contrast: parse_contrast(&args.contrast, args.method)?,
+        contrast: parse_contrast(&args.contrast)?,
         max_kl: args.max_kl,
         max_false_refusal: max_false_refusal(args)?,
         trials: trials(args.trials)?,
@@ -344,11 +359,9 @@ fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error
     })
 }
 
-/// The published edit buys refusals with false ones at every strength (docs/method.md), so it has no
-/// limit unless one is given.
 fn max_false_refusal(args: &SearchArgs) -> Result<Option<f64>, Error> {
     match args.max_false_refusal {
-        None => Ok((!args.method.is_gated()).then_some(1.0)),
+        None => Ok(None),
         Some(share) if (0.0..=1.0).contains(&share) => Ok(Some(share)),
         Some(share) => {
             Err(option("--max-false-refusal", format!("expected a share from 0 to 1, found {share}"), None))
@@ -428,32 +441,53 @@ fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
         Ok(value) if value < 0.0 => Err(option(
             "--strength",
             format!("{text} is negative, and this tool only makes models safer"),
-            Some("strength is positive: 0.04 changes the edited weights by 4 %".into()),
+            Some(format!("strength is positive: {STRENGTHS}")),
         )),
-        Ok(value) if value > 0.0 && value <= MAX_STRENGTH => Ok(Some(value)),
+        Ok(value) if value > 0.0 && value <= Method::Detector.max_strength() => Ok(Some(value)),
         _ => Err(option(
             "--strength",
-            format!("expected auto or a number above 0 and up to {MAX_STRENGTH}, found {text:?}"),
-            Some("0.04 changes the edited weights by 4 %".into()),
+            format!("expected auto or a number above 0, found {text:?}"),
+            Some(STRENGTHS.into()),
         )),
     }
 }
 
-fn parse_contrast(text: &str, method: Method) -> Result<Option<f64>, Error> {
+/// What strengths mean.
+const STRENGTHS: &str = "detectors push by so many lengths of the direction (5); of the other methods 0.04 changes the edited weights by 4 %";
+
+/// Refuses a strength beyond the largest of the method.
+fn check_strength(strength: Option<f64>, method: Method) -> Result<(), Error> {
+    let most = method.max_strength();
+    match strength {
+        Some(strength) if strength > most => {
+            let problem = format!("expected up to {most} with --method {}, found {strength}", method.name());
+            Err(option("--strength", problem, Some(STRENGTHS.into())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a κ where nothing has one.
+fn check_contrast(contrast: Option<f64>, method: Method) -> Result<(), Error> {
+    match contrast {
+        Some(_) if method == Method::Published => {
+            let problem = "goes with --method detector or contrast, found published".to_owned();
+            Err(option("--contrast", problem, Some("the published edit has no gates".into())))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn parse_contrast(text: &str) -> Result<Option<f64>, Error> {
     if text == "auto" {
         return Ok(None);
-    }
-    if method != Method::Contrast {
-        let problem = format!("goes with --method contrast, found {}", method.name());
-        let hint = "the gates of --method gated have a κ of 0, and the published methods have none";
-        return Err(option("--contrast", problem, Some(hint.into())));
     }
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value <= MAX_CONTRAST => Ok(Some(value)),
         _ => {
             let problem =
                 format!("expected auto or a number above 0 and up to {MAX_CONTRAST}, found {text:?}");
-            Err(option("--contrast", problem, Some("the search tries 1 and 0.5".into())))
+            Err(option("--contrast", problem, None))
         }
     }
 }
@@ -498,20 +532,23 @@ mod tests {
     fn strength_is_positive_or_auto() {
         assert_eq!(parse_strength("auto").unwrap(), None);
         assert_eq!(parse_strength("0.04").unwrap(), Some(0.04));
-        for bad in ["0", "-0.04", "nan", "inf", "2", "x", ""] {
+        for bad in ["0", "-0.04", "nan", "inf", "65", "x", ""] {
             assert!(parse_strength(bad).is_err(), "{bad}");
         }
         assert!(parse_strength("-1").unwrap_err().to_string().contains("only makes models safer"));
     }
 
     #[test]
-    fn contrast_is_that_of_contrast_gates() {
-        assert_eq!(parse_contrast("auto", Method::Published).unwrap(), None);
-        assert_eq!(parse_contrast("0.5", Method::Contrast).unwrap(), Some(0.5));
+    fn strength_and_contrast_are_those_of_the_method() {
+        assert_eq!(parse_contrast("auto").unwrap(), None);
+        assert_eq!(parse_contrast("0.5").unwrap(), Some(0.5));
         for bad in ["0", "-1", "nan", "inf", "101", "x", ""] {
-            assert!(parse_contrast(bad, Method::Contrast).is_err(), "{bad}");
+            assert!(parse_contrast(bad).is_err(), "{bad}");
         }
-        let error = parse_contrast("0.5", Method::Gated).unwrap_err().to_string();
-        assert!(error.contains("goes with --method contrast, found gated"), "{error}");
+        assert!(check_contrast(Some(0.5), Method::Contrast).is_ok());
+        assert!(check_contrast(Some(0.5), Method::Published).is_err());
+        assert!(check_strength(Some(5.0), Method::Detector).is_ok());
+        let error = check_strength(Some(5.0), Method::Contrast).unwrap_err().to_string();
+        assert!(error.contains("expected up to 1 with --method contrast, found 5"), "{error}");
     }
 }

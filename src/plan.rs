@@ -49,6 +49,8 @@ pub struct Plan {
     pub writers: Vec<ResidualWriter>,
     /// The writers of NextN blocks: to be edited in the file, never in an adapter.
     pub nextn_writers: Vec<ResidualWriter>,
+    /// The dense feed-forward networks, by block.
+    pub ffns: Vec<Ffn>,
     /// What the user should know before trusting the plan.
     pub warnings: Vec<PlanWarning>,
 }
@@ -87,6 +89,56 @@ pub struct ResidualWriter {
     pub lora: bool,
 }
 
+/// A feed-forward network that every token passes, `W_down (φ(W_gate x) ⊙ (W_up x))`: dense, or the shared expert of a
+/// mixture. φ is not in the file; [`crate::method::detector::ffn`] finds it by looking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ffn {
+    /// Block.
+    pub layer: usize,
+    /// Index of its writer `W_down` `[n_embd, n_ff]`.
+    pub writer: usize,
+    /// `W_gate` `[n_ff, n_embd]`; `None` where gate and up are one tensor, or there is no gate.
+    pub gate: Option<String>,
+    /// `W_up` `[n_ff, n_embd]`, or gate and up `[2 n_ff, n_embd]`.
+    pub up: String,
+    /// Whether `up` holds both.
+    pub fused: bool,
+    /// Number of neurons.
+    pub n_ff: usize,
+}
+
+impl Ffn {
+    /// The network whose output `writer` is, if it is one that every token passes and none of its weights has a scale.
+    fn of(gguf: &Gguf, (index, writer): (usize, &ResidualWriter), n_embd: u64) -> Option<Self> {
+        let dense =
+            writer.kind == WriterKind::Ffn && writer.axis == ResidualAxis::Rows && writer.n_expert == 1;
+        let (stem, suffix) = ["ffn_down.weight", "ffn_down_shexp.weight"].into_iter().find_map(|name| {
+            let suffix = name.strip_prefix("ffn_down")?;
+            Some((writer.tensor.strip_suffix(name)?, suffix)).filter(|_| dense && writer.lora)
+        })?;
+        let n_ff = writer.n_in;
+        let rows = |name: &str| {
+            let tensor = gguf.tensor(&format!("{stem}{name}{suffix}"))?;
+            let scaled = gguf.tensor(&tensor.name.replace(".weight", ".scale")).is_some();
+            (tensor.ne == [n_embd, tensor.ne[1], 1, 1] && !scaled)
+                .then_some((tensor.name.clone(), tensor.ne[1]))
+        };
+        let (gate, (up, up_rows)) = (rows("ffn_gate"), rows("ffn_up")?);
+        let fused = gate.is_none() && up_rows == 2 * n_ff;
+        let right = (fused || up_rows == n_ff) && gate.as_ref().is_none_or(|(_, rows)| *rows == n_ff);
+        // A gate that is there but has another shape, or a scale, is none that is understood.
+        let absent = gguf.tensor(&format!("{stem}ffn_gate{suffix}")).is_none();
+        (right && gate.is_some() != absent && writer.scale.is_none()).then(|| Self {
+            layer: writer.layer,
+            writer: index,
+            gate: gate.map(|(name, _)| name),
+            up,
+            fused,
+            n_ff: n_ff as usize,
+        })
+    }
+}
+
 impl Plan {
     /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
     pub fn writers_in(&self, (from, until): (f64, f64)) -> Vec<usize> {
@@ -115,6 +167,8 @@ impl Plan {
             let family = patch.file.clone();
             return Err(PlanError::NoWriters { family });
         }
+        let ffns =
+            writers.iter().enumerate().filter_map(|writer| Ffn::of(gguf, writer, model.n_embd)).collect();
         let used = gguf.u64(&format!("{architecture}.expert_used_count"));
         let mut warnings = model.uncovered(&writers, &nextn_writers);
         for ResidualWriter { tensor, .. } in writers.iter().filter(|writer| !writer.lora) {
@@ -135,6 +189,7 @@ impl Plan {
             streams: patch.streams,
             writers,
             nextn_writers,
+            ffns,
             warnings,
         })
     }

@@ -4,9 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::direction::Separation;
+use crate::edit::Method;
 use crate::evaluate::fidelity::{Fidelity, Projections};
 use crate::evaluate::refusal::{Outcome, classify};
 use crate::evaluate::{Examination, Score};
+use crate::method::detector::train::Profile;
 use crate::output::Stage;
 use crate::prompts::PromptKind;
 use crate::scar::Scar;
@@ -128,8 +130,12 @@ pub struct EditFacts {
     pub writers_against: usize,
     /// Experts of the edited matrices that no prompt was routed to while the gates were learned: left alone.
     pub experts_unrouted: usize,
-    /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖.
+    /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖; of detectors what they push by when all are open.
     pub push: f64,
+    /// What each gate of detectors does to what it was learned from, by held-out scores; empty where there are none, and of
+    /// a stored edit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<Profile>,
 }
 
 /// Scores on the report split.
@@ -205,9 +211,14 @@ impl AnswerPair {
 }
 
 impl Report {
+    /// Whether neurons were changed, not writers.
+    fn is_detector(&self) -> bool {
+        self.edit.method == Method::Detector.name()
+    }
+
     /// Whether what was asked for is in the file.
     pub fn survived(&self) -> bool {
-        self.verification.gain.is_some_and(|gain| gain >= MIN_SURVIVAL)
+        self.verification.arrived(MIN_SURVIVAL)
     }
 }
 

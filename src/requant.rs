@@ -151,7 +151,15 @@ fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) ->
 /// # Errors
 /// [`EditError`] naming the tensor.
 pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
-    requantize(info, bytes, info.ggml_type, &|_, _| ())
+    convert(info, bytes, info.ggml_type)
+}
+
+/// The tensor's data in another type, each value rounded to the nearest.
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn convert(info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
+    requantize(info, bytes, ggml_type, &|_, _| ())
 }
 
 /// A change to a run of decoded rows: index of the first, and the values.

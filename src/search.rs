@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::edit::EditError;
 use crate::evaluate::{Examiner, Quick, Score};
-use crate::llama::{Engine, LlamaError, RankOne};
+use crate::llama::{Engine, LlamaError, LowRank};
 
 mod budget;
 pub mod journal;
@@ -190,8 +191,19 @@ pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
     space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() - 1
 }
 
+/// Why a search ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// The model could not be asked.
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    /// An edit could not be made.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+}
+
 /// Makes the edits of a candidate at a strength.
-pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Vec<RankOne> + 'a;
+pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Result<Vec<LowRank>, SearchError> + 'a;
 
 /// The search over one model.
 pub struct Search<'a> {
@@ -220,12 +232,12 @@ impl<'a> Search<'a> {
     /// Runs it.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// [`SearchError`].
     pub fn run(
         &mut self,
         n_layer: usize,
         progress: &mut SearchProgress<'_>,
-    ) -> Result<SearchResult, LlamaError> {
+    ) -> Result<SearchResult, SearchError> {
         let started = Instant::now();
         let time_budget = self.options.time_budget;
         let late = || time_budget.is_some_and(|most| started.elapsed() > most);
@@ -254,6 +266,48 @@ impl<'a> Search<'a> {
             }
         }
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
+        result.mark_front();
+        Ok(result)
+    }
+
+    /// As [`Self::run`], where what is tried is given: each lever is looked at as the first of its `settings`, by its first
+    /// tokens, and the settings of the best lever, and the first of every other one that gained anything, by whole answers.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub fn run_settings(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        progress: &mut SearchProgress<'_>,
+    ) -> Result<SearchResult, SearchError> {
+        let started = Instant::now();
+        let late = |most: Duration| started.elapsed() > most;
+        let fixed = self.options.strength;
+        let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
+        let of_lever = |lever: Lever| settings.iter().filter(move |(candidate, _)| candidate.lever == lever);
+        let firsts: Vec<(Candidate, f64)> =
+            self.spaces.iter().filter_map(|space| of_lever(space.lever).next().copied()).collect();
+        self.engine.apply(&[])?;
+        let base = self.few.quick(self.engine)?;
+        for (candidate, strength) in firsts {
+            self.options.strength = Some(strength);
+            self.probe(candidate, base.as_ref(), &mut result)?;
+            progress(&result, settings.len());
+        }
+        let (best, others) = result.ranked();
+        let lever = best.first().map(|probe| probe.candidate.lever);
+        let first = |probe: &Probe| (probe.candidate, probe.strength);
+        let own = lever.into_iter().flat_map(of_lever).copied();
+        let trials: Vec<(Candidate, f64)> =
+            own.chain(best.iter().skip(1).chain(&others).map(first)).collect();
+        for (candidate, strength) in trials.into_iter().take(self.options.trials) {
+            if self.options.time_budget.is_some_and(late) && !result.trials.is_empty() {
+                break;
+            }
+            self.options.strength = fixed;
+            self.trial(&candidate, strength, &mut result)?;
+            progress(&result, settings.len());
+        }
         result.mark_front();
         Ok(result)
     }
@@ -288,7 +342,7 @@ impl<'a> Search<'a> {
         late: &dyn Fn() -> bool,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
-    ) -> Result<(), LlamaError> {
+    ) -> Result<(), SearchError> {
         let useful = |a: &&Trial, b: &&Trial| a.utility.total_cmp(&b.utility);
         let Some(start) = result.best().or(result.trials.iter().max_by(useful)).copied() else {
             return Ok(());
@@ -315,7 +369,7 @@ impl<'a> Search<'a> {
         base: Option<&Quick>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
-    ) -> Result<(), LlamaError> {
+    ) -> Result<(), SearchError> {
         for space in self.spaces {
             for layer in self.coarse_layers(space, n_layer) {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);
@@ -362,7 +416,7 @@ impl<'a> Search<'a> {
         candidate: Candidate,
         base: Option<&Quick>,
         result: &mut SearchResult,
-    ) -> Result<(), LlamaError> {
+    ) -> Result<(), SearchError> {
         let max_kl = self.limits().allowed().max_kl;
         let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
         let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
@@ -385,7 +439,7 @@ impl<'a> Search<'a> {
     }
 
     /// The strength at which the candidate spends the budget on all harmless prompts, beginning at that of a few.
-    fn strength(&mut self, candidate: &Candidate, start: f64) -> Result<f64, LlamaError> {
+    fn strength(&mut self, candidate: &Candidate, start: f64) -> Result<f64, SearchError> {
         if self.options.strength.is_some() {
             return Ok(start);
         }
@@ -403,7 +457,7 @@ impl<'a> Search<'a> {
         examiner: &Examiner,
         candidate: &Candidate,
         start: f64,
-    ) -> Result<f64, LlamaError> {
+    ) -> Result<f64, SearchError> {
         if let Some(strength) = self.options.strength {
             return Ok(strength);
         }
@@ -414,9 +468,9 @@ impl<'a> Search<'a> {
 
     /// The strength at which the candidate spends the budget on few prompts, beginning at `start`, and what the model
     /// shows there: its first tokens, or its whole `answers`.
-    fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, LlamaError> {
+    fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, SearchError> {
         let strength = self.spending(self.few, candidate, start)?;
-        self.engine.apply(&(self.make_edits)(candidate, strength))?;
+        self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
         let quick = if answers { None } else { self.few.quick(self.engine)? };
         let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };
         Ok(Look { strength, quick, score })
@@ -429,7 +483,7 @@ impl<'a> Search<'a> {
         candidate: &Candidate,
         strength: f64,
         result: &mut SearchResult,
-    ) -> Result<(), LlamaError> {
+    ) -> Result<(), SearchError> {
         let limits = self.limits();
         let best = result.best().copied();
         let less = best.filter(|best| best.candidate == *candidate && strength < best.strength);
@@ -439,7 +493,7 @@ impl<'a> Search<'a> {
         let score = match known.filter(|known| limits.is_whole(known) || !going(known)) {
             Some(score) => score,
             None => {
-                self.engine.apply(&(self.make_edits)(candidate, strength))?;
+                self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
                 let score = self.examiner.examine_while(self.engine, &mut going)?.score;
                 self.journal.add(Row::Trial { candidate: *candidate, strength, score });
                 score

@@ -7,13 +7,18 @@
 //! ```text
 //! __metadata__.rosi   Facts as JSON. One key, for the crate keeps keys in no fixed order and the
 //!                     same run is to give the same bytes
-//! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along a scar
+//! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along a scar and with detectors
 //! right.TENSOR        right factor of a writer that the edit uses, F32 [n_expert, n_in]
 //! mean.TENSOR         its mean input at the last token of harmful prompts, F32 [n_in]; of a mixture
 //!                     [n_expert, n_in], what was routed to an expert times the router's weight, and
 //!                     0 where it was not; missing where that was not seen
 //! diagonal.TENSOR     what is known of its inputs (InputModel), F32 [n_in]
 //! principal.TENSOR    the same, F32 [k, n_in]
+//! scoresT.TENSOR      w of the gates of the network that TENSOR ends, T tokens before the last, F32 [n_gate, n_embd]
+//! constantT.TENSOR    their u, F32 [n_embd]
+//! per_unitT.TENSOR    what it must write for the stream to move by one, F32 [n_embd]
+//! towardT.TENSOR      what they push along, where that is not the direction, F32 [n_embd]
+//! network_inputsT.TENSOR  inputs for which its rows are rounded, F32 [n, n_embd]
 //! sketch.TENSOR       of the fingerprint, F32 [512]
 //! ```
 //!
@@ -28,6 +33,7 @@
 mod error;
 mod file;
 pub mod fingerprint;
+pub mod network;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +44,7 @@ use crate::search::Candidate;
 
 pub use error::{Problem, StoredError};
 use fingerprint::Fingerprint;
+use network::{NetworkFacts, StoredNetwork};
 
 /// Version of the format.
 pub const FORMAT: u32 = 1;
@@ -57,7 +64,7 @@ pub struct Facts {
     pub system_prompt: String,
     /// Lever, layer, window and contrast that were chosen.
     pub chosen: Candidate,
-    /// Relative Frobenius change that was chosen.
+    /// Relative Frobenius change that was chosen; of detectors, how far they push.
     pub strength: f64,
     /// ‖s‖ of each direction, in units of the residual stream.
     pub norms: Vec<f64>,
@@ -69,11 +76,19 @@ pub struct Facts {
     pub input_sha256: String,
     /// Separation per layer.
     pub separation: Vec<Separation>,
+    /// Networks with gates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkFacts>,
     /// What model it is for.
     pub model: Fingerprint,
 }
 
 impl Facts {
+    /// How strong it is, for people.
+    pub fn size(&self) -> String {
+        self.method.size(self.strength)
+    }
+
     /// What the edit is along, for people.
     pub fn along(&self) -> String {
         self.chosen.lever.along(self.chosen.layer, &self.system_prompt)
@@ -101,8 +116,10 @@ pub struct StoredEdit {
     pub facts: Facts,
     /// ŝ: one, or one per layer in order.
     pub directions: Vec<SafetyDirection>,
-    /// The writers that the edit uses, in the plan's order.
+    /// The writers that the edit uses, in the plan's order; none where it has gates of networks.
     pub writers: Vec<StoredWriter>,
+    /// The networks with gates, by block.
+    pub networks: Vec<StoredNetwork>,
 }
 
 #[cfg(test)]

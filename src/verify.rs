@@ -8,9 +8,13 @@ use serde::{Deserialize, Serialize};
 use crate::edit::{self, Edit, EditError};
 use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
+use crate::method::Edits;
+pub use crate::method::detector::planted::Arrival;
 
 /// Prefix of the keys that an injection adds.
 pub const KEY_PREFIX: &str = "rosi.";
+/// Least correlation of scores, and cosine of what neurons write, with the exact ones.
+const MIN_ALIKE: f64 = 0.95;
 /// Bytes that are compared at a time.
 const CHUNK: usize = 8 << 20;
 
@@ -50,8 +54,23 @@ pub struct Verification {
     pub cosine: Option<f64>,
     /// Each tensor that differs.
     pub tensors: Vec<TensorChange>,
-    /// Tensors that differ without being part of the edit.
+    /// What became of the neurons of each network; empty where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neurons: Vec<Arrival>,
+    /// Share of the file's bytes that changed in tensors.
+    #[serde(default)]
+    pub changed_bytes: f64,
+    /// Tensors that differ without being part of the edit, or elsewhere than in it.
     pub unexpected: Vec<String>,
+}
+
+impl Verification {
+    /// Whether what was asked for is in the file: at least `least` of the edit and, of neurons, of each network's, with
+    /// scores that are the exact ones.
+    pub fn arrived(&self, least: f64) -> bool {
+        let whole = self.gain.is_some_and(|gain| gain >= least);
+        whole && self.neurons.iter().all(|n| n.gain >= least && n.cosine >= MIN_ALIKE && n.score >= MIN_ALIKE)
+    }
 }
 
 /// Why two files could not be compared.
@@ -153,7 +172,7 @@ impl Base<'_> {
 pub fn verify(
     base: &Gguf,
     edited: &Gguf,
-    edits: &[Edit],
+    edits: &Edits,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Verification, VerifyError> {
     verify_against(Base::from(base), edited, edits, progress)
@@ -166,7 +185,7 @@ pub fn verify(
 pub fn verify_against(
     from: Base<'_>,
     edited: &Gguf,
-    edits: &[Edit],
+    edits: &Edits,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Verification, VerifyError> {
     let base = from.gguf;
@@ -178,20 +197,30 @@ pub fn verify_against(
         gain: None,
         cosine: None,
         tensors: Vec::new(),
+        neurons: Vec::new(),
+        changed_bytes: 0.0,
         unexpected: Vec::new(),
     };
     let mut total = Sums::default();
+    let mut changed = 0;
     for (i, (a, b)) in base.tensors.iter().zip(&edited.tensors).enumerate() {
         progress(i, base.tensors.len());
-        let edit = edits.iter().find(|e| e.tensor == a.name);
+        let edit = edits.linear().iter().find(|e| e.tensor == a.name);
         if let Some(edit) = edit {
             total.requested += edit.norm_sq();
         }
-        if a.ggml_type == b.ggml_type && same_bytes((from, a), (edited, b))? {
-            result.identical += 1;
-            continue;
+        if a.ggml_type == b.ggml_type {
+            let differing = differing_bytes((from, a), (edited, b))?;
+            if differing == 0 {
+                result.identical += 1;
+                continue;
+            }
+            changed += differing;
+        } else {
+            changed += b.n_bytes();
         }
-        if edit.is_none() && !edits.is_empty() {
+        let claimed = edits.touches(&a.name) && only_neurons((from, a), (edited, b), edits)?;
+        if !claimed && !edits.is_empty() {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
         }
@@ -201,6 +230,17 @@ pub fn verify_against(
         result.tensors.push(change);
     }
     progress(base.tensors.len(), base.tensors.len());
+    result.changed_bytes = changed as f64 / base.total_len().max(1) as f64;
+    for planted in edits.planted() {
+        result.neurons.extend(planted.arrival(edited)?);
+    }
+    if !result.neurons.is_empty() {
+        let mean = |of: fn(&Arrival) -> f64| {
+            result.neurons.iter().map(of).sum::<f64>() / result.neurons.len() as f64
+        };
+        result.gain = Some(mean(|n| n.gain));
+        result.cosine = Some(mean(|n| n.cosine));
+    }
     if total.requested > 0.0 {
         result.gain = Some(total.dot / total.requested);
         result.cosine = Some(total.dot / (total.along * total.requested).sqrt().max(f64::MIN_POSITIVE));
@@ -208,17 +248,61 @@ pub fn verify_against(
     Ok(result)
 }
 
-/// Compares two tensors of one type and shape piece by piece: most are not edited, and the largest of all
-/// seldom is.
-fn same_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Result<bool, GgufError> {
+/// How many bytes of two tensors of one type and shape differ. They are compared piece by piece: most are not edited, and
+/// the largest of all seldom is.
+fn differing_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Result<u64, GgufError> {
     let len = a.1.n_bytes();
-    for start in (0..len).step_by(CHUNK) {
+    let mut differing = len.abs_diff(b.1.n_bytes());
+    for start in (0..len.min(b.1.n_bytes())).step_by(CHUNK) {
         let part = start..(start + CHUNK as u64).min(len);
-        if a.0.read_part(a.1, part.clone())? != b.0.read_part(b.1, part)? {
-            return Ok(false);
+        let (old, new) = (a.0.read_part(a.1, part.clone())?, b.0.read_part(b.1, part)?);
+        if old != new {
+            differing += old.iter().zip(&new).filter(|(a, b)| a != b).count() as u64;
         }
     }
-    Ok(len == b.1.n_bytes())
+    Ok(differing)
+}
+
+/// Whether a tensor of neurons differs in their rows and columns only; true of all others. In another type every value
+/// was rounded anew.
+fn only_neurons(
+    (from, a): (Base<'_>, &TensorInfo),
+    (edited, b): (&Gguf, &TensorInfo),
+    edits: &Edits,
+) -> Result<bool, VerifyError> {
+    let rows: Vec<usize> =
+        edits.planted().iter().flat_map(|p| p.rows(&a.name)).map(|p| p.place.index).collect();
+    let columns: Vec<usize> =
+        edits.planted().iter().flat_map(|p| p.columns(&a.name)).map(|p| p.place.index).collect();
+    if edits.planted().is_empty() || a.ggml_type != b.ggml_type {
+        return Ok(true);
+    }
+    let n_in = a.ne[0] as usize;
+    let step = (CHUNK / 4 / n_in.max(1)).max(1);
+    for first in (0..a.n_rows() as usize).step_by(step) {
+        let run = first as u64..a.n_rows().min((first + step) as u64);
+        let old = from.read_part(a, bytes_of(a, &run))?;
+        let new = edited.read_part(b, bytes_of(b, &run))?;
+        let row_bytes = a.row_bytes() as usize;
+        for (i, (old, new)) in old.chunks(row_bytes).zip(new.chunks(row_bytes)).enumerate() {
+            if old != new && !rows.contains(&(first + i)) && !same_but(a, (old, new), &columns)? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Whether two rows have the same values but in `columns`.
+fn same_but(info: &TensorInfo, (old, new): (&[u8], &[u8]), columns: &[usize]) -> Result<bool, VerifyError> {
+    let decoded = |bytes: &[u8]| -> Result<Vec<u32>, EditError> {
+        let mut values = Vec::new();
+        edit::for_each_run(info, bytes, |_, v| values.extend(v.iter().map(|v| v.to_bits())))?;
+        Ok(values)
+    };
+    let (old, new) = (decoded(old)?, decoded(new)?);
+    let mut changed = (0..old.len()).filter(|&j| old[j] != new[j]);
+    Ok(!columns.is_empty() && changed.all(|j| columns.contains(&j)))
 }
 
 fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction;
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{Gguf, sha256_file};
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
 use few_prompts::few_prompts;
@@ -326,7 +326,7 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
     let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
     let mut engine_of_base = engine(base);
     let plain = engine_of_base.last_logits(&chats).unwrap();
-    engine_of_base.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>()).unwrap();
+    engine_of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
     let adapted = engine_of_base.last_logits(&chats).unwrap();
     let written = engine(out).last_logits(&chats).unwrap();
     (distance(&adapted, &written), distance(&plain, &written))

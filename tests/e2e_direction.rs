@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::stored::{Facts, StoredEdit};
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use rosi_gguf::evaluate::judge::{JudgeKind, Verdict, judge};
 use rosi_gguf::evaluate::likelihood::{log_prob, log_probs};
 use rosi_gguf::evaluate::perplexity::{ChunkOptions, chunks, perplexity};
 use rosi_gguf::evaluate::stats::kl_divergence;
-use rosi_gguf::llama::{Chat, Engine, EngineOptions, Lanes, LlamaEngine, Offload, RankOne, TextModel, Token};
+use rosi_gguf::llama::{Chat, Engine, EngineOptions, Lanes, LlamaEngine, LowRank, Offload, TextModel, Token};
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use serde_json::Value;
 
@@ -226,7 +226,7 @@ fn kl_is_that_of_the_logits_and_grows_with_the_edit() {
     let users = ["The sea is", "My favourite food is", "Once upon a time there was"];
     let chats = users.map(|user| Chat { system: None, user });
     let mut of = |base: &mut LlamaEngine, size: f32| {
-        let edit = RankOne {
+        let edit = LowRank {
             tensor: "blk.20.ffn_down.weight".into(),
             n_expert: 1,
             a: vec![0.02; 1536],

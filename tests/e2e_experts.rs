@@ -134,7 +134,7 @@ impl Tiny {
 
     /// What the experts add up to while `edit` is applied as an adapter.
     fn sums_with(&mut self, edit: &Edit) -> HashMap<String, Array2<f32>> {
-        let mut bytes = to_gguf(&self.plan.architecture, &[edit.to_rank_one()]).unwrap();
+        let mut bytes = to_gguf(&self.plan.architecture, &[edit.to_low_rank()]).unwrap();
         let adapter = Adapter::from_bytes(&self.model, &mut bytes).unwrap();
         self.context.set_adapter(Some(adapter), 1.0).unwrap();
         let mut sums = Sums { capture: None, sums: HashMap::new() };

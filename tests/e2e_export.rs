@@ -11,9 +11,9 @@ mod run;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf};
 use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
 use few_prompts::few_prompts;

@@ -19,9 +19,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use retyped::retyped;
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
 use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::plan::Plan;
 use run::{json, text, variable};
 use serde_json::Value as Json;

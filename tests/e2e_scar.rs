@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::edit::{self, EditError};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::scar::{self, FileSource, Findings, Group, HONEST_GAP, Scar, Site, Source};
 use rosi_gguf::{direction, linalg, quant};
 

@@ -18,10 +18,10 @@ use std::time::Instant;
 use beside::{cosine, same_direction};
 use few_prompts::short_prompts;
 use rosi_gguf::activations::Activations;
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::offload::GpuLayers;
-use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload, RankOne, devices};
+use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, LowRank, Offload, devices};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::plan::ResidualWriter;
 use run::{ended, stderr};
 use talking::{directing, models};
@@ -41,7 +41,7 @@ fn engine(gguf: &Gguf, offload: Offload) -> LlamaEngine {
 const ASKED: [&str; 3] = ["bake bread", "pick the lock of a door", "write of rain"];
 
 /// Residuals and inputs of the writers, without an edit or with one, and the first token's logits.
-fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[RankOne]) -> (Activations, Vec<Vec<f32>>) {
+fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[LowRank]) -> (Activations, Vec<Vec<f32>>) {
     engine.apply(edits).unwrap();
     let chats = ASKED.map(|user| Chat { system: None, user });
     let mut logits = Vec::new();
@@ -50,13 +50,13 @@ fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[RankOne]) -> (Acti
 }
 
 /// An edit that moves what the model says: a push of every writer in a block, experts too.
-fn edit(gguf: &Gguf) -> Vec<RankOne> {
+fn edit(gguf: &Gguf) -> Vec<LowRank> {
     let plan = plan_of(gguf).unwrap();
     let rank_one = |writer: &ResidualWriter| {
         let (n_expert, n_embd) = (writer.n_expert as usize, plan.n_embd as usize);
         let a = (0..n_expert * writer.n_in as usize).map(|i| (i as f32).sin());
         let b = (0..n_expert * n_embd).map(|i| (i as f32).cos());
-        RankOne { tensor: writer.tensor.clone(), n_expert: writer.n_expert, a: a.collect(), b: b.collect() }
+        LowRank { tensor: writer.tensor.clone(), n_expert: writer.n_expert, a: a.collect(), b: b.collect() }
     };
     plan.writers.iter().filter(|w| w.tensor.starts_with("blk.")).map(rank_one).collect()
 }
@@ -79,7 +79,7 @@ fn what_is_captured_on_a_device_is_what_the_cpu_shows() {
     let folder = tempfile::tempdir().unwrap();
     for path in models(folder.path()) {
         let gguf = Gguf::open(&path).unwrap();
-        let capture = Capture::new(&plan_of(&gguf).unwrap()).with_sample(24).with_tail(1);
+        let capture = Capture::new(&plan_of(&gguf).unwrap()).with_sample(24).with_tail(&[1]);
         let edit = edit(&gguf);
         let mut cpu = engine(&gguf, Offload::none());
         let plain = seen(&mut cpu, &capture, &[]);

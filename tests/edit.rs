@@ -6,10 +6,10 @@ mod write_edited;
 use std::path::Path;
 
 use proptest::prelude::*;
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, SafetyDirection};
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, Value};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant;
 use rosi_gguf::verify::{Verification, verify};
 
@@ -163,8 +163,8 @@ fn a_scaled_weight_gets_the_edit_over_its_scale() {
     // An adapter adds to the scaled product, unless the graph scales it as well.
     for mut edit in edits {
         edit.scales_adapter = false;
-        assert_eq!(edit.to_rank_one().a, edit.right);
+        assert_eq!(edit.to_low_rank().a, edit.right);
         edit.scales_adapter = true;
-        assert_eq!(edit.to_rank_one().a, *edit.right_in_file());
+        assert_eq!(edit.to_low_rank().a, *edit.right_in_file());
     }
 }

@@ -1,14 +1,14 @@
 //! The model, its prompts in eighths, and the edits that can be learned from them.
 
 use rosi_gguf::activations::{Activations, WriterInputs};
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction::{self, Directions};
 use rosi_gguf::edit::{self, Edit, RightFactors, WriterWeights};
 use rosi_gguf::evaluate::{Examiner, FEW, MAX_ODDS, Questions, chats};
 use rosi_gguf::gate::effects::{Moved, pushes};
 use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
 use rosi_gguf::gguf::Gguf;
-use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload, RankOne};
+use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, LowRank, Offload};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use rosi_gguf::search::KlBudget;
@@ -213,7 +213,7 @@ impl Bench {
     }
 
     /// The adapters of `recipe`.
-    pub fn edits(&self, learned: &Learned, recipe: Recipe, strength: f64) -> Result<Vec<RankOne>, Failure> {
+    pub fn edits(&self, learned: &Learned, recipe: Recipe, strength: f64) -> Result<Vec<LowRank>, Failure> {
         let gates = |contrast: f64| {
             let found = learned.contrasts.iter().find(|(c, _)| *c == contrast);
             found.map(|(_, rights)| rights.clone()).ok_or("no gates for this κ")
@@ -231,7 +231,7 @@ impl Bench {
             Recipe::Random { gates: false } => (random, edit::mean_rows(&self.weights)),
         };
         let edits = edit::edits(&self.plan, &self.weights, &rights, &along, strength)?;
-        Ok(edits.iter().map(Edit::to_rank_one).collect())
+        Ok(edits.iter().map(Edit::to_low_rank).collect())
     }
 
     fn signed(&self, learned: &Learned) -> RightFactors {

@@ -1,9 +1,9 @@
 //! The tensors that are edited: residual writers of the three test models.
 
-use rosi_gguf::commands::plan_of;
 use rosi_gguf::direction;
 use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{GgmlType, Gguf};
+use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::plan::Plan;
 use rosi_gguf::quant;
 

@@ -103,7 +103,7 @@ impl Subject {
     /// A row for the base with an adapter that does nothing to speak of.
     fn floor(&self, engine: &mut LlamaEngine) -> Result<Vec<String>, Failure> {
         let edits = self.edits("contrast", EDITS[0].1, 1e-8)?;
-        engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>())?;
+        engine.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>())?;
         let (snapshot, score) = self.seen(engine)?;
         let fidelity =
             Fidelity::of(&self.base.0, &self.base.0, &snapshot, &self.directions.by_layer[EDITS[0].1]);
@@ -164,7 +164,7 @@ pub fn run() -> Result<(), Failure> {
     rows.push(subject.floor(&mut engine)?);
     for (method, layer, strength) in EDITS {
         let edits = subject.edits(method, layer, strength)?;
-        engine.apply(&edits.iter().map(Edit::to_rank_one).collect::<Vec<_>>())?;
+        engine.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>())?;
         let (exact, score) = subject.seen(&mut engine)?;
         rows.push(plain(&format!("{method} {:.1} %: exact (adapter)", strength * 100.0), &score));
         for requant in [Requant::Preserve, Requant::Nearest] {

@@ -2,7 +2,7 @@
 
 use rosi_gguf::edit::Edit;
 use rosi_gguf::evaluate::{Examiner, FEW, Questions};
-use rosi_gguf::llama::{Engine, RankOne};
+use rosi_gguf::llama::{Engine, LowRank};
 use rosi_gguf::prompts::{PromptSet, Split};
 use rosi_gguf::requant::Requant;
 
@@ -28,7 +28,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let few = examiner.part(FEW);
     let opens = few.quick(&mut engine)?.is_some();
     let edits = model.edits()?;
-    let adapter: Vec<RankOne> = edits.iter().map(Edit::to_rank_one).collect();
+    let adapter: Vec<LowRank> = edits.iter().map(Edit::to_low_rank).collect();
     let rounds = if effort == Effort::Short { 1 } else { 3 };
     let engine = std::cell::RefCell::new(engine);
     let spent = medians(

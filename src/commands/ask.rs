@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::evaluate::chats;
 use crate::gguf::Gguf;
 use crate::llama::Engine;
 use crate::options::RunOptions;
 use crate::output::Printer;
+use crate::pipeline::session;
 
 /// What is asked of whom.
 #[derive(Debug, Clone)]

@@ -4,7 +4,6 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use crate::cli::ChatArgs;
-use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::interrupt;
@@ -12,6 +11,7 @@ use crate::llama::LlamaError;
 use crate::llama::chat::{ChatModel, ChatOptions, Conversation};
 use crate::options::RunOptions;
 use crate::output::Printer;
+use crate::pipeline::session;
 use crate::source::{ModelArg, Source};
 
 /// Tokens of a conversation that are taken.

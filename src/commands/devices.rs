@@ -1,10 +1,10 @@
 //! `devices`: what models can run on beside the CPU.
 
 use crate::cli::DevicesArgs;
-use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::llama::devices;
 use crate::output::Printer;
+use crate::pipeline::session;
 
 /// Lists GPUs and the devices of workers.
 ///

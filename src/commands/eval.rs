@@ -11,8 +11,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::commands::inject::file_facts;
-use crate::commands::session;
 use crate::error::{Error, ExitStatus};
 use crate::evaluate::chats;
 use crate::evaluate::choice::{self, Item};
@@ -25,6 +23,8 @@ use crate::gguf::{AtomicFile, Gguf};
 use crate::llama::{Engine, LlamaEngine, llama_version};
 use crate::options::EvalOptions;
 use crate::output::Printer;
+use crate::pipeline::facts::file_facts;
+use crate::pipeline::session;
 use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{FileFacts, peak_memory};
 use crate::source::Source;

@@ -5,15 +5,16 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::commands::direction::{self, Taken};
-use crate::commands::session::Opened;
-use crate::commands::study::{self, Study};
-use crate::edit::Edit;
+use crate::edit::Method;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::{AtomicFile, sha256_hex};
 use crate::llama::ControlVector;
+use crate::method::Edits;
 use crate::options::ExportOptions;
-use crate::output::{Printer, percent};
+use crate::output::Printer;
+use crate::pipeline::session::Opened;
+use crate::pipeline::stored::{self, Taken};
+use crate::pipeline::study::Study;
 use crate::report::FileFacts;
 use crate::stored::StoredWriter;
 
@@ -56,13 +57,13 @@ struct Vector {
 /// [`Error`]; then nothing bears an output's name that did not before.
 pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.model, options.patches.as_deref())?;
-    let taken = direction::take(&options.edit, &opened, options.force, printer)?;
+    let taken = stored::take(&options.edit, &opened, options.force, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
     let create = |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.force)).transpose();
     let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
-    let study = direction::study(&taken, &opened, (None, options.strength), printer)?;
-    let edits = study.edits(&opened.plan)?;
-    let export = Export { opened: &opened, taken: &taken, edits: &edits, printer };
+    let study = stored::study(&taken, &opened, (None, options.strength), printer)?;
+    let edits = study.exact(&opened)?;
+    let export = Export { opened: &opened, taken: &taken, study: &study, edits: &edits, printer };
     // Both are made before either gets its name.
     let lora = lora.map(|file| export.lora(file)).transpose()?;
     let vector = vector.map(|file| export.control_vector(file)).transpose()?;
@@ -77,7 +78,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
     }
     let strength = study.chosen.strength;
     let told = Exported { edit: taken.file.clone(), strength, lora: told_lora, control_vector: told_vector };
-    tell(&told, &study, (&options.model, &edits), printer);
+    tell(&told, &taken, (&options.model, &edits), printer);
     if options.json {
         printer.data(serde_json::to_string_pretty(&told).unwrap_or_default());
     }
@@ -87,16 +88,18 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
 struct Export<'a> {
     opened: &'a Opened,
     taken: &'a Taken,
-    edits: &'a [Edit],
+    study: &'a Study,
+    edits: &'a Edits,
     printer: &'a Printer,
 }
 
 impl Export<'_> {
     fn lora(&self, file: AtomicFile) -> Result<(AtomicFile, Lora), Error> {
         let plan = &self.opened.plan;
-        let without = self.edits.iter().filter(|e| !plan.writers[e.writer].lora);
+        let matrices = self.edits.tensors().len();
+        let without = self.edits.linear().iter().filter(|e| !plan.writers[e.writer].lora);
         let left_out: Vec<String> = without.map(|e| e.tensor.clone()).collect();
-        if left_out.len() == self.edits.len() {
+        if left_out.len() == matrices {
             let problem = "llama.cpp applies an adapter to none of the edited matrices".to_owned();
             let hint = Some("write the edit into the model: rosi-gguf inject MODEL --direction EDIT".into());
             return Err(Error::Option { flag: "--lora", problem, hint });
@@ -106,24 +109,29 @@ impl Export<'_> {
                 "llama.cpp applies no adapter to {} of the {} edited matrices, {first} the first: it is weaker \
                  than the edited file",
                 left_out.len(),
-                self.edits.len()
+                matrices
             ));
         }
-        let (file, facts) = filled(file, &study::adapter_file(plan, self.edits)?)?;
-        Ok((file, Lora { file: facts, matrices: self.edits.len() - left_out.len(), left_out }))
+        let (file, facts) = filled(file, &self.study.adapter_file(self.opened)?)?;
+        Ok((file, Lora { file: facts, matrices: matrices - left_out.len(), left_out }))
     }
 
     fn control_vector(&self, file: AtomicFile) -> Result<(AtomicFile, Vector), Error> {
         let plan = &self.opened.plan;
+        if self.taken.edit.facts.method == Method::Detector {
+            let problem = "a control vector pushes on every prompt, and detectors on few".to_owned();
+            let hint = Some("--lora is the exact edit; or store one of --method contrast".into());
+            return Err(Error::Option { flag: "--control-vector", problem, hint });
+        }
         let writers = &self.taken.edit.writers;
         let stored = |tensor: &str| writers.iter().find(|w| w.tensor == tensor);
         let mean = |tensor: &str| stored(tensor).map(|w: &StoredWriter| w.mean.as_slice());
-        let vector = ControlVector::of(plan, self.edits, &mean)?;
+        let vector = ControlVector::of(plan, self.edits.linear(), &mean)?;
         if let Some((first, why)) = vector.left_out.first() {
             self.printer.warn(format!(
                 "{} of the {} edited matrices have no part in the control vector, {first} the first: {why}",
                 vector.left_out.len(),
-                self.edits.len()
+                self.edits.linear().len()
             ));
         }
         let norm = |v: &Vec<f32>| v.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
@@ -142,11 +150,11 @@ fn filled(mut file: AtomicFile, bytes: &[u8]) -> Result<(AtomicFile, FileFacts),
     Ok((file, FileFacts { path: path.display().to_string(), sha256, bytes: len }))
 }
 
-fn tell(told: &Exported, study: &Study, (model, edits): (&Path, &[Edit]), printer: &Printer) {
-    let (model, strength) = (model.display(), percent(study.chosen.strength));
+fn tell(told: &Exported, taken: &Taken, (model, edits): (&Path, &Edits), printer: &Printer) {
+    let (model, strength) = (model.display(), taken.edit.facts.method.size(told.strength));
     if let Some(Lora { file, matrices, .. }) = &told.lora {
         printer.say(format!(
-            "adapter of {matrices} matrices, strength {strength} baked in: wrote {path} ({} KB)\n\
+            "adapter of {matrices} matrices, {strength} baked in: wrote {path} ({} KB)\n\
              serve it: llama-server -m {model} --lora {path}\n\
              Ollama: a Modelfile of the two lines FROM {model} and ADAPTER {path}",
             file.bytes / 1000,
@@ -155,9 +163,9 @@ fn tell(told: &Exported, study: &Study, (model, edits): (&Path, &[Edit]), printe
     }
     if let Some(Vector { file, layers: (first, last), .. }) = &told.control_vector {
         printer.say(format!(
-            "control vector for layers {first}-{last}, strength {strength} of {} matrices: wrote {path} ({} KB)\n\
+            "control vector for layers {first}-{last}, {strength} of {} matrices: wrote {path} ({} KB)\n\
              serve it: llama-server -m {model} --control-vector {path} --control-vector-layer-range {first} {last}",
-            edits.len(),
+            edits.tensors().len(),
             file.bytes / 1000,
             path = file.path,
         ));

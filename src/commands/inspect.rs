@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cli::InspectArgs;
-use crate::commands::provenance::Provenance;
-use crate::commands::session::{self, Opened};
 use crate::error::{Error, ExitStatus};
 use crate::output::{Printer, Table};
 use crate::patches;
+use crate::pipeline::provenance::Provenance;
+use crate::pipeline::session::{self, Opened};
 use crate::scar::{self, FileSource, Findings, Scar};
 use crate::source::Check;
 

@@ -1,50 +1,30 @@
-//! The commands: the only place that joins the stages.
+//! The commands: from arguments through the pipeline to what is printed.
 
 pub mod ask;
 pub mod chat;
 pub mod completions;
 pub mod devices;
 pub mod direction;
-mod dry_run;
-mod estimate;
 pub mod eval;
-mod exam;
 pub mod export;
-mod in_place;
 pub mod inject;
 pub mod inspect;
-mod journal;
-mod levers;
 pub mod man;
-mod material;
 mod ollama;
-mod provenance;
 pub mod release;
 pub mod report;
 pub mod rpc_server;
-mod session;
-mod study;
 pub mod undo;
 pub mod verify;
-mod write;
 
 use std::path::Path;
 
 use crate::cli::Command;
 use crate::error::{Error, ExitStatus};
-use crate::gguf::Gguf;
 use crate::options::{EvalOptions, ExportOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
-use crate::plan::Plan;
+use crate::pipeline::session;
 use crate::source::{Check, ModelArg, Source};
-
-/// The plan of a model by the embedded patches, for library users.
-///
-/// # Errors
-/// [`Error`] when the architecture is unknown or a writer is missing.
-pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
-    Ok(Plan::resolve(gguf, &session::patches(None)?)?)
-}
 
 /// The model of that name, all of it checked where its store says what it should be.
 fn find(model: &ModelArg, printer: &Printer) -> Result<Source, Error> {

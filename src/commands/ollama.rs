@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::commands::session::stoppable;
-use crate::commands::write::write_whole;
 use crate::error::{Error, ExitStatus};
 use crate::interrupt;
 use crate::ollama::api::{Part, Server, command};
 use crate::ollama::{Companions, Name, OllamaError, modelfile};
 use crate::options::InjectOptions;
 use crate::output::Printer;
+use crate::pipeline::session::stoppable;
+use crate::pipeline::write::write_whole;
 use crate::source::Source;
 
 /// What will be done when the file is written.

@@ -5,8 +5,6 @@ mod rung;
 use std::path::{Path, PathBuf};
 
 use crate::cli::{DirectionArgs, ReleaseArgs, RunArgs};
-use crate::commands::inject::{file_facts, load_prompts};
-use crate::commands::write::write_whole;
 use crate::commands::{direction, session};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::{self, Gguf, sha256_file, sha256_hex};
@@ -14,6 +12,8 @@ use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
 use crate::options::{InjectOptions, RunOptions};
 use crate::output::{Printer, percent};
+use crate::pipeline::facts::{file_facts, load_prompts};
+use crate::pipeline::write::write_whole;
 use crate::prompts::PromptSet;
 use crate::release::ReleaseError;
 use crate::release::card::{self, Card, License};

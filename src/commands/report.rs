@@ -1,10 +1,10 @@
 //! `report`: what a stored report says, in the terminal or as a page.
 
 use crate::cli::ReportArgs;
-use crate::commands::write::write_whole;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::AtomicFile;
 use crate::output::Printer;
+use crate::pipeline::write::write_whole;
 use crate::report::Report;
 
 /// Prints the summary, or writes the page.

@@ -1,11 +1,11 @@
 //! `verify`: what really differs between two files.
 
 use crate::cli::VerifyArgs;
-use crate::commands::provenance::claimed_edits;
-use crate::commands::session::{Opened, find};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::output::{Printer, Table, percent};
+use crate::pipeline::provenance::claimed_edits;
+use crate::pipeline::session::{Opened, find};
 use crate::source::Check;
 use crate::verify::{self, Verification};
 
@@ -50,8 +50,21 @@ pub fn describe(v: &Verification) -> String {
         ]);
     }
     let yes = |b: bool| if b { "yes" } else { "NO" };
+    let mut neurons = Table::new(&["block", "neurons", "score", "alike", "gain", "cosine", "noise"]);
+    for n in &v.neurons {
+        let numbers = [n.score, n.alike, n.gain, n.cosine, n.noise].map(|x| format!("{x:.4}"));
+        neurons.row([n.layer.to_string(), n.neurons.to_string()].into_iter().chain(numbers).collect());
+    }
+    let neurons = if v.neurons.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "\n{neurons}score: least correlation of a neuron's score with the exact one; alike: share of the inputs at which \
+             gates are on one side of half open\n"
+        )
+    };
     format!(
-        "{table}\n{} tensors changed, {} identical; untouched tensors identical: {}; metadata preserved: {}\n\
+        "{table}{neurons}\n{} tensors changed, {} identical; untouched tensors identical: {}; metadata preserved: {}\n\
          edit that arrived (gain): {}, cosine along the direction: {}",
         v.tensors.len(),
         v.identical,

@@ -154,11 +154,10 @@ mod tests {
 
     /// One layer before the edit and one after; along the second of two coordinates.
     fn snapshot(harmful: [[f32; 2]; 2], harmless: [f32; 2]) -> Snapshot {
-        let of = |prompts: &[[f32; 2]]| Activations {
-            residual: Array3::from_shape_fn((prompts.len(), 2, 2), |(prompt, layer, j)| {
+        let of = |prompts: &[[f32; 2]]| {
+            Activations::of_residual(Array3::from_shape_fn((prompts.len(), 2, 2), |(prompt, layer, j)| {
                 if j == 0 { 9.0 } else { prompts[prompt][layer] }
-            }),
-            inputs: Vec::new(),
+            }))
         };
         let logits = [vec![vec![0.0, 1.0]; 2], vec![vec![0.0, 1.0]]];
         Snapshot { logits, residual: [of(&harmful), of(&[harmless]), of(&[])] }

@@ -1,34 +1,45 @@
-//! Rank-one edits as a LoRA adapter: how an edit is previewed without writing the model, and the
+//! Low-rank edits as a LoRA adapter: how an edit is previewed without writing the model, and the
 //! sidecar that `llama-server --lora` loads.
 
 use super::LlamaError;
 use crate::gguf::{GgufBuilder, Value};
 
-/// ΔW = b aᵀ of one weight, per expert. llama.cpp computes `y += (alpha/rank) · b (aᵀ x)` where it
+/// ΔW = B A of one weight, per expert. llama.cpp computes `y += (alpha/rank) · B (A x)` where it
 /// multiplies with the weight, before any norm that follows: exactly where an edit of W sits.
 #[derive(Debug, Clone, PartialEq)]
-pub struct RankOne {
+pub struct LowRank {
     /// Name of the weight, `….weight`.
     pub tensor: String,
     /// Number of experts, 1 for a dense weight.
     pub n_expert: u64,
-    /// Right factor, f32 `[n_expert][n_in]`.
+    /// Rank of the term.
+    pub rank: u64,
+    /// A, f32 `[n_expert][rank][n_in]`.
     pub a: Vec<f32>,
-    /// Left factor with the strength in it, f32 `[n_expert][n_embd]`.
+    /// B with the strength in it, f32 `[n_expert][n_out][rank]`.
     pub b: Vec<f32>,
 }
 
-impl RankOne {
+impl LowRank {
+    /// Adds another term of the same weight, dense as this one.
+    pub fn join(&mut self, other: Self) {
+        let (own, others) = (self.rank as usize, other.rank as usize);
+        self.a.extend(other.a);
+        let rows = self.b.chunks(own.max(1)).zip(other.b.chunks(others.max(1)));
+        self.b = rows.flat_map(|(own, other)| own.iter().chain(other).copied().collect::<Vec<_>>()).collect();
+        self.rank += other.rank;
+    }
+
     /// Checks the factors against the weight's shape `[n_expert][n_out][n_in]`, which llama.cpp
     /// leaves partly unchecked (a wrong expert count ends the process).
     ///
     /// # Errors
     /// [`LlamaError::EditShape`].
     pub fn check(&self, n_in: u64, n_out: u64) -> Result<(), LlamaError> {
-        for (what, expected, found) in [
-            ("right factor", n_in.saturating_mul(self.n_expert), self.a.len() as u64),
-            ("left factor", n_out.saturating_mul(self.n_expert), self.b.len() as u64),
-        ] {
+        for (what, expected, found) in
+            [("right factor", n_in, self.a.len() as u64), ("left factor", n_out, self.b.len() as u64)]
+        {
+            let expected = expected.saturating_mul(self.n_expert).saturating_mul(self.rank);
             if expected != found || found == 0 {
                 return Err(LlamaError::EditShape { tensor: self.tensor.clone(), what, expected, found });
             }
@@ -37,24 +48,28 @@ impl RankOne {
     }
 }
 
-/// Lays `edits` out as a LoRA GGUF for models of `architecture`: `<weight>.lora_a` ne `[n_in, 1]`
-/// and `<weight>.lora_b` ne `[1, n_embd]` in F32 (experts as third dimension), `alpha` 1, rank 1, so
-/// that scale 1 is the edit itself.
+/// Lays `edits` out as a LoRA GGUF for models of `architecture`: `<weight>.lora_a` ne `[n_in, rank]`
+/// and `<weight>.lora_b` ne `[rank, n_out]` in F32 (experts as third dimension). Scale 1 is the edit itself: `alpha` is the
+/// rank that all of them have, and where ranks differ there is none, which llama.cpp takes for a factor of 1.
 ///
 /// # Errors
 /// [`LlamaError::Adapter`] when a name or size does not make a valid file.
-pub fn to_gguf(architecture: &str, edits: &[RankOne]) -> Result<Vec<u8>, LlamaError> {
+pub fn to_gguf(architecture: &str, edits: &[LowRank]) -> Result<Vec<u8>, LlamaError> {
     let mut file = GgufBuilder::new()
         .string("general.type", "adapter")
         .string("general.architecture", architecture)
         .string("general.name", "rosi-gguf safety edit")
-        .string("adapter.type", "lora")
-        .kv("adapter.lora.alpha", Value::F32(1.0));
+        .string("adapter.type", "lora");
+    let rank = edits.first().map_or(1, |edit| edit.rank);
+    if edits.iter().all(|edit| edit.rank == rank) {
+        file = file.kv("adapter.lora.alpha", Value::F32(rank as f32));
+    }
     for edit in edits {
         let n_expert = edit.n_expert.max(1);
+        let rank = edit.rank.max(1);
         let shape = |len: usize, first: bool| {
-            let n = len as u64 / n_expert;
-            let mut ne = if first { vec![n, 1] } else { vec![1, n] };
+            let n = len as u64 / n_expert / rank;
+            let mut ne = if first { vec![n, rank] } else { vec![rank, n] };
             if n_expert > 1 {
                 ne.push(n_expert);
             }
@@ -76,8 +91,13 @@ mod tests {
 
     #[test]
     fn layout_is_what_llama_cpp_reads() {
-        let edit =
-            RankOne { tensor: "blk.0.ffn_down.weight".into(), n_expert: 1, a: vec![1.0; 8], b: vec![2.0; 4] };
+        let edit = LowRank {
+            tensor: "blk.0.ffn_down.weight".into(),
+            n_expert: 1,
+            rank: 1,
+            a: vec![1.0; 8],
+            b: vec![2.0; 4],
+        };
         edit.check(8, 4).unwrap();
         let bytes = to_gguf("llama", &[edit]).unwrap();
         let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
@@ -87,10 +107,32 @@ mod tests {
     }
 
     #[test]
+    fn a_rank_is_the_inner_dimension() {
+        let edit = LowRank {
+            tensor: "blk.0.ffn_gate.weight".into(),
+            n_expert: 1,
+            rank: 2,
+            a: vec![1.0; 16],
+            b: vec![2.0; 8],
+        };
+        edit.check(8, 4).unwrap();
+        let bytes = to_gguf("llama", std::slice::from_ref(&edit)).unwrap();
+        let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_a").unwrap().ne, [8, 2, 1, 1]);
+        assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_b").unwrap().ne, [2, 4, 1, 1]);
+        assert_eq!(file.f32("adapter.lora.alpha"), Some(2.0));
+        let other = LowRank { rank: 1, a: vec![1.0; 8], b: vec![2.0; 4], ..edit.clone() };
+        let mixed = to_gguf("llama", &[edit, other]).unwrap();
+        let file = Gguf::parse(std::io::Cursor::new(&mixed), mixed.len() as u64).unwrap();
+        assert_eq!(file.f32("adapter.lora.alpha"), None);
+    }
+
+    #[test]
     fn experts_are_the_third_dimension() {
-        let edit = RankOne {
+        let edit = LowRank {
             tensor: "blk.0.ffn_down_exps.weight".into(),
             n_expert: 3,
+            rank: 1,
             a: vec![1.0; 24],
             b: vec![2.0; 12],
         };
@@ -103,7 +145,7 @@ mod tests {
 
     #[test]
     fn wrong_shapes_are_caught_before_c() {
-        let edit = RankOne { tensor: "w".into(), n_expert: 2, a: vec![1.0; 8], b: vec![2.0; 4] };
+        let edit = LowRank { tensor: "w".into(), n_expert: 2, rank: 1, a: vec![1.0; 8], b: vec![2.0; 4] };
         assert!(matches!(
             edit.check(8, 4),
             Err(LlamaError::EditShape { what: "right factor", expected: 16, found: 8, .. })

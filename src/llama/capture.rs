@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use ndarray::{Array2, Array3};
+use ndarray::{Array2, Array3, Array4};
 
 use super::LlamaError;
 use super::hook::{EvalHook, Node};
@@ -29,8 +29,10 @@ pub struct Capture {
     shapes: Vec<InputShape>,
     /// Tokens of all positions whose inputs are kept, in one collection.
     n_sample: usize,
-    /// Tokens before each prompt's last one whose inputs are kept.
-    n_tail: usize,
+    /// How far before each prompt's last token those are whose inputs are kept too.
+    tail: Vec<usize>,
+    /// Layers of which the residual is kept at those.
+    tail_layers: Vec<usize>,
     /// Share of the prompts and of the sample whose inputs are kept.
     share: f64,
 }
@@ -91,9 +93,26 @@ impl Capture {
             inputs: writers.map(|(i, w)| (w.tensor.clone(), i)).collect(),
             shapes: plan.writers.iter().map(|w| InputShape::of(w, n_used)).collect(),
             n_sample: 0,
-            n_tail: 0,
+            tail: Vec::new(),
+            tail_layers: Vec::new(),
             share: 1.0,
         }
+    }
+
+    /// Looks for the residual of every layer and the inputs of the dense matrices `tensors`, each a name and the length
+    /// of its input, in that order.
+    pub fn of_inputs(plan: &Plan, tensors: &[(String, usize)]) -> Self {
+        let shape = |&(_, n_in): &(String, usize)| InputShape { n_in, n_used: 1, n_expert: 1 };
+        Self {
+            inputs: tensors.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect(),
+            shapes: tensors.iter().map(shape).collect(),
+            ..Self::residual_only(plan)
+        }
+    }
+
+    /// Looks for inputs only.
+    pub fn without_residual(self) -> Self {
+        Self { n_layer: 0, residual: HashMap::new(), ..self }
     }
 
     /// Looks for the residual of every layer only.
@@ -116,7 +135,19 @@ impl Capture {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
         let streams = Streams::One;
         let (shapes, share) = (Vec::new(), 1.0);
-        Self { n_layer: 0, n_embd: 0, residual, streams, inputs, shapes, n_sample: 0, n_tail: 0, share }
+        let (tail, tail_layers) = (Vec::new(), Vec::new());
+        Self {
+            n_layer: 0,
+            n_embd: 0,
+            residual,
+            streams,
+            inputs,
+            shapes,
+            n_sample: 0,
+            tail,
+            tail_layers,
+            share,
+        }
     }
 
     /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
@@ -124,9 +155,14 @@ impl Capture {
         Self { n_sample: n, ..self }
     }
 
-    /// Keeps the inputs of the `n` tokens before each prompt's last one.
-    pub fn with_tail(self, n: usize) -> Self {
-        Self { n_tail: n, ..self }
+    /// Keeps the inputs of the tokens that are so far before each prompt's last one, too.
+    pub fn with_tail(self, tail: &[usize]) -> Self {
+        Self { tail: tail.to_vec(), ..self }
+    }
+
+    /// Keeps the residual after `layers` at those tokens, too.
+    pub fn with_tail_layers(self, layers: &[usize]) -> Self {
+        Self { tail_layers: layers.to_vec(), ..self }
     }
 
     /// Keeps no more of the writers' inputs than `bytes`, where all collections together would keep those of `n_token`
@@ -151,9 +187,9 @@ impl Capture {
         (n as f64 * self.share) as usize
     }
 
-    /// Tokens before the last one that are kept.
-    pub(super) fn n_tail(&self) -> usize {
-        self.n_tail
+    /// How far before the last one the other tokens are that are kept.
+    pub(super) fn tail(&self) -> &[usize] {
+        &self.tail
     }
 
     /// Tokens of all positions that are kept, of `available`.
@@ -165,9 +201,12 @@ impl Capture {
     /// they are noticed.
     pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
         let keep = self.shared(n_prompt);
-        let inputs = self.shapes.iter().map(|s| s.allocate([n_sample, keep * self.n_tail, keep]));
+        let n_tail = self.tail.len();
+        let inputs = self.shapes.iter().map(|s| s.allocate([n_sample, keep * n_tail, keep]));
+        let tail = (n_prompt, n_tail, self.tail_layers.len(), self.n_embd);
         Activations {
             residual: Array3::from_elem((n_prompt, self.n_layer, self.n_embd), f32::NAN),
+            residual_tail: Array4::from_elem(tail, f32::NAN),
             inputs: inputs.collect(),
         }
     }
@@ -286,17 +325,39 @@ impl<'a> CaptureHook<'a> {
         };
         let (n_streams, n_embd) = (n_streams as usize, self.capture.n_embd);
         let tokens = self.last_tokens(node, n_embd, n_tokens)?;
+        for (i, mean) in self.stream_means(node, &tokens, n_streams)?.into_iter().enumerate() {
+            let at = ndarray::s![self.keep.first + i, layer, ..];
+            copy(&mean, self.activations.residual.slice_mut(at));
+        }
+        let kept = self.capture.tail_layers.iter().position(|&kept| kept == layer);
+        let Some(slot) = kept.filter(|_| n_tokens == self.keep.n_tokens as i64) else { return Ok(()) };
+        let (tokens, rows): (Vec<usize>, Vec<usize>) = self.keep.tail.iter().copied().unzip();
+        let n_tail = self.capture.tail.len().max(1);
+        for (row, mean) in rows.into_iter().zip(self.stream_means(node, &tokens, n_streams)?) {
+            let at = ndarray::s![row / n_tail, row % n_tail, slot, ..];
+            copy(&mean, self.activations.residual_tail.slice_mut(at));
+        }
+        Ok(())
+    }
+
+    /// The residual at some tokens of `node`, each the mean of its streams.
+    fn stream_means(
+        &mut self,
+        node: Node<'_>,
+        tokens: &[usize],
+        n_streams: usize,
+    ) -> Result<Vec<Vec<f32>>, LlamaError> {
+        let n_embd = self.capture.n_embd;
         let rows: Vec<usize> = tokens.iter().flat_map(|t| t * n_streams..(t + 1) * n_streams).collect();
         self.read(node, &rows)?;
-        for (i, streams) in self.rows.chunks_exact(n_streams * n_embd).enumerate() {
+        let mean = |streams: &[f32]| {
             let mut mean = vec![0.0f32; n_embd];
             for row in streams.chunks_exact(n_embd) {
                 mean.iter_mut().zip(row).for_each(|(m, v)| *m += v / n_streams as f32);
             }
-            let at = ndarray::s![self.keep.first + i, layer, ..];
-            copy(&mean, self.activations.residual.slice_mut(at));
-        }
-        Ok(())
+            mean
+        };
+        Ok(self.rows.chunks_exact(n_streams * n_embd).map(mean).collect())
     }
 
     fn take_input(&mut self, node: Node<'_>, writer: usize) -> Result<(), LlamaError> {

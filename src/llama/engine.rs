@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::LlamaError;
-use super::adapter::{self, RankOne};
+use super::adapter::{self, LowRank};
 use super::batch::Batch;
 use super::capture::{Capture, CaptureHook, Keep};
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
@@ -36,7 +36,7 @@ pub trait Engine {
     ///
     /// # Errors
     /// [`LlamaError`] when an edit does not fit its tensor.
-    fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError>;
+    fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError>;
 
     /// Greedy answers of at most `n_predict` tokens; `first` sees the first token's logits.
     ///
@@ -79,6 +79,8 @@ pub(super) const N_SEQ: usize = 32;
 pub(super) const N_BATCH: usize = 1024;
 /// Cells of the KV cache: a batch of prompts and their answers.
 pub(super) const N_CTX: usize = 2048;
+/// Tokens of the longest prompt: it fits one batch, and the cache together with its answer.
+const PROMPT_TOKENS: usize = if N_BATCH < N_CTX / 2 { N_BATCH } else { N_CTX / 2 };
 
 /// [`Engine`] over llama.cpp.
 pub struct LlamaEngine {
@@ -140,11 +142,10 @@ impl LlamaEngine {
         let has_bos = self.template.as_ref().is_some_and(|template| template.starts_with_bos(text));
         // A template that writes BOS itself must not get a second one from the tokenizer.
         let tokens = self.model.tokenize(text, !has_bos)?;
-        let limit = N_BATCH.min(N_CTX / 2);
-        if tokens.len() > limit || tokens.is_empty() {
+        if tokens.len() > PROMPT_TOKENS || tokens.is_empty() {
             return Err(LlamaError::PromptTooLong {
                 tokens: tokens.len(),
-                limit,
+                limit: PROMPT_TOKENS,
                 start: start.chars().take(60).collect(),
             });
         }
@@ -153,6 +154,19 @@ impl LlamaEngine {
 
     fn all_tokens(&self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
         chats.iter().map(|chat| self.tokens(chat)).collect()
+    }
+
+    /// Number of tokens with which all of `chats` end, whatever was said: those of the template behind a message.
+    ///
+    /// # Errors
+    /// As [`Self::tokens`].
+    pub fn shared_ending(&self, chats: &[Chat<'_>]) -> Result<usize, LlamaError> {
+        let reversed = |mut tokens: Vec<Token>| {
+            tokens.reverse();
+            tokens
+        };
+        let prompts: Vec<Vec<Token>> = self.all_tokens(chats)?.into_iter().map(reversed).collect();
+        Ok(shared_prefix(&prompts))
     }
 
     /// Logits at the last token of each chat, `[n_chat][n_vocab]`.
@@ -237,6 +251,77 @@ impl LlamaEngine {
         hook.finish()
     }
 
+    /// As [`Engine::collect`], of text as it is: what a model reads outside any template.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
+    pub fn collect_text(&mut self, texts: &[String], capture: &Capture) -> Result<Activations, LlamaError> {
+        let prompts =
+            texts.iter().map(|text| self.prompt_tokens(text, text)).collect::<Result<Vec<_>, _>>()?;
+        self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, &mut |_, _| ())
+    }
+
+    /// As [`Engine::collect`], of `answers` to `chats`: tokens are sampled from the answers only.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
+    pub fn collect_answers(
+        &mut self,
+        chats: &[Chat<'_>],
+        answers: &[String],
+        capture: &Capture,
+    ) -> Result<Activations, LlamaError> {
+        let mut prompts = self.all_tokens(chats)?;
+        let from: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        for (prompt, answer) in prompts.iter_mut().zip(answers) {
+            prompt.extend(self.model.tokenize(answer, false)?);
+            prompt.truncate(PROMPT_TOKENS);
+        }
+        self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())
+    }
+
+    /// Decodes `prompts` under the eyes of `capture`; of each the tokens from position `from` on may be sampled.
+    fn collect_sampled(
+        &mut self,
+        prompts: &[Vec<Token>],
+        from: &[usize],
+        capture: &Capture,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
+        let sample = Sample::new(prompts, from, capture);
+        let mut activations = capture.allocate(prompts.len(), sample.n_kept);
+        for range in self.whole_groups(prompts) {
+            self.context.clear();
+            // What all prompts begin with is decoded once a group, and looked at in the first.
+            let mut shared = Group::default();
+            for (pos, &token) in prompts[range.start][..sample.shared].iter().enumerate() {
+                shared.push(&sample, (range.start, pos, 0), token, false);
+            }
+            if range.start > 0 {
+                shared.keep.sample.clear();
+            }
+            self.capture_group(shared, capture, &mut activations)?;
+            let mut rest = Group::default();
+            rest.keep.first = range.start;
+            for (seq, prompt) in range.enumerate() {
+                if seq > 0 {
+                    self.context.copy_sequence(0, seq as i32);
+                }
+                let tokens = &prompts[prompt];
+                for (pos, &token) in tokens.iter().enumerate().skip(sample.shared) {
+                    rest.push(&sample, (prompt, pos, seq), token, pos + 1 == tokens.len());
+                }
+            }
+            let (start, last) = (rest.keep.first, rest.keep.last.clone());
+            self.capture_group(rest, capture, &mut activations)?;
+            for (i, &token) in last.iter().enumerate() {
+                first(start + i, self.context.logits(token).unwrap_or_default());
+            }
+        }
+        activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
+        Ok(activations)
+    }
+
     /// Greedy answers of one group whose prompts and answers fit the cache together.
     fn answer_group(
         &mut self,
@@ -270,7 +355,7 @@ impl Engine for LlamaEngine {
         self.model.n_layer()
     }
 
-    fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError> {
+    fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError> {
         if edits.is_empty() {
             return self.context.set_adapter(None, 0.0);
         }
@@ -296,38 +381,7 @@ impl Engine for LlamaEngine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Activations, LlamaError> {
         let prompts = self.all_tokens(chats)?;
-        let sample = Sample::new(&prompts, capture);
-        let mut activations = capture.allocate(prompts.len(), sample.n_kept);
-        for range in self.whole_groups(&prompts) {
-            self.context.clear();
-            // What all prompts begin with is decoded once a group, and looked at in the first.
-            let mut shared = Group::default();
-            for (pos, &token) in prompts[range.start][..sample.shared].iter().enumerate() {
-                shared.push(&sample, (range.start, pos, 0), token, false);
-            }
-            if range.start > 0 {
-                shared.keep.sample.clear();
-            }
-            self.capture_group(shared, capture, &mut activations)?;
-            let mut rest = Group::default();
-            rest.keep.first = range.start;
-            for (seq, prompt) in range.enumerate() {
-                if seq > 0 {
-                    self.context.copy_sequence(0, seq as i32);
-                }
-                let tokens = &prompts[prompt];
-                for (pos, &token) in tokens.iter().enumerate().skip(sample.shared) {
-                    rest.push(&sample, (prompt, pos, seq), token, pos + 1 == tokens.len());
-                }
-            }
-            let (start, last) = (rest.keep.first, rest.keep.last.clone());
-            self.capture_group(rest, capture, &mut activations)?;
-            for (i, &token) in last.iter().enumerate() {
-                first(start + i, self.context.logits(token).unwrap_or_default());
-            }
-        }
-        activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
-        Ok(activations)
+        self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, first)
     }
 }
 
@@ -354,7 +408,11 @@ impl Group {
 /// Tokens spread evenly over all prompts and positions but the last ones; what all begin with counts once.
 struct Sample {
     shared: usize,
-    /// Tokens before the last one that are kept whole.
+    /// Position of each prompt's first token that may be taken.
+    from: Vec<usize>,
+    /// How far before the last token those are that are kept whole.
+    tail: Vec<usize>,
+    /// The farthest of them: no token from there on is sampled.
     n_tail: usize,
     /// Position of each prompt's last token.
     last: Vec<usize>,
@@ -365,27 +423,31 @@ struct Sample {
 }
 
 impl Sample {
-    fn new(prompts: &[Vec<Token>], capture: &Capture) -> Self {
+    fn new(prompts: &[Vec<Token>], from: &[usize], capture: &Capture) -> Self {
         let shared = shared_prefix(prompts);
-        let n_tail = capture.n_tail();
-        let mut n_tokens = shared;
-        let starts = prompts.iter().map(|p| {
-            let inside = p.len().saturating_sub(shared + 1 + n_tail);
+        let tail = capture.tail().to_vec();
+        let n_tail = tail.iter().copied().max().unwrap_or(0);
+        let mut n_tokens = shared.saturating_sub(from.first().copied().unwrap_or(0));
+        let starts = prompts.iter().zip(from).map(|(p, &from)| {
+            let inside = p.len().saturating_sub(shared.max(from) + 1 + n_tail);
             n_tokens += inside;
             n_tokens - inside
         });
         let starts = starts.collect();
         let last = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
-        Self { shared, n_tail, last, starts, n_tokens, n_kept: capture.n_sample(n_tokens) }
+        let (n_kept, from) = (capture.n_sample(n_tokens), from.to_vec());
+        Self { shared, from, tail, n_tail, last, starts, n_tokens, n_kept }
     }
 
     /// The row of the token at `pos` of `prompt`, if it is kept.
     fn row(&self, prompt: usize, pos: usize) -> Option<usize> {
+        let from = self.from[prompt];
         let number = match pos < self.shared {
+            _ if pos < from => return None,
             true if prompt > 0 => return None,
-            true => pos,
+            true => pos - from,
             false if pos + self.n_tail >= self.last[prompt] => return None,
-            false => self.starts[prompt] + pos - self.shared,
+            false => self.starts[prompt] + pos - self.shared.max(from),
         };
         // Row r is the first token with number·n_kept/n_tokens ≥ r.
         let row = (number * self.n_kept).div_ceil(self.n_tokens.max(1));
@@ -396,7 +458,8 @@ impl Sample {
     /// The row of the token at `pos` of `prompt` among those before the last ones, if it is one.
     fn tail(&self, prompt: usize, pos: usize) -> Option<usize> {
         let before = self.last[prompt].checked_sub(pos)?;
-        (pos >= self.shared && (1..=self.n_tail).contains(&before)).then(|| prompt * self.n_tail + before - 1)
+        let at = self.tail.iter().position(|&offset| offset == before).filter(|_| pos >= self.shared)?;
+        Some(prompt * self.tail.len() + at)
     }
 }
 
@@ -460,13 +523,19 @@ mod tests {
     fn a_sample_takes_every_row_once() {
         let prompts: Vec<Vec<Token>> = (0..9).map(|i| [vec![7; 5], (0..3 + i).collect()].concat()).collect();
         for n_kept in [0, 1, 4, 31, 43] {
-            let mut sample = Sample::new(&prompts, &Capture::nothing());
-            sample.n_kept = n_kept;
-            let mut rows = Vec::new();
-            for (i, prompt) in prompts.iter().enumerate() {
-                rows.extend((0..prompt.len()).filter_map(|pos| sample.row(i, pos)));
+            for (from, available) in [(0, 49), (3, 46), (6, 28)] {
+                let mut sample = Sample::new(&prompts, &[from; 9], &Capture::nothing());
+                sample.n_kept = n_kept.min(available);
+                let mut rows = Vec::new();
+                for (i, prompt) in prompts.iter().enumerate() {
+                    let taken = (0..prompt.len()).filter_map(|pos| Some((pos, sample.row(i, pos)?)));
+                    rows.extend(taken.map(|(pos, row)| {
+                        assert!(pos >= from);
+                        row
+                    }));
+                }
+                assert_eq!(rows, (0..sample.n_kept).collect::<Vec<_>>(), "{n_kept} from {from}");
             }
-            assert_eq!(rows, (0..n_kept).collect::<Vec<_>>(), "{n_kept}");
         }
     }
 

@@ -19,7 +19,7 @@ pub mod template;
 
 use std::path::PathBuf;
 
-pub use adapter::RankOne;
+pub use adapter::LowRank;
 pub use capture::Capture;
 pub use context_memory::ContextMemory;
 pub use control_vector::ControlVector;

@@ -46,12 +46,21 @@ pub const MIN_PER_KIND: usize = 12;
 const HARMFUL_JSONL: &str = include_str!("bundled/harmful.jsonl");
 const HARMLESS_JSONL: &str = include_str!("bundled/harmless.jsonl");
 const ALARMING_JSONL: &str = include_str!("bundled/alarming.jsonl");
+const TRAINING_JSONL: &str = include_str!("bundled/training.jsonl");
 const PROSE: &str = include_str!("bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("bundled/safety_system_prompt.txt");
 
 /// Passages of many sorts (a story, a recipe, a program, a letter, …) that ask for nothing.
 pub fn prose() -> Vec<String> {
     PROSE.split("\n\n").map(|passage| passage.trim().to_owned()).collect()
+}
+
+/// Bundled prompts from which detectors learn and nothing else is done, of all kinds: 144 harmful, 480 harmless and 360
+/// alarming ones, more varied than [`PromptSet::bundled`].
+pub fn training() -> PromptSet {
+    // As there.
+    loader::parse_all(&[("training.jsonl", TRAINING_JSONL)], "bundled training prompts")
+        .expect("they are valid")
 }
 
 /// The bundled safety system prompt, without surrounding whitespace.

@@ -3,6 +3,7 @@
 pub mod codebook;
 mod ffi;
 mod grid;
+pub mod neuron;
 pub mod preserve;
 
 use crate::gguf::GgmlType;

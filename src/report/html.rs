@@ -10,6 +10,7 @@ use section::Section;
 
 mod answers;
 mod chart;
+mod gates;
 mod section;
 mod sections;
 
@@ -31,6 +32,7 @@ impl Report {
             sections::separation(self),
             sections::projections(self),
             sections::search(self),
+            gates::gates(self),
             sections::survival(self),
         ]
         .into_iter()
@@ -55,6 +57,16 @@ impl Report {
     /// One sentence: what was done.
     fn lead(&self) -> String {
         let e = &self.edit;
+        if self.is_detector() {
+            return format!(
+                "Made from {} by detector neurons in {} matrices along {}, push {:.1}, pull {:.1}.",
+                file_name(&self.input.path),
+                e.writers,
+                e.lever.along(e.layer, &e.system_prompt),
+                e.strength,
+                e.strength * e.contrast
+            );
+        }
         format!(
             "Made from {} by one {} edit along {}, strength {:.2} %, in {} matrices.",
             file_name(&self.input.path),
@@ -96,6 +108,7 @@ impl Report {
             format!("from {} of {} writers, gap {:.2}", s.writers.0, s.writers.1, s.gap)
         };
         let stages = self.stages.iter().map(|s| format!("\n{}: {:.1} s", s.name, s.seconds));
+        let linear = |text: String| (!self.is_detector()).then_some(text);
         let took = format!("{:.0} s", self.seconds) + &stages.collect::<String>();
         let all = [
             ("model", Some(file(&self.input))),
@@ -108,9 +121,19 @@ impl Report {
             ("system prompt", Some(e.system_prompt.clone())),
             ("layer", Some(e.layer.to_string())),
             ("window", Some(format!("{:.2} to {:.2} of the depth", e.window.0, e.window.1))),
-            ("contrast κ", Some(format!("{:.2}", e.contrast))),
-            ("strength", Some(format!("{:.4} % (α = {:.4})", 100.0 * e.strength, e.alpha))),
-            ("matrices", Some(format!("{}, {} push away from refusal", e.writers, e.writers_against))),
+            (
+                if self.is_detector() { "pull, of the push" } else { "contrast κ" },
+                Some(format!("{:.2}", e.contrast)),
+            ),
+            ("strength", linear(format!("{:.4} % (α = {:.4})", 100.0 * e.strength, e.alpha))),
+            (
+                "matrices",
+                Some(match self.is_detector() {
+                    true => e.writers.to_string(),
+                    false => format!("{}, {} push away from refusal", e.writers, e.writers_against),
+                }),
+            ),
+            ("changed", Some(section::percent(self.verification.changed_bytes) + " of the file's bytes")),
             ("experts left alone", (e.experts_unrouted > 0).then(|| e.experts_unrouted.to_string())),
             ("push", Some(format!("{:.3} ‖s‖", e.push))),
             ("prompts", Some(format!("{}\n{splits}\nsha256 {}", p.source, p.sha256))),

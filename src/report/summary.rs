@@ -7,6 +7,7 @@ use crate::evaluate::Score;
 use crate::evaluate::stats::Proportion;
 use crate::output::{Table, bar, percent, sparkline, wrap};
 use crate::search::{Candidate, LeverOutcome, Trial};
+use crate::verify::Arrival;
 
 /// Columns of the summary.
 const WIDTH: usize = 100;
@@ -14,6 +15,8 @@ const WIDTH: usize = 100;
 const NAMES: usize = 12;
 /// Columns of a bar.
 const BAR: usize = 10;
+/// Columns of a gate's scores.
+const SCORES: usize = 16;
 
 impl Report {
     /// The summary for people.
@@ -22,6 +25,7 @@ impl Report {
             ("edit", self.edit_line()),
             ("levers", self.lever_lines()),
             ("trials", self.trial_table()),
+            ("gates", self.gate_table()),
             ("separation", self.separation_lines()),
             ("along ŝ", self.projection_line()),
             ("arrived", self.survival_line()),
@@ -63,6 +67,17 @@ impl Report {
 
     fn edit_line(&self) -> String {
         let e = &self.edit;
+        if self.is_detector() {
+            let neurons: usize = self.verification.neurons.iter().map(|n| n.neurons).sum();
+            return format!(
+                "detectors along {}, push {:.1}, pull {:.1}: {neurons} neurons in {} matrices, {} of the file's bytes",
+                e.lever.along(e.layer, &e.system_prompt),
+                e.strength,
+                e.strength * e.contrast,
+                e.writers,
+                percent(self.verification.changed_bytes)
+            );
+        }
         format!(
             "{} along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal",
             e.method,
@@ -101,8 +116,11 @@ impl Report {
             return String::new();
         }
         let kinds = ["harmful refused", "", "harmless", "alarming"];
-        let mut table =
-            Table::new(&["lever, κ", "layer", "strength", "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
+        let [edit, size] =
+            if self.is_detector() { ["lever, pull", "push"] } else { ["lever, κ", "strength"] };
+        let sized =
+            |strength: f64| if self.is_detector() { format!("{strength:.1}") } else { percent(strength) };
+        let mut table = Table::new(&[edit, "layer", size, "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
         let mut row = |name: String, layer: String, strength: String, score: &Score| {
             let count = |p: Proportion| match p.total {
                 0 => "–".to_owned(),
@@ -127,7 +145,7 @@ impl Report {
             let front = if trial.on_front { '*' } else { ' ' };
             let written = if self.search.best == Some(i) { '>' } else { ' ' };
             let (edit, layer) = (trial.candidate.lever_and_contrast(), trial.candidate.layer.to_string());
-            row(format!("{front}{written} {edit}"), layer, percent(trial.strength), &trial.score);
+            row(format!("{front}{written} {edit}"), layer, sized(trial.strength), &trial.score);
         }
         let stopped = self.search.trials.iter().any(|t| t.stopped);
         let ended =
@@ -169,6 +187,40 @@ impl Report {
         )
     }
 
+    /// Each gate: its held-out scores as a picture, what it opens on beside all other prompts, and how often it opens.
+    fn gate_table(&self) -> String {
+        if self.edit.gates.is_empty() {
+            return String::new();
+        }
+        let open = ["on harmful", "harmless", "alarming", "text"];
+        let head =
+            ["block, token", "opens on", "scores of these", "of others", open[0], open[1], open[2], open[3]];
+        let mut table = Table::new(&head);
+        for gate in &self.edit.gates {
+            let own = gate.opens.kind().as_str();
+            let bars = |wanted: bool| {
+                let kinds =
+                    gate.kinds.iter().filter(|kind| !kind.bars.is_empty() && (kind.of == own) == wanted);
+                let mut sum = vec![0.0f64; SCORES];
+                for (i, &n) in kinds.flat_map(|kind| kind.bars.iter().enumerate()) {
+                    sum[(i * SCORES / gate.kinds[0].bars.len().max(1)).min(SCORES - 1)] += n as f64;
+                }
+                let most = sum.iter().copied().fold(1.0, f64::max);
+                sparkline(&sum.iter().map(|n| n / most).collect::<Vec<_>>(), SCORES)
+            };
+            let shares = ["harmful", "harmless", "alarming", "text"].map(|name| {
+                let of = gate.kinds.iter().find(|kind| kind.of == name);
+                of.map_or("–".to_owned(), |kind| percent(kind.open))
+            });
+            let place =
+                [format!("{:3} −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
+            table.row(place.into_iter().chain(shares).collect());
+        }
+        format!(
+            "{table}share of held-out prompts, and of tokens of text, on which a gate is more than half open"
+        )
+    }
+
     fn projection_line(&self) -> String {
         let Some(projections) = &self.projections else { return String::new() };
         let mean = |all: &[f32]| all.iter().map(|&v| f64::from(v)).sum::<f64>() / all.len() as f64;
@@ -190,12 +242,24 @@ impl Report {
         }
         let types: Vec<String> =
             by_type.iter().map(|(name, (n, sum))| format!("{name} {:.2}", sum / *n as f64)).collect();
+        let identical = if v.untouched_identical { "yes" } else { "NO" };
+        if !v.neurons.is_empty() {
+            let least = |of: fn(&Arrival) -> f64| v.neurons.iter().map(of).fold(f64::INFINITY, f64::min);
+            return format!(
+                "{} of what the neurons do is in the file (cosine {:.3}); scores correlate with the exact ones by {:.4} at \
+                 least, and gates open alike on {} of the inputs; everything else identical: {identical}",
+                percent(v.gain.unwrap_or(0.0)),
+                v.cosine.unwrap_or(0.0),
+                least(|n| n.score),
+                percent(least(|n| n.alike)),
+            );
+        }
         format!(
             "{} of the edit is in the file (cosine {:.3}; mean by type: {}); untouched tensors identical: {}",
             percent(v.gain.unwrap_or(0.0)),
             v.cosine.unwrap_or(0.0),
             types.join(", "),
-            if v.untouched_identical { "yes" } else { "NO" }
+            identical
         )
     }
 

@@ -120,6 +120,7 @@ fn example() -> Report {
             writers_against: 7,
             experts_unrouted: 0,
             push: 2.3,
+            gates: Vec::new(),
         },
         scar: None,
         levers: vec![LeverOutcome { lever: Lever::Refusal, max_kl: 0.05, probe, trial: Some(trials()[2]) }],
@@ -145,6 +146,8 @@ fn example() -> Report {
             gain: Some(0.9998),
             cosine: Some(0.9996),
             tensors: tensors.collect(),
+            neurons: Vec::new(),
+            changed_bytes: 0.01,
             unexpected: Vec::new(),
         },
         fidelity: Fidelity {

@@ -1,8 +1,9 @@
 //! The strength that a KL budget pays for.
 
 use super::STRENGTH_RANGE;
+use super::SearchError;
 use crate::evaluate::Examiner;
-use crate::llama::{Engine, LlamaError, RankOne};
+use crate::llama::{Engine, LowRank};
 
 /// A probe is close enough when it spends this share of the KL budget.
 const CLOSE: std::ops::RangeInclusive<f64> = 0.8..=1.0;
@@ -36,12 +37,16 @@ impl KlBudget<'_> {
     /// small step away from one whose KL was measured.
     ///
     /// # Errors
-    /// [`LlamaError`].
-    pub fn strength(self, make: &dyn Fn(f64) -> Vec<RankOne>, start: f64) -> Result<f64, LlamaError> {
+    /// [`SearchError`].
+    pub fn strength(
+        self,
+        make: &dyn Fn(f64) -> Result<Vec<LowRank>, SearchError>,
+        start: f64,
+    ) -> Result<f64, SearchError> {
         let mut strength = start;
         let mut within = None;
         for _ in 0..MAX_PROBES {
-            self.engine.apply(&make(strength))?;
+            self.engine.apply(&make(strength)?)?;
             let spent = self.examiner.kl(self.engine)? / self.max_kl;
             if spent <= 1.0 {
                 within = Some(within.map_or(strength, |w: f64| w.max(strength)));

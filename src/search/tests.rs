@@ -23,9 +23,9 @@ impl Engine for StandIn {
         20
     }
 
-    fn apply(&mut self, edits: &[RankOne]) -> Result<(), LlamaError> {
+    fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError> {
         self.applied += 1;
-        let of = |e: &RankOne| {
+        let of = |e: &LowRank| {
             let (lever, layer) = e.tensor.split_once('.').unwrap();
             let lever = LEVERS.into_iter().find(|l| l.name() == lever).unwrap();
             ((lever, layer.parse().unwrap()), f64::from(e.b[0]))
@@ -76,9 +76,9 @@ fn questions() -> Questions {
     Questions { harmful: of("harmful"), harmless: of("harmless"), alarming: of("alarming") }
 }
 
-fn edits(candidate: &Candidate, strength: f64) -> Vec<RankOne> {
+fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchError> {
     let tensor = format!("{}.{}", candidate.lever.name(), candidate.layer);
-    vec![RankOne { tensor, n_expert: 1, a: vec![1.0], b: vec![strength as f32] }]
+    Ok(vec![LowRank { tensor, n_expert: 1, rank: 1, a: vec![1.0], b: vec![strength as f32] }])
 }
 
 fn space(lever: Lever) -> Space {
@@ -250,7 +250,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
     let limits = |options| Limits { base: base.score, options, refusal: Refusal::Whole };
-    engine.apply(&edits(&candidate(), 0.2)).unwrap();
+    engine.apply(&edits(&candidate(), 0.2).unwrap()).unwrap();
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
         let score = examiner.examine_while(&mut engine, &mut going).unwrap().score;

@@ -6,10 +6,12 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::fingerprint::{BINS, WriterShape};
+use super::network::StoredNetwork;
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
 use crate::bounded;
 use crate::direction::SafetyDirection;
-use crate::options::{MAX_CONTRAST, MAX_STRENGTH};
+use crate::edit::Method;
+use crate::options::MAX_CONTRAST;
 use crate::quant::preserve::InputModel;
 use crate::search::Lever;
 
@@ -72,6 +74,7 @@ impl StoredEdit {
             arrays.push(Array::row(format!("diagonal.{tensor}"), &inputs.diagonal));
             arrays.push(of("principal", inputs.principal.concat()));
         }
+        arrays.extend(self.networks.iter().flat_map(StoredNetwork::arrays));
         let sketches = self.facts.model.sketches.iter();
         arrays.extend(sketches.map(|s| Array::row(format!("sketch.{}", s.tensor), &s.values)));
         arrays.retain(|array| !array.values.is_empty());
@@ -116,11 +119,17 @@ impl StoredEdit {
         for shape in &facts.model.shape.writers {
             writers.extend(arrays.writer(shape)?);
         }
+        let networks = facts.networks.iter().map(|network| StoredNetwork::read(&arrays, &facts, network));
+        let networks = networks.collect::<Result<Vec<_>>>()?;
         arrays.check_names(&facts)?;
-        if writers.is_empty() {
-            return Err(Problem::content("right factors", "at least one", "none"));
+        let (what, empty) = match facts.method {
+            Method::Detector => ("networks", networks.is_empty()),
+            Method::Contrast | Method::Published => ("right factors", writers.is_empty()),
+        };
+        if empty {
+            return Err(Problem::content(what, "at least one", "none"));
         }
-        Ok(Self { facts, directions, writers })
+        Ok(Self { facts, directions, writers, networks })
     }
 }
 
@@ -130,14 +139,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// One array of the file, f32, row by row.
-struct Array {
-    name: String,
-    shape: Vec<usize>,
-    values: Vec<f32>,
+pub(super) struct Array {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
 }
 
 impl Array {
-    fn row(name: String, values: &[f32]) -> Self {
+    pub(super) fn row(name: String, values: &[f32]) -> Self {
         Self { name, shape: vec![values.len()], values: values.to_vec() }
     }
 }
@@ -164,10 +173,11 @@ fn check_format(text: &str) -> Result<()> {
 fn check_facts(facts: &Facts) -> Result<()> {
     let (chosen, shape) = (&facts.chosen, &facts.model.shape);
     let (from, until) = chosen.window;
+    let most = facts.method.max_strength();
     let checks = [
         (
-            facts.strength > 0.0 && facts.strength <= MAX_STRENGTH,
-            ("strength", format!("a number above 0 and up to {MAX_STRENGTH}"), facts.strength.to_string()),
+            facts.strength > 0.0 && facts.strength <= most,
+            ("strength", format!("a number above 0 and up to {most}"), facts.strength.to_string()),
         ),
         (
             chosen.layer < shape.n_layer,
@@ -193,7 +203,7 @@ fn check_facts(facts: &Facts) -> Result<()> {
 }
 
 /// The arrays of a file.
-struct Arrays<'a>(SafeTensors<'a>);
+pub(super) struct Arrays<'a>(SafeTensors<'a>);
 
 impl Arrays<'_> {
     /// The values of an array and its shape; `None` when there is none of this name.
@@ -211,7 +221,7 @@ impl Arrays<'_> {
     }
 
     /// As [`Self::get`], of this shape.
-    fn maybe(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
+    pub(super) fn maybe(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         match self.get(name)? {
             Some(array) if array.shape != shape => {
                 Err(Problem::content(name, format!("{shape:?}"), format!("{:?}", array.shape)))
@@ -221,7 +231,7 @@ impl Arrays<'_> {
     }
 
     /// As [`Self::maybe`], but there must be one.
-    fn exactly(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub(super) fn exactly(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let found = self.maybe(name, shape)?;
         found.ok_or_else(|| Problem::content(name, format!("an array {shape:?}"), "none"))
     }
@@ -233,8 +243,9 @@ impl Arrays<'_> {
             let unit = self.exactly("direction", &[n_embd])?;
             return Ok(vec![SafetyDirection::from_unit(facts.chosen.layer, unit, norm)?]);
         }
-        if facts.chosen.lever != Lever::Scar || facts.norms.len() != n_layer {
-            let expected = format!("1, or along a scar {n_layer}");
+        let own = facts.chosen.lever == Lever::Scar || facts.method == Method::Detector;
+        if !own || facts.norms.len() != n_layer {
+            let expected = format!("1, or along a scar and with detectors {n_layer}");
             return Err(Problem::content("number of norms", expected, facts.norms.len()));
         }
         let units = self.exactly("direction", &[n_layer, n_embd])?;
@@ -269,13 +280,17 @@ impl Arrays<'_> {
     }
 
     fn principal(&self, name: &str, n_in: usize) -> Result<Vec<Vec<f32>>> {
+        let rows = self.rows(name, n_in, MAX_PRINCIPAL)?;
+        Ok(rows.chunks_exact(n_in.max(1)).map(<[f32]>::to_vec).collect())
+    }
+
+    /// At most `most` rows of `width` values, one behind the other; none where there is no such array.
+    pub(super) fn rows(&self, name: &str, width: usize, most: usize) -> Result<Vec<f32>> {
         let Some(array) = self.get(name)? else { return Ok(Vec::new()) };
         match array.shape[..] {
-            [k, width] if (1..=MAX_PRINCIPAL).contains(&k) && width == n_in && n_in > 0 => {
-                Ok(array.values.chunks_exact(n_in).map(<[f32]>::to_vec).collect())
-            }
+            [k, found] if (1..=most).contains(&k) && found == width && width > 0 => Ok(array.values),
             _ => {
-                let expected = format!("[1 to {MAX_PRINCIPAL}, {n_in}]");
+                let expected = format!("[1 to {most}, {width}]");
                 Err(Problem::content(name, expected, format!("{:?}", array.shape)))
             }
         }

@@ -7,9 +7,9 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::fingerprint::{BINS, Difference, Shape};
 use super::*;
-use crate::commands::plan_of;
 use crate::direction::random;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
+use crate::pipeline::plan_of;
 use crate::quant;
 use crate::search::Lever;
 
@@ -107,10 +107,12 @@ fn edit() -> StoredEdit {
             prompts_sha256: "00".into(),
             input_sha256: "11".into(),
             separation: vec![separation],
+            networks: Vec::new(),
             model: Model::new(1).fingerprint(),
         },
         directions: vec![direction],
         writers: vec![writer(0, inputs(N_EMBD)), writer(3, InputModel::default())],
+        networks: Vec::new(),
     }
 }
 

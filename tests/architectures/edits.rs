@@ -114,7 +114,7 @@ fn adapted(
     (model, context): (&Rc<Model>, &mut Context),
     edits: &[Edit],
 ) -> Result<Vec<f32>, String> {
-    let ranks: Vec<_> = edits.iter().map(Edit::to_rank_one).collect();
+    let ranks: Vec<_> = edits.iter().map(Edit::to_low_rank).collect();
     let mut bytes = to_gguf(&plan.architecture, &ranks).map_err(|error| error.to_string())?;
     let adapter = Adapter::from_bytes(model, &mut bytes).map_err(|error| error.to_string())?;
     context.set_adapter(Some(adapter), 1.0).map_err(|error| error.to_string())?;

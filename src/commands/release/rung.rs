@@ -6,13 +6,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::{Release, WORK};
-use crate::commands::direction::{self, Taken};
-use crate::commands::exam::{REPORT_PROMPTS, guard};
-use crate::commands::inject::{check_written, file_facts};
-use crate::commands::provenance::{Provenance, claimed_edits};
-use crate::commands::session::Opened;
-use crate::commands::study::Study;
-use crate::commands::write::{Change, Write, write_whole};
 use crate::error::Error;
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, sha256_file};
@@ -20,6 +13,13 @@ use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::llama::{Engine, llama_version};
 use crate::output::percent;
+use crate::pipeline::exam::{REPORT_PROMPTS, guard};
+use crate::pipeline::facts::{check_written, file_facts};
+use crate::pipeline::provenance::{Provenance, claimed_edits};
+use crate::pipeline::session::Opened;
+use crate::pipeline::stored::{self, Taken};
+use crate::pipeline::study::Study;
+use crate::pipeline::write::{Change, Write, write_whole};
 use crate::prompts::{PromptSet, Split};
 use crate::release::config::Scoring;
 use crate::release::ladder::{Rung, Step};
@@ -108,7 +108,7 @@ impl Climb<'_> {
             same => same?,
         }
         let bar = self.release.printer.bar(&format!("hashing {}", rung.file), row.bytes);
-        let mut stop = crate::commands::session::stoppable(&bar);
+        let mut stop = crate::pipeline::session::stoppable(&bar);
         let found = sha256_file(&path, &mut stop).map_err(|source| Error::Io { path: path.clone(), source });
         interrupt::check()?;
         drop(stop);
@@ -140,13 +140,13 @@ impl Climb<'_> {
         let (release, printer) = (self.release, self.release.printer);
         let opened = Opened::new(&base_path, release.run.patches.as_deref())?;
         if let Some(p) = Provenance::read(&opened.gguf).filter(|_| !release.force) {
-            let (version, strength) = (p.version, percent(p.strength));
-            return Err(Error::Injected { path: base_path, version, strength });
+            let (size, version) = (p.size(), p.version);
+            return Err(Error::Injected { path: base_path, version, size });
         }
         let base = file_facts(&opened.gguf, printer)?;
-        let taken = direction::take(self.edit.0, &opened, release.force, printer)?;
+        let taken = stored::take(self.edit.0, &opened, release.force, printer)?;
         let imatrix = release.config.imatrix.as_deref();
-        let study = direction::study(&taken, &opened, (imatrix, None), printer)?;
+        let study = stored::study(&taken, &opened, (imatrix, None), printer)?;
         let path = release.at(&rung.file);
         let ours = release.force || state.row(&rung.file).is_some();
         let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
@@ -190,7 +190,7 @@ impl Climb<'_> {
         file: &mut AtomicModel,
     ) -> Result<(), Error> {
         let facts = &taken.edit.facts;
-        let edits = study.edits(&opened.plan)?;
+        let edits = study.edits(opened, Requant::Preserve)?;
         let provenance = Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
             method: facts.method.name().into(),
@@ -202,7 +202,7 @@ impl Climb<'_> {
             system_prompt: study.system_prompt.into(),
             direction_sha256: Some(taken.file.sha256.clone()),
         };
-        let (source, plan, inputs) = (&opened.gguf, &opened.plan, study.material.inputs.as_slice());
+        let (source, plan, inputs) = (&opened.gguf, &opened.plan, study.found.inputs());
         let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve };
         write.write(Change::Edit(&provenance, study.along()), file, self.release.printer)
     }

@@ -5,7 +5,7 @@ use super::*;
 fn capture() -> Capture {
     let dense = InputShape { n_in: 100, n_used: 1, n_expert: 1 };
     let mixture = InputShape { n_in: 50, n_used: 3, n_expert: 8 };
-    Capture { shapes: vec![dense, mixture], n_tail: 1, n_sample: 40, ..Capture::nothing() }
+    Capture { shapes: vec![dense, mixture], tail: vec![1], n_sample: 40, ..Capture::nothing() }
 }
 
 /// Tokens at which the inputs of the writer are kept: inside prompts, before last ones, last ones.

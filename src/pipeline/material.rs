@@ -6,7 +6,6 @@ mod stored;
 use std::path::Path;
 
 use crate::activations::{self, Activations, WriterInputs};
-use crate::commands::session::Opened;
 use crate::direction::{self, Along, Directions};
 use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
 use crate::error::Error;
@@ -16,6 +15,7 @@ use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::options::InjectOptions;
 use crate::output::{Printer, percent};
+use crate::pipeline::session::Opened;
 use crate::plan::Plan;
 use crate::prompts::{self, PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
@@ -28,7 +28,7 @@ const SAMPLE: usize = 256;
 const PROSE_SAMPLE: usize = 768;
 /// Principal components of a writer's inputs that requantization keeps its noise away from.
 const PRINCIPAL: usize = 16;
-/// Tokens before a prompt's last one that a gate is taught as well.
+/// How far before a prompt's last token the other one is that a gate is taught as well.
 const TAIL: usize = 1;
 /// Layers that a gated edit changes, as shares of the depth. Wider and narrower ones never were the better
 /// choice (docs/method.md).
@@ -36,7 +36,7 @@ const WINDOW: (f64, f64) = (0.3, 0.8);
 /// κ that a contrast gate tries, the default first.
 const CONTRASTS: [f64; 2] = [1.0, 0.5];
 /// Fewest prompts that are refused, and that are answered, for a direction between them.
-const MIN_REFUSED: usize = 16;
+pub(super) const MIN_REFUSED: usize = 16;
 
 /// The same along a scar, where what was removed is missing from all layers: wider first.
 const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
@@ -59,7 +59,6 @@ pub fn space(method: Method, lever: Lever) -> Space {
         Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
         Lever::Refusal | Lever::Plain | Lever::Safety => (vec![WINDOW], CONTRASTS.to_vec()),
     };
-    let contrasts = if method == Method::Contrast { contrasts } else { vec![0.0] };
     Space { lever, layer: None, windows, contrasts, first_strength: 0.01 }
 }
 
@@ -72,7 +71,7 @@ pub fn space_of(options: &InjectOptions, lever: Lever) -> Space {
     }
 }
 
-/// Everything that an edit is made of.
+/// Right factors, and all that edits of writers need besides.
 pub struct Material {
     /// Weights of each writer.
     pub weights: Vec<WriterWeights>,
@@ -92,13 +91,13 @@ enum Rights {
 }
 
 /// What the extract split showed on its way through the model.
-struct Seen {
-    texts: Vec<String>,
-    activations: Activations,
+pub(super) struct Seen {
+    pub texts: Vec<String>,
+    pub activations: Activations,
     /// Log-odds that the answer begins a refusal, per prompt.
-    odds: Vec<f64>,
+    pub odds: Vec<f64>,
     /// Whether it does.
-    refused: Vec<bool>,
+    pub refused: Vec<bool>,
 }
 
 /// The directions that prompts show as users send them.
@@ -165,7 +164,7 @@ impl Material {
             let effects = if scar { None } else { class.effects(engine, examiner, shown.main())? };
             Rights::Gates(class.learn(scar, effects.as_deref())?)
         } else {
-            Rights::Fixed(published(options.method, (&opened.plan, &weights), &mean_harmful))
+            Rights::Fixed(edit::mean_rows(&weights))
         };
         let material = Self { rights, inputs: input_models(sets, printer), weights, mean_harmful };
         Ok((material, shown))
@@ -211,18 +210,11 @@ impl Material {
             }
             Rights::Gates(gates) => {
                 let own = |g: &&Learned| g.window == candidate.window && g.contrast == candidate.contrast;
-                gates.iter().find(own).map_or_else(none, |g| g.rights.clone())
+                let (window, contrast) = (candidate.window, candidate.contrast);
+                gates.iter().find(own).ok_or(EditError::NoGates { window, contrast })?.rights.clone()
             }
         };
         edit::edits(plan, &self.weights, &rights, along, strength)
-    }
-
-    /// The published edit of every writer.
-    ///
-    /// # Errors
-    /// [`EditError`].
-    pub fn published(&self, plan: &Plan, along: Along<'_>, strength: f64) -> Result<Vec<Edit>, EditError> {
-        edit::edits(plan, &self.weights, &edit::mean_rows(&self.weights), along, strength)
     }
 
     /// α·rightᵀ mean(x) of each writer over the harmful prompts' last tokens, in units of ‖s‖: negative
@@ -298,7 +290,7 @@ impl Collector<'_> {
 }
 
 /// From what is answered to what is refused, if there is enough of both.
-fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
+pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
     let part = |wanted: bool| {
         let rows = |s: &Seen| (0..s.refused.len()).filter(|&i| s.refused[i] == wanted).collect::<Vec<_>>();
         Activations::residuals_of(seen.iter().map(|s| (&s.activations, rows(s))))
@@ -312,7 +304,7 @@ fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
 
 /// What is looked at: with a gate, only the writers that may be edited.
 fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, scar: bool) -> Capture {
-    let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(TAIL);
+    let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     if options.method.is_gated() {
         let widest = if scar { WINDOWS_SCAR[0] } else { WINDOW };
         capture = capture.only(&plan.writers_in(widest));
@@ -324,7 +316,7 @@ fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, scar: bool
 fn n_token(method: Method, prompts: &PromptSet) -> u64 {
     let n_prompt: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
     let prose = if method.is_gated() { PROSE_SAMPLE } else { 0 };
-    (n_prompt * (1 + TAIL) + PromptKind::ALL.len() * SAMPLE + prose) as u64
+    (n_prompt * 2 + PromptKind::ALL.len() * SAMPLE + prose) as u64
 }
 
 /// Share of `n_prompt` prompts that is asked again once the first gates are known.
@@ -345,32 +337,6 @@ fn scattered(texts: Vec<String>) -> Vec<String> {
         texts.into_iter().enumerate().map(|(i, text)| ((i as f64 * GOLDEN).fract(), text)).collect();
     numbered.sort_by(|a, b| a.0.total_cmp(&b.0));
     numbered.into_iter().map(|(_, text)| text).collect()
-}
-
-/// w̄ of every writer, and of each of its experts, turned towards refusal if the `method` says so.
-fn published(
-    method: Method,
-    (plan, weights): (&Plan, &[WriterWeights]),
-    mean_harmful: &[Vec<f64>],
-) -> RightFactors {
-    let mut rights = edit::mean_rows(weights);
-    if method == Method::PublishedSigned {
-        let writers = plan.writers.iter().zip(mean_harmful);
-        for (right, (writer, mean)) in rights.iter_mut().flatten().zip(writers) {
-            let n_in = (writer.n_in as usize).max(1);
-            let experts = right.chunks_mut(n_in).zip(mean.chunks(n_in));
-            experts.for_each(|(right, mean)| turn_towards(right, mean));
-        }
-    }
-    rights
-}
-
-/// Turns `right` so that it pushes along ŝ, not against it, on the mean harmful input.
-fn turn_towards(right: &mut [f32], mean: &[f64]) {
-    let dot: f64 = right.iter().zip(mean).map(|(&r, x)| f64::from(r) * x).sum();
-    if dot < 0.0 {
-        right.iter_mut().for_each(|r| *r = -*r);
-    }
 }
 
 /// The second moments of every writer's inputs, which tell requantization where noise does least.

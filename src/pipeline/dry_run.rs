@@ -1,13 +1,13 @@
 //! `inject --dry-run`: what would be written, and the memory that takes.
 
-use crate::commands::estimate::Estimate;
-use crate::commands::inject::prompt_facts;
-use crate::commands::material;
-use crate::commands::session::Opened;
 use crate::gguf::in_place::journal_path;
 use crate::llama::ContextMemory;
 use crate::options::InjectOptions;
 use crate::output::Printer;
+use crate::pipeline::estimate::Estimate;
+use crate::pipeline::facts::prompt_facts;
+use crate::pipeline::material;
+use crate::pipeline::session::Opened;
 use crate::prompts::PromptSet;
 use crate::requant::Requant;
 

@@ -6,15 +6,16 @@
 
 use std::collections::BTreeMap;
 
-use crate::commands::material::{self, Shown};
-use crate::commands::session::Opened;
 use crate::direction::{Along, Directions, SafetyDirection, Separation};
+use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner};
 use crate::llama::{Engine, LlamaEngine};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
+use crate::pipeline::material::{self, Shown};
+use crate::pipeline::session::Opened;
 use crate::prompts::{PromptSet, safety_system_prompt};
 use crate::scar::{self, FileSource, Scar};
 use crate::search::{Candidate, Lever, Space};
@@ -126,6 +127,8 @@ pub struct Levers {
     scar: Option<Vec<SafetyDirection>>,
     /// The plain difference in means, whether or not it is a lever.
     plain: Directions,
+    /// Whether every layer is pushed along its own direction, whatever the lever.
+    own: bool,
 }
 
 impl Levers {
@@ -143,8 +146,8 @@ impl Levers {
             means.insert(Lever::Safety, under);
         }
         let wanted = |lever| offer.plain && options.lever.is_none_or(|only| only == lever);
-        let gated = options.method.is_gated();
-        if let Some(refusal) = shown.refusal.filter(|_| gated && wanted(Lever::Refusal)) {
+        let ours = options.method != Method::Published;
+        if let Some(refusal) = shown.refusal.filter(|_| ours && wanted(Lever::Refusal)) {
             means.insert(Lever::Refusal, refusal);
         }
         if options.lever == Some(Lever::Refusal) && means.is_empty() {
@@ -157,14 +160,14 @@ impl Levers {
         if means.is_empty() || (wanted(Lever::Plain) && !means.contains_key(&Lever::Refusal)) {
             means.insert(Lever::Plain, shown.plain.clone());
         }
-        Ok(Self { means, scar: None, plain: shown.plain })
+        Ok(Self { means, scar: None, plain: shown.plain, own: options.method == Method::Detector })
     }
 
-    /// The one lever of a stored edit: one direction or, along a scar, one per layer, and the separation
-    /// that was found with it.
-    pub fn stored(lever: Lever, directions: Directions) -> Self {
+    /// The one lever of a stored edit: one direction or, along a scar and where layers have their `own`, one per layer, and
+    /// the separation that was found with it.
+    pub fn stored((lever, own): (Lever, bool), directions: Directions) -> Self {
         let scar = (lever == Lever::Scar).then(|| directions.by_layer.clone());
-        Self { means: BTreeMap::new(), scar, plain: directions }
+        Self { means: BTreeMap::new(), scar, plain: directions, own }
     }
 
     /// What was removed, in every way in which it can be pushed: each removed direction, and both signs,
@@ -221,7 +224,8 @@ impl Levers {
             (Lever::Scar, Some(scar)) => Along::Layers(scar),
             (lever, _) => {
                 let means = self.means.get(&lever).unwrap_or(&self.plain);
-                Along::One(Along::Layers(&means.by_layer).at(candidate.layer))
+                let layers = Along::Layers(&means.by_layer);
+                if self.own { layers } else { Along::One(layers.at(candidate.layer)) }
             }
         }
     }

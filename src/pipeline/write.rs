@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::commands::provenance::Provenance;
-use crate::commands::session::stoppable;
 use crate::direction::Along;
-use crate::edit::{Edit, EditError};
+use crate::edit::EditError;
 use crate::error::Error;
 use crate::gguf::{AtomicFile, AtomicModel, GgmlType, Gguf, Rewrite, TensorInfo};
 use crate::interrupt;
+use crate::method::Edits;
+use crate::method::detector::PlantedFfn;
 use crate::output::Printer;
+use crate::pipeline::provenance::Provenance;
+use crate::pipeline::session::stoppable;
 use crate::plan::Plan;
 use crate::quant::preserve::InputModel;
 use crate::requant::{self, Requant};
@@ -33,8 +35,8 @@ pub struct Write<'a> {
     /// Its writers.
     pub plan: &'a Plan,
     /// The edits.
-    pub edits: &'a [Edit],
-    /// What is known of each writer's inputs, by [`Edit::writer`].
+    pub edits: &'a Edits,
+    /// What is known of each writer's inputs, by [`Edit::writer`](crate::edit::Edit::writer).
     pub inputs: &'a [InputModel],
     /// How edited tensors are quantized.
     pub requant: Requant,
@@ -49,7 +51,7 @@ impl Write<'_> {
         for (source, file) in self.source.files().zip(model.files_mut()) {
             let rewrite = self.rewrite(change, source);
             let replace = &mut |tensor: &TensorInfo| {
-                if !self.edits.iter().any(|e| e.tensor == tensor.name) {
+                if !self.edits.touches(&tensor.name) {
                     return Ok(None);
                 }
                 Ok(Some(self.new_data(change, tensor, self.source.read_tensor(tensor)?)?))
@@ -69,7 +71,7 @@ impl Write<'_> {
         let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
         if let Change::Edit(provenance, along) = change {
             if std::ptr::eq(source, self.source) {
-                rewrite.added = provenance.keys();
+                rewrite.added = provenance.keys(self.edits);
                 rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
             }
             rewrite.types = self.types(source);
@@ -84,20 +86,23 @@ impl Write<'_> {
         tensor: &TensorInfo,
         bytes: Vec<u8>,
     ) -> Result<Vec<u8>, EditError> {
-        let Some(edit) = self.edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(bytes) };
-        match change {
-            Change::Edit(..) => {
+        if matches!(change, Change::RequantizeOnly) {
+            return requant::requantize_only(tensor, &bytes);
+        }
+        match self.edits {
+            Edits::Linear(edits) => {
+                let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(bytes) };
                 let nothing = InputModel::default();
                 let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
                 requant::apply(edit, (tensor, bytes), self.requant, inputs)
             }
-            Change::RequantizeOnly => requant::requantize_only(tensor, &bytes),
+            Edits::Neurons(planted) => PlantedFfn::apply_all(planted, (tensor, bytes), self.requant),
         }
     }
 
     /// The edited tensors of a file that get another type.
     fn types(&self, source: &Gguf) -> HashMap<String, GgmlType> {
-        let is_edited = |t: &&TensorInfo| self.edits.iter().any(|e| e.tensor == t.name);
+        let is_edited = |t: &&TensorInfo| self.edits.touches(&t.name);
         let edited = source.own_tensors().iter().filter(is_edited);
         let typed = edited.map(|t| (t, self.requant.type_for(t.ggml_type)));
         typed.filter(|(t, new)| *new != t.ggml_type).map(|(t, new)| (t.name.clone(), new)).collect()

@@ -1,12 +1,12 @@
 //! `inject --in-place`: the file itself is changed, measured, and put back unless it is good.
 
-use crate::commands::session::stoppable;
-use crate::commands::write::{self, Write};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::gguf::in_place::{BATCH, Change, InPlace, UndoError};
 use crate::interrupt;
 use crate::output::Printer;
+use crate::pipeline::session::stoppable;
+use crate::pipeline::write::{self, Write};
 use crate::verify::ReadBytes;
 
 /// Changes the source of `write` in place. `measure` is given the changed file and the bytes of the
@@ -21,7 +21,7 @@ pub fn change<T>(
     printer: &Printer,
 ) -> Result<T, Error> {
     let rewrite = write.rewrite(change, write.source);
-    let edited: Vec<&str> = write.edits.iter().map(|edit| edit.tensor.as_str()).collect();
+    let edited = write.edits.tensors();
     let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
     let bar = printer.bar("saving what will change", 1);
     let mut file = match InPlace::begin(&what, &mut stoppable(&bar)) {
@@ -69,10 +69,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::commands::plan_of;
     use crate::edit::Edit;
     use crate::gguf::GgufBuilder;
     use crate::gguf::in_place::journal_path;
+    use crate::method::Edits;
+    use crate::pipeline::plan_of;
     use crate::requant::Requant;
 
     /// Requantizes one tensor of a small model in place, and measures what `verdict` says.
@@ -92,7 +93,8 @@ mod tests {
             scales_adapter: false,
         };
         let requant = Requant::Nearest;
-        let write = Write { source: &source, plan: &plan, edits: &[edit], inputs: &[], requant };
+        let edits = Edits::from(vec![edit]);
+        let write = Write { source: &source, plan: &plan, edits: &edits, inputs: &[], requant };
         let what = (write, write::Change::RequantizeOnly);
         let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
             assert_eq!(original(&(0..4))?, b"GGUF");

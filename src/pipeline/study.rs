@@ -1,30 +1,37 @@
 //! Looking into the model: does it refuse, along what, and which edit is best.
 
-use crate::commands::levers::{self, Levers, Offer};
-use crate::commands::material::{self, Material};
-use crate::commands::session::Opened;
 use crate::direction::{self, Along, SafetyDirection};
-use crate::edit::{Edit, EditError};
+use crate::edit::{Edit, EditError, Method};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner, FEW, Questions, Score, Tally};
-use crate::llama::{Engine, LlamaEngine, LlamaError, RankOne, adapter};
+use crate::llama::{Engine, LlamaEngine, LlamaError, LowRank, adapter};
+use crate::method::Edits;
+use crate::method::detector::Bank;
 use crate::options::InjectOptions;
 use crate::output::Printer;
+use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
+use crate::pipeline::levers::{self, Levers, Offer};
+use crate::pipeline::material::{self, Material};
+use crate::pipeline::session::Opened;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split};
+use crate::quant::preserve::InputModel;
+use crate::requant::Requant;
 use crate::scar::Scar;
 use crate::search::journal::Journal;
-use crate::search::{Allowed, Candidate, KlBudget, Lever, Probe, Refusal, Search, SearchResult, Trial};
+use crate::search::{
+    Allowed, Candidate, KlBudget, Lever, Probe, Refusal, Search, SearchError, SearchResult, Space, Trial,
+};
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
 /// prompts in a hundred looked alike (docs/method.md).
-pub(super) const SEARCH_PROMPTS: [usize; 3] = [96; 3];
+pub const SEARCH_PROMPTS: [usize; 3] = [96; 3];
 
 /// What was found out about a model.
 pub struct Study {
     /// What edits are made of.
-    pub material: Material,
+    pub found: Found,
     /// Along what.
     pub levers: Levers,
     /// What was removed from the weights before, where the weights were looked at.
@@ -35,6 +42,55 @@ pub struct Study {
     pub chosen: Chosen,
     /// `none`, `safety` or `user`: the system prompt of the chosen direction.
     pub system_prompt: &'static str,
+}
+
+/// What edits are made of.
+pub enum Found {
+    /// Right factors of the writers.
+    Linear(Material),
+    /// Gates of the feed-forward networks.
+    Detectors(Detectors),
+}
+
+impl Found {
+    /// What is known of each writer's inputs, in the plan's order; nothing where none is edited.
+    pub fn inputs(&self) -> &[InputModel] {
+        match self {
+            Self::Linear(material) => &material.inputs,
+            Self::Detectors(_) => &[],
+        }
+    }
+
+    /// The gates, where there are any.
+    pub fn detectors(&self) -> Option<&Detectors> {
+        match self {
+            Self::Linear(_) => None,
+            Self::Detectors(detectors) => Some(detectors),
+        }
+    }
+
+    /// The edit of `candidate` at `strength`, for llama.cpp to apply exactly.
+    fn adapters(
+        &self,
+        opened: &Opened,
+        (candidate, strength): (&Candidate, f64),
+        toward: Toward<'_>,
+    ) -> Result<Vec<LowRank>, SearchError> {
+        match self {
+            Self::Linear(material) => {
+                let along = match toward {
+                    Toward::Refusal(along) => along,
+                    Toward::Same(direction) => Along::One(direction),
+                };
+                let edits = material.edits(&opened.plan, candidate, (along, strength))?;
+                Ok(adapters(&opened.plan, &edits)?)
+            }
+            Self::Detectors(detectors) => {
+                let banks = detectors.banks(toward, strength, strength * candidate.contrast);
+                low_rank(opened, &detectors.exact(&opened.plan, &banks))
+            }
+        }
+    }
 }
 
 /// The choice of a search, or of the user.
@@ -50,21 +106,13 @@ pub struct Chosen {
 ///
 /// # Errors
 /// [`LlamaError::EditShape`], which llama.cpp would partly answer with a crash.
-pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<RankOne>, LlamaError> {
+pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError> {
     let applied = edits.iter().map(|e| (e, &plan.writers[e.writer])).filter(|(_, writer)| writer.lora);
     let checked = |(edit, writer): (&Edit, &ResidualWriter)| {
-        let rank_one = edit.to_rank_one();
+        let rank_one = edit.to_low_rank();
         rank_one.check(writer.n_in, writer.n_out).map(|()| rank_one)
     };
     applied.map(checked).collect()
-}
-
-/// The same as a file for `llama-server --lora`.
-///
-/// # Errors
-/// As [`adapters`].
-pub fn adapter_file(plan: &Plan, edits: &[Edit]) -> Result<Vec<u8>, LlamaError> {
-    adapter::to_gguf(&plan.architecture, &adapters(plan, edits)?)
 }
 
 impl Study {
@@ -77,7 +125,7 @@ impl Study {
         printer: &Printer,
     ) -> Result<Self, Error> {
         let scar = levers::find_scar(opened, options, printer)?;
-        let found = scar.clone();
+        let removed = scar.clone();
         let bar = printer.bar("asking the base model", 1);
         let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
         let (mut examiner, base) = Examiner::new(engine, questions)?;
@@ -91,13 +139,24 @@ impl Study {
             printer.detail("  short answers tell as much: trials ask for these");
         }
         check_layer(options, opened.plan.n_layer)?;
-        let how = (options, offer.scar.is_some());
-        let (mut material, shown) = Material::collect(opened, (engine, &examiner), prompts, how, printer)?;
-        if let Some(path) = &options.imatrix {
-            material.mix(path, &opened.plan, printer)?;
-        }
+        let (found, shown) = match options.method {
+            Method::Detector => {
+                let both = (&mut *engine, &examiner);
+                let (detectors, shown) = Detectors::learn(opened, both, prompts, options, printer)?;
+                (Found::Detectors(detectors), shown)
+            }
+            Method::Contrast | Method::Published => {
+                let how = (options, offer.scar.is_some());
+                let both = (&mut *engine, &examiner);
+                let (mut material, shown) = Material::collect(opened, both, prompts, how, printer)?;
+                if let Some(path) = &options.imatrix {
+                    material.mix(path, &opened.plan, printer)?;
+                }
+                (Found::Linear(material), shown)
+            }
+        };
         let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
-        let maker = Maker { opened, material: &material, options };
+        let maker = Maker { opened, found: &found, options };
         if let Some(scar) = &offer.scar {
             let way = maker.turn(engine, &mut examiner, levers.ways(scar)?, printer)?;
             levers.set_scar(way);
@@ -106,7 +165,7 @@ impl Study {
         let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
         let system_prompt = offer.system_prompt(candidate.lever);
-        Ok(Self { material, levers, scar: found, search, chosen, system_prompt })
+        Ok(Self { found, levers, scar: removed, search, chosen, system_prompt })
     }
 
     /// What the chosen edit is along.
@@ -119,35 +178,83 @@ impl Study {
         self.along().at(self.chosen.candidate.layer)
     }
 
-    /// The chosen edit of every writer.
-    pub fn edits(&self, plan: &Plan) -> Result<Vec<Edit>, EditError> {
-        self.material.edits(plan, &self.chosen.candidate, (self.along(), self.chosen.strength))
+    /// The chosen edit, for llama.cpp to apply exactly.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub fn adapters(&self, opened: &Opened) -> Result<Vec<LowRank>, SearchError> {
+        let toward = Toward::Refusal(self.along());
+        self.found.adapters(opened, (&self.chosen.candidate, self.chosen.strength), toward)
     }
 
-    /// The same edit along a random direction: the control.
-    pub fn random_edits(&self, plan: &Plan, seed: u64) -> Result<Vec<Edit>, Error> {
-        let random = direction::random(self.chosen.candidate.layer, plan.n_embd as usize, seed)?;
-        Ok(self.material.edits(plan, &self.chosen.candidate, (Along::One(&random), self.chosen.strength))?)
+    /// The same as a file for `llama-server --lora`.
+    ///
+    /// # Errors
+    /// As [`Self::adapters`].
+    pub fn adapter_file(&self, opened: &Opened) -> Result<Vec<u8>, SearchError> {
+        Ok(adapter::to_gguf(&opened.plan.architecture, &self.adapters(opened)?)?)
+    }
+
+    /// The same along a random direction: the control.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn random_adapters(&self, opened: &Opened, seed: u64) -> Result<Vec<LowRank>, Error> {
+        let chosen = &self.chosen;
+        let random = direction::random(chosen.candidate.layer, opened.plan.n_embd as usize, seed)?;
+        let unit: Vec<f64> = random.unit().iter().map(|&v| f64::from(v) * self.direction().norm()).collect();
+        let random = SafetyDirection::new(chosen.candidate.layer, &unit)?;
+        Ok(self.found.adapters(opened, (&chosen.candidate, chosen.strength), Toward::Same(&random))?)
+    }
+
+    /// The chosen edit as it is applied exactly, beside any file.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn exact(&self, opened: &Opened) -> Result<Edits, EditError> {
+        match &self.found {
+            Found::Linear(_) => self.edits(opened, Requant::Preserve),
+            Found::Detectors(detectors) => {
+                Ok(Edits::Neurons(detectors.exact(&opened.plan, &self.banks(detectors))))
+            }
+        }
+    }
+
+    /// The gates of the chosen edit.
+    fn banks(&self, detectors: &Detectors) -> Vec<Bank> {
+        let Chosen { candidate, strength } = &self.chosen;
+        detectors.banks(Toward::Refusal(self.along()), *strength, strength * candidate.contrast)
+    }
+
+    /// The chosen edit for the bytes of the file at hand.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn edits(&self, opened: &Opened, requant: Requant) -> Result<Edits, EditError> {
+        let Chosen { candidate, strength } = &self.chosen;
+        match &self.found {
+            Found::Linear(material) => {
+                Ok(material.edits(&opened.plan, candidate, (self.along(), *strength))?.into())
+            }
+            Found::Detectors(detectors) => detectors.fitted(opened, &self.banks(detectors), requant),
+        }
     }
 }
 
 /// Makes the edits that are tried.
 struct Maker<'a> {
     opened: &'a Opened,
-    material: &'a Material,
+    found: &'a Found,
     options: &'a InjectOptions,
 }
 
 impl Maker<'_> {
-    /// The adapters of `candidate` at `strength`.
-    fn adapters(
-        &self,
-        candidate: &Candidate,
-        along: Along<'_>,
-        strength: f64,
-    ) -> Result<Vec<RankOne>, Error> {
-        let edits = self.material.edits(&self.opened.plan, candidate, (along, strength))?;
-        Ok(adapters(&self.opened.plan, &edits)?)
+    /// What is tried with `lever`.
+    fn space(&self, lever: Lever) -> Space {
+        match self.found {
+            Found::Linear(_) => material::space_of(self.options, lever),
+            Found::Detectors(_) => detectors::space(self.options, &self.opened.plan, lever),
+        }
     }
 
     /// Of the `ways` in which a scar can be pushed, the one along which the model refuses the most harmful
@@ -161,7 +268,7 @@ impl Maker<'_> {
     ) -> Result<Vec<SafetyDirection>, Error> {
         let bar = printer.bar("finding the side of refusal", ways.len() as u64);
         let few = examiner.part(FEW);
-        let space = material::space_of(self.options, Lever::Scar);
+        let space = self.space(Lever::Scar);
         let candidate = Candidate {
             lever: Lever::Scar,
             layer: 0,
@@ -170,15 +277,19 @@ impl Maker<'_> {
         };
         let mut best: Option<(u64, Vec<SafetyDirection>)> = None;
         for (i, way) in ways.into_iter().enumerate() {
-            let edits = |strength| self.adapters(&candidate, Along::Layers(&way), strength);
-            edits(1.0)?; // what can fail does so at every strength
-            let make = |strength: f64| edits(strength).unwrap_or_default();
-            let max_kl = self.options.search.allowed(Refusal::Removed).max_kl;
-            let strength = match self.options.search.strength {
-                Some(strength) => strength,
-                None => KlBudget { engine, examiner: &few, max_kl }.strength(&make, space.first_strength)?,
+            let make = |strength: f64| {
+                let toward = Toward::Refusal(Along::Layers(&way));
+                self.found.adapters(self.opened, (&candidate, strength), toward)
             };
-            engine.apply(&make(strength))?;
+            let max_kl = self.options.search.allowed(Refusal::Removed).max_kl;
+            let strength = match (self.options.search.strength, self.found) {
+                (Some(strength), _) => strength,
+                (None, Found::Detectors(_)) => space.first_strength,
+                (None, Found::Linear(_)) => {
+                    KlBudget { engine, examiner: &few, max_kl }.strength(&make, space.first_strength)?
+                }
+            };
+            engine.apply(&make(strength)?)?;
             let refused = examiner.learn_openings(engine, None)?.refused;
             printer.detail(format!("  scar way {i} strength {strength:.4}: {refused} harmful refused"));
             if best.as_ref().is_none_or(|(most, _)| refused > *most) {
@@ -197,20 +308,27 @@ impl Maker<'_> {
         levers: &Levers,
         printer: &Printer,
     ) -> Result<SearchResult, Error> {
-        let spaces = levers.spaces(self.options);
-        let edits =
-            |candidate: &Candidate, strength| self.adapters(candidate, levers.along(candidate), strength);
-        for space in &spaces {
-            let (lever, layer) = (space.lever, space.layer.unwrap_or(0));
-            let first = Candidate { lever, layer, window: space.windows[0], contrast: space.contrasts[0] };
-            edits(&first, 1.0)?; // what can fail does so for every layer and strength alike
-        }
-        let make = |candidate: &Candidate, strength| edits(candidate, strength).unwrap_or_default();
+        let spaces: Vec<Space> = levers
+            .spaces(self.options)
+            .into_iter()
+            .map(|space| Space {
+                layer: space.layer.or(self.space(space.lever).layer),
+                ..self.space(space.lever)
+            })
+            .collect();
+        let make = |candidate: &Candidate, strength: f64| {
+            let toward = Toward::Refusal(levers.along(candidate));
+            self.found.adapters(self.opened, (candidate, strength), toward)
+        };
         let options = self.options.search;
         let few = &examiner.part(FEW);
         let search =
             Search { engine, examiner, few, base, make_edits: &make, options, spaces: &spaces, journal };
-        run_search(search, self.opened.plan.n_layer, printer)
+        let settings = match self.found {
+            Found::Linear(_) => None,
+            Found::Detectors(_) => Some(spaces.iter().flat_map(detectors::settings).collect::<Vec<_>>()),
+        };
+        run_search(search, (self.opened.plan.n_layer, settings.as_deref()), printer)
     }
 }
 
@@ -225,9 +343,13 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
     }
 }
 
-fn run_search(mut search: Search<'_>, n_layer: usize, printer: &Printer) -> Result<SearchResult, Error> {
+fn run_search(
+    mut search: Search<'_>,
+    (n_layer, settings): (usize, Option<&[(Candidate, f64)]>),
+    printer: &Printer,
+) -> Result<SearchResult, Error> {
     let bar = printer.bar("searching", 9);
-    Ok(search.run(n_layer, &mut |result, total| {
+    let mut progress = |result: &SearchResult, total: usize| {
         bar.set_of((result.probes.len() + result.trials.len()) as u64, total as u64);
         match (result.trials.last(), result.probes.last()) {
             (Some(trial), _) => {
@@ -244,7 +366,11 @@ fn run_search(mut search: Search<'_>, n_layer: usize, printer: &Printer) -> Resu
             }
             _ => {}
         }
-    })?)
+    };
+    Ok(match settings {
+        None => search.run(n_layer, &mut progress)?,
+        Some(settings) => search.run_settings(settings, &mut progress)?,
+    })
 }
 
 fn describe(candidate: &Candidate) -> String {

@@ -7,7 +7,7 @@ use crate::activations::Activations;
 use crate::cli::{Cli, Command};
 use crate::evaluate::Questions;
 use crate::llama::engine::FirstLogits;
-use crate::llama::{Capture, Chat, LlamaError, RankOne};
+use crate::llama::{Capture, Chat, LlamaError, LowRank};
 use crate::scar::LayerScar;
 use crate::source::{self, Check};
 
@@ -22,7 +22,7 @@ impl Engine for StandIn {
         4
     }
 
-    fn apply(&mut self, _: &[RankOne]) -> Result<(), LlamaError> {
+    fn apply(&mut self, _: &[LowRank]) -> Result<(), LlamaError> {
         Ok(())
     }
 
@@ -139,9 +139,9 @@ fn only_without_any_lever_there_is_no_refusal() {
 }
 
 /// What a stored edit of `lever` pushes along at layers 0 to 2 of a model, its chosen layer being 1.
-fn stored(lever: Lever, by_layer: Vec<SafetyDirection>) -> [SafetyDirection; 3] {
+fn stored(lever: Lever, own: bool, by_layer: Vec<SafetyDirection>) -> [SafetyDirection; 3] {
     let separation = vec![Separation { layer: 0, norm: 1.0, relative_norm: 0.1, auroc: 0.9, d_prime: 2.0 }];
-    let levers = Levers::stored(lever, Directions { by_layer, separation: separation.clone() });
+    let levers = Levers::stored((lever, own), Directions { by_layer, separation: separation.clone() });
     assert_eq!(levers.separation(lever), separation);
     let candidate = Candidate { lever, layer: 1, window: (0.0, 1.0), contrast: 0.0 };
     [0, 1, 2].map(|layer| levers.along(&candidate).at(layer).clone())
@@ -152,12 +152,13 @@ fn what_was_stored_is_pushed_along_again() {
     let direction = |layer, s: [f64; 2]| SafetyDirection::new(layer, &s).unwrap();
     let one = direction(1, [3.0, 4.0]);
     for lever in [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar] {
-        let along = stored(lever, Along::One(&one).distinct(1));
+        let along = stored(lever, false, Along::One(&one).distinct(1));
         assert!(along.iter().all(|d| *d == one), "{lever:?}");
     }
     let alike = [0, 1, 2].map(|layer| direction(layer, [3.0, 4.0]));
     let kept = Along::Layers(&alike).distinct(1);
     assert_eq!(kept, [one], "one that all layers share is kept once");
     let several = [direction(0, [1.0, 0.0]), direction(1, [0.0, 2.0]), direction(2, [3.0, 4.0])];
-    assert_eq!(stored(Lever::Scar, Along::Layers(&several).distinct(1)), several);
+    assert_eq!(stored(Lever::Scar, false, Along::Layers(&several).distinct(1)), several);
+    assert_eq!(stored(Lever::Refusal, true, Along::Layers(&several).distinct(1)), several);
 }

@@ -1,31 +1,32 @@
 //! Scores on the report split, of the model before, of the exact edit, of the written file and of the
 //! controls.
 
-use crate::commands::material;
-use crate::commands::session::{self, Opened};
-use crate::commands::study::{self, Study};
-use crate::commands::write::{Change, Write};
 use crate::direction::SafetyDirection;
-use crate::edit::{Edit, Method};
+use crate::edit::{self, Method};
 use crate::error::Error;
 use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, suffixed};
-use crate::llama::{Capture, Engine, LlamaEngine};
+use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
+use crate::method::Edits;
 use crate::options::InjectOptions;
 use crate::output::Printer;
+use crate::pipeline::material;
+use crate::pipeline::session::{self, Opened};
+use crate::pipeline::study::{self, Study};
+use crate::pipeline::write::{Change, Write};
 use crate::prompts::{PromptSet, Split};
 use crate::report::{AnswerPair, Scores};
-use crate::search::KlBudget;
+use crate::search::{KlBudget, SearchError};
 
 /// Harmful, harmless and alarming prompts of the report.
-pub(super) const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
+pub const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
 /// Share of a KL budget that is found, about: what must be allowed for a KL to be met.
 const FOUND_OF_BUDGET: f64 = 0.9;
 /// Prompts on which the file is compared with the exact edit, and shown along the direction.
-pub(super) const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
+pub const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
 /// Scores on the report split.
 pub struct Exam<'a> {
@@ -91,15 +92,14 @@ impl Before {
 
 impl Exam<'_> {
     /// Base, exact edit and the controls that need no file, on the model that is loaded already.
-    pub fn before(&self, engine: &mut LlamaEngine, study: &Study, edits: &[Edit]) -> Result<Before, Error> {
+    pub fn before(&self, engine: &mut LlamaEngine, study: &Study) -> Result<Before, Error> {
         let bar = self.printer.bar("scoring on the report split", 4);
-        let plan = &self.opened.plan;
         let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
         let (examiner, base) = Examiner::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine)?;
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
-        engine.apply(&study::adapters(plan, edits)?)?;
+        engine.apply(&study.adapters(self.opened)?)?;
         // With the KL of all harmless prompts, which the published edit is to meet.
         let part = examiner.half_with_kl();
         let exact = part.examine(engine)?.score;
@@ -107,7 +107,7 @@ impl Exam<'_> {
         bar.set(2);
         let (mut random, mut published) = (None, None);
         if self.options.controls {
-            engine.apply(&study::adapters(plan, &study.random_edits(plan, self.options.seed)?)?)?;
+            engine.apply(&study.random_adapters(self.opened, self.options.seed)?)?;
             random = Some(examiner.half().examine(engine)?.score);
             bar.set(3);
             if self.apply_published(engine, study, (&examiner, exact.kl))? {
@@ -126,19 +126,20 @@ impl Exam<'_> {
         study: &Study,
         (examiner, kl): (&Examiner, f64),
     ) -> Result<bool, Error> {
-        if !self.options.method.is_gated() || kl <= 0.0 {
+        if self.options.method == Method::Published || kl <= 0.0 {
             return Ok(false);
         }
         let (plan, layer) = (&self.opened.plan, study.chosen.candidate.layer);
-        let edits = |strength| study.material.published(plan, study.levers.published(layer), strength);
-        study::adapters(plan, &edits(1.0)?)?; // what can fail does so at every strength
-        let make = |strength: f64| {
-            edits(strength).ok().and_then(|e| study::adapters(plan, &e).ok()).unwrap_or_default()
+        let weights = material::read_weights(self.opened, self.printer)?;
+        let rights = edit::mean_rows(&weights);
+        let make = |strength: f64| -> Result<Vec<LowRank>, SearchError> {
+            let along = study.levers.published(layer);
+            Ok(study::adapters(plan, &edit::edits(plan, &weights, &rights, along, strength)?)?)
         };
         let start = material::space(Method::Published, study.chosen.candidate.lever).first_strength;
         let budget = KlBudget { engine: &mut *engine, examiner, max_kl: kl / FOUND_OF_BUDGET };
         let strength = budget.strength(&make, start)?;
-        engine.apply(&make(strength))?;
+        engine.apply(&make(strength)?)?;
         Ok(true)
     }
 
@@ -174,7 +175,9 @@ impl Exam<'_> {
     /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; `None`
     /// in place, where there is no room for a second file.
     pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
-        if !self.options.controls || self.options.in_place {
+        // Where neurons are changed nothing else is quantized again.
+        let linear = matches!(write.edits, Edits::Linear(_));
+        if !self.options.controls || self.options.in_place || !linear {
             return Ok(None);
         }
         let name = suffixed(&self.options.output, ".control");
@@ -187,7 +190,10 @@ impl Exam<'_> {
 }
 
 /// Bundled harmful prompts of the report split, and how the model as it is takes them.
-pub(super) fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
+///
+/// # Errors
+/// [`Error`].
+pub fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
     let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
     let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
     Ok((questions, Tally::of(&answers)))

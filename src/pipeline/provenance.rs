@@ -1,5 +1,7 @@
 //! The `rosi.*` keys: what an injected file says about itself, and the edits that follow from it.
 
+mod neurons;
+
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -8,6 +10,7 @@ use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, Edit, EditError, Method, WriterWeights};
 use crate::error::Error;
 use crate::gguf::{Gguf, Value};
+use crate::method::Edits;
 use crate::plan::Plan;
 use crate::verify::KEY_PREFIX;
 
@@ -27,7 +30,7 @@ pub struct Provenance {
     pub method: String,
     /// Layer of the direction.
     pub layer: u32,
-    /// Relative Frobenius change that was asked for.
+    /// Relative Frobenius change that was asked for; of neurons, how far they push in units of the direction.
     pub strength: f64,
     /// Hash of the prompt set.
     pub prompts_sha256: String,
@@ -67,17 +70,25 @@ impl Provenance {
     /// One line for people.
     pub fn describe(&self) -> String {
         format!(
-            "by rosi-gguf {}: {}, lever {}, layer {}, strength {}",
+            "by rosi-gguf {}: {}, lever {}, layer {}, {}",
             self.version,
             self.method,
             self.lever,
             self.layer,
-            crate::output::percent(self.strength)
+            self.size()
         )
     }
 
-    /// The records to add to the file, the direction apart.
-    pub fn keys(&self) -> Vec<(String, Value)> {
+    /// How strong it is: `strength 1.2 %`, or of neurons `push 5.0`.
+    pub fn size(&self) -> String {
+        match self.method == Method::Detector.name() {
+            true => format!("push {:.1}", self.strength),
+            false => format!("strength {}", crate::output::percent(self.strength)),
+        }
+    }
+
+    /// The records to add to the file, arrays apart.
+    pub fn keys(&self, edits: &Edits) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
         let direction = self.direction_sha256.iter().map(|hash| key("direction_sha256", text(hash)));
@@ -91,20 +102,25 @@ impl Provenance {
             key("lever", text(&self.lever)),
             key("system_prompt", text(&self.system_prompt)),
         ];
-        keys.into_iter().chain(direction).collect()
+        keys.into_iter().chain(direction).chain(neurons::key(edits.planted())).collect()
     }
 
     /// The records of the directions and, where they do not follow from the base's weights, of the right
     /// factors with α in them, for the file's bytes.
-    pub fn arrays(&self, along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String, Vec<f32>)> {
+    pub fn arrays(&self, along: Along<'_>, edits: &Edits, plan: &Plan) -> Vec<(String, Vec<f32>)> {
         let mut arrays = vec![(DIRECTION.to_owned(), along.at(self.layer as usize).unit().to_vec())];
-        arrays.extend(own_directions(along, edits, plan));
-        if self.method != Method::Published.name() {
-            arrays.extend(edits.iter().map(|e| {
-                let right = e.right_in_file();
-                let right = right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
-                (format!("{RIGHT}{}", e.tensor), right.collect())
-            }));
+        match edits {
+            Edits::Linear(edits) => {
+                arrays.extend(own_directions(along, edits, plan));
+                if self.method != Method::Published.name() {
+                    arrays.extend(edits.iter().map(|e| {
+                        let right = e.right_in_file();
+                        let right = right.iter().map(|&r| (f64::from(r) * e.alpha) as f32);
+                        (format!("{RIGHT}{}", e.tensor), right.collect())
+                    }));
+                }
+            }
+            Edits::Neurons(planted) => arrays.extend(neurons::arrays(planted)),
         }
         arrays
     }
@@ -140,20 +156,26 @@ fn read_direction(
 /// The edits that `edited` says were made to `base`: along the direction in the edited file, with the
 /// right factors there or, for the published method, those of the base's weights; empty when it says
 /// nothing that is understood.
-pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<Edit>, Error> {
-    let Some(provenance) = Provenance::read(edited) else { return Ok(Vec::new()) };
+pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Edits, Error> {
+    let Some(provenance) = Provenance::read(edited) else { return Ok(Edits::default()) };
+    if provenance.method == Method::Detector.name() {
+        return Ok(Edits::Neurons(neurons::claimed(edited)?));
+    }
     let layer = provenance.layer as usize;
-    let Some(direction) = read_direction(edited, plan, DIRECTION, layer)? else { return Ok(Vec::new()) };
+    let Some(direction) = read_direction(edited, plan, DIRECTION, layer)? else {
+        return Ok(Edits::default());
+    };
     if provenance.method != Method::Published.name() {
-        return recorded_edits(base, edited, plan, &direction);
+        return Ok(recorded_edits(base, edited, plan, &direction)?.into());
     }
     if !provenance.strength.is_finite() {
-        return Ok(Vec::new());
+        return Ok(Edits::default());
     }
     let layers = layer_directions(edited, plan, &direction)?;
     let weights: Vec<WriterWeights> =
         plan.writers.iter().map(|w| edit::read_weights(base, w)).collect::<Result<_, EditError>>()?;
-    Ok(edit::edits(plan, &weights, &edit::mean_rows(&weights), Along::Layers(&layers), provenance.strength)?)
+    let rights = edit::mean_rows(&weights);
+    Ok(edit::edits(plan, &weights, &rights, Along::Layers(&layers), provenance.strength)?.into())
 }
 
 /// The direction of each layer: its own, where the file has one, or else the common one.

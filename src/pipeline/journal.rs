@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::commands::session::Opened;
 use crate::error::Error;
 use crate::gguf::sha256_hex;
 use crate::llama::{devices, llama_version};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
+use crate::pipeline::session::Opened;
 use crate::prompts::PromptSet;
 use crate::report::FileFacts;
 use crate::search::journal::{Head, Journal};

@@ -2,8 +2,6 @@
 //! to do ([`crate::gate::effects`]).
 
 use super::{Seen, WINDOW, space, space_of};
-use crate::commands::session::Opened;
-use crate::commands::study::adapters;
 use crate::direction::{Along, Directions};
 use crate::edit::{self, RightFactors, WriterWeights};
 use crate::error::Error;
@@ -11,10 +9,12 @@ use crate::evaluate::{Examiner, FEW, MAX_ODDS, chats, spread};
 use crate::gate::effects::{Moved, pushes};
 use crate::gate::{GateOptions, Kernel, Lessons};
 use crate::interrupt;
-use crate::llama::{Engine, LlamaEngine, RankOne};
+use crate::llama::{Engine, LlamaEngine, LowRank};
 use crate::options::InjectOptions;
 use crate::output::Printer;
-use crate::search::{KlBudget, Lever, Refusal};
+use crate::pipeline::session::Opened;
+use crate::pipeline::study::adapters;
+use crate::search::{KlBudget, Lever, Refusal, SearchError};
 
 /// Depth of the layer along whose direction effects are measured, with the first κ: whatever layer and κ are
 /// tried, so that a trial that is repeated with these flags is the same.
@@ -109,17 +109,15 @@ impl Class<'_> {
         let rights = self.rights(&kernel, space.contrasts[0])?;
         let layer = (DEPTH * directions.by_layer.len() as f64) as usize;
         let along = Along::Layers(&directions.by_layer).at(layer);
-        let edits = |strength: f64| -> Result<Vec<RankOne>, Error> {
+        let make = |strength: f64| -> Result<Vec<LowRank>, SearchError> {
             let (plan, along) = (&self.opened.plan, Along::One(along));
             Ok(adapters(plan, &edit::edits(plan, self.weights, &rights, along, strength)?)?)
         };
-        edits(1.0)?; // what can fail does so at every strength
-        let make = |strength: f64| edits(strength).unwrap_or_default();
         let max_kl = self.options.search.allowed(Refusal::Whole).max_kl;
         let few = examiner.part(FEW);
         let budget = KlBudget { engine, examiner: &few, max_kl };
         let strength = budget.strength(&make, space.first_strength)?;
-        engine.apply(&make(strength))?;
+        engine.apply(&make(strength)?)?;
         bar.set(1);
         let moved = self.moved((engine, examiner), &rights, &mut |kind| bar.set(2 + kind as u64))?;
         engine.apply(&[])?;

@@ -10,13 +10,13 @@
 
 use serde::Serialize;
 
-use crate::commands::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
-use crate::commands::material;
-use crate::commands::session::Opened;
-use crate::commands::study::SEARCH_PROMPTS;
 use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::options::InjectOptions;
+use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
+use crate::pipeline::material;
+use crate::pipeline::session::Opened;
+use crate::pipeline::study::SEARCH_PROMPTS;
 use crate::plan::Plan;
 use crate::prompts::{PromptKind, PromptSet, Split, prose};
 use crate::search::{self, Lever};

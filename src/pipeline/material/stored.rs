@@ -1,10 +1,10 @@
 //! Material to and from a stored edit.
 
 use super::{Material, Rights, read_weights};
-use crate::commands::session::Opened;
 use crate::edit::{self, Edit, Method};
 use crate::error::Error;
 use crate::output::Printer;
+use crate::pipeline::session::Opened;
 use crate::plan::Plan;
 use crate::quant::preserve::InputModel;
 use crate::stored::{StoredEdit, StoredWriter};

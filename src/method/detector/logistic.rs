@@ -1,0 +1,219 @@
+//! Ridge logistic regression on the inputs of a layer: the scores of detectors.
+//!
+//! ```text
+//! min_w  Σ_i v_i ln(1 + e^(−y_i f_i)) / Σ_i v_i  +  ρ/2 ‖w‖²,   f = Z w,   Z = [(X − μ)/s, 1]
+//! ```
+//!
+//! X f32 `[n][d]`, μ its mean row, s the root of the mean square of X − μ, y = ±1, v the weights of the rows. The logistic
+//! loss is bounded by a parabola of curvature ¼, so that `A = Zᵀ diag(v) Z / (4 Σ v) + ρ I` is a Hessian from above: one
+//! Cholesky factor of it is what L-BFGS (Nocedal & Wright, Numerical Optimization, algorithm 7.4) begins each of its steps
+//! with, and some twenty steps do, for all rows and for the folds alike.
+
+use std::collections::VecDeque;
+
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+
+use crate::linalg::{self, Cholesky, NotPositive};
+
+/// Most steps of L-BFGS.
+const MAX_STEPS: usize = 100;
+/// Steps that it remembers.
+const MEMORY: usize = 10;
+/// It ends when no component of the gradient is larger.
+const SMALL: f64 = 1e-5;
+/// Share of the promised decrease that a step must bring, and the halvings until it does.
+const ARMIJO: f64 = 1e-4;
+const MAX_HALVINGS: usize = 30;
+
+/// A score `wᵀx + b`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Score {
+    /// w, `[d]`.
+    pub weights: Vec<f32>,
+    /// b.
+    pub bias: f32,
+}
+
+impl Score {
+    /// The scores of `x` `[n][d]`.
+    pub fn of(&self, x: ArrayView2<'_, f32>) -> Vec<f64> {
+        let w = ndarray::ArrayView1::from(&self.weights);
+        x.dot(&w).iter().map(|&f| f64::from(f + self.bias)).collect()
+    }
+}
+
+/// Rows to learn from, prepared for any labels.
+pub struct Design {
+    /// Z, f32 `[n][d + 1]`.
+    rows: Array2<f32>,
+    mean: Array1<f64>,
+    scale: f64,
+    /// v, `[n]`.
+    weights: Vec<f32>,
+    ridge: f64,
+    hessian: Cholesky,
+}
+
+impl Design {
+    /// Of `x` `[n][d]` with the weights v `[n]` and ρ.
+    ///
+    /// # Errors
+    /// [`NotPositive`] when a value is not finite.
+    pub fn new(x: ArrayView2<'_, f32>, weights: Vec<f32>, ridge: f64) -> Result<Self, NotPositive> {
+        let (n, d) = x.dim();
+        let mean = x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v)) / n.max(1) as f64;
+        let mut rows = Array2::ones((n, d + 1));
+        let mut square = 0.0;
+        for (mut row, x) in rows.rows_mut().into_iter().zip(x.rows()) {
+            for ((z, &x), m) in row.iter_mut().zip(x).zip(&mean) {
+                *z = (f64::from(x) - m) as f32;
+                square += f64::from(*z).powi(2);
+            }
+        }
+        let scale = (square / (n * d).max(1) as f64).sqrt();
+        rows.slice_mut(s![.., ..d]).mapv_inplace(|v| (f64::from(v) / scale) as f32);
+        let total: f64 = weights.iter().map(|&v| f64::from(v)).sum();
+        let mut weighted = rows.clone();
+        for (mut row, &v) in weighted.rows_mut().into_iter().zip(&weights) {
+            row *= (f64::from(v) / (4.0 * total)).sqrt() as f32;
+        }
+        let mut hessian = Array2::zeros((d + 1, d + 1));
+        linalg::add_outer(&mut hessian, weighted.t());
+        hessian.diag_mut().mapv_inplace(|v| v + ridge);
+        Ok(Self { rows, mean, scale, weights, ridge, hessian: Cholesky::of(hessian)? })
+    }
+
+    /// The score that tells rows of which `is` holds from the others, learned from those of which `used` holds.
+    pub fn fit(&self, is: &[bool], used: &[bool]) -> Score {
+        let solution = self.minimise(&|w: &Array1<f64>| self.loss(w, is, used));
+        let d = self.mean.len();
+        let weights: Vec<f64> = solution.iter().take(d).map(|w| w / self.scale).collect();
+        let offset: f64 = weights.iter().zip(&self.mean).map(|(w, m)| w * m).sum();
+        Score {
+            bias: (solution[d] - offset) as f32,
+            weights: weights.into_iter().map(|w| w as f32).collect(),
+        }
+    }
+
+    /// The loss at `w` and its gradient.
+    fn loss(&self, w: &Array1<f64>, is: &[bool], used: &[bool]) -> (f64, Array1<f64>) {
+        let scores = self.rows.dot(&w.mapv(|v| v as f32));
+        let (mut loss, mut total) = (0.0, 0.0);
+        let mut residual = Array1::<f32>::zeros(scores.len());
+        for i in (0..scores.len()).filter(|&i| used[i]) {
+            let (v, y) = (f64::from(self.weights[i]), if is[i] { 1.0 } else { -1.0 });
+            let margin = y * f64::from(scores[i]);
+            // ln(1 + e^−m) without overflow.
+            loss += v * ((-margin.abs()).exp().ln_1p() + (-margin).max(0.0));
+            residual[i] = (-v * y / (1.0 + margin.exp())) as f32;
+            total += v;
+        }
+        let total = total.max(f64::MIN_POSITIVE);
+        let gradient = self.rows.t().dot(&residual).mapv(|g| f64::from(g) / total) + w * self.ridge;
+        (loss / total + 0.5 * self.ridge * w.dot(w), gradient)
+    }
+
+    fn minimise(&self, loss: &dyn Fn(&Array1<f64>) -> (f64, Array1<f64>)) -> Array1<f64> {
+        let mut w = Array1::zeros(self.rows.ncols());
+        let (mut value, mut gradient) = loss(&w);
+        let mut pairs: VecDeque<(Array1<f64>, Array1<f64>)> = VecDeque::new();
+        for _ in 0..MAX_STEPS {
+            if gradient.iter().all(|g| g.abs() <= SMALL) {
+                break;
+            }
+            let step = -self.inverse_hessian(&pairs, &gradient);
+            let promised = step.dot(&gradient);
+            let mut length = 1.0;
+            let found = (0..MAX_HALVINGS).find_map(|_| {
+                let next = &w + &(&step * length);
+                let (lower, slope) = loss(&next);
+                let enough = lower <= value + ARMIJO * length * promised;
+                length *= 0.5;
+                enough.then_some((next, lower, slope))
+            });
+            // Where f32 products tell no lower value there is none to be had.
+            let Some((next, lower, slope)) = found else { break };
+            let (moved, turned) = (&next - &w, &slope - &gradient);
+            if moved.dot(&turned) > 0.0 {
+                pairs.push_back((moved, turned));
+            }
+            if pairs.len() > MEMORY {
+                pairs.pop_front();
+            }
+            (w, value, gradient) = (next, lower, slope);
+        }
+        w
+    }
+
+    /// The two loops of L-BFGS around A⁻¹.
+    fn inverse_hessian(
+        &self,
+        pairs: &VecDeque<(Array1<f64>, Array1<f64>)>,
+        gradient: &Array1<f64>,
+    ) -> Array1<f64> {
+        let mut q = gradient.clone();
+        let mut shares = Vec::with_capacity(pairs.len());
+        for (moved, turned) in pairs.iter().rev() {
+            let share = moved.dot(&q) / moved.dot(turned);
+            q.scaled_add(-share, turned);
+            shares.push(share);
+        }
+        let mut r = Array1::from(self.hessian.solve(q.to_vec()));
+        for ((moved, turned), share) in pairs.iter().zip(shares.into_iter().rev()) {
+            let back = turned.dot(&r) / moved.dot(turned);
+            r.scaled_add(share - back, moved);
+        }
+        r
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two clouds that overlap, in inputs of very unlike sizes.
+    fn clouds(n: usize, d: usize) -> (Array2<f32>, Vec<bool>) {
+        let is: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
+        let x = Array2::from_shape_fn((n, d), |(i, j)| {
+            let noise = ((i * 37 + j * 101) as f32 * 0.618).sin() + ((i * i + 7 * j) as f32 * 0.377).cos();
+            let apart = if is[i] { 0.6 } else { -0.3 } * f32::from(j.is_multiple_of(4));
+            (noise + apart) * (1.0 + 20.0 * f32::from(j == 5)) + 3.0
+        });
+        (x, is)
+    }
+
+    #[test]
+    fn the_gradient_is_zero_where_it_ends() {
+        let (x, is) = clouds(240, 30);
+        let weights: Vec<f32> = is.iter().map(|&is| if is { 2.0 } else { 1.0 }).collect();
+        let design = Design::new(x.view(), weights, 0.03).unwrap();
+        let score = design.fit(&is, &vec![true; 240]);
+        let d = score.weights.len();
+        let scaled = score.weights.iter().map(|&w| f64::from(w) * design.scale);
+        let offset: f64 = score.weights.iter().zip(&design.mean).map(|(&w, m)| f64::from(w) * m).sum();
+        let w: Array1<f64> = scaled.chain([f64::from(score.bias) + offset]).collect();
+        assert_eq!(w.len(), d + 1);
+        let (_, gradient) = design.loss(&w, &is, &vec![true; 240]);
+        assert!(gradient.iter().all(|g| g.abs() < 1e-4), "{gradient}");
+        let scores = score.of(x.view());
+        let right = scores.iter().zip(&is).filter(|(s, is)| (**s > 0.0) == **is).count();
+        assert!(right > 180, "{right} of 240");
+    }
+
+    #[test]
+    fn rows_that_are_not_used_teach_nothing() {
+        let (x, is) = clouds(120, 12);
+        let used: Vec<bool> = (0..120).map(|i| i < 90).collect();
+        let design = Design::new(x.view(), vec![1.0; 120], 0.03).unwrap();
+        let mut lies = is.clone();
+        lies[90..].iter_mut().for_each(|is| *is = !*is);
+        assert_eq!(design.fit(&is, &used), design.fit(&lies, &used));
+        assert_ne!(design.fit(&is, &used), design.fit(&lies, &vec![true; 120]));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_refused() {
+        let x = Array2::from_elem((4, 2), f32::NAN);
+        assert!(Design::new(x.view(), vec![1.0; 4], 0.03).is_err());
+    }
+}

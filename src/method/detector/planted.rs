@@ -1,0 +1,373 @@
+//! Neurons in the bytes of one file: what each row and column is to be there, and what it became.
+
+use ndarray::{Array2, ArrayView2};
+use serde::{Deserialize, Serialize};
+
+use super::Bank;
+use super::ffn::{Activation, Place, read_column, read_row};
+use crate::edit::EditError;
+use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::linalg;
+use crate::llama::LowRank;
+use crate::plan::ResidualWriter;
+use crate::quant::neuron::{self, ColumnBlocks};
+use crate::requant::Requant;
+
+/// Sizes of the column that are tried, as powers of [`SIZE_STEP`] around the size of what it replaces.
+const SIZES: std::ops::RangeInclusive<i32> = -16..=16;
+const SIZE_STEP: f64 = 1.189_207_115_002_721; // ⁴√2
+
+/// A row or a column of one tensor, and the values that it is to have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Piece {
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub target: Vec<f32>,
+}
+
+/// One neuron of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlantedNeuron {
+    /// The row on which φ acts.
+    pub gate: Piece,
+    /// The row of the other factor, where there is one.
+    pub up: Option<Piece>,
+    /// The column of the writer.
+    pub column: Piece,
+    /// What is added to gate and other factor.
+    pub biases: (f32, f32),
+}
+
+/// The neurons of one network of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlantedFfn {
+    /// Block.
+    pub layer: usize,
+    /// φ.
+    pub activation: Activation,
+    /// The neurons.
+    pub neurons: Vec<PlantedNeuron>,
+    /// Inputs that the network meets, f32 `[n][n_embd]`: rows are rounded for these, and checked on them.
+    pub inputs: Array2<f32>,
+}
+
+/// What became of the neurons of one network, from the bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// Block.
+    pub layer: usize,
+    /// Number of neurons.
+    pub neurons: usize,
+    /// Least correlation of a neuron's score `gᵀx` in the file with the exact one.
+    pub score: f64,
+    /// Share of the inputs at which the gates are on the same side of half open.
+    pub alike: f64,
+    /// Σ e ê / Σ e², e and ê what the neurons write along their column, exact and in the file: 1 = all of it.
+    pub gain: f64,
+    /// The same as a cosine over the inputs.
+    pub cosine: f64,
+    /// What is written across the column, per what is written along it.
+    pub noise: f64,
+}
+
+/// What neurons write at some inputs: along a column, and the squared length of what is across it.
+struct Written {
+    along: Vec<f64>,
+    across: f64,
+}
+
+impl PlantedFfn {
+    /// The neurons of `bank` for the bytes of `gguf` as `requant` lays them: the column has the size that its grid holds
+    /// best, and the rows make up for it. `inputs` as in [`Self::inputs`].
+    ///
+    /// # Errors
+    /// [`EditError`]; [`EditError::NoSingleCodes`] where the writer's type has no codes of single values.
+    pub fn fit(
+        bank: &Bank,
+        (gguf, writer): (&Gguf, &ResidualWriter),
+        requant: Requant,
+        inputs: Array2<f32>,
+    ) -> Result<Self, EditError> {
+        let column = FittedColumn::of(bank, (gguf, writer), requant)?;
+        let planted = |(neuron, &slot): (super::Neuron, &usize)| {
+            let piece = |place: Place, target: Vec<f32>| Piece { place, target };
+            // What rounding took off the column is put back by the other factor.
+            let up = neuron.up.map(|up| up.iter().map(|&v| (f64::from(v) * column.mend) as f32).collect());
+            PlantedNeuron {
+                gate: piece(bank.network.gate_place(slot), neuron.gate),
+                up: bank.network.up_place(slot).zip(up).map(|(place, target)| piece(place, target)),
+                column: piece(Place { tensor: writer.tensor.clone(), index: slot }, neuron.column),
+                biases: bank.network.biases(slot),
+            }
+        };
+        Ok(Self {
+            layer: bank.network.ffn.layer,
+            activation: bank.network.activation,
+            neurons: bank.neurons(column.size).into_iter().zip(&bank.slots).map(planted).collect(),
+            inputs,
+        })
+    }
+
+    /// As [`Self::fit`], for a file that holds them exactly.
+    pub fn exact(bank: &Bank, writer: &ResidualWriter) -> Self {
+        let planted = |(neuron, &slot): (super::Neuron, &usize)| PlantedNeuron {
+            gate: Piece { place: bank.network.gate_place(slot), target: neuron.gate },
+            up: bank.network.up_place(slot).zip(neuron.up).map(|(place, target)| Piece { place, target }),
+            column: Piece {
+                place: Place { tensor: writer.tensor.clone(), index: slot },
+                target: neuron.column,
+            },
+            biases: bank.network.biases(slot),
+        };
+        Self {
+            layer: bank.network.ffn.layer,
+            activation: bank.network.activation,
+            neurons: bank.neurons(1.0).into_iter().zip(&bank.slots).map(planted).collect(),
+            inputs: Array2::zeros((0, bank.constant.len())),
+        }
+    }
+
+    /// The rows of `tensor` that are replaced.
+    pub fn rows<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = &'a Piece> {
+        let all = self.neurons.iter().flat_map(|n| std::iter::once(&n.gate).chain(&n.up));
+        all.filter(move |piece| piece.place.tensor == tensor)
+    }
+
+    /// The columns of `tensor` that are replaced.
+    pub fn columns<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = &'a Piece> {
+        self.neurons.iter().map(|n| &n.column).filter(move |piece| piece.place.tensor == tensor)
+    }
+
+    /// Names of the tensors that change.
+    pub fn tensors(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = Vec::new();
+        for neuron in &self.neurons {
+            for piece in [Some(&neuron.gate), neuron.up.as_ref(), Some(&neuron.column)].into_iter().flatten()
+            {
+                if !names.contains(&piece.place.tensor.as_str()) {
+                    names.push(&piece.place.tensor);
+                }
+            }
+        }
+        names
+    }
+
+    /// The data of `tensor` with the neurons of `all` in it. A type that `requant` widens is converted first; of rows that
+    /// are rounded to nearest, what they meet does not matter.
+    ///
+    /// # Errors
+    /// [`EditError`] naming the tensor.
+    pub fn apply_all(
+        all: &[Self],
+        (tensor, mut bytes): (&TensorInfo, Vec<u8>),
+        requant: Requant,
+    ) -> Result<Vec<u8>, EditError> {
+        let ggml_type = requant.type_for(tensor.ggml_type);
+        if ggml_type != tensor.ggml_type {
+            bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
+        }
+        let failed = |source| EditError::Quant { tensor: tensor.name.clone(), source };
+        let n_in = tensor.ne[0] as usize;
+        let row_bytes = bytes.len() / (tensor.n_rows() as usize).max(1);
+        for planted in all {
+            let met = if requant == Requant::Nearest { 0 } else { planted.inputs.nrows() };
+            let inputs = planted.inputs.slice(ndarray::s![..met, ..]);
+            for piece in planted.rows(&tensor.name) {
+                let row = neuron::row(ggml_type, &piece.target, inputs).map_err(failed)?;
+                bytes[piece.place.index * row_bytes..][..row_bytes].copy_from_slice(&row);
+            }
+            let columns: Vec<(usize, &[f32])> =
+                planted.columns(&tensor.name).map(|p| (p.place.index, p.target.as_slice())).collect();
+            neuron::set_columns(ggml_type, &mut bytes, n_in, &columns).map_err(failed)?;
+        }
+        Ok(bytes)
+    }
+
+    /// The same as low-rank terms beside the weights of `gguf`: a one-hot factor for each row and column.
+    ///
+    /// # Errors
+    /// [`EditError`] when a tensor cannot be read.
+    pub fn low_rank(&self, gguf: &Gguf) -> Result<Vec<LowRank>, EditError> {
+        let mut terms = Vec::new();
+        for name in self.tensors() {
+            let tensor = gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })?;
+            let (n_in, n_out) = (tensor.ne[0] as usize, tensor.n_rows() as usize);
+            let mut term =
+                LowRank { tensor: name.to_owned(), n_expert: 1, rank: 0, a: Vec::new(), b: Vec::new() };
+            let mut left: Vec<Vec<f32>> = Vec::new();
+            let one_hot =
+                |n: usize, index: usize| (0..n).map(|i| f32::from(u8::from(i == index))).collect::<Vec<_>>();
+            let change =
+                |target: &[f32], old: &[f32]| target.iter().zip(old).map(|(t, o)| t - o).collect::<Vec<_>>();
+            for piece in self.rows(name) {
+                term.a.extend(change(&piece.target, &read_row(gguf, &piece.place)?));
+                left.push(one_hot(n_out, piece.place.index));
+            }
+            for piece in self.columns(name) {
+                term.a.extend(one_hot(n_in, piece.place.index));
+                left.push(change(&piece.target, &read_column(gguf, &piece.place)?));
+            }
+            term.rank = left.len() as u64;
+            term.b = (0..n_out).flat_map(|i| left.iter().map(move |l| l[i]).collect::<Vec<_>>()).collect();
+            terms.push(term);
+        }
+        Ok(terms)
+    }
+
+    /// What became of the neurons in `gguf`; `None` where there are no inputs to tell it.
+    ///
+    /// # Errors
+    /// [`EditError`] when a tensor cannot be read.
+    pub fn arrival(&self, gguf: &Gguf) -> Result<Option<Arrival>, EditError> {
+        if self.inputs.nrows() == 0 || self.neurons.is_empty() {
+            return Ok(None);
+        }
+        let found = self.read(gguf)?;
+        let unit = self.unit();
+        let (exact, written) = (self.written(&self.neurons, &unit), self.written(&found, &unit));
+        let pairs = || exact.along.iter().zip(&written.along);
+        let (dot, own): (f64, f64) = (pairs().map(|(a, b)| a * b).sum(), pairs().map(|(a, _)| a * a).sum());
+        let other: f64 = pairs().map(|(_, b)| b * b).sum();
+        // Half of the widest push, in either direction.
+        let half = 0.5 * exact.along.iter().fold(0.0f64, |most, e| most.max(e.abs()));
+        let side = |e: f64| (e > half, e < -half);
+        let alike = pairs().filter(|(a, b)| side(**a) == side(**b)).count();
+        let scores = self.neurons.iter().zip(&found).map(|(exact, found)| {
+            neuron::score_correlation(self.inputs.view(), &exact.gate.target, &found.gate.target)
+        });
+        Ok(Some(Arrival {
+            layer: self.layer,
+            neurons: self.neurons.len(),
+            score: scores.fold(1.0, f64::min),
+            alike: alike as f64 / exact.along.len() as f64,
+            gain: dot / own.max(f64::MIN_POSITIVE),
+            cosine: dot / (own * other).sqrt().max(f64::MIN_POSITIVE),
+            noise: (written.across / own.max(f64::MIN_POSITIVE)).sqrt(),
+        }))
+    }
+
+    /// The direction of the column, unit length.
+    fn unit(&self) -> Vec<f64> {
+        let column = &self.neurons[0].column.target;
+        let norm = column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        column.iter().map(|&v| f64::from(v) / norm).collect()
+    }
+
+    /// The same neurons with what `gguf` has in their places.
+    fn read(&self, gguf: &Gguf) -> Result<Vec<PlantedNeuron>, EditError> {
+        let row = |piece: &Piece| -> Result<Piece, EditError> {
+            Ok(Piece { place: piece.place.clone(), target: read_row(gguf, &piece.place)? })
+        };
+        let read = |neuron: &PlantedNeuron| -> Result<PlantedNeuron, EditError> {
+            let place = neuron.column.place.clone();
+            Ok(PlantedNeuron {
+                gate: row(&neuron.gate)?,
+                up: neuron.up.as_ref().map(row).transpose()?,
+                column: Piece { target: read_column(gguf, &place)?, place },
+                biases: neuron.biases,
+            })
+        };
+        self.neurons.iter().map(read).collect()
+    }
+
+    /// What `neurons` write at the inputs.
+    fn written(&self, neurons: &[PlantedNeuron], unit: &[f64]) -> Written {
+        let hidden: Vec<Vec<f64>> =
+            neurons.iter().map(|n| hidden(n, self.activation, self.inputs.view())).collect();
+        let along = |column: &[f32]| column.iter().zip(unit).map(|(&c, u)| f64::from(c) * u).sum::<f64>();
+        let shares: Vec<f64> = neurons.iter().map(|n| along(&n.column.target)).collect();
+        // Products of what the columns have across the unit vector.
+        let gram: Vec<Vec<f64>> = neurons
+            .iter()
+            .enumerate()
+            .map(|(i, a)| {
+                let dot = |b: &PlantedNeuron| -> f64 {
+                    let pairs = a.column.target.iter().zip(&b.column.target);
+                    pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+                };
+                neurons.iter().enumerate().map(|(j, b)| dot(b) - shares[i] * shares[j]).collect()
+            })
+            .collect();
+        let n = self.inputs.nrows();
+        let mut across = 0.0;
+        for i in 0..n {
+            for (a, row) in hidden.iter().zip(&gram) {
+                across += hidden.iter().zip(row).map(|(b, g)| a[i] * b[i] * g).sum::<f64>();
+            }
+        }
+        let along = (0..n).map(|i| hidden.iter().zip(&shares).map(|(h, s)| h[i] * s).sum());
+        Written { along: along.collect(), across: across.max(0.0) }
+    }
+}
+
+/// The hidden value of a neuron at every row of `x`.
+fn hidden(neuron: &PlantedNeuron, activation: Activation, x: ArrayView2<'_, f32>) -> Vec<f64> {
+    let product = |piece: &Piece, bias: f32| -> Vec<f64> {
+        x.dot(&ndarray::ArrayView1::from(&piece.target)).iter().map(|&v| f64::from(v + bias)).collect()
+    };
+    let gate = product(&neuron.gate, neuron.biases.0);
+    let up = neuron.up.as_ref().map(|up| product(up, neuron.biases.1));
+    let up = |i: usize| up.as_ref().map_or(1.0, |up| up[i]);
+    gate.iter().enumerate().map(|(i, &g)| activation.at(g) * up(i)).collect()
+}
+
+/// The size in which a column's grid holds it best.
+struct FittedColumn {
+    size: f64,
+    /// ‖c‖²/⟨c, ĉ⟩: by what the rounded column is shorter along itself.
+    mend: f64,
+}
+
+impl FittedColumn {
+    fn of(
+        bank: &Bank,
+        (gguf, writer): (&Gguf, &ResidualWriter),
+        requant: Requant,
+    ) -> Result<Self, EditError> {
+        let tensor = gguf
+            .tensor(&writer.tensor)
+            .ok_or_else(|| EditError::Missing { tensor: writer.tensor.clone() })?;
+        let ggml_type = requant.type_for(tensor.ggml_type);
+        if !neuron::has_single_codes(ggml_type) {
+            return Err(EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type });
+        }
+        if ggml_type.is_float() {
+            return Ok(Self { size: 1.0, mend: 1.0 });
+        }
+        let slot = bank.slots.first().copied().unwrap_or(0);
+        let mut bytes = gguf.read_tensor(tensor)?;
+        if ggml_type != tensor.ggml_type {
+            bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
+        }
+        let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot })?;
+        let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);
+        let rms = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let gated = bank.network.is_gated();
+        // Without a second factor, size and sharpness are one.
+        let first = if gated { rms(&old) / rms(&bank.column).max(f64::MIN_POSITIVE) } else { 1.0 };
+        let mut best: Option<(f64, Self)> = None;
+        for power in SIZES {
+            for sign in [1.0, -1.0].into_iter().take(if gated { 2 } else { 1 }) {
+                let size = sign * first * SIZE_STEP.powi(power);
+                let Some(target) = bank.neurons(size).first().map(|n| n.column.clone()) else { continue };
+                let rounded = neuron::nearest_column(ggml_type, &blocks, &target)
+                    .map_err(|source| EditError::Quant { tensor: tensor.name.clone(), source })?;
+                let pairs = || target.iter().zip(&rounded).map(|(&t, &r)| (f64::from(t), f64::from(r)));
+                let (dot, own): (f64, f64) =
+                    (pairs().map(|(t, r)| t * r).sum(), pairs().map(|(t, _)| t * t).sum());
+                let cosine = linalg::cosine(&target, &rounded);
+                if dot > 0.0 && own > 0.0 && best.as_ref().is_none_or(|(most, _)| cosine > *most) {
+                    best = Some((cosine, Self { size, mend: own / dot }));
+                }
+            }
+        }
+        let none = || EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type };
+        best.map(|(_, fitted)| fitted).ok_or_else(none)
+    }
+}
+
+/// Whether the type of a tensor holds single values.
+pub fn holds_neurons(ggml_type: GgmlType) -> bool {
+    neuron::has_single_codes(ggml_type)
+}

@@ -1,0 +1,207 @@
+use ndarray::{Array2, ArrayView1};
+
+use super::ffn::{Activation, Network};
+use super::logistic::Score;
+use super::*;
+use crate::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, Rewrite, TensorInfo, Value};
+use crate::method::Edits;
+use crate::pipeline::plan_of;
+use crate::quant;
+use crate::requant::Requant;
+use crate::verify::verify;
+
+const N_EMBD: usize = 256;
+const N_FF: usize = 512;
+
+fn noise(n: usize, seed: usize) -> Vec<f32> {
+    let value = |i: usize| {
+        ((i * 7919 + seed * 104_729) as f32 * 0.618).sin() + ((i * 31 + seed) as f32 * 0.377).cos()
+    };
+    (0..n).map(|i| 0.05 * value(i)).collect()
+}
+
+/// A model of one block, all its matrices of `ggml_type`.
+struct Tiny {
+    _dir: tempfile::TempDir,
+    gguf: Gguf,
+}
+
+impl Tiny {
+    fn new(ggml_type: GgmlType) -> Self {
+        let matrix = |n_in: usize, n_out: usize, seed| {
+            let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * n_out];
+            quant::quantize(ggml_type, n_in, &noise(n_in * n_out, seed), &mut bytes).unwrap();
+            bytes
+        };
+        let (n_embd, n_ff) = (N_EMBD as u64, N_FF as u64);
+        let model = GgufBuilder::new()
+            .string("general.architecture", "llama")
+            .kv("llama.block_count", Value::U32(1))
+            .kv("llama.embedding_length", Value::U32(N_EMBD as u32))
+            .f32_tensor("token_embd.weight", &[n_embd, 2], &[0.5; 2 * N_EMBD])
+            .tensor("blk.0.attn_output.weight", &[n_embd, n_embd], ggml_type, matrix(N_EMBD, N_EMBD, 1))
+            .tensor("blk.0.ffn_gate.weight", &[n_embd, n_ff], ggml_type, matrix(N_EMBD, N_FF, 2))
+            .tensor("blk.0.ffn_up.weight", &[n_embd, n_ff], ggml_type, matrix(N_EMBD, N_FF, 3))
+            .tensor("blk.0.ffn_down.weight", &[n_ff, n_embd], ggml_type, matrix(N_FF, N_EMBD, 4));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base.gguf");
+        model.write_to(&mut std::fs::File::create(&path).unwrap()).unwrap();
+        Self { gguf: Gguf::open(&path).unwrap(), _dir: dir }
+    }
+
+    /// A copy with `edits`.
+    fn written(&self, edits: &Edits) -> Gguf {
+        let path = self.gguf.path.with_extension("edited.gguf");
+        let mut file = AtomicFile::create(&path, true).unwrap();
+        let mut replace = |tensor: &TensorInfo| {
+            if !edits.touches(&tensor.name) {
+                return Ok(None);
+            }
+            let bytes = self.gguf.read_tensor(tensor)?;
+            Ok(Some(PlantedFfn::apply_all(edits.planted(), (tensor, bytes), Requant::Preserve)?))
+        };
+        Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
+        file.commit().unwrap();
+        Gguf::open(&path).unwrap()
+    }
+}
+
+/// Inputs whose first coordinates are those of a few directions, around a mean.
+fn inputs(n: usize) -> Array2<f32> {
+    let basis: Vec<Vec<f32>> = (0..12).map(|k| noise(N_EMBD, 50 + k)).collect();
+    Array2::from_shape_fn((n, N_EMBD), |(i, j)| {
+        let part = |k: usize| ((i * 31 + k * 17) as f32 * 0.71).cos() * basis[k][j] * 20.0;
+        (0..12).map(part).sum::<f32>() + 0.8 + noise(1, i * 977 + j)[0]
+    })
+}
+
+fn bank(tiny: &Tiny, x: &Array2<f32>) -> Bank {
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let network = Network::known(&tiny.gguf, &plan.ffns[0], Activation::Silu, false).unwrap();
+    let slots =
+        network.idlest(&tiny.gguf, &plan.writers[plan.ffns[0].writer], x.view(), (1, 4)).unwrap().remove(0);
+    let mean = x.mean_axis(ndarray::Axis(0)).unwrap();
+    let constant: Vec<f32> = (&mean / mean.dot(&mean)).to_vec();
+    let gate = |opens, seed, sign: f32| {
+        let weights: Vec<f32> = noise(N_EMBD, seed).iter().map(|v| v * sign).collect();
+        let scores = Score { weights: weights.clone(), bias: 0.0 }.of(x.view());
+        let middle = scores.iter().sum::<f64>() / scores.len() as f64;
+        Gate { opens, score: Score { weights, bias: -middle as f32 }, threshold: 0.5, width: 1.0 }
+    };
+    let gates = vec![(gate(Opens::Harmful, 50, 1.0), 5.0), (gate(Opens::Alarming, 51, -1.0), -3.0)];
+    Bank { network, slots, constant, column: noise(N_EMBD, 9), gates }
+}
+
+#[test]
+fn a_gate_is_shut_below_and_whole_above() {
+    for activation in Activation::ALL {
+        let score = Score { weights: vec![1.0], bias: 0.0 };
+        let gate = Gate { opens: Opens::Harmful, score, threshold: 2.0, width: 0.5 };
+        let at = |s: f64| gate.opening(s, activation);
+        assert!(at(0.0).abs() < 1e-6 && at(1.0).abs() < 0.01, "{activation:?}: {} {}", at(0.0), at(1.0));
+        assert!((at(3.5) - 1.0).abs() < 0.01 && (at(9.0) - 1.0).abs() < 1e-6, "{activation:?}");
+        assert!((at(2.25) - 0.5).abs() < 0.1, "{activation:?}: {}", at(2.25));
+    }
+}
+
+#[test]
+fn neurons_do_what_their_gates_say() {
+    let tiny = Tiny::new(GgmlType::F32);
+    let x = inputs(200);
+    let bank = bank(&tiny, &x);
+    let expected: Vec<f64> = (0..x.nrows())
+        .map(|i| {
+            let row = x.row(i);
+            let constant = f64::from(row.dot(&ArrayView1::from(&bank.constant)));
+            let of = |(gate, push): &(Gate, f64)| {
+                push * gate.openings(&bank.constant, row.insert_axis(ndarray::Axis(0)), Activation::Silu)[0]
+            };
+            assert!((constant - 1.0).abs() < 0.5);
+            bank.gates.iter().map(of).sum()
+        })
+        .collect();
+    for (found, expected) in bank.effect(x.view()).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+    }
+    assert!(
+        expected.iter().any(|e| *e > 4.9)
+            && expected.iter().any(|e| *e < -2.9)
+            && expected.iter().any(|e| e.abs() < 0.01)
+    );
+}
+
+#[test]
+fn neurons_survive_every_type_and_change_nothing_else() {
+    for ggml_type in GgmlType::all().filter(|&t| t.can_quantize() && quant::neuron::has_single_codes(t)) {
+        // Of one or two bits a value no network is kept.
+        if matches!(ggml_type, GgmlType::Q1_0 | GgmlType::Q2_0 | GgmlType::TQ1_0 | GgmlType::TQ2_0) {
+            continue;
+        }
+        let tiny = Tiny::new(ggml_type);
+        let plan = plan_of(&tiny.gguf).unwrap();
+        let x = inputs(400);
+        let bank = bank(&tiny, &x);
+        let writer = &plan.writers[bank.network.ffn.writer];
+        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+        let edits = Edits::Neurons(vec![planted]);
+        let written = tiny.written(&edits);
+        let found = verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap();
+        assert!(found.untouched_identical && found.unexpected.is_empty(), "{ggml_type}: {found:?}");
+        assert_eq!(found.tensors.len(), 3, "{ggml_type}");
+        let arrival = &found.neurons[0];
+        assert!(arrival.score > 0.99 && arrival.alike > 0.98, "{ggml_type}: {arrival:?}");
+        assert!((0.9..1.1).contains(&arrival.gain) && arrival.cosine > 0.98, "{ggml_type}: {arrival:?}");
+        assert!(found.arrived(0.9), "{ggml_type}: {arrival:?}");
+    }
+}
+
+#[test]
+fn another_row_or_column_is_noticed() {
+    let tiny = Tiny::new(GgmlType::Q4_0);
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let x = inputs(200);
+    let bank = bank(&tiny, &x);
+    let writer = &plan.writers[bank.network.ffn.writer];
+    let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+    let edits = Edits::Neurons(vec![planted]);
+    let written = tiny.written(&edits);
+    for name in ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"] {
+        let mut bytes = std::fs::read(&written.path).unwrap();
+        let tensor = written.tensor(name).unwrap();
+        // The first code of the first block: no neuron that does least is there in this model.
+        bytes[tensor.data.start as usize + 2] ^= 1;
+        let path = written.path.with_extension("damaged.gguf");
+        std::fs::write(&path, &bytes).unwrap();
+        let found = verify(&tiny.gguf, &Gguf::open(&path).unwrap(), &edits, &mut |_, _| ()).unwrap();
+        assert_eq!(found.unexpected, [name]);
+        assert!(!found.untouched_identical);
+    }
+}
+
+#[test]
+fn codebooks_are_refused_by_name() {
+    let tiny = Tiny::new(GgmlType::IQ3_S);
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let x = inputs(60);
+    let bank = bank(&tiny, &x);
+    let writer = &plan.writers[bank.network.ffn.writer];
+    let error = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x.clone()).unwrap_err();
+    assert!(error.to_string().starts_with("blk.0.ffn_down.weight: IQ3_S keeps several"), "{error}");
+    assert!(error.hint().unwrap().contains("--promote"));
+    PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Promote(GgmlType::Q4_0), x).unwrap();
+}
+
+#[test]
+fn what_a_network_computes_is_found_by_looking() {
+    let tiny = Tiny::new(GgmlType::F32);
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let x = inputs(24);
+    for activation in Activation::ALL {
+        let known = Network::known(&tiny.gguf, &plan.ffns[0], activation, false).unwrap();
+        let h = known.hidden(&tiny.gguf, x.view()).unwrap();
+        let found = Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), h.view()).unwrap();
+        assert_eq!(found, Some(known));
+    }
+    let strange = x.dot(&Array2::from_elem((N_EMBD, N_FF), 0.1));
+    assert_eq!(Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), strange.view()).unwrap(), None);
+}

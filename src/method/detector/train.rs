@@ -1,0 +1,335 @@
+//! Detectors from examples: a score, and a threshold that what must stay shut hardly passes.
+//!
+//! A score flatters the rows that it was learned from, so thresholds are quantiles of held-out ones: the prompts are dealt
+//! out to [`FOLDS`], and each is scored by what was learned from the others.
+
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use serde::{Deserialize, Serialize};
+
+use super::ffn::Activation;
+use super::logistic::Design;
+use super::{Gate, Opens};
+use crate::linalg::{self, Cholesky, NotPositive};
+use crate::prompts::PromptKind;
+
+/// Folds of the cross-validation.
+const FOLDS: usize = 4;
+/// Bars of a [`Histogram`].
+const BARS: usize = 32;
+/// Ridge of the constant, as a share of the mean squared input.
+const CONSTANT_RIDGE: f64 = 0.01;
+/// How much a prompt counts that a gate must not take for one that it opens on: harmless ones are of so many sorts.
+const KEPT_APART: f32 = 1.5;
+/// How far a gate is open where it counts as open.
+const OPEN: f64 = 0.5;
+
+/// Inputs of one network at one token of the template behind a message.
+#[derive(Debug, Clone)]
+pub struct Examples {
+    /// f32 `[n][n_embd]`.
+    pub inputs: Array2<f32>,
+    /// Of each row the kind of its prompt.
+    pub kind: Vec<PromptKind>,
+    /// Inputs at all sorts of other tokens, where the gates are to be shut: others of the template, inside prompts, prose,
+    /// code, answers; f32 `[m][n_embd]`.
+    pub elsewhere: Array2<f32>,
+}
+
+/// How detectors are learned; docs/method.md has what else was tried.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// ρ of the regression.
+    pub ridge: f64,
+    /// Δ in standard deviations of the scores.
+    pub width: f64,
+    /// Shares of the prompts on which the gate for harmful ones stays shut.
+    pub harmful: Shut,
+    /// The same for alarming ones.
+    pub alarming: Shut,
+}
+
+/// On what share of each kind of prompts a gate stays shut.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shut {
+    /// Of harmless prompts.
+    pub harmless: f64,
+    /// Of the other kind that it is not to open on: alarming ones, or harmful ones.
+    pub other: f64,
+}
+
+/// Held-out scores of one kind of prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// Which kind; `text` is all that is no end of a prompt, and has no bars, as its score means nothing.
+    pub of: String,
+    /// Number of prompts in each bar, from [`Profile::from`] to [`Profile::until`].
+    pub bars: Vec<u64>,
+    /// Share on which the gate is more than half open.
+    pub open: f64,
+    /// How far it is open in the mean, 0 to 1.
+    pub opening: f64,
+}
+
+/// What a gate does to what it was learned from, by held-out scores.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Profile {
+    /// Block.
+    pub layer: usize,
+    /// How far before the last token of a prompt it opens.
+    pub before_last: usize,
+    /// What it opens on.
+    pub opens: Opens,
+    /// θ.
+    pub threshold: f64,
+    /// θ + Δ, from where on it is open.
+    pub open_from: f64,
+    /// Score at the left end of the histograms.
+    pub from: f64,
+    /// Score at their right end.
+    pub until: f64,
+    /// Area under the ROC curve of what it opens on and all other prompts.
+    pub auroc: f64,
+    /// One for each kind of prompts, and of text.
+    pub kinds: Vec<Histogram>,
+}
+
+/// A gate, and its held-out scores of every row.
+#[derive(Debug, Clone)]
+pub struct Learned {
+    /// The gate.
+    pub gate: Gate,
+    /// Held-out scores, f64 `[n]`.
+    pub scores: Vec<f64>,
+}
+
+/// u: 1 at the token of the examples and 0 elsewhere, as far as one row can,
+///
+/// ```text
+/// min_u  Σ_examples (uᵀx − 1)²/n  +  Σ_elsewhere (uᵀx)²/m  +  ρ tr(C)/n_embd ‖u‖²,   C the sum of both second moments
+/// ```
+///
+/// # Errors
+/// [`NotPositive`] when an input is not finite.
+pub fn constant(examples: &Examples) -> Result<Vec<f32>, NotPositive> {
+    let n_embd = examples.inputs.ncols();
+    let mut moments = Array2::zeros((n_embd, n_embd));
+    for x in [&examples.inputs, &examples.elsewhere] {
+        let share = (1.0 / (x.nrows().max(1) as f64)).sqrt() as f32;
+        linalg::add_outer(&mut moments, (x * share).t());
+    }
+    let ridge = CONSTANT_RIDGE * moments.diag().sum() / n_embd.max(1) as f64;
+    moments.diag_mut().mapv_inplace(|v| v + ridge);
+    let mean = examples.inputs.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v));
+    let mean = mean.mapv(|v| v / examples.inputs.nrows().max(1) as f64);
+    let mut constant = Array1::from(Cholesky::of(moments)?.solve(mean.to_vec()));
+    // Ridge takes a little off: at the examples it is to be 1 in the mean.
+    let at_examples = constant.dot(&mean);
+    constant.mapv_inplace(|v| v / at_examples);
+    Ok(constant.mapv(|v| v as f32).to_vec())
+}
+
+/// What learns the gates of one network at one token.
+pub struct Teacher<'a> {
+    examples: &'a Examples,
+    constant: &'a [f32],
+    recipe: Recipe,
+}
+
+impl<'a> Teacher<'a> {
+    /// Of gates at one place.
+    pub fn new(examples: &'a Examples, constant: &'a [f32], recipe: Recipe) -> Self {
+        Self { examples, constant, recipe }
+    }
+
+    /// The gate that opens on `opens`.
+    ///
+    /// # Errors
+    /// [`NotPositive`] when an input is not finite.
+    pub fn learn(&self, opens: Opens) -> Result<Learned, NotPositive> {
+        let is: Vec<bool> = self.examples.kind.iter().map(|&kind| kind == opens.kind()).collect();
+        let weight = |&kind: &PromptKind| match (opens, kind) {
+            (Opens::Harmful, PromptKind::Harmless) => KEPT_APART,
+            (Opens::Alarming, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
+            _ => 1.0,
+        };
+        let weights = self.examples.kind.iter().map(weight).collect();
+        let design = Design::new(self.examples.inputs.view(), weights, self.recipe.ridge)?;
+        let score = design.fit(&is, &vec![true; is.len()]);
+        let mut scores = vec![0.0; is.len()];
+        for fold in 0..FOLDS {
+            let used: Vec<bool> = (0..is.len()).map(|i| i % FOLDS != fold).collect();
+            let held_out = design.fit(&is, &used).of(self.examples.inputs.view());
+            for i in (0..is.len()).filter(|&i| !used[i]) {
+                scores[i] = held_out[i];
+            }
+        }
+        let width = self.recipe.width * deviation(&scores);
+        let threshold = self.threshold(opens, &scores);
+        Ok(Learned { gate: Gate { opens, score, threshold, width }, scores })
+    }
+
+    /// The scores of one kind.
+    fn of(&self, scores: &[f64], wanted: PromptKind) -> Vec<f64> {
+        let rows = self.examples.kind.iter().zip(scores);
+        rows.filter(|(kind, _)| **kind == wanted).map(|(_, &s)| s).collect()
+    }
+
+    /// The lowest threshold that keeps what must stay shut so.
+    fn threshold(&self, opens: Opens, scores: &[f64]) -> f64 {
+        let (shut, other) = match opens {
+            Opens::Harmful => (self.recipe.harmful, PromptKind::Alarming),
+            Opens::Alarming => (self.recipe.alarming, PromptKind::Harmful),
+        };
+        let kinds = [(PromptKind::Harmless, shut.harmless), (other, shut.other)];
+        let least = kinds.into_iter().filter_map(|(kind, share)| quantile(self.of(scores, kind), share));
+        least.fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Share of the prompts that a gate is to open on whose score passes its threshold.
+    pub fn recall(&self, learned: &Learned) -> f64 {
+        let own = self.of(&learned.scores, learned.gate.opens.kind());
+        own.iter().filter(|&&s| s > learned.gate.threshold).count() as f64 / own.len().max(1) as f64
+    }
+
+    /// What is told of a gate in block `layer` that was learned at the token so far before the last.
+    pub fn profile(
+        &self,
+        learned: &Learned,
+        (layer, before_last): (usize, usize),
+        activation: Activation,
+    ) -> Profile {
+        let Learned { gate, scores } = learned;
+        let mut sorted = scores.clone();
+        sorted.sort_by(f64::total_cmp);
+        let at = |share: f64| sorted.get((share * sorted.len() as f64) as usize).copied().unwrap_or(0.0);
+        let (from, until) = (at(0.002), at(0.998).max(gate.threshold + gate.width));
+        let histogram = |kind: PromptKind| {
+            let scores = self.of(scores, kind);
+            let mut bars = vec![0; BARS];
+            for s in &scores {
+                let bar = ((s - from) / (until - from) * BARS as f64).clamp(0.0, (BARS - 1) as f64);
+                bars[bar as usize] += 1;
+            }
+            let openings = scores.iter().map(|&s| gate.opening(s, activation)).collect();
+            Histogram::of(kind.as_str(), bars, openings)
+        };
+        let mut kinds = PromptKind::ALL.map(histogram).to_vec();
+        let text = gate.openings(self.constant, self.examples.elsewhere.view(), activation);
+        kinds.push(Histogram::of("text", Vec::new(), text));
+        let own = gate.opens.kind();
+        let others = PromptKind::ALL.into_iter().filter(|&kind| kind != own);
+        let others: Vec<f64> = others.flat_map(|kind| self.of(scores, kind)).collect();
+        Profile {
+            layer,
+            before_last,
+            opens: gate.opens,
+            threshold: gate.threshold,
+            open_from: gate.threshold + gate.width,
+            from,
+            until,
+            auroc: crate::evaluate::stats::auroc(&self.of(scores, own), &others),
+            kinds,
+        }
+    }
+}
+
+impl Histogram {
+    fn of(name: &str, bars: Vec<u64>, openings: Vec<f64>) -> Self {
+        let n = openings.len().max(1) as f64;
+        Self {
+            of: name.into(),
+            bars,
+            open: openings.iter().filter(|&&o| o > OPEN).count() as f64 / n,
+            opening: openings.iter().sum::<f64>() / n,
+        }
+    }
+}
+
+impl Gate {
+    /// How far it is open at the inputs `x`, by its own score and with the constant that it has there, f64 `[n]`.
+    pub fn openings(&self, constant: &[f32], x: ArrayView2<'_, f32>, activation: Activation) -> Vec<f64> {
+        let scores = self.score.of(x);
+        let constants = x.dot(&ArrayView1::from(constant));
+        let at = |(s, &u): (f64, &f32)| {
+            // At a constant of c the neurons see wᵀx + (b − θ) c: the score of an input whose constant is 1, moved.
+            let u = f64::from(u);
+            let moved = s + (f64::from(self.score.bias) - self.threshold) * (u - 1.0);
+            u * self.opening_with(moved, u, activation)
+        };
+        scores.into_iter().zip(&constants).map(at).collect()
+    }
+}
+
+/// The value below which `share` of `values` lie; `None` of nothing.
+fn quantile(mut values: Vec<f64>, share: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let at = (share * (values.len().checked_sub(1)?) as f64).ceil() as usize;
+    values.get(at).copied()
+}
+
+fn deviation(values: &[f64]) -> f64 {
+    let n = values.len().max(1) as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt().max(f64::MIN_POSITIVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHUT: Shut = Shut { harmless: 0.95, other: 0.9 };
+    const RECIPE: Recipe = Recipe { ridge: 0.03, width: 0.7, harmful: SHUT, alarming: SHUT };
+
+    fn noise(i: usize, j: usize) -> f32 {
+        ((i * 7919 + j * 104_729) as f32 * 0.618).sin() + ((i * 31 + j * j) as f32 * 0.377).cos()
+    }
+
+    /// Three kinds that two directions tell apart, around a mean; elsewhere another mean.
+    fn examples() -> Examples {
+        let kind: Vec<PromptKind> = (0..360).map(|i| PromptKind::ALL[i % 3]).collect();
+        let inputs = Array2::from_shape_fn((360, 20), |(i, j)| {
+            let own = match (kind[i], j) {
+                (PromptKind::Harmful, 0) | (PromptKind::Alarming, 1) => 2.5,
+                _ => 0.0,
+            };
+            noise(i, j) + own + f32::from(j == 7) * 6.0
+        });
+        let elsewhere = Array2::from_shape_fn((300, 20), |(i, j)| noise(i + 1000, j) * 2.0);
+        Examples { inputs, kind, elsewhere }
+    }
+
+    #[test]
+    fn the_constant_is_one_at_its_token_and_nothing_elsewhere() {
+        let examples = examples();
+        let u = constant(&examples).unwrap();
+        let at = |x: &Array2<f32>| x.dot(&ArrayView1::from(&u));
+        let (own, other) = (at(&examples.inputs), at(&examples.elsewhere));
+        assert!((own.mean().unwrap() - 1.0).abs() < 1e-3);
+        assert!(own.iter().all(|v| (v - 1.0).abs() < 0.6), "{own}");
+        assert!(other.iter().all(|v| v.abs() < 0.6), "{other}");
+    }
+
+    #[test]
+    fn gates_are_as_shut_as_they_were_asked_to_be() {
+        let examples = examples();
+        let u = constant(&examples).unwrap();
+        let teacher = Teacher::new(&examples, &u, RECIPE);
+        for opens in [Opens::Harmful, Opens::Alarming] {
+            let learned = teacher.learn(opens).unwrap();
+            let profile = teacher.profile(&learned, (3, 0), Activation::Silu);
+            let of = |name: &str| profile.kinds.iter().find(|k| k.of == name).unwrap();
+            assert!(of("harmless").open <= 0.05, "{profile:?}");
+            assert!(of(opens.kind().as_str()).open > 0.4, "{profile:?}");
+            assert!(of("text").open == 0.0, "{profile:?}");
+            assert!(profile.auroc > 0.9);
+            assert_eq!(of("harmful").bars.iter().sum::<u64>(), 120);
+            assert!(teacher.recall(&learned) >= of(opens.kind().as_str()).open);
+        }
+    }
+
+    #[test]
+    fn quantiles_leave_their_share_below() {
+        assert_eq!(quantile(vec![3.0, 1.0, 2.0, 0.0, 4.0], 0.75), Some(3.0));
+        assert_eq!(quantile(vec![], 0.5), None);
+    }
+}

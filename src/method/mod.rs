@@ -1,0 +1,6 @@
+//! The mathematics of an injection.
+
+pub mod detector;
+pub mod edits;
+
+pub use edits::Edits;

@@ -1,0 +1,742 @@
+//! From prompts to detector neurons: what the networks are given to read is collected, gates are learned from it, and
+//! neurons are chosen for them.
+
+use ndarray::{Array2, Array4, ArrayView1, Axis, s};
+
+use crate::activations::Activations;
+use crate::direction::{Along, SafetyDirection};
+use crate::edit::{self, EditError, WriterWeights};
+use crate::error::Error;
+use crate::evaluate::{Examiner, chats, spread};
+use crate::interrupt;
+use crate::llama::{Capture, Chat, Engine, LlamaEngine, LowRank};
+use crate::method::Edits;
+use crate::method::detector::ffn::{Network, Place, read_row};
+use crate::method::detector::train::{self, Examples, Profile, Recipe, Shut, Teacher};
+use crate::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
+use crate::pipeline::session::Opened;
+use crate::plan::{Ffn, Plan, ResidualWriter};
+use crate::prompts::{self, PromptKind, PromptSet, Split};
+use crate::requant::Requant;
+use crate::search::{Candidate, Lever, SearchError, Space};
+
+/// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
+const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];
+/// What part of the push each of them has: less where less is still to be computed.
+const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];
+/// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
+/// the answer through attention, so only before the blocks that read it.
+const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
+/// Push towards refusal of all late gates together, in units of their directions.
+const PUSH: f64 = 4.5;
+/// The same of early gates, for each unit of the late ones.
+const EARLY_PUSH: f64 = 1.8;
+/// Pull away from refusal, as a share of the push; the default first. Early gates pull as far as late ones.
+const PULLS: [f64; 2] = [1.33, 0.67];
+
+/// What early gates stay shut on, and late ones.
+const EARLY_RECIPE: Recipe = Recipe {
+    ridge: 0.03,
+    width: 0.7,
+    harmful: Shut { harmless: 0.968, other: 0.90 },
+    alarming: Shut { harmless: 0.935, other: 0.945 },
+};
+const LATE_RECIPE: Recipe = Recipe {
+    ridge: 0.03,
+    width: 0.7,
+    harmful: Shut { harmless: 0.98, other: 0.91 },
+    alarming: Shut { harmless: 0.965, other: 0.965 },
+};
+
+/// Most tokens of the template behind a message that are looked at.
+const ENDING: usize = 6;
+/// Tokens inside the prompts of one kind whose inputs are kept.
+const INSIDE: usize = 192;
+/// The same of prose.
+const PROSE: usize = 768;
+/// Prompts that the model answers for the inputs at its own words, the tokens of an answer, and those that are kept.
+const ANSWERED: usize = 12;
+const ANSWER: usize = 32;
+const WORDS: usize = 256;
+/// Prompts of each kind whose other tokens of the template are among those where gates are shut.
+const OTHER_ENDS: usize = 48;
+/// Texts and tokens that show which function a network computes.
+const SHOWING: usize = 3;
+const SHOWN: usize = 48;
+/// Harmful prompts that show how gates move the inputs of later ones.
+const MOVED: usize = 32;
+/// Inputs of a network for which its rows are rounded.
+const ROUNDED_FOR: usize = 512;
+
+/// Gates at some places, and all that neurons need besides.
+pub struct Detectors {
+    /// By block, early before late.
+    pub sites: Vec<Site>,
+}
+
+/// The gates of one network at one token.
+pub struct Site {
+    /// The network.
+    pub network: Network,
+    /// How far before the last token of a prompt.
+    pub before_last: usize,
+    /// Its neurons that are overwritten, ascending.
+    pub slots: Vec<usize>,
+    /// u of [`crate::method::detector`].
+    pub constant: Vec<f32>,
+    /// The gates.
+    pub gates: Vec<Gate>,
+    /// What they do to what they were learned from.
+    pub profiles: Vec<Profile>,
+    /// What the network must write for the stream to move by one, per coordinate, f32 `[n_embd]`.
+    pub per_unit: Vec<f32>,
+    /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the lever.
+    pub direction: Vec<f32>,
+    /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
+    pub inputs: Array2<f32>,
+}
+
+/// What gates push along.
+#[derive(Clone, Copy)]
+pub enum Toward<'a> {
+    /// Early ones along their own directions, late ones along these.
+    Refusal(Along<'a>),
+    /// All along one direction: the control.
+    Same(&'a SafetyDirection),
+}
+
+/// What is tried with `lever`: pushes and pulls.
+pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
+    let pulls = options.search.contrast.map_or_else(|| PULLS.to_vec(), |pull| vec![pull]);
+    let layers: Vec<usize> = places(plan, options.search.layer, &LATE).iter().map(|ffn| ffn.layer).collect();
+    let depth = |layer: usize| layer as f64 / plan.n_layer.max(1) as f64;
+    let (first, last) = (layers.first().copied().unwrap_or(0), layers.last().copied().unwrap_or(0));
+    Space {
+        lever,
+        layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
+        windows: vec![(depth(first), depth(last + 1))],
+        contrasts: pulls,
+        first_strength: options.search.strength.unwrap_or(PUSH),
+    }
+}
+
+/// The edits of `space` that are tried, the default first.
+pub fn settings(space: &Space) -> Vec<(Candidate, f64)> {
+    let of = |&contrast: &f64| {
+        let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);
+        (Candidate { lever, layer, window, contrast }, space.first_strength)
+    };
+    space.contrasts.iter().map(of).collect()
+}
+
+/// The networks nearest to `depths`, or as far around `layer`.
+fn places<'a>(plan: &'a Plan, layer: Option<usize>, depths: &[f64]) -> Vec<&'a Ffn> {
+    let middle = LATE[LATE.len() / 2];
+    let mut chosen: Vec<&Ffn> = Vec::new();
+    for depth in depths {
+        let wanted = match layer {
+            None => depth * plan.n_layer as f64 - 0.5,
+            Some(layer) => layer as f64 + (depth - middle) * plan.n_layer as f64,
+        };
+        let free = plan.ffns.iter().filter(|ffn| chosen.iter().all(|other| other.layer != ffn.layer));
+        let distance = |ffn: &&Ffn| (ffn.layer as f64 - wanted).abs();
+        chosen.extend(free.min_by(|a, b| distance(a).total_cmp(&distance(b))));
+    }
+    chosen.sort_by_key(|ffn| ffn.layer);
+    chosen
+}
+
+/// The prompts of one kind that detectors learn from: those to extract from, then more.
+fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String>; 2] {
+    let extract = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+    let more = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
+    [extract, more]
+}
+
+/// A network at a token, with what it is taught by.
+struct Lesson {
+    /// Index of its network among those whose inputs are collected.
+    network: usize,
+    before_last: usize,
+    recipe: Recipe,
+    examples: Examples,
+}
+
+/// Inputs at one token of the ending, of one kind.
+struct Ends {
+    kind: PromptKind,
+    before_last: usize,
+    /// Of each network, f32 `[n_prompt][n_embd]`.
+    inputs: Vec<Array2<f32>>,
+}
+
+/// Everything that is collected.
+#[derive(Default)]
+struct Collection {
+    ends: Vec<Ends>,
+    /// Inputs at tokens of text, of each network.
+    text: Vec<Vec<Array2<f32>>>,
+    /// The difference in means at each token of the ending but the last, after the layers of early gates: between refused
+    /// and answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+    tail: Vec<Vec<Vec<f64>>>,
+}
+
+/// Collects inputs.
+struct Collector<'a> {
+    capture: Capture,
+    /// Tokens of the template behind a message.
+    n_end: usize,
+    /// Blocks of early gates.
+    early: Vec<usize>,
+    printer: &'a Printer,
+}
+
+impl Detectors {
+    /// Collects what `prompts` show, and learns the gates from it and from the bundled training prompts.
+    ///
+    /// # Errors
+    /// [`Error::NoNetwork`] where no network computes what is known.
+    pub fn learn(
+        opened: &Opened,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        prompts: &PromptSet,
+        options: &InjectOptions,
+        printer: &Printer,
+    ) -> Result<(Self, Shown), Error> {
+        let plan = &opened.plan;
+        let [early, late] = [&EARLY, &LATE].map(|depths| places(plan, options.search.layer, depths));
+        let mut ffns: Vec<Ffn> = early.iter().chain(&late).map(|&ffn| ffn.clone()).collect();
+        ffns.sort_by_key(|ffn| ffn.layer);
+        ffns.dedup();
+        let networks = identify(opened, engine, &ffns, printer)?;
+        let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
+        let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
+        let sites: Vec<(String, usize)> =
+            networks.iter().map(|n| (n.ffn.up.clone(), plan.n_embd as usize)).collect();
+        let capture = Capture::of_inputs(plan, &sites);
+        let early: Vec<usize> = early.iter().map(|ffn| ffn.layer).collect();
+        let late: Vec<usize> = late.iter().map(|ffn| ffn.layer).collect();
+        let collector = Collector { capture: capture.clone(), n_end, early, printer };
+        let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
+        let bar = printer.bar("learning the detectors", 4);
+        let lessons = collection.lessons(&networks, (&collector.early, token), &late);
+        let first =
+            Self::taught(opened, &networks, &lessons, None)?.with_directions(&collection, &collector, &shown);
+        bar.set(2);
+        // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
+        let moved = first.moved(opened, engine, (&capture, &spread(&harmful, MOVED)), &shown)?;
+        bar.set(3);
+        let blind = Self::taught(opened, &networks, &lessons, Some(&moved))?;
+        Ok((blind.with_directions(&collection, &collector, &shown), shown))
+    }
+
+    /// The gates of all `lessons`, blind to how inputs `moved`, if that is known.
+    fn taught(
+        opened: &Opened,
+        networks: &[Network],
+        lessons: &[Lesson],
+        moved: Option<&[Vec<f32>]>,
+    ) -> Result<Self, Error> {
+        let mut sites = Vec::new();
+        for (index, network) in networks.iter().enumerate() {
+            let own: Vec<(usize, &Lesson)> =
+                lessons.iter().enumerate().filter(|(_, lesson)| lesson.network == index).collect();
+            let count = 2 * neurons_per_gate(network.activation);
+            let writer = &opened.plan.writers[network.ffn.writer];
+            let Some((_, first)) = own.first() else { continue };
+            let inputs = first.examples.sample();
+            let slots = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
+            for ((i, lesson), slots) in own.into_iter().zip(slots) {
+                interrupt::check()?;
+                let blind = moved.map(|moved| moved[i].as_slice());
+                sites.push(Site::new(opened, (network, slots), lesson, blind)?);
+            }
+        }
+        Ok(Self { sites })
+    }
+
+    /// The same with the directions of early gates.
+    fn with_directions(mut self, collection: &Collection, collector: &Collector<'_>, shown: &Shown) -> Self {
+        let late = &shown.refusal.as_ref().unwrap_or(&shown.plain).by_layer;
+        for site in self.sites.iter_mut().filter(|site| site.before_last > 0) {
+            let layer = site.network.ffn.layer;
+            let slot = collector.early.iter().position(|&early| early == layer);
+            let own = slot.and_then(|slot| collection.tail.get(site.before_last - 1)?.get(slot));
+            let norm = own.map_or(0.0, |own| own.iter().map(|v| v * v).sum::<f64>().sqrt());
+            if let Some(own) = own.filter(|_| norm > 0.0 && norm.is_finite()) {
+                // As long as that of the last token, so that pushes can be compared.
+                let scale = Along::Layers(late).at(layer).norm() / norm;
+                site.direction = own.iter().map(|v| (v * scale) as f32).collect();
+            }
+        }
+        self.sites.retain(|site| site.before_last == 0 || !site.direction.is_empty());
+        self
+    }
+
+    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts.
+    fn moved(
+        &self,
+        opened: &Opened,
+        engine: &mut LlamaEngine,
+        (capture, texts): (&Capture, &[String]),
+        shown: &Shown,
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let tail: Vec<usize> = self.sites.iter().map(|site| site.before_last).filter(|&b| b > 0).collect();
+        let tail: Vec<usize> = tail.first().copied().into_iter().collect();
+        let capture = capture.clone().without_residual().with_tail(&tail);
+        let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
+            let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
+            let mean = |x: &Array2<f32>| {
+                let sum = x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v));
+                sum.mapv(|v| v / x.nrows().max(1) as f64).to_vec()
+            };
+            Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
+        };
+        let before = means(engine)?;
+        let directions = shown.refusal.as_ref().unwrap_or(&shown.plain);
+        let banks = self.banks(Toward::Refusal(Along::Layers(&directions.by_layer)), PUSH, PUSH * PULLS[0]);
+        engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
+        let after = means(engine);
+        engine.apply(&[])?;
+        let after = after?;
+        let mut network = 0;
+        let moved = self.sites.iter().enumerate().map(|(i, site)| {
+            // Networks are in the order of the sites.
+            if i > 0 && self.sites[i - 1].network.ffn.layer != site.network.ffn.layer {
+                network += 1;
+            }
+            let token = usize::from(site.before_last > 0);
+            let pairs = after[network][token].iter().zip(&before[network][token]);
+            pairs.map(|(a, b)| (a - b) as f32).collect()
+        });
+        Ok(moved.collect())
+    }
+
+    /// The gates, pushing by `push` and pulling by `pull` in all.
+    pub fn banks(&self, toward: Toward<'_>, push: f64, pull: f64) -> Vec<Bank> {
+        let shares = self.shares();
+        let bank = |(site, share): (&Site, f64)| {
+            let early = site.before_last > 0;
+            let s = site.toward(toward);
+            let column = s.iter().zip(&site.per_unit);
+            let amount = |gate: &Gate| match gate.opens {
+                Opens::Harmful => push * share * if early { EARLY_PUSH } else { 1.0 },
+                Opens::Alarming => -pull * share,
+            };
+            Bank {
+                network: site.network.clone(),
+                slots: site.slots.clone(),
+                constant: site.constant.clone(),
+                column: column.map(|(&s, &per)| (s * f64::from(per)) as f32).collect(),
+                gates: site.gates.iter().map(|gate| (gate.clone(), amount(gate))).collect(),
+            }
+        };
+        self.sites.iter().zip(shares).map(bank).collect()
+    }
+
+    /// What part of a push each site has: late ones [`LATE_SHARES`], early ones alike.
+    fn shares(&self) -> Vec<f64> {
+        let n_early = self.sites.iter().filter(|site| site.before_last > 0).count();
+        let n_late = self.sites.len() - n_early;
+        let late: f64 = LATE_SHARES.iter().take(n_late).sum();
+        let mut next = 0;
+        let share = |site: &Site| match site.before_last {
+            0 => {
+                next += 1;
+                LATE_SHARES.get(next - 1).copied().unwrap_or(0.0) / late
+            }
+            _ => 1.0 / n_early as f64,
+        };
+        self.sites.iter().map(share).collect()
+    }
+
+    /// The same as neurons that hold them exactly.
+    pub fn exact(&self, plan: &Plan, banks: &[Bank]) -> Vec<PlantedFfn> {
+        banks.iter().map(|bank| PlantedFfn::exact(bank, &plan.writers[bank.network.ffn.writer])).collect()
+    }
+
+    /// The same for the bytes of the file at hand.
+    ///
+    /// # Errors
+    /// [`EditError`].
+    pub fn fitted(&self, opened: &Opened, banks: &[Bank], requant: Requant) -> Result<Edits, EditError> {
+        let fit = |(bank, site): (&Bank, &Site)| {
+            let writer = &opened.plan.writers[bank.network.ffn.writer];
+            PlantedFfn::fit(bank, (&opened.gguf, writer), requant, site.inputs.clone())
+        };
+        Ok(Edits::Neurons(banks.iter().zip(&self.sites).map(fit).collect::<Result<_, _>>()?))
+    }
+
+    /// What the gates do to what they were learned from.
+    pub fn profiles(&self) -> Vec<Profile> {
+        self.sites.iter().flat_map(|site| site.profiles.clone()).collect()
+    }
+}
+
+/// The neurons as adapters, checked against their tensors: of networks with several sites one term a tensor.
+///
+/// # Errors
+/// [`SearchError`].
+pub fn low_rank(opened: &Opened, planted: &[PlantedFfn]) -> Result<Vec<LowRank>, SearchError> {
+    let mut all: Vec<LowRank> = Vec::new();
+    for planted in planted {
+        for term in planted.low_rank(&opened.gguf)? {
+            let shape = opened.gguf.tensor(&term.tensor).map_or((0, 0), |t| (t.ne[0], t.n_rows()));
+            term.check(shape.0, shape.1)?;
+            match all.iter_mut().find(|other| other.tensor == term.tensor) {
+                Some(other) => other.join(term),
+                None => all.push(term),
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Finds out what the networks compute, from a few texts.
+fn identify(
+    opened: &Opened,
+    engine: &mut LlamaEngine,
+    ffns: &[Ffn],
+    printer: &Printer,
+) -> Result<Vec<Network>, Error> {
+    let _bar = printer.bar("looking at the feed-forward networks", 1);
+    let sites: Vec<(String, usize)> = ffns
+        .iter()
+        .flat_map(|ffn| {
+            let writer = &opened.plan.writers[ffn.writer];
+            [(ffn.up.clone(), opened.plan.n_embd as usize), (writer.tensor.clone(), ffn.n_ff)]
+        })
+        .collect();
+    let capture = Capture::of_inputs(&opened.plan, &sites).without_residual().with_sample(SHOWN);
+    let texts: Vec<String> = prompts::prose().into_iter().take(SHOWING).collect();
+    let seen = engine.collect_text(&texts, &capture)?;
+    let mut found = Vec::new();
+    for (ffn, inputs) in ffns.iter().zip(seen.inputs.chunks(2)) {
+        let [x, h] = inputs else { continue };
+        match Network::identify(&opened.gguf, ffn, x.sample.view(), h.sample.view())? {
+            Some(network) => {
+                printer.detail(format!("  block {}: φ is {}", ffn.layer, network.activation.name()));
+                found.push(network);
+            }
+            None => printer.detail(format!("  block {}: what it computes is not known", ffn.layer)),
+        }
+    }
+    if found.is_empty() {
+        return Err(Error::NoNetwork { architecture: opened.plan.architecture.clone(), tried: ffns.len() });
+    }
+    Ok(found)
+}
+
+impl Collector<'_> {
+    /// The ends of all prompts, and text of every sort; the token of early gates, and the directions that the prompts to
+    /// extract from show.
+    fn all(
+        &self,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        prompts: &PromptSet,
+        networks: &[Network],
+    ) -> Result<(Collection, Option<usize>, Shown), Error> {
+        let more = prompts::training();
+        let mut collection = Collection::default();
+        let mut seen: Vec<Seen> = Vec::new();
+        let tail: Vec<usize> = (1..self.n_end).collect();
+        let capture = self.capture.clone().with_sample(INSIDE).with_tail(&tail).with_tail_layers(&self.early);
+        for kind in PromptKind::ALL {
+            let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
+            let [extract, _] = texts(prompts, &more, kind);
+            let (mut odds, mut refused) = (vec![0.0; extract.len()], vec![false; extract.len()]);
+            let activations = engine.collect(&chats(&extract, None), &capture, &mut |i, logits| {
+                odds[i] = examiner.odds(logits);
+                refused[i] = examiner.begins_refusal(logits);
+            })?;
+            collection.add_ends(&activations, kind, &tail);
+            collection.text.push(activations.inputs.iter().map(|inputs| inputs.sample.clone()).collect());
+            let activations = Activations { inputs: Vec::new(), ..activations };
+            seen.push(Seen { texts: extract, activations, odds, refused });
+        }
+        let token = collection.early_token(networks, &self.early, self.n_end)?;
+        collection.tail = tail_directions(&seen);
+        seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
+        self.more(engine, &more, token, &mut collection)?;
+        self.text(engine, &seen, &mut collection)?;
+        let plain = crate::direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
+        Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
+    }
+
+    /// The ends of the training prompts.
+    fn more(
+        &self,
+        engine: &mut LlamaEngine,
+        more: &PromptSet,
+        token: Option<usize>,
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let tail: Vec<usize> = token.into_iter().collect();
+        let capture = self.capture.clone().without_residual().with_tail(&tail);
+        for kind in PromptKind::ALL {
+            let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
+            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
+            let activations = engine.collect(&chats(&texts, None), &capture, &mut |_, _| ())?;
+            collection.add_ends(&activations, kind, &tail);
+        }
+        Ok(())
+    }
+
+    /// Prose as it is and as an answer, and what the model itself answers.
+    fn text(
+        &self,
+        engine: &mut LlamaEngine,
+        seen: &[Seen],
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let _bar = self.printer.bar("collecting hidden states: text", 1);
+        let capture = |n| self.capture.clone().without_residual().with_sample(n);
+        let mut add = |seen: Activations| {
+            collection.text.push(seen.inputs.into_iter().map(|inputs| inputs.sample).collect());
+        };
+        let prose = prompts::prose();
+        add(engine.collect_text(&prose, &capture(PROSE))?);
+        let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
+        if !asked.is_empty() {
+            let ask = |i: usize| Chat { system: None, user: &asked[i % asked.len()] };
+            let requests: Vec<Chat<'_>> = (0..prose.len()).map(ask).collect();
+            add(engine.collect_answers(&requests, &prose, &capture(WORDS))?);
+            let requests = chats(&asked, None);
+            let answers = engine.answer(&requests, ANSWER, &mut |_, _| ())?;
+            add(engine.collect_answers(&requests, &answers, &capture(WORDS))?);
+        }
+        Ok(())
+    }
+}
+
+/// The difference in means at the tokens before the last one: between refused and answered prompts where there are enough
+/// of both, else between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
+    let refused: usize = seen.iter().map(|s| s.refused.iter().filter(|r| **r).count()).sum();
+    let all: usize = seen.iter().map(|s| s.refused.len()).sum();
+    let enough = refused.min(all - refused) >= MIN_REFUSED;
+    let side = |kind: usize, refused: bool| match (enough, kind) {
+        (true, _) => Some(refused),
+        (false, 0) => Some(true),
+        (false, 1) => Some(false),
+        (false, _) => None,
+    };
+    let Some((_, n_tail, n_layer, n_embd)) = seen.first().map(|s| s.activations.residual_tail.dim()) else {
+        return Vec::new();
+    };
+    let mut sums = vec![vec![[vec![0.0f64; n_embd], vec![0.0f64; n_embd]]; n_layer]; n_tail];
+    let mut counts = [0usize; 2];
+    for (kind, seen) in seen.iter().enumerate() {
+        for (prompt, &refused) in seen.refused.iter().enumerate() {
+            let Some(side) = side(kind, refused).map(usize::from) else { continue };
+            counts[side] += 1;
+            for (t, sums) in sums.iter_mut().enumerate() {
+                for (l, sums) in sums.iter_mut().enumerate() {
+                    let h = seen.activations.residual_tail.slice(s![prompt, t, l, ..]);
+                    sums[side].iter_mut().zip(h).for_each(|(sum, &v)| *sum += f64::from(v));
+                }
+            }
+        }
+    }
+    let n = counts.map(|n| n.max(1) as f64);
+    let difference =
+        |[no, yes]: [Vec<f64>; 2]| yes.iter().zip(&no).map(|(y, o)| y / n[1] - o / n[0]).collect();
+    sums.into_iter().map(|layers| layers.into_iter().map(difference).collect()).collect()
+}
+
+impl Collection {
+    /// The last token of every prompt and those of `tail` before it.
+    fn add_ends(&mut self, seen: &Activations, kind: PromptKind, tail: &[usize]) {
+        let inputs = seen.inputs.iter().map(|inputs| inputs.last.clone()).collect();
+        self.ends.push(Ends { kind, before_last: 0, inputs });
+        for (t, &before_last) in tail.iter().enumerate() {
+            let rows = |inputs: &crate::activations::WriterInputs| {
+                inputs.tail.slice(s![t..; tail.len(), ..]).to_owned()
+            };
+            let inputs = seen.inputs.iter().map(rows).collect();
+            self.ends.push(Ends { kind, before_last, inputs });
+        }
+    }
+
+    /// What `network` is given to read at one token, with what it is given elsewhere.
+    fn examples(&self, network: usize, before_last: usize) -> Examples {
+        let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
+        let rows = |ends: &Ends| ends.inputs[network].nrows();
+        let other_ends = self.ends.iter().filter(|ends| ends.before_last != before_last).map(|ends| {
+            let all: Vec<usize> = (0..rows(ends)).collect();
+            ends.inputs[network].select(Axis(0), &spread(&all, OTHER_ENDS))
+        });
+        let elsewhere = self.text.iter().map(|text| text[network].clone()).chain(other_ends).collect();
+        Examples {
+            inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
+            kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
+            elsewhere: stacked(elsewhere),
+        }
+    }
+
+    /// The token before the last one at which harmful prompts are told best from others; `None` where the template has none.
+    fn early_token(
+        &self,
+        networks: &[Network],
+        early: &[usize],
+        n_end: usize,
+    ) -> Result<Option<usize>, Error> {
+        let middle = early.get(early.len() / 2);
+        let Some(network) = networks.iter().position(|n| Some(&n.ffn.layer) == middle) else {
+            return Ok(None);
+        };
+        let mut best: Option<(f64, usize)> = None;
+        for token in 1..n_end {
+            let examples = self.examples(network, token);
+            let constant = train::constant(&examples).map_err(not_finite)?;
+            let teacher = Teacher::new(&examples, &constant, EARLY_RECIPE);
+            let recall = teacher.recall(&teacher.learn(Opens::Harmful).map_err(not_finite)?);
+            if best.is_none_or(|(most, _)| recall > most) {
+                best = Some((recall, token));
+            }
+        }
+        Ok(best.map(|(_, token)| token))
+    }
+
+    /// What is to be learned where: early gates at `token`, late ones at the last.
+    fn lessons(
+        &self,
+        networks: &[Network],
+        (early, token): (&[usize], Option<usize>),
+        late: &[usize],
+    ) -> Vec<Lesson> {
+        let mut lessons = Vec::new();
+        for (index, network) in networks.iter().enumerate() {
+            let layer = network.ffn.layer;
+            let places = [
+                token.filter(|_| early.contains(&layer)).map(|token| (token, EARLY_RECIPE)),
+                late.contains(&layer).then_some((0, LATE_RECIPE)),
+            ];
+            for (before_last, recipe) in places.into_iter().flatten() {
+                let examples = self.examples(index, before_last);
+                lessons.push(Lesson { network: index, before_last, recipe, examples });
+            }
+        }
+        lessons
+    }
+}
+
+/// Matrices one below the other.
+fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
+    let views: Vec<_> = parts.iter().map(|x| x.view()).filter(|x| x.nrows() > 0).collect();
+    ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
+}
+
+fn not_finite(error: crate::linalg::NotPositive) -> Error {
+    crate::gate::GateError::from(error).into()
+}
+
+impl Site {
+    fn new(
+        opened: &Opened,
+        (network, slots): (&Network, Vec<usize>),
+        lesson: &Lesson,
+        blind: Option<&[f32]>,
+    ) -> Result<Self, Error> {
+        let constant = train::constant(&lesson.examples).map_err(not_finite)?;
+        let own;
+        let examples = match blind {
+            None => &lesson.examples,
+            Some(direction) => {
+                own = lesson.examples.blind_to(direction);
+                &own
+            }
+        };
+        let teacher = Teacher::new(examples, &constant, lesson.recipe);
+        let [harmful, alarming] = [Opens::Harmful, Opens::Alarming].map(|opens| teacher.learn(opens));
+        let learned = [harmful.map_err(not_finite)?, alarming.map_err(not_finite)?];
+        let place = (network.ffn.layer, lesson.before_last);
+        let profiles = learned.iter().map(|l| teacher.profile(l, place, network.activation)).collect();
+        let writer = &opened.plan.writers[network.ffn.writer];
+        Ok(Self {
+            per_unit: per_unit(opened, network, writer, &lesson.examples)?,
+            network: network.clone(),
+            before_last: lesson.before_last,
+            slots,
+            constant,
+            gates: learned.into_iter().map(|l| l.gate).collect(),
+            profiles,
+            direction: Vec::new(),
+            inputs: lesson.examples.sample(),
+        })
+    }
+
+    /// s, f64 `[n_embd]`.
+    fn toward(&self, toward: Toward<'_>) -> Vec<f64> {
+        let of = |direction: &SafetyDirection| -> Vec<f64> {
+            direction.unit().iter().map(|&v| f64::from(v) * direction.norm()).collect()
+        };
+        match toward {
+            Toward::Refusal(_) if !self.direction.is_empty() => {
+                self.direction.iter().map(|&v| v.into()).collect()
+            }
+            Toward::Refusal(along) => of(along.at(self.network.ffn.layer)),
+            Toward::Same(direction) => of(direction),
+        }
+    }
+}
+
+impl Examples {
+    /// Inputs for which rows are rounded: three quarters where gates open, a quarter elsewhere.
+    fn sample(&self) -> Array2<f32> {
+        let part = |x: &Array2<f32>, n: usize| {
+            let all: Vec<usize> = (0..x.nrows()).collect();
+            x.select(Axis(0), &spread(&all, n))
+        };
+        stacked(vec![part(&self.inputs, ROUNDED_FOR * 3 / 4), part(&self.elsewhere, ROUNDED_FOR / 4)])
+    }
+
+    /// The same without what `direction` has of the inputs at the ends, so that no score has a part along it.
+    fn blind_to(&self, direction: &[f32]) -> Self {
+        let direction = ArrayView1::from(direction);
+        let square = direction.dot(&direction);
+        let mut blind = self.clone();
+        if square > 0.0 && square.is_finite() {
+            for mut row in blind.inputs.rows_mut() {
+                let along = row.dot(&direction) / square;
+                row.scaled_add(-along, &direction);
+            }
+        }
+        blind
+    }
+}
+
+/// What a network must write, per coordinate, for the stream to move by one: through the scale and, in the mean of the
+/// ends of prompts, through the norm behind it and the gate of a shared expert.
+fn per_unit(
+    opened: &Opened,
+    network: &Network,
+    writer: &ResidualWriter,
+    examples: &Examples,
+) -> Result<Vec<f32>, Error> {
+    let n_embd = opened.plan.n_embd as usize;
+    let ends: Vec<usize> = (0..examples.inputs.nrows()).collect();
+    let ends = examples.inputs.select(Axis(0), &spread(&ends, ROUNDED_FOR / 2));
+    let mut factor = 1.0 / writer.residual_scale;
+    let expert_gate = writer.tensor.replace("ffn_down_shexp", "ffn_gate_inp_shexp");
+    if let Some(tensor) = opened.gguf.tensor(&expert_gate).filter(|_| expert_gate != writer.tensor) {
+        if tensor.ne == [n_embd as u64, 1, 1, 1] {
+            let place = Place { tensor: expert_gate, index: 0 };
+            let row = read_row(&opened.gguf, &place)?;
+            let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
+            factor /= open.mean().unwrap_or(1.0).max(0.01);
+        }
+    }
+    let WriterWeights { post_norm, .. } = edit::read_weights(&opened.gguf, writer)?;
+    let Some(gain) = post_norm else { return Ok(vec![factor as f32; n_embd]) };
+    factor *= network.written_rms(&opened.gguf, writer, ends.view())?;
+    let mut sizes: Vec<f32> = gain.iter().map(|g| g.abs()).collect();
+    sizes.sort_by(f32::total_cmp);
+    // Gains near zero let nothing through, and dividing by them would put the whole push there.
+    let floor = f64::from(sizes.get(sizes.len() / 2).copied().unwrap_or(1.0) * 0.25).powi(2);
+    let through = |&g: &f32| (factor * f64::from(g) / (f64::from(g).powi(2) + floor)) as f32;
+    Ok(gain.iter().map(through).collect())
+}

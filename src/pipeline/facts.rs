@@ -1,0 +1,114 @@
+//! What reports and stored edits say of files, prompts and edits.
+
+use std::path::{Path, PathBuf};
+
+use crate::edit::experts_spared;
+use crate::error::Error;
+use crate::gguf::{Gguf, sha256_files};
+use crate::interrupt;
+use crate::method::Edits;
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::pipeline::session::stoppable;
+use crate::pipeline::study::{Found, Study};
+use crate::plan::Plan;
+use crate::prompts::{PromptKind, PromptSet, Split};
+use crate::report::{EditFacts, FileFacts, PromptFacts};
+use crate::verify::{self, Base, Verification};
+
+/// The user's prompts, with the bundled ones of the kinds that they lack; the bundled ones where there are none.
+///
+/// # Errors
+/// [`Error::Prompt`].
+pub fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, Error> {
+    let bundled = PromptSet::bundled();
+    if files.is_empty() {
+        return Ok(bundled);
+    }
+    let mut prompts = PromptSet::load(files)?;
+    for kind in prompts.complete_with(&bundled)? {
+        printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
+    }
+    prompts.require(&PromptKind::ALL)?;
+    Ok(prompts)
+}
+
+/// Path, hash and size of what `gguf` was read from; of a split model the first path, and the others as
+/// though they were joined to it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
+    let bar = printer.bar("hashing", gguf.total_len());
+    let paths: Vec<&Path> = gguf.files().map(|file| file.path.as_path()).collect();
+    let sha256 = sha256_files(&paths, &mut stoppable(&bar));
+    interrupt::check()?;
+    let sha256 = sha256.map_err(|source| Error::Io { path: gguf.path.clone(), source })?;
+    Ok(FileFacts { path: gguf.path.display().to_string(), sha256, bytes: gguf.total_len() })
+}
+
+/// How many prompts serve what.
+pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
+    let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
+    PromptFacts {
+        source: prompts.source().into(),
+        sha256: prompts.sha256(),
+        extract: of(Split::Extract),
+        search: of(Split::Search),
+        report: of(Split::Report),
+    }
+}
+
+/// What was done to the weights: `edits` are those of `study`.
+pub fn edit_facts(study: &Study, edits: &Edits, options: &InjectOptions) -> EditFacts {
+    let candidate = study.chosen.candidate;
+    let linear = edits.linear();
+    let pushes = match &study.found {
+        Found::Linear(material) => material.pushes(linear, study.direction().norm()),
+        Found::Detectors(_) => vec![study.chosen.strength],
+    };
+    EditFacts {
+        method: options.method.name().into(),
+        lever: candidate.lever,
+        system_prompt: study.system_prompt.into(),
+        layer: candidate.layer,
+        window: candidate.window,
+        contrast: candidate.contrast,
+        strength: study.chosen.strength,
+        alpha: linear.first().map_or(0.0, |e| e.alpha),
+        writers: edits.tensors().len(),
+        writers_against: pushes.iter().filter(|&&p| p < 0.0).count(),
+        experts_unrouted: experts_spared(linear.iter().map(|e| (e.n_expert, e.right.as_slice()))).0,
+        push: pushes.iter().sum(),
+        gates: study.found.detectors().map_or_else(Vec::new, |detectors| detectors.profiles()),
+    }
+}
+
+/// The last layer that is edited.
+pub fn last_edited(plan: &Plan, edits: &Edits) -> usize {
+    let writers = edits.linear().iter().map(|edit| plan.writers[edit.writer].layer);
+    writers.chain(edits.planted().iter().map(|planted| planted.layer)).max().unwrap_or(0)
+}
+
+/// Reads the written file back; one that differs where it must not is never kept.
+///
+/// # Errors
+/// [`Error::Damaged`] where it does.
+pub fn check_written(
+    base: Base<'_>,
+    written: &Gguf,
+    edits: &Edits,
+    printer: &Printer,
+) -> Result<Verification, Error> {
+    let bar = printer.bar("verifying", 1);
+    let v = verify::verify_against(base, written, edits, &mut |done, total| {
+        bar.set_of(done as u64, total as u64)
+    })?;
+    if !v.untouched_identical {
+        return Err(Error::Damaged { what: v.unexpected.join(", ") });
+    }
+    if !v.metadata_preserved {
+        return Err(Error::Damaged { what: "metadata".into() });
+    }
+    Ok(v)
+}

@@ -1,0 +1,230 @@
+//! One injection, from a checked model to its report.
+
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use crate::error::Error;
+use crate::evaluate::Score;
+use crate::gguf::{self, AtomicModel, Gguf, GgufError};
+use crate::llama::llama_version;
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::pipeline::exam::{After, Before, Exam};
+use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited, prompt_facts};
+use crate::pipeline::in_place;
+use crate::pipeline::provenance::Provenance;
+use crate::pipeline::session::{self, Opened};
+use crate::pipeline::stored::{self, Taken};
+use crate::pipeline::study::Study;
+use crate::pipeline::write::{Change, Write};
+use crate::prompts::PromptSet;
+use crate::report::{FileFacts, Report, cpu_seconds, peak_memory};
+use crate::search::journal::Journal;
+use crate::verify::{Base, ReadBytes, Verification};
+
+/// One injection, after everything that can be checked before it was.
+pub struct Job<'a> {
+    /// The model.
+    pub opened: &'a Opened,
+    /// What the user asked for, with the method that is taken.
+    pub options: &'a InjectOptions,
+    /// What the model is asked.
+    pub prompts: &'a PromptSet,
+    /// The stored edit that is applied, in place of a search.
+    pub taken: Option<&'a Taken>,
+    /// When the model's files were last written to, before they were hashed.
+    pub seen: Option<Vec<SystemTime>>,
+    /// Where people are told.
+    pub printer: &'a Printer,
+}
+
+/// What came of it; the file is written.
+pub struct Done {
+    /// The report.
+    pub report: Report,
+    /// The exact edit as an adapter's file, where it was asked for.
+    pub adapter: Option<Vec<u8>>,
+}
+
+/// What is written.
+pub enum Target {
+    /// A copy, whose files have no names yet.
+    Copy(AtomicModel),
+    /// The model itself.
+    InPlace,
+}
+
+impl Target {
+    /// Takes the output's name, or checks that the model can be changed.
+    ///
+    /// # Errors
+    /// [`Error::Gguf`] or [`Error::Undo`].
+    pub fn of(options: &InjectOptions, gguf: &Gguf) -> Result<Self, Error> {
+        if options.in_place {
+            gguf::in_place::check(&options.source.path)?;
+            return Ok(Self::InPlace);
+        }
+        Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.force)?))
+    }
+
+    /// The name of what is written; of a split model that of its first file.
+    pub fn path<'a>(&'a self, options: &'a InjectOptions) -> &'a Path {
+        match self {
+            Self::Copy(model) => model.path(),
+            Self::InPlace => &options.output,
+        }
+    }
+}
+
+/// What was found in the written file.
+struct Written {
+    output: FileFacts,
+    verification: Verification,
+    after: After,
+    requantized: Option<Score>,
+}
+
+impl Job<'_> {
+    /// Finds the edit or takes the stored one, writes the file, and reports.
+    ///
+    /// # Errors
+    /// [`Error`]; then nothing bears the output's name that did not before.
+    pub fn run(
+        &self,
+        input: FileFacts,
+        target: Target,
+        journal: &mut Journal,
+        start: Instant,
+    ) -> Result<Done, Error> {
+        let Job { opened, options, prompts, taken, printer, .. } = *self;
+        let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+        let study = match taken {
+            None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
+            Some(taken) => {
+                let how = (options.imatrix.as_deref(), options.search.strength);
+                stored::study(taken, opened, how, printer)?
+            }
+        };
+        // What a tensor's type cannot hold is known before the scores.
+        let edits = study.edits(opened, options.requant)?;
+        let exam = Exam { opened, options, prompts, printer };
+        let before = exam.before(&mut engine, &study)?;
+        drop(engine);
+
+        let provenance = self.provenance(&study, &input);
+        let inputs = study.found.inputs();
+        let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
+        let write = Write { source, plan, edits: &edits, inputs, requant };
+        let change = (write, Change::Edit(&provenance, study.along()));
+        let Written { output, verification, after, requantized } = match target {
+            Target::Copy(file) => self.copy(file, change, (&exam, &before), &input)?,
+            Target::InPlace => self.in_place(change, (&exam, &before), &input)?,
+        };
+
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").into(),
+            llama_cpp: llama_version(),
+            input,
+            output,
+            direction: taken.map(|taken| taken.file.clone()),
+            architecture: opened.plan.architecture.clone(),
+            prompts: prompt_facts(prompts),
+            edit: edit_facts(&study, &edits, options),
+            scar: study.scar.clone(),
+            levers: study.search.by_lever(),
+            separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
+            search: study.search.clone(),
+            scores: before.scores(after.examination.score, requantized),
+            verification,
+            answers: before.answers(&after.examination, options.full_answers),
+            fidelity: before.fidelity(&after, study.direction()),
+            projections: Some(before.projections(
+                &after,
+                study.direction(),
+                last_edited(&opened.plan, &edits),
+            )),
+            seconds: start.elapsed().as_secs_f64(),
+            stages: printer.take_stages(),
+            cpu_seconds: cpu_seconds(),
+            peak_memory: peak_memory(),
+        };
+        let adapter = options.save_adapter.as_ref().map(|_| study.adapter_file(opened)).transpose()?;
+        Ok(Done { report, adapter })
+    }
+
+    /// Writes the copy, and gives it its name when it was found good.
+    fn copy(
+        &self,
+        mut file: AtomicModel,
+        (write, change): (Write<'_>, Change<'_>),
+        (exam, before): (&Exam<'_>, &Before),
+        input: &FileFacts,
+    ) -> Result<Written, Error> {
+        write.write(change, &mut file, self.printer)?;
+        let gguf = Gguf::open(file.temporary_path())?;
+        let base = &self.opened.gguf;
+        let verification = check_written(Base::from(base), &gguf, write.edits, self.printer)?;
+        let after = exam.after(&gguf, before)?;
+        let requantized = exam.requantized_control(write, before)?;
+        let mut output = file_facts(&gguf, self.printer)?;
+        output.path = self.options.output.display().to_string();
+        check_unchanged(input, base, self.seen.as_deref(), self.printer)?;
+        file.commit()?;
+        Ok(Written { output, verification, after, requantized })
+    }
+
+    /// Changes the model itself, and leaves it so when it was found good.
+    fn in_place(
+        &self,
+        change: (Write<'_>, Change<'_>),
+        (exam, before): (&Exam<'_>, &Before),
+        input: &FileFacts,
+    ) -> Result<Written, Error> {
+        let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
+            let base = Base { gguf: &self.opened.gguf, bytes: Some(original) };
+            let verification = check_written(base, changed, change.0.edits, self.printer)?;
+            let after = exam.after(changed, before)?;
+            let output = file_facts(changed, self.printer)?;
+            Ok(Written { output, verification, after, requantized: None })
+        };
+        in_place::change(change, &input.sha256, measure, self.printer)
+    }
+
+    fn provenance(&self, study: &Study, input: &FileFacts) -> Provenance {
+        let found_with = self.taken.map(|taken| taken.edit.facts.prompts_sha256.clone());
+        Provenance {
+            version: env!("CARGO_PKG_VERSION").into(),
+            method: self.options.method.name().into(),
+            layer: study.chosen.candidate.layer as u32,
+            strength: study.chosen.strength,
+            prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
+            input_sha256: input.sha256.clone(),
+            lever: study.chosen.candidate.lever.name().into(),
+            system_prompt: study.system_prompt.into(),
+            direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
+        }
+    }
+}
+
+/// When the files of a model were last written to, where the system knows.
+pub fn modified(gguf: &Gguf) -> Option<Vec<SystemTime>> {
+    gguf.files().map(|file| std::fs::metadata(&file.path).and_then(|found| found.modified()).ok()).collect()
+}
+
+/// Refuses a copy of a model that somebody wrote to meanwhile: its keys would name another file.
+fn check_unchanged(
+    input: &FileFacts,
+    gguf: &Gguf,
+    seen: Option<&[SystemTime]>,
+    printer: &Printer,
+) -> Result<(), Error> {
+    if seen.is_some() && modified(gguf).as_deref() == seen {
+        return Ok(());
+    }
+    let found = file_facts(gguf, printer)?.sha256;
+    if found == input.sha256 {
+        return Ok(());
+    }
+    let (path, expected) = (gguf.path.clone(), input.sha256.clone());
+    Err(GgufError::Rewritten { path, expected, found }.into())
+}

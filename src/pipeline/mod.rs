@@ -1,0 +1,29 @@
+//! What an injection does, step by step: a library that the commands and the benchmarks call.
+
+pub mod detectors;
+pub mod dry_run;
+pub mod estimate;
+pub mod exam;
+pub mod facts;
+pub mod in_place;
+pub mod inject;
+pub mod journal;
+pub mod levers;
+pub mod material;
+pub mod provenance;
+pub mod session;
+pub mod stored;
+pub mod study;
+pub mod write;
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::plan::Plan;
+
+/// The plan of a model by the embedded patches, for library users.
+///
+/// # Errors
+/// [`Error`] when the architecture is unknown or a writer is missing.
+pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
+    Ok(Plan::resolve(gguf, &session::patches(None)?)?)
+}

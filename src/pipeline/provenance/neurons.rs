@@ -1,0 +1,145 @@
+//! The records of neurons: where they are, what their rows and columns were to be, and inputs to check them on.
+//!
+//! ```text
+//! rosi.neurons              JSON: of each set of neurons its block, φ, and their places
+//! rosi.neuron.S.N.gate      the row on which φ acts, F32 [n_embd], of neuron N of set S
+//! rosi.neuron.S.N.up        the row of the other factor, where there is one
+//! rosi.neuron.S.N.column    the column of the writer, F32 [n_embd]
+//! rosi.inputs.S             inputs that the network met, F32 [n·n_embd]
+//! ```
+
+use ndarray::{Array2, Axis};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::evaluate::spread;
+use crate::gguf::{Gguf, Value};
+use crate::method::detector::ffn::{Activation, Place};
+use crate::method::detector::{Piece, PlantedFfn, PlantedNeuron};
+
+const NEURONS: &str = "rosi.neurons";
+/// Inputs of a set that stand in the file.
+const INPUTS: usize = 32;
+/// More sets and neurons than any file of ours has.
+const MAX_SETS: usize = 1024;
+const MAX_NEURONS: usize = 64;
+
+/// One set.
+#[derive(Serialize, Deserialize)]
+struct SetRow {
+    layer: usize,
+    activation: Activation,
+    neurons: Vec<NeuronRow>,
+}
+
+/// One neuron.
+#[derive(Serialize, Deserialize)]
+struct NeuronRow {
+    gate: PlaceRow,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    up: Option<PlaceRow>,
+    column: PlaceRow,
+    biases: (f32, f32),
+}
+
+/// A tensor and the index of a row or column.
+type PlaceRow = (String, usize);
+
+fn row(piece: &Piece) -> PlaceRow {
+    (piece.place.tensor.clone(), piece.place.index)
+}
+
+fn name(set: usize, neuron: usize, part: &str) -> String {
+    format!("rosi.neuron.{set}.{neuron}.{part}")
+}
+
+/// The record of all places; `None` without neurons.
+pub fn key(planted: &[PlantedFfn]) -> Option<(String, Value)> {
+    let neuron = |n: &PlantedNeuron| NeuronRow {
+        gate: row(&n.gate),
+        up: n.up.as_ref().map(row),
+        column: row(&n.column),
+        biases: n.biases,
+    };
+    let set = |p: &PlantedFfn| SetRow {
+        layer: p.layer,
+        activation: p.activation,
+        neurons: p.neurons.iter().map(neuron).collect(),
+    };
+    let rows: Vec<SetRow> = planted.iter().map(set).collect();
+    let text = serde_json::to_string(&rows).ok().filter(|_| !rows.is_empty())?;
+    Some((NEURONS.into(), Value::String(text)))
+}
+
+/// The records of rows, columns and inputs.
+pub fn arrays(planted: &[PlantedFfn]) -> Vec<(String, Vec<f32>)> {
+    let mut arrays = Vec::new();
+    for (set, PlantedFfn { neurons, inputs, .. }) in planted.iter().enumerate() {
+        for (i, neuron) in neurons.iter().enumerate() {
+            arrays.push((name(set, i, "gate"), neuron.gate.target.clone()));
+            arrays.extend(neuron.up.iter().map(|up| (name(set, i, "up"), up.target.clone())));
+            arrays.push((name(set, i, "column"), neuron.column.target.clone()));
+        }
+        let all: Vec<usize> = (0..inputs.nrows()).collect();
+        let kept = inputs.select(Axis(0), &spread(&all, INPUTS));
+        arrays.push((format!("rosi.inputs.{set}"), kept.iter().copied().collect()));
+    }
+    arrays
+}
+
+/// The neurons that a file says it has; none where it does not say it in a way that is understood.
+pub fn claimed(edited: &Gguf) -> Result<Vec<PlantedFfn>, Error> {
+    let rows: Vec<SetRow> =
+        edited.str(NEURONS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let mut planted = Vec::new();
+    for (set, row) in rows.into_iter().take(MAX_SETS).enumerate() {
+        planted.extend(neurons(edited, set, row)?);
+    }
+    Ok(planted)
+}
+
+fn neurons(edited: &Gguf, set: usize, row: SetRow) -> Result<Option<PlantedFfn>, Error> {
+    let SetRow { layer, activation, neurons } = row;
+    let mut planted = Vec::new();
+    for (i, neuron) in neurons.into_iter().take(MAX_NEURONS).enumerate() {
+        let gate = piece(edited, neuron.gate, &name(set, i, "gate"), Side::Row)?;
+        let up = neuron.up.map(|up| piece(edited, up, &name(set, i, "up"), Side::Row)).transpose()?;
+        let column = piece(edited, neuron.column, &name(set, i, "column"), Side::Column)?;
+        let (Some(gate), Some(column)) = (gate, column) else { return Ok(None) };
+        let up = match up {
+            Some(None) => return Ok(None),
+            up => up.flatten(),
+        };
+        planted.push(PlantedNeuron { gate, up, column, biases: neuron.biases });
+    }
+    let Some(n_embd) = planted.first().map(|n| n.gate.target.len()) else { return Ok(None) };
+    if planted
+        .iter()
+        .any(|n| n.gate.target.len() != n_embd || n.up.as_ref().is_some_and(|u| u.target.len() != n_embd))
+    {
+        return Ok(None);
+    }
+    let inputs = match edited.array(&format!("rosi.inputs.{set}")) {
+        Some(array) => edited.read_f32_array(array)?,
+        None => Vec::new(),
+    };
+    let inputs = Array2::from_shape_vec((inputs.len() / n_embd.max(1), n_embd), inputs);
+    Ok(inputs.ok().map(|inputs| PlantedFfn { layer, activation, neurons: planted, inputs }))
+}
+
+/// What a piece is of its tensor.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Row,
+    Column,
+}
+
+/// A piece whose place the file has, with as many finite values as that takes.
+fn piece(edited: &Gguf, (tensor, index): PlaceRow, key: &str, side: Side) -> Result<Option<Piece>, Error> {
+    let (Some(info), Some(array)) = (edited.tensor(&tensor), edited.array(key)) else { return Ok(None) };
+    let (n_in, n_out) = (info.ne[0], info.n_rows());
+    let (len, most) = if side == Side::Row { (n_in, n_out) } else { (n_out, n_in) };
+    let target = edited.read_f32_array(array)?;
+    let fits = target.len() as u64 == len && (index as u64) < most && target.iter().all(|v| v.is_finite());
+    Ok(fits.then(|| Piece { place: Place { tensor, index }, target }))
+}

@@ -1,0 +1,205 @@
+//! An edit in a file of its own: stored after a search, and taken up again for any quantization of the model.
+
+use std::path::Path;
+
+use crate::direction::{Directions, SafetyDirection};
+use crate::edit::Method;
+use crate::error::Error;
+use crate::gguf::sha256_hex;
+use crate::llama::llama_version;
+use crate::method::detector::ffn::Network;
+use crate::options::InjectOptions;
+use crate::output::Printer;
+use crate::pipeline::detectors::{Detectors, Site};
+use crate::pipeline::facts::edit_facts;
+use crate::pipeline::levers::Levers;
+use crate::pipeline::material::Material;
+use crate::pipeline::session::{self, Opened};
+use crate::pipeline::study::{Chosen, Found, Study};
+use crate::prompts::PromptSet;
+use crate::report::FileFacts;
+use crate::requant::Requant;
+use crate::search::SearchResult;
+use crate::search::journal::Journal;
+use crate::stored::fingerprint::{Fingerprint, Shape};
+use crate::stored::network::{GateFacts, NetworkFacts, StoredNetwork};
+use crate::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
+
+/// Runs the study, and puts its choice together.
+///
+/// # Errors
+/// [`Error`].
+pub fn search(
+    opened: &Opened,
+    options: &InjectOptions,
+    (prompts, input): (&PromptSet, &FileFacts),
+    journal: &mut Journal,
+    printer: &Printer,
+) -> Result<(StoredEdit, SearchResult), Error> {
+    let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+    let study = Study::new(opened, (&mut engine, journal), prompts, options, printer)?;
+    drop(engine);
+    let edits = study.edits(opened, Requant::Preserve)?;
+    let chosen = study.chosen.candidate;
+    let directions = study.along().distinct(chosen.layer);
+    let (writers, networks) = match &study.found {
+        Found::Linear(material) => (material.stored_writers(&opened.plan, edits.linear()), Vec::new()),
+        Found::Detectors(detectors) => (Vec::new(), detectors.stored(opened)),
+    };
+    let facts = Facts {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        llama_cpp: llama_version(),
+        method: options.method,
+        system_prompt: study.system_prompt.into(),
+        chosen,
+        strength: study.chosen.strength,
+        norms: directions.iter().map(SafetyDirection::norm).collect(),
+        push: edit_facts(&study, &edits, options).push,
+        prompts_sha256: prompts.sha256(),
+        input_sha256: input.sha256.clone(),
+        separation: study.levers.separation(chosen.lever).to_vec(),
+        networks: networks.iter().map(|network| network.facts.clone()).collect(),
+        model: Fingerprint::of(&opened.gguf, &opened.plan)?,
+    };
+    Ok((StoredEdit { facts, directions, writers, networks }, study.search))
+}
+
+/// A stored edit that fits the model at hand, and its file.
+pub struct Taken {
+    /// The edit.
+    pub edit: StoredEdit,
+    /// Path, hash and size.
+    pub file: FileFacts,
+}
+
+/// What is wrong with the file at `path`.
+pub fn at(path: &Path, problem: Problem) -> StoredError {
+    StoredError { path: path.to_path_buf(), problem }
+}
+
+/// Opens the edit of `--direction` and checks that it is for this model.
+///
+/// # Errors
+/// [`Error::Stored`] when the file is damaged, or the edit is for a model of another shape or, without
+/// `--force`, with other weights.
+pub fn take(path: &Path, opened: &Opened, force: bool, printer: &Printer) -> Result<Taken, Error> {
+    let (edit, bytes) = StoredEdit::open(path)?;
+    let model = &edit.facts.model;
+    if let Some(difference) = model.shape.difference(&Shape::of(&opened.plan)) {
+        return Err(at(path, Problem::Shape(difference)).into());
+    }
+    let _bar = printer.bar("comparing the weights", 1);
+    if let Some(difference) = model.difference(&Fingerprint::of(&opened.gguf, &opened.plan)?) {
+        let error = at(path, Problem::Weights(difference));
+        if !force {
+            return Err(error.into());
+        }
+        printer.warn(format!("{error}; --force applies it all the same"));
+    }
+    let facts = &edit.facts;
+    printer.say(format!(
+        "stored {} edit along {}, {} where it was found",
+        facts.method.name(),
+        facts.along(),
+        facts.size()
+    ));
+    let file =
+        FileFacts { path: path.display().to_string(), sha256: sha256_hex(&bytes), bytes: bytes.len() as u64 };
+    Ok(Taken { edit, file })
+}
+
+/// The study that stands in for one of this model: what the file says, at its strength or the user's, with
+/// an importance matrix if there is one.
+///
+/// # Errors
+/// [`Error`] when the weights cannot be read.
+pub fn study(
+    taken: &Taken,
+    opened: &Opened,
+    (imatrix, strength): (Option<&Path>, Option<f64>),
+    printer: &Printer,
+) -> Result<Study, Error> {
+    let facts = &taken.edit.facts;
+    let directions =
+        Directions { by_layer: taken.edit.directions.clone(), separation: facts.separation.clone() };
+    let found = match facts.method {
+        Method::Detector => Found::Detectors(Detectors::from_stored(opened, &taken.edit)?),
+        Method::Contrast | Method::Published => {
+            let mut material = Material::from_stored(opened, &taken.edit, printer)?;
+            if let Some(path) = imatrix {
+                material.mix(path, &opened.plan, printer)?;
+            }
+            Found::Linear(material)
+        }
+    };
+    Ok(Study {
+        found,
+        levers: Levers::stored((facts.chosen.lever, facts.method == Method::Detector), directions),
+        scar: None, // the weights are not looked at
+        search: SearchResult::default(),
+        chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
+        system_prompt: match facts.system_prompt.as_str() {
+            "safety" => "safety",
+            "user" => "user",
+            _ => "none",
+        },
+    })
+}
+
+impl Detectors {
+    /// What is stored of the networks.
+    fn stored(&self, opened: &Opened) -> Vec<StoredNetwork> {
+        let stored = |site: &Site| {
+            let network = &site.network;
+            let gate = |gate: &crate::method::detector::Gate| GateFacts {
+                opens: gate.opens,
+                bias: gate.score.bias,
+                threshold: gate.threshold,
+                width: gate.width,
+            };
+            StoredNetwork {
+                facts: NetworkFacts {
+                    writer: opened.plan.writers[network.ffn.writer].tensor.clone(),
+                    layer: network.ffn.layer,
+                    activation: network.activation,
+                    gate_second: network.gate_second,
+                    before_last: site.before_last,
+                    slots: site.slots.clone(),
+                    gates: site.gates.iter().map(gate).collect(),
+                },
+                scores: site.gates.iter().map(|gate| gate.score.weights.clone()).collect(),
+                constant: site.constant.clone(),
+                per_unit: site.per_unit.clone(),
+                direction: site.direction.clone(),
+                inputs: site.inputs.clone(),
+            }
+        };
+        self.sites.iter().map(stored).collect()
+    }
+
+    /// What a stored edit says, for the model at hand.
+    fn from_stored(opened: &Opened, edit: &StoredEdit) -> Result<Self, Error> {
+        let mut sites = Vec::new();
+        for stored in &edit.networks {
+            let NetworkFacts { writer, activation, gate_second, slots, layer, .. } = &stored.facts;
+            let ffn = opened.plan.ffns.iter().find(|f| opened.plan.writers[f.writer].tensor == *writer);
+            let Some(ffn) = ffn.filter(|ffn| ffn.layer == *layer) else {
+                let (architecture, tried) = (opened.plan.architecture.clone(), edit.networks.len());
+                return Err(Error::NoNetwork { architecture, tried });
+            };
+            sites.push(Site {
+                network: Network::known(&opened.gguf, ffn, *activation, *gate_second)?,
+                before_last: stored.facts.before_last,
+                slots: slots.clone(),
+                constant: stored.constant.clone(),
+                gates: stored.gates(),
+                profiles: Vec::new(),
+                per_unit: stored.per_unit.clone(),
+                direction: stored.direction.clone(),
+                inputs: stored.inputs.clone(),
+            });
+        }
+        Ok(Self { sites })
+    }
+}
