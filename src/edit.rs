@@ -58,6 +58,20 @@ pub enum EditError {
         /// Its type.
         ggml_type: GgmlType,
     },
+    /// The type of a tensor does not hold the row of a neuron.
+    #[error(
+        "{tensor}: {ggml_type} does not hold the row of a neuron: its products with the inputs are the exact ones by {cosine:.3}, expected {least} at least"
+    )]
+    Row {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ggml_type: GgmlType,
+        /// Cosine between the products.
+        cosine: f64,
+        /// What it must be.
+        least: f64,
+    },
     /// No gates were learned for what is asked for.
     #[error("no gates were learned for the layers {window:?} with κ = {contrast}")]
     NoGates {
@@ -80,7 +94,7 @@ impl EditError {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Quant { source, .. } => source.hint(),
-            Self::NoSingleCodes { .. } => {
+            Self::NoSingleCodes { .. } | Self::Row { .. } => {
                 Some("give it a wider type with --promote Q4_K, or take --method contrast".into())
             }
             Self::NotFinite { .. } | Self::ZeroWeights { .. } => {

@@ -95,10 +95,10 @@ fn flags_that_cannot_be_are_refused() {
     let page = page.to_str().unwrap();
     let cases: [&[&str]; 13] = [
         &["inject", model, "--strength", "-0.04"],
-        &["inject", model, "--strength", "2"],
+        &["inject", model, "--strength", "65"],
         &["inject", model, "--layer", "-1"],
         &["inject", model, "--contrast", "-1"],
-        &["inject", model, "--contrast", "0.5", "--method", "gated"],
+        &["inject", model, "--contrast", "0.5", "--method", "published"],
         &["inject", model, "--max-kl", "0"],
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],
@@ -120,7 +120,8 @@ fn dry_run_writes_nothing_and_tells_what_it_would() {
     let output = run(&["inject", dir.path().join("m.gguf").to_str().unwrap(), "--dry-run", "--json"]);
     assert!(output.status.success());
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(facts["writers"], serde_json::json!(["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]));
+    assert_eq!(facts["tensors"], serde_json::json!(["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]));
+    assert_eq!(facts["method"], "contrast", "there is no network with an up projection");
     assert_eq!(facts["edited_bytes"], (16 + 32) * 4);
     assert_eq!(listing(dir.path()), before);
 }

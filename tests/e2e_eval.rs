@@ -229,6 +229,7 @@ fn kl_is_that_of_the_logits_and_grows_with_the_edit() {
         let edit = LowRank {
             tensor: "blk.20.ffn_down.weight".into(),
             n_expert: 1,
+            rank: 1,
             a: vec![0.02; 1536],
             b: (0..576).map(|i| if i % 3 == 0 { size } else { -size / 2.0 }).collect(),
         };

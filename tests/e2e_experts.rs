@@ -114,7 +114,7 @@ impl Tiny {
     }
 
     fn capture(&mut self, want_all: bool) -> (Activations, HashMap<String, Array2<f32>>) {
-        let capture = Capture::new(&self.plan).with_tail(1).with_sample(4);
+        let capture = Capture::new(&self.plan).with_tail(&[1]).with_sample(4);
         let mut activations = capture.allocate(1, 4);
         let keep = Keep {
             n_tokens: TOKENS.len(),

@@ -56,7 +56,8 @@ fn edited(dir: &Path, bytes: &[u8], strength: f64, n_embd: usize) -> (Gguf, Vec<
     let direction = direction::random(0, n_embd, 3).unwrap();
     let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, strength).unwrap();
     write_edited(&gguf, &edits, &out);
-    let verification = verify(&gguf, &Gguf::open(&out).unwrap(), &edits, &mut |_, _| ()).unwrap();
+    let verification =
+        verify(&gguf, &Gguf::open(&out).unwrap(), &edits.clone().into(), &mut |_, _| ()).unwrap();
     (gguf, edits, verification)
 }
 
@@ -104,7 +105,7 @@ fn a_change_outside_the_edit_is_named() {
     let at = Gguf::open(&out).unwrap().tensor("token_embd.weight").unwrap().data.start as usize;
     bytes[at] ^= 1;
     std::fs::write(&out, bytes).unwrap();
-    let v = verify(&base, &Gguf::open(&out).unwrap(), &edits, &mut |_, _| ()).unwrap();
+    let v = verify(&base, &Gguf::open(&out).unwrap(), &edits.into(), &mut |_, _| ()).unwrap();
     assert!(!v.untouched_identical);
     assert_eq!(v.unexpected, ["token_embd.weight"]);
 }

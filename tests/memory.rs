@@ -120,7 +120,7 @@ fn within_the_limit() {
     };
     let mut file = File::create(&out).unwrap();
     Rewrite::copy(&gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
-    let v = verify(&gguf, &Gguf::open(&out).unwrap(), std::slice::from_ref(&edit), &mut |_, _| ()).unwrap();
+    let v = verify(&gguf, &Gguf::open(&out).unwrap(), &vec![edit.clone()].into(), &mut |_, _| ()).unwrap();
     assert!(v.untouched_identical && v.gain.unwrap() > 0.97, "{v:?}");
     assert_eq!(v.identical as u64, TENSORS - 1);
     // As `inject --dry-run` predicts.

@@ -154,7 +154,7 @@ fn a_mixture_of_117_billion_weights_is_written_with_one_tensor_in_memory() {
     file.commit().unwrap();
     eprintln!("written in {:.0} s", started.elapsed().as_secs_f64());
     let started = Instant::now();
-    let verified = verify(&gguf, &Gguf::open(&out).unwrap(), &edits, &mut |_, _| ()).unwrap();
+    let verified = verify(&gguf, &Gguf::open(&out).unwrap(), &edits.into(), &mut |_, _| ()).unwrap();
     let peak = peak_memory().unwrap();
     eprintln!(
         "verified in {:.0} s: gain {:?}; peak {} MiB",

@@ -48,7 +48,7 @@ fn load(gguf: &Gguf, path: &Path) -> Result<LlamaEngine, Failure> {
 impl Subject {
     fn new(engine: &mut LlamaEngine, gguf: Gguf, plan: Plan) -> Result<Self, Failure> {
         let prompts = PromptSet::bundled();
-        let capture = Capture::new(&plan).with_sample(256).with_tail(1);
+        let capture = Capture::new(&plan).with_sample(256).with_tail(&[1]);
         let questions = Questions::of(&prompts, Split::Report, PROMPTS);
         let (examiner, base) = Examiner::new(engine, questions.clone())?;
         let mut odds = [const { Vec::new() }; 3];
@@ -131,7 +131,7 @@ impl Subject {
         let mut file = std::fs::File::create(&path)?;
         Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
         let written = Gguf::open(&path)?;
-        let verification = verify(&self.gguf, &written, edits, &mut |_, _| ())?;
+        let verification = verify(&self.gguf, &written, &edits.to_vec().into(), &mut |_, _| ())?;
         let (snapshot, score) = self.seen(&mut load(&self.gguf, &path)?)?;
         std::fs::remove_dir_all(&folder)?;
         let fidelity = Fidelity::of(&self.base.0, exact, &snapshot, &self.directions.by_layer[layer]);

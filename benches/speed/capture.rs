@@ -34,7 +34,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let tokens = decoded(engine, &chats)?;
 
     let residual = Capture::residual_only(&model.plan);
-    let inputs = Capture::new(&model.plan).with_sample(SAMPLE).with_tail(TAIL);
+    let inputs = Capture::new(&model.plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     let shared = std::cell::RefCell::new(engine);
     let collect = |capture: &Capture, products: bool| -> Result<(), Failure> {
         let seen = shared.borrow_mut().collect(&chats, capture, &mut |_, _| ())?;
@@ -73,7 +73,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         model.name(),
         threads(),
         effort.rounds(),
-        TAIL + 1,
+        2,
     );
     table::print(&format!("Capture: {}", model.name()), &text, &HEADER, &rows);
     Ok(())

@@ -34,7 +34,8 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         program(Command::new("cp").arg(from).arg(to("synced.gguf")))?;
         program(Command::new("sync").arg(to("synced.gguf")))
     };
-    let check = || Ok(verify(&model.gguf, &Gguf::open(&ours)?, &edits, &mut |_, _| ()).map(drop)?);
+    let check =
+        || Ok(verify(&model.gguf, &Gguf::open(&ours)?, &edits.clone().into(), &mut |_, _| ()).map(drop)?);
     let (mut first, mut second, mut third) = (cp, cp_and_sync, check);
     // What is verified has to be there.
     write(&ours, Some(Requant::Preserve))?;

@@ -60,7 +60,7 @@ pub fn describe(v: &Verification) -> String {
     } else {
         format!(
             "\n{neurons}score: least correlation of a neuron's score with the exact one; alike: share of the inputs at which \
-             gates are on one side of half open\n"
+             gates are open as they should be\n"
         )
     };
     format!(

@@ -121,7 +121,8 @@ mod tests {
         assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_a").unwrap().ne, [8, 2, 1, 1]);
         assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_b").unwrap().ne, [2, 4, 1, 1]);
         assert_eq!(file.f32("adapter.lora.alpha"), Some(2.0));
-        let other = LowRank { rank: 1, a: vec![1.0; 8], b: vec![2.0; 4], ..edit.clone() };
+        let tensor = "blk.0.ffn_up.weight".into();
+        let other = LowRank { tensor, rank: 1, a: vec![1.0; 8], b: vec![2.0; 4], ..edit.clone() };
         let mixed = to_gguf("llama", &[edit, other]).unwrap();
         let file = Gguf::parse(std::io::Cursor::new(&mixed), mixed.len() as u64).unwrap();
         assert_eq!(file.f32("adapter.lora.alpha"), None);

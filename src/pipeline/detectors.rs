@@ -30,12 +30,11 @@ const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];
 /// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
 /// the answer through attention, so only before the blocks that read it.
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
-/// Push towards refusal of all late gates together, in units of their directions.
-const PUSH: f64 = 4.5;
-/// The same of early gates, for each unit of the late ones.
+/// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
+/// pull away from it as a share of the push. Early gates pull as far as late ones.
+const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.5, 1.0)];
+/// Push of early gates for each unit of the late ones.
 const EARLY_PUSH: f64 = 1.8;
-/// Pull away from refusal, as a share of the push; the default first. Early gates pull as far as late ones.
-const PULLS: [f64; 2] = [1.33, 0.67];
 
 /// What early gates stay shut on, and late ones.
 const EARLY_RECIPE: Recipe = Recipe {
@@ -57,9 +56,10 @@ const ENDING: usize = 6;
 const INSIDE: usize = 192;
 /// The same of prose.
 const PROSE: usize = 768;
-/// Prompts that the model answers for the inputs at its own words, the tokens of an answer, and those that are kept.
-const ANSWERED: usize = 12;
-const ANSWER: usize = 32;
+/// Prompts of each kind that the model answers for the inputs at its own words, the tokens of an answer, and those that are
+/// kept.
+pub(super) const ANSWERED: usize = 12;
+pub(super) const ANSWER: usize = 32;
 const WORDS: usize = 256;
 /// Prompts of each kind whose other tokens of the template are among those where gates are shut.
 const OTHER_ENDS: usize = 48;
@@ -108,28 +108,69 @@ pub enum Toward<'a> {
     Same(&'a SafetyDirection),
 }
 
-/// What is tried with `lever`: pushes and pulls.
+/// What is tried with `lever`: the layers, and the pulls for [`settings`].
 pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
-    let pulls = options.search.contrast.map_or_else(|| PULLS.to_vec(), |pull| vec![pull]);
-    let layers: Vec<usize> = places(plan, options.search.layer, &LATE).iter().map(|ffn| ffn.layer).collect();
+    let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
+    let layers = Places::of(plan, options.search.layer).late;
     let depth = |layer: usize| layer as f64 / plan.n_layer.max(1) as f64;
     let (first, last) = (layers.first().copied().unwrap_or(0), layers.last().copied().unwrap_or(0));
     Space {
         lever,
         layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
         windows: vec![(depth(first), depth(last + 1))],
-        contrasts: pulls,
-        first_strength: options.search.strength.unwrap_or(PUSH),
+        contrasts: vec![pull],
+        first_strength: options.search.strength.unwrap_or(SETTINGS[0].0),
     }
 }
 
-/// The edits of `space` that are tried, the default first.
-pub fn settings(space: &Space) -> Vec<(Candidate, f64)> {
-    let of = |&contrast: &f64| {
+/// The blocks of early and of late gates, and every network among them.
+struct Places {
+    early: Vec<usize>,
+    late: Vec<usize>,
+    networks: Vec<Ffn>,
+}
+
+impl Places {
+    fn of(plan: &Plan, layer: Option<usize>) -> Self {
+        let [early, late] = [&EARLY, &LATE].map(|depths| places(plan, layer, depths));
+        let mut networks: Vec<Ffn> = early.iter().chain(&late).map(|&ffn| ffn.clone()).collect();
+        networks.sort_by_key(|ffn| ffn.layer);
+        networks.dedup();
+        let layers = |ffns: Vec<&Ffn>| ffns.iter().map(|ffn| ffn.layer).collect();
+        Self { early: layers(early), late: layers(late), networks }
+    }
+}
+
+/// Names of the tensors that may be changed.
+pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
+    let of = |ffn: Ffn| ffn.gate.into_iter().chain([ffn.up, plan.writers[ffn.writer].tensor.clone()]);
+    Places::of(plan, layer).networks.into_iter().flat_map(of).collect()
+}
+
+/// Bytes of the inputs that learning keeps at most.
+pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
+    let more = prompts::training();
+    let [extract, more] = [0, 1].map(|part| {
+        PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
+    });
+    let rows = extract * ENDING + more * 2 + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
+    let n_network = Places::of(plan, layer).networks.len();
+    // Those of a kind lie beside those of all kinds while they are joined.
+    (2 * rows * n_network) as u64 * plan.n_embd * size_of::<f32>() as u64
+}
+
+/// The edits of `space` that are tried, the default first: those of [`SETTINGS`], or the one that the user wants.
+pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
+    let of = |&(push, pull): &(f64, f64)| {
         let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);
-        (Candidate { lever, layer, window, contrast }, space.first_strength)
+        let contrast = options.search.contrast.unwrap_or(pull);
+        (Candidate { lever, layer, window, contrast }, options.search.strength.unwrap_or(push))
     };
-    space.contrasts.iter().map(of).collect()
+    let mut settings: Vec<(Candidate, f64)> = SETTINGS.iter().map(of).collect();
+    if options.search.strength.is_some() {
+        settings.truncate(1);
+    }
+    settings
 }
 
 /// The networks nearest to `depths`, or as far around `layer`.
@@ -207,18 +248,13 @@ impl Detectors {
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         let plan = &opened.plan;
-        let [early, late] = [&EARLY, &LATE].map(|depths| places(plan, options.search.layer, depths));
-        let mut ffns: Vec<Ffn> = early.iter().chain(&late).map(|&ffn| ffn.clone()).collect();
-        ffns.sort_by_key(|ffn| ffn.layer);
-        ffns.dedup();
-        let networks = identify(opened, engine, &ffns, printer)?;
+        let Places { early, late, networks } = Places::of(plan, options.search.layer);
+        let networks = identify(opened, engine, &networks, printer)?;
         let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
         let sites: Vec<(String, usize)> =
             networks.iter().map(|n| (n.ffn.up.clone(), plan.n_embd as usize)).collect();
         let capture = Capture::of_inputs(plan, &sites);
-        let early: Vec<usize> = early.iter().map(|ffn| ffn.layer).collect();
-        let late: Vec<usize> = late.iter().map(|ffn| ffn.layer).collect();
         let collector = Collector { capture: capture.clone(), n_end, early, printer };
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
@@ -297,7 +333,8 @@ impl Detectors {
         };
         let before = means(engine)?;
         let directions = shown.refusal.as_ref().unwrap_or(&shown.plain);
-        let banks = self.banks(Toward::Refusal(Along::Layers(&directions.by_layer)), PUSH, PUSH * PULLS[0]);
+        let (push, pull) = SETTINGS[0];
+        let banks = self.banks(Toward::Refusal(Along::Layers(&directions.by_layer)), push, push * pull);
         engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
         let after = means(engine);
         engine.apply(&[])?;

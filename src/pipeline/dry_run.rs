@@ -1,32 +1,38 @@
 //! `inject --dry-run`: what would be written, and the memory that takes.
 
+use crate::edit::Method;
 use crate::gguf::in_place::journal_path;
 use crate::llama::ContextMemory;
 use crate::options::InjectOptions;
 use crate::output::Printer;
+use crate::pipeline::detectors;
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::facts::prompt_facts;
 use crate::pipeline::material;
 use crate::pipeline::session::Opened;
+use crate::plan::Plan;
 use crate::prompts::PromptSet;
 use crate::requant::Requant;
 
 /// Tells it.
 pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {
     let plan = &opened.plan;
-    let edited: u64 =
-        plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor)).map(|t| t.n_bytes()).sum();
+    let names = edited(plan, options);
+    let edited: u64 = names.iter().filter_map(|name| opened.gguf.tensor(name)).map(|t| t.n_bytes()).sum();
     let estimate = Estimate::of(opened, options, prompts);
     let context = ContextMemory::of(&opened.gguf);
-    let inputs =
-        if options.direction.is_some() { 0 } else { material::inputs_memory(plan, options, prompts) };
+    let inputs = match options.method {
+        _ if options.direction.is_some() => 0,
+        Method::Detector => detectors::inputs_memory(plan, options.search.layer, prompts),
+        Method::Contrast | Method::Published => material::inputs_memory(plan, options, prompts),
+    };
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),
         "output": options.output.display().to_string(),
         "in_place": options.in_place,
         "architecture": plan.architecture,
         "method": options.method.name(),
-        "writers": plan.writers.iter().map(|w| &w.tensor).collect::<Vec<_>>(),
+        "tensors": names,
         "edited_bytes": edited,
         "written_bytes": opened.gguf.total_len(),
         "files": opened.gguf.n_files(),
@@ -42,7 +48,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
     }
     printer.say(format!(
         "would edit {} matrices ({} MB) of {} and {} in at most {} MB of memory; nothing was run or written",
-        plan.writers.len(),
+        names.len(),
         edited / 1_000_000,
         opened.gguf.path.display(),
         if options.in_place {
@@ -82,7 +88,18 @@ fn duration(seconds: f64) -> String {
 /// on top: llama.cpp maps its file (`mapped_bytes`) and allocates its context (`context_memory`).
 fn write_memory(opened: &Opened, options: &InjectOptions) -> u64 {
     let control = (options.controls && !options.in_place).then_some(Requant::Nearest);
-    let writers = || opened.plan.writers.iter().filter_map(|w| opened.gguf.tensor(&w.tensor));
-    let of = |how: Requant| writers().map(move |t| how.memory(t)).max();
+    let control = control.filter(|_| options.method != Method::Detector);
+    let names = edited(&opened.plan, options);
+    let of = |how: Requant| {
+        names.iter().filter_map(|name| opened.gguf.tensor(name)).map(move |t| how.memory(t)).max()
+    };
     [Some(options.requant), control].into_iter().flatten().filter_map(of).max().unwrap_or(0)
+}
+
+/// The tensors that are edited.
+fn edited(plan: &Plan, options: &InjectOptions) -> Vec<String> {
+    match options.method {
+        Method::Detector => detectors::tensors(plan, options.search.layer),
+        Method::Contrast | Method::Published => plan.writers.iter().map(|w| w.tensor.clone()).collect(),
+    }
 }

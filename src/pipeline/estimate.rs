@@ -10,15 +10,17 @@
 
 use serde::Serialize;
 
+use crate::edit::Method;
 use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::options::InjectOptions;
+use crate::pipeline::detectors::{self, ANSWER, ANSWERED};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::material;
 use crate::pipeline::session::Opened;
 use crate::pipeline::study::SEARCH_PROMPTS;
 use crate::plan::Plan;
-use crate::prompts::{PromptKind, PromptSet, Split, prose};
+use crate::prompts::{PromptKind, PromptSet, Split, prose, training};
 use crate::search::{self, Lever};
 
 /// Characters a token, of English prose and the vocabularies of today.
@@ -54,7 +56,7 @@ impl Estimate {
             Some(_) => [0.0, 0.0, report(options, prompts)],
             None => {
                 let learning = learning(&opened.plan, options, prompts);
-                [learning, search(options, prompts), report(options, prompts)]
+                [learning, search(&opened.plan, options, prompts), report(options, prompts)]
             }
         };
         let active_weights = active_weights(&opened.gguf, &opened.plan);
@@ -90,19 +92,33 @@ fn answered(questions: &Questions, n_predict: usize) -> f64 {
 fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let of_kind = |kind| prompts.select(kind, Split::Extract).into_iter().map(|p| &p.text);
     let once: f64 = PromptKind::ALL.into_iter().map(|kind| tokens(of_kind(kind))).sum();
-    match options.method.is_gated() {
-        true => {
+    match options.method {
+        Method::Detector => {
+            let more: f64 = tokens(training().prompts().iter().map(|prompt| &prompt.text));
+            let n_answered = PromptKind::ALL.len() * ANSWERED;
+            let answers = (n_answered as f64) * (2.0 * ANSWER as f64 + ENDING);
+            // Prose is read as it is, and as an answer.
+            once + more + 2.0 * tokens(&prose()) + answers
+        }
+        Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();
             let again = material::effect_share(plan, n_prompt) * once;
             once + again + tokens(&prose()) + BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search))
         }
-        false => once,
+        Method::Published => once,
     }
 }
 
-fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
+fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
+    let whole = |n: f64| n * answered(&questions, N_PREDICT_SHORT);
+    if options.method == Method::Detector {
+        let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options).len();
+        return answered(&questions, N_PREDICT)
+            + asked(&few)
+            + whole(settings.min(options.search.trials) as f64);
+    }
     let space = material::space_of(options, Lever::Refusal);
     let probes = search::n_probes(&space, options.search.layer);
     let strength = match options.search.strength {
@@ -113,7 +129,7 @@ fn search(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     // Those at full strength are given it by all harmless prompts.
     let passes = if strength > 0.0 { BUDGET_PASSES * (trials / 2.0).ceil() } else { 0.0 };
     let full = passes * tokens(&questions.harmless);
-    let answers = answered(&questions, N_PREDICT) + trials * answered(&questions, N_PREDICT_SHORT);
+    let answers = answered(&questions, N_PREDICT) + whole(trials);
     probes as f64 * (asked(&few) + strength) + full + answers
 }
 

@@ -12,7 +12,7 @@ use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
 use crate::pipeline::levers::{self, Levers, Offer};
-use crate::pipeline::material::{self, Material};
+use crate::pipeline::material::{self, Material, Shown};
 use crate::pipeline::session::Opened;
 use crate::plan::{Plan, ResidualWriter};
 use crate::prompts::{PromptSet, Split};
@@ -53,6 +53,38 @@ pub enum Found {
 }
 
 impl Found {
+    /// Collects what the prompts to extract from show, with prompts as users send them, and the directions that these show.
+    /// With a `scar`, linear gates are learned for it.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn learn(
+        opened: &Opened,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        prompts: &PromptSet,
+        (options, scar): (&InjectOptions, bool),
+        printer: &Printer,
+    ) -> Result<(Self, Shown), Error> {
+        if options.method == Method::Detector {
+            let (detectors, shown) = Detectors::learn(opened, (engine, examiner), prompts, options, printer)?;
+            return Ok((Self::Detectors(detectors), shown));
+        }
+        let both = (engine, examiner);
+        let (mut material, shown) = Material::collect(opened, both, prompts, (options, scar), printer)?;
+        if let Some(path) = &options.imatrix {
+            material.mix(path, &opened.plan, printer)?;
+        }
+        Ok((Self::Linear(material), shown))
+    }
+
+    /// What is tried with `lever`.
+    pub fn space(&self, opened: &Opened, options: &InjectOptions, lever: Lever) -> Space {
+        match self {
+            Self::Linear(_) => material::space_of(options, lever),
+            Self::Detectors(_) => detectors::space(options, &opened.plan, lever),
+        }
+    }
+
     /// What is known of each writer's inputs, in the plan's order; nothing where none is edited.
     pub fn inputs(&self) -> &[InputModel] {
         match self {
@@ -70,7 +102,10 @@ impl Found {
     }
 
     /// The edit of `candidate` at `strength`, for llama.cpp to apply exactly.
-    fn adapters(
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub fn adapters(
         &self,
         opened: &Opened,
         (candidate, strength): (&Candidate, f64),
@@ -139,22 +174,8 @@ impl Study {
             printer.detail("  short answers tell as much: trials ask for these");
         }
         check_layer(options, opened.plan.n_layer)?;
-        let (found, shown) = match options.method {
-            Method::Detector => {
-                let both = (&mut *engine, &examiner);
-                let (detectors, shown) = Detectors::learn(opened, both, prompts, options, printer)?;
-                (Found::Detectors(detectors), shown)
-            }
-            Method::Contrast | Method::Published => {
-                let how = (options, offer.scar.is_some());
-                let both = (&mut *engine, &examiner);
-                let (mut material, shown) = Material::collect(opened, both, prompts, how, printer)?;
-                if let Some(path) = &options.imatrix {
-                    material.mix(path, &opened.plan, printer)?;
-                }
-                (Found::Linear(material), shown)
-            }
-        };
+        let how = (options, offer.scar.is_some());
+        let (found, shown) = Found::learn(opened, (&mut *engine, &examiner), prompts, how, printer)?;
         let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
         let maker = Maker { opened, found: &found, options };
         if let Some(scar) = &offer.scar {
@@ -249,12 +270,8 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// What is tried with `lever`.
     fn space(&self, lever: Lever) -> Space {
-        match self.found {
-            Found::Linear(_) => material::space_of(self.options, lever),
-            Found::Detectors(_) => detectors::space(self.options, &self.opened.plan, lever),
-        }
+        self.found.space(self.opened, self.options, lever)
     }
 
     /// Of the `ways` in which a scar can be pushed, the one along which the model refuses the most harmful
@@ -326,7 +343,10 @@ impl Maker<'_> {
             Search { engine, examiner, few, base, make_edits: &make, options, spaces: &spaces, journal };
         let settings = match self.found {
             Found::Linear(_) => None,
-            Found::Detectors(_) => Some(spaces.iter().flat_map(detectors::settings).collect::<Vec<_>>()),
+            Found::Detectors(_) => {
+                let of = |space| detectors::settings(space, self.options);
+                Some(spaces.iter().flat_map(of).collect::<Vec<_>>())
+            }
         };
         run_search(search, (self.opened.plan.n_layer, settings.as_deref()), printer)
     }

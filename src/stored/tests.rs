@@ -233,8 +233,14 @@ fn hostile_names_and_shapes_are_refused() {
         (|e| e.writers[0].inputs.principal = vec![vec![1.0; N_EMBD]; 65], "expected [1 to 64, 256]"),
         (|e| e.facts.model.sketches[1].values.truncate(9), "expected [512], found [9]"),
         (|e| e.facts.model.shape.n_embd = 255, "direction: expected [255], found [256]"),
-        (|e| e.facts.norms.clear(), "number of norms: expected 1, or along a scar 2, found 0"),
-        (|e| e.facts.norms.push(1.0), "number of norms: expected 1, or along a scar 2, found 2"),
+        (
+            |e| e.facts.norms.clear(),
+            "number of norms: expected 1, or along a scar and with detectors 2, found 0",
+        ),
+        (
+            |e| e.facts.norms.push(1.0),
+            "number of norms: expected 1, or along a scar and with detectors 2, found 2",
+        ),
         (
             |e| {
                 scar(e);

@@ -10,11 +10,14 @@ use crate::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::linalg;
 use crate::llama::LowRank;
 use crate::plan::ResidualWriter;
+use crate::quant;
 use crate::quant::neuron::{self, ColumnBlocks};
 use crate::requant::Requant;
 
 /// Sizes of the column that are tried, as powers of [`SIZE_STEP`] around the size of what it replaces.
 const SIZES: std::ops::RangeInclusive<i32> = -16..=16;
+/// Least cosine between the products of a rounded row with the inputs and the exact ones.
+const LEAST_ROW: f64 = 0.98;
 const SIZE_STEP: f64 = 1.189_207_115_002_721; // ⁴√2
 
 /// A row or a column of one tensor, and the values that it is to have.
@@ -61,7 +64,8 @@ pub struct Arrival {
     pub neurons: usize,
     /// Least correlation of a neuron's score `gᵀx` in the file with the exact one.
     pub score: f64,
-    /// Share of the inputs at which the gates are on the same side of half open.
+    /// Share of the inputs at which what the neurons write differs from the exact by less than a tenth of the widest push: their
+    /// gates are open alike.
     pub alike: f64,
     /// Σ e ê / Σ e², e and ê what the neurons write along their column, exact and in the file: 1 = all of it.
     pub gain: f64,
@@ -82,7 +86,8 @@ impl PlantedFfn {
     /// best, and the rows make up for it. `inputs` as in [`Self::inputs`].
     ///
     /// # Errors
-    /// [`EditError`]; [`EditError::NoSingleCodes`] where the writer's type has no codes of single values.
+    /// [`EditError`]; [`EditError::NoSingleCodes`] where the writer's type has no codes of single values, and
+    /// [`EditError::Row`] where another type does not hold a row.
     pub fn fit(
         bank: &Bank,
         (gguf, writer): (&Gguf, &ResidualWriter),
@@ -101,12 +106,35 @@ impl PlantedFfn {
                 biases: bank.network.biases(slot),
             }
         };
-        Ok(Self {
+        let planted = Self {
             layer: bank.network.ffn.layer,
             activation: bank.network.activation,
             neurons: bank.neurons(column.size).into_iter().zip(&bank.slots).map(planted).collect(),
             inputs,
-        })
+        };
+        planted.check_rows(gguf, requant)?;
+        Ok(planted)
+    }
+
+    /// Refuses rows that the types of their tensors do not hold.
+    fn check_rows(&self, gguf: &Gguf, requant: Requant) -> Result<(), EditError> {
+        let rows = self.neurons.iter().flat_map(|n| std::iter::once(&n.gate).chain(&n.up));
+        for Piece { place, target } in rows.filter(|_| self.inputs.nrows() > 0) {
+            let tensor = gguf.tensor(&place.tensor);
+            let tensor = tensor.ok_or_else(|| EditError::Missing { tensor: place.tensor.clone() })?;
+            let ggml_type = requant.type_for(tensor.ggml_type);
+            let failed = |source| EditError::Quant { tensor: place.tensor.clone(), source };
+            let bytes = neuron::row(ggml_type, target, self.inputs.view()).map_err(failed)?;
+            let mut values = vec![0.0; target.len()];
+            quant::dequantize(ggml_type, target.len(), &bytes, &mut values).map_err(failed)?;
+            let products = |row: &[f32]| self.inputs.dot(&ndarray::ArrayView1::from(row)).to_vec();
+            let cosine = linalg::cosine(&products(target), &products(&values));
+            if cosine < LEAST_ROW {
+                let tensor = place.tensor.clone();
+                return Err(EditError::Row { tensor, ggml_type, cosine, least: LEAST_ROW });
+            }
+        }
+        Ok(())
     }
 
     /// As [`Self::fit`], for a file that holds them exactly.
@@ -229,10 +257,8 @@ impl PlantedFfn {
         let pairs = || exact.along.iter().zip(&written.along);
         let (dot, own): (f64, f64) = (pairs().map(|(a, b)| a * b).sum(), pairs().map(|(a, _)| a * a).sum());
         let other: f64 = pairs().map(|(_, b)| b * b).sum();
-        // Half of the widest push, in either direction.
-        let half = 0.5 * exact.along.iter().fold(0.0f64, |most, e| most.max(e.abs()));
-        let side = |e: f64| (e > half, e < -half);
-        let alike = pairs().filter(|(a, b)| side(**a) == side(**b)).count();
+        let most = 0.1 * exact.along.iter().fold(0.0f64, |most, e| most.max(e.abs()));
+        let alike = pairs().filter(|(a, b)| (*a - *b).abs() < most).count();
         let scores = self.neurons.iter().zip(&found).map(|(exact, found)| {
             neuron::score_correlation(self.inputs.view(), &exact.gate.target, &found.gate.target)
         });

@@ -85,8 +85,11 @@ fn bank(tiny: &Tiny, x: &Array2<f32>) -> Bank {
     let gate = |opens, seed, sign: f32| {
         let weights: Vec<f32> = noise(N_EMBD, seed).iter().map(|v| v * sign).collect();
         let scores = Score { weights: weights.clone(), bias: 0.0 }.of(x.view());
-        let middle = scores.iter().sum::<f64>() / scores.len() as f64;
-        Gate { opens, score: Score { weights, bias: -middle as f32 }, threshold: 0.5, width: 1.0 }
+        let n = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let deviation = (scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let weights: Vec<f32> = weights.iter().map(|w| (f64::from(*w) / deviation) as f32).collect();
+        Gate { opens, score: Score { weights, bias: (-mean / deviation) as f32 }, threshold: 0.3, width: 0.5 }
     };
     let gates = vec![(gate(Opens::Harmful, 50, 1.0), 5.0), (gate(Opens::Alarming, 51, -1.0), -3.0)];
     Bank { network, slots, constant, column: noise(N_EMBD, 9), gates }
@@ -123,11 +126,8 @@ fn neurons_do_what_their_gates_say() {
     for (found, expected) in bank.effect(x.view()).iter().zip(&expected) {
         assert!((found - expected).abs() < 1e-3, "{found} {expected}");
     }
-    assert!(
-        expected.iter().any(|e| *e > 4.9)
-            && expected.iter().any(|e| *e < -2.9)
-            && expected.iter().any(|e| e.abs() < 0.01)
-    );
+    let some = |is: fn(f64) -> bool| expected.iter().any(|&e| is(e));
+    assert!(some(|e| e > 4.0) && some(|e| e < -2.0) && some(|e| e.abs() < 0.05), "{expected:?}");
 }
 
 #[test]
@@ -142,8 +142,13 @@ fn neurons_survive_every_type_and_change_nothing_else() {
         let x = inputs(400);
         let bank = bank(&tiny, &x);
         let writer = &plan.writers[bank.network.ffn.writer];
-        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
-        let edits = Edits::Neurons(vec![planted]);
+        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x);
+        if ggml_type == GgmlType::NVFP4 {
+            // Its scales reach no lower than 2⁻⁹, and such models have scales of their own besides.
+            assert!(planted.unwrap_err().to_string().contains("NVFP4 does not hold the row of a neuron"));
+            continue;
+        }
+        let edits = Edits::Neurons(vec![planted.unwrap()]);
         let written = tiny.written(&edits);
         let found = verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap();
         assert!(found.untouched_identical && found.unexpected.is_empty(), "{ggml_type}: {found:?}");
