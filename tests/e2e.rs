@@ -158,7 +158,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shared = ["--prompts", text(&few), "--force", "--json"];
     // Learned once, written in three ways.
     let args = ["direction", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
-    let output = rosi(&[&args[..], &["--trials", "1"], &shared].concat());
+    let output = rosi(&[&args[..], &["--trials", "1", "--method", "contrast"], &shared].concat());
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);

@@ -86,7 +86,7 @@ impl Runs {
     }
 
     fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
-        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14"];
+        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--method", "contrast"];
         [&args[..], &["--prompts", text(&self.few), "--json", "--force"], extra].concat()
     }
 

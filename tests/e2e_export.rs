@@ -68,7 +68,18 @@ impl Exported {
         let (model, edit, lora, vector) =
             (at("f16.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
         converted(quantized, &model, GgmlType::F16);
-        let search = ["--layer", "14", "--trials", "1", "--strength", "0.02", "--lever", "plain"];
+        let search = [
+            "--layer",
+            "14",
+            "--trials",
+            "1",
+            "--strength",
+            "0.02",
+            "--lever",
+            "plain",
+            "--method",
+            "contrast",
+        ];
         let args = ["direction", text(quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
         json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
         let export = ["export", text(&edit), "--model", text(&model), "--json"];

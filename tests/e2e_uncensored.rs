@@ -153,7 +153,13 @@ fn prompt_file(dir: &Path, per_split: [usize; 3]) -> PathBuf {
 fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let out = model.with_file_name("out.gguf");
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.arg("inject").arg(model).arg("-o").arg(&out).arg("--prompts").arg(prompts);
+    command
+        .args(["inject", "--method", "contrast"])
+        .arg(model)
+        .arg("-o")
+        .arg(&out)
+        .arg("--prompts")
+        .arg(prompts);
     let output = command.args(["--json", "--no-controls", "-v"]).args(extra).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     eprintln!("{told}");

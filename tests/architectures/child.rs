@@ -16,6 +16,7 @@ use super::compare::{differences, left, listed};
 use super::edits::{self, Agreement};
 use super::generate::generate;
 use super::graph::Graph;
+use super::neurons::{self, Neurons};
 use super::seeds::{Seeds, architecture};
 use super::walk;
 
@@ -53,6 +54,8 @@ pub struct Outcome {
     pub agreement: Option<Agreement>,
     /// The same where every weight that may have a scale has one.
     pub agreement_scaled: Option<Agreement>,
+    /// What was found of the feed-forward networks.
+    pub neurons: Option<Neurons>,
     pub bytes: u64,
     pub seconds: f64,
 }
@@ -121,6 +124,8 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     outcome.differences.extend(edits::uncaptured(&plan, &model)?);
     stage(outcome, dir, "edit");
     outcome.agreement = Some(edits::agree(&path, &plan, &model)?);
+    stage(outcome, dir, "neurons");
+    outcome.neurons = Some(neurons::agree(&path, &plan, &model)?);
     stage(outcome, dir, "scales");
     with_scales(outcome, &seeds, &dir.join("scales.gguf"))?;
     stage(outcome, dir, "done");

@@ -146,7 +146,7 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
 }
 
 /// max |a − b| / max |b| over what is not masked; [`f64::MAX`] when anything is not finite, since JSON has no infinity.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
+pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     const MASKED: f32 = -1e30;
     let seen = || a.iter().zip(b).filter(|(_, b)| **b > MASKED || !b.is_finite());
     let largest = |m: f32, v: f32| if m.is_nan() || v.is_nan() { f32::NAN } else { m.max(v.abs()) };

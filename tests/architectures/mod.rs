@@ -6,6 +6,7 @@ pub mod edits;
 pub mod ffi;
 pub mod generate;
 pub mod graph;
+pub mod neurons;
 pub mod seeds;
 pub mod table;
 pub mod walk;

@@ -5,11 +5,16 @@ use std::fmt::Write;
 
 use super::child::Outcome;
 use super::edits::{Agreement, MOST_DIFFER};
+use super::neurons::Neurons;
 
 /// Least that an edit must move them, else nothing was compared.
 const LEAST_MOVED: f64 = 5e-4;
 /// Largest part of what an edit moves by which the two may differ.
 const MOST_PART: f64 = 0.05;
+
+/// Largest part of the largest hidden value by which a planted neuron may differ from what was computed: llama.cpp takes GELU
+/// from a table of F16 numbers.
+const MOST_OFF: f64 = 0.01;
 
 /// What the proof says of one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +53,7 @@ pub fn verdict(outcome: &Outcome) -> Verdict {
     wrong.extend(outcome.agreement.iter().flat_map(disagreements));
     let scaled = outcome.agreement_scaled.iter().flat_map(disagreements);
     wrong.extend(scaled.map(|line| format!("with scales: {line}")));
+    wrong.extend(outcome.neurons.iter().flat_map(misplanted));
     if outcome.family.is_none() && wrong.is_empty() {
         wrong.push("no patch file".into());
     }
@@ -76,6 +82,38 @@ fn disagreements(a: &Agreement) -> Vec<String> {
     wrong
 }
 
+fn misplanted(n: &Neurons) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if n.activations.is_empty() {
+        return wrong;
+    }
+    if n.moved < LEAST_MOVED {
+        wrong.push(format!("planted neurons move the logits by {:.1e} only", n.moved));
+    }
+    if n.differ > MOST_DIFFER.max(MOST_PART * n.moved) {
+        wrong.push(format!("planted neurons as adapter and in the file differ by {:.1e}", n.differ));
+    }
+    if n.off > MOST_OFF {
+        wrong.push(format!("planted neurons are {:.1e} off what was computed", n.off));
+    }
+    wrong
+}
+
+/// What is told of the networks: how many are understood, and φ.
+fn understood(n: &Neurons) -> String {
+    let names: BTreeSet<&str> = n.activations.iter().map(String::as_str).collect();
+    match n.networks {
+        0 => "none".into(),
+        networks => format!(
+            "{} of {networks} {}",
+            n.activations.len(),
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        )
+        .trim_end()
+        .to_owned(),
+    }
+}
+
 /// For the terminal: everything.
 pub fn printed(outcomes: &[Outcome]) -> String {
     let mut out = String::new();
@@ -97,6 +135,16 @@ pub fn printed(outcomes: &[Outcome]) -> String {
                 "    {with}edit of {tried} of {writers} writers: moved {moved:.1e}, file and adapter differ by {differ:.1e}"
             );
             let _ = writeln!(out, "; without LoRA {:?} {:?}", a.moved_without, a.lora_without);
+        }
+        if let Some(n) = &outcome.neurons {
+            let _ = writeln!(
+                out,
+                "    neurons in {}: moved {:.1e}, file and adapter differ by {:.1e}, {:.1e} off",
+                understood(n),
+                n.moved,
+                n.differ,
+                n.off
+            );
         }
         outcome.writers.iter().for_each(|line| out += &format!("    {line}\n"));
         outcome.warnings.iter().for_each(|line| out += &format!("    warning: {line}\n"));
@@ -122,21 +170,26 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          file, with the same norms, scales and factors behind them; the residual and the dense writers' inputs are\n\
          captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file as in\n\
          an adapter, for every writer that takes a LoRA, and a LoRA of the others gives none. All of it with and without\n\
-         `.scale` tensors, where the architecture has them ({} models). NextN blocks are not edited here.\n\n\
+         `.scale` tensors, where the architecture has them ({} models). NextN blocks are not edited here. The last column\n\
+         tells of the networks that every token passes, what each computes, as found by looking: there a planted gate\n\
+         gives the same logits in file and adapter, and its hidden values are those that were computed, within a\n\
+         hundredth. Blocks with experts alone, and networks with a norm or a scale of their own inside, have none.\n\n\
          {} architectures proven, {} by reading only, {} refused.\n\n",
         outcomes.iter().filter(|o| o.agreement_scaled.is_some()).count(),
         count(|v| *v == Verdict::Proven),
         count(|v| matches!(v, Verdict::ReadOnly(_))),
         count(|v| matches!(v, Verdict::Refused(_))),
     );
-    text += "| model | patch file | writers in the graph, per block | edited as LoRA |\n|---|---|---|---|\n";
+    text += "| model | patch file | writers in the graph, per block | edited as LoRA | networks for detectors |\n|---|---|---|---|---|\n";
     for (outcome, _) in verdicts.iter().filter(|(_, v)| *v == Verdict::Proven) {
         let writers = outcome.writers.iter().filter(|line| !line.contains(", rows in "));
         let mut writers: Vec<String> = writers.map(|line| shortened(line)).collect();
         writers.extend(outcome.left.iter().map(|name| format!("left alone: {}", shortened(name))));
         let family = outcome.family.as_deref().unwrap_or_default();
         let tried = outcome.agreement.map(|a| format!("{} of {}", a.tried, a.writers)).unwrap_or_default();
-        let _ = writeln!(text, "| {} | {family} | {} | {tried} |", outcome.run, writers.join("; "));
+        let neurons = outcome.neurons.as_ref().map(understood).unwrap_or_default();
+        let _ =
+            writeln!(text, "| {} | {family} | {} | {tried} | {neurons} |", outcome.run, writers.join("; "));
     }
     for (title, is) in [
         ("By reading only", (|v| matches!(v, Verdict::ReadOnly(_))) as fn(&Verdict) -> bool),

@@ -93,5 +93,5 @@ pub fn models(folder: &Path) -> [PathBuf; 3] {
 pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
     let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
     let search = ["--prompts", few, "--trials", "1", "--system-prompt", "off", "--force", "-t", "2"];
-    [&["direction", model, "-o", out][..], &search].concat()
+    [&["direction", model, "-o", out, "--method", "contrast"][..], &search].concat()
 }

@@ -1,0 +1,162 @@
+//! Planted neurons: what a feed-forward network computes, found by looking, and the same neurons as an adapter, in the file,
+//! and as they were computed.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use ndarray::{Array2, ArrayView1, Axis};
+use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
+use rosi_gguf::llama::LowRank;
+use rosi_gguf::llama::adapter::to_gguf;
+use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
+use rosi_gguf::llama::ffi::{Adapter, Model};
+use rosi_gguf::llama::offload::Offload;
+use rosi_gguf::method::detector::ffn::Network;
+use rosi_gguf::method::detector::logistic::Score;
+use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
+use rosi_gguf::plan::Plan;
+use rosi_gguf::requant::Requant;
+use serde::{Deserialize, Serialize};
+
+use super::edits::{TOKENS, context, distance, logits};
+use super::generate::Random;
+
+/// What was found of the networks of one model.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Neurons {
+    /// Networks that every token passes, by the file.
+    pub networks: usize,
+    /// φ of those of which it was found.
+    pub activations: Vec<String>,
+    /// How far the planted neurons move the logits, relative to the largest.
+    pub moved: f64,
+    /// How far file and adapter differ, likewise.
+    pub differ: f64,
+    /// How far hidden values of planted neurons in the running graph are from computed ones, relative to the largest.
+    pub off: f64,
+}
+
+/// Inputs and hidden values of every network at every token, f32 `[n_token][n_embd]` and `[n_token][n_ff]`.
+fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<[Array2<f32>; 2]>, String> {
+    let sites: Vec<(String, usize)> = plan
+        .ffns
+        .iter()
+        .flat_map(|ffn| {
+            [(ffn.up.clone(), plan.n_embd as usize), (plan.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
+        })
+        .collect();
+    let last = TOKENS.len() - 1;
+    let tail: Vec<usize> = (1..=last).collect();
+    let capture = Capture::of_inputs(plan, &sites).without_residual().with_tail(&tail);
+    let mut activations = capture.allocate(1, 0);
+    let keep = Keep {
+        n_tokens: TOKENS.len(),
+        last: vec![last],
+        tail: tail.iter().map(|before| (last - before, before - 1)).collect(),
+        ..Keep::default()
+    };
+    let mut hook = CaptureHook::new(&capture, &mut activations, keep);
+    logits(&mut context(model)?, Some(&mut hook))?;
+    hook.finish().map_err(|error| error.to_string())?;
+    let joined = |inputs: &rosi_gguf::activations::WriterInputs| {
+        // In the last block llama.cpp computes only tokens with logits; all have them here.
+        ndarray::concatenate(Axis(0), &[inputs.last.view(), inputs.tail.view()])
+            .map_err(|error| error.to_string())
+    };
+    activations.inputs.chunks(2).map(|pair| Ok([joined(&pair[0])?, joined(&pair[1])?])).collect()
+}
+
+/// A gate of random weights that is half open at these inputs.
+fn bank(gguf: &Gguf, plan: &Plan, network: Network, x: &Array2<f32>) -> Result<Bank, String> {
+    let n_embd = plan.n_embd as usize;
+    let mut random = Random(network.ffn.layer as u64 + 7);
+    let mut noise = |n: usize| -> Vec<f32> { (0..n).map(|_| random.normal()).collect() };
+    let weights = noise(n_embd);
+    let scores = Score { weights: weights.clone(), bias: 0.0 }.of(x.view());
+    let (least, most) = scores.iter().fold((f64::MAX, f64::MIN), |(l, m), &s| (l.min(s), m.max(s)));
+    let score = Score { weights, bias: 0.0 };
+    let gate =
+        Gate { opens: Opens::Harmful, score, threshold: 0.5 * (least + most), width: 0.5 * (most - least) };
+    let count = neurons_per_gate(network.activation);
+    let writer = &plan.writers[network.ffn.writer];
+    let slots = network.idlest(gguf, writer, x.view(), (1, count)).map_err(|error| error.to_string())?;
+    let slots = slots.into_iter().next().ok_or("fewer neurons than a gate has")?;
+    let mean = x.mean_axis(Axis(0)).ok_or("no inputs")?;
+    let constant = (&mean / mean.dot(&mean)).to_vec();
+    let column: Vec<f32> = noise(n_embd).iter().map(|v| v * 0.2).collect();
+    Ok(Bank { network, slots, constant, column, gates: vec![(gate, 1.0)] })
+}
+
+/// Plants neurons in every network that is understood, and compares.
+pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, String> {
+    let mut found = Neurons { networks: plan.ffns.len(), ..Neurons::default() };
+    if plan.ffns.is_empty() {
+        return Ok(found);
+    }
+    let gguf = Gguf::open(path).map_err(|error| error.to_string())?;
+    let mut banks = Vec::new();
+    for (ffn, [x, h]) in plan.ffns.iter().zip(captured(plan, model)?) {
+        let network = Network::identify(&gguf, ffn, x.view(), h.view()).map_err(|error| error.to_string())?;
+        let Some(network) = network else { continue };
+        found.activations.push(network.activation.name().to_owned());
+        banks.push(bank(&gguf, plan, network, &x)?);
+    }
+    if banks.is_empty() {
+        return Ok(found);
+    }
+    let planted: Vec<PlantedFfn> =
+        banks.iter().map(|bank| PlantedFfn::exact(bank, &plan.writers[bank.network.ffn.writer])).collect();
+    let mut own = context(model)?;
+    let before = logits(&mut own, None)?;
+    let terms = planted.iter().map(|planted| planted.low_rank(&gguf));
+    let terms: Vec<Vec<LowRank>> = terms.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    let mut bytes = to_gguf(&plan.architecture, &terms.concat()).map_err(|error| error.to_string())?;
+    let adapter = Adapter::from_bytes(model, &mut bytes).map_err(|error| error.to_string())?;
+    own.set_adapter(Some(adapter), 1.0).map_err(|error| error.to_string())?;
+    let adapted = logits(&mut own, None)?;
+    let edited = written(&gguf, &planted)?;
+    let there = logits(&mut context(&edited)?, None)?;
+    found.moved = distance(&before, &there);
+    found.differ = distance(&adapted, &there);
+    found.off = off(plan, &edited, &planted)?;
+    Ok(found)
+}
+
+/// The model with the neurons in its file.
+fn written(gguf: &Gguf, planted: &[PlantedFfn]) -> Result<Rc<Model>, String> {
+    let out = gguf.path.with_extension("neurons.gguf");
+    let mut replace = |tensor: &TensorInfo| {
+        if !planted.iter().any(|planted| planted.tensors().contains(&tensor.name.as_str())) {
+            return Ok(None);
+        }
+        let bytes = gguf.read_tensor(tensor)?;
+        Ok(Some(PlantedFfn::apply_all(planted, (tensor, bytes), Requant::Preserve)?))
+    };
+    let mut file = std::fs::File::create(&out).map_err(|error| error.to_string())?;
+    let done = Rewrite::copy(gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(()));
+    done.map_err(|error| error.to_string())?;
+    Model::load(&out, &Offload::none(), &mut |_| ()).map_err(|error| error.to_string())
+}
+
+/// How far the hidden values of planted neurons in the running graph are from what their rows make of the inputs there.
+fn off(plan: &Plan, edited: &Rc<Model>, planted: &[PlantedFfn]) -> Result<f64, String> {
+    let seen = captured(plan, edited)?;
+    let (mut off, mut most) = (0.0f64, f64::MIN_POSITIVE);
+    for planted in planted {
+        let first = &planted.neurons[0].column.place.tensor;
+        let at = plan.ffns.iter().position(|ffn| plan.writers[ffn.writer].tensor == *first);
+        let [x, h] = &seen[at.ok_or("the plan lost a network")?];
+        for neuron in &planted.neurons {
+            let product = |row: &[f32]| x.dot(&ArrayView1::from(row));
+            let gate = product(&neuron.gate.target);
+            let up = neuron.up.as_ref().map(|up| product(&up.target));
+            for i in 0..x.nrows() {
+                let up = up.as_ref().map_or(1.0, |up| f64::from(up[i] + neuron.biases.1));
+                let computed = planted.activation.at(f64::from(gate[i] + neuron.biases.0)) * up;
+                off = off.max((computed - f64::from(h[[i, neuron.column.place.index]])).abs());
+                most = most.max(computed.abs());
+            }
+        }
+    }
+    Ok(off / most)
+}
