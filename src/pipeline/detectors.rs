@@ -8,6 +8,7 @@ use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError, WriterWeights};
 use crate::error::Error;
 use crate::evaluate::{Examiner, chats, spread};
+use crate::gguf::TensorInfo;
 use crate::interrupt;
 use crate::llama::{Capture, Chat, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
@@ -206,6 +207,13 @@ struct Lesson {
     examples: Examples,
 }
 
+/// By what the gates before it move the inputs of one place, in the mean, f32 `[n_embd]`.
+struct Moved {
+    layer: usize,
+    before_last: usize,
+    by: Vec<f32>,
+}
+
 /// Inputs at one token of the ending, of one kind.
 struct Ends {
     kind: PromptKind,
@@ -260,35 +268,45 @@ impl Detectors {
         let bar = printer.bar("learning the detectors", 4);
         let lessons = collection.lessons(&networks, (&collector.early, token), &late);
         let first =
-            Self::taught(opened, &networks, &lessons, None)?.with_directions(&collection, &collector, &shown);
+            Self::taught(opened, &networks, &lessons, &[])?.with_directions(&collection, &collector, &shown);
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
-        let moved = first.moved(opened, engine, (&capture, &spread(&harmful, MOVED)), &shown)?;
+        let moved = first.moved(opened, engine, (&networks, &capture, &spread(&harmful, MOVED)), &shown)?;
         bar.set(3);
-        let blind = Self::taught(opened, &networks, &lessons, Some(&moved))?;
-        Ok((blind.with_directions(&collection, &collector, &shown), shown))
+        let blind = Self::taught(opened, &networks, &lessons, &moved)?;
+        let detectors = blind.with_directions(&collection, &collector, &shown);
+        if detectors.sites.is_empty() {
+            let (architecture, tried) = (plan.architecture.clone(), networks.len());
+            return Err(Error::NoNetwork { architecture, tried });
+        }
+        Ok((detectors, shown))
     }
 
-    /// The gates of all `lessons`, blind to how inputs `moved`, if that is known.
+    /// The gates of all `lessons`, blind to how inputs `moved`, where that is known.
     fn taught(
         opened: &Opened,
         networks: &[Network],
         lessons: &[Lesson],
-        moved: Option<&[Vec<f32>]>,
+        moved: &[Moved],
     ) -> Result<Self, Error> {
         let mut sites = Vec::new();
         for (index, network) in networks.iter().enumerate() {
-            let own: Vec<(usize, &Lesson)> =
-                lessons.iter().enumerate().filter(|(_, lesson)| lesson.network == index).collect();
+            let own: Vec<&Lesson> = lessons.iter().filter(|lesson| lesson.network == index).collect();
             let count = 2 * neurons_per_gate(network.activation);
             let writer = &opened.plan.writers[network.ffn.writer];
-            let Some((_, first)) = own.first() else { continue };
+            let Some(first) = own.first() else { continue };
             let inputs = first.examples.sample();
             let slots = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
-            for ((i, lesson), slots) in own.into_iter().zip(slots) {
+            for (lesson, slots) in own.into_iter().zip(slots) {
                 interrupt::check()?;
-                let blind = moved.map(|moved| moved[i].as_slice());
-                sites.push(Site::new(opened, (network, slots), lesson, blind)?);
+                let place = (network.ffn.layer, lesson.before_last);
+                let blind = moved.iter().find(|moved| (moved.layer, moved.before_last) == place);
+                sites.push(Site::new(
+                    opened,
+                    (network, slots),
+                    lesson,
+                    blind.map(|moved| moved.by.as_slice()),
+                )?);
             }
         }
         Ok(Self { sites })
@@ -317,9 +335,9 @@ impl Detectors {
         &self,
         opened: &Opened,
         engine: &mut LlamaEngine,
-        (capture, texts): (&Capture, &[String]),
+        (networks, capture, texts): (&[Network], &Capture, &[String]),
         shown: &Shown,
-    ) -> Result<Vec<Vec<f32>>, Error> {
+    ) -> Result<Vec<Moved>, Error> {
         let tail: Vec<usize> = self.sites.iter().map(|site| site.before_last).filter(|&b| b > 0).collect();
         let tail: Vec<usize> = tail.first().copied().into_iter().collect();
         let capture = capture.clone().without_residual().with_tail(&tail);
@@ -339,15 +357,13 @@ impl Detectors {
         let after = means(engine);
         engine.apply(&[])?;
         let after = after?;
-        let mut network = 0;
-        let moved = self.sites.iter().enumerate().map(|(i, site)| {
-            // Networks are in the order of the sites.
-            if i > 0 && self.sites[i - 1].network.ffn.layer != site.network.ffn.layer {
-                network += 1;
-            }
+        let moved = self.sites.iter().filter_map(|site| {
+            let layer = site.network.ffn.layer;
+            let network = networks.iter().position(|network| network.ffn.layer == layer)?;
             let token = usize::from(site.before_last > 0);
             let pairs = after[network][token].iter().zip(&before[network][token]);
-            pairs.map(|(a, b)| (a - b) as f32).collect()
+            let by = pairs.map(|(a, b)| (a - b) as f32).collect();
+            Some(Moved { layer, before_last: site.before_last, by })
         });
         Ok(moved.collect())
     }
@@ -759,13 +775,12 @@ fn per_unit(
     let ends = examples.inputs.select(Axis(0), &spread(&ends, ROUNDED_FOR / 2));
     let mut factor = 1.0 / writer.residual_scale;
     let expert_gate = writer.tensor.replace("ffn_down_shexp", "ffn_gate_inp_shexp");
-    if let Some(tensor) = opened.gguf.tensor(&expert_gate).filter(|_| expert_gate != writer.tensor) {
-        if tensor.ne == [n_embd as u64, 1, 1, 1] {
-            let place = Place { tensor: expert_gate, index: 0 };
-            let row = read_row(&opened.gguf, &place)?;
-            let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
-            factor /= open.mean().unwrap_or(1.0).max(0.01);
-        }
+    let is_gate =
+        |tensor: &&TensorInfo| tensor.name != writer.tensor && tensor.ne == [n_embd as u64, 1, 1, 1];
+    if let Some(tensor) = opened.gguf.tensor(&expert_gate).filter(is_gate) {
+        let row = read_row(&opened.gguf, &Place { tensor: tensor.name.clone(), index: 0 })?;
+        let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
+        factor /= open.mean().unwrap_or(1.0).max(0.01);
     }
     let WriterWeights { post_norm, .. } = edit::read_weights(&opened.gguf, writer)?;
     let Some(gain) = post_norm else { return Ok(vec![factor as f32; n_embd]) };

@@ -133,7 +133,10 @@ impl Report {
                     false => format!("{}, {} push away from refusal", e.writers, e.writers_against),
                 }),
             ),
-            ("changed", Some(section::percent(self.verification.changed_bytes) + " of the file's bytes")),
+            (
+                "changed",
+                Some(format!("{:.3} % of the file's bytes", 100.0 * self.verification.changed_bytes)),
+            ),
             ("experts left alone", (e.experts_unrouted > 0).then(|| e.experts_unrouted.to_string())),
             ("push", Some(format!("{:.3} ‖s‖", e.push))),
             ("prompts", Some(format!("{}\n{splits}\nsha256 {}", p.source, p.sha256))),

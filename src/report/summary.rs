@@ -16,7 +16,7 @@ const NAMES: usize = 12;
 /// Columns of a bar.
 const BAR: usize = 10;
 /// Columns of a gate's scores.
-const SCORES: usize = 16;
+const SCORES: usize = 11;
 
 impl Report {
     /// The summary for people.
@@ -70,12 +70,12 @@ impl Report {
         if self.is_detector() {
             let neurons: usize = self.verification.neurons.iter().map(|n| n.neurons).sum();
             return format!(
-                "detectors along {}, push {:.1}, pull {:.1}: {neurons} neurons in {} matrices, {} of the file's bytes",
+                "detectors along {}, push {:.1}, pull {:.1}: {neurons} neurons in {} matrices, {:.3} % of the file's bytes",
                 e.lever.along(e.layer, &e.system_prompt),
                 e.strength,
                 e.strength * e.contrast,
                 e.writers,
-                percent(self.verification.changed_bytes)
+                100.0 * self.verification.changed_bytes
             );
         }
         format!(
@@ -192,32 +192,31 @@ impl Report {
         if self.edit.gates.is_empty() {
             return String::new();
         }
-        let open = ["on harmful", "harmless", "alarming", "text"];
-        let head =
-            ["block, token", "opens on", "scores of these", "of others", open[0], open[1], open[2], open[3]];
+        let head = ["block", "opens on", "scores", "of others", "harmful", "harmless", "alarming", "text"];
         let mut table = Table::new(&head);
         for gate in &self.edit.gates {
             let own = gate.opens.kind().as_str();
             let bars = |wanted: bool| {
                 let kinds =
                     gate.kinds.iter().filter(|kind| !kind.bars.is_empty() && (kind.of == own) == wanted);
-                let mut sum = vec![0.0f64; SCORES];
+                let mut sum = [0.0f64; SCORES];
                 for (i, &n) in kinds.flat_map(|kind| kind.bars.iter().enumerate()) {
                     sum[(i * SCORES / gate.kinds[0].bars.len().max(1)).min(SCORES - 1)] += n as f64;
                 }
                 let most = sum.iter().copied().fold(1.0, f64::max);
-                sparkline(&sum.iter().map(|n| n / most).collect::<Vec<_>>(), SCORES)
+                sparkline(&sum.map(|n| n / most), SCORES)
             };
             let shares = ["harmful", "harmless", "alarming", "text"].map(|name| {
                 let of = gate.kinds.iter().find(|kind| kind.of == name);
                 of.map_or("–".to_owned(), |kind| percent(kind.open))
             });
             let place =
-                [format!("{:3} −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
+                [format!("{}, −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
             table.row(place.into_iter().chain(shares).collect());
         }
         format!(
-            "{table}share of held-out prompts, and of tokens of text, on which a gate is more than half open"
+            "{table}block and token (−1 is a prompt's last); share of held-out prompts, and of tokens of text, on which a gate \
+             is more than half open"
         )
     }
 

@@ -42,6 +42,9 @@ impl Score {
     }
 }
 
+/// A loss and its gradient.
+type Loss<'a> = dyn Fn(&Array1<f64>) -> (f64, Array1<f64>) + 'a;
+
 /// Rows to learn from, prepared for any labels.
 pub struct Design {
     /// Z, f32 `[n][d + 1]`.
@@ -113,7 +116,7 @@ impl Design {
         (loss / total + 0.5 * self.ridge * w.dot(w), gradient)
     }
 
-    fn minimise(&self, loss: &dyn Fn(&Array1<f64>) -> (f64, Array1<f64>)) -> Array1<f64> {
+    fn minimise(&self, loss: &Loss<'_>) -> Array1<f64> {
         let mut w = Array1::zeros(self.rows.ncols());
         let (mut value, mut gradient) = loss(&w);
         let mut pairs: VecDeque<(Array1<f64>, Array1<f64>)> = VecDeque::new();
@@ -187,13 +190,13 @@ mod tests {
         let (x, is) = clouds(240, 30);
         let weights: Vec<f32> = is.iter().map(|&is| if is { 2.0 } else { 1.0 }).collect();
         let design = Design::new(x.view(), weights, 0.03).unwrap();
-        let score = design.fit(&is, &vec![true; 240]);
+        let score = design.fit(&is, &[true; 240]);
         let d = score.weights.len();
         let scaled = score.weights.iter().map(|&w| f64::from(w) * design.scale);
         let offset: f64 = score.weights.iter().zip(&design.mean).map(|(&w, m)| f64::from(w) * m).sum();
         let w: Array1<f64> = scaled.chain([f64::from(score.bias) + offset]).collect();
         assert_eq!(w.len(), d + 1);
-        let (_, gradient) = design.loss(&w, &is, &vec![true; 240]);
+        let (_, gradient) = design.loss(&w, &is, &[true; 240]);
         assert!(gradient.iter().all(|g| g.abs() < 1e-4), "{gradient}");
         let scores = score.of(x.view());
         let right = scores.iter().zip(&is).filter(|(s, is)| (**s > 0.0) == **is).count();
@@ -208,7 +211,7 @@ mod tests {
         let mut lies = is.clone();
         lies[90..].iter_mut().for_each(|is| *is = !*is);
         assert_eq!(design.fit(&is, &used), design.fit(&lies, &used));
-        assert_ne!(design.fit(&is, &used), design.fit(&lies, &vec![true; 120]));
+        assert_ne!(design.fit(&is, &used), design.fit(&lies, &[true; 120]));
     }
 
     #[test]

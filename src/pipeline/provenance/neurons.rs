@@ -141,5 +141,5 @@ fn piece(edited: &Gguf, (tensor, index): PlaceRow, key: &str, side: Side) -> Res
     let (len, most) = if side == Side::Row { (n_in, n_out) } else { (n_out, n_in) };
     let target = edited.read_f32_array(array)?;
     let fits = target.len() as u64 == len && (index as u64) < most && target.iter().all(|v| v.is_finite());
-    Ok(fits.then(|| Piece { place: Place { tensor, index }, target }))
+    Ok(fits.then_some(Piece { place: Place { tensor, index }, target }))
 }
