@@ -48,6 +48,9 @@ pub struct ArchPatch {
     /// Tensors that look like writers and are none.
     #[serde(default)]
     pub not_writers: Vec<String>,
+    /// Architectures whose feed-forward networks compute something that detector neurons do not know.
+    #[serde(default)]
+    pub no_detectors: Vec<String>,
     /// Architectures whose models cannot be edited, and why.
     #[serde(default)]
     pub refused: BTreeMap<String, String>,

@@ -167,8 +167,9 @@ impl Plan {
             let family = patch.file.clone();
             return Err(PlanError::NoWriters { family });
         }
-        let ffns =
-            writers.iter().enumerate().filter_map(|writer| Ffn::of(gguf, writer, model.n_embd)).collect();
+        let known = !patch.no_detectors.iter().any(|name| name == architecture);
+        let networks = writers.iter().enumerate().filter(|_| known);
+        let ffns = networks.filter_map(|writer| Ffn::of(gguf, writer, model.n_embd)).collect();
         let used = gguf.u64(&format!("{architecture}.expert_used_count"));
         let mut warnings = model.uncovered(&writers, &nextn_writers);
         for ResidualWriter { tensor, .. } in writers.iter().filter(|writer| !writer.lora) {

@@ -31,6 +31,8 @@ fn check(patch: &ArchPatch) -> Result<(), PatchError> {
     for name in &patch.not_writers {
         at.tensor_name("not_writers", name)?;
     }
+    let known = patch.no_detectors.iter().all(|name| patch.architectures.contains(name));
+    at.ensure(known, "no_detectors", "names from `architectures`", "another name")?;
     let count = patch.writers.len();
     let expected = ["none without `architectures`", "at least one"][usize::from(editable)];
     at.ensure((count > 0) == editable, "writer", expected, &count.to_string())?;

@@ -33,7 +33,7 @@ const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
 /// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
 /// pull away from it as a share of the push. Early gates pull as far as late ones.
-const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.5, 1.0)];
+const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.0, 0.75)];
 /// Push of early gates for each unit of the late ones.
 const EARLY_PUSH: f64 = 1.8;
 
@@ -160,7 +160,7 @@ pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> 
     (2 * rows * n_network) as u64 * plan.n_embd * size_of::<f32>() as u64
 }
 
-/// The edits of `space` that are tried, the default first: those of [`SETTINGS`], or the one that the user wants.
+/// The edits of `space` that are tried, the default first: two, or the one that the user wants.
 pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
     let of = |&(push, pull): &(f64, f64)| {
         let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);

@@ -5,7 +5,7 @@
 //! seconds ≈ tokens · active weights / (threads · RATE)
 //! ```
 //!
-//! Prompts count [`CHARACTERS`] a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
+//! Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
 //! and learning are left out: they are a few per cent.
 
 use serde::Serialize;

@@ -84,6 +84,13 @@ fn disagreements(a: &Agreement) -> Vec<String> {
 
 fn misplanted(n: &Neurons) -> Vec<String> {
     let mut wrong = Vec::new();
+    if n.activations.len() < n.networks {
+        wrong.push(format!(
+            "{} of {} networks compute something unknown",
+            n.networks - n.activations.len(),
+            n.networks
+        ));
+    }
     if n.activations.is_empty() {
         return wrong;
     }
@@ -104,13 +111,9 @@ fn understood(n: &Neurons) -> String {
     let names: BTreeSet<&str> = n.activations.iter().map(String::as_str).collect();
     match n.networks {
         0 => "none".into(),
-        networks => format!(
-            "{} of {networks} {}",
-            n.activations.len(),
-            names.into_iter().collect::<Vec<_>>().join(", ")
-        )
-        .trim_end()
-        .to_owned(),
+        networks => {
+            format!("{networks} {}", names.into_iter().collect::<Vec<_>>().join(", ")).trim_end().to_owned()
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Detectors from examples: a score, and a threshold that what must stay shut hardly passes.
 //!
 //! A score flatters the rows that it was learned from, so thresholds are quantiles of held-out ones: the prompts are dealt
-//! out to [`FOLDS`], and each is scored by what was learned from the others.
+//! out to four folds, and each is scored by what was learned from the others.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 use serde::{Deserialize, Serialize};
