@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Bank;
 use super::ffn::{Activation, Place, read_column, read_row};
 use crate::edit::EditError;
-use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::gguf::{Gguf, TensorInfo};
 use crate::linalg;
 use crate::llama::LowRank;
 use crate::plan::ResidualWriter;
@@ -53,6 +53,8 @@ pub struct PlantedFfn {
     pub neurons: Vec<PlantedNeuron>,
     /// Inputs that the network meets, f32 `[n][n_embd]`: rows are rounded for these, and checked on them.
     pub inputs: Array2<f32>,
+    /// What columns are multiplied by before they are rounded, so that they come out as long as they are.
+    pub stretch: f64,
 }
 
 /// What became of the neurons of one network, from the bytes.
@@ -94,24 +96,8 @@ impl PlantedFfn {
         requant: Requant,
         inputs: Array2<f32>,
     ) -> Result<Self, EditError> {
-        let column = FittedColumn::of(bank, (gguf, writer), requant)?;
-        let planted = |(neuron, &slot): (super::Neuron, &usize)| {
-            let piece = |place: Place, target: Vec<f32>| Piece { place, target };
-            // What rounding took off the column is put back by the other factor.
-            let up = neuron.up.map(|up| up.iter().map(|&v| (f64::from(v) * column.mend) as f32).collect());
-            PlantedNeuron {
-                gate: piece(bank.network.gate_place(slot), neuron.gate),
-                up: bank.network.up_place(slot).zip(up).map(|(place, target)| piece(place, target)),
-                column: piece(Place { tensor: writer.tensor.clone(), index: slot }, neuron.column),
-                biases: bank.network.biases(slot),
-            }
-        };
-        let planted = Self {
-            layer: bank.network.ffn.layer,
-            activation: bank.network.activation,
-            neurons: bank.neurons(column.size).into_iter().zip(&bank.slots).map(planted).collect(),
-            inputs,
-        };
+        let Fitted { size, stretch } = fitted(bank, (gguf, writer), requant)?;
+        let planted = Self { inputs, stretch, ..Self::of_size(bank, writer, size) };
         planted.check_rows(gguf, requant)?;
         Ok(planted)
     }
@@ -139,20 +125,27 @@ impl PlantedFfn {
 
     /// As [`Self::fit`], for a file that holds them exactly.
     pub fn exact(bank: &Bank, writer: &ResidualWriter) -> Self {
+        Self::of_size(bank, writer, 1.0)
+    }
+
+    /// The neurons of `bank` with columns of that size, without inputs.
+    fn of_size(bank: &Bank, writer: &ResidualWriter, size: f64) -> Self {
+        let network = &bank.network;
         let planted = |(neuron, &slot): (super::Neuron, &usize)| PlantedNeuron {
-            gate: Piece { place: bank.network.gate_place(slot), target: neuron.gate },
-            up: bank.network.up_place(slot).zip(neuron.up).map(|(place, target)| Piece { place, target }),
+            gate: Piece { place: network.gate_place(slot), target: neuron.gate },
+            up: network.up_place(slot).zip(neuron.up).map(|(place, target)| Piece { place, target }),
             column: Piece {
                 place: Place { tensor: writer.tensor.clone(), index: slot },
                 target: neuron.column,
             },
-            biases: bank.network.biases(slot),
+            biases: network.biases(slot),
         };
         Self {
-            layer: bank.network.ffn.layer,
-            activation: bank.network.activation,
-            neurons: bank.neurons(1.0).into_iter().zip(&bank.slots).map(planted).collect(),
+            layer: network.ffn.layer,
+            activation: network.activation,
+            neurons: bank.neurons(size).into_iter().zip(&bank.slots).map(planted).collect(),
             inputs: Array2::zeros((0, bank.constant.len())),
+            stretch: 1.0,
         }
     }
 
@@ -205,8 +198,13 @@ impl PlantedFfn {
                 let row = neuron::row(ggml_type, &piece.target, inputs).map_err(failed)?;
                 bytes[piece.place.index * row_bytes..][..row_bytes].copy_from_slice(&row);
             }
+            let stretched = |piece: &Piece| -> (usize, Vec<f32>) {
+                let target = piece.target.iter().map(|&v| (f64::from(v) * planted.stretch) as f32);
+                (piece.place.index, target.collect())
+            };
+            let columns: Vec<(usize, Vec<f32>)> = planted.columns(&tensor.name).map(stretched).collect();
             let columns: Vec<(usize, &[f32])> =
-                planted.columns(&tensor.name).map(|p| (p.place.index, p.target.as_slice())).collect();
+                columns.iter().map(|(j, column)| (*j, column.as_slice())).collect();
             neuron::set_columns(ggml_type, &mut bytes, n_in, &columns).map_err(failed)?;
         }
         Ok(bytes)
@@ -338,62 +336,57 @@ fn hidden(neuron: &PlantedNeuron, activation: Activation, x: ArrayView2<'_, f32>
     gate.iter().enumerate().map(|(i, &g)| activation.at(g) * up(i)).collect()
 }
 
-/// The size in which a column's grid holds it best.
-struct FittedColumn {
+/// How a column is rounded.
+struct Fitted {
+    /// Its size.
     size: f64,
-    /// ‖c‖²/⟨c, ĉ⟩: by what the rounded column is shorter along itself.
-    mend: f64,
+    /// What it is multiplied by before it is rounded, so that along itself it comes out as long as it is: a grid of few levels
+    /// and with ends makes it shorter.
+    stretch: f64,
 }
 
-impl FittedColumn {
-    fn of(
-        bank: &Bank,
-        (gguf, writer): (&Gguf, &ResidualWriter),
-        requant: Requant,
-    ) -> Result<Self, EditError> {
-        let tensor = gguf
-            .tensor(&writer.tensor)
-            .ok_or_else(|| EditError::Missing { tensor: writer.tensor.clone() })?;
-        let ggml_type = requant.type_for(tensor.ggml_type);
-        if !neuron::has_single_codes(ggml_type) {
-            return Err(EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type });
-        }
-        if ggml_type.is_float() {
-            return Ok(Self { size: 1.0, mend: 1.0 });
-        }
-        let slot = bank.slots.first().copied().unwrap_or(0);
-        let mut bytes = gguf.read_tensor(tensor)?;
-        if ggml_type != tensor.ggml_type {
-            bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
-        }
-        let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot })?;
-        let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);
-        let rms = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let gated = bank.network.is_gated();
-        // Without a second factor, size and sharpness are one.
-        let first = if gated { rms(&old) / rms(&bank.column).max(f64::MIN_POSITIVE) } else { 1.0 };
-        let mut best: Option<(f64, Self)> = None;
-        for power in SIZES {
-            for sign in [1.0, -1.0].into_iter().take(if gated { 2 } else { 1 }) {
-                let size = sign * first * SIZE_STEP.powi(power);
-                let Some(target) = bank.neurons(size).first().map(|n| n.column.clone()) else { continue };
-                let rounded = neuron::nearest_column(ggml_type, &blocks, &target)
-                    .map_err(|source| EditError::Quant { tensor: tensor.name.clone(), source })?;
-                let pairs = || target.iter().zip(&rounded).map(|(&t, &r)| (f64::from(t), f64::from(r)));
-                let (dot, own): (f64, f64) =
-                    (pairs().map(|(t, r)| t * r).sum(), pairs().map(|(t, _)| t * t).sum());
-                let cosine = linalg::cosine(&target, &rounded);
-                if dot > 0.0 && own > 0.0 && best.as_ref().is_none_or(|(most, _)| cosine > *most) {
-                    best = Some((cosine, Self { size, mend: own / dot }));
-                }
+/// The size in which a column's grid holds it best: with the largest cosine between it and what it is rounded to. Too long a
+/// column meets the ends of the grid, too short a one its steps.
+fn fitted(
+    bank: &Bank,
+    (gguf, writer): (&Gguf, &ResidualWriter),
+    requant: Requant,
+) -> Result<Fitted, EditError> {
+    let missing = || EditError::Missing { tensor: writer.tensor.clone() };
+    let tensor = gguf.tensor(&writer.tensor).ok_or_else(missing)?;
+    let ggml_type = requant.type_for(tensor.ggml_type);
+    if !neuron::has_single_codes(ggml_type) {
+        return Err(EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type });
+    }
+    if ggml_type.is_float() {
+        return Ok(Fitted { size: 1.0, stretch: 1.0 });
+    }
+    let slot = bank.slots.first().copied().unwrap_or(0);
+    let mut bytes = gguf.read_tensor(tensor)?;
+    if ggml_type != tensor.ggml_type {
+        bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
+    }
+    let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot })?;
+    let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);
+    let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let gated = bank.network.is_gated();
+    // Without a second factor, size and sharpness are one.
+    let first = if gated { norm(&old) / norm(&bank.column).max(f64::MIN_POSITIVE) } else { 1.0 };
+    let mut best: Option<(f64, Fitted)> = None;
+    for power in SIZES {
+        for sign in [1.0, -1.0].into_iter().take(if gated { 2 } else { 1 }) {
+            let size = sign * first * SIZE_STEP.powi(power);
+            let Some(target) = bank.neurons(size).first().map(|n| n.column.clone()) else { continue };
+            let rounded = neuron::nearest_column(ggml_type, &blocks, &target)
+                .map_err(|source| EditError::Quant { tensor: tensor.name.clone(), source })?;
+            let cosine = linalg::cosine(&target, &rounded);
+            let along = cosine * norm(&rounded);
+            if along > 0.0 && best.as_ref().is_none_or(|(most, _)| cosine > *most) {
+                let stretch = norm(&target) / along;
+                best = Some((cosine, Fitted { size: size / stretch, stretch }));
             }
         }
-        let none = || EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type };
-        best.map(|(_, fitted)| fitted).ok_or_else(none)
     }
-}
-
-/// Whether the type of a tensor holds single values.
-pub fn holds_neurons(ggml_type: GgmlType) -> bool {
-    neuron::has_single_codes(ggml_type)
+    let none = || EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type };
+    best.map(|(_, fitted)| fitted).ok_or_else(none)
 }

@@ -124,7 +124,7 @@ fn neurons(edited: &Gguf, set: usize, row: SetRow) -> Result<Option<PlantedFfn>,
         None => Vec::new(),
     };
     let inputs = Array2::from_shape_vec((inputs.len() / n_embd.max(1), n_embd), inputs);
-    Ok(inputs.ok().map(|inputs| PlantedFfn { layer, activation, neurons: planted, inputs }))
+    Ok(inputs.ok().map(|inputs| PlantedFfn { layer, activation, neurons: planted, inputs, stretch: 1.0 }))
 }
 
 /// What a piece is of its tensor.
