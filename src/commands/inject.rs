@@ -38,7 +38,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     }
     // The edit of a file keeps the method by which it was found.
     let options = &match &taken {
-        Some(taken) => InjectOptions { method: taken.edit.facts.method, ..options.clone() },
+        Some(taken) => options.with_method(taken.edit.facts.method)?,
         None => with_method(options, &opened.plan)?,
     };
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
