@@ -123,6 +123,11 @@ fn cholesky(a: &mut Array2<f64>) -> bool {
     true
 }
 
+/// Mean of the rows of x f32 `[n][d]`, summed in f64; 0 of no rows.
+pub fn mean_row(x: ArrayView2<'_, f32>) -> Array1<f64> {
+    x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v)) / x.nrows().max(1) as f64
+}
+
 /// Pearson's correlation of two series of one length; 0 where one of them does not vary.
 pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
     let n = a.len().min(b.len()).max(1) as f64;

@@ -56,7 +56,13 @@ fn edit(gguf: &Gguf) -> Vec<LowRank> {
         let (n_expert, n_embd) = (writer.n_expert as usize, plan.n_embd as usize);
         let a = (0..n_expert * writer.n_in as usize).map(|i| (i as f32).sin());
         let b = (0..n_expert * n_embd).map(|i| (i as f32).cos());
-        LowRank { tensor: writer.tensor.clone(), n_expert: writer.n_expert, a: a.collect(), b: b.collect() }
+        LowRank {
+            tensor: writer.tensor.clone(),
+            n_expert: writer.n_expert,
+            rank: 1,
+            a: a.collect(),
+            b: b.collect(),
+        }
     };
     plan.writers.iter().filter(|w| w.tensor.starts_with("blk.")).map(rank_one).collect()
 }

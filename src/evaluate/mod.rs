@@ -15,6 +15,7 @@ pub mod refusal;
 pub mod stats;
 
 pub use error::EvalError;
+use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
 use crate::llama::{Chat, Engine, LlamaError};
@@ -96,6 +97,12 @@ impl Questions {
 pub fn spread<T: Clone>(all: &[T], limit: usize) -> Vec<T> {
     let n = all.len().min(limit);
     (0..n).map(|i| all[i * all.len() / n].clone()).collect()
+}
+
+/// The same of the rows of a matrix.
+pub fn spread_rows(x: &Array2<f32>, limit: usize) -> Array2<f32> {
+    let all: Vec<usize> = (0..x.nrows()).collect();
+    x.select(Axis(0), &spread(&all, limit))
 }
 
 /// Chats without a system prompt, as users send them.

@@ -89,6 +89,11 @@ mod tests {
     use super::*;
     use crate::gguf::Gguf;
 
+    fn parsed(edits: &[LowRank]) -> Gguf {
+        let bytes = to_gguf("llama", edits).unwrap();
+        Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap()
+    }
+
     #[test]
     fn layout_is_what_llama_cpp_reads() {
         let edit = LowRank {
@@ -99,8 +104,7 @@ mod tests {
             b: vec![2.0; 4],
         };
         edit.check(8, 4).unwrap();
-        let bytes = to_gguf("llama", &[edit]).unwrap();
-        let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        let file = parsed(&[edit]);
         assert_eq!(file.str("general.type"), Some("adapter"));
         assert_eq!(file.tensor("blk.0.ffn_down.weight.lora_a").unwrap().ne, [8, 1, 1, 1]);
         assert_eq!(file.tensor("blk.0.ffn_down.weight.lora_b").unwrap().ne, [1, 4, 1, 1]);
@@ -116,15 +120,13 @@ mod tests {
             b: vec![2.0; 8],
         };
         edit.check(8, 4).unwrap();
-        let bytes = to_gguf("llama", std::slice::from_ref(&edit)).unwrap();
-        let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        let file = parsed(std::slice::from_ref(&edit));
         assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_a").unwrap().ne, [8, 2, 1, 1]);
         assert_eq!(file.tensor("blk.0.ffn_gate.weight.lora_b").unwrap().ne, [2, 4, 1, 1]);
         assert_eq!(file.f32("adapter.lora.alpha"), Some(2.0));
         let tensor = "blk.0.ffn_up.weight".into();
         let other = LowRank { tensor, rank: 1, a: vec![1.0; 8], b: vec![2.0; 4], ..edit.clone() };
-        let mixed = to_gguf("llama", &[edit, other]).unwrap();
-        let file = Gguf::parse(std::io::Cursor::new(&mixed), mixed.len() as u64).unwrap();
+        let file = parsed(&[edit, other]);
         assert_eq!(file.f32("adapter.lora.alpha"), None);
     }
 
@@ -138,8 +140,7 @@ mod tests {
             b: vec![2.0; 12],
         };
         edit.check(8, 4).unwrap();
-        let bytes = to_gguf("llama", &[edit]).unwrap();
-        let file = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64).unwrap();
+        let file = parsed(&[edit]);
         assert_eq!(file.tensor("blk.0.ffn_down_exps.weight.lora_a").unwrap().ne, [8, 1, 3, 1]);
         assert_eq!(file.tensor("blk.0.ffn_down_exps.weight.lora_b").unwrap().ne, [1, 4, 3, 1]);
     }

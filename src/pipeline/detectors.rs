@@ -7,9 +7,10 @@ use crate::activations::Activations;
 use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError, WriterWeights};
 use crate::error::Error;
-use crate::evaluate::{Examiner, chats, spread};
+use crate::evaluate::{Examiner, chats, spread, spread_rows};
 use crate::gguf::TensorInfo;
 use crate::interrupt;
+use crate::linalg::mean_row;
 use crate::llama::{Capture, Chat, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
 use crate::method::detector::ffn::{Network, Place, read_row};
@@ -267,14 +268,14 @@ impl Detectors {
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let lessons = collection.lessons(&networks, (&collector.early, token), &late);
-        let first =
-            Self::taught(opened, &networks, &lessons, &[])?.with_directions(&collection, &collector, &shown);
+        let taught = Self::taught(opened, &networks, &lessons)?;
+        let mut detectors = taught.with_directions(&collection, &collector, &shown);
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
-        let moved = first.moved(opened, engine, (&networks, &capture, &spread(&harmful, MOVED)), &shown)?;
+        let moved =
+            detectors.moved(opened, engine, (&networks, &capture, &spread(&harmful, MOVED)), &shown)?;
         bar.set(3);
-        let blind = Self::taught(opened, &networks, &lessons, &moved)?;
-        let detectors = blind.with_directions(&collection, &collector, &shown);
+        detectors.learn_blind(&networks, &lessons, &moved)?;
         if detectors.sites.is_empty() {
             let (architecture, tried) = (plan.architecture.clone(), networks.len());
             return Err(Error::NoNetwork { architecture, tried });
@@ -282,13 +283,8 @@ impl Detectors {
         Ok((detectors, shown))
     }
 
-    /// The gates of all `lessons`, blind to how inputs `moved`, where that is known.
-    fn taught(
-        opened: &Opened,
-        networks: &[Network],
-        lessons: &[Lesson],
-        moved: &[Moved],
-    ) -> Result<Self, Error> {
+    /// The gates of all `lessons`.
+    fn taught(opened: &Opened, networks: &[Network], lessons: &[Lesson]) -> Result<Self, Error> {
         let mut sites = Vec::new();
         for (index, network) in networks.iter().enumerate() {
             let own: Vec<&Lesson> = lessons.iter().filter(|lesson| lesson.network == index).collect();
@@ -299,22 +295,34 @@ impl Detectors {
             let slots = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
             for (lesson, slots) in own.into_iter().zip(slots) {
                 interrupt::check()?;
-                let place = (network.ffn.layer, lesson.before_last);
-                let blind = moved.iter().find(|moved| (moved.layer, moved.before_last) == place);
-                sites.push(Site::new(
-                    opened,
-                    (network, slots),
-                    lesson,
-                    blind.map(|moved| moved.by.as_slice()),
-                )?);
+                sites.push(Site::new(opened, (network, slots), lesson)?);
             }
         }
         Ok(Self { sites })
     }
 
+    /// Learns the gates again, blind to how inputs `moved`, where that is known.
+    fn learn_blind(
+        &mut self,
+        networks: &[Network],
+        lessons: &[Lesson],
+        moved: &[Moved],
+    ) -> Result<(), Error> {
+        for site in &mut self.sites {
+            interrupt::check()?;
+            let place = (site.network.ffn.layer, site.before_last);
+            let lesson = lessons.iter().find(|l| (networks[l.network].ffn.layer, l.before_last) == place);
+            let moved = moved.iter().find(|moved| (moved.layer, moved.before_last) == place);
+            if let (Some(lesson), Some(moved)) = (lesson, moved) {
+                site.learn(&lesson.examples.blind_to(&moved.by), lesson.recipe)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The same with the directions of early gates.
     fn with_directions(mut self, collection: &Collection, collector: &Collector<'_>, shown: &Shown) -> Self {
-        let late = &shown.refusal.as_ref().unwrap_or(&shown.plain).by_layer;
+        let late = &shown.main().by_layer;
         for site in self.sites.iter_mut().filter(|site| site.before_last > 0) {
             let layer = site.network.ffn.layer;
             let slot = collector.early.iter().position(|&early| early == layer);
@@ -343,16 +351,13 @@ impl Detectors {
         let capture = capture.clone().without_residual().with_tail(&tail);
         let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
             let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
-            let mean = |x: &Array2<f32>| {
-                let sum = x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v));
-                sum.mapv(|v| v / x.nrows().max(1) as f64).to_vec()
-            };
+            let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
             Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
         };
         let before = means(engine)?;
-        let directions = shown.refusal.as_ref().unwrap_or(&shown.plain);
         let (push, pull) = SETTINGS[0];
-        let banks = self.banks(Toward::Refusal(Along::Layers(&directions.by_layer)), push, push * pull);
+        let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
+        let banks = self.banks(toward, push, push * pull);
         engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
         let after = means(engine);
         engine.apply(&[])?;
@@ -500,15 +505,11 @@ impl Collector<'_> {
         for kind in PromptKind::ALL {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
             let [extract, _] = texts(prompts, &more, kind);
-            let (mut odds, mut refused) = (vec![0.0; extract.len()], vec![false; extract.len()]);
-            let activations = engine.collect(&chats(&extract, None), &capture, &mut |i, logits| {
-                odds[i] = examiner.odds(logits);
-                refused[i] = examiner.begins_refusal(logits);
-            })?;
-            collection.add_ends(&activations, kind, &tail);
-            collection.text.push(activations.inputs.iter().map(|inputs| inputs.sample.clone()).collect());
-            let activations = Activations { inputs: Vec::new(), ..activations };
-            seen.push(Seen { texts: extract, activations, odds, refused });
+            let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
+            collection.add_ends(&of_kind.activations, kind, &tail);
+            let inputs = std::mem::take(&mut of_kind.activations.inputs);
+            collection.text.push(inputs.into_iter().map(|inputs| inputs.sample).collect());
+            seen.push(of_kind);
         }
         let token = collection.early_token(networks, &self.early, self.n_end)?;
         collection.tail = tail_directions(&seen);
@@ -618,10 +619,11 @@ impl Collection {
     fn examples(&self, network: usize, before_last: usize) -> Examples {
         let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
         let rows = |ends: &Ends| ends.inputs[network].nrows();
-        let other_ends = self.ends.iter().filter(|ends| ends.before_last != before_last).map(|ends| {
-            let all: Vec<usize> = (0..rows(ends)).collect();
-            ends.inputs[network].select(Axis(0), &spread(&all, OTHER_ENDS))
-        });
+        let other_ends = self
+            .ends
+            .iter()
+            .filter(|ends| ends.before_last != before_last)
+            .map(|ends| spread_rows(&ends.inputs[network], OTHER_ENDS));
         let elsewhere = self.text.iter().map(|text| text[network].clone()).chain(other_ends).collect();
         Examples {
             inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
@@ -692,34 +694,34 @@ impl Site {
         opened: &Opened,
         (network, slots): (&Network, Vec<usize>),
         lesson: &Lesson,
-        blind: Option<&[f32]>,
     ) -> Result<Self, Error> {
-        let constant = train::constant(&lesson.examples).map_err(not_finite)?;
-        let own;
-        let examples = match blind {
-            None => &lesson.examples,
-            Some(direction) => {
-                own = lesson.examples.blind_to(direction);
-                &own
-            }
-        };
-        let teacher = Teacher::new(examples, &constant, lesson.recipe);
-        let [harmful, alarming] = [Opens::Harmful, Opens::Alarming].map(|opens| teacher.learn(opens));
-        let learned = [harmful.map_err(not_finite)?, alarming.map_err(not_finite)?];
-        let place = (network.ffn.layer, lesson.before_last);
-        let profiles = learned.iter().map(|l| teacher.profile(l, place, network.activation)).collect();
         let writer = &opened.plan.writers[network.ffn.writer];
-        Ok(Self {
+        let mut site = Self {
             per_unit: per_unit(opened, network, writer, &lesson.examples)?,
             network: network.clone(),
             before_last: lesson.before_last,
             slots,
-            constant,
-            gates: learned.into_iter().map(|l| l.gate).collect(),
-            profiles,
+            constant: train::constant(&lesson.examples).map_err(not_finite)?,
+            gates: Vec::new(),
+            profiles: Vec::new(),
             direction: Vec::new(),
             inputs: lesson.examples.sample(),
-        })
+        };
+        site.learn(&lesson.examples, lesson.recipe)?;
+        Ok(site)
+    }
+
+    /// Learns the gates from `examples`, in place of those that it has.
+    fn learn(&mut self, examples: &Examples, recipe: Recipe) -> Result<(), Error> {
+        let teacher = Teacher::new(examples, &self.constant, recipe);
+        let place = (self.network.ffn.layer, self.before_last);
+        (self.gates, self.profiles) = (Vec::new(), Vec::new());
+        for opens in [Opens::Harmful, Opens::Alarming] {
+            let learned = teacher.learn(opens).map_err(not_finite)?;
+            self.profiles.push(teacher.profile(&learned, place, self.network.activation));
+            self.gates.push(learned.gate);
+        }
+        Ok(())
     }
 
     /// s, f64 `[n_embd]`.
@@ -740,11 +742,8 @@ impl Site {
 impl Examples {
     /// Inputs for which rows are rounded: three quarters where gates open, a quarter elsewhere.
     fn sample(&self) -> Array2<f32> {
-        let part = |x: &Array2<f32>, n: usize| {
-            let all: Vec<usize> = (0..x.nrows()).collect();
-            x.select(Axis(0), &spread(&all, n))
-        };
-        stacked(vec![part(&self.inputs, ROUNDED_FOR * 3 / 4), part(&self.elsewhere, ROUNDED_FOR / 4)])
+        let (open, shut) = (ROUNDED_FOR * 3 / 4, ROUNDED_FOR / 4);
+        stacked(vec![spread_rows(&self.inputs, open), spread_rows(&self.elsewhere, shut)])
     }
 
     /// The same without what `direction` has of the inputs at the ends, so that no score has a part along it.
@@ -771,8 +770,7 @@ fn per_unit(
     examples: &Examples,
 ) -> Result<Vec<f32>, Error> {
     let n_embd = opened.plan.n_embd as usize;
-    let ends: Vec<usize> = (0..examples.inputs.nrows()).collect();
-    let ends = examples.inputs.select(Axis(0), &spread(&ends, ROUNDED_FOR / 2));
+    let ends = spread_rows(&examples.inputs, ROUNDED_FOR / 2);
     let mut factor = 1.0 / writer.residual_scale;
     let expert_gate = writer.tensor.replace("ffn_down_shexp", "ffn_gate_inp_shexp");
     let is_gate =

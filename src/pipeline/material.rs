@@ -100,6 +100,22 @@ pub(super) struct Seen {
     pub refused: Vec<bool>,
 }
 
+impl Seen {
+    /// What `texts` show as users send them.
+    pub fn collect(
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        texts: Vec<String>,
+        capture: &Capture,
+    ) -> Result<Self, Error> {
+        let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
+        let activations = engine.collect(&chats(&texts, None), capture, &mut |i, logits| {
+            odds[i] = examiner.odds(logits);
+            refused[i] = examiner.begins_refusal(logits);
+        })?;
+        Ok(Self { texts, activations, odds, refused })
+    }
+}
+
 /// The directions that prompts show as users send them.
 pub struct Shown {
     /// From harmless to harmful prompts.
@@ -111,7 +127,7 @@ pub struct Shown {
 
 impl Shown {
     /// Those between answers where there are any.
-    fn main(&self) -> &Directions {
+    pub(super) fn main(&self) -> &Directions {
         self.refusal.as_ref().unwrap_or(&self.plain)
     }
 }
@@ -272,12 +288,7 @@ impl Collector<'_> {
             // The inputs of the first ones are kept, and topics lie in blocks.
             texts = scattered(texts);
         }
-        let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
-        let activations = engine.collect(&chats(&texts, None), capture, &mut |i, logits| {
-            odds[i] = examiner.odds(logits);
-            refused[i] = examiner.begins_refusal(logits);
-        })?;
-        Ok(Seen { texts, activations, odds, refused })
+        Seen::collect((engine, examiner), texts, capture)
     }
 
     /// Inputs at tokens of text that asks for nothing: gates that only know prompts open on some of it, and

@@ -14,6 +14,8 @@ pub(super) use legacy::{Q1_0, Q2_0, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(super) use table::{IQ4NL, IQ4XS, MXFP4, NVFP4};
 pub(super) use ternary::{TQ1_0, TQ2_0};
 
+use crate::gguf::GgmlType;
+
 /// Most sub-blocks that a block has.
 pub(super) const MAX_SUBS: usize = 16;
 /// Most values that share a step.
@@ -89,6 +91,40 @@ pub(super) trait Grid {
     fn get(block: &[u8], j: usize) -> i32;
     /// Replaces the code of value `j`; nothing else in the block changes.
     fn set(block: &mut [u8], j: usize, q: i32);
+}
+
+/// Something to be done with the grid of a type.
+pub(super) trait WithGrid {
+    /// What comes of it.
+    type Output;
+    /// Does it.
+    fn with<G: Grid>(self) -> Self::Output;
+}
+
+/// Calls `work` with the grid of `ggml_type`; `None` for floats and codebooks.
+pub(super) fn with_grid<W: WithGrid>(ggml_type: GgmlType, work: W) -> Option<W::Output> {
+    use GgmlType as T;
+    Some(match ggml_type {
+        T::Q4_0 => work.with::<Q4_0>(),
+        T::Q4_1 => work.with::<Q4_1>(),
+        T::Q5_0 => work.with::<Q5_0>(),
+        T::Q5_1 => work.with::<Q5_1>(),
+        T::Q8_0 => work.with::<Q8_0>(),
+        T::Q1_0 => work.with::<Q1_0>(),
+        T::Q2_0 => work.with::<Q2_0>(),
+        T::Q2_K => work.with::<Q2K>(),
+        T::Q3_K => work.with::<Q3K>(),
+        T::Q4_K => work.with::<Q4K>(),
+        T::Q5_K => work.with::<Q5K>(),
+        T::Q6_K => work.with::<Q6K>(),
+        T::IQ4_NL => work.with::<IQ4NL>(),
+        T::IQ4_XS => work.with::<IQ4XS>(),
+        T::MXFP4 => work.with::<MXFP4>(),
+        T::NVFP4 => work.with::<NVFP4>(),
+        T::TQ1_0 => work.with::<TQ1_0>(),
+        T::TQ2_0 => work.with::<TQ2_0>(),
+        _ => return None,
+    })
 }
 
 /// The F16 at byte `at`.

@@ -17,7 +17,7 @@
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, Axis};
 
-use super::grid::{self, Grid, MAX_SUBS};
+use super::grid::{Grid, MAX_SUBS, WithGrid, with_grid};
 use super::{QuantError, dequantize, quantize, quantize_weighted};
 use crate::gguf::GgmlType;
 
@@ -31,38 +31,6 @@ const RIDGE: f64 = 0.01;
 /// Whether single values of the type can be changed: not in a codebook type, where one code is worth several.
 pub fn has_single_codes(ggml_type: GgmlType) -> bool {
     ggml_type.is_float() || with_grid(ggml_type, Probe).is_some()
-}
-
-/// Something to be done with the grid of a type.
-trait WithGrid {
-    type Output;
-    fn with<G: Grid>(self) -> Self::Output;
-}
-
-/// Calls `work` with the grid of `ggml_type`; `None` for floats and codebooks.
-fn with_grid<W: WithGrid>(ggml_type: GgmlType, work: W) -> Option<W::Output> {
-    use GgmlType as T;
-    Some(match ggml_type {
-        T::Q4_0 => work.with::<grid::Q4_0>(),
-        T::Q4_1 => work.with::<grid::Q4_1>(),
-        T::Q5_0 => work.with::<grid::Q5_0>(),
-        T::Q5_1 => work.with::<grid::Q5_1>(),
-        T::Q8_0 => work.with::<grid::Q8_0>(),
-        T::Q1_0 => work.with::<grid::Q1_0>(),
-        T::Q2_0 => work.with::<grid::Q2_0>(),
-        T::Q2_K => work.with::<grid::Q2K>(),
-        T::Q3_K => work.with::<grid::Q3K>(),
-        T::Q4_K => work.with::<grid::Q4K>(),
-        T::Q5_K => work.with::<grid::Q5K>(),
-        T::Q6_K => work.with::<grid::Q6K>(),
-        T::IQ4_NL => work.with::<grid::IQ4NL>(),
-        T::IQ4_XS => work.with::<grid::IQ4XS>(),
-        T::MXFP4 => work.with::<grid::MXFP4>(),
-        T::NVFP4 => work.with::<grid::NVFP4>(),
-        T::TQ1_0 => work.with::<grid::TQ1_0>(),
-        T::TQ2_0 => work.with::<grid::TQ2_0>(),
-        _ => return None,
-    })
 }
 
 struct Probe;

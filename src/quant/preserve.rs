@@ -40,7 +40,7 @@ use self::stripe::{LANES, RUN, Stripe, WIDE};
 use super::QuantError;
 use super::codebook::Codebook;
 use super::ffi::{self, Work};
-use super::grid::{self, Grid, MAX_SUB, MAX_SUBS};
+use super::grid::{Grid, MAX_SUB, MAX_SUBS, WithGrid, with_grid};
 use crate::gguf::GgmlType;
 
 /// A: how much an error along the edit counts against one across it.
@@ -103,35 +103,21 @@ pub fn can_preserve(ggml_type: GgmlType) -> bool {
 
 fn walk_of(ggml_type: GgmlType) -> Option<Walk> {
     let codewords = || Codebook::of(ggml_type).map(|_| walk_codewords as Walk);
-    scalar(ggml_type).or_else(|| float(ggml_type)).or_else(codewords)
+    with_grid(ggml_type, ScalarWalk).or_else(|| float(ggml_type)).or_else(codewords)
 }
 
 /// Walks one stripe: rows of the stripe's bytes, and what the walk needs to know.
 type Walk = fn(&mut [&mut [u8]], &Stripe<'_>);
 
-fn scalar(ggml_type: GgmlType) -> Option<Walk> {
-    use GgmlType as T;
-    Some(match ggml_type {
-        T::Q4_0 => walk::<grid::Q4_0>,
-        T::Q4_1 => walk::<grid::Q4_1>,
-        T::Q5_0 => walk::<grid::Q5_0>,
-        T::Q5_1 => walk::<grid::Q5_1>,
-        T::Q8_0 => walk::<grid::Q8_0>,
-        T::Q1_0 => walk::<grid::Q1_0>,
-        T::Q2_0 => walk::<grid::Q2_0>,
-        T::Q2_K => walk::<grid::Q2K>,
-        T::Q3_K => walk::<grid::Q3K>,
-        T::Q4_K => walk::<grid::Q4K>,
-        T::Q5_K => walk::<grid::Q5K>,
-        T::Q6_K => walk::<grid::Q6K>,
-        T::IQ4_NL => walk::<grid::IQ4NL>,
-        T::IQ4_XS => walk::<grid::IQ4XS>,
-        T::MXFP4 => walk::<grid::MXFP4>,
-        T::NVFP4 => walk::<grid::NVFP4>,
-        T::TQ1_0 => walk::<grid::TQ1_0>,
-        T::TQ2_0 => walk::<grid::TQ2_0>,
-        _ => return None,
-    })
+/// The walk of a scalar type.
+struct ScalarWalk;
+
+impl WithGrid for ScalarWalk {
+    type Output = Walk;
+
+    fn with<G: Grid>(self) -> Walk {
+        walk::<G>
+    }
 }
 
 fn float(ggml_type: GgmlType) -> Option<Walk> {

@@ -206,10 +206,8 @@ impl Report {
                 let most = sum.iter().copied().fold(1.0, f64::max);
                 sparkline(&sum.map(|n| n / most), SCORES)
             };
-            let shares = ["harmful", "harmless", "alarming", "text"].map(|name| {
-                let of = gate.kinds.iter().find(|kind| kind.of == name);
-                of.map_or("–".to_owned(), |kind| percent(kind.open))
-            });
+            let shares = ["harmful", "harmless", "alarming", "text"]
+                .map(|name| gate.of(name).map_or("–".to_owned(), |kind| percent(kind.open)));
             let place =
                 [format!("{}, −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
             table.row(place.into_iter().chain(shares).collect());

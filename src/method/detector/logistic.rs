@@ -11,9 +11,9 @@
 
 use std::collections::VecDeque;
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, s};
 
-use crate::linalg::{self, Cholesky, NotPositive};
+use crate::linalg::{self, Cholesky, NotPositive, mean_row};
 
 /// Most steps of L-BFGS.
 const MAX_STEPS: usize = 100;
@@ -64,7 +64,7 @@ impl Design {
     /// [`NotPositive`] when a value is not finite.
     pub fn new(x: ArrayView2<'_, f32>, weights: Vec<f32>, ridge: f64) -> Result<Self, NotPositive> {
         let (n, d) = x.dim();
-        let mean = x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v)) / n.max(1) as f64;
+        let mean = mean_row(x);
         let mut rows = Array2::ones((n, d + 1));
         let mut square = 0.0;
         for (mut row, x) in rows.rows_mut().into_iter().zip(x.rows()) {

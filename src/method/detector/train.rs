@@ -3,7 +3,7 @@
 //! A score flatters the rows that it was learned from, so thresholds are quantiles of held-out ones: the prompts are dealt
 //! out to four folds, and each is scored by what was learned from the others.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 use super::ffn::Activation;
@@ -93,6 +93,13 @@ pub struct Profile {
     pub kinds: Vec<Histogram>,
 }
 
+impl Profile {
+    /// What the gate does to one kind of prompts, or to `text`.
+    pub fn of(&self, kind: &str) -> Option<&Histogram> {
+        self.kinds.iter().find(|histogram| histogram.of == kind)
+    }
+}
+
 /// A gate, and its held-out scores of every row.
 #[derive(Debug, Clone)]
 pub struct Learned {
@@ -119,8 +126,7 @@ pub fn constant(examples: &Examples) -> Result<Vec<f32>, NotPositive> {
     }
     let ridge = CONSTANT_RIDGE * moments.diag().sum() / n_embd.max(1) as f64;
     moments.diag_mut().mapv_inplace(|v| v + ridge);
-    let mean = examples.inputs.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v));
-    let mean = mean.mapv(|v| v / examples.inputs.nrows().max(1) as f64);
+    let mean = linalg::mean_row(examples.inputs.view());
     let mut constant = Array1::from(Cholesky::of(moments)?.solve(mean.to_vec()));
     // Ridge takes a little off: at the examples it is to be 1 in the mean.
     let at_examples = constant.dot(&mean);
@@ -317,7 +323,7 @@ mod tests {
         for opens in [Opens::Harmful, Opens::Alarming] {
             let learned = teacher.learn(opens).unwrap();
             let profile = teacher.profile(&learned, (3, 0), Activation::Silu);
-            let of = |name: &str| profile.kinds.iter().find(|k| k.of == name).unwrap();
+            let of = |name: &str| profile.of(name).unwrap();
             assert!(of("harmless").open <= 0.05, "{profile:?}");
             assert!(of(opens.kind().as_str()).open > 0.4, "{profile:?}");
             assert!(of("text").open == 0.0, "{profile:?}");

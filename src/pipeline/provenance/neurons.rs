@@ -8,11 +8,11 @@
 //! rosi.inputs.S             inputs that the network met, F32 [n·n_embd]
 //! ```
 
-use ndarray::{Array2, Axis};
+use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::evaluate::spread;
+use crate::evaluate::spread_rows;
 use crate::gguf::{Gguf, Value};
 use crate::method::detector::ffn::{Activation, Place};
 use crate::method::detector::{Piece, PlantedFfn, PlantedNeuron};
@@ -80,8 +80,7 @@ pub fn arrays(planted: &[PlantedFfn]) -> Vec<(String, Vec<f32>)> {
             arrays.extend(neuron.up.iter().map(|up| (name(set, i, "up"), up.target.clone())));
             arrays.push((name(set, i, "column"), neuron.column.target.clone()));
         }
-        let all: Vec<usize> = (0..inputs.nrows()).collect();
-        let kept = inputs.select(Axis(0), &spread(&all, INPUTS));
+        let kept = spread_rows(inputs, INPUTS);
         arrays.push((format!("rosi.inputs.{set}"), kept.iter().copied().collect()));
     }
     arrays

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::quant::{dequantize, quantize_weighted};
+use crate::quant::{dequantize, grid, quantize_weighted};
 
 /// Standard normal numbers.
 fn noise(n: usize, seed: u64) -> Vec<f32> {

@@ -15,10 +15,7 @@ pub fn gates(report: &Report) -> Option<Section> {
         return None;
     }
     let row = |gate: &Profile| {
-        let open = |name: &str| {
-            let found = gate.kinds.iter().find(|kind| kind.of == name);
-            found.map_or("–".into(), |kind| percent(kind.open))
-        };
+        let open = |name: &str| gate.of(name).map_or("–".into(), |kind| percent(kind.open));
         vec![
             gate.layer.to_string(),
             format!("−{}", gate.before_last + 1),
@@ -56,7 +53,6 @@ pub fn gates(report: &Report) -> Option<Section> {
 
 /// The histograms of one gate, as shares of their prompts.
 fn chart(gate: &Profile) -> Chart {
-    let of = |name: &str| gate.kinds.iter().find(|kind| kind.of == name && !kind.bars.is_empty());
     let share = |kind: &Histogram, bar: u64| bar as f64 / kind.bars.iter().sum::<u64>().max(1) as f64;
     let told: Vec<String> =
         gate.kinds.iter().map(|kind| format!("{} {}", kind.of, percent(kind.open))).collect();
@@ -69,7 +65,7 @@ fn chart(gate: &Profile) -> Chart {
     chart.upright("chosen", gate.threshold);
     chart.upright("chosen", gate.open_from);
     for (name, class) in KINDS {
-        let Some(kind) = of(name) else { continue };
+        let Some(kind) = gate.of(name).filter(|kind| !kind.bars.is_empty()) else { continue };
         let width = (gate.until - gate.from) / kind.bars.len() as f64;
         let points = kind.bars.iter().enumerate();
         chart.line(class, points.map(|(i, &bar)| (gate.from + (i as f64 + 0.5) * width, share(kind, bar))));
