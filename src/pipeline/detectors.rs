@@ -199,13 +199,12 @@ fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String
     [extract, more]
 }
 
-/// A network at a token, with what it is taught by.
+/// A network at a token, and how gates are learned there. What it is taught by is gathered when it is needed, for one at a time.
 struct Lesson {
     /// Index of its network among those whose inputs are collected.
     network: usize,
     before_last: usize,
     recipe: Recipe,
-    examples: Examples,
 }
 
 /// By what the gates before it move the inputs of one place, in the mean, f32 `[n_embd]`.
@@ -267,15 +266,15 @@ impl Detectors {
         let collector = Collector { capture: capture.clone(), n_end, early, printer };
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
-        let lessons = collection.lessons(&networks, (&collector.early, token), &late);
-        let taught = Self::taught(opened, &networks, &lessons)?;
+        let lessons = lessons(&networks, (&collector.early, token), &late);
+        let taught = Self::taught(opened, &networks, (&lessons, &collection))?;
         let mut detectors = taught.with_directions(&collection, &collector, &shown);
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
         let moved =
             detectors.moved(opened, engine, (&networks, &capture, &spread(&harmful, MOVED)), &shown)?;
         bar.set(3);
-        detectors.learn_blind(&networks, &lessons, &moved)?;
+        detectors.learn_blind(&networks, (&lessons, &collection), &moved)?;
         if detectors.sites.is_empty() {
             let (architecture, tried) = (plan.architecture.clone(), networks.len());
             return Err(Error::NoNetwork { architecture, tried });
@@ -284,18 +283,23 @@ impl Detectors {
     }
 
     /// The gates of all `lessons`.
-    fn taught(opened: &Opened, networks: &[Network], lessons: &[Lesson]) -> Result<Self, Error> {
+    fn taught(
+        opened: &Opened,
+        networks: &[Network],
+        (lessons, collection): (&[Lesson], &Collection),
+    ) -> Result<Self, Error> {
         let mut sites = Vec::new();
         for (index, network) in networks.iter().enumerate() {
             let own: Vec<&Lesson> = lessons.iter().filter(|lesson| lesson.network == index).collect();
             let count = 2 * neurons_per_gate(network.activation);
             let writer = &opened.plan.writers[network.ffn.writer];
             let Some(first) = own.first() else { continue };
-            let inputs = first.examples.sample();
+            let inputs = collection.examples(index, first.before_last).sample();
             let slots = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
             for (lesson, slots) in own.into_iter().zip(slots) {
                 interrupt::check()?;
-                sites.push(Site::new(opened, (network, slots), lesson)?);
+                let examples = collection.examples(index, lesson.before_last);
+                sites.push(Site::new(opened, (network, slots), (lesson, &examples))?);
             }
         }
         Ok(Self { sites })
@@ -305,7 +309,7 @@ impl Detectors {
     fn learn_blind(
         &mut self,
         networks: &[Network],
-        lessons: &[Lesson],
+        (lessons, collection): (&[Lesson], &Collection),
         moved: &[Moved],
     ) -> Result<(), Error> {
         for site in &mut self.sites {
@@ -314,7 +318,8 @@ impl Detectors {
             let lesson = lessons.iter().find(|l| (networks[l.network].ffn.layer, l.before_last) == place);
             let moved = moved.iter().find(|moved| (moved.layer, moved.before_last) == place);
             if let (Some(lesson), Some(moved)) = (lesson, moved) {
-                site.learn(&lesson.examples.blind_to(&moved.by), lesson.recipe)?;
+                let examples = collection.examples(lesson.network, lesson.before_last);
+                site.learn(&examples.blind_to(&moved.by), lesson.recipe)?;
             }
         }
         Ok(())
@@ -655,28 +660,20 @@ impl Collection {
         }
         Ok(best.map(|(_, token)| token))
     }
+}
 
-    /// What is to be learned where: early gates at `token`, late ones at the last.
-    fn lessons(
-        &self,
-        networks: &[Network],
-        (early, token): (&[usize], Option<usize>),
-        late: &[usize],
-    ) -> Vec<Lesson> {
-        let mut lessons = Vec::new();
-        for (index, network) in networks.iter().enumerate() {
-            let layer = network.ffn.layer;
-            let places = [
-                token.filter(|_| early.contains(&layer)).map(|token| (token, EARLY_RECIPE)),
-                late.contains(&layer).then_some((0, LATE_RECIPE)),
-            ];
-            for (before_last, recipe) in places.into_iter().flatten() {
-                let examples = self.examples(index, before_last);
-                lessons.push(Lesson { network: index, before_last, recipe, examples });
-            }
-        }
-        lessons
+/// What is to be learned where: early gates at `token`, late ones at the last.
+fn lessons(networks: &[Network], (early, token): (&[usize], Option<usize>), late: &[usize]) -> Vec<Lesson> {
+    let mut lessons = Vec::new();
+    for (network, Network { ffn, .. }) in networks.iter().enumerate() {
+        let places = [
+            token.filter(|_| early.contains(&ffn.layer)).map(|token| (token, EARLY_RECIPE)),
+            late.contains(&ffn.layer).then_some((0, LATE_RECIPE)),
+        ];
+        let lesson = |(before_last, recipe)| Lesson { network, before_last, recipe };
+        lessons.extend(places.into_iter().flatten().map(lesson));
     }
+    lessons
 }
 
 /// Matrices one below the other.
@@ -693,21 +690,21 @@ impl Site {
     fn new(
         opened: &Opened,
         (network, slots): (&Network, Vec<usize>),
-        lesson: &Lesson,
+        (lesson, examples): (&Lesson, &Examples),
     ) -> Result<Self, Error> {
         let writer = &opened.plan.writers[network.ffn.writer];
         let mut site = Self {
-            per_unit: per_unit(opened, network, writer, &lesson.examples)?,
+            per_unit: per_unit(opened, network, writer, examples)?,
             network: network.clone(),
             before_last: lesson.before_last,
             slots,
-            constant: train::constant(&lesson.examples).map_err(not_finite)?,
+            constant: train::constant(examples).map_err(not_finite)?,
             gates: Vec::new(),
             profiles: Vec::new(),
             direction: Vec::new(),
-            inputs: lesson.examples.sample(),
+            inputs: examples.sample(),
         };
-        site.learn(&lesson.examples, lesson.recipe)?;
+        site.learn(examples, lesson.recipe)?;
         Ok(site)
     }
 
@@ -747,17 +744,16 @@ impl Examples {
     }
 
     /// The same without what `direction` has of the inputs at the ends, so that no score has a part along it.
-    fn blind_to(&self, direction: &[f32]) -> Self {
+    fn blind_to(mut self, direction: &[f32]) -> Self {
         let direction = ArrayView1::from(direction);
         let square = direction.dot(&direction);
-        let mut blind = self.clone();
         if square > 0.0 && square.is_finite() {
-            for mut row in blind.inputs.rows_mut() {
+            for mut row in self.inputs.rows_mut() {
                 let along = row.dot(&direction) / square;
                 row.scaled_add(-along, &direction);
             }
         }
-        blind
+        self
     }
 }
 
