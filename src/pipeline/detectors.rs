@@ -1,9 +1,11 @@
 //! From prompts to detector neurons: what the networks are given to read is collected, gates are learned from it, and
 //! neurons are chosen for them.
 
-use ndarray::{Array2, Array4, ArrayView1, Axis, s};
+mod collect;
+mod places;
 
-use crate::activations::Activations;
+use ndarray::{Array2, ArrayView1};
+
 use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError, WriterWeights};
 use crate::error::Error;
@@ -11,30 +13,28 @@ use crate::evaluate::{Examiner, chats, spread, spread_rows};
 use crate::gguf::TensorInfo;
 use crate::interrupt;
 use crate::linalg::mean_row;
-use crate::llama::{Capture, Chat, Engine, LlamaEngine, LowRank};
+use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
 use crate::method::detector::ffn::{Network, Place, read_row};
 use crate::method::detector::train::{self, Examples, Profile, Recipe, Shut, Teacher};
 use crate::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
 use crate::options::InjectOptions;
 use crate::output::Printer;
-use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
+use crate::pipeline::material::Shown;
 use crate::pipeline::session::Opened;
 use crate::plan::{Ffn, Plan, ResidualWriter};
-use crate::prompts::{self, PromptKind, PromptSet, Split};
+use crate::prompts::{self, PromptKind, PromptSet};
 use crate::requant::Requant;
-use crate::search::{Candidate, Lever, SearchError, Space};
+use crate::search::SearchError;
+use collect::{Collection, Collector, ENDING, stacked, texts};
+use places::{Places, SETTINGS};
 
-/// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
-const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];
-/// What part of the push each of them has: less where less is still to be computed.
+pub use collect::inputs_memory;
+pub(super) use collect::{ANSWER, ANSWERED};
+pub use places::{settings, space, tensors};
+
+/// What part of the push each late gate has: less where less is still to be computed.
 const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];
-/// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
-/// the answer through attention, so only before the blocks that read it.
-const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
-/// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
-/// pull away from it as a share of the push. Early gates pull as far as late ones.
-const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.0, 0.75)];
 /// Push of early gates for each unit of the late ones.
 const EARLY_PUSH: f64 = 1.8;
 
@@ -52,19 +52,6 @@ const LATE_RECIPE: Recipe = Recipe {
     alarming: Shut { harmless: 0.965, other: 0.965 },
 };
 
-/// Most tokens of the template behind a message that are looked at.
-const ENDING: usize = 6;
-/// Tokens inside the prompts of one kind whose inputs are kept.
-const INSIDE: usize = 192;
-/// The same of prose.
-const PROSE: usize = 768;
-/// Prompts of each kind that the model answers for the inputs at its own words, the tokens of an answer, and those that are
-/// kept.
-pub(super) const ANSWERED: usize = 12;
-pub(super) const ANSWER: usize = 32;
-const WORDS: usize = 256;
-/// Prompts of each kind whose other tokens of the template are among those where gates are shut.
-const OTHER_ENDS: usize = 48;
 /// Texts and tokens that show which function a network computes.
 const SHOWING: usize = 3;
 const SHOWN: usize = 48;
@@ -110,95 +97,6 @@ pub enum Toward<'a> {
     Same(&'a SafetyDirection),
 }
 
-/// What is tried with `lever`: the layers, and the pulls for [`settings`].
-pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
-    let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
-    let layers = Places::of(plan, options.search.layer).late;
-    let depth = |layer: usize| layer as f64 / plan.n_layer.max(1) as f64;
-    let (first, last) = (layers.first().copied().unwrap_or(0), layers.last().copied().unwrap_or(0));
-    Space {
-        lever,
-        layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
-        windows: vec![(depth(first), depth(last + 1))],
-        contrasts: vec![pull],
-        first_strength: options.search.strength.unwrap_or(SETTINGS[0].0),
-    }
-}
-
-/// The blocks of early and of late gates, and every network among them.
-struct Places {
-    early: Vec<usize>,
-    late: Vec<usize>,
-    networks: Vec<Ffn>,
-}
-
-impl Places {
-    fn of(plan: &Plan, layer: Option<usize>) -> Self {
-        let [early, late] = [&EARLY, &LATE].map(|depths| places(plan, layer, depths));
-        let mut networks: Vec<Ffn> = early.iter().chain(&late).map(|&ffn| ffn.clone()).collect();
-        networks.sort_by_key(|ffn| ffn.layer);
-        networks.dedup();
-        let layers = |ffns: Vec<&Ffn>| ffns.iter().map(|ffn| ffn.layer).collect();
-        Self { early: layers(early), late: layers(late), networks }
-    }
-}
-
-/// Names of the tensors that may be changed.
-pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
-    let of = |ffn: Ffn| ffn.gate.into_iter().chain([ffn.up, plan.writers[ffn.writer].tensor.clone()]);
-    Places::of(plan, layer).networks.into_iter().flat_map(of).collect()
-}
-
-/// Bytes of the inputs that learning keeps at most.
-pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
-    let more = prompts::training();
-    let [extract, more] = [0, 1].map(|part| {
-        PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
-    });
-    let rows = extract * ENDING + more * 2 + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
-    let n_network = Places::of(plan, layer).networks.len();
-    // Those of a kind lie beside those of all kinds while they are joined.
-    (2 * rows * n_network) as u64 * plan.n_embd * size_of::<f32>() as u64
-}
-
-/// The edits of `space` that are tried, the default first: two, or the one that the user wants.
-pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
-    let of = |&(push, pull): &(f64, f64)| {
-        let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);
-        let contrast = options.search.contrast.unwrap_or(pull);
-        (Candidate { lever, layer, window, contrast }, options.search.strength.unwrap_or(push))
-    };
-    let mut settings: Vec<(Candidate, f64)> = SETTINGS.iter().map(of).collect();
-    if options.search.strength.is_some() {
-        settings.truncate(1);
-    }
-    settings
-}
-
-/// The networks nearest to `depths`, or as far around `layer`.
-fn places<'a>(plan: &'a Plan, layer: Option<usize>, depths: &[f64]) -> Vec<&'a Ffn> {
-    let middle = LATE[LATE.len() / 2];
-    let mut chosen: Vec<&Ffn> = Vec::new();
-    for depth in depths {
-        let wanted = match layer {
-            None => depth * plan.n_layer as f64 - 0.5,
-            Some(layer) => layer as f64 + (depth - middle) * plan.n_layer as f64,
-        };
-        let free = plan.ffns.iter().filter(|ffn| chosen.iter().all(|other| other.layer != ffn.layer));
-        let distance = |ffn: &&Ffn| (ffn.layer as f64 - wanted).abs();
-        chosen.extend(free.min_by(|a, b| distance(a).total_cmp(&distance(b))));
-    }
-    chosen.sort_by_key(|ffn| ffn.layer);
-    chosen
-}
-
-/// The prompts of one kind that detectors learn from: those to extract from, then more.
-fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String>; 2] {
-    let extract = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-    let more = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
-    [extract, more]
-}
-
 /// A network at a token, and how gates are learned there. What it is taught by is gathered when it is needed, for one at a time.
 struct Lesson {
     /// Index of its network among those whose inputs are collected.
@@ -212,35 +110,6 @@ struct Moved {
     layer: usize,
     before_last: usize,
     by: Vec<f32>,
-}
-
-/// Inputs at one token of the ending, of one kind.
-struct Ends {
-    kind: PromptKind,
-    before_last: usize,
-    /// Of each network, f32 `[n_prompt][n_embd]`.
-    inputs: Vec<Array2<f32>>,
-}
-
-/// Everything that is collected.
-#[derive(Default)]
-struct Collection {
-    ends: Vec<Ends>,
-    /// Inputs at tokens of text, of each network.
-    text: Vec<Vec<Array2<f32>>>,
-    /// The difference in means at each token of the ending but the last, after the layers of early gates: between refused
-    /// and answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
-    tail: Vec<Vec<Vec<f64>>>,
-}
-
-/// Collects inputs.
-struct Collector<'a> {
-    capture: Capture,
-    /// Tokens of the template behind a message.
-    n_end: usize,
-    /// Blocks of early gates.
-    early: Vec<usize>,
-    printer: &'a Printer,
 }
 
 impl Detectors {
@@ -493,175 +362,6 @@ fn identify(
     Ok(found)
 }
 
-impl Collector<'_> {
-    /// The ends of all prompts, and text of every sort; the token of early gates, and the directions that the prompts to
-    /// extract from show.
-    fn all(
-        &self,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
-        prompts: &PromptSet,
-        networks: &[Network],
-    ) -> Result<(Collection, Option<usize>, Shown), Error> {
-        let more = prompts::training();
-        let mut collection = Collection::default();
-        let mut seen: Vec<Seen> = Vec::new();
-        let tail: Vec<usize> = (1..self.n_end).collect();
-        let capture = self.capture.clone().with_sample(INSIDE).with_tail(&tail).with_tail_layers(&self.early);
-        for kind in PromptKind::ALL {
-            let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
-            let [extract, _] = texts(prompts, &more, kind);
-            let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
-            collection.add_ends(&of_kind.activations, kind, &tail);
-            let inputs = std::mem::take(&mut of_kind.activations.inputs);
-            collection.text.push(inputs.into_iter().map(|inputs| inputs.sample).collect());
-            seen.push(of_kind);
-        }
-        let token = collection.early_token(networks, &self.early, self.n_end)?;
-        collection.tail = tail_directions(&seen);
-        seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
-        self.more(engine, &more, token, &mut collection)?;
-        self.text(engine, &seen, &mut collection)?;
-        let plain = crate::direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
-        Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
-    }
-
-    /// The ends of the training prompts.
-    fn more(
-        &self,
-        engine: &mut LlamaEngine,
-        more: &PromptSet,
-        token: Option<usize>,
-        collection: &mut Collection,
-    ) -> Result<(), Error> {
-        let tail: Vec<usize> = token.into_iter().collect();
-        let capture = self.capture.clone().without_residual().with_tail(&tail);
-        for kind in PromptKind::ALL {
-            let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
-            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
-            let activations = engine.collect(&chats(&texts, None), &capture, &mut |_, _| ())?;
-            collection.add_ends(&activations, kind, &tail);
-        }
-        Ok(())
-    }
-
-    /// Prose as it is and as an answer, and what the model itself answers.
-    fn text(
-        &self,
-        engine: &mut LlamaEngine,
-        seen: &[Seen],
-        collection: &mut Collection,
-    ) -> Result<(), Error> {
-        let _bar = self.printer.bar("collecting hidden states: text", 1);
-        let capture = |n| self.capture.clone().without_residual().with_sample(n);
-        let mut add = |seen: Activations| {
-            collection.text.push(seen.inputs.into_iter().map(|inputs| inputs.sample).collect());
-        };
-        let prose = prompts::prose();
-        add(engine.collect_text(&prose, &capture(PROSE))?);
-        let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
-        if !asked.is_empty() {
-            let ask = |i: usize| Chat { system: None, user: &asked[i % asked.len()] };
-            let requests: Vec<Chat<'_>> = (0..prose.len()).map(ask).collect();
-            add(engine.collect_answers(&requests, &prose, &capture(WORDS))?);
-            let requests = chats(&asked, None);
-            let answers = engine.answer(&requests, ANSWER, &mut |_, _| ())?;
-            add(engine.collect_answers(&requests, &answers, &capture(WORDS))?);
-        }
-        Ok(())
-    }
-}
-
-/// The difference in means at the tokens before the last one: between refused and answered prompts where there are enough
-/// of both, else between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
-fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
-    let refused: usize = seen.iter().map(|s| s.refused.iter().filter(|r| **r).count()).sum();
-    let all: usize = seen.iter().map(|s| s.refused.len()).sum();
-    let enough = refused.min(all - refused) >= MIN_REFUSED;
-    let side = |kind: usize, refused: bool| match (enough, kind) {
-        (true, _) => Some(refused),
-        (false, 0) => Some(true),
-        (false, 1) => Some(false),
-        (false, _) => None,
-    };
-    let Some((_, n_tail, n_layer, n_embd)) = seen.first().map(|s| s.activations.residual_tail.dim()) else {
-        return Vec::new();
-    };
-    let mut sums = vec![vec![[vec![0.0f64; n_embd], vec![0.0f64; n_embd]]; n_layer]; n_tail];
-    let mut counts = [0usize; 2];
-    for (kind, seen) in seen.iter().enumerate() {
-        for (prompt, &refused) in seen.refused.iter().enumerate() {
-            let Some(side) = side(kind, refused).map(usize::from) else { continue };
-            counts[side] += 1;
-            for (t, sums) in sums.iter_mut().enumerate() {
-                for (l, sums) in sums.iter_mut().enumerate() {
-                    let h = seen.activations.residual_tail.slice(s![prompt, t, l, ..]);
-                    sums[side].iter_mut().zip(h).for_each(|(sum, &v)| *sum += f64::from(v));
-                }
-            }
-        }
-    }
-    let n = counts.map(|n| n.max(1) as f64);
-    let difference =
-        |[no, yes]: [Vec<f64>; 2]| yes.iter().zip(&no).map(|(y, o)| y / n[1] - o / n[0]).collect();
-    sums.into_iter().map(|layers| layers.into_iter().map(difference).collect()).collect()
-}
-
-impl Collection {
-    /// The last token of every prompt and those of `tail` before it.
-    fn add_ends(&mut self, seen: &Activations, kind: PromptKind, tail: &[usize]) {
-        let inputs = seen.inputs.iter().map(|inputs| inputs.last.clone()).collect();
-        self.ends.push(Ends { kind, before_last: 0, inputs });
-        for (t, &before_last) in tail.iter().enumerate() {
-            let rows = |inputs: &crate::activations::WriterInputs| {
-                inputs.tail.slice(s![t..; tail.len(), ..]).to_owned()
-            };
-            let inputs = seen.inputs.iter().map(rows).collect();
-            self.ends.push(Ends { kind, before_last, inputs });
-        }
-    }
-
-    /// What `network` is given to read at one token, with what it is given elsewhere.
-    fn examples(&self, network: usize, before_last: usize) -> Examples {
-        let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
-        let rows = |ends: &Ends| ends.inputs[network].nrows();
-        let other_ends = self
-            .ends
-            .iter()
-            .filter(|ends| ends.before_last != before_last)
-            .map(|ends| spread_rows(&ends.inputs[network], OTHER_ENDS));
-        let elsewhere = self.text.iter().map(|text| text[network].clone()).chain(other_ends).collect();
-        Examples {
-            inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
-            kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
-            elsewhere: stacked(elsewhere),
-        }
-    }
-
-    /// The token before the last one at which harmful prompts are told best from others; `None` where the template has none.
-    fn early_token(
-        &self,
-        networks: &[Network],
-        early: &[usize],
-        n_end: usize,
-    ) -> Result<Option<usize>, Error> {
-        let middle = early.get(early.len() / 2);
-        let Some(network) = networks.iter().position(|n| Some(&n.ffn.layer) == middle) else {
-            return Ok(None);
-        };
-        let mut best: Option<(f64, usize)> = None;
-        for token in 1..n_end {
-            let examples = self.examples(network, token);
-            let constant = train::constant(&examples).map_err(not_finite)?;
-            let teacher = Teacher::new(&examples, &constant, EARLY_RECIPE);
-            let recall = teacher.recall(&teacher.learn(Opens::Harmful).map_err(not_finite)?);
-            if best.is_none_or(|(most, _)| recall > most) {
-                best = Some((recall, token));
-            }
-        }
-        Ok(best.map(|(_, token)| token))
-    }
-}
-
 /// What is to be learned where: early gates at `token`, late ones at the last.
 fn lessons(networks: &[Network], (early, token): (&[usize], Option<usize>), late: &[usize]) -> Vec<Lesson> {
     let mut lessons = Vec::new();
@@ -674,12 +374,6 @@ fn lessons(networks: &[Network], (early, token): (&[usize], Option<usize>), late
         lessons.extend(places.into_iter().flatten().map(lesson));
     }
     lessons
-}
-
-/// Matrices one below the other.
-fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
-    let views: Vec<_> = parts.iter().map(|x| x.view()).filter(|x| x.nrows() > 0).collect();
-    ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
 }
 
 fn not_finite(error: crate::linalg::NotPositive) -> Error {

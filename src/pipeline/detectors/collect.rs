@@ -1,0 +1,252 @@
+//! What networks are given to read: at the ends of prompts, where gates open, and everywhere else, where they are shut.
+
+use ndarray::{Array2, Array4, Axis, s};
+
+use super::places::Places;
+use super::{EARLY_RECIPE, not_finite};
+use crate::activations::{Activations, WriterInputs};
+use crate::direction;
+use crate::error::Error;
+use crate::evaluate::{Examiner, chats, spread, spread_rows};
+use crate::llama::{Capture, Chat, Engine, LlamaEngine};
+use crate::method::detector::Opens;
+use crate::method::detector::ffn::Network;
+use crate::method::detector::train::{self, Examples, Teacher};
+use crate::output::Printer;
+use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
+use crate::plan::Plan;
+use crate::prompts::{self, PromptKind, PromptSet, Split};
+
+/// Most tokens of the template behind a message that are looked at.
+pub(super) const ENDING: usize = 6;
+/// Tokens inside the prompts of one kind whose inputs are kept.
+const INSIDE: usize = 192;
+/// The same of prose.
+const PROSE: usize = 768;
+/// Prompts of each kind that the model answers for the inputs at its own words, the tokens of an answer, and those that are
+/// kept.
+pub(in crate::pipeline) const ANSWERED: usize = 12;
+pub(in crate::pipeline) const ANSWER: usize = 32;
+const WORDS: usize = 256;
+/// Prompts of each kind whose other tokens of the template are among those where gates are shut.
+const OTHER_ENDS: usize = 48;
+/// Bytes of the inputs that learning keeps at most.
+pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
+    let more = prompts::training();
+    let [extract, more] = [0, 1].map(|part| {
+        PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
+    });
+    let rows = extract * ENDING + more * 2 + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
+    let n_network = Places::of(plan, layer).networks.len();
+    // Those of a kind lie beside those of all kinds while they are joined.
+    (2 * rows * n_network) as u64 * plan.n_embd * size_of::<f32>() as u64
+}
+
+/// The prompts of one kind that detectors learn from: those to extract from, then more.
+pub(super) fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String>; 2] {
+    let extract = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+    let more = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
+    [extract, more]
+}
+
+/// Inputs at one token of the ending, of one kind.
+struct Ends {
+    kind: PromptKind,
+    before_last: usize,
+    /// Of each network, f32 `[n_prompt][n_embd]`.
+    inputs: Vec<Array2<f32>>,
+}
+
+/// Everything that is collected.
+#[derive(Default)]
+pub(super) struct Collection {
+    ends: Vec<Ends>,
+    /// Inputs at tokens of text, of each network.
+    text: Vec<Vec<Array2<f32>>>,
+    /// The difference in means at each token of the ending but the last, after the layers of early gates: between refused
+    /// and answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+    pub tail: Vec<Vec<Vec<f64>>>,
+}
+
+/// Collects inputs.
+pub(super) struct Collector<'a> {
+    pub capture: Capture,
+    /// Tokens of the template behind a message.
+    pub n_end: usize,
+    /// Blocks of early gates.
+    pub early: Vec<usize>,
+    pub printer: &'a Printer,
+}
+
+impl Collector<'_> {
+    /// The ends of all prompts, and text of every sort; the token of early gates, and the directions that the prompts to
+    /// extract from show.
+    pub fn all(
+        &self,
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        prompts: &PromptSet,
+        networks: &[Network],
+    ) -> Result<(Collection, Option<usize>, Shown), Error> {
+        let more = prompts::training();
+        let mut collection = Collection::default();
+        let mut seen: Vec<Seen> = Vec::new();
+        let tail: Vec<usize> = (1..self.n_end).collect();
+        let capture = self.capture.clone().with_sample(INSIDE).with_tail(&tail).with_tail_layers(&self.early);
+        for kind in PromptKind::ALL {
+            let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
+            let [extract, _] = texts(prompts, &more, kind);
+            let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
+            collection.add_ends(&of_kind.activations, kind, &tail);
+            let inputs = std::mem::take(&mut of_kind.activations.inputs);
+            collection.text.push(inputs.into_iter().map(|inputs| inputs.sample).collect());
+            seen.push(of_kind);
+        }
+        let token = collection.early_token(networks, &self.early, self.n_end)?;
+        collection.tail = tail_directions(&seen);
+        seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
+        self.more(engine, &more, token, &mut collection)?;
+        self.text(engine, &seen, &mut collection)?;
+        let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
+        Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
+    }
+
+    /// The ends of the training prompts.
+    fn more(
+        &self,
+        engine: &mut LlamaEngine,
+        more: &PromptSet,
+        token: Option<usize>,
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let tail: Vec<usize> = token.into_iter().collect();
+        let capture = self.capture.clone().without_residual().with_tail(&tail);
+        for kind in PromptKind::ALL {
+            let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
+            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
+            let activations = engine.collect(&chats(&texts, None), &capture, &mut |_, _| ())?;
+            collection.add_ends(&activations, kind, &tail);
+        }
+        Ok(())
+    }
+
+    /// Prose as it is and as an answer, and what the model itself answers.
+    fn text(
+        &self,
+        engine: &mut LlamaEngine,
+        seen: &[Seen],
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let _bar = self.printer.bar("collecting hidden states: text", 1);
+        let capture = |n| self.capture.clone().without_residual().with_sample(n);
+        let mut add = |seen: Activations| {
+            collection.text.push(seen.inputs.into_iter().map(|inputs| inputs.sample).collect());
+        };
+        let prose = prompts::prose();
+        add(engine.collect_text(&prose, &capture(PROSE))?);
+        let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
+        if !asked.is_empty() {
+            let ask = |i: usize| Chat { system: None, user: &asked[i % asked.len()] };
+            let requests: Vec<Chat<'_>> = (0..prose.len()).map(ask).collect();
+            add(engine.collect_answers(&requests, &prose, &capture(WORDS))?);
+            let requests = chats(&asked, None);
+            let answers = engine.answer(&requests, ANSWER, &mut |_, _| ())?;
+            add(engine.collect_answers(&requests, &answers, &capture(WORDS))?);
+        }
+        Ok(())
+    }
+}
+
+/// The difference in means at the tokens before the last one: between refused and answered prompts where there are enough
+/// of both, else between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
+    let refused: usize = seen.iter().map(|s| s.refused.iter().filter(|r| **r).count()).sum();
+    let all: usize = seen.iter().map(|s| s.refused.len()).sum();
+    let enough = refused.min(all - refused) >= MIN_REFUSED;
+    let side = |kind: usize, refused: bool| match (enough, kind) {
+        (true, _) => Some(refused),
+        (false, 0) => Some(true),
+        (false, 1) => Some(false),
+        (false, _) => None,
+    };
+    let Some((_, n_tail, n_layer, n_embd)) = seen.first().map(|s| s.activations.residual_tail.dim()) else {
+        return Vec::new();
+    };
+    let mut sums = vec![vec![[vec![0.0f64; n_embd], vec![0.0f64; n_embd]]; n_layer]; n_tail];
+    let mut counts = [0usize; 2];
+    for (kind, seen) in seen.iter().enumerate() {
+        for (prompt, &refused) in seen.refused.iter().enumerate() {
+            let Some(side) = side(kind, refused).map(usize::from) else { continue };
+            counts[side] += 1;
+            for (t, sums) in sums.iter_mut().enumerate() {
+                for (l, sums) in sums.iter_mut().enumerate() {
+                    let h = seen.activations.residual_tail.slice(s![prompt, t, l, ..]);
+                    sums[side].iter_mut().zip(h).for_each(|(sum, &v)| *sum += f64::from(v));
+                }
+            }
+        }
+    }
+    let n = counts.map(|n| n.max(1) as f64);
+    let difference =
+        |[no, yes]: [Vec<f64>; 2]| yes.iter().zip(&no).map(|(y, o)| y / n[1] - o / n[0]).collect();
+    sums.into_iter().map(|layers| layers.into_iter().map(difference).collect()).collect()
+}
+
+impl Collection {
+    /// The last token of every prompt and those of `tail` before it.
+    fn add_ends(&mut self, seen: &Activations, kind: PromptKind, tail: &[usize]) {
+        let inputs = seen.inputs.iter().map(|inputs| inputs.last.clone()).collect();
+        self.ends.push(Ends { kind, before_last: 0, inputs });
+        for (t, &before_last) in tail.iter().enumerate() {
+            let rows = |inputs: &WriterInputs| inputs.tail.slice(s![t..; tail.len(), ..]).to_owned();
+            let inputs = seen.inputs.iter().map(rows).collect();
+            self.ends.push(Ends { kind, before_last, inputs });
+        }
+    }
+
+    /// What `network` is given to read at one token, with what it is given elsewhere.
+    pub fn examples(&self, network: usize, before_last: usize) -> Examples {
+        let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
+        let rows = |ends: &Ends| ends.inputs[network].nrows();
+        let other_ends = self
+            .ends
+            .iter()
+            .filter(|ends| ends.before_last != before_last)
+            .map(|ends| spread_rows(&ends.inputs[network], OTHER_ENDS));
+        let elsewhere = self.text.iter().map(|text| text[network].clone()).chain(other_ends).collect();
+        Examples {
+            inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
+            kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
+            elsewhere: stacked(elsewhere),
+        }
+    }
+
+    /// The token before the last one at which harmful prompts are told best from others; `None` where the template has none.
+    fn early_token(
+        &self,
+        networks: &[Network],
+        early: &[usize],
+        n_end: usize,
+    ) -> Result<Option<usize>, Error> {
+        let middle = early.get(early.len() / 2);
+        let Some(network) = networks.iter().position(|n| Some(&n.ffn.layer) == middle) else {
+            return Ok(None);
+        };
+        let mut best: Option<(f64, usize)> = None;
+        for token in 1..n_end {
+            let examples = self.examples(network, token);
+            let constant = train::constant(&examples).map_err(not_finite)?;
+            let teacher = Teacher::new(&examples, &constant, EARLY_RECIPE);
+            let recall = teacher.recall(&teacher.learn(Opens::Harmful).map_err(not_finite)?);
+            if best.is_none_or(|(most, _)| recall > most) {
+                best = Some((recall, token));
+            }
+        }
+        Ok(best.map(|(_, token)| token))
+    }
+}
+
+/// Matrices one below the other.
+pub(super) fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
+    let views: Vec<_> = parts.iter().map(|x| x.view()).filter(|x| x.nrows() > 0).collect();
+    ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
+}
