@@ -38,8 +38,8 @@ pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> 
     });
     let rows = extract * ENDING + more * 2 + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
     let n_network = Places::of(plan, layer).networks.len();
-    // Those of a kind lie beside those of all kinds while they are joined.
-    (2 * rows * n_network) as u64 * plan.n_embd * size_of::<f32>() as u64
+    // What one place is taught by lies beside them three times: as it is, scaled, and weighted.
+    (rows * (n_network + 3)) as u64 * plan.n_embd * size_of::<f32>() as u64
 }
 
 /// The prompts of one kind that detectors learn from: those to extract from, then more.
