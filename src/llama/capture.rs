@@ -1,7 +1,7 @@
 //! What is looked for in the running graph: the residual stream at each prompt's last token, and
 //! the inputs of every residual writer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ndarray::{Array2, Array3, Array4};
 
@@ -110,9 +110,14 @@ impl Capture {
         }
     }
 
-    /// Looks for inputs only.
-    pub fn without_residual(self) -> Self {
+    /// Looks for inputs only. Nothing behind the last of them is computed: there are no logits.
+    pub fn inputs_only(self) -> Self {
         Self { n_layer: 0, residual: HashMap::new(), ..self }
+    }
+
+    /// Whether logits are of no interest.
+    pub(super) fn is_inputs_only(&self) -> bool {
+        self.residual.is_empty() && !self.inputs.is_empty()
     }
 
     /// Looks for the residual of every layer only.
@@ -242,12 +247,21 @@ pub struct CaptureHook<'a> {
     rows: Vec<f32>,
     /// The products of mixtures, as far as the graph has run.
     products: Products,
+    /// Dense writers whose inputs were taken.
+    taken: HashSet<usize>,
 }
 
 impl<'a> CaptureHook<'a> {
     /// For one batch.
     pub fn new(capture: &'a Capture, activations: &'a mut Activations, keep: Keep) -> Self {
-        Self { capture, activations, keep, rows: Vec::new(), products: Products::new() }
+        Self {
+            capture,
+            activations,
+            keep,
+            rows: Vec::new(),
+            products: Products::new(),
+            taken: HashSet::new(),
+        }
     }
 
     /// Checks that the batch showed every residual that was looked for.
@@ -396,11 +410,16 @@ impl EvalHook for CaptureHook<'_> {
         }
         if let Some((writer, input)) = self.writer_input(node) {
             self.take_input(input, writer)?;
+            self.taken.insert(writer);
         }
         if let Some(routed) = self.capture.routed(node, &self.products) {
             self.take_routed(routed)?;
         }
         Ok(())
+    }
+
+    fn has_all(&self) -> bool {
+        self.capture.is_inputs_only() && self.taken.len() == self.capture.inputs.len()
     }
 }
 

@@ -50,7 +50,7 @@ pub trait Engine {
     ) -> Result<Vec<String>, LlamaError>;
 
     /// Residual stream of every layer at the last prompt token, and the writers' inputs; `first` sees the
-    /// logits of the token that would follow.
+    /// logits of the token that would follow, unless `capture` looks for inputs only.
     ///
     /// # Errors
     /// [`LlamaError`] when rendering, decoding or the capture fails.
@@ -314,6 +314,10 @@ impl LlamaEngine {
             }
             let (start, last) = (rest.keep.first, rest.keep.last.clone());
             self.capture_group(rest, capture, &mut activations)?;
+            if capture.is_inputs_only() {
+                self.context.clear();
+                continue;
+            }
             for (i, &token) in last.iter().enumerate() {
                 first(start + i, self.context.logits(token).unwrap_or_default());
             }

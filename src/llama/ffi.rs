@@ -16,7 +16,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::batch::Batch;
 use super::devices::ffi::Placement;
-use super::hook::{EvalHook, HookState, eval_callback};
+use super::hook::{EvalHook, HookState, abort_callback, eval_callback};
 use super::offload::{FlashAttn, Offload};
 use super::{LlamaError, abort};
 use crate::interrupt;
@@ -316,9 +316,8 @@ fn memory_file(bytes: &mut [u8]) -> Result<*mut libc::FILE, LlamaError> {
     }
 }
 
-unsafe extern "C" fn abort_when_interrupted(_: *mut c_void) -> bool {
-    interrupt::requested()
-}
+/// What `llama_decode` answers when `abort_callback` ended it.
+const ABORTED: i32 = 2;
 
 /// Sizes of a [`Context`].
 #[derive(Debug, Clone, Copy)]
@@ -373,7 +372,8 @@ impl Context {
             params.no_perf = true;
             params.cb_eval = Some(eval_callback);
             params.cb_eval_user_data = (&raw mut *state).cast();
-            params.abort_callback = Some(abort_when_interrupted);
+            params.abort_callback = Some(abort_callback);
+            params.abort_callback_data = params.cb_eval_user_data;
             sys::llama_init_from_model(model.ptr.as_ptr(), params)
         };
         NonNull::new(ptr)
@@ -474,11 +474,16 @@ impl Context {
             )
         };
         self.state.hook = None;
+        let ended = std::mem::take(self.state.ended.get_mut());
         if let Some(error) = self.state.error.take() {
             return Err(error);
         }
         interrupt::check()?;
-        if rc == 0 { Ok(()) } else { Err(LlamaError::Decode { code: rc, reason: take_errors() }) }
+        if rc == 0 || (ended && rc == ABORTED) {
+            Ok(())
+        } else {
+            Err(LlamaError::Decode { code: rc, reason: take_errors() })
+        }
     }
 
     /// The logits after token `i` of the last batch, `[n_vocab]`.

@@ -4,10 +4,12 @@
 use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llama_cpp_sys_2 as sys;
 
 use super::LlamaError;
+use crate::interrupt;
 
 /// One node of the running graph, as the eval callback sees it.
 #[derive(Clone, Copy)]
@@ -155,6 +157,11 @@ pub trait EvalHook {
     /// # Errors
     /// Ends the decode; the error comes back from [`super::ffi::Context::decode`].
     fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError>;
+    /// Whether everything was seen that is looked for: what is left of the graph is not computed on a CPU, and the decode has no
+    /// logits.
+    fn has_all(&self) -> bool {
+        false
+    }
 }
 
 /// Who looks on, and what went wrong there.
@@ -162,6 +169,17 @@ pub trait EvalHook {
 pub(super) struct HookState {
     pub(super) hook: Option<NonNull<dyn EvalHook>>,
     pub(super) error: Option<LlamaError>,
+    /// Whether the rest of the graph is not wanted.
+    pub(super) ended: AtomicBool,
+}
+
+/// `abort_callback` of every context. Ending through it, unlike through `cb_eval`, ends all parts of a graph that is split.
+///
+/// # Safety
+/// `user` must point to the [`HookState`] of the context that is decoding.
+pub(super) unsafe extern "C" fn abort_callback(user: *mut c_void) -> bool {
+    // SAFETY: `user` is the boxed `HookState` of the context, of which only the atomic is read.
+    interrupt::requested() || unsafe { &(*user.cast::<HookState>()).ended }.load(Ordering::Relaxed)
 }
 
 /// `cb_eval` of every context.
@@ -185,7 +203,12 @@ pub(super) unsafe extern "C" fn eval_callback(
     let node = Node { tensor };
     // Unwinding into C is undefined: a panic becomes an error that `decode` raises.
     match catch_unwind(AssertUnwindSafe(|| {
-        if ask { Ok(hook.wants(node)) } else { hook.take(node).map(|()| true) }
+        if ask {
+            return Ok(hook.wants(node));
+        }
+        hook.take(node)?;
+        state.ended.store(hook.has_all(), Ordering::Relaxed);
+        Ok(true)
     })) {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => {

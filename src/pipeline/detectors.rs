@@ -222,7 +222,7 @@ impl Detectors {
     ) -> Result<Vec<Moved>, Error> {
         let tail: Vec<usize> = self.sites.iter().map(|site| site.before_last).filter(|&b| b > 0).collect();
         let tail: Vec<usize> = tail.first().copied().into_iter().collect();
-        let capture = capture.clone().without_residual().with_tail(&tail);
+        let capture = capture.clone().inputs_only().with_tail(&tail);
         let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
             let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
             let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
@@ -342,7 +342,7 @@ fn identify(
             [(ffn.up.clone(), opened.plan.n_embd as usize), (writer.tensor.clone(), ffn.n_ff)]
         })
         .collect();
-    let capture = Capture::of_inputs(&opened.plan, &sites).without_residual().with_sample(SHOWN);
+    let capture = Capture::of_inputs(&opened.plan, &sites).inputs_only().with_sample(SHOWN);
     let texts: Vec<String> = prompts::prose().into_iter().take(SHOWING).collect();
     let seen = engine.collect_text(&texts, &capture)?;
     let mut found = Vec::new();

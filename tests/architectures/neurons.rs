@@ -47,7 +47,7 @@ fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<[Array2<f32>; 2]>, Str
         .collect();
     let last = TOKENS.len() - 1;
     let tail: Vec<usize> = (1..=last).collect();
-    let capture = Capture::of_inputs(plan, &sites).without_residual().with_tail(&tail);
+    let capture = Capture::of_inputs(plan, &sites).with_tail(&tail);
     let mut activations = capture.allocate(1, 0);
     let keep = Keep {
         n_tokens: TOKENS.len(),

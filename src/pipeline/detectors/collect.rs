@@ -119,7 +119,7 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let tail: Vec<usize> = token.into_iter().collect();
-        let capture = self.capture.clone().without_residual().with_tail(&tail);
+        let capture = self.capture.clone().inputs_only().with_tail(&tail);
         for kind in PromptKind::ALL {
             let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
             let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
@@ -137,7 +137,7 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let _bar = self.printer.bar("collecting hidden states: text", 1);
-        let capture = |n| self.capture.clone().without_residual().with_sample(n);
+        let capture = |n| self.capture.clone().inputs_only().with_sample(n);
         let mut add = |seen: Activations| {
             collection.text.push(seen.inputs.into_iter().map(|inputs| inputs.sample).collect());
         };
