@@ -42,14 +42,14 @@ const EARLY_PUSH: f64 = 1.8;
 const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.968, other: 0.90 },
-    alarming: Shut { harmless: 0.935, other: 0.945 },
+    harmful: Shut { harmless: 0.945, other: 0.84 },
+    alarming: Shut { harmless: 0.93, other: 0.92 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.98, other: 0.91 },
-    alarming: Shut { harmless: 0.965, other: 0.965 },
+    harmful: Shut { harmless: 0.96, other: 0.85 },
+    alarming: Shut { harmless: 0.96, other: 0.945 },
 };
 
 /// Texts and tokens that show which function a network computes.

@@ -21,6 +21,9 @@ use crate::write_edited::write_edited;
 /// What is decoded, all with logits.
 pub const TOKENS: [i32; 6] = [3, 17, 5, 42, 9, 26];
 
+/// What is told of a token without logits.
+pub const NO_LOGITS: &str = "no logits";
+
 /// Size of the edit, relative to the weights.
 const STRENGTH: f64 = 0.04;
 
@@ -59,7 +62,7 @@ pub fn logits(context: &mut Context, hook: Option<&mut dyn EvalHook>) -> Result<
         batch.push(token, pos, 0, true);
     }
     context.decode(&mut batch, hook).map_err(|error| error.to_string())?;
-    let rows = (0..TOKENS.len()).map(|i| context.logits(i).ok_or("no logits"));
+    let rows = (0..TOKENS.len()).map(|i| context.logits(i).ok_or(NO_LOGITS));
     let rows: Vec<&[f32]> = rows.collect::<Result<_, _>>()?;
     Ok(rows.concat())
 }

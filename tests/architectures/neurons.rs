@@ -14,11 +14,11 @@ use rosi_gguf::llama::offload::Offload;
 use rosi_gguf::method::detector::ffn::Network;
 use rosi_gguf::method::detector::logistic::Score;
 use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
-use rosi_gguf::plan::Plan;
+use rosi_gguf::plan::{Ffn, Plan};
 use rosi_gguf::requant::Requant;
 use serde::{Deserialize, Serialize};
 
-use super::edits::{TOKENS, context, distance, logits};
+use super::edits::{NO_LOGITS, TOKENS, context, distance, logits};
 use super::generate::Random;
 
 /// What was found of the networks of one model.
@@ -36,18 +36,28 @@ pub struct Neurons {
     pub off: f64,
 }
 
-/// Inputs and hidden values of every network at every token, f32 `[n_token][n_embd]` and `[n_token][n_ff]`.
-fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<[Array2<f32>; 2]>, String> {
-    let sites: Vec<(String, usize)> = plan
-        .ffns
-        .iter()
-        .flat_map(|ffn| {
-            [(ffn.up.clone(), plan.n_embd as usize), (plan.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
-        })
-        .collect();
+/// What was seen of a network at every token: its inputs `[n_token][n_embd]` and its hidden values `[n_token][n_ff]`.
+type InputsAndHidden = [Array2<f32>; 2];
+
+/// The matrices that read both, with the lengths of what they read.
+fn matrices(plan: &Plan, ffn: &Ffn) -> [(String, usize); 2] {
+    [(ffn.up.clone(), plan.n_embd as usize), (plan.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
+}
+
+/// What is seen of every network.
+fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<InputsAndHidden>, String> {
+    let sites: Vec<(String, usize)> = plan.ffns.iter().flat_map(|ffn| matrices(plan, ffn)).collect();
+    seen_by(&Capture::of_inputs(plan, &sites), |hook| logits(&mut context(model)?, Some(hook)).map(drop))
+}
+
+/// What `capture` sees of pairs of matrices while `decode` runs.
+fn seen_by(
+    capture: &Capture,
+    decode: impl FnOnce(&mut CaptureHook<'_>) -> Result<(), String>,
+) -> Result<Vec<InputsAndHidden>, String> {
     let last = TOKENS.len() - 1;
     let tail: Vec<usize> = (1..=last).collect();
-    let capture = Capture::of_inputs(plan, &sites).with_tail(&tail);
+    let capture = capture.clone().with_tail(&tail);
     let mut activations = capture.allocate(1, 0);
     let keep = Keep {
         n_tokens: TOKENS.len(),
@@ -56,7 +66,7 @@ fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<[Array2<f32>; 2]>, Str
         ..Keep::default()
     };
     let mut hook = CaptureHook::new(&capture, &mut activations, keep);
-    logits(&mut context(model)?, Some(&mut hook))?;
+    decode(&mut hook)?;
     hook.finish().map_err(|error| error.to_string())?;
     let joined = |inputs: &rosi_gguf::activations::WriterInputs| {
         // In the last block llama.cpp computes only tokens with logits; all have them here.
@@ -64,6 +74,29 @@ fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<[Array2<f32>; 2]>, Str
             .map_err(|error| error.to_string())
     };
     activations.inputs.chunks(2).map(|pair| Ok([joined(&pair[0])?, joined(&pair[1])?])).collect()
+}
+
+/// Looks for the first network alone, whose matrices are `sites`: what is seen is what a whole run shows, the graph ends there, and
+/// the next run in the same context is whole.
+fn ends_early(
+    plan: &Plan,
+    (model, whole): (&Rc<Model>, &InputsAndHidden),
+    sites: &[(String, usize)],
+) -> Result<(), String> {
+    let mut own = context(model)?;
+    let capture = Capture::of_inputs(plan, sites).inputs_only();
+    let seen = seen_by(&capture, |hook| match logits(&mut own, Some(hook)) {
+        Err(told) if told == NO_LOGITS => Ok(()),
+        Err(told) => Err(told),
+        Ok(_) => Err("a graph that is to end early has logits".into()),
+    })?;
+    if seen.first() != Some(whole) {
+        return Err("a graph that ends early shows other inputs".into());
+    }
+    match logits(&mut own, None)? == logits(&mut context(model)?, None)? {
+        true => Ok(()),
+        false => Err("after a graph that ended early the next one differs".into()),
+    }
 }
 
 /// A gate of random weights that is half open at these inputs.
@@ -95,7 +128,9 @@ pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, Str
     }
     let gguf = Gguf::open(path).map_err(|error| error.to_string())?;
     let mut banks = Vec::new();
-    for (ffn, [x, h]) in plan.ffns.iter().zip(captured(plan, model)?) {
+    let seen = captured(plan, model)?;
+    ends_early(plan, (model, &seen[0]), &matrices(plan, &plan.ffns[0]))?;
+    for (ffn, [x, h]) in plan.ffns.iter().zip(seen) {
         let network = Network::identify(&gguf, ffn, x.view(), h.view()).map_err(|error| error.to_string())?;
         let Some(network) = network else { continue };
         found.activations.push(network.activation.name().to_owned());

@@ -11,7 +11,7 @@ const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
 /// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
 /// pull away from it as a share of the push. Early gates pull as far as late ones.
-pub(super) const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.0, 0.75)];
+pub(super) const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.0, 1.0)];
 /// What is tried with `lever`: the layers, and the pulls for [`settings`].
 pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
     let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
