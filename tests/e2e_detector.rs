@@ -38,7 +38,7 @@ impl Found {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (few, edit) = (few_prompts(folder.path()), folder.path().join("edit.safetensors"));
-        let model = variable("ROSI_TEST_MODEL_QWEN");
+        let model = variable("ROSI_TEST_MODEL_SMOLLM2");
         let args = ["direction", text(&model), "-o", text(&edit), "--prompts", text(&few), "--trials", "1"];
         let told = json(&[&args[..], &["--strength", "4.5", "--force", "--json"]].concat());
         Self { folder, model, few, edit, told }
@@ -106,7 +106,7 @@ fn neurons_are_found_once_and_planted_in_every_quantization() {
     let whole = found.at("f16.gguf");
     converted(&found.model, &whole, GgmlType::F16);
     check("F16", &found.planted(&whole, &found.at("out.gguf")), 0.01);
-    // Rows of 896 values go into blocks of 32 only, columns of 4864 into those of 256 too.
+    // Rows of 576 values go into blocks of 32 only, columns of 1536 into those of 256 too.
     let small = [GgmlType::Q4_0, GgmlType::Q5_0, GgmlType::Q8_0, GgmlType::MXFP4];
     for ggml_type in small {
         let model = found.at("other.gguf");
@@ -164,7 +164,7 @@ fn check_sidecars(found: &Found) {
     let export = ["export", text(&found.edit), "--model", text(&found.model)];
     json(&[&export[..], &["--lora", text(&lora), "--json"]].concat());
     let adapter = Gguf::open(&lora).unwrap();
-    assert_eq!(adapter.tensor("blk.11.ffn_gate.weight.lora_a").unwrap().ne, [896, 8, 1, 1]);
+    assert_eq!(adapter.tensor("blk.14.ffn_gate.weight.lora_a").unwrap().ne, [576, 8, 1, 1]);
     let told = stderr(&ended(&[&export[..], &["--control-vector", text(&vector)]].concat(), 1));
     assert!(told.contains("detectors on few"), "{told}");
     assert!(!vector.exists());

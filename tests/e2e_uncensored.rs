@@ -153,13 +153,7 @@ fn prompt_file(dir: &Path, per_split: [usize; 3]) -> PathBuf {
 fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let out = model.with_file_name("out.gguf");
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command
-        .args(["inject", "--method", "contrast"])
-        .arg(model)
-        .arg("-o")
-        .arg(&out)
-        .arg("--prompts")
-        .arg(prompts);
+    command.arg("inject").arg(model).arg("-o").arg(&out).arg("--prompts").arg(prompts);
     let output = command.args(["--json", "--no-controls", "-v"]).args(extra).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     eprintln!("{told}");
@@ -191,7 +185,8 @@ fn refusal_that_was_removed_comes_back() {
     let copy = original.uncensored(&WHOLE, dir.path());
     // Of so few prompts a tenth is one or two.
     let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2", "--system-prompt", "off"];
-    let report = inject(&copy, &prompts, &limits);
+    // Detectors, which the table below is of, learn from thousands of prompts; what is turned and pushed along is the same.
+    let report = inject(&copy, &prompts, &[&["--method", "contrast"][..], &limits].concat());
     let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));
     let as_it_was = refused_by(&original.score);
     eprintln!("original {as_it_was:?}, refusal removed {before:?}, injected {after:?}");

@@ -14,7 +14,7 @@ use crate::edit::Method;
 use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::options::InjectOptions;
-use crate::pipeline::detectors::{self, ANSWER, ANSWERED};
+use crate::pipeline::detectors::{self, ANSWER, ANSWERED, DEEPEST};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::material;
 use crate::pipeline::session::Opened;
@@ -98,7 +98,7 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
             let n_answered = PromptKind::ALL.len() * ANSWERED;
             let answers = (n_answered as f64) * (2.0 * ANSWER as f64 + ENDING);
             // Prose is read as it is, and as an answer.
-            once + more + 2.0 * tokens(&prose()) + answers
+            once + DEEPEST * more + 2.0 * tokens(&prose()) + answers
         }
         Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();

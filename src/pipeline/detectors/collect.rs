@@ -102,6 +102,7 @@ impl Collector<'_> {
             seen.push(of_kind);
         }
         let token = collection.early_token(networks, &self.early, self.n_end)?;
+        collection.thin_out(token);
         collection.tail = tail_directions(&seen);
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
         self.more(engine, &more, token, &mut collection)?;
@@ -217,6 +218,15 @@ impl Collection {
             inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
             kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
             elsewhere: stacked(elsewhere),
+        }
+    }
+
+    /// Forgets what no lesson needs once the `token` of early gates is known.
+    fn thin_out(&mut self, token: Option<usize>) {
+        for ends in
+            self.ends.iter_mut().filter(|ends| ends.before_last > 0 && Some(ends.before_last) != token)
+        {
+            ends.inputs.iter_mut().for_each(|inputs| *inputs = spread_rows(inputs, OTHER_ENDS));
         }
     }
 

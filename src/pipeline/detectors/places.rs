@@ -6,6 +6,8 @@ use crate::search::{Candidate, Lever, Space};
 
 /// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
 const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];
+/// Depth of the last of them: behind it nothing is computed for prompts that only teach gates.
+pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 /// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
 /// the answer through attention, so only before the blocks that read it.
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
