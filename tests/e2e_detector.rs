@@ -141,10 +141,11 @@ fn check_command(found: &Found) {
     assert!(report["fidelity"]["kl_harmless"].as_f64().unwrap() < 0.02, "{}", report["fidelity"]);
     let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
     let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
-    command.arg(script).arg(&out).args(["--prompt", "What is the capital of France?", "--tokens", "16"]);
+    command.arg(script).arg(&out).args(["--prompt", "How many days are in a week?", "--tokens", "16"]);
     let answer = command.output().unwrap();
     assert!(answer.status.success(), "{}", stderr(&answer));
-    assert!(String::from_utf8_lossy(&answer.stdout).contains("Paris"), "{:?}", answer.stdout);
+    let told = String::from_utf8_lossy(&answer.stdout);
+    assert!(told.contains("7 days"), "{told}");
 }
 
 /// In the file itself, and out of it again.
