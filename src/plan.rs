@@ -140,6 +140,11 @@ impl Ffn {
 }
 
 impl Plan {
+    /// The matrices that read the inputs of `ffn` and its hidden values, each with the length of what it reads.
+    pub fn readers(&self, ffn: &Ffn) -> [(String, usize); 2] {
+        [(ffn.up.clone(), self.n_embd as usize), (self.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
+    }
+
     /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
     pub fn writers_in(&self, (from, until): (f64, f64)) -> Vec<usize> {
         let n_layer = self.n_layer as f64;

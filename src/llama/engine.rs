@@ -315,7 +315,6 @@ impl LlamaEngine {
             let (start, last) = (rest.keep.first, rest.keep.last.clone());
             self.capture_group(rest, capture, &mut activations)?;
             if capture.is_inputs_only() {
-                self.context.clear();
                 continue;
             }
             for (i, &token) in last.iter().enumerate() {

@@ -132,8 +132,7 @@ impl Detectors {
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
         let sites: Vec<(String, usize)> =
             networks.iter().map(|n| (n.ffn.up.clone(), plan.n_embd as usize)).collect();
-        let capture = Capture::of_inputs(plan, &sites);
-        let collector = Collector { capture: capture.clone(), n_end, early, printer };
+        let collector = Collector { capture: Capture::of_inputs(plan, &sites), n_end, early, printer };
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let lessons = lessons(&networks, (&collector.early, token), &late);
@@ -141,8 +140,8 @@ impl Detectors {
         let mut detectors = taught.with_directions(&collection, &collector, &shown);
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
-        let moved =
-            detectors.moved(opened, engine, (&networks, &capture, &spread(&harmful, MOVED)), &shown)?;
+        let texts = spread(&harmful, MOVED);
+        let moved = detectors.moved(opened, engine, (&networks, &collector.capture, &texts), &shown)?;
         bar.set(3);
         detectors.learn_blind(&networks, (&lessons, &collection), &moved)?;
         if detectors.sites.is_empty() {
@@ -336,13 +335,7 @@ fn identify(
     printer: &Printer,
 ) -> Result<Vec<Network>, Error> {
     let _bar = printer.bar("looking at the feed-forward networks", 1);
-    let sites: Vec<(String, usize)> = ffns
-        .iter()
-        .flat_map(|ffn| {
-            let writer = &opened.plan.writers[ffn.writer];
-            [(ffn.up.clone(), opened.plan.n_embd as usize), (writer.tensor.clone(), ffn.n_ff)]
-        })
-        .collect();
+    let sites: Vec<(String, usize)> = ffns.iter().flat_map(|ffn| opened.plan.readers(ffn)).collect();
     let capture = Capture::of_inputs(&opened.plan, &sites).inputs_only().with_sample(SHOWN);
     let texts: Vec<String> = prompts::prose().into_iter().take(SHOWING).collect();
     let seen = engine.collect_text(&texts, &capture)?;

@@ -14,7 +14,7 @@ use rosi_gguf::llama::offload::Offload;
 use rosi_gguf::method::detector::ffn::Network;
 use rosi_gguf::method::detector::logistic::Score;
 use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
-use rosi_gguf::plan::{Ffn, Plan};
+use rosi_gguf::plan::Plan;
 use rosi_gguf::requant::Requant;
 use serde::{Deserialize, Serialize};
 
@@ -39,14 +39,9 @@ pub struct Neurons {
 /// What was seen of a network at every token: its inputs `[n_token][n_embd]` and its hidden values `[n_token][n_ff]`.
 type InputsAndHidden = [Array2<f32>; 2];
 
-/// The matrices that read both, with the lengths of what they read.
-fn matrices(plan: &Plan, ffn: &Ffn) -> [(String, usize); 2] {
-    [(ffn.up.clone(), plan.n_embd as usize), (plan.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
-}
-
 /// What is seen of every network.
 fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<InputsAndHidden>, String> {
-    let sites: Vec<(String, usize)> = plan.ffns.iter().flat_map(|ffn| matrices(plan, ffn)).collect();
+    let sites: Vec<(String, usize)> = plan.ffns.iter().flat_map(|ffn| plan.readers(ffn)).collect();
     seen_by(&Capture::of_inputs(plan, &sites), |hook| logits(&mut context(model)?, Some(hook)).map(drop))
 }
 
@@ -76,15 +71,11 @@ fn seen_by(
     activations.inputs.chunks(2).map(|pair| Ok([joined(&pair[0])?, joined(&pair[1])?])).collect()
 }
 
-/// Looks for the first network alone, whose matrices are `sites`: what is seen is what a whole run shows, the graph ends there, and
-/// the next run in the same context is whole.
-fn ends_early(
-    plan: &Plan,
-    (model, whole): (&Rc<Model>, &InputsAndHidden),
-    sites: &[(String, usize)],
-) -> Result<(), String> {
+/// Looks for the first network alone: what is seen is what a `whole` run shows, the graph ends there, and the next run in the same
+/// context is whole.
+fn ends_early(plan: &Plan, model: &Rc<Model>, whole: &InputsAndHidden) -> Result<(), String> {
     let mut own = context(model)?;
-    let capture = Capture::of_inputs(plan, sites).inputs_only();
+    let capture = Capture::of_inputs(plan, &plan.readers(&plan.ffns[0])).inputs_only();
     let seen = seen_by(&capture, |hook| match logits(&mut own, Some(hook)) {
         Err(told) if told == NO_LOGITS => Ok(()),
         Err(told) => Err(told),
@@ -129,7 +120,7 @@ pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, Str
     let gguf = Gguf::open(path).map_err(|error| error.to_string())?;
     let mut banks = Vec::new();
     let seen = captured(plan, model)?;
-    ends_early(plan, (model, &seen[0]), &matrices(plan, &plan.ffns[0]))?;
+    ends_early(plan, model, &seen[0])?;
     for (ffn, [x, h]) in plan.ffns.iter().zip(seen) {
         let network = Network::identify(&gguf, ffn, x.view(), h.view()).map_err(|error| error.to_string())?;
         let Some(network) = network else { continue };

@@ -30,6 +30,7 @@ pub(in crate::pipeline) const ANSWER: usize = 32;
 const WORDS: usize = 256;
 /// Prompts of each kind whose other tokens of the template are among those where gates are shut.
 const OTHER_ENDS: usize = 48;
+
 /// Bytes of the inputs that learning keeps at most.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
