@@ -89,8 +89,9 @@ pub struct ResidualWriter {
     pub lora: bool,
 }
 
-/// A feed-forward network that every token passes, `W_down (φ(W_gate x) ⊙ (W_up x))`: dense, or the shared expert of a
-/// mixture. φ is not in the file; [`crate::method::detector::ffn`] finds it by looking.
+/// A feed-forward network `W_down (φ(W_gate x) ⊙ (W_up x))` that every token passes: dense, the shared expert of a mixture,
+/// or, where there is neither, all experts of a mixture together, when each of them has the same neuron. φ is not in the file;
+/// [`crate::method::detector::identify`] finds it by looking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ffn {
     /// Block.
@@ -103,24 +104,45 @@ pub struct Ffn {
     pub up: String,
     /// Whether `up` holds both.
     pub fused: bool,
-    /// Number of neurons.
+    /// Number of neurons, of each expert.
     pub n_ff: usize,
+    /// Experts; 1 of a dense network.
+    pub n_expert: usize,
+    /// The matrix that routes to them, and reads what they read; `None` of a dense network.
+    pub router: Option<String>,
 }
 
 impl Ffn {
-    /// The network whose output `writer` is, if it is one that every token passes and none of its weights has a scale.
+    /// The networks whose outputs `writers` are; of a block's mixture only where it has no other.
+    fn all(gguf: &Gguf, writers: &[ResidualWriter], n_embd: u64) -> Vec<Self> {
+        let networks = writers.iter().enumerate().filter_map(|writer| Self::of(gguf, writer, n_embd));
+        let mut ffns: Vec<Self> = networks.collect();
+        let dense: Vec<usize> = ffns.iter().filter(|ffn| ffn.n_expert == 1).map(|ffn| ffn.layer).collect();
+        ffns.retain(|ffn| ffn.n_expert == 1 || !dense.contains(&ffn.layer));
+        ffns
+    }
+
+    /// The network whose output `writer` is, if none of its weights has a scale and, in a mixture, none a bias.
     fn of(gguf: &Gguf, (index, writer): (usize, &ResidualWriter), n_embd: u64) -> Option<Self> {
-        let dense =
-            writer.kind == WriterKind::Ffn && writer.axis == ResidualAxis::Rows && writer.n_expert == 1;
-        let (stem, suffix) = ["ffn_down.weight", "ffn_down_shexp.weight"].into_iter().find_map(|name| {
+        let routed = writer.n_expert > 1;
+        let plain = writer.kind == WriterKind::Ffn
+            && writer.axis == ResidualAxis::Rows
+            && writer.lora
+            && writer.scale.is_none();
+        let names = match routed {
+            true => ["ffn_down_exps.weight"].as_slice(),
+            false => ["ffn_down.weight", "ffn_down_shexp.weight"].as_slice(),
+        };
+        let (stem, suffix) = names.iter().find_map(|name| {
             let suffix = name.strip_prefix("ffn_down")?;
-            Some((writer.tensor.strip_suffix(name)?, suffix)).filter(|_| dense && writer.lora)
+            Some((writer.tensor.strip_suffix(name)?, suffix)).filter(|_| plain)
         })?;
         let n_ff = writer.n_in;
+        let has = |weight: &str, part: &str| gguf.tensor(&weight.replace(".weight", part)).is_some();
         let rows = |name: &str| {
             let tensor = gguf.tensor(&format!("{stem}{name}{suffix}"))?;
-            let scaled = gguf.tensor(&tensor.name.replace(".weight", ".scale")).is_some();
-            (tensor.ne == [n_embd, tensor.ne[1], 1, 1] && !scaled)
+            let plain = !has(&tensor.name, ".scale") && !(routed && has(&tensor.name, ".bias"));
+            (plain && tensor.ne == [n_embd, tensor.ne[1], writer.n_expert, 1])
                 .then_some((tensor.name.clone(), tensor.ne[1]))
         };
         let (gate, (up, up_rows)) = (rows("ffn_gate"), rows("ffn_up")?);
@@ -128,13 +150,19 @@ impl Ffn {
         let right = (fused || up_rows == n_ff) && gate.as_ref().is_none_or(|(_, rows)| *rows == n_ff);
         // A gate that is there but has another shape, or a scale, is none that is understood.
         let absent = gguf.tensor(&format!("{stem}ffn_gate{suffix}")).is_none();
-        (right && gate.is_some() != absent && writer.scale.is_none()).then(|| Self {
+        let router = gguf.tensor(&format!("{stem}ffn_gate_inp.weight"));
+        let router = router.filter(|router| router.ne == [n_embd, writer.n_expert, 1, 1]);
+        // What a norm makes of the sum of experts depends on all of them.
+        let summed = router.is_some() && writer.post_norm.is_none() && !has(&writer.tensor, ".bias");
+        (right && gate.is_some() != absent && (!routed || summed)).then(|| Self {
             layer: writer.layer,
             writer: index,
             gate: gate.map(|(name, _)| name),
             up,
             fused,
             n_ff: n_ff as usize,
+            n_expert: writer.n_expert as usize,
+            router: router.filter(|_| routed).map(|router| router.name.clone()),
         })
     }
 }
@@ -142,7 +170,8 @@ impl Ffn {
 impl Plan {
     /// The matrices that read the inputs of `ffn` and its hidden values, each with the length of what it reads.
     pub fn readers(&self, ffn: &Ffn) -> [(String, usize); 2] {
-        [(ffn.up.clone(), self.n_embd as usize), (self.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
+        let input = ffn.router.as_ref().unwrap_or(&ffn.up);
+        [(input.clone(), self.n_embd as usize), (self.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
     }
 
     /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
@@ -173,8 +202,7 @@ impl Plan {
             return Err(PlanError::NoWriters { family });
         }
         let known = !patch.no_detectors.iter().any(|name| name == architecture);
-        let networks = writers.iter().enumerate().filter(|_| known);
-        let ffns = networks.filter_map(|writer| Ffn::of(gguf, writer, model.n_embd)).collect();
+        let ffns = if known { Ffn::all(gguf, &writers, model.n_embd) } else { Vec::new() };
         let used = gguf.u64(&format!("{architecture}.expert_used_count"));
         let mut warnings = model.uncovered(&writers, &nextn_writers);
         for ResidualWriter { tensor, .. } in writers.iter().filter(|writer| !writer.lora) {

@@ -271,7 +271,7 @@ fn only_neurons(
     edits: &Edits,
 ) -> Result<bool, VerifyError> {
     let rows: Vec<usize> =
-        edits.planted().iter().flat_map(|p| p.rows(&a.name)).map(|p| p.place.index).collect();
+        edits.planted().iter().flat_map(|p| p.rows(&a.name)).flat_map(|p| p.place.rows_in(a)).collect();
     let columns: Vec<usize> =
         edits.planted().iter().flat_map(|p| p.columns(&a.name)).map(|p| p.place.index).collect();
     if edits.planted().is_empty() || a.ggml_type != b.ggml_type {

@@ -100,7 +100,7 @@ pub fn spread<T: Clone>(all: &[T], limit: usize) -> Vec<T> {
 }
 
 /// The same of the rows of a matrix.
-pub fn spread_rows(x: &Array2<f32>, limit: usize) -> Array2<f32> {
+pub fn spread_rows<T: Clone>(x: &Array2<T>, limit: usize) -> Array2<T> {
     let all: Vec<usize> = (0..x.nrows()).collect();
     x.select(Axis(0), &spread(&all, limit))
 }

@@ -21,10 +21,13 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// Adds another term of the same weight, dense as this one.
+    /// Adds another term of the same weight.
     pub fn join(&mut self, other: Self) {
         let (own, others) = (self.rank as usize, other.rank as usize);
-        self.a.extend(other.a);
+        let n_expert = self.n_expert.max(1) as usize;
+        let of_expert = |a: &[f32]| a.len().div_ceil(n_expert).max(1);
+        let experts = self.a.chunks(of_expert(&self.a)).zip(other.a.chunks(of_expert(&other.a)));
+        self.a = experts.flat_map(|(own, other)| [own, other].concat()).collect();
         let rows = self.b.chunks(own.max(1)).zip(other.b.chunks(others.max(1)));
         self.b = rows.flat_map(|(own, other)| own.iter().chain(other).copied().collect::<Vec<_>>()).collect();
         self.rank += other.rank;

@@ -99,10 +99,14 @@ impl Capture {
         }
     }
 
-    /// Looks for the residual of every layer and the inputs of the dense matrices `tensors`, each a name and the length
-    /// of its input, in that order.
+    /// Looks for the residual of every layer and the inputs of `tensors`, dense matrices or writers of `plan`, each a name and
+    /// the length of its input, in that order.
     pub fn of_inputs(plan: &Plan, tensors: &[(String, usize)]) -> Self {
-        let shape = |&(_, n_in): &(String, usize)| InputShape { n_in, n_used: 1, n_expert: 1 };
+        let shape = |(name, n_in): &(String, usize)| {
+            let routed = plan.writers.iter().find(|writer| writer.tensor == *name && writer.n_expert > 1);
+            let dense = InputShape { n_in: *n_in, n_used: 1, n_expert: 1 };
+            routed.map_or(dense, |writer| InputShape::of(writer, plan.n_expert_used))
+        };
         Self {
             inputs: tensors.iter().enumerate().map(|(i, (name, _))| (name.clone(), i)).collect(),
             shapes: tensors.iter().map(shape).collect(),

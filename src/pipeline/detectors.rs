@@ -6,6 +6,7 @@ mod places;
 
 use ndarray::{Array2, ArrayView1};
 
+use crate::activations::Part;
 use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError, WriterWeights};
 use crate::error::Error;
@@ -26,7 +27,7 @@ use crate::plan::{Ffn, Plan, ResidualWriter};
 use crate::prompts::{self, PromptKind, PromptSet};
 use crate::requant::Requant;
 use crate::search::SearchError;
-use collect::{Collection, Collector, ENDING, stacked, texts};
+use collect::{Collection, Collector, ENDING, EarlyDirections, stacked, texts};
 use places::{Places, SETTINGS};
 
 pub use collect::inputs_memory;
@@ -98,19 +99,14 @@ pub enum Toward<'a> {
     Same(&'a SafetyDirection),
 }
 
-/// A network at a token, and how gates are learned there. What it is taught by is gathered when it is needed, for one at a time.
-struct Lesson {
-    /// Index of its network among those whose inputs are collected.
+/// Where gates are learned: a network at a token. What they learn from is gathered for one at a time.
+struct Spot {
+    /// Index of the network among those whose inputs are collected.
     network: usize,
+    /// As in [`Site`].
     before_last: usize,
-    recipe: Recipe,
-}
-
-/// By what the gates before it move the inputs of one place, in the mean, f32 `[n_embd]`.
-struct Moved {
-    layer: usize,
-    before_last: usize,
-    by: Vec<f32>,
+    /// As in [`Site`].
+    direction: Vec<f32>,
 }
 
 impl Detectors {
@@ -130,20 +126,23 @@ impl Detectors {
         let networks = identify(opened, engine, &networks, printer)?;
         let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
-        let sites: Vec<(String, usize)> =
-            networks.iter().map(|n| (n.ffn.up.clone(), plan.n_embd as usize)).collect();
+        let input = |network: &Network| {
+            let [input, _] = plan.readers(&network.ffn);
+            input
+        };
+        let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
         let collector = Collector { capture: Capture::of_inputs(plan, &sites), n_end, early, printer };
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
-        let lessons = lessons(&networks, (&collector.early, token), &late);
-        let taught = Self::taught(opened, &networks, (&lessons, &collection))?;
-        let mut detectors = taught.with_directions(&collection, &collector, &shown);
+        let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
+        let spots = spots(&networks, early.as_ref(), &late);
+        let mut detectors = Self::taught(opened, (&networks, &spots), &collection)?;
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
         let texts = spread(&harmful, MOVED);
-        let moved = detectors.moved(opened, engine, (&networks, &collector.capture, &texts), &shown)?;
+        let moved = detectors.moved(opened, engine, (&collector.capture, &texts), (&spots, &shown))?;
         bar.set(3);
-        detectors.learn_blind(&networks, (&lessons, &collection), &moved)?;
+        detectors.learn_blind(&collection, (&spots, &moved))?;
         if detectors.sites.is_empty() {
             let (architecture, tried) = (plan.architecture.clone(), networks.len());
             return Err(Error::NoNetwork { architecture, tried });
@@ -151,78 +150,58 @@ impl Detectors {
         Ok((detectors, shown))
     }
 
-    /// The gates of all `lessons`.
+    /// The gates of all `spots`.
     fn taught(
         opened: &Opened,
-        networks: &[Network],
-        (lessons, collection): (&[Lesson], &Collection),
+        (networks, spots): (&[Network], &[Spot]),
+        collection: &Collection,
     ) -> Result<Self, Error> {
-        let mut sites = Vec::new();
+        let mut sites: Vec<Site> = Vec::new();
         for (index, network) in networks.iter().enumerate() {
-            let own: Vec<&Lesson> = lessons.iter().filter(|lesson| lesson.network == index).collect();
+            let own: Vec<&Spot> = spots.iter().filter(|spot| spot.network == index).collect();
             let count = 2 * neurons_per_gate(network.activation);
             let writer = &opened.plan.writers[network.ffn.writer];
-            let Some(first) = own.first() else { continue };
-            let inputs = collection.examples(index, first.before_last).sample();
-            let slots = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
-            for (lesson, slots) in own.into_iter().zip(slots) {
+            let mut slots = Vec::new().into_iter();
+            for (i, spot) in own.iter().enumerate() {
                 interrupt::check()?;
-                let examples = collection.examples(index, lesson.before_last);
-                sites.push(Site::new(opened, (network, slots), (lesson, &examples))?);
+                let examples = collection.examples(index, spot.before_last);
+                if i == 0 {
+                    let inputs = examples.sample();
+                    let idlest = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
+                    slots = idlest.into_iter();
+                }
+                let slots = slots.next().unwrap_or_default();
+                sites.push(Site::new(opened, (network, slots), (spot, &examples))?);
             }
         }
         Ok(Self { sites })
     }
 
-    /// Learns the gates again, blind to how inputs `moved`, where that is known.
+    /// Learns the gates again, blind to how the inputs at each spot `moved`, f32 `[n_site][n_embd]`.
     fn learn_blind(
         &mut self,
-        networks: &[Network],
-        (lessons, collection): (&[Lesson], &Collection),
-        moved: &[Moved],
+        collection: &Collection,
+        (spots, moved): (&[Spot], &[Vec<f32>]),
     ) -> Result<(), Error> {
-        for site in &mut self.sites {
+        for ((site, spot), moved) in self.sites.iter_mut().zip(spots).zip(moved) {
             interrupt::check()?;
-            let place = (site.network.ffn.layer, site.before_last);
-            let lesson = lessons.iter().find(|l| (networks[l.network].ffn.layer, l.before_last) == place);
-            let moved = moved.iter().find(|moved| (moved.layer, moved.before_last) == place);
-            if let (Some(lesson), Some(moved)) = (lesson, moved) {
-                let examples = collection.examples(lesson.network, lesson.before_last);
-                site.learn(&examples.blind_to(&moved.by), lesson.recipe)?;
-            }
+            let examples = collection.examples(spot.network, spot.before_last);
+            site.learn(&examples.blind_to(moved))?;
         }
         Ok(())
     }
 
-    /// The same with the directions of early gates.
-    fn with_directions(mut self, collection: &Collection, collector: &Collector<'_>, shown: &Shown) -> Self {
-        let late = &shown.main().by_layer;
-        for site in self.sites.iter_mut().filter(|site| site.before_last > 0) {
-            let layer = site.network.ffn.layer;
-            let slot = collector.early.iter().position(|&early| early == layer);
-            let own = slot.and_then(|slot| collection.tail.get(site.before_last - 1)?.get(slot));
-            let norm = own.map_or(0.0, |own| own.iter().map(|v| v * v).sum::<f64>().sqrt());
-            if let Some(own) = own.filter(|_| norm > 0.0 && norm.is_finite()) {
-                // As long as that of the last token, so that pushes can be compared.
-                let scale = Along::Layers(late).at(layer).norm() / norm;
-                site.direction = own.iter().map(|v| (v * scale) as f32).collect();
-            }
-        }
-        self.sites.retain(|site| site.before_last == 0 || !site.direction.is_empty());
-        self
-    }
-
-    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts.
+    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts, f32
+    /// `[n_site][n_embd]`.
     fn moved(
         &self,
         opened: &Opened,
         engine: &mut LlamaEngine,
-        (networks, capture, texts): (&[Network], &Capture, &[String]),
-        shown: &Shown,
-    ) -> Result<Vec<Moved>, Error> {
-        let tail: Vec<usize> = self.sites.iter().map(|site| site.before_last).filter(|&b| b > 0).collect();
-        let tail: Vec<usize> = tail.first().copied().into_iter().collect();
-        let capture = capture.clone().inputs_only().with_tail(&tail);
+        (capture, texts): (&Capture, &[String]),
+        (spots, shown): (&[Spot], &Shown),
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let tail = spots.iter().map(|spot| spot.before_last).find(|&before_last| before_last > 0);
+        let capture = capture.clone().inputs_only().with_tail(tail.as_slice());
         let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
             let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
             let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
@@ -236,22 +215,19 @@ impl Detectors {
         let after = means(engine);
         engine.apply(&[])?;
         let after = after?;
-        let moved = self.sites.iter().filter_map(|site| {
-            let layer = site.network.ffn.layer;
-            let network = networks.iter().position(|network| network.ffn.layer == layer)?;
-            let token = usize::from(site.before_last > 0);
-            let pairs = after[network][token].iter().zip(&before[network][token]);
-            let by = pairs.map(|(a, b)| (a - b) as f32).collect();
-            Some(Moved { layer, before_last: site.before_last, by })
-        });
-        Ok(moved.collect())
+        let moved = |spot: &Spot| {
+            let token = usize::from(spot.before_last > 0);
+            let pairs = after[spot.network][token].iter().zip(&before[spot.network][token]);
+            pairs.map(|(a, b)| (a - b) as f32).collect()
+        };
+        Ok(spots.iter().map(moved).collect())
     }
 
     /// The gates, pushing by `push` and pulling by `pull` in all.
     pub fn banks(&self, toward: Toward<'_>, push: f64, pull: f64) -> Vec<Bank> {
         let shares = self.shares();
         let bank = |(site, share): (&Site, f64)| {
-            let early = site.before_last > 0;
+            let early = site.is_early();
             let s = site.toward(toward);
             let column = s.iter().zip(&site.per_unit);
             let amount = |gate: &Gate| match gate.opens {
@@ -271,16 +247,16 @@ impl Detectors {
 
     /// What part of a push each site has: late ones [`LATE_SHARES`], early ones alike.
     fn shares(&self) -> Vec<f64> {
-        let n_early = self.sites.iter().filter(|site| site.before_last > 0).count();
+        let n_early = self.sites.iter().filter(|site| site.is_early()).count();
         let n_late = self.sites.len() - n_early;
         let late: f64 = LATE_SHARES.iter().take(n_late).sum();
         let mut next = 0;
-        let share = |site: &Site| match site.before_last {
-            0 => {
-                next += 1;
-                LATE_SHARES.get(next - 1).copied().unwrap_or(0.0) / late
+        let share = |site: &Site| {
+            if site.is_early() {
+                return 1.0 / n_early as f64;
             }
-            _ => 1.0 / n_early as f64,
+            next += 1;
+            LATE_SHARES.get(next - 1).copied().unwrap_or(0.0) / late
         };
         self.sites.iter().map(share).collect()
     }
@@ -336,13 +312,17 @@ fn identify(
 ) -> Result<Vec<Network>, Error> {
     let _bar = printer.bar("looking at the feed-forward networks", 1);
     let sites: Vec<(String, usize)> = ffns.iter().flat_map(|ffn| opened.plan.readers(ffn)).collect();
-    let capture = Capture::of_inputs(&opened.plan, &sites).inputs_only().with_sample(SHOWN);
+    let mut capture = Capture::of_inputs(&opened.plan, &sites).with_sample(SHOWN);
+    // The router's weights come behind what the experts write.
+    if ffns.iter().all(|ffn| ffn.n_expert == 1) {
+        capture = capture.inputs_only();
+    }
     let texts: Vec<String> = prompts::prose().into_iter().take(SHOWING).collect();
     let seen = engine.collect_text(&texts, &capture)?;
     let mut found = Vec::new();
     for (ffn, inputs) in ffns.iter().zip(seen.inputs.chunks(2)) {
         let [x, h] = inputs else { continue };
-        match Network::identify(&opened.gguf, ffn, x.sample.view(), h.sample.view())? {
+        match Network::identify(&opened.gguf, ffn, x.sample.view(), &h.rows(Part::Sample))? {
             Some(network) => {
                 printer.detail(format!("  block {}: φ is {}", ffn.layer, network.activation.name()));
                 found.push(network);
@@ -356,18 +336,21 @@ fn identify(
     Ok(found)
 }
 
-/// What is to be learned where: early gates at `token`, late ones at the last.
-fn lessons(networks: &[Network], (early, token): (&[usize], Option<usize>), late: &[usize]) -> Vec<Lesson> {
-    let mut lessons = Vec::new();
+/// Where gates are learned: early ones at the token and along the directions of `early`, late ones at the last token; by
+/// block, early before late.
+fn spots(networks: &[Network], early: Option<&EarlyDirections>, late: &[usize]) -> Vec<Spot> {
+    let mut spots = Vec::new();
     for (network, Network { ffn, .. }) in networks.iter().enumerate() {
-        let places = [
-            token.filter(|_| early.contains(&ffn.layer)).map(|token| (token, EARLY_RECIPE)),
-            late.contains(&ffn.layer).then_some((0, LATE_RECIPE)),
-        ];
-        let lesson = |(before_last, recipe)| Lesson { network, before_last, recipe };
-        lessons.extend(places.into_iter().flatten().map(lesson));
+        if let Some(early) = early
+            && let Some(direction) = early.of_layer.get(&ffn.layer)
+        {
+            spots.push(Spot { network, before_last: early.before_last, direction: direction.clone() });
+        }
+        if late.contains(&ffn.layer) {
+            spots.push(Spot { network, before_last: 0, direction: Vec::new() });
+        }
     }
-    lessons
+    spots
 }
 
 fn not_finite(error: crate::linalg::NotPositive) -> Error {
@@ -378,26 +361,32 @@ impl Site {
     fn new(
         opened: &Opened,
         (network, slots): (&Network, Vec<usize>),
-        (lesson, examples): (&Lesson, &Examples),
+        (spot, examples): (&Spot, &Examples),
     ) -> Result<Self, Error> {
         let writer = &opened.plan.writers[network.ffn.writer];
         let mut site = Self {
             per_unit: per_unit(opened, network, writer, examples)?,
             network: network.clone(),
-            before_last: lesson.before_last,
+            before_last: spot.before_last,
             slots,
             constant: train::constant(examples).map_err(not_finite)?,
             gates: Vec::new(),
             profiles: Vec::new(),
-            direction: Vec::new(),
+            direction: spot.direction.clone(),
             inputs: examples.sample(),
         };
-        site.learn(examples, lesson.recipe)?;
+        site.learn(examples)?;
         Ok(site)
     }
 
+    /// Whether its gates open before the last token of a prompt.
+    fn is_early(&self) -> bool {
+        self.before_last > 0
+    }
+
     /// Learns the gates from `examples`, in place of those that it has.
-    fn learn(&mut self, examples: &Examples, recipe: Recipe) -> Result<(), Error> {
+    fn learn(&mut self, examples: &Examples) -> Result<(), Error> {
+        let recipe = if self.is_early() { EARLY_RECIPE } else { LATE_RECIPE };
         let teacher = Teacher::new(examples, &self.constant, recipe);
         let place = (self.network.ffn.layer, self.before_last);
         (self.gates, self.profiles) = (Vec::new(), Vec::new());
@@ -431,12 +420,12 @@ impl Examples {
         stacked(vec![spread_rows(&self.inputs, open), spread_rows(&self.elsewhere, shut)])
     }
 
-    /// The same without what `direction` has of the inputs at the ends, so that no score has a part along it.
+    /// The same without what `direction` has of the inputs that scores learn from, so that none has a part along it.
     fn blind_to(mut self, direction: &[f32]) -> Self {
         let direction = ArrayView1::from(direction);
         let square = direction.dot(&direction);
         if square > 0.0 && square.is_finite() {
-            for mut row in self.inputs.rows_mut() {
+            for mut row in self.inputs.rows_mut().into_iter().chain(self.other_tokens.rows_mut()) {
                 let along = row.dot(&direction) / square;
                 row.scaled_add(-along, &direction);
             }
@@ -445,8 +434,8 @@ impl Examples {
     }
 }
 
-/// What a network must write, per coordinate, for the stream to move by one: through the scale and, in the mean of the
-/// ends of prompts, through the norm behind it and the gate of a shared expert.
+/// What a network must write, per coordinate, for the stream to move by one: through the scale, the router's weights and, in
+/// the mean of the ends of prompts, through the norm behind it and the gate of a shared expert.
 fn per_unit(
     opened: &Opened,
     network: &Network,
@@ -455,12 +444,12 @@ fn per_unit(
 ) -> Result<Vec<f32>, Error> {
     let n_embd = opened.plan.n_embd as usize;
     let ends = spread_rows(&examples.inputs, ROUNDED_FOR / 2);
-    let mut factor = 1.0 / writer.residual_scale;
+    let mut factor = 1.0 / (writer.residual_scale * network.routed.max(0.01));
     let expert_gate = writer.tensor.replace("ffn_down_shexp", "ffn_gate_inp_shexp");
     let is_gate =
         |tensor: &&TensorInfo| tensor.name != writer.tensor && tensor.ne == [n_embd as u64, 1, 1, 1];
     if let Some(tensor) = opened.gguf.tensor(&expert_gate).filter(is_gate) {
-        let row = read_row(&opened.gguf, &Place { tensor: tensor.name.clone(), index: 0 })?;
+        let row = read_row(&opened.gguf, &Place { tensor: tensor.name.clone(), index: 0 }, 0)?;
         let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
         factor /= open.mean().unwrap_or(1.0).max(0.01);
     }

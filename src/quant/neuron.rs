@@ -191,6 +191,17 @@ impl ColumnBlocks {
         let blocks = bytes.chunks_exact(row_bytes).flat_map(|row| row[from..from + size].iter().copied());
         Self { bytes: blocks.collect(), at: column % len }
     }
+
+    /// The values of the column.
+    ///
+    /// # Errors
+    /// [`QuantError`] when ggml does not decode the type.
+    pub fn values(&self, ggml_type: GgmlType) -> Result<Vec<f32>, QuantError> {
+        let len = ggml_type.block_len() as usize;
+        let mut values = vec![0.0; self.bytes.len() / ggml_type.block_bytes() as usize * len];
+        dequantize(ggml_type, len, &self.bytes, &mut values)?;
+        Ok(values.into_iter().skip(self.at).step_by(len).collect())
+    }
 }
 
 fn set_value(ggml_type: GgmlType, row: &mut [u8], column: usize, value: f32) -> Result<(), QuantError> {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ndarray::{Array2, ArrayView1, Axis};
+use rosi_gguf::activations::WriterInputs;
+use rosi_gguf::activations::rows::{Route, Rows};
 use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::LowRank;
 use rosi_gguf::llama::adapter::to_gguf;
@@ -13,7 +15,7 @@ use rosi_gguf::llama::ffi::{Adapter, Model};
 use rosi_gguf::llama::offload::Offload;
 use rosi_gguf::method::detector::ffn::Network;
 use rosi_gguf::method::detector::logistic::Score;
-use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
+use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, PlantedNeuron, neurons_per_gate};
 use rosi_gguf::plan::Plan;
 use rosi_gguf::requant::Requant;
 use serde::{Deserialize, Serialize};
@@ -24,7 +26,7 @@ use super::generate::Random;
 /// What was found of the networks of one model.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Neurons {
-    /// Networks that every token passes, by the file.
+    /// Networks that neurons can be planted in, by the file.
     pub networks: usize,
     /// φ of those of which it was found.
     pub activations: Vec<String>,
@@ -36,11 +38,39 @@ pub struct Neurons {
     pub off: f64,
 }
 
-/// What was seen of a network at every token: its inputs `[n_token][n_embd]` and its hidden values `[n_token][n_ff]`.
-type InputsAndHidden = [Array2<f32>; 2];
+/// What was seen of a network at every token.
+#[derive(PartialEq)]
+struct Seen {
+    /// Its inputs `[n_token][n_embd]`.
+    x: Array2<f32>,
+    /// Its hidden values `[n_token][n_ff]`; of a mixture, those of all experts of a token times their weights.
+    h: Array2<f32>,
+    /// The experts `[n_token][n_used]`.
+    experts: Option<Array2<u32>>,
+}
+
+impl Seen {
+    fn of(inputs: &WriterInputs, hidden: &WriterInputs) -> Result<Self, String> {
+        // In the last block llama.cpp computes only tokens with logits; all have them here.
+        let joined = |inputs: &WriterInputs| {
+            ndarray::concatenate(Axis(0), &[inputs.last.view(), inputs.tail.view()])
+                .map_err(|error| error.to_string())
+        };
+        let experts = hidden.routes.as_ref().map(|routes| {
+            ndarray::concatenate(Axis(0), &[routes.last.view(), routes.tail.view()])
+                .map_err(|error| error.to_string())
+        });
+        Ok(Self { x: joined(inputs)?, h: joined(hidden)?, experts: experts.transpose()? })
+    }
+
+    fn rows(&self, n_expert: usize) -> Rows<'_> {
+        let route = self.experts.as_ref().map(|e| Route { experts: e.view().into(), n_expert });
+        Rows { x: self.h.view().into(), route }
+    }
+}
 
 /// What is seen of every network.
-fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<InputsAndHidden>, String> {
+fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<Seen>, String> {
     let sites: Vec<(String, usize)> = plan.ffns.iter().flat_map(|ffn| plan.readers(ffn)).collect();
     seen_by(&Capture::of_inputs(plan, &sites), |hook| logits(&mut context(model)?, Some(hook)).map(drop))
 }
@@ -49,7 +79,7 @@ fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<InputsAndHidden>, Stri
 fn seen_by(
     capture: &Capture,
     decode: impl FnOnce(&mut CaptureHook<'_>) -> Result<(), String>,
-) -> Result<Vec<InputsAndHidden>, String> {
+) -> Result<Vec<Seen>, String> {
     let last = TOKENS.len() - 1;
     let tail: Vec<usize> = (1..=last).collect();
     let capture = capture.clone().with_tail(&tail);
@@ -63,17 +93,12 @@ fn seen_by(
     let mut hook = CaptureHook::new(&capture, &mut activations, keep);
     decode(&mut hook)?;
     hook.finish().map_err(|error| error.to_string())?;
-    let joined = |inputs: &rosi_gguf::activations::WriterInputs| {
-        // In the last block llama.cpp computes only tokens with logits; all have them here.
-        ndarray::concatenate(Axis(0), &[inputs.last.view(), inputs.tail.view()])
-            .map_err(|error| error.to_string())
-    };
-    activations.inputs.chunks(2).map(|pair| Ok([joined(&pair[0])?, joined(&pair[1])?])).collect()
+    activations.inputs.chunks(2).map(|pair| Seen::of(&pair[0], &pair[1])).collect()
 }
 
 /// Looks for the first network alone: what is seen is what a `whole` run shows, the graph ends there, and the next run in the same
 /// context is whole.
-fn ends_early(plan: &Plan, model: &Rc<Model>, whole: &InputsAndHidden) -> Result<(), String> {
+fn ends_early(plan: &Plan, model: &Rc<Model>, whole: &Seen) -> Result<(), String> {
     let mut own = context(model)?;
     let capture = Capture::of_inputs(plan, &plan.readers(&plan.ffns[0])).inputs_only();
     let seen = seen_by(&capture, |hook| match logits(&mut own, Some(hook)) {
@@ -120,12 +145,14 @@ pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, Str
     let gguf = Gguf::open(path).map_err(|error| error.to_string())?;
     let mut banks = Vec::new();
     let seen = captured(plan, model)?;
-    ends_early(plan, model, &seen[0])?;
-    for (ffn, [x, h]) in plan.ffns.iter().zip(seen) {
-        let network = Network::identify(&gguf, ffn, x.view(), h.view()).map_err(|error| error.to_string())?;
-        let Some(network) = network else { continue };
+    if plan.ffns[0].n_expert == 1 {
+        ends_early(plan, model, &seen[0])?;
+    }
+    for (ffn, seen) in plan.ffns.iter().zip(seen) {
+        let network = Network::identify(&gguf, ffn, seen.x.view(), &seen.rows(ffn.n_expert));
+        let Some(network) = network.map_err(|error| error.to_string())? else { continue };
         found.activations.push(network.activation.name().to_owned());
-        banks.push(bank(&gguf, plan, network, &x)?);
+        banks.push(bank(&gguf, plan, network, &seen.x)?);
     }
     if banks.is_empty() {
         return Ok(found);
@@ -171,18 +198,36 @@ fn off(plan: &Plan, edited: &Rc<Model>, planted: &[PlantedFfn]) -> Result<f64, S
     for planted in planted {
         let first = &planted.neurons[0].column.place.tensor;
         let at = plan.ffns.iter().position(|ffn| plan.writers[ffn.writer].tensor == *first);
-        let [x, h] = &seen[at.ok_or("the plan lost a network")?];
-        for neuron in &planted.neurons {
-            let product = |row: &[f32]| x.dot(&ArrayView1::from(row));
-            let gate = product(&neuron.gate.target);
-            let up = neuron.up.as_ref().map(|up| product(&up.target));
-            for i in 0..x.nrows() {
-                let up = up.as_ref().map_or(1.0, |up| f64::from(up[i] + neuron.biases.1));
-                let computed = planted.activation.at(f64::from(gate[i] + neuron.biases.0)) * up;
-                off = off.max((computed - f64::from(h[[i, neuron.column.place.index]])).abs());
-                most = most.max(computed.abs());
+        let at = at.ok_or("the plan lost a network")?;
+        let (seen, n_ff) = (&seen[at], plan.ffns[at].n_ff);
+        let computed: Vec<Vec<f64>> = planted.neurons.iter().map(|n| hidden(planted, n, &seen.x)).collect();
+        for i in 0..seen.x.nrows() {
+            for slot in 0..seen.h.ncols() / n_ff {
+                let found = |n: &PlantedNeuron| f64::from(seen.h[[i, slot * n_ff + n.column.place.index]]);
+                let pairs: Vec<(f64, f64)> =
+                    planted.neurons.iter().zip(&computed).map(|(n, c)| (found(n), c[i])).collect();
+                // The router's weight: one for all neurons of an expert.
+                let dot: f64 = pairs.iter().map(|(h, c)| h * c).sum();
+                let square: f64 = pairs.iter().map(|(_, c)| c * c).sum();
+                let p = if seen.experts.is_some() { dot / square.max(f64::MIN_POSITIVE) } else { 1.0 };
+                for (h, c) in pairs {
+                    off = off.max((p * c - h).abs());
+                    most = most.max((p * c).abs());
+                }
             }
         }
     }
     Ok(off / most)
+}
+
+/// The hidden value of a planted neuron at every row of `x`.
+fn hidden(planted: &PlantedFfn, neuron: &PlantedNeuron, x: &Array2<f32>) -> Vec<f64> {
+    let product = |row: &[f32]| x.dot(&ArrayView1::from(row));
+    let gate = product(&neuron.gate.target);
+    let up = neuron.up.as_ref().map(|up| product(&up.target));
+    let at = |i: usize| {
+        let up = up.as_ref().map_or(1.0, |up| f64::from(up[i] + neuron.biases.1));
+        planted.activation.at(f64::from(gate[i] + neuron.biases.0)) * up
+    };
+    (0..x.nrows()).map(at).collect()
 }

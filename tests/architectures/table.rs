@@ -174,9 +174,10 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file as in\n\
          an adapter, for every writer that takes a LoRA, and a LoRA of the others gives none. All of it with and without\n\
          `.scale` tensors, where the architecture has them ({} models). NextN blocks are not edited here. The last column\n\
-         tells of the networks that every token passes, what each computes, as found by looking: there a planted gate\n\
-         gives the same logits in file and adapter, and its hidden values are those that were computed, within a\n\
-         hundredth. Blocks with experts alone, and networks with a norm or a scale of their own inside, have none.\n\n\
+         tells of the networks that detectors have their neurons in (where a block has experts alone, in all of them), and\n\
+         what each computes, as found by looking: there a planted gate gives the same logits in file and adapter, and its\n\
+         hidden values are those that were computed, within a hundredth. Networks with a norm or a scale of their own\n\
+         inside have none, nor have experts with biases or with a norm behind them.\n\n\
          {} architectures proven, {} by reading only, {} refused.\n\n",
         outcomes.iter().filter(|o| o.agreement_scaled.is_some()).count(),
         count(|v| *v == Verdict::Proven),

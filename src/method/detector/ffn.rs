@@ -1,20 +1,16 @@
-//! The feed-forward network whose neurons are overwritten: which function it computes, and which of its neurons do least.
-//!
-//! φ is in no GGUF file, and names mislead, so it is looked up where it cannot be wrong: inputs x and hidden values h are
-//! captured in the running graph, and the one φ is taken with which `h = φ(W_gate x + b) ⊙ (W_up x + b)` holds.
+//! The feed-forward network whose neurons are overwritten, and which of its neurons do least.
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::{Deserialize, Serialize};
 
 use crate::edit::{CHUNK_VALUES, EditError, for_each_run};
+use crate::evaluate::spread;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::plan::{Ffn, ResidualWriter};
-use crate::quant::neuron::COLUMNS_ALIKE;
+use crate::quant::neuron::{COLUMNS_ALIKE, ColumnBlocks};
 
-/// Neurons that tell φ.
-const ASKED: usize = 96;
-/// Largest ‖h − φ(…)‖/‖h‖ of the right φ: ggml rounds activations to 8 bits. The wrong ones are .1 and more off.
-const MOST_OFF: f64 = 0.06;
+/// Experts that tell which neurons of a mixture do least.
+const EXPERTS: usize = 8;
 
 /// φ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,13 +57,21 @@ impl Activation {
     }
 }
 
-/// A row of a tensor that a neuron has.
+/// A row or a column of a tensor that a neuron has: of a mixture, in every expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The tensor.
     pub tensor: String,
-    /// The row.
+    /// The row or column of one expert.
     pub index: usize,
+}
+
+impl Place {
+    /// The rows of `info` that this row is, one in each expert.
+    pub fn rows_in(&self, info: &TensorInfo) -> impl Iterator<Item = usize> + use<> {
+        let (index, per_expert) = (self.index, info.ne[1] as usize);
+        (0..info.ne[2] as usize).map(move |expert| expert * per_expert + index)
+    }
 }
 
 /// A network and its φ.
@@ -83,58 +87,12 @@ pub struct Network {
     pub gate_bias: Vec<f32>,
     /// The same of the other factor.
     pub up_bias: Vec<f32>,
-}
-
-/// What can be tried to explain hidden values.
-struct Guess {
-    activation: Activation,
-    gate_second: bool,
+    /// What the router's weights of the experts of a token add up to, in the mean of those that φ was found by; 1 of a dense
+    /// network.
+    pub routed: f64,
 }
 
 impl Network {
-    /// Finds φ from inputs `x` `[n][n_embd]` and hidden values `h` `[n][n_ff]` at the same tokens; `None` where no known
-    /// one explains them.
-    ///
-    /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
-    pub fn identify(
-        gguf: &Gguf,
-        ffn: &Ffn,
-        x: ArrayView2<'_, f32>,
-        h: ArrayView2<'_, f32>,
-    ) -> Result<Option<Self>, EditError> {
-        let n = x.nrows().min(h.nrows());
-        if n == 0 || h.ncols() != ffn.n_ff || x.iter().chain(h.iter()).any(|v| !v.is_finite()) {
-            return Ok(None);
-        }
-        let mut network = Self::known(gguf, ffn, Activation::Silu, false)?;
-        let asked: Vec<usize> =
-            (0..ASKED.min(ffn.n_ff)).map(|i| i * ffn.n_ff / ASKED.min(ffn.n_ff)).collect();
-        let mut best: Option<(f64, Guess)> = None;
-        for gate_second in [false, true].into_iter().take(if ffn.fused { 2 } else { 1 }) {
-            network.gate_second = gate_second;
-            let factors =
-                asked.iter().map(|&j| network.factors(gguf, j, x)).collect::<Result<Vec<_>, _>>()?;
-            for activation in Activation::ALL {
-                let (mut off, mut all) = (0.0, 0.0);
-                for (&j, (gate, up)) in asked.iter().zip(&factors) {
-                    for i in 0..n {
-                        let found = f64::from(h[[i, j]]);
-                        let up = up.as_ref().map_or(1.0, |up| up[i]);
-                        off += (found - activation.at(gate[i]) * up).powi(2);
-                        all += found * found;
-                    }
-                }
-                let off = (off / all.max(f64::MIN_POSITIVE)).sqrt();
-                if best.as_ref().is_none_or(|(least, _)| off < *least) {
-                    best = Some((off, Guess { activation, gate_second }));
-                }
-            }
-        }
-        let found = best.filter(|(off, _)| *off <= MOST_OFF);
-        Ok(found.map(|(_, Guess { activation, gate_second })| Self { activation, gate_second, ..network }))
-    }
-
     /// A network of which φ, and how a fused tensor is laid out, are known.
     ///
     /// # Errors
@@ -147,7 +105,7 @@ impl Network {
     ) -> Result<Self, EditError> {
         let gate_bias = ffn.gate.as_ref().map(|gate| bias(gguf, gate)).transpose()?.unwrap_or_default();
         let up_bias = if ffn.fused { Vec::new() } else { bias(gguf, &ffn.up)? };
-        Ok(Self { ffn: ffn.clone(), activation, gate_second, gate_bias, up_bias })
+        Ok(Self { ffn: ffn.clone(), activation, gate_second, gate_bias, up_bias, routed: 1.0 })
     }
 
     /// Whether a neuron is a product of two factors.
@@ -176,28 +134,17 @@ impl Network {
         }
     }
 
-    /// Both factors of neuron `j` at every row of `x`, before φ.
-    fn factors(
-        &self,
-        gguf: &Gguf,
-        j: usize,
-        x: ArrayView2<'_, f32>,
-    ) -> Result<(Vec<f64>, Option<Vec<f64>>), EditError> {
-        let (gate_bias, up_bias) = self.biases(j);
-        let product = |place: Place, bias: f32| -> Result<Vec<f64>, EditError> {
-            let row = ndarray::Array1::from(read_row(gguf, &place)?);
-            Ok(x.dot(&row).iter().map(|&v| f64::from(v + bias)).collect())
-        };
-        let up = self.up_place(j).map(|place| product(place, up_bias)).transpose()?;
-        Ok((product(self.gate_place(j), gate_bias)?, up))
-    }
-
-    /// Hidden values of every neuron at the rows of `x`: f32 `[n][n_ff]`.
+    /// Hidden values of every neuron of one expert at the rows of `x`: f32 `[n][n_ff]`.
     ///
     /// # Errors
     /// [`EditError`] when a tensor cannot be read.
-    pub fn hidden(&self, gguf: &Gguf, x: ArrayView2<'_, f32>) -> Result<Array2<f32>, EditError> {
-        let product = |place: Place| products(gguf, &place.tensor, place.index, self.ffn.n_ff, x);
+    pub fn hidden(
+        &self,
+        gguf: &Gguf,
+        expert: usize,
+        x: ArrayView2<'_, f32>,
+    ) -> Result<Array2<f32>, EditError> {
+        let product = |place: Place| products(gguf, (&place, expert), self.ffn.n_ff, x);
         let mut hidden = product(self.gate_place(0))?;
         for (j, mut column) in hidden.columns_mut().into_iter().enumerate() {
             let bias = self.biases(j).0;
@@ -213,8 +160,9 @@ impl Network {
         Ok(hidden)
     }
 
-    /// `sets` times `count` neurons that do least on inputs like those of `x`, `E[h_j²]·‖W_down e_j‖²`: each set in a run of
-    /// [`COLUMNS_ALIKE`] columns of its own, so that their columns have one grid, ascending.
+    /// `sets` times `count` neurons that do least on inputs like those of `x`, `E[h_j²]·‖W_down e_j‖²` (of a mixture, the sum
+    /// over some of its experts): each set in a run of [`COLUMNS_ALIKE`] columns of its own, so that their columns have one
+    /// grid, ascending.
     ///
     /// # Errors
     /// [`EditError`] when a tensor cannot be read.
@@ -226,17 +174,20 @@ impl Network {
         (sets, count): (usize, usize),
     ) -> Result<Vec<Vec<usize>>, EditError> {
         let down = info(gguf, &writer.tensor)?;
-        let mut squares = vec![0.0f64; self.ffn.n_ff];
-        for_each_run(down, &gguf.read_tensor(down)?, |_, values| {
-            for row in values.chunks_exact(self.ffn.n_ff) {
-                squares.iter_mut().zip(row).for_each(|(s, &w)| *s += f64::from(w).powi(2));
+        let mut done = vec![0.0f64; self.ffn.n_ff];
+        for expert in spread(&(0..self.ffn.n_expert).collect::<Vec<_>>(), EXPERTS) {
+            let mut squares = vec![0.0f64; self.ffn.n_ff];
+            for_each_run(down, &gguf.read_part(down, bytes_of(down, expert))?, |_, values| {
+                for row in values.chunks_exact(self.ffn.n_ff) {
+                    squares.iter_mut().zip(row).for_each(|(s, &w)| *s += f64::from(w).powi(2));
+                }
+            })?;
+            let hidden = self.hidden(gguf, expert, x)?;
+            for ((done, square), h) in done.iter_mut().zip(squares).zip(hidden.columns()) {
+                *done += square * h.iter().map(|&h| f64::from(h).powi(2)).sum::<f64>();
             }
-        })?;
-        let hidden = self.hidden(gguf, x)?;
-        for (square, h) in squares.iter_mut().zip(hidden.columns()) {
-            *square *= h.iter().map(|&h| f64::from(h).powi(2)).sum::<f64>();
         }
-        let runs = squares.chunks(COLUMNS_ALIKE).enumerate().filter_map(|(run, squares)| {
+        let runs = done.chunks(COLUMNS_ALIKE).enumerate().filter_map(|(run, squares)| {
             let mut order: Vec<usize> = (0..squares.len()).collect();
             order.sort_by(|&a, &b| squares[a].total_cmp(&squares[b]));
             order.truncate(count);
@@ -250,7 +201,7 @@ impl Network {
         Ok(runs.into_iter().take(sets).map(|(_, neurons)| neurons).collect())
     }
 
-    /// Root mean square of what the network writes at the rows of `x`, before any norm that follows.
+    /// Root mean square of what a dense network writes at the rows of `x`, before any norm that follows.
     ///
     /// # Errors
     /// [`EditError`] when a tensor cannot be read.
@@ -260,21 +211,23 @@ impl Network {
         writer: &ResidualWriter,
         x: ArrayView2<'_, f32>,
     ) -> Result<f64, EditError> {
-        let written = products(gguf, &writer.tensor, 0, writer.n_out as usize, self.hidden(gguf, x)?.view())?;
+        let place = Place { tensor: writer.tensor.clone(), index: 0 };
+        let hidden = self.hidden(gguf, 0, x)?;
+        let written = products(gguf, (&place, 0), writer.n_out as usize, hidden.view())?;
         let sum: f64 = written.iter().map(|&v| f64::from(v).powi(2)).sum();
         Ok((sum / written.len().max(1) as f64).sqrt())
     }
 }
 
-/// `X Wᵀ` for the `n` rows of a tensor from `first` on, f32 `[rows of x][n]`, decoded run by run.
+/// `X Wᵀ` for the `n` rows of one expert from a place on, f32 `[rows of x][n]`, decoded run by run.
 fn products(
     gguf: &Gguf,
-    tensor: &str,
-    first: usize,
+    (place, expert): (&Place, usize),
     n: usize,
     x: ArrayView2<'_, f32>,
 ) -> Result<Array2<f32>, EditError> {
-    let tensor = info(gguf, tensor)?;
+    let tensor = info(gguf, &place.tensor)?;
+    let first = expert * tensor.ne[1] as usize + place.index;
     let n_in = tensor.ne[0] as usize;
     let mut product = Array2::zeros((x.nrows(), n));
     let step = (CHUNK_VALUES / n_in.max(1)).max(1);
@@ -296,13 +249,19 @@ fn info<'g>(gguf: &'g Gguf, name: &str) -> Result<&'g TensorInfo, EditError> {
     gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })
 }
 
-/// One row of a tensor, decoded.
+/// Where the matrix of one expert lies in a tensor.
+fn bytes_of(tensor: &TensorInfo, expert: usize) -> std::ops::Range<u64> {
+    let bytes = tensor.ne[1] * tensor.row_bytes();
+    expert as u64 * bytes..(expert as u64 + 1) * bytes
+}
+
+/// One row of one expert, decoded; of a dense tensor, expert 0.
 ///
 /// # Errors
 /// [`EditError`] when it cannot be read.
-pub fn read_row(gguf: &Gguf, place: &Place) -> Result<Vec<f32>, EditError> {
+pub fn read_row(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, EditError> {
     let tensor = info(gguf, &place.tensor)?;
-    let start = place.index as u64 * tensor.row_bytes();
+    let start = bytes_of(tensor, expert).start + place.index as u64 * tensor.row_bytes();
     let mut row = Vec::new();
     for_each_run(tensor, &gguf.read_part(tensor, start..start + tensor.row_bytes())?, |_, v| {
         row.extend_from_slice(v)
@@ -310,17 +269,16 @@ pub fn read_row(gguf: &Gguf, place: &Place) -> Result<Vec<f32>, EditError> {
     Ok(row)
 }
 
-/// One column of a tensor, decoded.
+/// One column of one expert, decoded.
 ///
 /// # Errors
 /// [`EditError`] when it cannot be read.
-pub fn read_column(gguf: &Gguf, place: &Place) -> Result<Vec<f32>, EditError> {
+pub fn read_column(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, EditError> {
     let tensor = info(gguf, &place.tensor)?;
-    let mut column = Vec::new();
-    for_each_run(tensor, &gguf.read_tensor(tensor)?, |_, values| {
-        column.extend(values.chunks_exact(tensor.ne[0] as usize).map(|row| row[place.index]));
-    })?;
-    Ok(column)
+    let bytes = gguf.read_part(tensor, bytes_of(tensor, expert))?;
+    let blocks = ColumnBlocks::of(tensor.ggml_type, &bytes, tensor.ne[0] as usize, place.index);
+    let failed = |source| EditError::Quant { tensor: place.tensor.clone(), source };
+    blocks.values(tensor.ggml_type).map_err(failed)
 }
 
 /// The bias beside a weight; empty where there is none.
@@ -330,6 +288,6 @@ fn bias(gguf: &Gguf, weight: &str) -> Result<Vec<f32>, EditError> {
     };
     match gguf.tensor(&name) {
         None => Ok(Vec::new()),
-        Some(_) => read_row(gguf, &Place { tensor: name, index: 0 }),
+        Some(_) => read_row(gguf, &Place { tensor: name, index: 0 }, 0),
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! min_w  Σ_i v_i ln(1 + e^(−y_i f_i)) / Σ_i v_i  +  ρ/2 ‖w‖²,   f = Z w,   Z = [(X − μ)/s, 1]
+//!                                                                               [    T/s,    0]
 //! ```
 //!
-//! X f32 `[n][d]`, μ its mean row, s the root of the mean square of X − μ, y = ±1, v the weights of the rows. The logistic
-//! loss is bounded by a parabola of curvature ¼, so that `A = Zᵀ diag(v) Z / (4 Σ v) + ρ I` is a Hessian from above: one
+//! X f32 `[n][d]`, μ its mean row, s the root of the mean square of X − μ, y = ±1, v the weights of the rows. T f32 `[m][d]`
+//! are the inputs of other tokens, with y = −1: there the constant of a detector, and with it the bias of its score, is 0, so
+//! that its neurons see wᵀx alone. Where that is large, both neurons of a gate are on and cancel out, but each is large
+//! beside the hidden values with which it shares a scale once a runtime rounds them to 8 bits. The logistic loss is bounded by a parabola of curvature ¼, so that `A = Zᵀ diag(v) Z / (4 Σ v) + ρ I` is a Hessian from above: one
 //! Cholesky factor of it is what L-BFGS (Nocedal & Wright, Numerical Optimization, algorithm 7.4) begins each of its steps
 //! with, and some twenty steps do, for all rows and for the folds alike.
 
@@ -24,6 +27,8 @@ const SMALL: f64 = 1e-5;
 /// Share of the promised decrease that a step must bring, and the halvings until it does.
 const ARMIJO: f64 = 1e-4;
 const MAX_HALVINGS: usize = 30;
+/// Weight of all rows of other tokens together, as a share of that of the prompts.
+const OTHER_TOKENS: f32 = 0.25;
 
 /// A score `wᵀx + b`.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,25 +52,30 @@ type Loss<'a> = dyn Fn(&Array1<f64>) -> (f64, Array1<f64>) + 'a;
 
 /// Rows to learn from, prepared for any labels.
 pub struct Design {
-    /// Z, f32 `[n][d + 1]`.
+    /// Z, f32 `[n + m][d + 1]`.
     rows: Array2<f32>,
     mean: Array1<f64>,
     scale: f64,
-    /// v, `[n]`.
+    /// v, `[n + m]`.
     weights: Vec<f32>,
     ridge: f64,
     hessian: Cholesky,
 }
 
 impl Design {
-    /// Of `x` `[n][d]` with the weights v `[n]` and ρ.
+    /// Of `x` `[n][d]` with the weights v `[n]` and ρ, and of `other` tokens' inputs `[m][d]`.
     ///
     /// # Errors
     /// [`NotPositive`] when a value is not finite.
-    pub fn new(x: ArrayView2<'_, f32>, weights: Vec<f32>, ridge: f64) -> Result<Self, NotPositive> {
-        let (n, d) = x.dim();
+    pub fn new(
+        x: ArrayView2<'_, f32>,
+        mut weights: Vec<f32>,
+        ridge: f64,
+        other: ArrayView2<'_, f32>,
+    ) -> Result<Self, NotPositive> {
+        let ((n, d), m) = (x.dim(), other.nrows());
         let mean = mean_row(x);
-        let mut rows = Array2::ones((n, d + 1));
+        let mut rows = Array2::ones((n + m, d + 1));
         let mut square = 0.0;
         for (mut row, x) in rows.rows_mut().into_iter().zip(x.rows()) {
             for ((z, &x), m) in row.iter_mut().zip(x).zip(&mean) {
@@ -74,7 +84,11 @@ impl Design {
             }
         }
         let scale = (square / (n * d).max(1) as f64).sqrt();
+        rows.slice_mut(s![n.., ..d]).assign(&other);
+        rows.slice_mut(s![n.., d]).fill(0.0);
         rows.slice_mut(s![.., ..d]).mapv_inplace(|v| (f64::from(v) / scale) as f32);
+        let share = OTHER_TOKENS * weights.iter().sum::<f32>() / m.max(1) as f32;
+        weights.resize(n + m, share);
         let total: f64 = weights.iter().map(|&v| f64::from(v)).sum();
         let mut weighted = rows.clone();
         for (mut row, &v) in weighted.rows_mut().into_iter().zip(&weights) {
@@ -86,7 +100,8 @@ impl Design {
         Ok(Self { rows, mean, scale, weights, ridge, hessian: Cholesky::of(hessian)? })
     }
 
-    /// The score that tells rows of which `is` holds from the others, learned from those of which `used` holds.
+    /// The score that tells rows of X of which `is` holds from the others, learned from those of which `used` holds and from
+    /// the other tokens.
     pub fn fit(&self, is: &[bool], used: &[bool]) -> Score {
         let solution = self.minimise(&|w: &Array1<f64>| self.loss(w, is, used));
         let d = self.mean.len();
@@ -103,8 +118,9 @@ impl Design {
         let scores = self.rows.dot(&w.mapv(|v| v as f32));
         let (mut loss, mut total) = (0.0, 0.0);
         let mut residual = Array1::<f32>::zeros(scores.len());
-        for i in (0..scores.len()).filter(|&i| used[i]) {
-            let (v, y) = (f64::from(self.weights[i]), if is[i] { 1.0 } else { -1.0 });
+        for i in (0..scores.len()).filter(|&i| used.get(i).is_none_or(|used| *used)) {
+            let y = if is.get(i).is_some_and(|is| *is) { 1.0 } else { -1.0 };
+            let v = f64::from(self.weights[i]);
             let margin = y * f64::from(scores[i]);
             // ln(1 + e^−m) without overflow.
             loss += v * ((-margin.abs()).exp().ln_1p() + (-margin).max(0.0));
@@ -185,11 +201,15 @@ mod tests {
         (x, is)
     }
 
+    fn none(d: usize) -> Array2<f32> {
+        Array2::zeros((0, d))
+    }
+
     #[test]
     fn the_gradient_is_zero_where_it_ends() {
         let (x, is) = clouds(240, 30);
         let weights: Vec<f32> = is.iter().map(|&is| if is { 2.0 } else { 1.0 }).collect();
-        let design = Design::new(x.view(), weights, 0.03).unwrap();
+        let design = Design::new(x.view(), weights, 0.03, none(30).view()).unwrap();
         let score = design.fit(&is, &[true; 240]);
         let d = score.weights.len();
         let scaled = score.weights.iter().map(|&w| f64::from(w) * design.scale);
@@ -204,10 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn other_tokens_get_no_product_above_zero() {
+        let (x, is) = clouds(240, 30);
+        let other = Array2::from_shape_fn((90, 30), |(i, j)| {
+            ((i * 53 + j * 17) as f32 * 0.618).sin() * 4.0 + f32::from(j.is_multiple_of(4)) * 2.0
+        });
+        let products = |other: &Array2<f32>, taught: &Array2<f32>| -> f64 {
+            let design = Design::new(x.view(), vec![1.0; 240], 0.03, taught.view()).unwrap();
+            let score = Score { bias: 0.0, ..design.fit(&is, &[true; 240]) };
+            score.of(other.view()).into_iter().map(|s| s.max(0.0)).sum::<f64>() / 90.0
+        };
+        let (untaught, taught) = (products(&other, &none(30)), products(&other, &other));
+        assert!(taught < 0.5 * untaught, "{taught} {untaught}");
+    }
+
+    #[test]
     fn rows_that_are_not_used_teach_nothing() {
         let (x, is) = clouds(120, 12);
         let used: Vec<bool> = (0..120).map(|i| i < 90).collect();
-        let design = Design::new(x.view(), vec![1.0; 120], 0.03).unwrap();
+        let design = Design::new(x.view(), vec![1.0; 120], 0.03, none(12).view()).unwrap();
         let mut lies = is.clone();
         lies[90..].iter_mut().for_each(|is| *is = !*is);
         assert_eq!(design.fit(&is, &used), design.fit(&lies, &used));
@@ -217,6 +252,6 @@ mod tests {
     #[test]
     fn what_is_not_finite_is_refused() {
         let x = Array2::from_elem((4, 2), f32::NAN);
-        assert!(Design::new(x.view(), vec![1.0; 4], 0.03).is_err());
+        assert!(Design::new(x.view(), vec![1.0; 4], 0.03, x.view()).is_err());
     }
 }

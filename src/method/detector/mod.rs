@@ -32,6 +32,7 @@
 //! vector at run time. Here nothing is added, and the runtime need know nothing of it.
 
 pub mod ffn;
+pub mod identify;
 pub mod logistic;
 pub mod planted;
 pub mod train;

@@ -196,11 +196,13 @@ impl PlantedFfn {
             let inputs = planted.inputs.slice(ndarray::s![..met, ..]);
             for piece in planted.rows(&tensor.name) {
                 let row = neuron::row(ggml_type, &piece.target, inputs).map_err(failed)?;
-                bytes[piece.place.index * row_bytes..][..row_bytes].copy_from_slice(&row);
+                for index in piece.place.rows_in(tensor) {
+                    bytes[index * row_bytes..][..row_bytes].copy_from_slice(&row);
+                }
             }
             let stretched = |piece: &Piece| -> (usize, Vec<f32>) {
                 let target = piece.target.iter().map(|&v| (f64::from(v) * planted.stretch) as f32);
-                (piece.place.index, target.collect())
+                (piece.place.index, target.collect::<Vec<_>>().repeat(tensor.ne[2] as usize))
             };
             let columns: Vec<(usize, Vec<f32>)> = planted.columns(&tensor.name).map(stretched).collect();
             let columns: Vec<(usize, &[f32])> =
@@ -218,27 +220,41 @@ impl PlantedFfn {
         let mut terms = Vec::new();
         for name in self.tensors() {
             let tensor = gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })?;
-            let (n_in, n_out) = (tensor.ne[0] as usize, tensor.n_rows() as usize);
+            let n_expert = tensor.ne[2];
             let mut term =
-                LowRank { tensor: name.to_owned(), n_expert: 1, rank: 0, a: Vec::new(), b: Vec::new() };
-            let mut left: Vec<Vec<f32>> = Vec::new();
-            let one_hot =
-                |n: usize, index: usize| (0..n).map(|i| f32::from(u8::from(i == index))).collect::<Vec<_>>();
-            let change =
-                |target: &[f32], old: &[f32]| target.iter().zip(old).map(|(t, o)| t - o).collect::<Vec<_>>();
-            for piece in self.rows(name) {
-                term.a.extend(change(&piece.target, &read_row(gguf, &piece.place)?));
-                left.push(one_hot(n_out, piece.place.index));
+                LowRank { tensor: name.to_owned(), n_expert, rank: 0, a: Vec::new(), b: Vec::new() };
+            for expert in 0..n_expert as usize {
+                self.add_factors((gguf, tensor), expert, &mut term)?;
             }
-            for piece in self.columns(name) {
-                term.a.extend(one_hot(n_in, piece.place.index));
-                left.push(change(&piece.target, &read_column(gguf, &piece.place)?));
-            }
-            term.rank = left.len() as u64;
-            term.b = (0..n_out).flat_map(|i| left.iter().map(move |l| l[i]).collect::<Vec<_>>()).collect();
             terms.push(term);
         }
         Ok(terms)
+    }
+
+    /// Adds the factors of one expert to `term`.
+    fn add_factors(
+        &self,
+        (gguf, tensor): (&Gguf, &TensorInfo),
+        expert: usize,
+        term: &mut LowRank,
+    ) -> Result<(), EditError> {
+        let (n_in, n_out) = (tensor.ne[0] as usize, tensor.ne[1] as usize);
+        let mut left: Vec<Vec<f32>> = Vec::new();
+        let one_hot =
+            |n: usize, index: usize| (0..n).map(|i| f32::from(u8::from(i == index))).collect::<Vec<_>>();
+        let change =
+            |target: &[f32], old: &[f32]| target.iter().zip(old).map(|(t, o)| t - o).collect::<Vec<_>>();
+        for piece in self.rows(&tensor.name) {
+            term.a.extend(change(&piece.target, &read_row(gguf, &piece.place, expert)?));
+            left.push(one_hot(n_out, piece.place.index));
+        }
+        for piece in self.columns(&tensor.name) {
+            term.a.extend(one_hot(n_in, piece.place.index));
+            left.push(change(&piece.target, &read_column(gguf, &piece.place, expert)?));
+        }
+        term.rank = left.len() as u64;
+        term.b.extend((0..n_out).flat_map(|i| left.iter().map(move |l| l[i]).collect::<Vec<_>>()));
+        Ok(())
     }
 
     /// What became of the neurons in `gguf`; `None` where there are no inputs to tell it.
@@ -249,22 +265,31 @@ impl PlantedFfn {
         if self.inputs.nrows() == 0 || self.neurons.is_empty() {
             return Ok(None);
         }
-        let found = self.read(gguf)?;
         let unit = self.unit();
-        let (exact, written) = (self.written(&self.neurons, &unit), self.written(&found, &unit));
-        let pairs = || exact.along.iter().zip(&written.along);
+        // Of a mixture every expert counts as much.
+        let n_expert = gguf.tensor(&self.neurons[0].column.place.tensor).map_or(1, |t| t.ne[2] as usize);
+        let exact = self.written(&self.neurons, &unit).along.repeat(n_expert);
+        let (mut written, mut score) = (Written { along: Vec::new(), across: 0.0 }, 1.0f64);
+        for expert in 0..n_expert {
+            let found = self.read(gguf, expert)?;
+            for (exact, found) in self.neurons.iter().zip(&found) {
+                let (exact, found) = (&exact.gate.target, &found.gate.target);
+                score = score.min(neuron::score_correlation(self.inputs.view(), exact, found));
+            }
+            let Written { along, across } = self.written(&found, &unit);
+            written.along.extend(along);
+            written.across += across;
+        }
+        let pairs = || exact.iter().zip(&written.along);
         let (dot, own): (f64, f64) = (pairs().map(|(a, b)| a * b).sum(), pairs().map(|(a, _)| a * a).sum());
         let other: f64 = pairs().map(|(_, b)| b * b).sum();
-        let most = 0.1 * exact.along.iter().fold(0.0f64, |most, e| most.max(e.abs()));
+        let most = 0.1 * exact.iter().fold(0.0f64, |most, e| most.max(e.abs()));
         let alike = pairs().filter(|(a, b)| (*a - *b).abs() < most).count();
-        let scores = self.neurons.iter().zip(&found).map(|(exact, found)| {
-            neuron::score_correlation(self.inputs.view(), &exact.gate.target, &found.gate.target)
-        });
         Ok(Some(Arrival {
             layer: self.layer,
             neurons: self.neurons.len(),
-            score: scores.fold(1.0, f64::min),
-            alike: alike as f64 / exact.along.len() as f64,
+            score,
+            alike: alike as f64 / exact.len() as f64,
             gain: dot / own.max(f64::MIN_POSITIVE),
             cosine: dot / (own * other).sqrt().max(f64::MIN_POSITIVE),
             noise: (written.across / own.max(f64::MIN_POSITIVE)).sqrt(),
@@ -278,17 +303,17 @@ impl PlantedFfn {
         column.iter().map(|&v| f64::from(v) / norm).collect()
     }
 
-    /// The same neurons with what `gguf` has in their places.
-    fn read(&self, gguf: &Gguf) -> Result<Vec<PlantedNeuron>, EditError> {
+    /// The same neurons with what `gguf` has in their places in one expert.
+    fn read(&self, gguf: &Gguf, expert: usize) -> Result<Vec<PlantedNeuron>, EditError> {
         let row = |piece: &Piece| -> Result<Piece, EditError> {
-            Ok(Piece { place: piece.place.clone(), target: read_row(gguf, &piece.place)? })
+            Ok(Piece { place: piece.place.clone(), target: read_row(gguf, &piece.place, expert)? })
         };
         let read = |neuron: &PlantedNeuron| -> Result<PlantedNeuron, EditError> {
             let place = neuron.column.place.clone();
             Ok(PlantedNeuron {
                 gate: row(&neuron.gate)?,
                 up: neuron.up.as_ref().map(row).transpose()?,
-                column: Piece { target: read_column(gguf, &place)?, place },
+                column: Piece { target: read_column(gguf, &place, expert)?, place },
                 biases: neuron.biases,
             })
         };
@@ -366,7 +391,7 @@ fn fitted(
     if ggml_type != tensor.ggml_type {
         bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
     }
-    let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot })?;
+    let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot }, 0)?;
     let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);
     let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let gated = bank.network.is_gated();
@@ -376,7 +401,8 @@ fn fitted(
     for power in SIZES {
         for sign in [1.0, -1.0].into_iter().take(if gated { 2 } else { 1 }) {
             let size = sign * first * SIZE_STEP.powi(power);
-            let Some(target) = bank.neurons(size).first().map(|n| n.column.clone()) else { continue };
+            let Some(neuron) = bank.neurons(size).into_iter().next() else { continue };
+            let target = neuron.column.repeat(tensor.ne[2] as usize);
             let rounded = neuron::nearest_column(ggml_type, &blocks, &target)
                 .map_err(|source| EditError::Quant { tensor: tensor.name.clone(), source })?;
             let cosine = linalg::cosine(&target, &rounded);

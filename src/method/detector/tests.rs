@@ -1,8 +1,9 @@
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
 
-use super::ffn::{Activation, Network};
+use super::ffn::{Activation, Network, read_row};
 use super::logistic::Score;
 use super::*;
+use crate::activations::rows::{Route, Rows};
 use crate::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, Rewrite, TensorInfo, Value};
 use crate::method::Edits;
 use crate::pipeline::plan_of;
@@ -28,21 +29,39 @@ struct Tiny {
 
 impl Tiny {
     fn new(ggml_type: GgmlType) -> Self {
+        Self::with_experts(ggml_type, 1)
+    }
+
+    /// Its network is a mixture where there is more than one expert.
+    fn with_experts(ggml_type: GgmlType, n_expert: usize) -> Self {
         let matrix = |n_in: usize, n_out: usize, seed| {
             let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * n_out];
             quant::quantize(ggml_type, n_in, &noise(n_in * n_out, seed), &mut bytes).unwrap();
             bytes
         };
-        let (n_embd, n_ff) = (N_EMBD as u64, N_FF as u64);
-        let model = GgufBuilder::new()
+        let (n_embd, experts) = (N_EMBD as u64, n_expert as u64);
+        let mut model = GgufBuilder::new()
             .string("general.architecture", "llama")
             .kv("llama.block_count", Value::U32(1))
             .kv("llama.embedding_length", Value::U32(N_EMBD as u32))
             .f32_tensor("token_embd.weight", &[n_embd, 2], &[0.5; 2 * N_EMBD])
-            .tensor("blk.0.attn_output.weight", &[n_embd, n_embd], ggml_type, matrix(N_EMBD, N_EMBD, 1))
-            .tensor("blk.0.ffn_gate.weight", &[n_embd, n_ff], ggml_type, matrix(N_EMBD, N_FF, 2))
-            .tensor("blk.0.ffn_up.weight", &[n_embd, n_ff], ggml_type, matrix(N_EMBD, N_FF, 3))
-            .tensor("blk.0.ffn_down.weight", &[n_ff, n_embd], ggml_type, matrix(N_FF, N_EMBD, 4));
+            .tensor("blk.0.attn_output.weight", &[n_embd, n_embd], ggml_type, matrix(N_EMBD, N_EMBD, 1));
+        let suffix = if n_expert > 1 { "_exps" } else { "" };
+        if n_expert > 1 {
+            let router = noise(N_EMBD * n_expert, 5);
+            model = model
+                .kv("llama.expert_count", Value::U32(n_expert as u32))
+                .kv("llama.expert_used_count", Value::U32(2))
+                .f32_tensor("blk.0.ffn_gate_inp.weight", &[n_embd, experts], &router);
+        }
+        for (name, n_in, n_out, seed) in
+            [("gate", N_EMBD, N_FF, 2), ("up", N_EMBD, N_FF, 3), ("down", N_FF, N_EMBD, 4)]
+        {
+            let ne = [n_in as u64, n_out as u64, experts];
+            let ne = if n_expert > 1 { &ne[..] } else { &ne[..2] };
+            let name = format!("blk.0.ffn_{name}{suffix}.weight");
+            model = model.tensor(&name, ne, ggml_type, matrix(n_in, n_out * n_expert, seed));
+        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("base.gguf");
         model.write_to(&mut std::fs::File::create(&path).unwrap()).unwrap();
@@ -197,16 +216,95 @@ fn codebooks_are_refused_by_name() {
 }
 
 #[test]
+fn every_expert_has_the_same_neurons() {
+    for ggml_type in [GgmlType::F32, GgmlType::Q4_K] {
+        let tiny = Tiny::with_experts(ggml_type, 3);
+        let plan = plan_of(&tiny.gguf).unwrap();
+        let x = inputs(200);
+        let bank = bank(&tiny, &x);
+        let writer = &plan.writers[bank.network.ffn.writer];
+        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+        let edits = Edits::Neurons(vec![planted.clone()]);
+        let written = tiny.written(&edits);
+        let found = verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap();
+        assert!(found.untouched_identical && found.unexpected.is_empty(), "{ggml_type}: {found:?}");
+        let arrival = &found.neurons[0];
+        assert!(arrival.score > 0.99 && arrival.alike > 0.98 && arrival.cosine > 0.98, "{arrival:?}");
+        let gate = &planted.neurons[0].gate.place;
+        let rows = [0, 1, 2].map(|expert| read_row(&written, gate, expert).unwrap());
+        assert!(rows[0] == rows[1] && rows[1] == rows[2], "{ggml_type}");
+        // What an adapter adds to a row is the difference to that of its own expert.
+        let terms = planted.low_rank(&tiny.gguf).unwrap();
+        let term = terms.iter().find(|term| term.tensor == gate.tensor).unwrap();
+        term.check(N_EMBD as u64, N_FF as u64).unwrap();
+        let own = &term.a[2 * term.rank as usize * N_EMBD..][..N_EMBD];
+        let old = read_row(&tiny.gguf, gate, 2).unwrap();
+        let sum: Vec<f32> = own.iter().zip(&old).map(|(a, o)| a + o).collect();
+        assert!(crate::linalg::cosine(&sum, &planted.neurons[0].gate.target) > 0.999_999);
+    }
+}
+
+#[test]
+fn one_expert_that_lacks_a_neuron_is_noticed() {
+    let tiny = Tiny::with_experts(GgmlType::F32, 3);
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let x = inputs(200);
+    let bank = bank(&tiny, &x);
+    let writer = &plan.writers[bank.network.ffn.writer];
+    let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+    let edits = Edits::Neurons(vec![planted.clone()]);
+    let written = tiny.written(&edits);
+    let column = &planted.neurons[0].column.place;
+    let down = written.tensor(&column.tensor).unwrap();
+    let mut bytes = std::fs::read(&written.path).unwrap();
+    let expert = (down.data.start + 2 * down.ne[1] * down.row_bytes()) as usize;
+    for row in 0..N_EMBD {
+        bytes[expert + (row * N_FF + column.index) * 4..][..4].fill(0);
+    }
+    let path = written.path.with_extension("damaged.gguf");
+    std::fs::write(&path, &bytes).unwrap();
+    let found = verify(&tiny.gguf, &Gguf::open(&path).unwrap(), &edits, &mut |_, _| ()).unwrap();
+    assert!(found.neurons[0].alike < 0.98, "{:?}", found.neurons[0]);
+}
+
+#[test]
+fn what_experts_compute_is_found_under_the_weights_of_their_router() {
+    let tiny = Tiny::with_experts(GgmlType::F32, 3);
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let x = inputs(24);
+    let known = Network::known(&tiny.gguf, &plan.ffns[0], Activation::Gelu, false).unwrap();
+    let hidden = [0, 1, 2].map(|expert| known.hidden(&tiny.gguf, expert, x.view()).unwrap());
+    let experts = Array2::from_shape_fn((24, 2), |(i, slot)| ((i + slot) % 3) as u32);
+    let mut h = Array2::zeros((24, 2 * N_FF));
+    for i in 0..24 {
+        for (slot, p) in [0.7, 0.2].into_iter().enumerate() {
+            let own = &hidden[experts[[i, slot]] as usize];
+            h.slice_mut(s![i, slot * N_FF..(slot + 1) * N_FF]).assign(&(&own.row(i) * p));
+        }
+    }
+    let route = Route { experts: experts.view().into(), n_expert: 3 };
+    let rows = Rows { x: h.view().into(), route: Some(route) };
+    let found = Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), &rows).unwrap().unwrap();
+    assert_eq!(found.activation, Activation::Gelu);
+    assert!((found.routed - 0.9).abs() < 1e-5, "{}", found.routed);
+}
+
+fn dense(h: ArrayView2<'_, f32>) -> Rows<'_> {
+    Rows { x: h.into(), route: None }
+}
+
+#[test]
 fn what_a_network_computes_is_found_by_looking() {
     let tiny = Tiny::new(GgmlType::F32);
     let plan = plan_of(&tiny.gguf).unwrap();
     let x = inputs(24);
     for activation in Activation::ALL {
         let known = Network::known(&tiny.gguf, &plan.ffns[0], activation, false).unwrap();
-        let h = known.hidden(&tiny.gguf, x.view()).unwrap();
-        let found = Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), h.view()).unwrap();
+        let h = known.hidden(&tiny.gguf, 0, x.view()).unwrap();
+        let found = Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), &dense(h.view())).unwrap();
         assert_eq!(found, Some(known));
     }
     let strange = x.dot(&Array2::from_elem((N_EMBD, N_FF), 0.1));
-    assert_eq!(Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), strange.view()).unwrap(), None);
+    let found = Network::identify(&tiny.gguf, &plan.ffns[0], x.view(), &dense(strange.view())).unwrap();
+    assert_eq!(found, None);
 }

@@ -33,6 +33,8 @@ pub struct Examples {
     /// Inputs at all sorts of other tokens, where the gates are to be shut: others of the template, inside prompts, prose,
     /// code, answers; f32 `[m][n_embd]`.
     pub elsewhere: Array2<f32>,
+    /// Some of those, which scores learn from too: what [`super::logistic`] calls other tokens; f32 `[m][n_embd]`.
+    pub other_tokens: Array2<f32>,
 }
 
 /// How detectors are learned; docs/method.md has what else was tried.
@@ -159,7 +161,8 @@ impl<'a> Teacher<'a> {
             _ => 1.0,
         };
         let weights = self.examples.kind.iter().map(weight).collect();
-        let design = Design::new(self.examples.inputs.view(), weights, self.recipe.ridge)?;
+        let Examples { inputs, other_tokens, .. } = self.examples;
+        let design = Design::new(inputs.view(), weights, self.recipe.ridge, other_tokens.view())?;
         let score = design.fit(&is, &vec![true; is.len()]);
         let mut scores = vec![0.0; is.len()];
         for fold in 0..FOLDS {
@@ -301,7 +304,7 @@ mod tests {
             noise(i, j) + own + f32::from(j == 7) * 6.0
         });
         let elsewhere = Array2::from_shape_fn((300, 20), |(i, j)| noise(i + 1000, j) * 2.0);
-        Examples { inputs, kind, elsewhere }
+        Examples { inputs, kind, other_tokens: elsewhere.clone(), elsewhere }
     }
 
     #[test]

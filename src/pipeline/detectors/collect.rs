@@ -1,11 +1,14 @@
 //! What networks are given to read: at the ends of prompts, where gates open, and everywhere else, where they are shut.
 
-use ndarray::{Array2, Array4, Axis, s};
+use std::collections::BTreeMap;
+
+use half::f16;
+use ndarray::{Array2, Array4, ArrayView2, Axis, s};
 
 use super::places::Places;
 use super::{EARLY_RECIPE, not_finite};
 use crate::activations::{Activations, WriterInputs};
-use crate::direction;
+use crate::direction::{self, Along, Directions};
 use crate::error::Error;
 use crate::evaluate::{Examiner, chats, spread, spread_rows};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
@@ -30,6 +33,8 @@ pub(in crate::pipeline) const ANSWER: usize = 32;
 const WORDS: usize = 256;
 /// Prompts of each kind whose other tokens of the template are among those where gates are shut.
 const OTHER_ENDS: usize = 48;
+/// Of all these tokens, those that scores learn from too.
+const OTHER_TOKENS: usize = 768;
 
 /// Bytes of the inputs that learning keeps at most.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
@@ -37,10 +42,14 @@ pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> 
     let [extract, more] = [0, 1].map(|part| {
         PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
     });
-    let rows = extract * ENDING + more * 2 + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
+    let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
+    // All tokens of the ending are kept until that of early gates is known.
+    let ends = (extract * ENDING).max((extract + more) * 2 + kept);
+    let rows = ends + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
     let n_network = Places::of(plan, layer).networks.len();
     // What one place is taught by lies beside them three times: as it is, scaled, and weighted.
-    (rows * (n_network + 3)) as u64 * plan.n_embd * size_of::<f32>() as u64
+    let bytes = n_network * size_of::<f16>() + 3 * size_of::<f32>();
+    (rows * bytes) as u64 * plan.n_embd
 }
 
 /// The prompts of one kind that detectors learn from: those to extract from, then more.
@@ -54,19 +63,27 @@ pub(super) fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> 
 struct Ends {
     kind: PromptKind,
     before_last: usize,
-    /// Of each network, f32 `[n_prompt][n_embd]`.
-    inputs: Vec<Array2<f32>>,
+    /// Of each network, `[n_prompt][n_embd]`.
+    inputs: Vec<Array2<f16>>,
 }
 
-/// Everything that is collected.
+/// Everything that is collected; inputs in half precision, which is finer than what runtimes round them to.
 #[derive(Default)]
 pub(super) struct Collection {
     ends: Vec<Ends>,
     /// Inputs at tokens of text, of each network.
-    text: Vec<Vec<Array2<f32>>>,
+    text: Vec<Vec<Array2<f16>>>,
     /// The difference in means at each token of the ending but the last, after the layers of early gates: between refused
     /// and answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
     pub tail: Vec<Vec<Vec<f64>>>,
+}
+
+/// What early gates push along.
+pub(super) struct EarlyDirections {
+    /// How far before the last token of a prompt.
+    pub before_last: usize,
+    /// By block, f32 `[n_embd]`; a block that shows none has no gate.
+    pub of_layer: BTreeMap<usize, Vec<f32>>,
 }
 
 /// Collects inputs.
@@ -98,8 +115,7 @@ impl Collector<'_> {
             let [extract, _] = texts(prompts, &more, kind);
             let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
             collection.add_ends(&of_kind.activations, kind, &tail);
-            let inputs = std::mem::take(&mut of_kind.activations.inputs);
-            collection.text.push(inputs.into_iter().map(|inputs| inputs.sample).collect());
+            collection.add_text(std::mem::take(&mut of_kind.activations.inputs));
             seen.push(of_kind);
         }
         let token = collection.early_token(networks, &self.early, self.n_end)?;
@@ -140,9 +156,7 @@ impl Collector<'_> {
     ) -> Result<(), Error> {
         let _bar = self.printer.bar("collecting hidden states: text", 1);
         let capture = |n| self.capture.clone().inputs_only().with_sample(n);
-        let mut add = |seen: Activations| {
-            collection.text.push(seen.inputs.into_iter().map(|inputs| inputs.sample).collect());
-        };
+        let mut add = |seen: Activations| collection.add_text(seen.inputs);
         let prose = prompts::prose();
         add(engine.collect_text(&prose, &capture(PROSE))?);
         let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
@@ -196,33 +210,59 @@ fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
 impl Collection {
     /// The last token of every prompt and those of `tail` before it.
     fn add_ends(&mut self, seen: &Activations, kind: PromptKind, tail: &[usize]) {
-        let inputs = seen.inputs.iter().map(|inputs| inputs.last.clone()).collect();
+        let inputs = seen.inputs.iter().map(|inputs| halved(inputs.last.view())).collect();
         self.ends.push(Ends { kind, before_last: 0, inputs });
         for (t, &before_last) in tail.iter().enumerate() {
-            let rows = |inputs: &WriterInputs| inputs.tail.slice(s![t..; tail.len(), ..]).to_owned();
+            let rows = |inputs: &WriterInputs| halved(inputs.tail.slice(s![t..; tail.len(), ..]));
             let inputs = seen.inputs.iter().map(rows).collect();
             self.ends.push(Ends { kind, before_last, inputs });
         }
+    }
+
+    /// The sampled tokens of some texts.
+    fn add_text(&mut self, seen: Vec<WriterInputs>) {
+        self.text.push(seen.iter().map(|inputs| halved(inputs.sample.view())).collect());
     }
 
     /// What `network` is given to read at one token, with what it is given elsewhere.
     pub fn examples(&self, network: usize, before_last: usize) -> Examples {
         let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
         let rows = |ends: &Ends| ends.inputs[network].nrows();
+        let whole = |x: &Array2<f16>| x.mapv(f16::to_f32);
         let other_ends = self
             .ends
             .iter()
             .filter(|ends| ends.before_last != before_last)
-            .map(|ends| spread_rows(&ends.inputs[network], OTHER_ENDS));
-        let elsewhere = self.text.iter().map(|text| text[network].clone()).chain(other_ends).collect();
+            .map(|ends| whole(&spread_rows(&ends.inputs[network], OTHER_ENDS)));
+        let text = self.text.iter().map(|text| whole(&text[network]));
+        let elsewhere = stacked(text.chain(other_ends).collect());
         Examples {
-            inputs: stacked(own().map(|ends| ends.inputs[network].clone()).collect()),
+            inputs: stacked(own().map(|ends| whole(&ends.inputs[network])).collect()),
             kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
-            elsewhere: stacked(elsewhere),
+            other_tokens: spread_rows(&elsewhere, OTHER_TOKENS),
+            elsewhere,
         }
     }
 
-    /// Forgets what no lesson needs once the `token` of early gates is known.
+    /// The directions after the blocks `early` at the token so far before the last, each as long as that of the last token
+    /// there, `late`, so that pushes can be compared.
+    pub fn early_directions(
+        &self,
+        early: &[usize],
+        before_last: usize,
+        late: &Directions,
+    ) -> EarlyDirections {
+        let own = before_last.checked_sub(1).and_then(|token| self.tail.get(token)).into_iter().flatten();
+        let direction = |(&layer, own): (&usize, &Vec<f64>)| {
+            let norm = own.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let scale = Along::Layers(&late.by_layer).at(layer).norm() / norm;
+            let as_long = || own.iter().map(|v| (v * scale) as f32).collect();
+            (norm > 0.0 && norm.is_finite()).then(|| (layer, as_long()))
+        };
+        EarlyDirections { before_last, of_layer: early.iter().zip(own).filter_map(direction).collect() }
+    }
+
+    /// Forgets what no gate needs once the `token` of early gates is known.
     fn thin_out(&mut self, token: Option<usize>) {
         for ends in
             self.ends.iter_mut().filter(|ends| ends.before_last > 0 && Some(ends.before_last) != token)
@@ -254,6 +294,12 @@ impl Collection {
         }
         Ok(best.map(|(_, token)| token))
     }
+}
+
+/// In half precision; what is finite and too large for it becomes the largest value that it has.
+fn halved(x: ArrayView2<'_, f32>) -> Array2<f16> {
+    let most = f16::MAX.to_f32();
+    x.mapv(|v| f16::from_f32(if v.is_finite() { v.clamp(-most, most) } else { v }))
 }
 
 /// Matrices one below the other.

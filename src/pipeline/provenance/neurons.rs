@@ -136,7 +136,7 @@ enum Side {
 /// A piece whose place the file has, with as many finite values as that takes.
 fn piece(edited: &Gguf, (tensor, index): PlaceRow, key: &str, side: Side) -> Result<Option<Piece>, Error> {
     let (Some(info), Some(array)) = (edited.tensor(&tensor), edited.array(key)) else { return Ok(None) };
-    let (n_in, n_out) = (info.ne[0], info.n_rows());
+    let (n_in, n_out) = (info.ne[0], info.ne[1]);
     let (len, most) = if side == Side::Row { (n_in, n_out) } else { (n_out, n_in) };
     let target = edited.read_f32_array(array)?;
     let fits = target.len() as u64 == len && (index as u64) < most && target.iter().all(|v| v.is_finite());
