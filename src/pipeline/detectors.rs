@@ -292,7 +292,7 @@ pub fn low_rank(opened: &Opened, planted: &[PlantedFfn]) -> Result<Vec<LowRank>,
     let mut all: Vec<LowRank> = Vec::new();
     for planted in planted {
         for term in planted.low_rank(&opened.gguf)? {
-            let shape = opened.gguf.tensor(&term.tensor).map_or((0, 0), |t| (t.ne[0], t.n_rows()));
+            let shape = opened.gguf.tensor(&term.tensor).map_or((0, 0), |t| (t.ne[0], t.ne[1]));
             term.check(shape.0, shape.1)?;
             match all.iter_mut().find(|other| other.tensor == term.tensor) {
                 Some(other) => other.join(term),
