@@ -77,13 +77,17 @@ fn print(
         file.write_all(json.as_bytes()).map_err(|source| Error::Io { path, source })?;
         file.commit()?;
     }
-    printer.data(if options.json { json } else { report.summary() });
+    match options.json {
+        true => printer.json_text(&json),
+        false => printer.data(report.summary()),
+    }
     Ok(ExitStatus::Done)
 }
 
 fn open(source: &Source) -> Result<Gguf, Error> {
     let gguf = Gguf::open(&source.path)?;
     gguf.refuse_non_model()?;
+    gguf.refuse_siblings()?;
     Ok(gguf)
 }
 

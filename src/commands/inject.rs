@@ -10,7 +10,7 @@ use crate::gguf::in_place::journal_path;
 use crate::gguf::{self, AtomicFile, Gguf, ShardName};
 use crate::imatrix::Imatrix;
 use crate::options::{InjectOptions, same_file};
-use crate::output::{Printer, percent};
+use crate::output::{Printer, percent, shell};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::provenance::Provenance;
@@ -100,6 +100,7 @@ fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
 
 /// What can be refused before the model is loaded.
 pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
+    opened.gguf.refuse_siblings()?;
     opened.template().map_err(|error| ollama::explain(error, &options.source))?;
     for warning in &opened.plan.warnings {
         printer.warn(warning.to_string());
@@ -125,7 +126,8 @@ fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
     let journal = journal_path(&options.source.path);
     let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
     printer.say(format!(
-        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {path}` puts the original back from {} ({} MB)",
+        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {}` puts the original back from {} ({} MB)",
+        shell(&options.output),
         journal.display(),
         bytes / 1_000_000
     ));
@@ -153,7 +155,7 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
         printer.say(format!("edited tensors are {ggml_type}: {before:.0} MB became {after:.0} MB"));
     }
     if options.json {
-        printer.data(json);
+        printer.json_text(&json);
     }
     if report.survived() {
         return Ok(ExitStatus::Done);

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::{GgmlType, ValueType};
+use crate::output::shell;
 
 /// Why a file could not be read or written. [`GgufError::hint`] says what to do about it.
 #[derive(thiserror::Error, Debug)]
@@ -24,6 +25,8 @@ pub enum GgufError {
     Malformed { path: PathBuf, problem: Box<Malformed> },
     #[error("{} is {kind}, expected a language model", path.display())]
     NotAModel { path: PathBuf, kind: NonModel },
+    #[error("{} holds more than the language model, and llama.cpp cannot load it: {found}", path.display())]
+    Siblings { path: PathBuf, found: String },
     #[error("{} is file {} of {count} of a split model (split.no = {no}), expected a name ending in \"{expected}\"", path.display(), no + 1)]
     ShardName { path: PathBuf, no: u16, count: u16, expected: String },
     #[error("{} is one of {count} files of a split model, expected {} beside it, found {found} of {count}", path.display(), missing.display())]
@@ -206,6 +209,10 @@ impl GgufError {
             }
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
+            GgufError::Siblings { .. } => {
+                "get the model as llama.cpp has it, with encoders in an mmproj file of their own, for example from \
+                 the hub: hf:OWNER/REPO-GGUF"
+            }
             GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
                 "wait until nothing is writing to the file, then run again"
             }
@@ -218,7 +225,7 @@ impl GgufError {
             GgufError::ForeignShard { .. } => "fetch all files of the model from one place again",
             GgufError::OutputShardName { path, expected, .. } => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                return Some(format!("-o {stem}{expected}"));
+                return Some(format!("-o {}", shell(Path::new(&format!("{stem}{expected}")))));
             }
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
@@ -228,13 +235,14 @@ impl GgufError {
             GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
             GgufError::OutputNotAFile { .. } => "choose another name",
             GgufError::OutputNoDirectory { directory, .. } => {
-                return Some(format!("create it with `mkdir -p {}`", directory.display()));
+                return Some(format!("create it with `mkdir -p {}`", shell(directory)));
             }
             GgufError::OutputReadOnly { .. } => "write to a directory that you own",
             GgufError::OutputNoSpace { .. } => "free some space, or write to another disk",
             GgufError::HalfChanged { path } => {
                 return Some(format!(
-                    "put the original back with `rosi-gguf undo {0}`; if {0} was replaced since, delete {0}.rosi-undo",
+                    "put the original back with `rosi-gguf undo {}`; if {1} was replaced since, delete {1}.rosi-undo",
+                    shell(path),
                     path.display()
                 ));
             }
