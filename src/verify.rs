@@ -1,5 +1,7 @@
 //! What really changed between two files, from the files alone.
 
+mod verdict;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -10,6 +12,7 @@ use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::method::Edits;
 pub use crate::method::detector::planted::Arrival;
+pub use verdict::Shortfall;
 
 /// Prefix of the keys that an injection adds.
 pub const KEY_PREFIX: &str = "rosi.";
@@ -42,7 +45,7 @@ pub struct TensorChange {
 /// What two files have in common and what not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
-    /// Whether every tensor outside the edit has the same bytes, type and shape.
+    /// Whether every tensor outside the edit has the same bytes, type and shape; without an edit, every tensor.
     pub untouched_identical: bool,
     /// Whether all keys of the base are there, unchanged and in order, and nothing but `rosi.*` is new.
     pub metadata_preserved: bool,
@@ -220,7 +223,7 @@ pub fn verify_against(
             changed += b.n_bytes();
         }
         let claimed = edits.touches(&a.name) && only_neurons((from, a), (edited, b), edits)?;
-        if !claimed && !edits.is_empty() {
+        if !claimed {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
         }
