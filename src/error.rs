@@ -180,12 +180,12 @@ impl Error {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
             }
             Self::Injected { .. } => {
-                Some("inject the file that it was made from, or pass --force to add a second edit".into())
+                Some("inject the file that it was made from, or pass --allow-injected to add a second edit".into())
             }
             Self::NoNetwork { .. } => Some("take --method contrast, which edits the writers instead".into()),
             Self::NoRefusal { .. } => Some(
                 "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
-                 (--force writes an edit all the same)"
+                 (--allow-no-refusal searches on all the same)"
                     .into(),
             ),
             Self::NoGain { .. } => {

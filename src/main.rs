@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use rosi_gguf::cli::{Cli, arguments};
-use rosi_gguf::output::Printer;
+use rosi_gguf::output::{Printer, tell};
 use rosi_gguf::{commands, interrupt};
 use tracing::level_filters::LevelFilter;
 
@@ -20,15 +20,17 @@ fn main() -> ExitCode {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time();
+    // It would tell of a stderr that nobody reads on that stderr, and panic.
+    log.log_internal_errors(false).init();
     interrupt::install();
     let printer = Printer::new(cli.quiet, cli.verbose);
     match commands::run(cli.command, &printer) {
         Ok(status) => status.into(),
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(format_args!("error: {error}"));
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                tell(format_args!("hint: {hint}"));
             }
             error.exit_code()
         }

@@ -149,7 +149,7 @@ fn a_set_without_its_first_file_is_told_apart() {
     for part in &fixture.parts[1..] {
         let error = refused(part);
         assert!(matches!(error, GgufError::MissingShard { first: true, found: 2, count: 3, .. }), "{error}");
-        assert!(error.hint().unwrap().contains("--force"));
+        assert!(error.hint().unwrap().contains("--overwrite"));
     }
 }
 

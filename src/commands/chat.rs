@@ -92,7 +92,7 @@ fn talk(sides: &mut [Side], printer: &Printer) -> Result<ExitStatus, Error> {
     let mut input = stdin.lock();
     loop {
         if by_hand {
-            eprint!("> ");
+            let _ = write!(std::io::stderr(), "> ");
         }
         let Some(line) = read_line(&mut input)? else { return Ok(ExitStatus::Done) };
         // A Ctrl-C at the prompt ended nothing.

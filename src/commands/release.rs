@@ -4,7 +4,7 @@ mod rung;
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{DirectionArgs, ReleaseArgs, RunArgs};
+use crate::cli::{AllowArgs, DirectionArgs, ReleaseArgs, RunArgs};
 use crate::commands::{direction, session};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::{self, Gguf, sha256_file, sha256_hex};
@@ -33,12 +33,13 @@ const WORK: &str = ".release-work";
 /// # Errors
 /// [`Error`]; what was finished before stays, and the same command goes on from there.
 pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let (force, json) = (args.force, args.json);
+    let waived = Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
+    let json = args.json;
     let (config, run) = options(args)?;
     let sources = config.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
-    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, force, printer };
+    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
     let mut state = release.begin()?;
     let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
     let (edit, edit_sha256) = release.edit(&mut state, &facts[ladder.widest])?;
@@ -72,7 +73,7 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
         let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
         if said || named || args.direction.is_some() || args.imatrix.is_some() {
             let problem =
-                "flags of the release beside it (but for -o, --json, --force and how to run)".into();
+                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)".into();
             let hint = Some("write them into the file".into());
             return Err(Error::Option { flag: "CONFIG.toml", problem, hint });
         }
@@ -114,13 +115,24 @@ fn hash(path: &Path) -> Result<String, Error> {
     sha256_file(path, &mut |_, _| Ok(())).map_err(|source| Error::Io { path: path.into(), source })
 }
 
+/// What is done although a check says no.
+#[derive(Clone, Copy)]
+struct Waived {
+    /// Files of the folder are replaced.
+    overwrite: bool,
+    /// What the search does.
+    allow: AllowArgs,
+    /// An edit of other weights is written.
+    other_weights: bool,
+}
+
 /// One run of the command.
 struct Release<'a> {
     config: &'a Config,
     sources: &'a [Gguf],
     ladder: &'a Ladder,
     run: &'a RunOptions,
-    force: bool,
+    waived: Waived,
     printer: &'a Printer,
 }
 
@@ -143,7 +155,7 @@ impl Release<'_> {
                 let new = State::new(folder);
                 let models = self.ladder.rungs.iter().map(|rung| self.at(&rung.file));
                 let taken = side_files(folder).into_iter().chain(models).find(|path| path.exists());
-                if let Some(path) = taken.filter(|_| !self.force) {
+                if let Some(path) = taken.filter(|_| !self.waived.overwrite) {
                     return Err(ReleaseError::InTheWay { path }.into());
                 }
                 new.save()?;
@@ -186,8 +198,8 @@ impl Release<'_> {
                     self.printer.say(format!("{file} is there already"));
                     return Ok(path);
                 }
-                Some(Err(error)) if !self.force => return Err(error.into()),
-                None if !self.force => return Err(ReleaseError::InTheWay { path }.into()),
+                Some(Err(error)) if !self.waived.overwrite => return Err(error.into()),
+                None if !self.waived.overwrite => return Err(ReleaseError::InTheWay { path }.into()),
                 _ => {}
             }
         }
@@ -201,7 +213,8 @@ impl Release<'_> {
             output: path.clone(),
             search,
             json: false,
-            force: self.force,
+            overwrite: self.waived.overwrite,
+            allow: self.waived.allow,
             run: RunArgs::default(),
         };
         let source = session::find(&args.model, Check::Size, self.printer)?;

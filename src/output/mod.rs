@@ -8,6 +8,12 @@ pub use progress::{Bar, Printer, Stage};
 pub use table::Table;
 pub use text::{bar, sparkline, wrap};
 
+/// A line for people, on stderr. Where nobody reads it any more it is lost, and the work goes on: `eprintln!` would panic.
+pub fn tell(line: impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
 /// `4.0 %`.
 pub fn percent(value: f64) -> String {
     format!("{:.1} %", value * 100.0)

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use super::tell;
+
 /// What took time, and how much: every bar, those of the same name together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
@@ -41,20 +43,20 @@ impl Printer {
     /// A line for people.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            eprintln!("{}", text.as_ref());
+            tell(text.as_ref());
         }
     }
 
     /// A line for those who asked for more.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose > 0 {
-            eprintln!("{}", text.as_ref());
+            tell(text.as_ref());
         }
     }
 
     /// A line that even `-q` shows.
     pub fn warn(&self, text: impl AsRef<str>) {
-        eprintln!("warning: {}", text.as_ref());
+        tell(format_args!("warning: {}", text.as_ref()));
     }
 
     /// Data, on stdout. A reader that went away is not an error.
@@ -107,7 +109,7 @@ impl Bar {
     pub fn note(&self, text: &str) {
         self.bar.set_message(text.to_owned());
         if self.plain {
-            eprintln!("  {text}");
+            tell(format_args!("  {text}"));
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod provenance;
 pub mod session;
 pub mod stored;
 pub mod study;
+pub mod types;
 pub mod write;
 
 use crate::error::Error;

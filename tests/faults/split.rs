@@ -115,7 +115,7 @@ impl Split {
                 let other = (1..COUNTS.len()).find(|&no| output[no].is_some()).unwrap();
                 let error = Gguf::open(&self.out(other)).unwrap_err();
                 assert!(matches!(error, GgufError::MissingShard { first: true, .. }), "{error}");
-                assert!(error.hint().unwrap().contains("--force"));
+                assert!(error.hint().unwrap().contains("--overwrite"));
                 Left::NoModel
             }
             Some(_) => panic!("a first file with files of another copy, or with too few"),
