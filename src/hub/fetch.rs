@@ -17,7 +17,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::error::is_full;
 use super::select::select;
 use super::{HubError, HubName};
-use crate::gguf::sha256_file;
+use crate::gguf::{Progress, sha256_file};
 
 const ENDPOINT: &str = "https://huggingface.co";
 /// How often a running download is asked whether it should stop.
@@ -80,20 +80,25 @@ impl Hub {
     pub fn get(&self, name: &HubName, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         if self.offline {
             let offline = HubError::Offline { repo: name.repo.clone() };
-            return self.cached(name, offline);
+            return self.cached(name, offline, watch);
         }
         // Absolute, because the crate links between folders by their whole paths.
         let cache = std::path::absolute(&self.cache)
             .map_err(|source| HubError::Cache { path: self.cache.clone(), source })?;
         let job = Job { hub: Self { cache, ..self.clone() }, name: name.clone() };
         match job.watched(watch) {
-            Err(unreachable @ HubError::Unreachable { .. }) => self.cached(name, unreachable),
+            Err(unreachable @ HubError::Unreachable { .. }) => self.cached(name, unreachable, watch),
             done => done,
         }
     }
 
     /// What the cache has of the model, else `otherwise`.
-    fn cached(&self, name: &HubName, otherwise: HubError) -> Result<Fetched, HubError> {
+    fn cached(
+        &self,
+        name: &HubName,
+        otherwise: HubError,
+        watch: &mut Watch<'_>,
+    ) -> Result<Fetched, HubError> {
         let folder = self.repo_folder(name);
         let Ok(commit) = std::fs::read_to_string(folder.join("refs").join(&name.revision)) else {
             return Err(otherwise);
@@ -107,11 +112,21 @@ impl Hub {
             return Err(otherwise);
         }
         let parts = select(name, &files)?;
+        for part in parts.iter().filter(|part| self.unchecked(name, part).exists()) {
+            let what = format!("checking {part}");
+            check(part, &snapshot.join(part), &mut |done, total| watch(&what, done, total))?;
+            checked(&self.unchecked(name, part));
+        }
         Ok(Fetched { path: snapshot.join(&parts[0]), cache: self.cache.clone(), from_cache: true })
     }
 
     fn repo(&self, name: &HubName) -> Repo {
         Repo::with_revision(name.repo.clone(), RepoType::Model, name.revision.clone())
+    }
+
+    /// The file that says that `part` was never compared with its sha256 to the end.
+    fn unchecked(&self, name: &HubName, part: &str) -> PathBuf {
+        self.repo_folder(name).join(format!(".unchecked-{}", part.replace('/', "--")))
     }
 
     fn repo_folder(&self, name: &HubName) -> PathBuf {
@@ -171,11 +186,21 @@ impl Job {
         let parts = select(name, &files)?;
         let snapshot = hub.repo_folder(name).join("snapshots").join(&info.sha);
         for part in &parts {
-            let path = snapshot.join(part);
-            if !path.is_file() {
-                self.download((&api, &repo), part, &info.sha, send)?;
-                self.check(part, &path, send)?;
+            let (path, unchecked) = (snapshot.join(part), hub.unchecked(name, part));
+            if path.is_file() && !unchecked.exists() {
+                continue;
             }
+            if !path.is_file() {
+                // Before the download: a run that is stopped between the two leaves a file that says so.
+                mark(&unchecked, &hub.cache)?;
+                self.download((&api, &repo), part, &info.sha, send)?;
+            }
+            let what = format!("checking {part}");
+            check(part, &path, &mut |done, total| {
+                let _ = send.send((what.clone(), done, total));
+                Ok(())
+            })?;
+            checked(&unchecked);
         }
         Ok(Fetched { path: snapshot.join(&parts[0]), cache: hub.cache.clone(), from_cache: false })
     }
@@ -214,29 +239,6 @@ impl Job {
         };
         repo.download_with_progress(part, told).map_err(|error| self.explain(error, part))?;
         Ok(())
-    }
-
-    /// Compares what arrived with the name of its blob: large files are named by their sha256.
-    fn check(&self, part: &str, path: &Path, send: &Sender<Told>) -> Result<(), HubError> {
-        let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
-        let blob = path.canonicalize().map_err(unreadable)?;
-        let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(());
-        }
-        let what = format!("checking {part}");
-        let mut progress = |done, total| {
-            let _ = send.send((what.clone(), done, total));
-            Ok(())
-        };
-        let found = sha256_file(&blob, &mut progress).map_err(unreadable)?;
-        if found.eq_ignore_ascii_case(&expected) {
-            return Ok(());
-        }
-        for path in [path, &blob] {
-            std::fs::remove_file(path).map_err(unreadable)?;
-        }
-        Err(HubError::Damaged { file: part.into(), expected, found })
     }
 
     fn explain(&self, error: ApiError, what: &str) -> HubError {
@@ -289,6 +291,38 @@ impl hf_hub::api::Progress for Tell {
     }
 
     fn finish(&mut self) {}
+}
+
+/// Says that a file has still to be checked.
+fn mark(unchecked: &Path, cache: &Path) -> Result<(), HubError> {
+    let folder = unchecked.parent().unwrap_or(unchecked);
+    let made = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(unchecked, b""));
+    made.map_err(|source| HubError::Cache { path: cache.to_path_buf(), source })
+}
+
+/// Says that it was.
+fn checked(unchecked: &Path) {
+    if let Err(error) = std::fs::remove_file(unchecked) {
+        tracing::debug!("{}: {error}", unchecked.display());
+    }
+}
+
+/// Compares what arrived with the name of its blob: large files are named by their sha256.
+fn check(part: &str, path: &Path, progress: &mut Progress<'_>) -> Result<(), HubError> {
+    let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
+    let blob = path.canonicalize().map_err(unreadable)?;
+    let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let found = sha256_file(&blob, progress).map_err(unreadable)?;
+    if found.eq_ignore_ascii_case(&expected) {
+        return Ok(());
+    }
+    for path in [path, &blob] {
+        std::fs::remove_file(path).map_err(unreadable)?;
+    }
+    Err(HubError::Damaged { file: part.into(), expected, found })
 }
 
 fn is_commit(text: &str) -> bool {
