@@ -122,23 +122,24 @@ fn check_tensor(change: &TensorChange) -> Result<(), Shortfall> {
         return Err(Shortfall::NotFinite { name: change.name.clone() });
     }
     let (Some(asked), Some(noise)) = (change.requested_change, change.noise) else { return Ok(()) };
-    let step = GgmlType::all().find(|t| t.name() == change.ggml_type).map_or(0.0, step);
-    let (most, found) = (MAX_STEPS * step + MAX_NOISE * asked, noise * asked);
+    let rounding = GgmlType::all().find(|t| t.name() == change.ggml_type).map_or(0.0, rounding);
+    let (most, found) = (rounding + MAX_NOISE * asked, noise * asked);
     match found > most {
         true => Err(Shortfall::Noise { name: change.name.clone(), most, found }),
         false => Ok(()),
     }
 }
 
-/// Size of a type's steps beside its values, about: 2^−b, b its bits per value; of floats those of the mantissa.
-fn step(ggml_type: GgmlType) -> f64 {
+/// The most that rounding to a type may change a matrix by, as a share of its size: [`MAX_STEPS`] steps of about 2^−b, b the
+/// type's bits per value; of floats those of the mantissa.
+pub(super) fn rounding(ggml_type: GgmlType) -> f64 {
     let bits = match ggml_type {
         GgmlType::F64 | GgmlType::F32 => 24.0,
         GgmlType::F16 => 11.0,
         GgmlType::BF16 => 8.0,
         blocks => 8.0 * blocks.block_bytes() as f64 / blocks.block_len() as f64,
     };
-    (-bits).exp2()
+    MAX_STEPS * (-bits).exp2()
 }
 
 #[cfg(test)]
