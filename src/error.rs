@@ -7,7 +7,7 @@ use crate::direction::DirectionError;
 use crate::edit::EditError;
 use crate::evaluate::EvalError;
 use crate::gate::GateError;
-use crate::gguf::GgufError;
+use crate::gguf::{GgufError, LockError};
 use crate::gguf::in_place::UndoError;
 use crate::hub::HubError;
 use crate::imatrix::ImatrixError;
@@ -86,6 +86,9 @@ pub enum Error {
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Another run is at it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The file could not be changed in place, or put back.
     #[error(transparent)]
     Undo(#[from] UndoError),
@@ -170,6 +173,7 @@ impl Error {
             Self::Scar(e) => e.hint(),
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
+            Self::Lock(e) => e.hint(),
             Self::Release(e) => e.hint(),
             Self::Report(e) => e.hint(),
             Self::Undo(e) => e.hint(),

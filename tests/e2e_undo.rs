@@ -44,7 +44,7 @@ fn inject(model: &Path, few: &Path, strength: &str) -> Command {
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|name| !name.ends_with("search.jsonl"));
+    names.retain(|name| !name.ends_with("search.jsonl") && !name.ends_with(".lock"));
     names.sort();
     names
 }

@@ -11,7 +11,7 @@ use crate::output::Printer;
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{at, search};
-use crate::pipeline::{journal, types};
+use crate::pipeline::{journal, outputs, types};
 use crate::search::SearchResult;
 use crate::stored::StoredEdit;
 
@@ -27,6 +27,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let prompts = load_prompts(&options.prompts, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
     let file = AtomicFile::create(&options.output, options.overwrite)?;
+    outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
     let mut journal = journal::open(&opened, options, &prompts, &input, printer)?;
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);

@@ -7,7 +7,7 @@ use crate::commands::ollama::{self, Registration};
 use crate::edit::Method;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::in_place::journal_path;
-use crate::gguf::{self, AtomicFile, Gguf, ShardName};
+use crate::gguf::{self, Gguf, ShardName};
 use crate::imatrix::Imatrix;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent};
@@ -15,7 +15,7 @@ use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::Opened;
-use crate::pipeline::{dry_run, journal, stored, types, write};
+use crate::pipeline::{dry_run, journal, outputs, stored, types, write};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::requant::Requant;
@@ -53,7 +53,10 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
     let side_files = [&options.report, &options.html, &options.save_adapter];
     let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
-    side_files.into_iter().try_for_each(|p| AtomicFile::create(p, options.overwrite).map(drop))?;
+    outputs::check(side_files, options.overwrite)?;
+    if taken.is_none() {
+        outputs::check([journal::path(options).as_path()], true)?;
+    }
 
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;

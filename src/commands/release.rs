@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use crate::cli::{AllowArgs, DirectionArgs, ReleaseArgs, RunArgs};
 use crate::commands::{direction, session};
 use crate::error::{Error, ExitStatus};
-use crate::gguf::{self, Gguf, sha256_file, sha256_hex};
+use crate::gguf::{self, Gguf, LockFile, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
 use crate::options::{InjectOptions, RunOptions};
 use crate::output::{Printer, percent};
 use crate::pipeline::facts::{file_facts, load_prompts};
+use crate::pipeline::outputs;
 use crate::pipeline::write::write_whole;
 use crate::prompts::PromptSet;
 use crate::release::ReleaseError;
@@ -40,6 +41,7 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
     let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
+    let _lock = release.lock()?;
     let mut state = release.begin()?;
     let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
     let (edit, edit_sha256) = release.edit(&mut state, &facts[ladder.widest])?;
@@ -141,14 +143,40 @@ impl Release<'_> {
         self.config.output.join(name)
     }
 
-    /// The journal of the folder, which is made if need be; clears what a killed run left half-done.
+    /// Keeps other runs out of the folder, which is made if need be.
+    fn lock(&self) -> Result<LockFile, Error> {
+        let folder = &self.config.output;
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        Ok(LockFile::take(&self.at("release.json"))?)
+    }
+
+    /// Whether every file can be made under its name; what is there already is judged by the journal.
+    fn check_names(&self) -> Result<(), Error> {
+        let reports = self.at("reports");
+        std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
+        let models = self.ladder.rungs.iter();
+        let files = models.flat_map(|rung| {
+            [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]
+        });
+        let edit = self.at(&self.edit_name());
+        let edits = [edit.with_extension("search.jsonl"), edit];
+        let edits = edits.into_iter().filter(|_| self.config.direction.is_none());
+        let all: Vec<PathBuf> = files.chain(edits).chain(side_files(&self.config.output)).collect();
+        outputs::check(all.iter().map(PathBuf::as_path), true)
+    }
+
+    /// What the edit is called that is searched for the release.
+    fn edit_name(&self) -> String {
+        format!("{}-edit.safetensors", self.ladder.name)
+    }
+
+    /// The journal of the folder; clears what a killed run left half-done.
     fn begin(&self) -> Result<State, Error> {
         let folder = &self.config.output;
         let io = |path: &Path| {
             let path = path.to_path_buf();
             move |source| Error::Io { path, source }
         };
-        std::fs::create_dir_all(folder).map_err(io(folder))?;
         let state = match State::read(folder)? {
             Some(state) => state,
             None => {
@@ -158,10 +186,11 @@ impl Release<'_> {
                 if let Some(path) = taken.filter(|_| !self.waived.overwrite) {
                     return Err(ReleaseError::InTheWay { path }.into());
                 }
-                new.save()?;
                 new
             }
         };
+        self.check_names()?;
+        state.save()?;
         let work = self.at(WORK);
         if work.exists() {
             std::fs::remove_dir_all(&work).map_err(io(&work))?;
@@ -181,7 +210,7 @@ impl Release<'_> {
     }
 
     fn searched(&self, state: &mut State, widest: &FileFacts) -> Result<PathBuf, Error> {
-        let file = format!("{}-edit.safetensors", self.ladder.name);
+        let file = self.edit_name();
         let path = self.at(&file);
         let recipe = Recipe::from([
             ("source".into(), widest.sha256.clone()),

@@ -72,7 +72,7 @@ pub enum GgufError {
     BeingChanged { path: PathBuf },
     #[error("undo journal {} is damaged: {problem}", path.display())]
     BadJournal { path: PathBuf, problem: &'static str },
-    #[error("cannot {doing} output {}", path.display())]
+    #[error("cannot {doing} output {}: {source}", path.display())]
     Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
 

@@ -6,7 +6,7 @@ use crate::edit::{self, Method};
 use crate::error::Error;
 use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
-use crate::gguf::{AtomicModel, Gguf, TensorInfo, suffixed};
+use crate::gguf::{AtomicModel, Gguf, TensorInfo};
 use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
@@ -211,8 +211,8 @@ impl Exam<'_> {
     }
 
     fn score_requantized(&self, write: Write<'_>, before: &Before) -> Result<Score, Error> {
-        let name = suffixed(&self.options.output, ".control");
-        let mut file = AtomicModel::create(&name, &self.opened.gguf, true)?;
+        // Under a temporary name only.
+        let mut file = AtomicModel::create(&self.options.output, &self.opened.gguf, true)?;
         write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = self.printer.bar("scoring the control", 1);

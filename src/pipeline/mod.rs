@@ -10,6 +10,7 @@ pub mod inject;
 pub mod journal;
 pub mod levers;
 pub mod material;
+pub mod outputs;
 pub mod provenance;
 pub mod session;
 pub mod stored;
