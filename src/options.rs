@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{AllowArgs, DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs};
+use crate::cli::{
+    AllowArgs, DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs,
+};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;

@@ -306,7 +306,11 @@ mod tests {
                 let written =
                     apply(&edit(n as usize), (&info, zeros(&info)), requant, &InputModel::default());
                 let checked = requant.check(&info, Part::Matrix);
-                assert_eq!(checked.is_ok(), written.is_ok(), "{ggml_type} {n} {requant:?}: {checked:?} {written:?}");
+                assert_eq!(
+                    checked.is_ok(),
+                    written.is_ok(),
+                    "{ggml_type} {n} {requant:?}: {checked:?} {written:?}"
+                );
             }
         }
     }
@@ -333,7 +337,8 @@ mod tests {
         }
         check(GgmlType::IQ2_XXS, Part::Rows, Requant::Nearest).unwrap_err();
         check(GgmlType::Q4_K, Part::Columns, Requant::Nearest).unwrap();
-        let narrow = Requant::Promote(GgmlType::Q6_K).check(&tensor(GgmlType::Q4_0, 32), Part::Rows).unwrap_err();
+        let narrow =
+            Requant::Promote(GgmlType::Q6_K).check(&tensor(GgmlType::Q4_0, 32), Part::Rows).unwrap_err();
         assert!(narrow.to_string().contains("expected a multiple of 256"), "{narrow}");
     }
 

@@ -159,7 +159,14 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shared = ["--prompts", text(&few), "--json"];
     // Learned once, written in three ways.
     let args = ["direction", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
-    let output = rosi(&[&args[..], &["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"], &shared].concat());
+    let output = rosi(
+        &[
+            &args[..],
+            &["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"],
+            &shared,
+        ]
+        .concat(),
+    );
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);

@@ -87,7 +87,12 @@ impl Runs {
 
     fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
         let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--method", "contrast"];
-        [&args[..], &["--prompts", text(&self.few), "--json", "--allow-no-refusal", "--allow-over-limits"], extra].concat()
+        [
+            &args[..],
+            &["--prompts", text(&self.few), "--json", "--allow-no-refusal", "--allow-over-limits"],
+            extra,
+        ]
+        .concat()
     }
 
     fn inject<'a>(&'a self, model: &'a Path, direction: &'a Path, out: &'a Path) -> Vec<&'a str> {

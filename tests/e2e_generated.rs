@@ -114,7 +114,14 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let system = model.with_file_name("system.txt");
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
-    let always = ["--system-prompt", text(&system), "--json", "--allow-no-refusal", "--allow-over-limits", "--no-controls"];
+    let always = [
+        "--system-prompt",
+        text(&system),
+        "--json",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+        "--no-controls",
+    ];
     let args = [&args[..], &always, case.edit].concat();
     let report = json(&args);
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);

@@ -34,7 +34,8 @@ const WORK: &str = ".release-work";
 /// # Errors
 /// [`Error`]; what was finished before stays, and the same command goes on from there.
 pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let waived = Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
+    let waived =
+        Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
     let json = args.json;
     let (config, run) = options(args)?;
     let sources = config.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
@@ -75,7 +76,8 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
         let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
         if said || named || args.direction.is_some() || args.imatrix.is_some() {
             let problem =
-                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)".into();
+                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)"
+                    .into();
             let hint = Some("write them into the file".into());
             return Err(Error::Option { flag: "CONFIG.toml", problem, hint });
         }
@@ -155,9 +157,8 @@ impl Release<'_> {
         let reports = self.at("reports");
         std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
         let models = self.ladder.rungs.iter();
-        let files = models.flat_map(|rung| {
-            [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]
-        });
+        let files =
+            models.flat_map(|rung| [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]);
         let edit = self.at(&self.edit_name());
         let edits = [edit.with_extension("search.jsonl"), edit];
         let edits = edits.into_iter().filter(|_| self.config.direction.is_none());

@@ -114,7 +114,8 @@ impl AtomicModel {
         };
         if self.overwrite {
             let first = finished[0].path().to_path_buf();
-            stale::mark(staging.folder.path()).map_err(|error| GgufError::from_output(&first, "sync", error))?;
+            stale::mark(staging.folder.path())
+                .map_err(|error| GgufError::from_output(&first, "sync", error))?;
             staging.keep();
             finished.iter_mut().for_each(Finished::keep);
             retire(&first)?;

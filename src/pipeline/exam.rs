@@ -199,7 +199,9 @@ impl Exam<'_> {
             return Control::NotAsked;
         }
         let tensors = self.opened.gguf.tensors.iter().filter(|tensor| write.edits.touches(&tensor.name));
-        let problem = |tensor: &TensorInfo| Some((tensor.name.clone(), requant::unroundable(tensor, tensor.ggml_type)?));
+        let problem = |tensor: &TensorInfo| {
+            Some((tensor.name.clone(), requant::unroundable(tensor, tensor.ggml_type)?))
+        };
         if let Some((tensor, problem)) = { tensors }.find_map(problem) {
             return Control::LeftOut(format!("{tensor} cannot be requantized: {problem}"));
         }

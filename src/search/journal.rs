@@ -197,7 +197,13 @@ impl Journal {
         let mut file = OpenOptions::new().write(true).open(path).map_err(failed)?;
         let end = (first.len() + 1 + len) as u64;
         file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(failed)?;
-        Ok(Self { place: Some((path.to_path_buf(), head)), rows, file: Some(file), failed: false, _lock: None })
+        Ok(Self {
+            place: Some((path.to_path_buf(), head)),
+            rows,
+            file: Some(file),
+            failed: false,
+            _lock: None,
+        })
     }
 
     /// Number of steps that it holds.

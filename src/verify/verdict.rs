@@ -16,7 +16,7 @@ const MAX_ACROSS: f64 = 1.0;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Shortfall {
     /// It differs where the edit is not.
-    #[error("{found} tensors differ without being part of an edit that the file claims, {first} the first")]
+    #[error("{first} differs, and no edit that the file claims explains it (tensors of that kind: {found})")]
     Elsewhere {
         /// How many.
         found: usize,

@@ -92,6 +92,17 @@ pub fn models(folder: &Path) -> [PathBuf; 3] {
 #[allow(dead_code)]
 pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
     let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
-    let search = ["--prompts", few, "--trials", "1", "--system-prompt", "off", "-t", "2", "--allow-no-refusal", "--allow-over-limits"];
+    let search = [
+        "--prompts",
+        few,
+        "--trials",
+        "1",
+        "--system-prompt",
+        "off",
+        "-t",
+        "2",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+    ];
     [&["direction", model, "-o", out, "--method", "contrast"][..], &search].concat()
 }
