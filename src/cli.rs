@@ -1,5 +1,6 @@
 //! Raw flags, as clap reads them. [`crate::options`] turns them into what the commands take.
 
+mod allow;
 mod offload;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use crate::edit::Method;
 use crate::search::Lever;
 use crate::source::ModelArg;
 
+pub use allow::AllowArgs;
 pub use offload::{DevicesArgs, OffloadArgs, RpcServerArgs, arguments};
 
 /// At the end of `--help` and of the manual page.
@@ -107,7 +109,7 @@ pub struct InjectArgs {
     /// Apply the edit that `direction` stored, without a search.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "method", "layer", "contrast", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
-        "system_prompt", "resume"
+        "system_prompt", "resume", "allow_no_refusal", "allow_over_limits"
     ], help_heading = SEARCH)]
     pub direction: Option<PathBuf>,
     /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
@@ -132,9 +134,15 @@ pub struct InjectArgs {
     /// Show what would be done, without running the model.
     #[arg(long)]
     pub dry_run: bool,
-    /// Overwrite; inject again; write although there is no gain; apply an edit of other weights.
+    /// Overwrite the output, and the files beside it.
     #[arg(long, help_heading = OUTPUT)]
-    pub force: bool,
+    pub overwrite: bool,
+    /// Which checks are waived.
+    #[command(flatten)]
+    pub allow: AllowArgs,
+    /// Apply a stored edit although it was found on other weights.
+    #[arg(long, requires = "direction", help_heading = allow::WAIVED)]
+    pub allow_other_weights: bool,
     /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
     #[arg(long, value_name = "LORA.gguf", help_heading = OUTPUT)]
     pub save_adapter: Option<PathBuf>,
@@ -176,9 +184,12 @@ pub struct ExportArgs {
     /// Print on stdout, as JSON, what was written.
     #[arg(long)]
     pub json: bool,
-    /// Overwrite; take an edit of other weights.
+    /// Overwrite the outputs.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
+    /// Export the edit although it was found on other weights.
+    #[arg(long)]
+    pub allow_other_weights: bool,
     /// Folder of patches/*.toml that add to or replace the embedded ones.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
@@ -224,9 +235,15 @@ pub struct ReleaseArgs {
     /// Print on stdout, as JSON, what was made.
     #[arg(long)]
     pub json: bool,
-    /// Make again what was made from something else; overwrite; take an edit of other weights, or without gain.
+    /// Overwrite files of the folder, also those that were made from something else.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
+    /// Which checks are waived.
+    #[command(flatten)]
+    pub allow: AllowArgs,
+    /// Write the edit although it was found on other weights.
+    #[arg(long, help_heading = allow::WAIVED)]
+    pub allow_other_weights: bool,
     /// How the edit is searched where none is given.
     #[command(flatten)]
     pub search: SearchArgs,
@@ -304,9 +321,12 @@ pub struct DirectionArgs {
     /// Print on stdout, as JSON, what was found.
     #[arg(long)]
     pub json: bool,
-    /// Overwrite; take an injected model; store an edit although there is no gain.
+    /// Overwrite the output.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
+    /// Which checks are waived.
+    #[command(flatten)]
+    pub allow: AllowArgs,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,
@@ -372,7 +392,7 @@ pub struct ReportArgs {
     pub html: Option<PathBuf>,
     /// Overwrite the page.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
 }
 
 /// Flags of `undo`.
@@ -474,7 +494,7 @@ pub struct EvalArgs {
     pub report: Option<PathBuf>,
     /// Overwrite the report.
     #[arg(long)]
-    pub force: bool,
+    pub overwrite: bool,
     /// How to run the models.
     #[command(flatten)]
     pub run: RunArgs,

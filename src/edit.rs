@@ -50,6 +50,16 @@ pub enum EditError {
         /// Found number of values.
         found: usize,
     },
+    /// What is to be written of a tensor cannot be.
+    #[error("{tensor}: an edit cannot be written as {ggml_type}: {problem}")]
+    Unwritable {
+        /// The tensor.
+        tensor: String,
+        /// The type that it would get.
+        ggml_type: GgmlType,
+        /// Why not.
+        problem: Unwritable,
+    },
     /// The type of a tensor that neurons write with has no codes of single values.
     #[error("{tensor}: {ggml_type} keeps several values in one code, so a neuron cannot be changed alone")]
     NoSingleCodes {
@@ -88,12 +98,52 @@ pub enum EditError {
     },
 }
 
+/// Why a tensor cannot be written in a type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unwritable {
+    /// ggml does not decode the type that it has.
+    #[error("ggml does not decode its type {0}")]
+    NoDecoder(GgmlType),
+    /// ggml does not encode the type.
+    #[error("ggml does not encode that type")]
+    NoEncoder,
+    /// Rounding to the type takes an importance matrix, which rounding to nearest has not.
+    #[error("ggml rounds to that type only with an importance matrix")]
+    NeedsImatrix,
+    /// No code of the type can be moved on its own grid.
+    #[error("the codes of that type cannot be moved")]
+    NoGrid,
+    /// Rows are no whole number of blocks.
+    #[error("a row has {n} values, expected a multiple of {block}")]
+    Row {
+        /// Values of a row.
+        n: u64,
+        /// Values of a block.
+        block: u64,
+    },
+}
+
+impl Unwritable {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::NoDecoder(_) | Self::NoEncoder | Self::NoGrid => {
+                "start from another quantization of the model, for example Q4_K_M or Q8_0"
+            }
+            Self::NeedsImatrix => {
+                "leave out --requant nearest, or give edited tensors a wider type with --promote Q8_0"
+            }
+            Self::Row { .. } => "types of 32 values a block fit most models: Q8_0, Q5_1, Q4_0",
+        }
+    }
+}
+
 impl EditError {
     /// A next step for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Quant { source, .. } => source.hint(),
+            Self::Unwritable { problem, .. } => Some(problem.hint().into()),
             Self::NoSingleCodes { .. } | Self::Row { .. } => {
                 Some("give it a wider type with --promote Q4_K, or take --method contrast".into())
             }

@@ -7,8 +7,8 @@ use crate::direction::DirectionError;
 use crate::edit::EditError;
 use crate::evaluate::EvalError;
 use crate::gate::GateError;
-use crate::gguf::GgufError;
 use crate::gguf::in_place::UndoError;
+use crate::gguf::{GgufError, LockError};
 use crate::hub::HubError;
 use crate::imatrix::ImatrixError;
 use crate::interrupt::Interrupted;
@@ -86,6 +86,9 @@ pub enum Error {
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Another run is at it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The file could not be changed in place, or put back.
     #[error(transparent)]
     Undo(#[from] UndoError),
@@ -170,6 +173,7 @@ impl Error {
             Self::Scar(e) => e.hint(),
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
+            Self::Lock(e) => e.hint(),
             Self::Release(e) => e.hint(),
             Self::Report(e) => e.hint(),
             Self::Undo(e) => e.hint(),
@@ -180,12 +184,12 @@ impl Error {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
             }
             Self::Injected { .. } => {
-                Some("inject the file that it was made from, or pass --force to add a second edit".into())
+                Some("inject the file that it was made from, or pass --allow-injected to add a second edit".into())
             }
             Self::NoNetwork { .. } => Some("take --method contrast, which edits the writers instead".into()),
             Self::NoRefusal { .. } => Some(
                 "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
-                 (--force writes an edit all the same)"
+                 (--allow-no-refusal searches on all the same)"
                     .into(),
             ),
             Self::NoGain { .. } => {

@@ -3,6 +3,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::leftovers;
+use crate::output::tell;
+
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// The user asked to stop.
@@ -10,13 +13,15 @@ static REQUESTED: AtomicBool = AtomicBool::new(false);
 #[error("interrupted: nothing was written")]
 pub struct Interrupted;
 
-/// Installs the handler; a second signal ends the process at once.
+/// Installs the handler; a second signal removes what is unfinished, and ends the process at once.
 pub fn install() {
     let handler = || {
         if REQUESTED.swap(true, Ordering::SeqCst) {
+            // No destructor runs: what is unfinished goes here.
+            leftovers::remove_all();
             std::process::exit(130);
         }
-        eprintln!("\nstopping; press Ctrl-C again to stop at once");
+        tell("\nstopping; press Ctrl-C again to stop at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
         tracing::warn!("no Ctrl-C handler: {error}");

@@ -1,5 +1,5 @@
 //! Unfinished files that are removed when the process ends where no destructor runs: C code that gives up
-//! does not unwind.
+//! does not unwind, and neither does a second Ctrl-C.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub fn remove_all() {
 fn remove(path: &Path) {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     if let Err(error) = removed.or_else(only_if_there) {
-        tell(format!("warning: {} could not be removed: {error}", path.display()));
+        tell(format_args!("warning: {} could not be removed: {error}", path.display()));
     }
 }
 

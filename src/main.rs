@@ -31,15 +31,17 @@ fn main() -> ExitCode {
             name => write!(writer, "{name}={}", printable(&format!("{value:?}"))),
         }))
         .without_time()
+        // It would tell of a stderr that nobody reads on that stderr, and panic.
+        .log_internal_errors(false)
         .init();
     interrupt::install();
     let printer = Printer::new(cli.quiet, cli.verbose);
     match commands::run(cli.command, &printer) {
         Ok(status) => status.into(),
         Err(error) => {
-            tell(format!("error: {error}"));
+            tell(format_args!("error: {error}"));
             if let Some(hint) = error.hint() {
-                tell(format!("hint: {hint}"));
+                tell(format_args!("hint: {hint}"));
             }
             error.exit_code()
         }

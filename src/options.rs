@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs};
+use crate::cli::{
+    AllowArgs, DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs,
+};
 use crate::edit::Method;
 use crate::error::Error;
 use crate::evaluate::perplexity::ChunkOptions;
@@ -76,8 +78,12 @@ pub struct InjectOptions {
     pub json: bool,
     /// Whether nothing is run or written.
     pub dry_run: bool,
-    /// Whether to overwrite, inject twice, and write without gain.
-    pub force: bool,
+    /// Whether to overwrite what is written.
+    pub overwrite: bool,
+    /// Which checks are waived.
+    pub allow: AllowArgs,
+    /// Whether a stored edit of other weights is applied.
+    pub allow_other_weights: bool,
     /// Where the adapter goes.
     pub save_adapter: Option<PathBuf>,
     /// What the Ollama server is to call it.
@@ -145,7 +151,7 @@ impl InjectOptions {
         Ok(Self {
             output,
             in_place: args.in_place,
-            search: search_options(&args.search, args.force)?,
+            search: search_options(&args.search, args.allow.allow_over_limits)?,
             lever: args.search.lever,
             direction: args.direction,
             resume: args.search.resume,
@@ -161,7 +167,9 @@ impl InjectOptions {
             html: args.html,
             json: args.json,
             dry_run: args.dry_run,
-            force: args.force,
+            overwrite: args.overwrite,
+            allow: args.allow,
+            allow_other_weights: args.allow_other_weights,
             save_adapter: args.save_adapter,
             ollama_create: args.ollama_create.as_deref().map(Name::parse).transpose()?,
             controls: !args.no_controls,
@@ -204,7 +212,9 @@ impl InjectOptions {
             html: None,
             json: args.json,
             dry_run: false,
-            force: args.force,
+            overwrite: args.overwrite,
+            allow: args.allow,
+            allow_other_weights: false,
             save_adapter: None,
             ollama_create: None,
             no_controls: true,
@@ -231,8 +241,10 @@ pub struct ExportOptions {
     pub strength: Option<f64>,
     /// Whether to print JSON.
     pub json: bool,
-    /// Whether to overwrite, and take an edit of other weights.
-    pub force: bool,
+    /// Whether to overwrite.
+    pub overwrite: bool,
+    /// Whether an edit of other weights is taken.
+    pub allow_other_weights: bool,
     /// Folder of further patches.
     pub patches: Option<PathBuf>,
 }
@@ -252,7 +264,8 @@ impl ExportOptions {
             lora: args.lora,
             control_vector: args.control_vector,
             json: args.json,
-            force: args.force,
+            overwrite: args.overwrite,
+            allow_other_weights: args.allow_other_weights,
             patches: args.patches,
         })
     }
@@ -289,7 +302,7 @@ pub struct EvalOptions {
     /// Whether the JSON report goes to stdout.
     pub json: bool,
     /// Whether to overwrite the report.
-    pub force: bool,
+    pub overwrite: bool,
     /// How to run the models.
     pub run: RunOptions,
 }
@@ -325,7 +338,7 @@ impl EvalOptions {
             jailbreak: args.jailbreak,
             report: args.report,
             json: args.json,
-            force: args.force,
+            overwrite: args.overwrite,
             run: RunOptions::new(args.run)?,
         })
     }
@@ -342,7 +355,7 @@ fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
     Error::Option { flag, problem, hint }
 }
 
-fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error> {
+fn search_options(args: &SearchArgs, over_limits: bool) -> Result<SearchOptions, Error> {
     if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
         let problem = format!("expected a positive number of nats, found {kl}");
         return Err(option("--max-kl", problem, None));
@@ -355,7 +368,7 @@ fn search_options(args: &SearchArgs, force: bool) -> Result<SearchOptions, Error
         max_false_refusal: max_false_refusal(args)?,
         trials: trials(args.trials)?,
         time_budget: args.time_budget.map(std::time::Duration::from_secs),
-        to_the_end: force,
+        to_the_end: over_limits,
     })
 }
 

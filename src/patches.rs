@@ -159,15 +159,13 @@ pub enum WriterKind {
     Other,
 }
 
-/// What becomes of the writers of kind [`WriterKind::Embedding`].
+/// What becomes of the writers of kind [`WriterKind::Embedding`]: rows that are looked up have no inputs for an edit to act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EmbeddingPolicy {
     /// They stay out of the plan.
     #[default]
     Leave,
-    /// They are in the plan, unless the output matrix is the same tensor.
-    WhenUntied,
 }
 
 /// A factor that the model's shape gives.

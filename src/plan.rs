@@ -194,8 +194,8 @@ impl Plan {
         let mut writers = model.writers(0..model.n_layer)?;
         let nextn_writers = model.writers(model.n_layer..n_block)?;
         let tied_embeddings = gguf.tensor("output.weight").is_none();
-        if tied_embeddings || patch.embedding == EmbeddingPolicy::Leave {
-            writers.retain(|writer| writer.kind != WriterKind::Embedding);
+        match patch.embedding {
+            EmbeddingPolicy::Leave => writers.retain(|writer| writer.kind != WriterKind::Embedding),
         }
         if writers.is_empty() {
             let family = patch.file.clone();

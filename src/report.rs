@@ -153,6 +153,9 @@ pub struct Scores {
     pub published_at_same_kl: Option<Score>,
     /// Control: the same tensors requantized without an edit.
     pub requantized: Option<Score>,
+    /// Why that control was left out, where it was asked for and could not be made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requantized_left_out: Option<String>,
 }
 
 impl Scores {

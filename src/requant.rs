@@ -3,11 +3,11 @@
 
 use std::str::FromStr;
 
-use crate::edit::{CHUNK_VALUES, Edit, EditError};
+use crate::edit::{CHUNK_VALUES, Edit, EditError, Unwritable};
 use crate::gguf::{GgmlType, TensorInfo};
 use crate::linalg;
 use crate::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
-use crate::quant::{self, QuantError};
+use crate::quant::{self, QuantError, neuron};
 
 /// How edited tensors are quantized again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,62 @@ impl Requant {
             _ => ggml_type,
         }
     }
+}
+
+/// What an edit changes of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All values of a writer.
+    Matrix,
+    /// Rows of neurons.
+    Rows,
+    /// Columns of neurons.
+    Columns,
+}
+
+impl Requant {
+    /// Refuses a tensor whose `part` cannot be written: what would fail after the search.
+    ///
+    /// # Errors
+    /// [`EditError::Unwritable`]; [`EditError::NoSingleCodes`] for columns of codebook types.
+    pub fn check(self, tensor: &TensorInfo, part: Part) -> Result<(), EditError> {
+        let ggml_type = self.type_for(tensor.ggml_type);
+        if part == Part::Columns && !neuron::has_single_codes(ggml_type) {
+            return Err(EditError::NoSingleCodes { tensor: tensor.name.clone(), ggml_type });
+        }
+        self.problem(tensor, part).map_or(Ok(()), |problem| {
+            Err(EditError::Unwritable { tensor: tensor.name.clone(), ggml_type, problem })
+        })
+    }
+
+    fn problem(self, tensor: &TensorInfo, part: Part) -> Option<Unwritable> {
+        let ggml_type = self.type_for(tensor.ggml_type);
+        let rounded = ggml_type != tensor.ggml_type || (self == Self::Nearest && part != Part::Columns);
+        match part {
+            _ if rounded => unroundable(tensor, ggml_type),
+            Part::Matrix => (!can_preserve(ggml_type)).then_some(Unwritable::NoGrid),
+            // A row is rounded with the moments of its inputs as importances.
+            Part::Rows => (!ggml_type.can_quantize()).then_some(Unwritable::NoEncoder),
+            Part::Columns => undecodable(ggml_type),
+        }
+    }
+}
+
+/// Why the values of `tensor` cannot be rounded to the nearest of `ggml_type`, if they cannot.
+pub fn unroundable(tensor: &TensorInfo, ggml_type: GgmlType) -> Option<Unwritable> {
+    let (n, block) = (tensor.ne[0], ggml_type.block_len());
+    match ggml_type {
+        _ if !ggml_type.can_quantize() => Some(Unwritable::NoEncoder),
+        _ if ggml_type.needs_imatrix() => Some(Unwritable::NeedsImatrix),
+        _ if ggml_type.row_bytes(n).is_none() => Some(Unwritable::Row { n, block }),
+        _ => undecodable(tensor.ggml_type),
+    }
+}
+
+fn undecodable(ggml_type: GgmlType) -> Option<Unwritable> {
+    // No row at all: only whether there is a decoder.
+    let decoded = quant::dequantize(ggml_type, ggml_type.block_len() as usize, &[], &mut []);
+    decoded.is_err().then_some(Unwritable::NoDecoder(ggml_type))
 }
 
 /// What does not grow with the model while a tensor is written or verified: buffers, decoded runs of rows of each
@@ -218,6 +274,72 @@ mod tests {
         for bad in ["", "promote", "promote=Q9", "promote=Q8_K", "keep"] {
             assert!(bad.parse::<Requant>().is_err(), "{bad}");
         }
+    }
+
+    fn tensor(ggml_type: GgmlType, n: u64) -> TensorInfo {
+        let bytes = ggml_type.row_bytes(n).unwrap() * 4;
+        TensorInfo { name: "w".into(), n_dims: 2, ne: [n, 4, 1, 1], ggml_type, data: 0..bytes, shard: 0 }
+    }
+
+    fn zeros(info: &TensorInfo) -> Vec<u8> {
+        vec![0; info.data.end as usize]
+    }
+
+    /// What is refused before the work is what would fail after it, for every pair of types.
+    #[test]
+    fn a_pair_of_types_is_refused_when_it_cannot_be_written() {
+        let edit = |n: usize| Edit {
+            writer: 0,
+            tensor: "w".into(),
+            n_expert: 1,
+            left: vec![0.5; 4],
+            right: vec![1.0; n],
+            alpha: 0.1,
+            weight_norm_sq: 1.0,
+            scale: Vec::new(),
+            scales_adapter: false,
+        };
+        let promotions = GgmlType::all().map(Requant::Promote);
+        for requant in [Requant::Preserve, Requant::Nearest].into_iter().chain(promotions) {
+            for (ggml_type, n) in GgmlType::all().flat_map(|t| [(t, 256), (t, t.block_len())]) {
+                let info = tensor(ggml_type, n);
+                let written =
+                    apply(&edit(n as usize), (&info, zeros(&info)), requant, &InputModel::default());
+                let checked = requant.check(&info, Part::Matrix);
+                assert_eq!(
+                    checked.is_ok(),
+                    written.is_ok(),
+                    "{ggml_type} {n} {requant:?}: {checked:?} {written:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_control_is_left_out_for_the_types_that_cannot_be_rounded() {
+        for ggml_type in GgmlType::all() {
+            let info = tensor(ggml_type, 256);
+            let made = requantize_only(&info, &zeros(&info));
+            assert_eq!(unroundable(&info, ggml_type).is_none(), made.is_ok(), "{ggml_type}: {made:?}");
+        }
+        let problem = unroundable(&tensor(GgmlType::IQ2_XXS, 256), GgmlType::IQ2_XXS);
+        assert_eq!(problem, Some(Unwritable::NeedsImatrix));
+    }
+
+    #[test]
+    fn columns_need_codes_of_their_own_and_rows_an_encoder() {
+        let check = |ggml_type, part, requant: Requant| requant.check(&tensor(ggml_type, 256), part);
+        for codebook in [GgmlType::IQ2_XXS, GgmlType::IQ3_S, GgmlType::IQ1_S] {
+            let told = check(codebook, Part::Columns, Requant::Preserve);
+            assert!(matches!(told, Err(EditError::NoSingleCodes { .. })), "{told:?}");
+            check(codebook, Part::Rows, Requant::Preserve).unwrap();
+            check(codebook, Part::Columns, Requant::Promote(GgmlType::Q8_0)).unwrap();
+        }
+        check(GgmlType::IQ2_XXS, Part::Rows, Requant::Nearest).unwrap_err();
+        check(GgmlType::Q4_K, Part::Columns, Requant::Nearest).unwrap();
+        let narrow =
+            Requant::Promote(GgmlType::Q6_K).check(&tensor(GgmlType::Q4_0, 32), Part::Rows).unwrap_err();
+        assert!(narrow.to_string().contains("expected a multiple of 256"), "{narrow}");
     }
 
     #[test]

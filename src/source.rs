@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::gguf::suffixed;
+use crate::gguf::{self, suffixed};
 use crate::hub::{Hub, HubName};
 use crate::ollama::{Companions, Name, Store};
 
@@ -61,7 +61,8 @@ pub struct Source {
     pub path: PathBuf,
     /// As the user named it.
     pub display_name: String,
-    /// Where an edited copy goes by default: beside a file, in the current folder for all others.
+    /// Where an edited copy goes by default: beside a file, in the current folder for all others and for what lies in the
+    /// hub's cache.
     pub default_output: PathBuf,
     /// The folder that another program keeps it in, where nothing may be changed.
     pub store: Option<PathBuf>,
@@ -89,14 +90,22 @@ pub type Watch<'a> = dyn FnMut(&str, u64, u64) -> io::Result<()> + 'a;
 /// [`Error::Ollama`], [`Error::Hub`]. The path of a file is not looked at.
 pub fn resolve(model: &ModelArg, check: Check, watch: &mut Watch<'_>) -> Result<Source, Error> {
     match model {
-        ModelArg::File(path) => Ok(Source {
-            path: path.clone(),
-            display_name: model.to_string(),
-            default_output: suffixed(path, SUFFIX),
-            store: store_around(path),
-            companions: None,
-            ollama_name: None,
-        }),
+        ModelArg::File(path) => {
+            gguf::recover(path);
+            let cache = cache_around(path);
+            let beside = match &cache {
+                Some(_) => path.file_name().map(PathBuf::from).unwrap_or_default(),
+                None => path.clone(),
+            };
+            Ok(Source {
+                path: path.clone(),
+                display_name: model.to_string(),
+                default_output: suffixed(&beside, SUFFIX),
+                store: store_around(path).or(cache),
+                companions: None,
+                ollama_name: None,
+            })
+        }
         ModelArg::Ollama(name) => {
             let name = Name::parse(name)?;
             let mut progress = |done, total| watch(&format!("checking {name}"), done, total);
@@ -136,6 +145,21 @@ fn store_around(path: &Path) -> Option<PathBuf> {
     (is_blob && blobs.ends_with("blobs")).then(|| blobs.parent().map(Path::to_path_buf)).flatten()
 }
 
+/// The hub's cache that a file lies in, when one is given by its path there: `models--OWNER--REPO/snapshots/COMMIT/FILE`, or a
+/// blob.
+fn cache_around(path: &Path) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    let is_named = |folder: &Path, test: &dyn Fn(&str) -> bool| {
+        folder.file_name().and_then(|name| name.to_str()).is_some_and(test)
+    };
+    let inside = |folder: &&Path| {
+        is_named(folder, &|name| ["snapshots", "blobs"].contains(&name))
+            && folder.parent().is_some_and(|repo| is_named(repo, &|name| name.starts_with("models--")))
+    };
+    let folder = path.ancestors().skip(1).find(inside)?;
+    Some(folder.parent()?.parent()?.to_path_buf())
+}
+
 impl Source {
     /// Whether a file at `path` would lie in the folder of another program.
     pub fn is_in_store(&self, path: &Path) -> bool {
@@ -173,6 +197,24 @@ mod tests {
         };
         assert_eq!(output("/m/a.Q4_K_M.gguf"), Path::new("/m/a.Q4_K_M-rosi.gguf"));
         assert_eq!(output("/m/a-00002-of-00003.gguf"), Path::new("/m/a-rosi-00001-of-00003.gguf"));
+    }
+
+    #[test]
+    fn output_of_a_file_in_the_hubs_cache_goes_to_the_current_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = dir.path().join("models--me--tiny");
+        let snapshot = repo.join("snapshots").join("0123").join("sub");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        let source =
+            |path: &Path| resolve(&ModelArg::File(path.into()), Check::Size, &mut |_, _, _| Ok(())).unwrap();
+        let found = source(&snapshot.join("m-Q4_0.gguf"));
+        assert_eq!(found.default_output, Path::new("m-Q4_0-rosi.gguf"));
+        assert_eq!(found.store.as_deref(), Some(dir.path()));
+        assert!(found.is_in_store(&snapshot.join("out.gguf")));
+        assert_eq!(source(&repo.join("blobs").join("ab")).store.as_deref(), Some(dir.path()));
+        let beside = source(&dir.path().join("snapshots").join("m.gguf"));
+        assert_eq!(beside.store, None);
+        assert_eq!(beside.default_output, dir.path().join("snapshots").join("m-rosi.gguf"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What really changed between two files, from the files alone.
 
+mod verdict;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -10,6 +12,7 @@ use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::method::Edits;
 pub use crate::method::detector::planted::Arrival;
+pub use verdict::Shortfall;
 
 /// Prefix of the keys that an injection adds.
 pub const KEY_PREFIX: &str = "rosi.";
@@ -42,7 +45,7 @@ pub struct TensorChange {
 /// What two files have in common and what not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
-    /// Whether every tensor outside the edit has the same bytes, type and shape.
+    /// Whether every tensor outside the edit has the same bytes, type and shape; without an edit, every tensor.
     pub untouched_identical: bool,
     /// Whether all keys of the base are there, unchanged and in order, and nothing but `rosi.*` is new.
     pub metadata_preserved: bool,
@@ -220,7 +223,7 @@ pub fn verify_against(
             changed += b.n_bytes();
         }
         let claimed = edits.touches(&a.name) && only_neurons((from, a), (edited, b), edits)?;
-        if !claimed && !edits.is_empty() {
+        if !claimed {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
         }
@@ -234,7 +237,8 @@ pub fn verify_against(
     for planted in edits.planted() {
         result.neurons.extend(planted.arrival(edited)?);
     }
-    if !result.neurons.is_empty() {
+    // A network that has no inputs to tell it by is not measured, and then the edit is not.
+    if !result.neurons.is_empty() && result.neurons.len() == edits.planted().len() {
         let mean = |of: fn(&Arrival) -> f64| {
             result.neurons.iter().map(of).sum::<f64>() / result.neurons.len() as f64
         };
@@ -263,8 +267,8 @@ fn differing_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Resul
     Ok(differing)
 }
 
-/// Whether a tensor of neurons differs in their rows and columns only; true of all others. In another type every value
-/// was rounded anew.
+/// Whether a tensor of neurons differs in their rows and columns only; true of all others. In another type every other
+/// value was rounded anew, and no more than that.
 fn only_neurons(
     (from, a): (Base<'_>, &TensorInfo),
     (edited, b): (&Gguf, &TensorInfo),
@@ -274,8 +278,11 @@ fn only_neurons(
         edits.planted().iter().flat_map(|p| p.rows(&a.name)).flat_map(|p| p.place.rows_in(a)).collect();
     let columns: Vec<usize> =
         edits.planted().iter().flat_map(|p| p.columns(&a.name)).map(|p| p.place.index).collect();
-    if edits.planted().is_empty() || a.ggml_type != b.ggml_type {
+    if edits.planted().is_empty() {
         return Ok(true);
+    }
+    if a.ggml_type != b.ggml_type {
+        return only_rounded((from, a), (edited, b), (&rows, &columns));
     }
     let n_in = a.ne[0] as usize;
     let step = (CHUNK / 4 / n_in.max(1)).max(1);
@@ -291,6 +298,32 @@ fn only_neurons(
         }
     }
     Ok(true)
+}
+
+/// Whether the values outside `rows` and `columns` differ by no more than rounding to the type of the edited file.
+fn only_rounded(
+    (from, a): (Base<'_>, &TensorInfo),
+    (edited, b): (&Gguf, &TensorInfo),
+    (rows, columns): (&[usize], &[usize]),
+) -> Result<bool, VerifyError> {
+    let n_in = a.ne[0] as usize;
+    let step = (CHUNK / 4 / n_in.max(1)).max(1);
+    let (mut off, mut all, mut old) = (0.0f64, 0.0f64, Vec::new());
+    for first in (0..a.n_rows() as usize).step_by(step) {
+        let run = first as u64..a.n_rows().min((first + step) as u64);
+        old.clear();
+        edit::for_each_run(a, &from.read_part(a, bytes_of(a, &run))?, |_, v| old.extend_from_slice(v))?;
+        edit::for_each_run(b, &edited.read_part(b, bytes_of(b, &run))?, |run_first, new| {
+            for (i, (new, old)) in new.iter().zip(&old[run_first * n_in..]).enumerate() {
+                let (row, column) = (first + run_first + i / n_in, i % n_in);
+                if !rows.contains(&row) && !columns.contains(&column) {
+                    off += (f64::from(*new) - f64::from(*old)).powi(2);
+                    all += f64::from(*old).powi(2);
+                }
+            }
+        })?;
+    }
+    Ok(off.sqrt() <= verdict::rounding(b.ggml_type) * all.sqrt())
 }
 
 /// Whether two rows have the same values but in `columns`.

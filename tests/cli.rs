@@ -168,7 +168,7 @@ fn flags_that_cannot_be_are_refused() {
         &["inject", model, "--threads", "0"],
         &["inject", model, "--lever", "safety", "--system-prompt", "off"],
         &["inject", model, "--report", page, "--html", page],
-        &["inject", model, "--html", model, "--force"],
+        &["inject", model, "--html", model, "--overwrite"],
         &["inject", model, "--direction", none],
         &["inject", model, "--direction", none, "--lever", "plain"],
     ];
@@ -191,7 +191,7 @@ fn dry_run_writes_nothing_and_tells_what_it_would() {
 }
 
 #[test]
-fn an_existing_output_is_never_overwritten_without_force() {
+fn an_existing_output_is_only_overwritten_when_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
     std::fs::write(dir.path().join("m-rosi.gguf"), b"mine").unwrap();
@@ -210,7 +210,7 @@ fn a_page_is_never_put_where_something_else_is() {
     let cases: [&[&str]; 5] = [
         &["inject", &path("m.gguf"), "--html", &path("mine.html")],
         &["report", &path("other.json"), "--html", &path("mine.html")],
-        &["report", &path("other.json"), "--html", &path("mine.html"), "--force"],
+        &["report", &path("other.json"), "--html", &path("mine.html"), "--overwrite"],
         &["report", &path("other.json"), "--html", &path("none/x.html")],
         &["report", &path("none.json")],
     ];

@@ -127,7 +127,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         text(&report),
         "--html",
         text(&page),
-        "--force",
+        "--allow-no-refusal",
+        "--allow-over-limits",
         "--json",
         "--no-controls",
     ];
@@ -155,10 +156,17 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
 fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let dir = tempfile::tempdir().unwrap();
     let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
-    let shared = ["--prompts", text(&few), "--force", "--json"];
+    let shared = ["--prompts", text(&few), "--json"];
     // Learned once, written in three ways.
     let args = ["direction", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
-    let output = rosi(&[&args[..], &["--trials", "1", "--method", "contrast"], &shared].concat());
+    let output = rosi(
+        &[
+            &args[..],
+            &["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"],
+            &shared,
+        ]
+        .concat(),
+    );
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
@@ -360,7 +368,8 @@ fn forced(out: &Path, few: &Path) -> Command {
         "15",
         "--strength",
         "0.04",
-        "--force",
+        "--allow-no-refusal",
+        "--allow-over-limits",
         "--method",
         "published",
     ]);

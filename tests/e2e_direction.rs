@@ -87,7 +87,12 @@ impl Runs {
 
     fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
         let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--method", "contrast"];
-        [&args[..], &["--prompts", text(&self.few), "--json", "--force"], extra].concat()
+        [
+            &args[..],
+            &["--prompts", text(&self.few), "--json", "--allow-no-refusal", "--allow-over-limits"],
+            extra,
+        ]
+        .concat()
     }
 
     fn inject<'a>(&'a self, model: &'a Path, direction: &'a Path, out: &'a Path) -> Vec<&'a str> {
@@ -158,7 +163,7 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
 fn check_refusals(runs: &Runs, whole: &Path) {
     let (other, out) = (runs.at("other.gguf"), runs.at("none.gguf"));
     let smollm2 = variable("ROSI_TEST_MODEL_SMOLLM2");
-    let error = refused(&[&runs.inject(&smollm2, whole, &out)[..], &["--force"]].concat());
+    let error = refused(&[&runs.inject(&smollm2, whole, &out)[..], &["--allow-other-weights"]].concat());
     assert!(error.contains("architecture: expected qwen2, found llama"), "{error}");
     tuned(&runs.model, &other);
     let error = refused(&runs.inject(&other, whole, &out));

@@ -79,8 +79,10 @@ impl Exported {
             "plain",
             "--method",
             "contrast",
+            "--allow-no-refusal",
+            "--allow-over-limits",
         ];
-        let args = ["direction", text(quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
+        let args = ["direction", text(quantized), "-o", text(&edit), "--prompts", text(&few)];
         json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
         let export = ["export", text(&edit), "--model", text(&model), "--json"];
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
@@ -101,7 +103,7 @@ impl Exported {
     fn injected(&self, model: &Path, out: &str) -> PathBuf {
         let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
         let args = ["inject", text(model), "-o", text(&out), "--direction", text(&edit), "--no-controls"];
-        json(&[&args[..], &["--prompts", text(&few), "--force", "--json", "-t", "2"]].concat());
+        json(&[&args[..], &["--prompts", text(&few), "--json", "-t", "2"]].concat());
         out
     }
 

@@ -1,6 +1,6 @@
 //! Tiny random models of kinds that no downloaded one is of, through the `inject` that users run, and from there
 //! into a llama.cpp that others built, which has to load the file and to find every next token as likely as our
-//! engine does. A random model refuses nothing, so there is nothing to amplify in it: `--force` writes the best
+//! engine does. A random model refuses nothing, so there is nothing to amplify in it: `--allow-no-refusal` and `--allow-over-limits` write the best
 //! edit that there is all the same. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 #[path = "common/few_prompts.rs"]
@@ -114,7 +114,14 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let system = model.with_file_name("system.txt");
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
-    let always = ["--system-prompt", text(&system), "--json", "--force", "--no-controls"];
+    let always = [
+        "--system-prompt",
+        text(&system),
+        "--json",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+        "--no-controls",
+    ];
     let args = [&args[..], &always, case.edit].concat();
     let report = json(&args);
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);

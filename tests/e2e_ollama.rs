@@ -50,8 +50,16 @@ fn store(folder: &Path) -> Store {
     store
 }
 
-const EDIT: [&str; 7] =
-    ["--method", "published", "--strength", "0.03", "--force", "--no-controls", "--layer"];
+const EDIT: [&str; 8] = [
+    "--method",
+    "published",
+    "--strength",
+    "0.03",
+    "--allow-no-refusal",
+    "--allow-over-limits",
+    "--no-controls",
+    "--layer",
+];
 
 #[test]
 fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {

@@ -51,7 +51,16 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     converted(&quantized, &source, GgmlType::F16);
     let search =
         ["--method", "published", "--layer", "14", "--strength", "0.04", "--lever", "plain", "-t", "2"];
-    let direction = ["direction", text(&quantized), "-o", text(&edit), "--prompts", text(&few), "--force"];
+    let direction = [
+        "direction",
+        text(&quantized),
+        "-o",
+        text(&edit),
+        "--prompts",
+        text(&few),
+        "--allow-no-refusal",
+        "--allow-over-limits",
+    ];
     ended(&[&direction[..], &search].concat(), 0);
 
     let config = at("release.toml");

@@ -35,7 +35,8 @@ fn rosi(args: &[&str], model: &Path) -> Command {
 /// A quick injection: no search, few prompts, no controls.
 fn inject(model: &Path, few: &Path, strength: &str) -> Command {
     let mut command = rosi(&["inject"], model);
-    command.args(["--layer", "15", "--strength", strength, "--method", "published", "--force"]);
+    command.args(["--layer", "15", "--strength", strength, "--method", "published"]);
+    command.args(["--allow-no-refusal", "--allow-over-limits"]);
     command.arg("--prompts").arg(few).arg("--no-controls");
     command
 }
@@ -43,7 +44,7 @@ fn inject(model: &Path, few: &Path, strength: &str) -> Command {
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.retain(|name| !name.ends_with("search.jsonl"));
+    names.retain(|name| !name.ends_with("search.jsonl") && !name.ends_with(".lock"));
     names.sort();
     names
 }
@@ -121,7 +122,7 @@ fn a_less_safe_result_is_put_back() {
     // As large as the weights themselves: nothing but broken text is left, which never counts as a refusal.
     let output = case.inject("1").arg("--in-place").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("putting the original back"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the original was put back"), "{}", stderr(&output));
     assert!(stderr(&output).contains("its base"), "{}", stderr(&output));
     case.check_original();
 }

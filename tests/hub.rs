@@ -255,6 +255,32 @@ fn folders_of_the_environment_are_expanded() {
 }
 
 #[test]
+fn a_download_whose_check_was_stopped_is_checked_by_the_next_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(&[("tiny-Q8_0.gguf", model())], Fault::None);
+    let name = &format!("hf:{REPO}");
+    let repo = dir.path().join("home/hub/models--me--tiny-GGUF");
+    let (blob, unchecked) =
+        (repo.join("blobs").join(sha256_hex(&model())), repo.join(".unchecked-tiny-Q8_0.gguf"));
+    let offline: &[(&str, &str)] = &[("HF_HUB_OFFLINE", "1")];
+    for vars in [&[][..], offline] {
+        inspected(dir.path(), &hub.address, name, &[]);
+        assert!(!unchecked.exists(), "the check went to its end");
+        let mut bytes = model();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&blob, bytes).unwrap();
+        std::fs::write(&unchecked, b"").unwrap();
+        let said = told(dir.path(), &hub.address, &["inspect", name], vars);
+        assert!(said.starts_with("exit 1") && said.contains(&sha256_hex(&model())), "{said}");
+        assert!(!blob.exists(), "it would be taken for good by the hub's other programs");
+    }
+    inspected(dir.path(), &hub.address, name, &[]);
+    std::fs::write(&unchecked, b"").unwrap();
+    inspected(dir.path(), &hub.address, name, offline);
+    assert!(!unchecked.exists());
+}
+
+#[test]
 fn a_split_model_comes_whole_and_a_download_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let names = ["Q8_0/t-Q8_0-00001-of-00002.gguf", "Q8_0/t-Q8_0-00002-of-00002.gguf"];

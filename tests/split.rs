@@ -149,7 +149,7 @@ fn a_set_without_its_first_file_is_told_apart() {
     for part in &fixture.parts[1..] {
         let error = refused(part);
         assert!(matches!(error, GgufError::MissingShard { first: true, found: 2, count: 3, .. }), "{error}");
-        assert!(error.hint().unwrap().contains("--force"));
+        assert!(error.hint().unwrap().contains("--overwrite"));
     }
 }
 
@@ -291,14 +291,61 @@ fn an_overwritten_model_never_mixes_with_the_new_one() {
     write(2).commit().unwrap();
     let model = Gguf::open(&out).unwrap();
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [2; 6]);
-    // Stopped after the last file: what is there is not taken for a model.
+    // Something is in the way of one file: none is replaced.
     let model = write(3);
-    std::fs::remove_file(fixture.path("out-00002-of-00003.gguf")).unwrap();
-    std::fs::create_dir(fixture.path("out-00002-of-00003.gguf")).unwrap();
+    let second = fixture.path("out-00002-of-00003.gguf");
+    let old = std::fs::read(&second).unwrap();
+    std::fs::remove_file(&second).unwrap();
+    std::fs::create_dir(&second).unwrap();
     model.commit().unwrap_err();
+    std::fs::remove_dir(&second).unwrap();
+    std::fs::write(&second, old).unwrap();
+    assert_eq!(fixture.written().len(), 3, "the temporary folder is gone");
+    let model = Gguf::open(&out).unwrap();
+    assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [2; 6]);
+}
+
+/// What a run left that was stopped when it had replaced the last of three files; its hidden folder is `complete` or not.
+fn stopped_amid_the_renaming(fixture: &Fixture, complete: bool) {
+    let source = Gguf::open(&fixture.parts[0]).unwrap();
+    let name = |no: usize| format!("out-0000{no}-of-00003.gguf");
+    let mut model = AtomicModel::create(&fixture.path(&name(1)), &source, true).unwrap();
+    fixture.copy(&mut model, &|t| (t.name == "odd").then(|| (t.ggml_type, vec![7; 6])));
+    model.files_mut().iter_mut().for_each(|file| file.flush().unwrap());
+    let hidden = fixture.path(&format!(".{}.Abc123.tmp", name(1)));
+    std::fs::create_dir(&hidden).unwrap();
+    for (no, file) in model.files_mut().iter().enumerate() {
+        std::fs::copy(file.temporary_path(), hidden.join(name(no + 1))).unwrap();
+    }
+    drop(model);
+    std::fs::rename(hidden.join(name(3)), fixture.path(&name(3))).unwrap();
+    let _ = std::fs::remove_file(fixture.path(&name(1)));
+    if complete {
+        std::fs::write(hidden.join("complete"), b"").unwrap();
+    }
+}
+
+#[test]
+fn a_stopped_replacement_of_a_split_model_is_brought_to_its_end() {
+    let fixture = Fixture::new(&[2, 2, 1]);
+    let source = Gguf::open(&fixture.parts[0]).unwrap();
+    let out = fixture.path("out-00001-of-00003.gguf");
+    let mut old = AtomicModel::create(&out, &source, true).unwrap();
+    fixture.copy(&mut old, &|_| None);
+    old.commit().unwrap();
+    stopped_amid_the_renaming(&fixture, true);
+    let last = fixture.path("out-00003-of-00003.gguf");
+    assert!(matches!(refused(&last), GgufError::MissingShard { first: true, .. }));
+    // By any command that is given the model.
+    let facts = json(&rosi(&["-q", "inspect", last.to_str().unwrap(), "--json"]));
+    assert_eq!(facts["files"], 3);
+    let model = Gguf::open(&out).unwrap();
+    assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [7; 6]);
+    assert_eq!(fixture.written().len(), 3, "{:?}", fixture.written());
+    // Files that were not all written yet are no model, and go.
+    stopped_amid_the_renaming(&fixture, false);
+    rosi_gguf::gguf::recover(&out);
     assert_eq!(fixture.written(), ["out-00002-of-00003.gguf", "out-00003-of-00003.gguf"]);
-    let error = refused(&fixture.path("out-00003-of-00003.gguf"));
-    assert!(matches!(error, GgufError::MissingShard { first: true, .. }), "{error}");
 }
 
 #[test]

@@ -84,8 +84,8 @@ fn what_cannot_be_undone_or_changed_in_place_is_told() {
         told(&["inject", model, "--in-place", "--requant", "promote=Q8_0"], dir.path()),
     ];
     in_place::change(&path, || (), false).unwrap();
-    // --force gets past "was injected before", but never over a journal.
-    all.push(told(&["inject", model, "--in-place", "--force"], dir.path()));
+    // --allow-injected gets past "was injected before", but never over a journal.
+    all.push(told(&["inject", model, "--in-place", "--allow-injected"], dir.path()));
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, &bytes).unwrap();

@@ -115,7 +115,7 @@ fn result(model: &Model, scores: &Value) {
 fn options(model: &Model) -> Vec<&'static str> {
     match model.name().starts_with("SmolLM2") {
         false => vec![],
-        true => vec!["--force", "--layer", "15", "--trials", "1"],
+        true => vec!["--allow-no-refusal", "--allow-over-limits", "--layer", "15", "--trials", "1"],
     }
 }
 

@@ -9,9 +9,9 @@ use crate::gguf::AtomicFile;
 use crate::options::InjectOptions;
 use crate::output::{Printer, shell};
 use crate::pipeline::facts::{file_facts, load_prompts};
-use crate::pipeline::journal;
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{at, search};
+use crate::pipeline::{journal, outputs, types};
 use crate::search::SearchResult;
 use crate::stored::StoredEdit;
 
@@ -23,9 +23,11 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let options = &with_method(options, &opened.plan)?;
+    types::check(&opened, options, None)?;
     let prompts = load_prompts(&options.prompts, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
-    let file = AtomicFile::create(&options.output, options.force)?;
+    let file = AtomicFile::create(&options.output, options.overwrite)?;
+    outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
     let mut journal = journal::open(&opened, options, &prompts, &input, printer)?;
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);

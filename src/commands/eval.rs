@@ -39,7 +39,8 @@ pub use report::{
 pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let started = Instant::now();
     // What can be wrong is found before the first model is loaded.
-    let file = options.report.as_deref().map(|path| AtomicFile::create(path, options.force)).transpose()?;
+    let file =
+        options.report.as_deref().map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
     let material = Material::load(options)?;
     let judge = options.judge.as_ref().map(open).transpose()?;
     let base = options.base.as_ref().map(open).transpose()?;

@@ -58,9 +58,10 @@ struct Vector {
 /// [`Error`]; then nothing bears an output's name that did not before.
 pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.model, options.patches.as_deref())?;
-    let taken = stored::take(&options.edit, &opened, options.force, printer)?;
+    let taken = stored::take(&options.edit, &opened, options.allow_other_weights, printer)?;
     // Taken now, so that an output that cannot be written is known before the work.
-    let create = |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.force)).transpose();
+    let create =
+        |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.overwrite)).transpose();
     let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
     let study = stored::study(&taken, &opened, (None, options.strength), printer)?;
     let edits = study.exact(&opened)?;

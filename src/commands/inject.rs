@@ -7,7 +7,7 @@ use crate::commands::ollama::{self, Registration};
 use crate::edit::Method;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::in_place::journal_path;
-use crate::gguf::{self, AtomicFile, Gguf, ShardName};
+use crate::gguf::{self, Gguf, ShardName};
 use crate::imatrix::Imatrix;
 use crate::options::{InjectOptions, same_file};
 use crate::output::{Printer, percent, shell};
@@ -15,7 +15,7 @@ use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::Opened;
-use crate::pipeline::{dry_run, journal, stored, write};
+use crate::pipeline::{dry_run, journal, outputs, stored, types, write};
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::requant::Requant;
@@ -30,7 +30,10 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(&options.prompts, printer)?;
-    let taken = options.direction.as_deref().map(|path| stored::take(path, &opened, options.force, printer));
+    let taken = options
+        .direction
+        .as_deref()
+        .map(|path| stored::take(path, &opened, options.allow_other_weights, printer));
     let taken = taken.transpose()?;
     match options.in_place {
         true => gguf::in_place::refuse_split(&opened.gguf)?,
@@ -41,6 +44,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         Some(taken) => options.with_method(taken.edit.facts.method)?,
         None => with_method(options, &opened.plan)?,
     };
+    types::check(&opened, options, taken.as_ref())?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
         registration.announce(printer);
@@ -52,7 +56,10 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
     let side_files = [&options.report, &options.html, &options.save_adapter];
     let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
-    side_files.into_iter().try_for_each(|p| AtomicFile::create(p, options.force).map(drop))?;
+    outputs::check(side_files, options.overwrite)?;
+    if taken.is_none() {
+        outputs::check([journal::path(options).as_path()], true)?;
+    }
 
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;
@@ -66,7 +73,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     journal::close(journal, done.is_ok(), printer);
     let done = done?;
     let status = finish(&done, options, printer)?;
-    registration.finish(&done.report.output.sha256, status, options.force, printer)?;
+    registration.finish(&done.report.output.sha256, status, options.overwrite, printer)?;
     Ok(status)
 }
 
@@ -111,7 +118,7 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
     // Read again when it is needed; what is wrong with it is known before the work.
     options.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
-        Some(p) if !options.force => {
+        Some(p) if !options.allow.allow_injected => {
             Err(Error::Injected { path: options.source.path.clone(), size: p.size(), version: p.version })
         }
         _ => Ok(()),
@@ -138,13 +145,13 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
     let report = &done.report;
     let json = serde_json::to_string_pretty(report).unwrap_or_default();
     if let Some(path) = &options.report {
-        write::write_whole(path, json.as_bytes(), options.force)?;
+        write::write_whole(path, json.as_bytes(), options.overwrite)?;
     }
     if let Some(path) = &options.html {
-        write::write_whole(path, report.page()?.as_bytes(), options.force)?;
+        write::write_whole(path, report.page()?.as_bytes(), options.overwrite)?;
     }
     if let (Some(path), Some(adapter)) = (&options.save_adapter, &done.adapter) {
-        write::write_whole(path, adapter, options.force)?;
+        write::write_whole(path, adapter, options.overwrite)?;
     }
     printer.say(report.summary());
     printer.detail(report.times());

@@ -17,18 +17,30 @@ pub mod rpc_server;
 pub mod undo;
 pub mod verify;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::cli::Command;
+use crate::cli::{Command, InjectArgs};
 use crate::error::{Error, ExitStatus};
 use crate::options::{EvalOptions, ExportOptions, InjectOptions, RunOptions};
 use crate::output::Printer;
-use crate::pipeline::session;
+use crate::pipeline::{outputs, session};
 use crate::source::{Check, ModelArg, Source};
 
 /// The model of that name, all of it checked where its store says what it should be.
 fn find(model: &ModelArg, printer: &Printer) -> Result<Source, Error> {
     session::find(model, Check::Content, printer)
+}
+
+/// The names that are given, before a model is downloaded or hashed. Whether a file that is there is the model itself is
+/// known later.
+fn check_outputs(args: &InjectArgs) -> Result<(), Error> {
+    if args.dry_run {
+        return Ok(());
+    }
+    let sides = [&args.report, &args.html, &args.save_adapter].into_iter().flatten();
+    outputs::check(sides.map(PathBuf::as_path), args.overwrite)?;
+    let overwrite = args.overwrite || matches!(args.model, ModelArg::File(_));
+    outputs::check(args.output.as_deref(), overwrite)
 }
 
 /// Runs one command.
@@ -38,6 +50,7 @@ fn find(model: &ModelArg, printer: &Printer) -> Result<Source, Error> {
 pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
         Command::Inject(args) => {
+            check_outputs(&args)?;
             let source = find(&args.model, printer)?;
             let options = InjectOptions::new(*args, source)?;
             if !options.dry_run {
@@ -47,6 +60,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             inject::run(&options, printer)
         }
         Command::Direction(args) => {
+            outputs::check([args.output.as_path()], args.overwrite)?;
             let source = find(&args.model, printer)?;
             let options = InjectOptions::for_direction(*args, source)?;
             session::devices(&options.run, printer)?;
@@ -55,6 +69,8 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),
         Command::Export(args) => {
+            let paths = [&args.lora, &args.control_vector].into_iter().flatten();
+            outputs::check(paths.map(PathBuf::as_path), args.overwrite)?;
             let source = find(&args.model, printer)?;
             export::run(&ExportOptions::new(args, source)?, printer)
         }
@@ -76,6 +92,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         }
         Command::Chat(args) => chat::run(args, &mut |model| find(model, printer), printer),
         Command::Eval(args) => {
+            outputs::check(args.report.as_deref(), args.overwrite)?;
             eval::run(&EvalOptions::new(args, &mut |model| find(model, printer))?, printer)
         }
         Command::Devices(args) => devices::run(&args, printer),

@@ -83,11 +83,11 @@ impl Registration {
         &self,
         sha256: &str,
         status: ExitStatus,
-        force: bool,
+        overwrite: bool,
         printer: &Printer,
     ) -> Result<(), Error> {
         if let Some((path, text)) = &self.modelfile {
-            write_whole(path, text.as_bytes(), force)?;
+            write_whole(path, text.as_bytes(), overwrite)?;
             printer.say(format!("wrote {}", path.display()));
         }
         let Some(create) = &self.create else { return Ok(()) };
@@ -139,7 +139,7 @@ impl Create {
             });
         }
         let server = Server::from_env()?;
-        let replaces = !options.force && server.is_running() && server.has(name)?;
+        let replaces = !options.overwrite && server.is_running() && server.has(name)?;
         if replaces {
             return Err(
                 OllamaError::Exists { server: server.address().into(), name: name.to_string() }.into()
@@ -188,7 +188,7 @@ mod tests {
             companions: Companions::default(),
             create: Some(create),
         };
-        let finish = |status, force| registration.finish("0", status, force, &Printer::new(true, 0));
+        let finish = |status, overwrite| registration.finish("0", status, overwrite, &Printer::new(true, 0));
         finish(ExitStatus::Done, false).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "FROM ./m-rosi.gguf\n");
         assert!(finish(ExitStatus::Done, false).is_err(), "it is overwritten");

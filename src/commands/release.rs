@@ -4,15 +4,16 @@ mod rung;
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{DirectionArgs, ReleaseArgs, RunArgs};
+use crate::cli::{AllowArgs, DirectionArgs, ReleaseArgs, RunArgs};
 use crate::commands::{direction, session};
 use crate::error::{Error, ExitStatus};
-use crate::gguf::{self, Gguf, sha256_file, sha256_hex};
+use crate::gguf::{self, Gguf, LockFile, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
 use crate::options::{InjectOptions, RunOptions};
 use crate::output::{Printer, percent};
 use crate::pipeline::facts::{file_facts, load_prompts};
+use crate::pipeline::outputs;
 use crate::pipeline::write::write_whole;
 use crate::prompts::PromptSet;
 use crate::release::ReleaseError;
@@ -33,12 +34,15 @@ const WORK: &str = ".release-work";
 /// # Errors
 /// [`Error`]; what was finished before stays, and the same command goes on from there.
 pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
-    let (force, json) = (args.force, args.json);
+    let waived =
+        Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
+    let json = args.json;
     let (config, run) = options(args)?;
     let sources = config.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
-    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, force, printer };
+    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
+    let _lock = release.lock()?;
     let mut state = release.begin()?;
     let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
     let (edit, edit_sha256) = release.edit(&mut state, &facts[ladder.widest])?;
@@ -72,7 +76,8 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
         let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
         if said || named || args.direction.is_some() || args.imatrix.is_some() {
             let problem =
-                "flags of the release beside it (but for -o, --json, --force and how to run)".into();
+                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)"
+                    .into();
             let hint = Some("write them into the file".into());
             return Err(Error::Option { flag: "CONFIG.toml", problem, hint });
         }
@@ -115,13 +120,24 @@ fn hash(path: &Path) -> Result<String, Error> {
     sha256_file(path, &mut |_, _| Ok(())).map_err(|source| Error::Io { path: path.into(), source })
 }
 
+/// What is done although a check says no.
+#[derive(Clone, Copy)]
+struct Waived {
+    /// Files of the folder are replaced.
+    overwrite: bool,
+    /// What the search does.
+    allow: AllowArgs,
+    /// An edit of other weights is written.
+    other_weights: bool,
+}
+
 /// One run of the command.
 struct Release<'a> {
     config: &'a Config,
     sources: &'a [Gguf],
     ladder: &'a Ladder,
     run: &'a RunOptions,
-    force: bool,
+    waived: Waived,
     printer: &'a Printer,
 }
 
@@ -130,27 +146,53 @@ impl Release<'_> {
         self.config.output.join(name)
     }
 
-    /// The journal of the folder, which is made if need be; clears what a killed run left half-done.
+    /// Keeps other runs out of the folder, which is made if need be.
+    fn lock(&self) -> Result<LockFile, Error> {
+        let folder = &self.config.output;
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        Ok(LockFile::take(&self.at("release.json"))?)
+    }
+
+    /// Whether every file can be made under its name; what is there already is judged by the journal.
+    fn check_names(&self) -> Result<(), Error> {
+        let reports = self.at("reports");
+        std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
+        let models = self.ladder.rungs.iter();
+        let files =
+            models.flat_map(|rung| [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]);
+        let edit = self.at(&self.edit_name());
+        let edits = [edit.with_extension("search.jsonl"), edit];
+        let edits = edits.into_iter().filter(|_| self.config.direction.is_none());
+        let all: Vec<PathBuf> = files.chain(edits).chain(side_files(&self.config.output)).collect();
+        outputs::check(all.iter().map(PathBuf::as_path), true)
+    }
+
+    /// What the edit is called that is searched for the release.
+    fn edit_name(&self) -> String {
+        format!("{}-edit.safetensors", self.ladder.name)
+    }
+
+    /// The journal of the folder; clears what a killed run left half-done.
     fn begin(&self) -> Result<State, Error> {
         let folder = &self.config.output;
         let io = |path: &Path| {
             let path = path.to_path_buf();
             move |source| Error::Io { path, source }
         };
-        std::fs::create_dir_all(folder).map_err(io(folder))?;
         let state = match State::read(folder)? {
             Some(state) => state,
             None => {
                 let new = State::new(folder);
                 let models = self.ladder.rungs.iter().map(|rung| self.at(&rung.file));
                 let taken = side_files(folder).into_iter().chain(models).find(|path| path.exists());
-                if let Some(path) = taken.filter(|_| !self.force) {
+                if let Some(path) = taken.filter(|_| !self.waived.overwrite) {
                     return Err(ReleaseError::InTheWay { path }.into());
                 }
-                new.save()?;
                 new
             }
         };
+        self.check_names()?;
+        state.save()?;
         let work = self.at(WORK);
         if work.exists() {
             std::fs::remove_dir_all(&work).map_err(io(&work))?;
@@ -170,7 +212,7 @@ impl Release<'_> {
     }
 
     fn searched(&self, state: &mut State, widest: &FileFacts) -> Result<PathBuf, Error> {
-        let file = format!("{}-edit.safetensors", self.ladder.name);
+        let file = self.edit_name();
         let path = self.at(&file);
         let recipe = Recipe::from([
             ("source".into(), widest.sha256.clone()),
@@ -187,8 +229,8 @@ impl Release<'_> {
                     self.printer.say(format!("{file} is there already"));
                     return Ok(path);
                 }
-                Some(Err(error)) if !self.force => return Err(error.into()),
-                None if !self.force => return Err(ReleaseError::InTheWay { path }.into()),
+                Some(Err(error)) if !self.waived.overwrite => return Err(error.into()),
+                None if !self.waived.overwrite => return Err(ReleaseError::InTheWay { path }.into()),
                 _ => {}
             }
         }
@@ -202,7 +244,8 @@ impl Release<'_> {
             output: path.clone(),
             search,
             json: false,
-            force: self.force,
+            overwrite: self.waived.overwrite,
+            allow: self.waived.allow,
             run: RunArgs::default(),
         };
         let source = session::find(&args.model, Check::Size, self.printer)?;

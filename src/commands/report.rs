@@ -2,8 +2,8 @@
 
 use crate::cli::ReportArgs;
 use crate::error::{Error, ExitStatus};
-use crate::gguf::AtomicFile;
 use crate::output::Printer;
+use crate::pipeline::outputs;
 use crate::pipeline::write::write_whole;
 use crate::report::Report;
 
@@ -17,9 +17,9 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         return Ok(ExitStatus::Done);
     };
     // What is wrong with the name is told first, as `inject` does.
-    AtomicFile::create(path, args.force)?;
+    outputs::check([path.as_path()], args.overwrite)?;
     let page = Report::open(&args.report)?.page()?;
-    write_whole(path, page.as_bytes(), args.force)?;
+    write_whole(path, page.as_bytes(), args.overwrite)?;
     printer.say(format!("wrote {}", path.display()));
     Ok(ExitStatus::Done)
 }

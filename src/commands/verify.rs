@@ -1,15 +1,28 @@
 //! `verify`: what really differs between two files.
 
+use serde::Serialize;
+
 use crate::cli::VerifyArgs;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::output::{Printer, Table, percent};
-use crate::pipeline::provenance::claimed_edits;
+use crate::pipeline::provenance::{Provenance, claimed_edits};
 use crate::pipeline::session::{Opened, find};
+use crate::report::MIN_SURVIVAL;
 use crate::source::Check;
 use crate::verify::{self, Verification};
 
-/// Compares the two files and prints the result.
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    verification: &'a Verification,
+    /// Why the edited file is not the base with the edit that it claims.
+    problem: Option<String>,
+}
+
+/// Compares the two files and prints the result. The status is [`ExitStatus::NotVerified`] unless the edited file is the
+/// base with the edit that it claims or, without a claim, the base itself.
 ///
 /// # Errors
 /// [`Error`] when a file cannot be read or they are not two versions of one model.
@@ -25,13 +38,16 @@ pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         bar.set_of(done as u64, total as u64)
     })?;
     drop(bar);
+    let problem = verification.check(Provenance::read(&edited).is_some(), MIN_SURVIVAL).err();
     if args.json {
-        printer.json(&verification);
+        let problem = problem.as_ref().map(ToString::to_string);
+        printer.json(&Told { verification: &verification, problem });
     } else {
         printer.data(describe(&verification));
     }
-    let sound = verification.untouched_identical && verification.metadata_preserved;
-    Ok(if sound { ExitStatus::Done } else { ExitStatus::NotVerified })
+    let Some(problem) = problem else { return Ok(ExitStatus::Done) };
+    printer.warn(format!("not verified: {problem}"));
+    Ok(ExitStatus::NotVerified)
 }
 
 /// The table of changed tensors and the totals.

@@ -44,8 +44,12 @@ impl AtomicFile {
 
     /// What can be refused before anything is created; the name in `path`.
     pub(super) fn check(path: &Path, overwrite: bool) -> Result<&OsStr, GgufError> {
-        let name =
-            path.file_name().ok_or_else(|| GgufError::OutputIsDirectory { path: path.to_path_buf() })?;
+        // `nodir/` and `nodir/.` have the file name `nodir` too.
+        let named = |name: &&OsStr| path.as_os_str().as_encoded_bytes().ends_with(name.as_encoded_bytes());
+        let name = path
+            .file_name()
+            .filter(named)
+            .ok_or_else(|| GgufError::OutputIsDirectory { path: path.to_path_buf() })?;
         check_target(path, overwrite)?;
         let directory = directory_of(path);
         if !directory.is_dir() {
@@ -112,7 +116,7 @@ impl AtomicFile {
         };
         let temporary = temporary.into_inner().map_err(|error| failed("write")(error.into_error()))?;
         temporary.as_file().sync_all().map_err(failed("sync"))?;
-        Ok(Finished { path, overwrite, temporary, leftover })
+        Ok(Finished { path, overwrite, temporary, leftover: Some(leftover) })
     }
 
     fn explain(&self, error: io::Error) -> io::Error {
@@ -130,13 +134,24 @@ pub(super) struct Finished {
     path: PathBuf,
     overwrite: bool,
     temporary: NamedTempFile,
-    leftover: Leftover,
+    leftover: Option<Leftover>,
 }
 
 impl Finished {
     /// The name the file will have.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether nothing is in the way of the name.
+    pub(super) fn check(&self) -> Result<(), GgufError> {
+        check_target(&self.path, self.overwrite)
+    }
+
+    /// From now on the file stays where it is, whatever happens to this process.
+    pub(super) fn keep(&mut self) {
+        self.leftover = None;
+        self.temporary.disable_cleanup(true);
     }
 
     /// Gives the file its name.
@@ -184,8 +199,11 @@ pub(super) fn directory_of(path: &Path) -> &Path {
 
 fn check_target(path: &Path, overwrite: bool) -> Result<(), GgufError> {
     let owned = || path.to_path_buf();
-    let Ok(found) = fs::symlink_metadata(path) else {
-        return Ok(());
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+        // Such as a name that is too long.
+        Err(error) => return Err(GgufError::from_output(path, "create", error)),
     };
     if found.is_dir() {
         return Err(GgufError::OutputIsDirectory { path: owned() });

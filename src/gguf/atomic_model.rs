@@ -4,14 +4,15 @@
 //! final names, by which llama.cpp can load them before they are published. [`AtomicModel::commit`]
 //! makes all of them durable, and only then, in this order,
 //!
-//! 1. removes the first file of an earlier model that is overwritten,
-//! 2. gives the files their names from the last to the second,
-//! 3. gives the first file its name.
+//! 1. marks the folder as complete,
+//! 2. removes the first file of an earlier model that is overwritten,
+//! 3. gives the files their names from the last to the second,
+//! 4. gives the first file its name, and removes the folder.
 //!
 //! A model is loaded by its first file. So a process that is killed, or a machine that loses power, in
 //! between leaves files without a first one, which neither llama.cpp nor [`super::Gguf::open`] takes for
-//! a model, never old and new files together. What else is left then is the hidden folder, which the next try
-//! removes.
+//! a model, never old and new files together. What else is left then is the hidden folder: one that is complete has all
+//! the files that lack their names, and [`super::recover`] or the next try gives them these; any other is removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,20 @@ pub struct AtomicModel {
 struct Staging {
     folder: TempDir,
     _lock: Option<fs::File>,
-    _leftover: Leftover,
+    _leftover: Option<Leftover>,
+}
+
+impl Staging {
+    /// From now on the folder stays, whatever happens to this process.
+    fn keep(&mut self) {
+        self._leftover = None;
+        self.folder.disable_cleanup(true);
+    }
+
+    /// Removes the folder, whose files have all got their names.
+    fn remove(mut self) {
+        self.folder.disable_cleanup(false);
+    }
 }
 
 impl AtomicModel {
@@ -61,6 +75,8 @@ impl AtomicModel {
             expected: ShardName::ending(0, count),
         })?;
         let directory = directory_of(path);
+        // Before anything is judged by it.
+        super::recover(&name.path(0));
         AtomicFile::check(&name.path(0), overwrite)?;
         let staging = stage(&name.path(0), directory)?;
         let create = |no| AtomicFile::staged(&name.path(no), staging.folder.path(), overwrite);
@@ -88,27 +104,24 @@ impl AtomicModel {
     ///
     /// # Errors
     /// [`GgufError`]; without `overwrite` nothing bears a final name then. With it, files of a split
-    /// model may, but not the first.
+    /// model may, but not the first, and [`super::recover`] gives the others theirs.
     pub fn commit(self) -> Result<(), GgufError> {
-        let finished: Vec<Finished> =
+        let mut finished: Vec<Finished> =
             self.files.into_iter().map(AtomicFile::finish).collect::<Result<_, _>>()?;
-        let several = finished.len() > 1;
-        if self.overwrite && several {
-            retire(finished[0].path())?;
+        finished.iter().try_for_each(Finished::check)?;
+        let Some(mut staging) = self.staging else {
+            return finished.into_iter().try_for_each(Finished::publish);
+        };
+        if self.overwrite {
+            let first = finished[0].path().to_path_buf();
+            stale::mark(staging.folder.path())
+                .map_err(|error| GgufError::from_output(&first, "sync", error))?;
+            staging.keep();
+            finished.iter_mut().for_each(Finished::keep);
+            retire(&first)?;
         }
-        let mut published: Vec<PathBuf> = Vec::new();
-        for file in finished.into_iter().rev() {
-            let path = file.path().to_path_buf();
-            if let Err(error) = file.publish() {
-                if !self.overwrite {
-                    // Ours, and no model without the first: nobody can miss them.
-                    published.iter().for_each(|path| drop(fs::remove_file(path)));
-                }
-                return Err(error);
-            }
-            published.push(path);
-        }
-        drop(self.staging);
+        publish_all(finished, self.overwrite)?;
+        staging.remove();
         Ok(())
     }
 }
@@ -123,11 +136,28 @@ fn stage(first: &Path, directory: &Path) -> Result<Staging, GgufError> {
     if !cfg!(unix) {
         // A folder cannot be opened like a file there, and there is no lock to take.
         let folder = builder.tempdir_in(directory).map_err(failed)?;
-        return Ok(Staging { _leftover: Leftover::new(folder.path()), folder, _lock: None });
+        return Ok(Staging { _leftover: Some(Leftover::new(folder.path())), folder, _lock: None });
     }
     let open = |made: &TempDir| Ok((made.path().to_path_buf(), fs::File::open(made.path())?));
     let (folder, lock) = stale::locked(|| builder.tempdir_in(directory), open).map_err(failed)?;
-    Ok(Staging { _leftover: Leftover::new(folder.path()), folder, _lock: Some(lock) })
+    Ok(Staging { _leftover: Some(Leftover::new(folder.path())), folder, _lock: Some(lock) })
+}
+
+/// Gives the files their names, from the last to the first.
+fn publish_all(files: Vec<Finished>, overwrite: bool) -> Result<(), GgufError> {
+    let mut published: Vec<PathBuf> = Vec::new();
+    for file in files.into_iter().rev() {
+        let path = file.path().to_path_buf();
+        if let Err(error) = file.publish() {
+            if !overwrite {
+                // Ours, and no model without the first: nobody can miss them.
+                published.iter().for_each(|path| drop(fs::remove_file(path)));
+            }
+            return Err(error);
+        }
+        published.push(path);
+    }
+    Ok(())
 }
 
 /// Takes the name of an earlier model's first file away, for good before anything else is renamed.

@@ -75,7 +75,7 @@ pub enum GgufError {
     BeingChanged { path: PathBuf },
     #[error("undo journal {} is damaged: {problem}", path.display())]
     BadJournal { path: PathBuf, problem: &'static str },
-    #[error("cannot {doing} output {}", path.display())]
+    #[error("cannot {doing} output {}: {source}", path.display())]
     Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
 
@@ -219,7 +219,7 @@ impl GgufError {
             GgufError::ShardName { .. } => "llama.cpp finds the other files by this name: give it back",
             GgufError::MissingShard { first: true, .. } => {
                 "writing a split model gives the first file its name last: if this is an output, the run that \
-                 wrote it was stopped; write it again with `--force`"
+                 wrote it was stopped; write it again with `--overwrite`"
             }
             GgufError::MissingShard { .. } => "keep all files of the model in one folder",
             GgufError::ForeignShard { .. } => "fetch all files of the model from one place again",
@@ -231,7 +231,7 @@ impl GgufError {
                 "free some space, or write to another disk"
             }
             GgufError::Retype { .. } => "types of 32 values a block fit most models: Q8_0, Q5_1, Q4_0",
-            GgufError::OutputExists { .. } => "choose another name, or overwrite it with `--force`",
+            GgufError::OutputExists { .. } => "choose another name, or overwrite it with `--overwrite`",
             GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
             GgufError::OutputNotAFile { .. } => "choose another name",
             GgufError::OutputNoDirectory { directory, .. } => {

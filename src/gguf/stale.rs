@@ -10,11 +10,14 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::atomic::directory_of;
+use super::ShardName;
+use super::atomic::{directory_of, sync_directory};
 use super::ffi::{Lock, try_lock};
 
 /// After the random part of a temporary name.
 pub(super) const SUFFIX: &str = ".tmp";
+/// In a folder whose files are whole and on disk, and are to replace those of their names beside the folder.
+const COMPLETE: &str = "complete";
 /// Random letters and digits, as `tempfile` makes them.
 const N_RANDOM: usize = 6;
 /// More tries than sweepers could spoil.
@@ -50,7 +53,7 @@ pub(super) fn locked<T>(
 
 /// Whether `file` is what bears the name `path`.
 #[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> bool {
+pub(super) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let place = |found: &fs::Metadata| (found.dev(), found.ino());
     matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(a), Ok(b)) if place(&a) == place(&b))
@@ -58,12 +61,26 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Nobody sweeps where there are no locks.
 #[cfg(not(unix))]
-fn is_at(_: &File, _: &Path) -> bool {
+pub(super) fn is_at(_: &File, _: &Path) -> bool {
     true
 }
 
+/// Says, for good, that all files of a folder are whole and on disk.
+pub(super) fn mark(folder: &Path) -> io::Result<()> {
+    File::create(folder.join(COMPLETE))?.sync_all()?;
+    sync_directory(folder)
+}
+
+/// Ends the writing of the split model that `path` is a file of, where the run that replaced an earlier one by it was stopped
+/// before its first file had its name.
+pub fn recover(path: &Path) {
+    if let Some(first) = ShardName::parse(path).map(|name| name.path(0)).filter(|first| !first.exists()) {
+        sweep(&first);
+    }
+}
+
 /// Removes the temporary files and folders of outputs called `path` whose writers are no more, and says so in the
-/// log. What cannot be removed stays: it is in nobody's way.
+/// log; the files of a folder that is complete get their names first. What cannot be removed stays: it is in nobody's way.
 pub fn sweep(path: &Path) {
     let Some(name) = path.file_name() else { return };
     let prefix = prefix(name);
@@ -97,9 +114,29 @@ fn remove(path: &Path) -> io::Result<bool> {
     if found.is_file() {
         return fs::remove_file(path).map(|()| true);
     }
+    if path.join(COMPLETE).exists() {
+        publish(path)?;
+    }
     // The files of a split model; a folder in it would not be ours.
     for entry in fs::read_dir(path)? {
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(path).map(|()| true)
+}
+
+/// Gives the files of a complete folder their names, the first of the model last, as `AtomicModel::commit` does.
+fn publish(folder: &Path) -> io::Result<()> {
+    let target = directory_of(folder);
+    let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
+    let mut names: Vec<OsString> = names.into_iter().filter(|name| name != COMPLETE).collect();
+    names.sort();
+    let Some(first) = names.first().map(|name| target.join(name)) else { return Ok(()) };
+    if first.exists() {
+        fs::remove_file(&first)?;
+        sync_directory(target)?;
+    }
+    names.iter().rev().try_for_each(|name| fs::rename(folder.join(name), target.join(name)))?;
+    sync_directory(target)?;
+    tracing::warn!("{}: ended the writing, which a run that was stopped had begun", first.display());
+    Ok(())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
 
+use super::check;
 use super::error::is_full;
 use super::local::{self, is_commit};
 use super::places::Environment;
@@ -81,35 +82,39 @@ impl Hub {
     pub fn get(&self, name: &HubName, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         if self.offline {
             let offline = HubError::Offline { repo: name.repo.clone() };
-            return self.on_this_machine(name, offline);
+            return self.on_this_machine(name, offline, watch);
         }
         // Absolute, because the crate links between folders by their whole paths.
         let cache = std::path::absolute(&self.cache)
             .map_err(|source| HubError::Cache { path: self.cache.clone(), source })?;
         let job = Job { hub: Self { cache, ..self.clone() }, name: name.clone() };
         match job.watched(watch) {
-            Err(unreachable @ HubError::Unreachable { .. }) => self.on_this_machine(name, unreachable),
+            Err(unreachable @ HubError::Unreachable { .. }) => self.on_this_machine(name, unreachable, watch),
             done => done,
         }
     }
 
     /// What this machine has of the model, else `otherwise`.
-    fn on_this_machine(&self, name: &HubName, otherwise: HubError) -> Result<Fetched, HubError> {
+    fn on_this_machine(
+        &self,
+        name: &HubName,
+        otherwise: HubError,
+        watch: &mut Watch<'_>,
+    ) -> Result<Fetched, HubError> {
         let llama = self.llama.as_deref();
-        let found = [
-            local::in_cache(&self.cache, name),
-            llama.map_or(Ok(None), |llama| local::in_cache(llama, name)),
-            llama.map_or(Ok(None), |llama| local::in_llama(llama, name)),
-        ];
         let mut problem = None;
-        for found in found {
-            match found {
+        for cache in std::iter::once(self.cache.as_path()).chain(llama) {
+            match local::in_cache(cache, name, watch) {
                 Ok(Some(found)) => return Ok(found),
                 Ok(None) => {}
                 Err(error) => problem = problem.or(Some(error)),
             }
         }
-        Err(problem.unwrap_or(otherwise))
+        match llama.map_or(Ok(None), |llama| local::in_llama(llama, name)) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(problem.unwrap_or(otherwise)),
+            Err(error) => Err(problem.unwrap_or(error)),
+        }
     }
 
     fn repo(&self, name: &HubName) -> Repo {
@@ -183,11 +188,21 @@ impl Job {
         }
         let snapshot = snapshot_here;
         for part in &parts {
-            let path = snapshot.join(part);
-            if !path.is_file() {
-                download.get(part)?;
-                self.check(part, &path, send)?;
+            let (path, unchecked) = (snapshot.join(part), check::unchecked(&hub.cache, name, part));
+            if path.is_file() && !unchecked.exists() {
+                continue;
             }
+            if !path.is_file() {
+                // Before the download: a run that is stopped between the two leaves a file that says so.
+                check::mark(&unchecked, &hub.cache)?;
+                download.get(part)?;
+            }
+            let what = format!("checking {part}");
+            check::check(part, &path, &mut |done, total| {
+                let _ = send.send((what.clone(), done, total));
+                Ok(())
+            })?;
+            check::checked(&unchecked);
         }
         Ok(Fetched { path: snapshot.join(&parts[0]), cache: hub.cache.clone(), from_cache: false })
     }
@@ -199,24 +214,6 @@ impl Job {
 
     fn answer(&self, what: &str, problem: &str) -> HubError {
         HubError::Answer { what: what.into(), problem: problem.into() }
-    }
-
-    /// Compares what arrived with the name of its blob: large files are named by their sha256.
-    fn check(&self, part: &str, path: &Path, send: &Sender<Told>) -> Result<(), HubError> {
-        let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
-        let blob = path.canonicalize().map_err(unreadable)?;
-        let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(());
-        }
-        let found = self.sha256(part, &blob, send)?;
-        if found.eq_ignore_ascii_case(&expected) {
-            return Ok(());
-        }
-        for path in [path, &blob] {
-            std::fs::remove_file(path).map_err(unreadable)?;
-        }
-        Err(HubError::Damaged { file: part.into(), expected, found })
     }
 
     fn sha256(&self, part: &str, path: &Path, send: &Sender<Told>) -> Result<String, HubError> {

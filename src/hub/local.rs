@@ -5,18 +5,23 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::fetch::Watch;
 use super::select::select;
-use super::{Fetched, HubError, HubName};
+use super::{Fetched, HubError, HubName, check};
 use crate::bounded;
 
 /// What llama.cpp writes beside a file has a few hundred bytes.
 const MAX_NOTE: u64 = 1 << 20;
 
-/// The model as the cache at `cache` has it; `None` where it has nothing of the repository.
+/// The model as the cache at `cache` has it; `None` where it has nothing of the repository. What was never checked is.
 ///
 /// # Errors
-/// [`HubError`] where it has some of the repository, but not what `name` asks for.
-pub(super) fn in_cache(cache: &Path, name: &HubName) -> Result<Option<Fetched>, HubError> {
+/// [`HubError`] where it has some of the repository, but not what `name` asks for, or a damaged file.
+pub(super) fn in_cache(
+    cache: &Path,
+    name: &HubName,
+    watch: &mut Watch<'_>,
+) -> Result<Option<Fetched>, HubError> {
     let folder = repo_folder(cache, name);
     let commit = std::fs::read_to_string(folder.join("refs").join(&name.revision)).unwrap_or_default();
     let snapshot = folder.join("snapshots").join(commit.trim());
@@ -25,6 +30,14 @@ pub(super) fn in_cache(cache: &Path, name: &HubName) -> Result<Option<Fetched>, 
         return Ok(None);
     }
     let parts = select(name, &files)?;
+    for part in &parts {
+        let unchecked = check::unchecked(cache, name, part);
+        if unchecked.exists() {
+            let what = format!("checking {part}");
+            check::check(part, &snapshot.join(part), &mut |done, total| watch(&what, done, total))?;
+            check::checked(&unchecked);
+        }
+    }
     Ok(Some(Fetched { path: snapshot.join(&parts[0]), cache: cache.to_path_buf(), from_cache: true }))
 }
 

@@ -4,6 +4,7 @@
 //! `name` reads the name, [`select`] chooses the file, [`fetch`] gets it through the crate `hf-hub`, into
 //! the cache that the hub's other programs use.
 
+mod check;
 mod error;
 pub mod fetch;
 mod local;

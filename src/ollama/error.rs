@@ -128,7 +128,7 @@ impl OllamaError {
             Self::Server { instead, .. } => {
                 instead.as_ref().map(|command| format!("the files are written; this does the same: {command}"))
             }
-            Self::Exists { .. } => Some("give another name, or pass --force to replace it".into()),
+            Self::Exists { .. } => Some("give another name, or pass --overwrite to replace it".into()),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the store belongs to the user that Ollama's service runs as: read it as that user, or as root".into())
             }

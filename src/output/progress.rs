@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::printable::{escape_json, one_line, printable};
+use super::tell;
 
 /// What took time, and how much: every bar, those of the same name together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,11 +21,6 @@ pub struct Stage {
 }
 
 type Stages = Rc<RefCell<Vec<Stage>>>;
-
-/// A line on stderr, for what is told without a [`Printer`].
-pub fn tell(text: impl AsRef<str>) {
-    eprintln!("{}", printable(text.as_ref()));
-}
 
 /// How much is said.
 #[derive(Debug, Clone)]
@@ -48,20 +44,20 @@ impl Printer {
     /// A line for people.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            tell(text);
+            tell(text.as_ref());
         }
     }
 
     /// A line for those who asked for more.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose > 0 {
-            tell(text);
+            tell(text.as_ref());
         }
     }
 
     /// A line that even `-q` shows.
     pub fn warn(&self, text: impl AsRef<str>) {
-        tell(format!("warning: {}", text.as_ref()));
+        tell(format_args!("warning: {}", text.as_ref()));
     }
 
     /// What was asked for, on stdout, for people. A reader that went away is not an error.
@@ -89,7 +85,7 @@ impl Printer {
 
     /// What a user is asked for a message by.
     pub fn prompt(&self) {
-        eprint!("> ");
+        let _ = write!(std::io::stderr(), "> ");
     }
 
     /// A bar of `total` steps that tells the time left; a plain line where stderr is no terminal.
@@ -137,7 +133,7 @@ impl Bar {
     pub fn note(&self, text: &str) {
         let text = one_line(text);
         if self.plain {
-            tell(format!("  {text}"));
+            tell(format_args!("  {text}"));
         }
         self.bar.set_message(text.into_owned());
     }

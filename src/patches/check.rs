@@ -71,6 +71,9 @@ fn check_writer(at: &Place, writer: &WriterPattern) -> Result<(), PatchError> {
     at.ensure(ok, "required", "no `any_of` beside it", "both")?;
     let ok = !writer.experts || writer.axis == ResidualAxis::Rows;
     at.ensure(ok, "axis", "`rows` with `experts`", "`cols`")?;
+    // What is looked up is not multiplied: there is no input for an edit to act on.
+    let ok = writer.kind == WriterKind::Embedding || writer.axis == ResidualAxis::Rows;
+    at.ensure(ok, "axis", "`rows`, but for the embedding", "`cols`")?;
     let ok = writer.post_norm.is_some() || !writer.post_norm_optional;
     at.ensure(ok, "post_norm_optional", "a `post_norm`", "none")?;
     let ok = writer.post_norm.is_some() || writer.outer_norm.is_none();

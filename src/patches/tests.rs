@@ -185,6 +185,10 @@ fn what_is_no_patch_file_is_refused_with_its_line() {
         (&toy("").replace("\"ffn\"", "\"mlp\""), "unknown variant `mlp`"),
         (&toy("").replace("axis = \"rows\"", ""), "missing field `axis`"),
         (&toy("residual_scale_times = \"pi\""), "unknown variant `pi`"),
+        (
+            &format!("embedding = \"when-untied\"\n{}", toy("")),
+            "toy.toml, line 1: unknown variant `when-untied`, expected `leave`",
+        ),
     ] {
         let message = refusal(text);
         assert!(message.contains(expected), "{message} lacks {expected}");
@@ -229,6 +233,7 @@ fn senseless_fields_are_refused_by_name() {
         (toy("residual_scale = nan"), "`writer[0].residual_scale`"),
         (toy("residual_scale_key = \"{i}.s\""), "`writer[0].residual_scale_key`"),
         (toy("experts = true").replace("rows", "cols"), "`writer[0].axis`: expected `rows`"),
+        (toy("").replace("rows", "cols"), "`writer[0].axis`: expected `rows`, but for the embedding"),
     ] {
         let message = refusal(&text);
         assert!(message.contains(expected), "{message} lacks {expected}");

@@ -33,7 +33,7 @@ use places::{Places, SETTINGS};
 pub use collect::inputs_memory;
 pub(super) use collect::{ANSWER, ANSWERED};
 pub(super) use places::DEEPEST;
-pub use places::{settings, space, tensors};
+pub use places::{networks, settings, space, tensors};
 
 /// What part of the push each late gate has: less where less is still to be computed.
 const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];

@@ -6,7 +6,8 @@ use crate::edit::{self, Method};
 use crate::error::Error;
 use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
-use crate::gguf::{AtomicModel, Gguf, suffixed};
+use crate::gguf::{AtomicModel, Gguf, TensorInfo};
+use crate::interrupt;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
 use crate::options::InjectOptions;
@@ -17,6 +18,7 @@ use crate::pipeline::study::{self, Study};
 use crate::pipeline::write::{Change, Write};
 use crate::prompts::{PromptSet, Split};
 use crate::report::{AnswerPair, Scores};
+use crate::requant;
 use crate::search::{KlBudget, SearchError};
 
 /// Harmful, harmless and alarming prompts of the report.
@@ -53,6 +55,16 @@ pub struct Before {
     snapshots: [Snapshot; 2],
 }
 
+/// What became of the control that requantizes without an edit.
+pub enum Control {
+    /// It was not asked for, or there is none.
+    NotAsked,
+    /// It could not be made: why.
+    LeftOut(String),
+    /// Its score.
+    Scored(Score),
+}
+
 /// What was measured on the written file.
 pub struct After {
     /// Its answers.
@@ -62,7 +74,12 @@ pub struct After {
 
 impl Before {
     /// All scores.
-    pub fn scores(&self, written: Score, requantized: Option<Score>) -> Scores {
+    pub fn scores(&self, written: Score, requantized: Control) -> Scores {
+        let (requantized, requantized_left_out) = match requantized {
+            Control::NotAsked => (None, None),
+            Control::LeftOut(why) => (None, Some(why)),
+            Control::Scored(score) => (Some(score), None),
+        };
         Scores {
             base: self.base.score,
             exact: self.exact,
@@ -70,6 +87,7 @@ impl Before {
             random_direction: self.random,
             published_at_same_kl: self.published,
             requantized,
+            requantized_left_out,
         }
     }
 
@@ -172,20 +190,35 @@ impl Exam<'_> {
         Ok(After { examination, snapshot: self.snapshot(&mut engine)? })
     }
 
-    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; `None`
-    /// in place, where there is no room for a second file.
-    pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Result<Option<Score>, Error> {
+    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; none in place, where
+    /// there is no room for a second file. The model is written by then, so what goes wrong here only leaves it out.
+    pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Control {
         // Where neurons are changed nothing else is quantized again.
         let linear = matches!(write.edits, Edits::Linear(_));
         if !self.options.controls || self.options.in_place || !linear {
-            return Ok(None);
+            return Control::NotAsked;
         }
-        let name = suffixed(&self.options.output, ".control");
-        let mut file = AtomicModel::create(&name, &self.opened.gguf, true)?;
+        let tensors = self.opened.gguf.tensors.iter().filter(|tensor| write.edits.touches(&tensor.name));
+        let problem = |tensor: &TensorInfo| {
+            Some((tensor.name.clone(), requant::unroundable(tensor, tensor.ggml_type)?))
+        };
+        if let Some((tensor, problem)) = { tensors }.find_map(problem) {
+            return Control::LeftOut(format!("{tensor} cannot be requantized: {problem}"));
+        }
+        match self.score_requantized(write, before) {
+            Ok(score) => Control::Scored(score),
+            Err(_) if interrupt::requested() => Control::LeftOut("the run was stopped".into()),
+            Err(error) => Control::LeftOut(error.to_string()),
+        }
+    }
+
+    fn score_requantized(&self, write: Write<'_>, before: &Before) -> Result<Score, Error> {
+        // Under a temporary name only.
+        let mut file = AtomicModel::create(&self.options.output, &self.opened.gguf, true)?;
         write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = self.printer.bar("scoring the control", 1);
-        Ok(Some(before.examiner.half().examine(&mut engine)?.score))
+        Ok(before.examiner.half().examine(&mut engine)?.score)
     }
 }
 

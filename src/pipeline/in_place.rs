@@ -38,10 +38,14 @@ pub fn change<T>(
     });
     let done = done.and_then(|measured| file.accept().map(|()| measured).map_err(Error::from));
     done.map_err(|error| {
-        printer.say("putting the original back …");
+        // Before anything else: whatever goes wrong now, the model is whole again.
+        let restored = file.restore();
         let (path, after) = (write.source.path.clone(), error.to_string());
-        match file.restore() {
-            Ok(()) => error,
+        match restored {
+            Ok(()) => {
+                printer.say("the original was put back");
+                error
+            }
             Err(source) => UndoError::NotRestored { path, after, source: Box::new(source) }.into(),
         }
     })

@@ -4,12 +4,11 @@ use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use crate::error::Error;
-use crate::evaluate::Score;
 use crate::gguf::{self, AtomicModel, Gguf, GgufError};
 use crate::llama::llama_version;
 use crate::options::InjectOptions;
 use crate::output::Printer;
-use crate::pipeline::exam::{After, Before, Exam};
+use crate::pipeline::exam::{After, Before, Control, Exam};
 use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited, prompt_facts};
 use crate::pipeline::in_place;
 use crate::pipeline::provenance::Provenance;
@@ -64,7 +63,7 @@ impl Target {
             gguf::in_place::check(&options.source.path)?;
             return Ok(Self::InPlace);
         }
-        Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.force)?))
+        Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.overwrite)?))
     }
 
     /// The name of what is written; of a split model that of its first file.
@@ -81,7 +80,7 @@ struct Written {
     output: FileFacts,
     verification: Verification,
     after: After,
-    requantized: Option<Score>,
+    requantized: Control,
 }
 
 impl Job<'_> {
@@ -165,11 +164,11 @@ impl Job<'_> {
         let base = &self.opened.gguf;
         let verification = check_written(Base::from(base), &gguf, write.edits, self.printer)?;
         let after = exam.after(&gguf, before)?;
-        let requantized = exam.requantized_control(write, before)?;
         let mut output = file_facts(&gguf, self.printer)?;
         output.path = self.options.output.display().to_string();
         check_unchanged(input, base, self.seen.as_deref(), self.printer)?;
         file.commit()?;
+        let requantized = exam.requantized_control(write, before);
         Ok(Written { output, verification, after, requantized })
     }
 
@@ -185,7 +184,7 @@ impl Job<'_> {
             let verification = check_written(base, changed, change.0.edits, self.printer)?;
             let after = exam.after(changed, before)?;
             let output = file_facts(changed, self.printer)?;
-            Ok(Written { output, verification, after, requantized: None })
+            Ok(Written { output, verification, after, requantized: Control::NotAsked })
         };
         in_place::change(change, &input.sha256, measure, self.printer)
     }

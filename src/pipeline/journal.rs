@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
-use crate::gguf::sha256_hex;
+use crate::gguf::{LockFile, sha256_hex};
 use crate::llama::{devices, llama_version};
 use crate::options::{InjectOptions, SystemPrompt};
 use crate::output::Printer;
@@ -15,7 +15,7 @@ use crate::search::journal::{Head, Journal};
 /// Opens the journal: the one that is there with `--resume`, else a new one.
 ///
 /// # Errors
-/// [`Error::Journal`] when it is of another search.
+/// [`Error::Journal`] when it is of another search, [`Error::Lock`] when another run is at it.
 pub fn open(
     opened: &Opened,
     options: &InjectOptions,
@@ -47,10 +47,11 @@ pub fn open(
         flash_attn: offload.flash_attn,
     };
     let path = path(options);
+    let lock = LockFile::take(&path)?;
     if !options.resume {
-        return Ok(Journal::begin(&path, head));
+        return Ok(Journal::begin(&path, head).locked(lock));
     }
-    let journal = Journal::resume(&path, head)?;
+    let journal = Journal::resume(&path, head)?.locked(lock);
     printer.say(match journal.len() {
         0 => format!("{} holds nothing yet: the search begins anew", path.display()),
         n => format!("{n} steps of the search are taken from {}", path.display()),
@@ -58,7 +59,8 @@ pub fn open(
     Ok(journal)
 }
 
-fn path(options: &InjectOptions) -> PathBuf {
+/// Where the journal of a search is kept.
+pub fn path(options: &InjectOptions) -> PathBuf {
     options.output.with_extension("search.jsonl")
 }
 

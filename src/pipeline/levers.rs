@@ -79,7 +79,7 @@ impl Offer {
         }
         let users = system.as_ref().is_some_and(|(name, _)| *name == "user");
         let none = plain.rate() <= HARDLY && system.is_none() && scar.is_none();
-        if none && !options.force {
+        if none && !options.allow.allow_no_refusal {
             let prompted = prompted.map_or(0, |p| p.count);
             return Err(Error::NoRefusal { plain: plain.count, prompted, total: plain.total });
         }

@@ -10,10 +10,12 @@ pub mod inject;
 pub mod journal;
 pub mod levers;
 pub mod material;
+pub mod outputs;
 pub mod provenance;
 pub mod session;
 pub mod stored;
 pub mod study;
+pub mod types;
 pub mod write;
 
 use crate::error::Error;

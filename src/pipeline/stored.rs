@@ -82,8 +82,13 @@ pub fn at(path: &Path, problem: Problem) -> StoredError {
 ///
 /// # Errors
 /// [`Error::Stored`] when the file is damaged, or the edit is for a model of another shape or, without
-/// `--force`, with other weights.
-pub fn take(path: &Path, opened: &Opened, force: bool, printer: &Printer) -> Result<Taken, Error> {
+/// `allow_other_weights`, with other weights.
+pub fn take(
+    path: &Path,
+    opened: &Opened,
+    allow_other_weights: bool,
+    printer: &Printer,
+) -> Result<Taken, Error> {
     let (edit, bytes) = StoredEdit::open(path)?;
     let model = &edit.facts.model;
     if let Some(difference) = model.shape.difference(&Shape::of(&opened.plan)) {
@@ -92,10 +97,10 @@ pub fn take(path: &Path, opened: &Opened, force: bool, printer: &Printer) -> Res
     let _bar = printer.bar("comparing the weights", 1);
     if let Some(difference) = model.difference(&Fingerprint::of(&opened.gguf, &opened.plan)?) {
         let error = at(path, Problem::Weights(difference));
-        if !force {
+        if !allow_other_weights {
             return Err(error.into());
         }
-        printer.warn(format!("{error}; --force applies it all the same"));
+        printer.warn(format!("{error}; it is applied all the same"));
     }
     let facts = &edit.facts;
     printer.say(format!(

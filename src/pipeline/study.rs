@@ -428,15 +428,15 @@ fn describe_trial(t: &Trial) -> String {
     )
 }
 
-/// The best accepted trial; with `--force` the most useful one when none was accepted.
+/// The best accepted trial; with `--allow-over-limits` the most useful one when none was accepted.
 fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptions) -> Result<Trial, Error> {
     if let Some(best) = search.best() {
         return Ok(*best);
     }
-    // With `--force` none was stopped.
+    // With `--allow-over-limits` none was stopped.
     let whole = search.trials.iter().filter(|t| !t.stopped);
     let most = whole.max_by(|a, b| a.utility.total_cmp(&b.utility));
-    if let Some(trial) = most.filter(|_| options.force) {
+    if let Some(trial) = most.filter(|_| options.allow.allow_over_limits) {
         return Ok(*trial);
     }
     let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.lever));

@@ -245,7 +245,7 @@ mod tests {
             (&format!("{least}score-prompts = 0"), "at least 1"),
             (&format!("{least}[search]\ntypo = 1"), "unexpected argument '--typo'"),
             (&format!("{least}[search]\ntrials = 'x'"), "invalid value 'x'"),
-            (&format!("{least}[search]\nlever = '--force'"), "not a flag"),
+            (&format!("{least}[search]\nlever = '--resume'"), "not a flag"),
             (&format!("{least}license = \"a\\nb\""), "one line each"),
         ] {
             let error = read(text).unwrap_err();

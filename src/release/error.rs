@@ -67,8 +67,8 @@ impl ReleaseError {
             Self::Ladder { hint, .. } => hint,
             Self::Quantize { .. } => "run with -vv to see llama.cpp's log",
             Self::State { .. } => "release into an empty folder",
-            Self::Changed { .. } => "release into another folder, or pass --force to make it again",
-            Self::InTheWay { .. } => "release into an empty folder, or pass --force to overwrite",
+            Self::Changed { .. } => "release into another folder, or pass --overwrite to make it again",
+            Self::InTheWay { .. } => "release into an empty folder, or pass --overwrite",
         };
         Some(hint.into())
     }

@@ -22,6 +22,7 @@ impl Report {
     /// The summary for people.
     pub fn summary(&self) -> String {
         let parts = [
+            ("control", self.left_out_line()),
             ("edit", self.edit_line()),
             ("levers", self.lever_lines()),
             ("trials", self.trial_table()),
@@ -63,6 +64,12 @@ impl Report {
             table.row(vec![name.into(), harmful, harmless, alarming, broken, format!("{:.4}", score.kl)]);
         }
         table
+    }
+
+    /// The control that could not be made.
+    fn left_out_line(&self) -> String {
+        let why = self.scores.requantized_left_out.as_ref();
+        why.map_or(String::new(), |why| format!("requantized only: left out, {why}"))
     }
 
     fn edit_line(&self) -> String {

@@ -138,6 +138,7 @@ fn example() -> Report {
             random_direction: Some(score([20, 3, 18], 0.0027)),
             published_at_same_kl: Some(score([40, 6, 19], 0.0196)),
             requantized: Some(score([22, 2, 18], 0.0015)),
+            requantized_left_out: None,
         },
         verification: Verification {
             untouched_identical: true,

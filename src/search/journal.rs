@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use super::{Candidate, Lever};
 use crate::evaluate::{Quick, Score};
+use crate::gguf::LockFile;
 use crate::llama::offload::FlashAttn;
 
 /// What the measurements of a search depend on. How many trials there are, the limits, the layer and κ are
@@ -157,6 +158,8 @@ pub struct Journal {
     file: Option<File>,
     /// Whether a row could not be written.
     failed: bool,
+    /// Keeps other runs away from the file.
+    _lock: Option<LockFile>,
 }
 
 impl Journal {
@@ -168,6 +171,11 @@ impl Journal {
     /// A new one at `path`, in place of any that is there, as soon as there is a row.
     pub fn begin(path: &Path, head: Head) -> Self {
         Self { place: Some((path.to_path_buf(), head)), ..Self::default() }
+    }
+
+    /// The same, which no other run writes as long as it lives.
+    pub fn locked(self, lock: LockFile) -> Self {
+        Self { _lock: Some(lock), ..self }
     }
 
     /// The one at `path`, which must have the same head; a new one where there is none.
@@ -189,7 +197,13 @@ impl Journal {
         let mut file = OpenOptions::new().write(true).open(path).map_err(failed)?;
         let end = (first.len() + 1 + len) as u64;
         file.set_len(end).and_then(|()| file.seek(SeekFrom::Start(end))).map_err(failed)?;
-        Ok(Self { place: Some((path.to_path_buf(), head)), rows, file: Some(file), failed: false })
+        Ok(Self {
+            place: Some((path.to_path_buf(), head)),
+            rows,
+            file: Some(file),
+            failed: false,
+            _lock: None,
+        })
     }
 
     /// Number of steps that it holds.

@@ -83,7 +83,7 @@ impl StoredError {
                 "an edit fits the quantizations of one model only: make one for this model with `rosi-gguf direction`"
             }
             Problem::Weights(_) => {
-                "another fine-tune has another direction: make one for this model with `rosi-gguf direction`; --force applies this one all the same"
+                "another fine-tune has another direction: make one for this model with `rosi-gguf direction`; --allow-other-weights takes this one all the same"
             }
         };
         Some(hint.into())

@@ -87,11 +87,22 @@ pub fn models(folder: &Path) -> [PathBuf; 3] {
     })
 }
 
-/// Arguments that search the direction of such a model. It refuses nothing, so `--force`; to a vocabulary of bytes our
+/// Arguments that search the direction of such a model. It refuses nothing, so two checks are waived; to a vocabulary of bytes our
 /// safety prompt is too long, so none.
 #[allow(dead_code)]
 pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
     let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
-    let search = ["--prompts", few, "--trials", "1", "--system-prompt", "off", "--force", "-t", "2"];
+    let search = [
+        "--prompts",
+        few,
+        "--trials",
+        "1",
+        "--system-prompt",
+        "off",
+        "-t",
+        "2",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+    ];
     [&["direction", model, "-o", out, "--method", "contrast"][..], &search].concat()
 }

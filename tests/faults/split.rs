@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use rosi_gguf::gguf::{AtomicModel, Gguf, GgufError, Rewrite};
+use rosi_gguf::gguf::{AtomicModel, Gguf, GgufError, Rewrite, recover};
 
 use super::tmpfs::Tmpfs;
 use super::{Case, Chance, KILLS, command, end, hidden};
@@ -115,7 +115,7 @@ impl Split {
                 let other = (1..COUNTS.len()).find(|&no| output[no].is_some()).unwrap();
                 let error = Gguf::open(&self.out(other)).unwrap_err();
                 assert!(matches!(error, GgufError::MissingShard { first: true, .. }), "{error}");
-                assert!(error.hint().unwrap().contains("--force"));
+                assert!(error.hint().unwrap().contains("--overwrite"));
                 Left::NoModel
             }
             Some(_) => panic!("a first file with files of another copy, or with too few"),
@@ -169,15 +169,17 @@ fn a_killed_copy_of_a_split_model_is_whole_or_no_model() {
         assert!(temporary.len() <= 1, "what the run before left was not removed: {temporary:?}");
         folders += temporary.len();
         split.assert_input_whole();
-        // What the next one is written over: a whole model, old or new.
+        // What the next one is written over: a whole model, old or new. Whoever lost the old one has the new one.
+        recover(&split.out(1));
+        let whole = split.look(old, new);
         if found == Left::NoModel {
-            assert!(end(split.spawn(byte)).0.success());
-            assert_eq!(split.look(None, new), Left::New);
+            assert_eq!(whole, Left::New);
             assert!(hidden(&split.folder).is_empty(), "left by the killed run");
         }
-        old = match found {
+        old = match whole {
             Left::Old => old,
-            Left::NoModel | Left::New => Some(new),
+            Left::NoModel => panic!("neither the old nor the new model"),
+            Left::New => Some(new),
         };
     }
     println!(

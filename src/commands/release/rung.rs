@@ -11,6 +11,7 @@ use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally,
 use crate::gguf::{AtomicModel, Gguf, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
+use crate::leftovers::Leftover;
 use crate::llama::{Engine, llama_version};
 use crate::output::percent;
 use crate::pipeline::exam::{REPORT_PROMPTS, guard};
@@ -71,7 +72,13 @@ impl Climb<'_> {
                 continue;
             }
             self.release.printer.say(format!("{}/{n} {}", i + 1, rung.file));
-            match self.make(state, rung, recipe) {
+            let work = self.release.at(WORK);
+            let unfinished = Leftover::new(&work);
+            let made = self.make(state, rung, recipe);
+            drop(unfinished);
+            // Its base is gigabytes that the next run would make anew.
+            let _ = std::fs::remove_dir_all(work);
+            match made {
                 Err(error @ Error::LessSafe { .. }) => {
                     self.release.printer.warn(format!("{}: {error}", rung.file));
                     failed.get_or_insert(error);
@@ -104,7 +111,7 @@ impl Climb<'_> {
         let path = self.release.at(&rung.file);
         let Some(row) = state.row(&rung.file).filter(|_| path.exists()) else { return Ok(false) };
         match same_recipe(&rung.file, &row.recipe, recipe) {
-            Err(_) if self.release.force => return Ok(false),
+            Err(_) if self.release.waived.overwrite => return Ok(false),
             same => same?,
         }
         let bar = self.release.printer.bar(&format!("hashing {}", rung.file), row.bytes);
@@ -128,6 +135,7 @@ impl Climb<'_> {
         let path = folder.join(&rung.file);
         let _bar = self.release.printer.bar(&format!("quantizing to {}", quant.name), 1);
         let imatrix = self.imatrix.as_ref().map(|(imatrix, _)| *imatrix);
+        let _unfinished = Leftover::new(&path);
         quantize(source, &path, (quant, imatrix), self.release.run.threads)?;
         interrupt::check()?;
         Ok(path)
@@ -139,16 +147,16 @@ impl Climb<'_> {
         let base_path = self.base(rung)?;
         let (release, printer) = (self.release, self.release.printer);
         let opened = Opened::new(&base_path, release.run.patches.as_deref())?;
-        if let Some(p) = Provenance::read(&opened.gguf).filter(|_| !release.force) {
+        if let Some(p) = Provenance::read(&opened.gguf).filter(|_| !release.waived.allow.allow_injected) {
             let (size, version) = (p.size(), p.version);
             return Err(Error::Injected { path: base_path, version, size });
         }
         let base = file_facts(&opened.gguf, printer)?;
-        let taken = stored::take(self.edit.0, &opened, release.force, printer)?;
+        let taken = stored::take(self.edit.0, &opened, release.waived.other_weights, printer)?;
         let imatrix = release.config.imatrix.as_deref();
         let study = stored::study(&taken, &opened, (imatrix, None), printer)?;
         let path = release.at(&rung.file);
-        let ours = release.force || state.row(&rung.file).is_some();
+        let ours = release.waived.overwrite || state.row(&rung.file).is_some();
         let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
         self.write(&opened, (&study, &taken, &base), &mut file)?;
         let written = Gguf::open(file.temporary_path())?;
@@ -177,9 +185,6 @@ impl Climb<'_> {
         state.put(row);
         state.save()?;
         file.commit()?;
-        if base_path.parent().is_some_and(|folder| folder.ends_with(WORK)) {
-            let _ = std::fs::remove_dir_all(release.at(WORK));
-        }
         Ok(())
     }
 

@@ -43,7 +43,7 @@ fn existing_target_is_refused_or_replaced() {
     let (directory, path) = on_disk(b"old");
     let error = AtomicFile::create(&path, false).unwrap_err();
     assert!(matches!(error, GgufError::OutputExists { .. }));
-    assert!(error.hint().unwrap().contains("--force"));
+    assert!(error.hint().unwrap().contains("--overwrite"));
     let mut file = AtomicFile::create(&path, true).unwrap();
     file.write_all(b"new").unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"old");

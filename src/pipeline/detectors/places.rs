@@ -47,10 +47,15 @@ impl Places {
     }
 }
 
+/// The networks that may be changed.
+pub fn networks(plan: &Plan, layer: Option<usize>) -> Vec<Ffn> {
+    Places::of(plan, layer).networks
+}
+
 /// Names of the tensors that may be changed.
 pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
     let of = |ffn: Ffn| ffn.gate.into_iter().chain([ffn.up, plan.writers[ffn.writer].tensor.clone()]);
-    Places::of(plan, layer).networks.into_iter().flat_map(of).collect()
+    networks(plan, layer).into_iter().flat_map(of).collect()
 }
 
 /// The edits of `space` that are tried, the default first: two, or the one that the user wants.

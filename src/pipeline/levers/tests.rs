@@ -130,7 +130,7 @@ fn only_without_any_lever_there_is_no_refusal() {
     let refused = |flags: &[&str]| offer((1, 2), None, flags);
     assert!(matches!(refused(&[]), Err(Error::NoRefusal { plain: 1, prompted: 2, total: 20 })));
     assert!(matches!(refused(&["--system-prompt", "off"]), Err(Error::NoRefusal { prompted: 0, .. })));
-    assert_eq!(refused(&["--force"]).unwrap().0, [Lever::Plain]);
+    assert_eq!(refused(&["--allow-no-refusal"]).unwrap().0, [Lever::Plain]);
     assert_eq!(offer((1, 2), some_scar(), &[]).unwrap().0, [Lever::Plain, Lever::Scar]);
     assert_eq!(offer((1, 2), some_scar(), &["--lever", "scar"]).unwrap().0, [Lever::Scar]);
     let missing = refused(&["--lever", "scar"]);

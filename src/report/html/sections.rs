@@ -45,6 +45,8 @@ pub fn scores(report: &Report) -> Option<Section> {
         [vec![(*name).to_owned()], refused.to_vec(), vec![score.broken().to_string(), fixed(score.kl, 4)]]
             .concat()
     };
+    let left_out = report.scores.requantized_left_out.as_ref();
+    let left_out = left_out.map_or(String::new(), |why| format!(" The last one was left out: {why}."));
     Some(Section {
         id: "scores",
         title: "What it refuses",
@@ -52,7 +54,8 @@ pub fn scores(report: &Report) -> Option<Section> {
                refused; harmless ones, and alarming ones, which only sound harmful, should not. Lines are 95 % Wilson \
                intervals. A random direction of the same size, the published edit at the same KL, and the same tensors \
                requantized without an edit are controls."
-            .into(),
+            .to_owned()
+            + &left_out,
         legend: vec![("before", "base"), ("exact", "exact edit"), ("after", "written file"), ("control", "control")],
         charts: (0..3).map(chart).collect(),
         tables: vec![Table {

@@ -1,0 +1,44 @@
+//! Files that were downloaded, and not yet compared with their sha256 to the end.
+
+use std::path::{Path, PathBuf};
+
+use super::local::repo_folder;
+use super::{HubError, HubName};
+use crate::gguf::{Progress, sha256_file};
+
+/// The file that says that `part` was never compared with its sha256 to the end.
+pub(super) fn unchecked(cache: &Path, name: &HubName, part: &str) -> PathBuf {
+    repo_folder(cache, name).join(format!(".unchecked-{}", part.replace('/', "--")))
+}
+
+/// Says that a file has still to be checked.
+pub(super) fn mark(unchecked: &Path, cache: &Path) -> Result<(), HubError> {
+    let folder = unchecked.parent().unwrap_or(unchecked);
+    let made = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(unchecked, b""));
+    made.map_err(|source| HubError::Cache { path: cache.to_path_buf(), source })
+}
+
+/// Says that it was.
+pub(super) fn checked(unchecked: &Path) {
+    if let Err(error) = std::fs::remove_file(unchecked) {
+        tracing::debug!("{}: {error}", unchecked.display());
+    }
+}
+
+/// Compares what arrived with the name of its blob: large files are named by their sha256.
+pub(super) fn check(part: &str, path: &Path, progress: &mut Progress<'_>) -> Result<(), HubError> {
+    let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
+    let blob = path.canonicalize().map_err(unreadable)?;
+    let expected = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+    if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let found = sha256_file(&blob, progress).map_err(unreadable)?;
+    if found.eq_ignore_ascii_case(&expected) {
+        return Ok(());
+    }
+    for path in [path, &blob] {
+        std::fs::remove_file(path).map_err(unreadable)?;
+    }
+    Err(HubError::Damaged { file: part.into(), expected, found })
+}

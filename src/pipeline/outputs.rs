@@ -1,0 +1,15 @@
+//! The files that a command is to write, looked at before its work.
+
+use std::path::Path;
+
+use crate::error::Error;
+use crate::gguf::AtomicFile;
+
+/// Whether a file can be made under each of these names: the folder is there and can be written to, the name is none that the
+/// system refuses, and nothing bears it unless `overwrite`.
+///
+/// # Errors
+/// [`Error::Gguf`] for the first name under which none can.
+pub fn check<'a>(paths: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<(), Error> {
+    Ok(paths.into_iter().try_for_each(|path| AtomicFile::create(path, overwrite).map(drop))?)
+}

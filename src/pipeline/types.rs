@@ -1,0 +1,56 @@
+//! Whether every tensor of an edit can be written in the type that it gets: known from the header, before any work.
+
+use crate::edit::Method;
+use crate::error::Error;
+use crate::options::InjectOptions;
+use crate::pipeline::session::Opened;
+use crate::pipeline::stored::Taken;
+use crate::pipeline::{detectors, material};
+use crate::plan::{Ffn, Plan};
+use crate::requant::Part;
+use crate::search::Lever;
+
+/// Checks the tensors that the search, or the stored edit, may change.
+///
+/// # Errors
+/// [`Error::Edit`] naming the first tensor that cannot be written, and why.
+pub fn check(opened: &Opened, options: &InjectOptions, taken: Option<&Taken>) -> Result<(), Error> {
+    let plan = &opened.plan;
+    let parts = match (options.method, taken) {
+        (Method::Detector, None) => neurons(plan, &detectors::networks(plan, options.search.layer)),
+        (Method::Detector, Some(taken)) => {
+            let stored = |ffn: &&Ffn| taken.edit.networks.iter().any(|n| n.facts.writer == writer(plan, ffn));
+            neurons(plan, &plan.ffns.iter().filter(stored).cloned().collect::<Vec<_>>())
+        }
+        (_, None) => matrices(plan, options),
+        (_, Some(taken)) => taken.edit.writers.iter().map(|w| (w.tensor.clone(), Part::Matrix)).collect(),
+    };
+    for (name, part) in parts {
+        if let Some(tensor) = opened.gguf.tensor(&name) {
+            options.requant.check(tensor, part)?;
+        }
+    }
+    Ok(())
+}
+
+fn writer<'a>(plan: &'a Plan, ffn: &Ffn) -> &'a str {
+    &plan.writers[ffn.writer].tensor
+}
+
+/// What neurons of the networks change.
+fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
+    let of = |ffn: &Ffn| {
+        let rows = ffn.gate.iter().chain([&ffn.up]).map(|name| (name.clone(), Part::Rows));
+        rows.chain([(writer(plan, ffn).to_owned(), Part::Columns)]).collect::<Vec<_>>()
+    };
+    networks.iter().flat_map(of).collect()
+}
+
+/// The writers of every window that may be tried.
+fn matrices(plan: &Plan, options: &InjectOptions) -> Vec<(String, Part)> {
+    let levers = [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar];
+    let levers = levers.into_iter().filter(|&lever| options.lever.is_none_or(|only| only == lever));
+    let windows = levers.flat_map(|lever| material::space_of(options, lever).windows);
+    let writers = windows.flat_map(|window| plan.writers_in(window));
+    writers.map(|i| (plan.writers[i].tensor.clone(), Part::Matrix)).collect()
+}
