@@ -223,10 +223,10 @@ fn long_prompts_are_read_in_pieces() {
 #[test]
 fn a_prompt_that_is_too_long_is_named_before_any_is_asked() {
     let folder = tempfile::tempdir().unwrap();
-    let (path, set) = (folder.path().join("qwen2.gguf"), folder.path().join("set.txt"));
+    let (path, set) = (folder.path().join("qwen2.gguf"), folder.path().join("harmless.txt"));
     talking::talking(("qwen2", &[]), &path);
     let long = "a".repeat(3000);
-    std::fs::write(&set, format!("harmful: One.\nharmless: Tell me {long}\n")).unwrap();
+    std::fs::write(&set, format!("One.\nTell me {long}\n")).unwrap();
     let [path, set] = [&path, &set].map(|path| path.to_str().unwrap());
     let told = refused(&["eval", path, "--set", set, "-t", "2"]);
     let expected = "a prompt of kind harmless cannot be put to the model: prompt of ";

@@ -69,7 +69,9 @@ mod tests {
     #[test]
     fn a_position_that_the_model_lacks_is_told() {
         let mut batch = Batch::default();
-        (0..4).for_each(|pos| drop(batch.push(1, pos, 0, false)));
+        for pos in 0..4 {
+            batch.push(1, pos, 0, false);
+        }
         assert!(batch.check_positions(4).is_ok());
         let error = batch.check_positions(3).unwrap_err();
         assert!(matches!(error, LlamaError::Position { found: 3, n_positions: 3 }), "{error}");

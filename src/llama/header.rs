@@ -47,7 +47,7 @@ pub enum HeaderError {
     /// Characters outside the vocabulary cannot be spelled.
     #[error(
         "{}: {TOKENS} has no token <0x{missing:02X}>, expected one for every byte, with which a vocabulary of kind llama \
-         spells what it lacks ({n_missing} of 256 are missing)",
+         spells what it lacks ({n_missing} are missing)",
         path.display()
     )]
     NoByte {
@@ -82,9 +82,7 @@ impl HeaderError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
-            _ => Some(
-                "llama.cpp cannot run this file either: convert or quantize the original model again".into(),
-            ),
+            _ => Some("convert or quantize the original model again".into()),
         }
     }
 }

@@ -318,12 +318,12 @@ mod tests {
         let chat = Chat { system: Some("user"), user };
         let json = "{{ {'system': messages[0].content, 'user': messages[1].content} | tojson }}user";
         for (source, expected) in [
-            (CHATML, ["user", "user\n<|im_end|>\n \"a"]),
+            (CHATML, &["user", "user\n<|im_end|>\n \"a"][..]),
             (
                 "{{ messages[0].content }}: {{ messages[1].content | trim }}",
-                ["user", "user\n<|im_end|>\n \"a"],
+                &["user", "user\n<|im_end|>\n \"a"],
             ),
-            (json, ["user", "user\\n<|im_end|>\\n \\\"a"]),
+            (json, &["user", "user", "<|im_end|>", "a"]),
         ] {
             let prompt = ChatTemplate::new(source, "", "").unwrap().render(&chat).unwrap();
             assert_eq!(said(&prompt), expected, "{source}");

@@ -3,7 +3,7 @@
 //! templates keep flags and texts in them, and never hand one on. So it is refused to: then a namespace is
 //! only ever reached by its own name.
 
-use super::source::{Kind, PRIVATE_MAKER, Word, blocks, is_name, is_sign};
+use super::source::{Block, Kind, PRIVATE_MAKER, Word, blocks, is_name, is_sign};
 
 /// The word that makes one.
 const MAKER: &str = "namespace";
@@ -12,7 +12,7 @@ const MAKER: &str = "namespace";
 pub(super) fn handed_on(source: &str) -> Option<String> {
     let blocks = blocks(source);
     let mut names = vec![PRIVATE_MAKER];
-    for words in &blocks {
+    for Block { words, .. } in &blocks {
         names.extend((2..words.len()).filter(|&i| is_made(words, i)).map(|i| words[i - 2].text));
     }
     let bare = |words: &[Word<'_>], i: usize| {
@@ -20,7 +20,9 @@ pub(super) fn handed_on(source: &str) -> Option<String> {
         !target && !is_made(words, i) && !is_member(words, i) && !is_sign(words, i + 1, ".")
     };
     let is_bare = |name: &&str| {
-        blocks.iter().any(|words| (0..words.len()).any(|i| is_name(words, i, name) && bare(words, i)))
+        blocks
+            .iter()
+            .any(|Block { words, .. }| (0..words.len()).any(|i| is_name(words, i, name) && bare(words, i)))
     };
     names.into_iter().find(is_bare).map(str::to_owned)
 }

@@ -64,28 +64,9 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
             parts(before.unwrap_or_default(), after.map_or("", |_| separator), after.unwrap_or(text))
         }
         "rsplit" => rsplit(text, args)?,
-        "casefold" => {
+        "casefold" | "swapcase" | "istitle" | "isdecimal" | "isprintable" => {
             let () = from_args(args)?;
-            text.to_lowercase().into()
-        }
-        "swapcase" => {
-            let () = from_args(args)?;
-            let swap = |c: char| {
-                if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() }
-            };
-            text.chars().map(swap).collect::<String>().into()
-        }
-        "istitle" => {
-            let () = from_args(args)?;
-            (text.chars().any(char::is_alphabetic) && text == minijinja::filters::title(text.into())).into()
-        }
-        "isdecimal" => {
-            let () = from_args(args)?;
-            (!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())).into()
-        }
-        "isprintable" => {
-            let () = from_args(args)?;
-            (!text.chars().any(char::is_control)).into()
+            of_text(text, method)
         }
         "ljust" | "rjust" | "center" | "zfill" => padded(text, method, args)?,
         "expandtabs" => {
@@ -97,6 +78,23 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
         }
         _ => return Ok(None),
     }))
+}
+
+/// The methods that take nothing but the string.
+fn of_text(text: &str, method: &str) -> Value {
+    let swapped = |c: char| {
+        if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() }
+    };
+    match method {
+        "casefold" => text.to_lowercase().into(),
+        "swapcase" => text.chars().map(swapped).collect::<String>().into(),
+        "istitle" => {
+            let title = minijinja::filters::title(text.into());
+            (text.chars().any(char::is_alphabetic) && text == title).into()
+        }
+        "isdecimal" => (!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())).into(),
+        _ => (!text.chars().any(char::is_control)).into(),
+    }
 }
 
 fn nonempty(separator: &str) -> Result<&str, Error> {

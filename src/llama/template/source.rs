@@ -31,6 +31,21 @@ pub(super) struct Word<'a> {
     start: usize,
 }
 
+/// The code between `{{` and `}}`, or between `{%` and `%}`.
+#[derive(Debug)]
+pub(super) struct Block<'a> {
+    pub(super) words: Vec<Word<'a>>,
+    is_statement: bool,
+}
+
+impl Block<'_> {
+    /// Whether it is the tag of that name and nothing else.
+    fn is_tag(&self, name: &str) -> bool {
+        let mut words = self.words.iter().filter(|word| !matches!(word.text, "-" | "+"));
+        self.is_statement && words.next().is_some_and(|word| word.text == name) && words.next().is_none()
+    }
+}
+
 impl Word<'_> {
     fn end(&self) -> usize {
         self.start + self.text.len()
@@ -45,8 +60,8 @@ pub(super) fn is_sign(words: &[Word<'_>], i: usize, sign: &str) -> bool {
     words.get(i).is_some_and(|word| word.kind == Kind::Sign && word.text == sign)
 }
 
-/// The words of every `{{ … }}` and `{% … %}`, but for what comments and `raw` blocks hold.
-pub(super) fn blocks(source: &str) -> Vec<Vec<Word<'_>>> {
+/// Every `{{ … }}` and `{% … %}`, but for what comments and `raw` blocks hold.
+pub(super) fn blocks(source: &str) -> Vec<Block<'_>> {
     let mut blocks = Vec::new();
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -55,19 +70,14 @@ pub(super) fn blocks(source: &str) -> Vec<Vec<Word<'_>>> {
         if rest.starts_with('#') {
             at = rest.find("#}").map_or(source.len(), |end| at + end + 2);
         } else if rest.starts_with(['{', '%']) {
-            let closing = if rest.starts_with('{') { "}}" } else { "%}" };
-            let (words, after) = words(source, at + 1, closing);
-            at = if closing == "%}" && is_tag(&words, "raw") { end_of_raw(source, after) } else { after };
-            blocks.push(words);
+            let is_statement = rest.starts_with('%');
+            let (words, after) = words(source, at + 1, if is_statement { "%}" } else { "}}" });
+            let block = Block { words, is_statement };
+            at = if block.is_tag("raw") { end_of_raw(source, after) } else { after };
+            blocks.push(block);
         }
     }
     blocks
-}
-
-/// Whether a block is the tag of that name and nothing else.
-fn is_tag(words: &[Word<'_>], name: &str) -> bool {
-    let mut words = words.iter().filter(|word| !matches!(word.text, "-" | "+"));
-    words.next().is_some_and(|word| word.text == name) && words.next().is_none()
 }
 
 /// Where the tag begins that ends a `raw` block.
@@ -135,11 +145,12 @@ pub(super) fn with_unix_lines(source: &str) -> Cow<'_, str> {
 /// followed by `%`; and `namespace` is a function only where a namespace is made, and a name like any other elsewhere.
 pub(super) fn for_engine(source: &str) -> String {
     let blocks = blocks(source);
-    let formats: HashSet<&str> = blocks.iter().filter_map(|words| format_name(words)).collect();
+    let formats: HashSet<&str> = blocks.iter().filter_map(|block| format_name(&block.words)).collect();
     let mut changes: Vec<(Range<usize>, String)> = Vec::new();
-    for words in &blocks {
+    for block in &blocks {
         let tag = [("generation", "if true"), ("endgeneration", "endif")];
-        let tag = tag.into_iter().find(|(name, _)| is_tag(words, name));
+        let tag = tag.into_iter().find(|(name, _)| block.is_tag(name));
+        let words = &block.words;
         for (i, word) in words.iter().enumerate() {
             let here = word.start..word.end();
             if is_made(words, i) {
