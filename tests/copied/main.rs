@@ -28,7 +28,7 @@ fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
     let (out, few) = (folder.join(format!("{}.gguf", edit[1])), short_prompts(folder));
     let args =
         ["inject", text(model), "-o", text(&out), "--prompts", text(&few), "--lever", "plain", "-t", "2"];
-    let always = ["--json", "--force", "--no-controls", "-q"];
+    let always = ["--json", "--allow-no-refusal", "--allow-over-limits", "--no-controls", "-q"];
     json(&[&args[..], &always, edit].concat());
     out
 }
