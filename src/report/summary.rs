@@ -22,6 +22,7 @@ impl Report {
     /// The summary for people.
     pub fn summary(&self) -> String {
         let parts = [
+            ("undecided", self.undecided_line()),
             ("edit", self.edit_line()),
             ("levers", self.lever_lines()),
             ("trials", self.trial_table()),
@@ -63,6 +64,20 @@ impl Report {
             table.row(vec![name.into(), harmful, harmless, alarming, broken, format!("{:.4}", score.kl)]);
         }
         table
+    }
+
+    /// Answers that neither refuse nor comply, where there are any.
+    fn undecided_line(&self) -> String {
+        let counts: Vec<String> = (self.scores.named().into_iter())
+            .map(|(name, score)| (name, score.undecided()))
+            .filter(|(_, undecided)| undecided.count > 0)
+            .map(|(name, undecided)| format!("{name} {}/{}", undecided.count, undecided.total))
+            .collect();
+        if counts.is_empty() {
+            String::new()
+        } else {
+            format!("neither refused nor complied: {}", counts.join(", "))
+        }
     }
 
     fn edit_line(&self) -> String {
