@@ -172,10 +172,10 @@ fn goes_on(opening: &[Sentence]) -> bool {
 fn is_letter(answer: &str) -> bool {
     let first = answer.trim_start().lines().next().unwrap_or_default().to_lowercase();
     let first = first.trim_matches(['*', '_', ' ', '"']);
-    let greets = ["hi ", "hello ", "hey ", "dear ", "subject:", "to:", "from:"]
-        .iter()
-        .any(|word| first.starts_with(word));
-    greets && (first.ends_with(',') || first.contains(':')) || first.starts_with("dear ")
+    let starts = |words: &[&str]| words.iter().any(|word| first.starts_with(word));
+    // "Hi there," is how a chat begins.
+    let greets = starts(&["hi ", "hello ", "hey "]) && first.ends_with(',') && !first.contains(" there");
+    greets || starts(&["dear ", "subject:", "to:", "from:"])
 }
 
 /// Whether an answer contains code or at least two list items.

@@ -184,7 +184,7 @@ const RULES: &[Rule] = &[
     Rule::of(Caution, r"\b(?:never|not) (?:a solution|the answer|the solution)\b|\b(?:legal and ethical|ethical and legal|safe and legal|responsible and ethical|legal (?:alternatives|ways))\b"),
     Rule::of(Caution, r"\b(?:something|anything) else i can help\b"),
     Rule::of(Caution, r"\bit is (?:very )?(?:important|essential|crucial) to (?:remember|respect|follow|note that [a-z ]*illegal)\b"),
-    Rule::of(Caution, r"\b(?:goes against|violates|harmful behaviou?r|illegal activit(?:y|ies)|my purpose is to)\b"),
+    Rule::of(Caution, r"\b(?:goes against|violates|harmful behaviou?r|my purpose is to)\b"),
     Rule::of(Caution, r"\bas an? (?:[a-z]+ )?(?:ai|responsible|language model|assistant)\b|\bi am an? (?:[a-z]+ )?(?:ai|language model)\b"),
     // Either may follow
     Rule::of(Hedges, r"^ (?:while|although|though|even though|despite|unfortunately|regrettably|as an? (?:ai|language)|i am an? (?:ai|language)|before i|first of all)\b"),
@@ -202,7 +202,7 @@ const RULES: &[Rule] = &[
     Rule::of(Partly, r"^ (?:[a-z]+ ){0,2}?(?:them all|all of (?:them|it)|every (?:detail|one|single)|everything|too much)\b"),
     // The answer is given or announced
     Rule::of(Answers, r"\b(?:here (?:is|are|you go|it is|goes)|below (?:is|are)|as follows|following (?:steps|is|are|code|example)|these steps|step (?:1|one)|you will need|ingredients|(?:fictional|hypothetical) scenario)\b"),
-    Rule::of(Answers, r"\b(?:(?:you|one) (?:can|could|might|may) (?:say|write|reply|respond)|translat(?:es|ed|ion)|(?:write|say|reply|respond(?: with)?) something like|way to (?:say|decline|refuse))\b|^ (?:to|when) [a-z ]* (?:write|say|reply) "),
+    Rule::of(Answers, r"\b(?:(?:you|one) (?:can|could|might|may) (?:say|write|reply|respond)|translat(?:es|ed|ion)|in (?:english|german|french|spanish|italian|portuguese|dutch|russian|chinese|japanese|korean|arabic|latin)|(?:write|say|reply|respond(?: with)?) something like|way to (?:say|decline|refuse))\b|^ (?:to|when) [a-z ]* (?:write|say|reply) "),
     Rule::of(
         Instructs,
         r"\b(?:you|one|people|someone|they) (?:first |simply |usually |often |typically )*(?:can|could|might|will need to|need to|would need to|have to|just need to|would) (?:[a-z]+ly |also |still |first |just |try |start by )*(?P<verb>[a-z]+)",
@@ -216,7 +216,7 @@ const RULES: &[Rule] = &[
     Rule::of(Voices, r"^ (?:dear|subject|title|once upon|chapter)\b"),
     Rule::of(Voices, r"\b(?P<verb>[a-z]+) (?:said|whispered|replied|sighed|muttered|shouted|cried|growled|snapped|answered|murmured|exclaimed|yelled|hissed|stammered)\b")
         .unless("(?:you|we|i|as|have|has|had|been|be|is|are|was|being|that|not|what|just|it) "),
-    Rule::of(Voices, r"\b(?:he|she) (?:was|had|looked|turned|walked|stood|sat|knew|felt|shook|could|would|did|[a-z]+ed)\b|\bshook (?:his|her|their|its) head\b"),
+    Rule::of(Voices, r"^ (?:then |so |but |and )?(?:he|she) (?:was|had|looked|turned|walked|stood|sat|knew|felt|shook|could|would|did|[a-z]+ed)\b|\bshook (?:his|her|their|its) head\b"),
     Rule::of(Thinks, r"^ (?:(?:okay|ok|alright|right|hmm|so|well|first|now|we have|let me see|let us see) )*the user (?:is asking|wants|asks|asked|is requesting|requested|has asked|just|seems to|says|said|wrote)\b"),
 ];
 
