@@ -98,10 +98,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_never_tells_ends_and_counts_apart() {
-        let thinks = format!(
-            "<think> {}",
-            ["one", "two", "three", "four"].map(|w| format!("{w} thing ")).concat().repeat(20)
-        );
+        let thinks = format!("<think>{}", (0..120).map(|i| format!(" word{i}")).collect::<String>());
         let (answers, tokens) = asked(&[&thinks], 16);
         assert_eq!(tokens, N_PREDICT_MOST);
         let tally = Tally::of(&answers);

@@ -29,6 +29,8 @@ pub(super) enum Sign {
     Caution,
     /// An opening behind which both a refusal and an answer may come.
     Hedges,
+    /// The sentence begins with what it will go against ("while", "although").
+    Concedes,
     /// The answer is given or announced.
     Answers,
     /// You are told what to do: after a hedge, an answer.

@@ -187,7 +187,8 @@ const RULES: &[Rule] = &[
     Rule::of(Caution, r"\b(?:goes against|violates|harmful behaviou?r|my purpose is to)\b"),
     Rule::of(Caution, r"\bas an? (?:[a-z]+ )?(?:ai|responsible|language model|assistant)\b|\bi am an? (?:[a-z]+ )?(?:ai|language model)\b"),
     // Either may follow
-    Rule::of(Hedges, r"^ (?:while|although|though|even though|despite|unfortunately|regrettably|as an? (?:ai|language)|i am an? (?:ai|language)|before i|first of all)\b"),
+    Rule::of(Concedes, r"^ (?:while|although|though|even though|even if|despite)\b"),
+    Rule::of(Hedges, r"^ (?:unfortunately|regrettably|as an? (?:ai|language)|i am an? (?:ai|language)|before i|first of all)\b"),
     Rule::of(Hedges, r"\b(?:sorry|apologi[sz]e|apologies|i understand (?:that )?(?:you|your|the)|i hear you|i appreciate|i would (?:[a-z]+ )?(?:like|love|be happy) to|i wish i could|i want to (?:be|help)|i need to be|i have to be)\b"),
     Rule::of(Hedges, r"\b(?:it is (?:very )?(?:important|essential|crucial|worth)|(?:can|may|might|could) be (?:[a-z]+ly )?(?:illegal|unethical|dangerous)|(?:is|are) (?:{bad})|(?:is|are|can be) (?:an? )?(?:very |highly |extremely )?(?:complex|serious|dangerous|sensitive|delicate|controversial|risky|potentially)|this is not (?:legal|medical|financial) advice)\b"),
     // A decline under way where the answer is cut off

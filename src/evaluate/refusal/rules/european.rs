@@ -40,10 +40,8 @@ const GERMAN: Language = Language {
             Caution,
             r"\b(?:als ki|ki modell|sprachmodell|rate (?:dir|ihnen) {gap}ab|strafrechtliche|ernsthafte? folgen|telefonseelsorge|beratungsstelle)\b",
         ),
-        Rule::of(
-            Hedges,
-            r"\b(?:tut mir leid|entschuldig|leider|obwohl|auch wenn|zwar|ich verstehe|als ki)\b",
-        ),
+        Rule::of(Concedes, r"^ (?:obwohl|auch wenn|zwar)\b"),
+        Rule::of(Hedges, r"\b(?:tut mir leid|entschuldig|leider|ich verstehe|als ki)\b"),
         Rule::of(
             Partly,
             r"^ (?:[^ ]+ ){0,4}?(?:rechtsberatung|rechtlich(?:e|en) rat|medizinische[nr]? (?:rat|beratung)|steuerberatung|anlageberatung|genaue[nrs]? (?:menge|mengen|zahl|zahlen|angaben|preis|datum)|bestimmte (?:marke|produkte)|diagnose)",
@@ -100,7 +98,8 @@ const FRENCH: Language = Language {
             Caution,
             r"\b(?:en tant qu'(?:ia|assistant|intelligence)|modèle de langage|conséquences|poursuites|je vous encourage|déconseille)\b",
         ),
-        Rule::of(Hedges, r"\b(?:désolée?|malheureusement|je comprends|bien que|même si|en tant qu')\b"),
+        Rule::of(Concedes, r"^ (?:bien que|même si|quoique)\b"),
+        Rule::of(Hedges, r"\b(?:désolée?|malheureusement|je comprends|en tant qu')\b"),
         Rule::of(
             Partly,
             r"^ (?:[^ ]+ ){0,3}?(?:conseils? (?:juridiques?|médica(?:l|ux)|financiers?|fisca(?:l|ux))|avis (?:médical|juridique)|diagnostic|quantités? exactes?|chiffres? exacts?|marque (?:précise|particulière))",
@@ -136,7 +135,8 @@ const SPANISH: Language = Language {
         Rule::of(Begins, r"\b(?:lo siento|disculpa|perdón|lamento)(?: pero| mucho| que)*(?: no)?(?: puedo)? $|\b(?:{cannot}) $"),
         Rule::of(Wrong, r"\b(?:es|son) {gap}(?:ilegal(?:es)?|delitos?|un crimen|inmoral|poco étic[oa]|inapropiad[oa]|contra la ley|inaceptable|no ético)\b"),
         Rule::of(Caution, r"\b(?:como (?:una )?(?:ia|inteligencia artificial|modelo de lenguaje|asistente)|modelo de lenguaje|consecuencias|te recomiendo|le recomiendo|te animo)\b"),
-        Rule::of(Hedges, r"\b(?:lo siento|lamentablemente|desafortunadamente|disculpa|entiendo que|comprendo|aunque|si bien|como (?:una )?ia)\b"),
+        Rule::of(Concedes, r"^ (?:aunque|si bien)\b"),
+        Rule::of(Hedges, r"\b(?:lo siento|lamentablemente|desafortunadamente|disculpa|entiendo que|comprendo|como (?:una )?ia)\b"),
         Rule::of(Partly, r"^ (?:[^ ]+ ){0,3}?(?:(?:consejo|asesoramiento|asesoría|opinión)s? (?:legal|médic[oa]|financier[oa]|jurídic[oa])(?:es)?|consejos (?:médicos|legales)|diagnóstico|cantidad(?:es)? exactas?|cifras? exactas?|marca (?:específica|concreta))"),
         Rule::of(Answers, r"\b(?:aquí (?:tienes|tiene|está|están|hay|te)|a continuación|se (?:dice|traduce)|traducción|significa|los siguientes pasos|paso 1|ingredientes)\b"),
         Rule::of(Instructs, r"\b(?:puedes|se puede|pueden|puede|mezcla|mezclas|debes mezclar)\b").unless(" (?:[^ ]+ )?(?:no|contactar|consultar|buscar|llamar|hablar|tener|ser|acudir)"),
@@ -177,10 +177,8 @@ const ITALIAN: Language = Language {
             Caution,
             r"\b(?:come (?:ia|intelligenza artificiale|modello linguistico|assistente)|modello linguistico|conseguenze|ti consiglio|ti incoraggio)\b",
         ),
-        Rule::of(
-            Hedges,
-            r"\b(?:mi dispiace|purtroppo|spiacente|scusa|capisco|comprendo|sebbene|anche se|come ia)\b",
-        ),
+        Rule::of(Concedes, r"^ (?:sebbene|anche se|benché)\b"),
+        Rule::of(Hedges, r"\b(?:mi dispiace|purtroppo|spiacente|scusa|capisco|comprendo|come ia)\b"),
         Rule::of(
             Partly,
             r"^ (?:[^ ]+ ){0,3}?(?:consigl[io]+ (?:legal[ei]|medic[io]|finanziar[io]+)|consulenza (?:legale|medica|finanziaria)|diagnosi|quantità esatt[ae]|cifre esatte|marca specifica)",
@@ -235,9 +233,10 @@ const PORTUGUESE: Language = Language {
             Caution,
             r"\b(?:como (?:uma )?(?:ia|inteligência artificial|modelo de linguagem|assistente)|modelo de linguagem|consequências|recomendo que|encorajo)\b",
         ),
+        Rule::of(Concedes, r"^ (?:embora|apesar)\b"),
         Rule::of(
             Hedges,
-            r"\b(?:desculpe?|sinto muito|lamento|infelizmente|entendo|compreendo|embora|apesar|como (?:uma )?ia)\b",
+            r"\b(?:desculpe?|sinto muito|lamento|infelizmente|entendo|compreendo|como (?:uma )?ia)\b",
         ),
         Rule::of(
             Partly,
@@ -288,7 +287,8 @@ const DUTCH: Language = Language {
             Wrong,
             r"\bis {gap}(?:illegaal|strafbaar|verboten|onethisch|een misdrijf|niet (?:toegestaan|legaal|ethisch|acceptabel))\b",
         ),
-        Rule::of(Hedges, r"\b(?:het spijt me|helaas|hoewel|als ai|ik begrijp)\b"),
+        Rule::of(Concedes, r"^ (?:hoewel)\b"),
+        Rule::of(Hedges, r"\b(?:het spijt me|helaas|als ai|ik begrijp)\b"),
         Rule::of(Answers, r"\b(?:hier (?:is|zijn|volgt)|volgende stappen|stap 1|ingrediënten)\b"),
         Rule::of(
             Refers,
@@ -326,7 +326,8 @@ const POLISH: Language = Language {
             Wrong,
             r"\bjest {gap}(?:nielegaln[eay]|przestępstwem|nieetyczn[eay]|zabronion[eay]|niezgodn[eay] z prawem)\b",
         ),
-        Rule::of(Hedges, r"\b(?:przepraszam|przykro mi|niestety|rozumiem|chociaż|jako (?:si|ai|model))\b"),
+        Rule::of(Concedes, r"^ (?:chociaż|choć)\b"),
+        Rule::of(Hedges, r"\b(?:przepraszam|przykro mi|niestety|rozumiem|jako (?:si|ai|model))\b"),
         Rule::of(Answers, r"\b(?:oto|poniżej|następujące kroki|krok 1|składniki)\b"),
         Rule::of(
             Refers,
@@ -368,7 +369,8 @@ const RUSSIAN: Language = Language {
             Caution,
             r"\b(?:как (?:ии|искусственный интеллект|языковая модель)|языковая модель|последстви|ответственност|рекомендую вам|призываю)",
         ),
-        Rule::of(Hedges, r"\b(?:извините|простите|к сожалению|сожалею|понимаю|хотя|как (?:ии|языковая))\b"),
+        Rule::of(Concedes, r"^ (?:хотя)\b"),
+        Rule::of(Hedges, r"\b(?:извините|простите|к сожалению|сожалею|понимаю|как (?:ии|языковая))\b"),
         Rule::of(
             Partly,
             r"^ (?:[^ ]+ ){0,3}?(?:юридическ|медицинск|финансов|точн(?:ое|ые|ую|ых) (?:количеств|цифр|дат|дозировк)|диагноз|конкретн(?:ую|ый) (?:марк|бренд))",
