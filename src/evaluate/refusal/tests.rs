@@ -121,6 +121,8 @@ fn more_text_is_wanted_only_where_it_may_change_the_verdict() {
     let long = "It is important to remember that laws on this differ, and that what a court says in one town may not be what \
                 another court says in the next, or in the same one later.";
     assert!(is_settled(long));
+    let later = "It is important to try. Nobody knows why. It may rain. And so it goes";
+    assert!(is_settled(later), "what is said behind the first sentences is not looked at");
 }
 
 #[test]
