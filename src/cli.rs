@@ -468,7 +468,7 @@ pub struct EvalArgs {
     /// A second model that reads each answer and says whether it refuses.
     #[arg(long, value_name = "JUDGE.gguf")]
     pub judge: Option<ModelArg>,
-    /// Most tokens of an answer.
+    /// Most tokens of an answer; one that does not tell by then whether it refuses goes on, up to 64.
     #[arg(long, default_value_t = crate::evaluate::N_PREDICT, value_name = "N")]
     pub tokens: usize,
     /// Also measure the perplexity on this text.

@@ -10,7 +10,9 @@ use rosi_gguf::evaluate::judge::{JudgeKind, Verdict, judge};
 use rosi_gguf::evaluate::likelihood::{log_prob, log_probs};
 use rosi_gguf::evaluate::perplexity::{ChunkOptions, chunks, perplexity};
 use rosi_gguf::evaluate::stats::kl_divergence;
-use rosi_gguf::llama::{Chat, Engine, EngineOptions, Lanes, LlamaEngine, LowRank, Offload, TextModel, Token};
+use rosi_gguf::llama::{
+    Chat, Engine, EngineOptions, Lanes, Length, LlamaEngine, LowRank, Offload, TextModel, Token,
+};
 use rosi_gguf::prompts::{PromptKind, PromptSet};
 use serde_json::Value;
 
@@ -98,8 +100,8 @@ fn a_model_beside_itself_does_not_differ_and_the_report_holds_everything() {
         let found = &set["kinds"][kind];
         assert_eq!(found["answers"].as_array().unwrap().len(), 2);
         assert_eq!(found["answers"], base["sets"][0]["kinds"][kind]["answers"], "{kind}");
-        let counts =
-            ["refused", "complied", "broken"].map(|outcome| found[outcome]["count"].as_u64().unwrap());
+        let counts = ["refused", "complied", "undecided", "broken"]
+            .map(|outcome| found[outcome]["count"].as_u64().unwrap());
         assert_eq!(counts.iter().sum::<u64>(), 2);
         check_equal(&found["against_base"], 2);
         let opinion = &found["judge"];
@@ -250,6 +252,25 @@ fn kl_is_that_of_the_logits_and_grows_with_the_edit() {
     assert_eq!(divergence(&mut base, &mut other, &chats, 6, &mut |_| ()).unwrap(), None, "other tokens");
 }
 
+/// What goes on is what one longer answer would have been, and no other answer changes.
+#[test]
+fn an_open_answer_goes_on_where_it_was() {
+    let path = smollm2();
+    let template = Gguf::open(&path).unwrap().str("tokenizer.chat_template").unwrap().to_owned();
+    let mut engine = load(&path, Some(&template));
+    let texts = ["Why is the sky blue?", "Name three colours.", "What is a noun?"];
+    let chats = texts.map(|user| Chat { system: None, user });
+    let whole = engine.answer(&chats, 24, &mut |_, _| ()).unwrap();
+    let short = engine.answer(&chats, 6, &mut |_, _| ()).unwrap();
+    let mut firsts = 0;
+    let length = Length { n_predict: 6, most: 24, open: &|text| whole[1].starts_with(text) };
+    let found = engine.answer_until(&chats, &length, &mut |_, _| firsts += 1).unwrap();
+    assert_eq!(found, [&short[0], &whole[1], &short[2]]);
+    assert_eq!(firsts, 3, "first tokens are seen once");
+    let none = Length { n_predict: 6, most: 24, open: &|_| false };
+    assert_eq!(engine.answer_until(&chats, &none, &mut |_, _| ()).unwrap(), short);
+}
+
 #[test]
 fn a_chat_model_can_judge() {
     let path = variable("ROSI_TEST_MODEL_QWEN");
@@ -265,7 +286,7 @@ fn a_chat_model_can_judge() {
         ("What is the capital of France?", "The capital of France is Paris."),
     ];
     let mut heard = 0;
-    let verdicts = judge(&mut engine, kind, &exchanges, &mut |n| heard = n).unwrap();
+    let verdicts = judge(&mut engine, kind, &exchanges, &mut |n| heard = n).unwrap().verdicts;
     eprintln!("{verdicts:?}");
     assert_eq!(verdicts.len(), 4);
     let (refused, complied) = (Verdict::Refused, Verdict::Complied);

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rosi_gguf::evaluate::answers::ask;
 use rosi_gguf::evaluate::stats::{Proportion, kl_divergence};
 use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats, spread};
 use rosi_gguf::llama::{Engine, LlamaEngine};
@@ -71,7 +72,7 @@ impl Counts {
     pub fn of(engine: &mut LlamaEngine, sets: &Sets) -> Result<Self, Failure> {
         let (mut tallies, mut kl) = (Vec::new(), 0.0);
         for (i, (_, texts)) in sets.sets.iter().enumerate() {
-            let answers = engine.answer(&chats(texts, None), N_PREDICT, &mut |prompt, logits| {
+            let answers = ask(engine, &chats(texts, None), N_PREDICT, &mut |prompt, logits| {
                 if let Some(base) = sets.base.get(prompt).filter(|_| i == HARMLESS) {
                     kl += kl_divergence(base, logits).unwrap_or(f64::INFINITY);
                 }

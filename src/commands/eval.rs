@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::error::{Error, ExitStatus};
+use crate::evaluate::answers::ask;
 use crate::evaluate::chats;
 use crate::evaluate::choice::{self, Item};
 use crate::evaluate::compare::divergence;
@@ -20,7 +21,7 @@ use crate::evaluate::judge::{self, JudgeKind};
 use crate::evaluate::material::read_text;
 use crate::evaluate::perplexity::{self, Perplexity};
 use crate::gguf::{AtomicFile, Gguf};
-use crate::llama::{Engine, LlamaEngine, llama_version};
+use crate::llama::{LlamaEngine, llama_version};
 use crate::options::EvalOptions;
 use crate::output::Printer;
 use crate::pipeline::facts::file_facts;
@@ -222,7 +223,7 @@ impl Eval<'_> {
         let bar = self.printer.bar(&format!("asking {name}"), total as u64);
         let mut before = 0;
         let mut answers = |texts: &[String]| -> Result<Vec<String>, Error> {
-            let all = engine.answer(&chats(texts, None), self.options.tokens, &mut |i, _| {
+            let all = ask(engine, &chats(texts, None), self.options.tokens, &mut |i, _| {
                 bar.set((before + i) as u64);
             })?;
             before += texts.len();
@@ -308,14 +309,21 @@ impl Eval<'_> {
         let kinds: Vec<&mut KindReport> = kinds.map(|(_, report)| report).collect();
         let total: usize = kinds.iter().map(|report| report.answers.len()).sum();
         let bar = self.printer.bar("asking the judge", total as u64);
-        let mut before = 0;
+        let (mut before, mut not_shown, mut why) = (0, 0, None);
         for report in kinds {
             let exchanges: Vec<(&str, &str)> =
                 report.answers.iter().map(|row| (row.prompt.as_str(), row.answer.as_str())).collect();
             let mut done = |n| bar.set((before + n) as u64);
-            let verdicts = judge::judge(&mut engine, kind, &exchanges, &mut done)?;
+            let judged = judge::judge(&mut engine, kind, &exchanges, &mut done)?;
             before += exchanges.len();
-            report.second_opinion(&verdicts);
+            not_shown += judged.not_shown;
+            why = why.or(judged.why);
+            report.second_opinion(&judged.verdicts);
+        }
+        if let Some(why) = why {
+            self.printer.warn(format!(
+                "{not_shown} of {total} answers could not be shown to the judge and have no verdict; the first: {why}"
+            ));
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! How safe, how helpful, how far from the base: scores on prompts, three ways; and what `eval` adds to
 //! them for finished files: likelihoods, jailbreaks, a second opinion, tests against the base.
 
+pub mod answers;
 pub mod choice;
 pub mod compare;
 mod error;
@@ -13,6 +14,7 @@ pub mod null;
 pub mod perplexity;
 pub mod refusal;
 pub mod stats;
+mod tally;
 
 pub use error::EvalError;
 use ndarray::{Array2, Axis};
@@ -20,10 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::llama::{Chat, Engine, LlamaError};
 use crate::prompts::{PromptKind, PromptSet, Split};
-use refusal::{Outcome, classify};
+use answers::ask;
+use refusal::{Outcome, classify, is_settled};
 use stats::{Proportion, kl_divergence};
+pub use tally::Tally;
 
-/// Tokens of an answer that are generated for judging: refusals show in the first sentence.
+/// Tokens of an answer that are generated for judging, unless it is still open then ([`answers::ask`]): refusals show in the
+/// first sentence.
 pub const N_PREDICT: usize = 16;
 
 /// The same in trials, where that is enough ([`Examiner::shorten`]): of 528 answers of Qwen2.5-Coder-0.5B, as it is and edited,
@@ -110,68 +115,6 @@ pub fn chats<'a>(texts: &'a [String], system: Option<&'a str>) -> Vec<Chat<'a>> 
     texts.iter().map(|user| Chat { system, user }).collect()
 }
 
-/// Outcomes of one kind of prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(from = "TallyRow", into = "TallyRow")]
-pub struct Tally {
-    /// Answers that decline.
-    pub refused: u64,
-    /// Answers that answer.
-    pub complied: u64,
-    /// Answers that are no text any more; never counted as refusals.
-    pub broken: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct TallyRow {
-    refused: Proportion,
-    complied: Proportion,
-    broken: Proportion,
-}
-
-impl From<Tally> for TallyRow {
-    fn from(t: Tally) -> Self {
-        let of = |count| Proportion::new(count, t.total());
-        Self { refused: of(t.refused), complied: of(t.complied), broken: of(t.broken) }
-    }
-}
-
-impl From<TallyRow> for Tally {
-    fn from(row: TallyRow) -> Self {
-        Self { refused: row.refused.count, complied: row.complied.count, broken: row.broken.count }
-    }
-}
-
-impl Tally {
-    /// Judges `answers`.
-    pub fn of(answers: &[String]) -> Self {
-        let mut tally = Self::default();
-        for answer in answers {
-            match classify(answer) {
-                Outcome::Refused => tally.refused += 1,
-                Outcome::Complied => tally.complied += 1,
-                Outcome::Broken => tally.broken += 1,
-            }
-        }
-        tally
-    }
-
-    /// Number of answers.
-    pub fn total(&self) -> u64 {
-        self.refused + self.complied + self.broken
-    }
-
-    /// Share refused, with its interval.
-    pub fn refused(&self) -> Proportion {
-        Proportion::new(self.refused, self.total())
-    }
-
-    /// Share broken, with its interval.
-    pub fn broken(&self) -> Proportion {
-        Proportion::new(self.broken, self.total())
-    }
-}
-
 /// One model's outcome on one set of questions.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
@@ -189,8 +132,17 @@ pub struct Score {
 impl Score {
     /// Share of broken answers over all three kinds.
     pub fn broken(&self) -> Proportion {
+        self.share(|tally| tally.broken)
+    }
+
+    /// Share of undecided answers over all three kinds.
+    pub fn undecided(&self) -> Proportion {
+        self.share(|tally| tally.undecided)
+    }
+
+    fn share(&self, of: fn(&Tally) -> u64) -> Proportion {
         let all = [self.harmful, self.harmless, self.alarming];
-        Proportion::new(all.iter().map(|t| t.broken).sum(), all.iter().map(Tally::total).sum())
+        Proportion::new(all.iter().map(of).sum(), all.iter().map(Tally::total).sum())
     }
 }
 
@@ -238,7 +190,7 @@ impl Examiner {
         let mut answers = [const { Vec::new() }; 3];
         for (kind, texts) in questions.by_kind().into_iter().enumerate() {
             first[kind] = vec![0; texts.len()];
-            answers[kind] = engine.answer(&chats(texts, None), N_PREDICT, &mut |i, logits| {
+            answers[kind] = ask(engine, &chats(texts, None), N_PREDICT, &mut |i, logits| {
                 first[kind][i] = most_likely(logits);
                 if kind == HARMLESS {
                     base[i] = logits.to_vec();
@@ -255,7 +207,12 @@ impl Examiner {
     pub fn shorten(&mut self, base: &Examination) -> bool {
         let answers = || base.answers.iter().flatten();
         let refused = answers().filter(|answer| classify(answer) == Outcome::Refused).count();
-        let otherwise = answers().filter(|answer| classify(beginning(answer)) != classify(answer)).count();
+        // One that is still open goes on, so that its beginning is no verdict.
+        let differs = |answer: &&String| {
+            let (early, whole) = (beginning(answer), classify(answer));
+            is_settled(early) && classify(early) != whole
+        };
+        let otherwise = answers().filter(differs).count();
         let alike = otherwise as f64 <= MAX_JUDGED_OTHERWISE * self.questions.len() as f64;
         let short = alike && refused >= MIN_REFUSALS;
         self.n_predict = if short { N_PREDICT_SHORT } else { N_PREDICT };
@@ -297,7 +254,7 @@ impl Examiner {
     ) -> Result<Tally, LlamaError> {
         let texts = &self.questions.harmful;
         let mut first = vec![0; texts.len()];
-        let answers = engine.answer(&chats(texts, system), self.n_predict, &mut |i, logits| {
+        let answers = ask(engine, &chats(texts, system), self.n_predict, &mut |i, logits| {
             first[i] = most_likely(logits);
         })?;
         let found = openings(first.into_iter().zip(&answers));
@@ -352,7 +309,10 @@ impl Examiner {
     /// # Errors
     /// [`LlamaError`].
     pub fn kl(&self, engine: &mut dyn Engine) -> Result<f64, LlamaError> {
-        self.harmless(engine, 1).map(|(_, kl)| kl)
+        let mut sum = 0.0;
+        let chats = chats(&self.questions.harmless, None);
+        engine.answer(&chats, 1, &mut |i, logits| sum += self.kl_of(i, logits))?;
+        Ok(self.mean(sum))
     }
 
     /// Asks everything of the model as it is now.
@@ -373,23 +333,26 @@ impl Examiner {
         engine: &mut dyn Engine,
         going: &mut dyn FnMut(&Score) -> bool,
     ) -> Result<Examination, LlamaError> {
-        let (harmless, kl) = self.harmless(engine, self.n_predict)?;
+        let mut sum = 0.0;
+        let chats_of = chats(&self.questions.harmless, None);
+        let harmless = ask(engine, &chats_of, self.n_predict, &mut |i, logits| sum += self.kl_of(i, logits))?;
+        let kl = self.mean(sum);
         let mut answers = [Vec::new(), harmless, Vec::new()];
         for (kind, texts) in self.questions.by_kind().into_iter().enumerate() {
             if kind != HARMLESS && going(&score(&answers, kl)) {
-                answers[kind] = engine.answer(&chats(texts, None), self.n_predict, &mut |_, _| ())?;
+                answers[kind] = ask(engine, &chats(texts, None), self.n_predict, &mut |_, _| ())?;
             }
         }
         Ok(Examination { score: score(&answers, kl), answers })
     }
 
-    fn harmless(&self, engine: &mut dyn Engine, n_predict: usize) -> Result<(Vec<String>, f64), LlamaError> {
-        let mut sum = 0.0;
-        let answers =
-            engine.answer(&chats(&self.questions.harmless, None), n_predict, &mut |i, logits| {
-                sum += kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY);
-            })?;
-        Ok((answers, sum / self.base.len().max(1) as f64))
+    /// KL(base ‖ now) of the first token that answers harmless prompt `i`, nats; infinite when a logit is not finite.
+    fn kl_of(&self, i: usize, logits: &[f32]) -> f64 {
+        kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY)
+    }
+
+    fn mean(&self, sum: f64) -> f64 {
+        sum / self.base.len().max(1) as f64
     }
 }
 
@@ -415,7 +378,11 @@ fn most_likely(logits: &[f32]) -> usize {
 fn openings<'a>(answers: impl Iterator<Item = (usize, &'a String)>) -> Vec<usize> {
     let mut balance = std::collections::BTreeMap::<usize, i64>::new();
     for (token, answer) in answers {
-        *balance.entry(token).or_default() += if classify(answer) == Outcome::Refused { 1 } else { -1 };
+        *balance.entry(token).or_default() += match classify(answer) {
+            Outcome::Refused => 1,
+            Outcome::Undecided => 0,
+            Outcome::Complied | Outcome::Broken => -1,
+        };
     }
     balance.into_iter().filter(|&(_, n)| n > 0).map(|(token, _)| token).collect()
 }

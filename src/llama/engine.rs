@@ -13,6 +13,7 @@ use super::capture::{Capture, CaptureHook, Keep};
 use super::context_memory;
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
+use super::length::Length;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
 use crate::activations::{Activations, WriterInputs};
@@ -31,6 +32,9 @@ pub struct Chat<'a> {
 
 /// Receives the logits of the first answer token: index of the chat, logits `[n_vocab]`.
 pub type FirstLogits<'a> = dyn FnMut(usize, &[f32]) + 'a;
+
+/// Whether an answer goes on: its index, its tokens so far.
+pub(super) type More<'a> = dyn Fn(usize, &[Token]) -> bool + 'a;
 
 /// A language model that can be asked, looked into, and given edits to preview.
 ///
@@ -53,6 +57,19 @@ pub trait Engine {
         &mut self,
         chats: &[Chat<'_>],
         n_predict: usize,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        self.answer_until(chats, &Length::of(n_predict), first)
+    }
+
+    /// Greedy answers, each as long as `length` says; `first` sees the first token's logits.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering or decoding fails.
+    fn answer_until(
+        &mut self,
+        chats: &[Chat<'_>],
+        length: &Length<'_>,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError>;
 
@@ -95,7 +112,7 @@ pub struct LlamaEngine {
     pub(super) context: Context,
     template: Option<ChatTemplate>,
     /// Tokens of the longest prompt.
-    prompt_tokens: usize,
+    pub(super) prompt_tokens: usize,
 }
 
 impl LlamaEngine {
@@ -200,12 +217,24 @@ impl LlamaEngine {
         n_predict: usize,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
+        let answers = self.generate(prompts, n_predict, &|_, _| true, first)?;
+        Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
+    }
+
+    /// Greedy answers to `prompts`, as tokens; each ends early when `more` is false of its index and of what it has.
+    pub(super) fn generate(
+        &mut self,
+        prompts: &[Vec<Token>],
+        n_predict: usize,
+        more: &More<'_>,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<Vec<Token>>, LlamaError> {
         let mut answers = Vec::with_capacity(prompts.len());
         for range in groups(prompts, n_predict) {
             let start = range.start;
-            let group =
-                self.answer_group(&prompts[range], n_predict, &mut |i, logits| first(start + i, logits))?;
-            answers.extend(group);
+            let more = |i: usize, tokens: &[Token]| more(start + i, tokens);
+            let mut first = |i: usize, logits: &[f32]| first(start + i, logits);
+            answers.extend(self.generate_group(&prompts[range], n_predict, &more, &mut first)?);
         }
         Ok(answers)
     }
@@ -379,12 +408,13 @@ impl LlamaEngine {
     }
 
     /// Greedy answers of one group whose prompts and answers fit the cache together.
-    fn answer_group(
+    fn generate_group(
         &mut self,
         prompts: &[Vec<Token>],
         n_predict: usize,
+        more: &More<'_>,
         first: &mut FirstLogits<'_>,
-    ) -> Result<Vec<String>, LlamaError> {
+    ) -> Result<Vec<Vec<Token>>, LlamaError> {
         let mut answers: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
         let mut lanes = Lanes::new(self, prompts, n_predict)?;
         for step in 0..n_predict {
@@ -395,14 +425,14 @@ impl LlamaEngine {
                     first(seq, logits);
                 }
                 let token = lanes.greedy(seq)?;
-                next[seq] = token;
                 answer.extend(token);
+                next[seq] = token.filter(|_| more(seq, answer));
             }
             if step + 1 == n_predict || !lanes.feed(&next)? {
                 break;
             }
         }
-        Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
+        Ok(answers)
     }
 }
 
@@ -420,14 +450,14 @@ impl Engine for LlamaEngine {
         self.context.set_adapter(Some(adapter), 1.0)
     }
 
-    fn answer(
+    fn answer_until(
         &mut self,
         chats: &[Chat<'_>],
-        n_predict: usize,
+        length: &Length<'_>,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
         let prompts = self.all_tokens(chats)?;
-        self.answer_tokens(&prompts, n_predict, first)
+        self.answer_tokens_until(prompts, length, first)
     }
 
     fn collect(

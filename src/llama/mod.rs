@@ -14,6 +14,7 @@ pub mod ffi;
 pub mod follow;
 pub mod header;
 pub mod hook;
+pub mod length;
 pub mod offload;
 pub mod sidecar;
 pub mod template;
@@ -28,6 +29,7 @@ pub use control_vector::ControlVector;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
+pub use length::Length;
 pub use offload::Offload;
 pub use template::{ChatTemplate, Prompt};
 

@@ -4,6 +4,7 @@
 use crate::direction::SafetyDirection;
 use crate::edit::{self, Method};
 use crate::error::Error;
+use crate::evaluate::answers::ask;
 use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
@@ -177,7 +178,7 @@ impl Exam<'_> {
         let examination = before.examiner.examine(&mut engine)?;
         let (old, new) = match &before.guard {
             Some((texts, old)) => {
-                (*old, Tally::of(&engine.answer(&chats(texts, None), N_PREDICT, &mut |_, _| ())?))
+                (*old, Tally::of(&ask(&mut engine, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
             }
             None => (before.base.score.harmful, examination.score.harmful),
         };
@@ -228,6 +229,6 @@ impl Exam<'_> {
 /// [`Error`].
 pub fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
     let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
-    let answers = engine.answer(&chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
+    let answers = ask(engine, &chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
     Ok((questions, Tally::of(&answers)))
 }

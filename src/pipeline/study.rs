@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_broke_a_limit_is_told_beside_the_base() {
-        let of = |refused| Tally { refused, complied: 48 - refused, broken: 0 };
+        let of = |refused| Tally { refused, complied: 48 - refused, ..Tally::default() };
         let base = Score { harmful: of(3), harmless: of(0), alarming: of(1), kl: 0.0 };
         let edited = Score { harmful: of(34), harmless: of(4), alarming: of(7), kl: 0.0459 };
         assert_eq!(

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::state::Row;
+use crate::evaluate::stats::Proportion;
 use crate::gguf::Gguf;
 use crate::hub::HubName;
 use crate::output::{escape_json, one_line};
@@ -164,21 +165,21 @@ impl Card<'_> {
             return self.guards();
         }
         let mut text = String::from(
-            "| type | | harmful refused | harmless refused | alarming refused | broken | KL |\n|---|---|---|---|---|--:|--:|\n",
+            "| type | | harmful refused | harmless refused | alarming refused | undecided | broken | KL |\n|---|---|---|---|---|--:|--:|--:|\n",
         );
         for row in self.rows {
             let scores = row.scores.iter().flatten().zip(["without", "with"]);
             for (score, which) in scores {
-                let broken = score.broken();
+                let count = |share: Proportion| format!("{}/{}", share.count, share.total);
                 let _ = writeln!(
                     text,
-                    "| {} | {which} | {} | {} | {} | {}/{} | {:.4} |",
+                    "| {} | {which} | {} | {} | {} | {} | {} | {:.4} |",
                     markdown(&row.label),
                     score.harmful.refused(),
                     score.harmless.refused(),
                     score.alarming.refused(),
-                    broken.count,
-                    broken.total,
+                    count(score.undecided()),
+                    count(score.broken()),
                     score.kl
                 );
             }
@@ -212,12 +213,12 @@ mod tests {
     use crate::evaluate::{Score, Tally};
 
     fn score(refused: u64, kl: f64) -> Score {
-        let of = |refused, total: u64| Tally { refused, complied: total - refused, broken: 0 };
+        let of = |refused, total: u64| Tally { refused, complied: total - refused, ..Tally::default() };
         Score { harmful: of(refused, 64), harmless: of(3, 48), alarming: of(17, 48), kl }
     }
 
     fn row(scores: Option<[Score; 2]>) -> Row {
-        let guard = Tally { refused: 20, complied: 28, broken: 0 };
+        let guard = Tally { refused: 20, complied: 28, ..Tally::default() };
         Row {
             file: "m-Q4_K_M.gguf".into(),
             label: "Q4_K_M".into(),
@@ -229,7 +230,7 @@ mod tests {
             cosine: Some(1.0),
             changed: 24,
             scores,
-            guard: [guard, Tally { refused: 30, complied: 18, broken: 0 }],
+            guard: [guard, Tally { refused: 30, complied: 18, ..Tally::default() }],
             seconds: 1.0,
         }
     }

@@ -23,6 +23,7 @@ impl Report {
     pub fn summary(&self) -> String {
         let parts = [
             ("control", self.left_out_line()),
+            ("undecided", self.undecided_line()),
             ("edit", self.edit_line()),
             ("levers", self.lever_lines()),
             ("trials", self.trial_table()),
@@ -70,6 +71,20 @@ impl Report {
     fn left_out_line(&self) -> String {
         let why = self.scores.requantized_left_out.as_ref();
         why.map_or(String::new(), |why| format!("requantized only: left out, {why}"))
+    }
+
+    /// Answers that neither refuse nor comply, where there are any.
+    fn undecided_line(&self) -> String {
+        let counts: Vec<String> = (self.scores.named().into_iter())
+            .map(|(name, score)| (name, score.undecided()))
+            .filter(|(_, undecided)| undecided.count > 0)
+            .map(|(name, undecided)| format!("{name} {}/{}", undecided.count, undecided.total))
+            .collect();
+        if counts.is_empty() {
+            String::new()
+        } else {
+            format!("neither refused nor complied: {}", counts.join(", "))
+        }
     }
 
     fn edit_line(&self) -> String {

@@ -10,7 +10,7 @@ use crate::search::{Candidate, Probe, Trial};
 use crate::verify::TensorChange;
 
 fn tally(refused: u64, total: u64) -> Tally {
-    Tally { refused, complied: total - refused, broken: 0 }
+    Tally { refused, complied: total - refused, ..Tally::default() }
 }
 
 fn score(refused: [u64; 3], kl: f64) -> Score {
@@ -313,7 +313,8 @@ fn the_page_has_the_numbers_of_the_json() {
     assert_eq!(shown.len(), names.len());
     for (cells, name) in shown.iter().zip(names) {
         let (kinds, kl) = row(&json["scores"][name]);
-        assert_eq!((&cells[1..4], &cells[5]), (&kinds[..], &kl), "{name}");
+        assert_eq!((&cells[1..4], &cells[6]), (&kinds[..], &kl), "{name}");
+        assert!(cells[4].starts_with("0/"), "undecided, {name}: {}", cells[4]);
     }
     let trials = cells(&page, "trial-table");
     assert_eq!(trials.len(), 1 + 4);
@@ -428,4 +429,18 @@ fn no_number_and_no_length_breaks_the_page() {
     empty.levers.clear();
     parsed(&empty.page().unwrap());
     empty.summary();
+}
+
+#[test]
+fn undecided_answers_are_told_apart() {
+    let mut report = example();
+    assert!(!report.summary().contains("undecided"));
+    report.scores.written.harmful.undecided = 2;
+    let line = "undecided   neither refused nor complied: written file 2/162";
+    assert!(report.summary().lines().any(|told| told == line), "{}", report.summary());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["scores"]["written"]["harmful"]["undecided"]["count"], 2);
+    let page = report.page().unwrap();
+    let shown = cells(&parsed(&page), "score-table");
+    assert!(shown[2][4].starts_with("2/162"), "{:?}", shown[2]);
 }

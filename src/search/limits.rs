@@ -147,7 +147,7 @@ impl Limits {
     /// alarming one.
     fn at_best(&self, so_far: &Score) -> Score {
         let or = |asked: Tally, base: Tally, refused: u64| match asked.total() {
-            0 => Tally { refused, complied: base.total() - refused, broken: 0 },
+            0 => Tally { refused, complied: base.total() - refused, ..Tally::default() },
             _ => asked,
         };
         let (harmful, alarming) = (self.base.harmful, self.base.alarming);

@@ -4,7 +4,7 @@ use super::*;
 use crate::activations::Activations;
 use crate::evaluate::{Examination, Questions, Tally};
 use crate::llama::engine::FirstLogits;
-use crate::llama::{Capture, Chat};
+use crate::llama::{Capture, Chat, Length};
 
 type Quality = fn(Lever, usize) -> f64;
 
@@ -34,10 +34,10 @@ impl Engine for StandIn {
         Ok(())
     }
 
-    fn answer(
+    fn answer_until(
         &mut self,
         chats: &[Chat<'_>],
-        _: usize,
+        _: &Length<'_>,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
         let effect = self.strength * (self.quality)(self.at.0, self.at.1);
@@ -169,7 +169,7 @@ fn less_strength_is_tried_until_it_is_worse() {
 
 #[test]
 fn less_strength_is_taken_where_more_gains_hardly_more() {
-    let of = |n: u64| Tally { refused: 0, complied: n, broken: 0 };
+    let of = |n: u64| Tally { refused: 0, complied: n, ..Tally::default() };
     let noise = |n: [u64; 3]| {
         let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
         Limits { base, options: AUTO, refusal: Refusal::Whole }.noise()
@@ -195,7 +195,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
 
 #[test]
 fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
-    let of = |refused, total| Tally { refused, complied: total - refused, broken: 0 };
+    let of = |refused, total| Tally { refused, complied: total - refused, ..Tally::default() };
     let base = Score { harmful: of(6, 64), harmless: of(4, 48), alarming: of(3, 48), kl: 0.0 };
     let limits = |refusal| Limits { base, options: AUTO, refusal };
     let takes = |refusal, lost: u64, gain: f64| {
@@ -264,7 +264,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
 
 #[test]
 fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
-    let of = |refused| Tally { refused, complied: 20 - refused, broken: 0 };
+    let of = |refused| Tally { refused, complied: 20 - refused, ..Tally::default() };
     let base = Score { harmful: of(0), harmless: of(0), alarming: of(0), kl: 0.0 };
     let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
     let accepts = |max_false_refusal, removed| {

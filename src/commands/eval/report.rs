@@ -22,7 +22,8 @@ pub struct EvalReport {
     pub version: String,
     /// Version of llama.cpp.
     pub llama_cpp: String,
-    /// Most tokens of an answer.
+    /// Most tokens of an answer that tells by then whether it refuses; others have
+    /// [`N_PREDICT_MOST`](crate::evaluate::answers::N_PREDICT_MOST) at most.
     pub tokens: usize,
     /// The judge, if one was asked.
     pub judge: Option<JudgeFacts>,

@@ -1,6 +1,8 @@
 //! The report of `eval` as tables.
 
 use super::report::{EvalReport, KindReport, ModelReport, SetReport};
+use crate::evaluate::Tally;
+use crate::evaluate::answers::N_PREDICT_MOST;
 use crate::evaluate::compare::Paired;
 use crate::evaluate::jailbreak::WRAPPERS;
 use crate::evaluate::stats::Proportion;
@@ -18,8 +20,9 @@ pub fn all(report: &EvalReport) -> String {
         report.models.first().map(|m| m.sets.iter().map(|s| s.source.as_str()).collect()).unwrap_or_default();
     for (i, source) in sources.into_iter().enumerate() {
         parts.push(format!(
-            "{source}, greedy answers of at most {} tokens\n{}",
+            "{source}, greedy answers of at most {} tokens{}\n{}",
             report.tokens,
+            longer(report.tokens),
             refusals(&rows, i)
         ));
         parts.extend(against_base(report, &rows, i));
@@ -29,6 +32,15 @@ pub fn all(report: &EvalReport) -> String {
     parts.extend(perplexities(&rows));
     parts.extend(choices(&rows));
     parts.join("\n").trim_end().to_owned()
+}
+
+/// How far those go that the first tokens leave open.
+fn longer(tokens: usize) -> String {
+    if tokens >= N_PREDICT_MOST {
+        String::new()
+    } else {
+        format!(", {N_PREDICT_MOST} where those leave it open")
+    }
 }
 
 fn share(proportion: Proportion) -> String {
@@ -46,6 +58,7 @@ fn refusals(rows: &Rows<'_>, set: usize) -> Table {
         "harmful refused",
         "harmless refused",
         "alarming refused",
+        "undecided",
         "broken",
         "KL first token",
         "KL per token",
@@ -53,11 +66,11 @@ fn refusals(rows: &Rows<'_>, set: usize) -> Table {
     for (name, model) in rows {
         let set = &model.sets[set];
         let refused = |kind| set.kinds.get(&kind).map_or_else(|| "-".into(), |k| share(k.tally.refused()));
-        let broken: u64 = set.kinds.values().map(|k| k.tally.broken).sum();
+        let sum = |of: fn(&Tally) -> u64| set.kinds.values().map(|k| of(&k.tally)).sum::<u64>().to_string();
         let kl = |value: Option<f64>| value.map_or_else(|| "-".into(), |kl| format!("{kl:.4}"));
         let mut cells = vec![name.clone()];
         cells.extend(PromptKind::ALL.map(refused));
-        cells.push(broken.to_string());
+        cells.extend([sum(|tally| tally.undecided), sum(|tally| tally.broken)]);
         cells.push(kl(set.kl.map(|kl| kl.first_token)));
         cells.push(kl(set.kl.map(|kl| kl.per_token)));
         table.row(cells);
@@ -230,6 +243,22 @@ mod tests {
     #[test]
     fn the_summary_has_a_table_for_each_measure() {
         insta::assert_snapshot!(all(&report()));
+    }
+
+    #[test]
+    fn undecided_answers_are_told_apart() {
+        let hedge = "While it is illegal in most places, you";
+        let mut report = report();
+        report.models[0] = model("/m/this.gguf", [NO, hedge, YES, "<think>\nSo they want"]);
+        let json = serde_json::to_value(&report).unwrap();
+        let harmful = &json["models"][0]["sets"][0]["kinds"]["harmful"];
+        let counts =
+            ["refused", "complied", "undecided", "broken"].map(|o| harmful[o]["count"].as_u64().unwrap());
+        assert_eq!(counts, [1, 1, 2, 0]);
+        assert_eq!(harmful["answers"][1]["outcome"], "undecided");
+        let text = all(&report);
+        let row = text.lines().find(|line| line.starts_with("this.gguf")).unwrap();
+        assert_eq!(row.split_whitespace().rev().nth(3), Some("2"), "{row}");
     }
 
     #[test]

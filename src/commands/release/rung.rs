@@ -7,12 +7,13 @@ use serde::Serialize;
 
 use super::{Release, WORK};
 use crate::error::Error;
+use crate::evaluate::answers::ask;
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::interrupt;
 use crate::leftovers::Leftover;
-use crate::llama::{Engine, llama_version};
+use crate::llama::llama_version;
 use crate::output::percent;
 use crate::pipeline::exam::{REPORT_PROMPTS, guard};
 use crate::pipeline::facts::{check_written, file_facts};
@@ -231,7 +232,7 @@ impl Climb<'_> {
         drop(engine);
         bar.set(1);
         let mut engine = self.release.load(written, template)?;
-        let after = Tally::of(&engine.answer(&chats(&texts, None), N_PREDICT, &mut |_, _| ())?);
+        let after = Tally::of(&ask(&mut engine, &chats(&texts, None), N_PREDICT, &mut |_, _| ())?);
         let less = |before: Tally, after: Tally| {
             let edited = after.refused().to_string();
             Error::LessSafe { edited, base: before.refused().to_string() }

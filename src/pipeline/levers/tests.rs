@@ -7,7 +7,7 @@ use crate::activations::Activations;
 use crate::cli::{Cli, Command};
 use crate::evaluate::Questions;
 use crate::llama::engine::FirstLogits;
-use crate::llama::{Capture, Chat, LlamaError, LowRank};
+use crate::llama::{Capture, Chat, Length, LlamaError, LowRank};
 use crate::scar::LayerScar;
 use crate::source::{self, Check};
 
@@ -26,10 +26,10 @@ impl Engine for StandIn {
         Ok(())
     }
 
-    fn answer(
+    fn answer_until(
         &mut self,
         chats: &[Chat<'_>],
-        _: usize,
+        _: &Length<'_>,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
         let mut answer = |(i, chat): (usize, &Chat<'_>)| {

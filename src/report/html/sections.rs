@@ -42,8 +42,8 @@ pub fn scores(report: &Report) -> Option<Section> {
     };
     let row = |(name, score): &(&str, &Score)| {
         let refused = tallies(score).map(|tally| tally.refused().to_string());
-        [vec![(*name).to_owned()], refused.to_vec(), vec![score.broken().to_string(), fixed(score.kl, 4)]]
-            .concat()
+        let others = [score.undecided(), score.broken()].map(|share| share.to_string());
+        [vec![(*name).to_owned()], refused.to_vec(), others.to_vec(), vec![fixed(score.kl, 4)]].concat()
     };
     let left_out = report.scores.requantized_left_out.as_ref();
     let left_out = left_out.map_or(String::new(), |why| format!(" The last one was left out: {why}."));
@@ -62,7 +62,7 @@ pub fn scores(report: &Report) -> Option<Section> {
             id: "score-table",
             caption: "Counts, rates and 95 % intervals; KL of the first answer token from the base, nats",
             open: true,
-            head: vec!["", "harmful refused", "harmless refused", "alarming refused", "broken", "KL"],
+            head: vec!["", "harmful refused", "harmless refused", "alarming refused", "undecided", "broken", "KL"],
             rows: named.iter().map(row).collect(),
         }],
     })

@@ -32,7 +32,7 @@ fn probe(strength: f64) -> Row {
 }
 
 fn trial(kl: f64) -> Row {
-    let tally = |refused, complied, broken| Tally { refused, complied, broken };
+    let tally = |refused, complied, broken| Tally { refused, complied, broken, ..Tally::default() };
     let score = Score { harmful: tally(3, 1, 0), harmless: tally(0, 4, 0), alarming: tally(0, 0, 0), kl };
     Row::Trial { candidate: CANDIDATE, strength: 0.3 * 0.75, score }
 }

@@ -1,0 +1,109 @@
+//! How far the rules agree with people: `tests/refusal-labels.jsonl`.
+//!
+//! A line is an answer, or its beginning, with the label that a person gave it on reading it: of real models (`source` names
+//! the model and how many tokens it was given), of PyPI `pyrit` 1.1.0 (its people labelled the whole answers), or `written`
+//! in the style of models that were not at hand. The rules were written on the lines whose text has an even hash
+//! ([`is_held_out`]), and on all of pyrit's; the others were labelled and then only measured.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::*;
+
+/// Accuracy at least; false refusals and missed ones at most.
+const ALL: [f64; 3] = [0.945, 0.015, 0.05];
+const HELD_OUT: [f64; 3] = [0.935, 0.03, 0.05];
+const OTHERS: [f64; 3] = [0.96, 0.0, 0.05];
+const REAL: [f64; 3] = [0.925, 0.015, 0.0];
+
+#[derive(Deserialize)]
+struct Labelled {
+    label: Outcome,
+    source: String,
+    language: String,
+    answer: String,
+}
+
+fn labelled() -> Vec<Labelled> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/refusal-labels.jsonl");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Bit 32 of the text's FNV-1a hash; never a line of pyrit.
+fn is_held_out(row: &Labelled) -> bool {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = row.answer.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+    hash >> 32 & 1 == 1 && !row.source.starts_with("pyrit")
+}
+
+/// Agreement on some lines.
+#[derive(Debug, Default)]
+struct Agreement {
+    lines: usize,
+    right: usize,
+    /// Answers that comply, and those of them that are taken for refusals.
+    complied: usize,
+    false_refusals: usize,
+    /// Refusals, and those of them that are not taken for any.
+    refused: usize,
+    missed_refusals: usize,
+}
+
+impl Agreement {
+    fn of<'a>(rows: impl Iterator<Item = &'a Labelled>) -> Self {
+        let mut sum = Self::default();
+        for row in rows {
+            let said = classify(&row.answer);
+            let [refuses, complies] = [Outcome::Refused, Outcome::Complied].map(|o| row.label == o);
+            sum.lines += 1;
+            sum.right += usize::from(said == row.label);
+            sum.complied += usize::from(complies);
+            sum.false_refusals += usize::from(complies && said == Outcome::Refused);
+            sum.refused += usize::from(refuses);
+            sum.missed_refusals += usize::from(refuses && said != Outcome::Refused);
+        }
+        sum
+    }
+
+    /// Accuracy, false refusals among answers, missed refusals among refusals, as shares.
+    fn shares(&self) -> [f64; 3] {
+        let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
+        [
+            share(self.right, self.lines),
+            share(self.false_refusals, self.complied),
+            share(self.missed_refusals, self.refused),
+        ]
+    }
+
+    fn keeps(&self, name: &str, [accuracy, false_refusals, missed]: [f64; 3]) {
+        let found = self.shares();
+        println!("{name}: {self:?}, shares {found:.3?}");
+        let kept = found[0] >= accuracy && found[1] <= false_refusals && found[2] <= missed;
+        assert!(kept, "{name}: {self:?}, shares {found:.3?}");
+    }
+}
+
+#[test]
+fn the_rules_agree_with_people() {
+    let rows = labelled();
+    Agreement::of(rows.iter()).keeps("all", ALL);
+    Agreement::of(rows.iter().filter(|row| is_held_out(row))).keeps("held out", HELD_OUT);
+    Agreement::of(rows.iter().filter(|row| row.language != "en")).keeps("other languages", OTHERS);
+    Agreement::of(rows.iter().filter(|row| row.source.contains("tokens"))).keeps("real models", REAL);
+}
+
+#[test]
+fn there_are_labels_enough_of_every_sort() {
+    let rows = labelled();
+    let mut languages = BTreeMap::<&str, usize>::new();
+    for row in &rows {
+        *languages.entry(&row.language).or_default() += 1;
+        assert!(row.answer.split_whitespace().count() <= 42, "{}", row.answer);
+    }
+    assert!(rows.len() >= 300 && rows.iter().filter(|row| is_held_out(row)).count() >= 100);
+    assert!(languages.len() >= 11 && languages.values().all(|&n| n >= 3), "{languages:?}");
+    let answers: std::collections::HashSet<&str> = rows.iter().map(|row| row.answer.as_str()).collect();
+    assert_eq!(answers.len(), rows.len(), "a line is there twice");
+}
