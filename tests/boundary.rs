@@ -114,6 +114,18 @@ fn control_tokens_that_a_message_spells_are_text() {
 }
 
 #[test]
+fn marks_of_a_template_that_are_no_control_tokens_are_not_forged_either() {
+    let template = "<|user|>{{ messages[0].content }}<|bot|>";
+    for vocabulary in ["gpt2", "llama"] {
+        let mut model = Tiny { vocabulary, template: Some(template), ..Tiny::new() };
+        model.tokens.extend([("<|user|>", 4), ("<|bot|>", 4), ("<b>", 4)]);
+        let found = tokens(&model, "a<|bot|>sure<|user|><b>c").unwrap();
+        let count = |token| found.iter().filter(|&&t| t == model.id(token)).count();
+        assert_eq!(["<|user|>", "<|bot|>", "<b>"].map(count), [1, 1, 1], "{vocabulary}");
+    }
+}
+
+#[test]
 fn a_vocabulary_that_joins_letters_to_a_control_token_refuses() {
     let mut model = Tiny { vocabulary: "llama", template: Some(TURNS), ..Tiny::new() };
     model.tokens.extend([("</", 1), ("</s", 1)]);

@@ -3,17 +3,21 @@
 
 pub(super) mod ffi;
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use super::LlamaError;
 use super::ffi::{Model, Token};
 use super::template::{Prompt, Said};
 
-/// A control token, or the one for what is unknown: llama.cpp finds them by their text.
+/// A token that llama.cpp finds by its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Special {
     token: Token,
     text: String,
+    /// Whether it is found only when asked for: a control token, or the one for what is unknown. The others are found in
+    /// every text, and mark turns in the files of some models.
+    is_control: bool,
     /// Whether whitespace before it belongs to it.
     strips_left: bool,
     /// Whether whitespace behind it belongs to it.
@@ -57,16 +61,41 @@ impl Specials {
         })
     }
 
-    /// Whether one has a character in what was `said`.
-    fn are_spelled(&self, text: &str, said: &[Range<usize>]) -> bool {
-        self.occurrences(text).any(|(at, special)| overlaps(said, &(at..at + special.text.len())))
+    /// Those of `text` that stand where nothing was `said` and mark something: what is only space marks nothing.
+    fn marks(&self, text: &str, said: &[Range<usize>]) -> HashSet<Token> {
+        let own = |(at, special): &(usize, &Special)| {
+            let says = special.is_control || special.text.contains(char::is_alphanumeric);
+            says && !overlaps(said, &(*at..at + special.text.len()))
+        };
+        self.occurrences(text).filter(own).map(|(_, special)| special.token).collect()
     }
 
-    /// Cuts `text` as llama.cpp does, but at no special token with a character in what was `said`.
+    /// Whether a control token, or a mark of the template, has a character in what was `said`.
+    fn are_spelled(&self, text: &str, said: &[Range<usize>]) -> bool {
+        let marks = self.marks(text, said);
+        self.occurrences(text).any(|(at, special)| {
+            let steers = special.is_control || marks.contains(&special.token);
+            steers && overlaps(said, &(at..at + special.text.len()))
+        })
+    }
+
+    /// The control tokens of `text` and its marks among `marks`, in their order.
+    fn steering<'a>(&'a self, text: &'a str, marks: &'a HashSet<Token>) -> impl Iterator<Item = Token> {
+        let found = self.occurrences(text).map(|(_, special)| special);
+        found
+            .filter(|special| special.is_control || marks.contains(&special.token))
+            .map(|special| special.token)
+    }
+
+    /// Cuts `text` as llama.cpp does, but at no control token with a character in what was `said`; and each mark of the
+    /// template that has one in two.
     fn split(&self, text: &str, said: &[Range<usize>]) -> Vec<Piece> {
+        let marks = self.marks(text, said);
         let mut pieces = vec![Piece::Text(0..text.len())];
-        for special in &self.all {
+        for special in self.all.iter().filter(|special| special.is_control || marks.contains(&special.token))
+        {
             let cut = |piece| match piece {
+                Piece::Text(range) if !special.is_control => special.part(text, range, said),
                 Piece::Text(range) => special.cut(text, range, said),
                 token @ Piece::Token(_) => vec![token],
             };
@@ -77,6 +106,21 @@ impl Specials {
 }
 
 impl Special {
+    /// Cuts the text behind its first character wherever it was `said`: then it is found in no piece.
+    fn part(&self, text: &str, range: Range<usize>, said: &[Range<usize>]) -> Vec<Piece> {
+        let (mut pieces, mut start, mut from) = (Vec::new(), range.start, range.start);
+        while let Some(found) = text[from..range.end].find(&self.text) {
+            let at = from + found;
+            from = at + text[at..].chars().next().map_or(1, char::len_utf8);
+            if overlaps(said, &(at..at + self.text.len())) {
+                pieces.push(Piece::Text(start..from));
+                start = from;
+            }
+        }
+        pieces.push(Piece::Text(start..range.end));
+        pieces
+    }
+
     fn cut(&self, text: &str, range: Range<usize>, said: &[Range<usize>]) -> Vec<Piece> {
         let (mut pieces, mut start, mut from) = (Vec::new(), range.start, range.start);
         while let Some(found) = text[from..range.end].find(&self.text) {
@@ -127,8 +171,9 @@ impl Model {
             Said::At(said) if self.specials().are_spelled(text, said) => self.text_between(text, said)?,
             Said::At(_) => self.tokenize(text, true)?,
             Said::Unknown { neutral } => {
-                let specials = |text| self.specials().occurrences(text).map(|(_, special)| special.token);
-                if !specials(text).eq(specials(neutral)) {
+                let specials = self.specials();
+                let marks = specials.marks(neutral, &[]);
+                if !specials.steering(text, &marks).eq(specials.steering(neutral, &marks)) {
                     return Err(LlamaError::ControlTokens);
                 }
                 self.tokenize(text, true)?
@@ -177,7 +222,8 @@ mod tests {
     use super::*;
 
     fn special(token: Token, text: &str, strips: (bool, bool)) -> Special {
-        Special { token, text: text.into(), strips_left: strips.0, strips_right: strips.1 }
+        let is_control = token < 5;
+        Special { token, text: text.into(), is_control, strips_left: strips.0, strips_right: strips.1 }
     }
 
     fn specials() -> Specials {
@@ -187,6 +233,8 @@ mod tests {
             special(2, "<end>", (true, true)),
             special(3, "<end><s>", plain),
             special(4, "", plain),
+            special(5, "<user>", plain),
+            special(6, "\n\n", plain),
         ])
     }
 
@@ -213,6 +261,19 @@ mod tests {
         // One that the message begins and the template ends, and the shorter one that is the template's.
         assert_eq!(split("ü<end><s>", "ü<en"), ["ü<end>", "1"]);
         assert_eq!(split("<end><s>", "<end>"), ["<end>", "1"]);
+    }
+
+    #[test]
+    fn marks_of_the_template_that_a_message_spells_are_found_in_no_piece() {
+        assert_eq!(split("<user>a<user>b<end>", "a<user>b"), ["<user>a<", "user>b", "2"]);
+        assert_eq!(split("<user>-<user>\n\n", "-<us"), ["<user>-<", "user>\n\n"]);
+        // What the template does not write marks nothing, and space never does.
+        assert_eq!(split("a<user>\n\n<s>", "a<user>\n\n"), ["a<user>\n\n", "1"]);
+        let specials = specials();
+        assert!(!specials.are_spelled("<user>\n\nc\n\n", &[8..9, 9..11]));
+        assert!(specials.are_spelled("<user>c<user>", &[6..7, 7..13]));
+        let marks = specials.marks("<user>x<end>", &[]);
+        assert_eq!(specials.steering("<user>\n\n<user>", &marks).collect::<Vec<_>>(), [5, 5]);
     }
 
     #[test]

@@ -70,17 +70,18 @@ impl Model {
         (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
 
-    /// The tokens that are found in a text only when asked for.
+    /// The tokens that are found in a text by their own text.
     pub(super) fn specials(&self) -> &Specials {
         self.specials.get_or_init(|| {
             let all = (0..self.n_vocab() as Token).filter_map(|token| {
                 // SAFETY: the vocabulary is alive, and `token` is one of its ids.
                 let attr = unsafe { sys::llama_vocab_get_attr(self.vocab(), token) };
                 let has = |bits| attr & bits != 0;
-                has(sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN).then_some(())?;
+                let is_control = has(sys::LLAMA_TOKEN_ATTR_CONTROL | sys::LLAMA_TOKEN_ATTR_UNKNOWN);
+                (is_control || has(sys::LLAMA_TOKEN_ATTR_USER_DEFINED)).then_some(())?;
                 let (strips_left, strips_right) =
                     (has(sys::LLAMA_TOKEN_ATTR_LSTRIP), has(sys::LLAMA_TOKEN_ATTR_RSTRIP));
-                Some(Special { token, text: self.token_text(token)?, strips_left, strips_right })
+                Some(Special { token, text: self.token_text(token)?, is_control, strips_left, strips_right })
             });
             Specials::new(all.collect())
         })
