@@ -16,7 +16,7 @@ use crate::llama::LlamaError;
 use crate::ollama::OllamaError;
 use crate::patches::PatchError;
 use crate::plan::PlanError;
-use crate::prompts::PromptError;
+use crate::prompts::{PromptError, PromptKind};
 use crate::release::ReleaseError;
 use crate::report::ReportError;
 use crate::scar::ScarError;
@@ -100,6 +100,9 @@ pub enum Error {
     /// A flag that cannot be.
     #[error("{flag}: {problem}")]
     Option { flag: &'static str, problem: String, hint: Option<String> },
+    /// A prompt cannot be put to the model.
+    #[error("a prompt of kind {kind} cannot be put to the model{}: {source}", about(start, source))]
+    Unaskable { kind: PromptKind, start: String, source: LlamaError },
     /// The model file has no chat template.
     #[error("{} has no chat template (tokenizer.chat_template): it is a base model, or the key was lost", path.display())]
     NoTemplate { path: PathBuf },
@@ -132,6 +135,14 @@ pub enum Error {
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
+}
+
+/// How the prompt begins, unless the reason says so.
+fn about(start: &str, source: &LlamaError) -> String {
+    match source {
+        LlamaError::PromptTooLong { .. } => String::new(),
+        _ => format!(" ({start:?})"),
+    }
 }
 
 /// A failing model is the same error wherever it fails.
@@ -175,6 +186,7 @@ impl Error {
             Self::Undo(e) => e.hint(),
             Self::Ollama(e) => e.hint(),
             Self::Hub(e) => e.hint(),
+            Self::Unaskable { source, .. } => source.hint(),
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())

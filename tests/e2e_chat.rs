@@ -30,14 +30,14 @@ fn a_conversation_has_a_memory_and_can_be_reset() {
     let (question, next) = ("What is the capital of France?", "And of Italy?");
     let first = lines(&chat(&[], question));
     let without_memory = lines(&chat(&[], next));
-    let said = format!("{question}\n<|im_end|>\n\n/what\n/reset\n{question}\n{next}\n/quit\nnever\n");
+    let said = format!("{question}\n\n/what\n/reset\n{question}\n{next}\n/quit\nnever\n");
     let output = chat(&[], &said);
     let (told, found) = (String::from_utf8_lossy(&output.stderr).into_owned(), lines(&output));
     // The same words after the reset: nothing of the first turn was left in the cache.
     let n = first.len();
     assert_eq!((&found[..n], &found[n..2 * n]), (&first[..], &first[..]));
     assert!(found.len() > 2 * n && found[2 * n..] != without_memory[..], "{found:?}");
-    assert!(told.contains("control tokens of this model") && told.contains("/what is not known"), "{told}");
+    assert!(told.contains("/what is not known"), "{told}");
 }
 
 #[test]

@@ -181,7 +181,7 @@ fn furthest_from_elsewhere(path: &Path) -> (f64, f64) {
     let context = model.text_tokens(prompt, true).unwrap();
     assert_eq!(context.len() as u64, theirs["prompt_tokens"].as_u64().unwrap());
     let at_once = log_probs(&mut model, &context, &[vec![7; 9], ids.clone(), vec![9; 9]]).unwrap();
-    let mut lanes = Lanes::new(&mut model, std::slice::from_ref(&context)).unwrap();
+    let mut lanes = Lanes::new(&mut model, std::slice::from_ref(&context), 64).unwrap();
     let one_by_one: Vec<f64> = (ids.iter())
         .map(|&id| {
             let found = log_prob(lanes.logits(0).unwrap().unwrap(), id).unwrap();

@@ -13,9 +13,9 @@ use ffi::{Counting, peak_of};
 #[global_allocator]
 static COUNTED: Counting = Counting;
 
-/// Most memory and time that a template may take.
+/// Most memory and time that a template may take; the limit is 3 s of computing, and a machine may be busy.
 const MEMORY: usize = 64 << 20;
-const TIME: Duration = Duration::from_secs(5);
+const TIME: Duration = Duration::from_secs(60);
 
 /// Renders `source`, within the limits; the error, where there is one.
 fn render(source: &str) -> Result<String, String> {
@@ -23,7 +23,7 @@ fn render(source: &str) -> Result<String, String> {
     let chat = Chat { system: None, user: "How do I bake bread?" };
     let (result, peak) = peak_of(|| {
         let template = ChatTemplate::new(source, "<s>", "</s>").map_err(|e| e.to_string())?;
-        template.render(&chat).map_err(|e| e.to_string())
+        template.render(&chat).map(|prompt| prompt.text).map_err(|e| e.to_string())
     });
     let start: String = source.chars().take(100).collect();
     eprintln!(
@@ -122,6 +122,8 @@ fn deep_nesting() {
         ("{'a': ", "}"),
         ("not ", ""),
         ("-", ""),
+        ("'%s' % (", ")"),
+        ("'%s' % ", ""),
         ("x[", "]"),
         ("1 if 1 else ", ""),
         ("(1,", ")"),
@@ -214,9 +216,16 @@ fn print() {
 }
 
 #[test]
+fn values_that_are_endless_to_print() {
+    for use_ in ["'%s' % ns.x", "'%(a)s' % {'a': ns.x}", "ns.x | tojson", "ns.x | tojson(sort_keys=true)"] {
+        fails(&doubled(use_));
+    }
+}
+
+#[test]
 #[ignore = "a process of its own"]
 fn compare() {
-    assert_eq!(render(&doubled("ns.x == ns.y")).unwrap_err(), "it was not done after 3 s");
+    assert_eq!(render(&doubled("ns.x == ns.y")).unwrap_err(), "it was not done after 3 s of computing");
 }
 
 #[test]

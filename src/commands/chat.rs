@@ -7,8 +7,8 @@ use crate::cli::ChatArgs;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::interrupt;
-use crate::llama::LlamaError;
 use crate::llama::chat::{ChatModel, ChatOptions, Conversation};
+use crate::llama::{LlamaError, header};
 use crate::options::RunOptions;
 use crate::output::Printer;
 use crate::pipeline::session;
@@ -68,6 +68,7 @@ fn load(path: &Path, options: ChatOptions, printer: &Printer) -> Result<(Gguf, C
     gguf.refuse_non_model()?;
     let template = gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
     let template = template.ok_or_else(|| Error::NoTemplate { path: path.into() })?;
+    header::check(&gguf).map_err(LlamaError::from)?;
     let bar = printer.bar(&format!("loading {}", name(path)), 100);
     let model = ChatModel::load(path, template, options, &mut |share| bar.set((share * 100.0) as u64))?;
     drop(bar);

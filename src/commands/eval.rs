@@ -180,6 +180,7 @@ impl Eval<'_> {
             self.printer.warn(format!("{name} has no chat template: prompts are put to it as plain text"));
         }
         let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
+        self.check_prompts(&engine)?;
         let report = ModelReport {
             file,
             sets: self.ask(&mut engine, &name)?,
@@ -187,6 +188,22 @@ impl Eval<'_> {
             choice: self.choose(&mut engine, &name)?,
         };
         Ok((engine, report))
+    }
+
+    /// What is wrong with a prompt is told before the first is asked.
+    fn check_prompts(&self, engine: &LlamaEngine) -> Result<(), Error> {
+        let wrappers = if self.options.jailbreak { &WRAPPERS[..] } else { &[] };
+        for set in &self.material.sets {
+            for (&kind, texts) in &set.kinds {
+                session::check_prompts(engine, None, texts.iter().map(|text| (kind, text.as_str())))?;
+            }
+            for request in set.of(PromptKind::Harmful) {
+                let wrapped: Vec<String> = wrappers.iter().map(|wrapper| wrapper.wrap(request)).collect();
+                let wrapped = wrapped.iter().map(|text| (PromptKind::Harmful, text.as_str()));
+                session::check_prompts(engine, None, wrapped)?;
+            }
+        }
+        Ok(())
     }
 
     /// Every prompt of every set, and with `--jailbreak` the harmful ones in other words.

@@ -119,7 +119,8 @@ fn lockstep(
     (prompts, n_predict): (&[Vec<Token>], usize),
     sum: &mut Sum,
 ) -> Result<(), LlamaError> {
-    let (mut base, mut this) = (Lanes::new(base, prompts)?, Lanes::new(this, prompts)?);
+    let mut base = Lanes::new(base, prompts, n_predict)?;
+    let mut this = Lanes::new(this, prompts, n_predict)?;
     for step in 0..n_predict {
         let mut next = vec![None; prompts.len()];
         for (seq, next) in next.iter_mut().enumerate() {

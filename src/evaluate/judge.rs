@@ -36,7 +36,7 @@ pub enum Verdict {
     Refused,
     /// The request was answered.
     Complied,
-    /// No verdict could be read, or the exchange was too long to be shown.
+    /// No verdict could be read, or the exchange could not be shown.
     Unclear,
 }
 
@@ -155,7 +155,7 @@ pub fn judge(
                 shown.push(i);
                 prompts.push(tokens);
             }
-            Err(LlamaError::PromptTooLong { .. }) => {}
+            Err(LlamaError::PromptTooLong { .. } | LlamaError::ControlTokens) => {}
             Err(error) => return Err(error),
         }
     }

@@ -54,4 +54,26 @@ impl Batch {
         }
         Ok(())
     }
+
+    /// Says it before ggml asserts on a position that the model has no vector for.
+    pub(super) fn check_positions(&self, n_positions: usize) -> Result<(), LlamaError> {
+        let found = self.pos.iter().copied().max().and_then(|pos| usize::try_from(pos).ok()).unwrap_or(0);
+        if found < n_positions { Ok(()) } else { Err(LlamaError::Position { found, n_positions }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_that_the_model_lacks_is_told() {
+        let mut batch = Batch::default();
+        for pos in 0..4 {
+            batch.push(1, pos, 0, false);
+        }
+        assert!(batch.check_positions(4).is_ok());
+        let error = batch.check_positions(3).unwrap_err();
+        assert!(matches!(error, LlamaError::Position { found: 3, n_positions: 3 }), "{error}");
+    }
 }

@@ -132,16 +132,12 @@ impl Conversation {
     /// part of the conversation then; of an error nothing is.
     ///
     /// # Errors
-    /// [`LlamaError::ControlTokens`] for a message with tokens in it by which the template tells who speaks,
+    /// [`LlamaError::ControlTokens`] for a message that spells tokens by which the template tells who speaks, where they
+    /// cannot be told from the template's,
     /// [`LlamaError::PromptTooLong`] when the conversation is full, or what goes wrong in decoding.
     pub fn say(&mut self, user: &str, show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
         let tokens = self.tokens(user)?;
-        let plain = self.tokens("x")?;
-        let control = |tokens: &[Token]| tokens.iter().filter(|&&t| ffi::is_control(&self.model, t)).count();
-        if control(&tokens) != control(&plain) {
-            return Err(LlamaError::ControlTokens);
-        }
-        let limit = self.options.n_ctx.saturating_sub(self.options.n_predict);
+        let limit = self.options.n_ctx.saturating_sub(self.options.n_predict).min(self.n_positions());
         if tokens.len() > limit {
             let start = user.chars().take(60).collect();
             return Err(LlamaError::PromptTooLong { tokens: tokens.len(), limit, start });
@@ -152,12 +148,16 @@ impl Conversation {
         Ok(answer)
     }
 
+    /// Positions that the model has learned a vector for; without such it takes any.
+    fn n_positions(&self) -> usize {
+        self.model.n_positions().unwrap_or(usize::MAX)
+    }
+
     /// The conversation with one more message, as the model sees it.
     fn tokens(&self, user: &str) -> Result<Vec<Token>, LlamaError> {
         let said = self.messages.iter().map(|m| (m.role, m.text.as_str()));
         let messages: Vec<(&str, &str)> = said.chain([("user", user)]).collect();
-        let text = self.template.render_conversation(self.system.as_deref(), &messages)?;
-        self.model.tokenize(&text, !self.template.starts_with_bos(&text))
+        self.model.prompt_tokens(&self.template.render_conversation(self.system.as_deref(), &messages)?)
     }
 
     fn answer(&mut self, tokens: &[Token], show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
@@ -194,7 +194,9 @@ impl Conversation {
         let same = self.cached.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.forget_after(same.min(tokens.len().saturating_sub(1)));
         let mut last = self.feed(&tokens[self.cached.len()..])?;
-        for step in 0..self.options.n_predict {
+        let room = self.n_positions().saturating_sub(tokens.len()).saturating_add(1);
+        let n_predict = self.options.n_predict.min(room);
+        for step in 0..n_predict {
             let row = self.context.logits(last);
             let next = row
                 .ok_or("none")
@@ -205,7 +207,7 @@ impl Conversation {
             }
             answer.push(next);
             show(&self.model.detokenize(answer));
-            if step + 1 < self.options.n_predict {
+            if step + 1 < n_predict {
                 last = self.feed(&[next])?;
             }
         }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::engine::{N_BATCH, N_CTX, N_SEQ};
+use super::ffi::Model;
 use crate::gguf::Gguf;
 use crate::plan::MAX_LAYERS;
 
@@ -115,11 +116,49 @@ impl Shape {
     }
 }
 
+/// Tokens of the longest prompt that is taken: as many as the model was made for and memory has room for, and always
+/// those that a context begins with room for, unless the model has no positions for them.
+pub(super) fn longest_prompt(model: &Model) -> usize {
+    let fits = cells(model).min(model.n_ctx_train());
+    fits.max(N_BATCH.min(N_CTX / 2)).min(model.n_positions().unwrap_or(usize::MAX))
+}
+
+/// Cells of a cache that the memory which is free now has room for, with the scratch memory of attention over them; of
+/// a system that does not tell, as many as one may ask for.
+fn cells(model: &Model) -> usize {
+    let Some(free) = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text)) else {
+        return usize::MAX;
+    };
+    let (heads, own) = model.n_head();
+    let width = (model.n_embd() / heads.max(1)) * own * 2;
+    let cached = (model.n_layer() * width) as u64 * CACHED;
+    let scores = (heads as u64 + 2) * N_BATCH as u64 * F32;
+    usize::try_from(free / (cached + scores)).unwrap_or(usize::MAX)
+}
+
+/// Bytes of memory that Linux says are available.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// A number, or one per block.
 fn numbers(gguf: &Gguf, key: &str) -> Vec<u64> {
     match (gguf.u64(key), gguf.array(key)) {
         (Some(number), _) => vec![number],
         (None, Some(array)) => gguf.read_u64_array(array).unwrap_or_default(),
         (None, None) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_memory_that_is_available_is_read() {
+        let text = "MemTotal:       8052016 kB\nMemFree:         123 kB\nMemAvailable:    6912340 kB\n";
+        assert_eq!(available(text), Some(6_912_340 * 1024));
+        assert_eq!(available("MemTotal: 1 kB"), None);
     }
 }

@@ -1,5 +1,8 @@
 //! The model as the rest of the crate sees it: answers, logits, hidden states, edits to preview.
 
+mod groups;
+mod sample;
+
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -7,11 +10,15 @@ use super::LlamaError;
 use super::adapter::{self, LowRank};
 use super::batch::Batch;
 use super::capture::{Capture, CaptureHook, Keep};
+use super::context_memory;
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
 use super::offload::Offload;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Prompt};
 use crate::activations::{Activations, WriterInputs};
+pub use groups::groups;
+use groups::{cells, shared_prefix};
+use sample::Sample;
 
 /// One conversation of a single turn, before the model's template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,16 +84,18 @@ pub struct EngineOptions {
 pub(super) const N_SEQ: usize = 32;
 /// Tokens per batch: one micro-batch, so that llama.cpp keeps their order.
 pub(super) const N_BATCH: usize = 1024;
-/// Cells of the KV cache: a batch of prompts and their answers.
+/// Cells of the KV cache that a context begins with: a batch of prompts and their answers.
 pub(super) const N_CTX: usize = 2048;
-/// Tokens of the longest prompt: it fits one batch, and the cache together with its answer.
-const PROMPT_TOKENS: usize = if N_BATCH < N_CTX / 2 { N_BATCH } else { N_CTX / 2 };
+/// Cells by which the cache grows for longer prompts.
+const CTX_STEP: usize = 256;
 
 /// [`Engine`] over llama.cpp.
 pub struct LlamaEngine {
     pub(super) model: Rc<Model>,
     pub(super) context: Context,
     template: Option<ChatTemplate>,
+    /// Tokens of the longest prompt.
+    prompt_tokens: usize,
 }
 
 impl LlamaEngine {
@@ -110,7 +119,8 @@ impl LlamaEngine {
         let context = Context::new(&model, size)?;
         let (bos, eos) = model.bos_eos_text();
         let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
-        Ok(Self { model, context, template })
+        let prompt_tokens = context_memory::longest_prompt(&model);
+        Ok(Self { model, context, template, prompt_tokens })
     }
 
     /// The tokens of `chat` as the model sees them, ready for its answer.
@@ -118,11 +128,11 @@ impl LlamaEngine {
     /// # Errors
     /// [`LlamaError`] when the template or the vocabulary refuses.
     pub fn tokens(&self, chat: &Chat<'_>) -> Result<Vec<Token>, LlamaError> {
-        let text = match &self.template {
+        let prompt = match &self.template {
             Some(template) => template.render(chat)?,
-            None => chat.user.to_owned(),
+            None => Prompt::plain(chat.user),
         };
-        self.prompt_tokens(&text, chat.user)
+        self.prompt_tokens(&prompt, chat.user)
     }
 
     /// The tokens of a finished exchange, as the template of a guard model lays it out for its verdict.
@@ -130,22 +140,23 @@ impl LlamaEngine {
     /// # Errors
     /// As [`Self::tokens`].
     pub fn exchange_tokens(&self, user: &str, assistant: &str) -> Result<Vec<Token>, LlamaError> {
-        let text = match &self.template {
+        let prompt = match &self.template {
             Some(template) => template.render_exchange(user, assistant)?,
-            None => format!("{user}\n\n{assistant}"),
+            None => Prompt::plain(&format!("{user}\n\n{assistant}")),
         };
-        self.prompt_tokens(&text, user)
+        self.prompt_tokens(&prompt, user)
     }
 
     /// Splits a rendered prompt that begins (for the error) with `start`.
-    fn prompt_tokens(&self, text: &str, start: &str) -> Result<Vec<Token>, LlamaError> {
-        let has_bos = self.template.as_ref().is_some_and(|template| template.starts_with_bos(text));
-        // A template that writes BOS itself must not get a second one from the tokenizer.
-        let tokens = self.model.tokenize(text, !has_bos)?;
-        if tokens.len() > PROMPT_TOKENS || tokens.is_empty() {
+    fn prompt_tokens(&self, prompt: &Prompt, start: &str) -> Result<Vec<Token>, LlamaError> {
+        let tokens = self.model.prompt_tokens(prompt)?;
+        if tokens.is_empty() {
+            return Err(LlamaError::EmptyPrompt);
+        }
+        if tokens.len() > self.prompt_tokens {
             return Err(LlamaError::PromptTooLong {
                 tokens: tokens.len(),
-                limit: PROMPT_TOKENS,
+                limit: self.prompt_tokens,
                 start: start.chars().take(60).collect(),
             });
         }
@@ -199,25 +210,44 @@ impl LlamaEngine {
         Ok(answers)
     }
 
-    /// Runs the prompts of one group: the shared beginning once, then the rest of each.
-    /// Returns the batch index of each prompt's last token.
-    pub(super) fn prefill(&mut self, prompts: &[Vec<Token>]) -> Result<Vec<usize>, LlamaError> {
-        let shared = shared_prefix(prompts);
+    /// Gives the context room for `cells`; what it held is forgotten.
+    fn reserve(&mut self, cells: usize) -> Result<(), LlamaError> {
+        if cells > self.context.n_ctx() {
+            let n_ctx = u32::try_from(cells.next_multiple_of(CTX_STEP)).unwrap_or(u32::MAX);
+            self.context = self.context.resized(n_ctx)?;
+        }
         self.context.clear();
-        if shared > 0 {
+        Ok(())
+    }
+
+    /// Runs the prompts of one group, with room for answers of `n_predict` tokens: the shared beginning once, then the
+    /// rest of each. Returns the batch index of each prompt's last token.
+    pub(super) fn prefill(
+        &mut self,
+        prompts: &[Vec<Token>],
+        n_predict: usize,
+    ) -> Result<Vec<usize>, LlamaError> {
+        let shared = shared_prefix(prompts);
+        self.reserve(cells(prompts, shared, n_predict))?;
+        let beginning = prompts.first().map_or(&[][..], |prompt| &prompt[..shared]);
+        for (i, part) in beginning.chunks(N_BATCH).enumerate() {
             let mut batch = Batch::default();
-            for (pos, &token) in prompts[0][..shared].iter().enumerate() {
-                batch.push(token, pos, 0, false);
+            for (j, &token) in part.iter().enumerate() {
+                batch.push(token, i * N_BATCH + j, 0, false);
             }
             self.context.decode(&mut batch, None)?;
-            for seq in 1..prompts.len() {
-                self.context.copy_sequence(0, seq as i32);
-            }
+        }
+        for seq in 1..prompts.len() {
+            self.context.copy_sequence(0, seq as i32);
         }
         let mut batch = Batch::default();
         let mut last = Vec::with_capacity(prompts.len());
         for (seq, tokens) in prompts.iter().enumerate() {
             for (pos, &token) in tokens.iter().enumerate().skip(shared) {
+                if batch.len() == N_BATCH {
+                    self.context.decode(&mut batch, None)?;
+                    batch = Batch::default();
+                }
                 let index = batch.push(token, pos, seq, pos + 1 == tokens.len());
                 if pos + 1 == tokens.len() {
                     last.push(index);
@@ -237,16 +267,11 @@ impl LlamaEngine {
     }
 
     /// Decodes one group under the eyes of a capture.
-    fn capture_group(
-        &mut self,
-        mut group: Group,
-        capture: &Capture,
-        activations: &mut Activations,
-    ) -> Result<(), LlamaError> {
+    fn capture_group(&mut self, mut group: Group, of: &mut Collection<'_>) -> Result<(), LlamaError> {
         if group.batch.is_empty() {
             return Ok(());
         }
-        let mut hook = CaptureHook::new(capture, activations, group.keep);
+        let mut hook = CaptureHook::new(of.capture, &mut of.activations, group.keep);
         self.context.decode(&mut group.batch, Some(&mut hook))?;
         hook.finish()
     }
@@ -256,8 +281,10 @@ impl LlamaEngine {
     /// # Errors
     /// [`LlamaError`] when tokenizing, decoding or the capture fails.
     pub fn collect_text(&mut self, texts: &[String], capture: &Capture) -> Result<Activations, LlamaError> {
-        let prompts =
-            texts.iter().map(|text| self.prompt_tokens(text, text)).collect::<Result<Vec<_>, _>>()?;
+        let prompts = texts
+            .iter()
+            .map(|text| self.prompt_tokens(&Prompt::plain(text), text))
+            .collect::<Result<Vec<_>, _>>()?;
         self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, &mut |_, _| ())
     }
 
@@ -274,8 +301,8 @@ impl LlamaEngine {
         let mut prompts = self.all_tokens(chats)?;
         let from: Vec<usize> = prompts.iter().map(Vec::len).collect();
         for (prompt, answer) in prompts.iter_mut().zip(answers) {
-            prompt.extend(self.model.tokenize(answer, false)?);
-            prompt.truncate(PROMPT_TOKENS);
+            prompt.extend(self.model.text_tokens(answer, false)?);
+            prompt.truncate(self.prompt_tokens);
         }
         self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())
     }
@@ -289,40 +316,66 @@ impl LlamaEngine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Activations, LlamaError> {
         let sample = Sample::new(prompts, from, capture);
-        let mut activations = capture.allocate(prompts.len(), sample.n_kept);
+        let activations = capture.allocate(prompts.len(), sample.n_kept);
+        let mut collection = Collection { prompts, sample, capture, activations };
         for range in self.whole_groups(prompts) {
-            self.context.clear();
-            // What all prompts begin with is decoded once a group, and looked at in the first.
-            let mut shared = Group::default();
-            for (pos, &token) in prompts[range.start][..sample.shared].iter().enumerate() {
-                shared.push(&sample, (range.start, pos, 0), token, false);
+            self.reserve(cells(&prompts[range.clone()], collection.sample.shared, 0))?;
+            self.collect_beginning(range.start, &mut collection)?;
+            for seq in 1..range.len() {
+                self.context.copy_sequence(0, seq as i32);
             }
-            if range.start > 0 {
-                shared.keep.sample.clear();
-            }
-            self.capture_group(shared, capture, &mut activations)?;
-            let mut rest = Group::default();
-            rest.keep.first = range.start;
-            for (seq, prompt) in range.enumerate() {
-                if seq > 0 {
-                    self.context.copy_sequence(0, seq as i32);
-                }
-                let tokens = &prompts[prompt];
-                for (pos, &token) in tokens.iter().enumerate().skip(sample.shared) {
-                    rest.push(&sample, (prompt, pos, seq), token, pos + 1 == tokens.len());
-                }
-            }
-            let (start, last) = (rest.keep.first, rest.keep.last.clone());
-            self.capture_group(rest, capture, &mut activations)?;
-            if capture.is_inputs_only() {
-                continue;
-            }
-            for (i, &token) in last.iter().enumerate() {
-                first(start + i, self.context.logits(token).unwrap_or_default());
-            }
+            self.collect_own(range, &mut collection, first)?;
         }
+        let mut activations = collection.activations;
         activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
         Ok(activations)
+    }
+
+    /// What all prompts begin with is decoded once a group, of which `prompt` is the first, and looked at in the first
+    /// group.
+    fn collect_beginning(&mut self, prompt: usize, of: &mut Collection<'_>) -> Result<(), LlamaError> {
+        let beginning = &of.prompts[prompt][..of.sample.shared];
+        for (i, part) in beginning.chunks(N_BATCH).enumerate() {
+            let mut group = Group::default();
+            for (j, &token) in part.iter().enumerate() {
+                group.push(&of.sample, (prompt, i * N_BATCH + j, 0), token, false);
+            }
+            if prompt > 0 {
+                group.keep.sample.clear();
+            }
+            self.capture_group(group, of)?;
+        }
+        Ok(())
+    }
+
+    /// What each prompt of a group has behind the shared beginning.
+    fn collect_own(
+        &mut self,
+        range: std::ops::Range<usize>,
+        of: &mut Collection<'_>,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<(), LlamaError> {
+        let own = |prompt: usize| (of.sample.shared..of.prompts[prompt].len()).map(move |pos| (prompt, pos));
+        let own: Vec<(usize, usize)> = range.clone().flat_map(own).collect();
+        let mut start = range.start;
+        for part in own.chunks(N_BATCH) {
+            let mut group = Group::default();
+            group.keep.first = start;
+            for &(prompt, pos) in part {
+                let tokens = &of.prompts[prompt];
+                let at = (prompt, pos, prompt - range.start);
+                group.push(&of.sample, at, tokens[pos], pos + 1 == tokens.len());
+            }
+            let last = group.keep.last.clone();
+            self.capture_group(group, of)?;
+            if !of.capture.is_inputs_only() {
+                for (i, &token) in last.iter().enumerate() {
+                    first(start + i, self.context.logits(token).unwrap_or_default());
+                }
+            }
+            start += last.len();
+        }
+        Ok(())
     }
 
     /// Greedy answers of one group whose prompts and answers fit the cache together.
@@ -333,7 +386,7 @@ impl LlamaEngine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
         let mut answers: Vec<Vec<Token>> = vec![Vec::new(); prompts.len()];
-        let mut lanes = Lanes::new(self, prompts)?;
+        let mut lanes = Lanes::new(self, prompts, n_predict)?;
         for step in 0..n_predict {
             let mut next = vec![None; prompts.len()];
             for (seq, answer) in answers.iter_mut().enumerate() {
@@ -388,6 +441,14 @@ impl Engine for LlamaEngine {
     }
 }
 
+/// A collection on its way.
+struct Collection<'a> {
+    prompts: &'a [Vec<Token>],
+    sample: Sample,
+    capture: &'a Capture,
+    activations: Activations,
+}
+
 /// One decode of a collection, and what is kept of it.
 #[derive(Default)]
 struct Group {
@@ -408,94 +469,6 @@ impl Group {
     }
 }
 
-/// Tokens spread evenly over all prompts and positions but the last ones; what all begin with counts once.
-struct Sample {
-    shared: usize,
-    /// Position of each prompt's first token that may be taken.
-    from: Vec<usize>,
-    /// How far before the last token those are that are kept whole.
-    tail: Vec<usize>,
-    /// The farthest of them: no token from there on is sampled.
-    n_tail: usize,
-    /// Position of each prompt's last token.
-    last: Vec<usize>,
-    /// Number of each prompt's first token behind the shared ones.
-    starts: Vec<usize>,
-    n_tokens: usize,
-    n_kept: usize,
-}
-
-impl Sample {
-    fn new(prompts: &[Vec<Token>], from: &[usize], capture: &Capture) -> Self {
-        let shared = shared_prefix(prompts);
-        let tail = capture.tail().to_vec();
-        let n_tail = tail.iter().copied().max().unwrap_or(0);
-        let mut n_tokens = shared.saturating_sub(from.first().copied().unwrap_or(0));
-        let starts = prompts.iter().zip(from).map(|(p, &from)| {
-            let inside = p.len().saturating_sub(shared.max(from) + 1 + n_tail);
-            n_tokens += inside;
-            n_tokens - inside
-        });
-        let starts = starts.collect();
-        let last = prompts.iter().map(|p| p.len().saturating_sub(1)).collect();
-        let (n_kept, from) = (capture.n_sample(n_tokens), from.to_vec());
-        Self { shared, from, tail, n_tail, last, starts, n_tokens, n_kept }
-    }
-
-    /// The row of the token at `pos` of `prompt`, if it is kept.
-    fn row(&self, prompt: usize, pos: usize) -> Option<usize> {
-        let from = self.from[prompt];
-        let number = match pos < self.shared {
-            _ if pos < from => return None,
-            true if prompt > 0 => return None,
-            true => pos - from,
-            false if pos + self.n_tail >= self.last[prompt] => return None,
-            false => self.starts[prompt] + pos - self.shared.max(from),
-        };
-        // Row r is the first token with number·n_kept/n_tokens ≥ r.
-        let row = (number * self.n_kept).div_ceil(self.n_tokens.max(1));
-        let before = number.checked_sub(1).map(|n| (n * self.n_kept).div_ceil(self.n_tokens.max(1)));
-        (row < self.n_kept && before != Some(row)).then_some(row)
-    }
-
-    /// The row of the token at `pos` of `prompt` among those before the last ones, if it is one.
-    fn tail(&self, prompt: usize, pos: usize) -> Option<usize> {
-        let before = self.last[prompt].checked_sub(pos)?;
-        let at = self.tail.iter().position(|&offset| offset == before).filter(|_| pos >= self.shared)?;
-        Some(prompt * self.tail.len() + at)
-    }
-}
-
-/// Cuts prompts into runs that fit one batch and, with their answers, the cache. What all prompts begin with is there
-/// once.
-pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
-    let shared = shared_prefix(prompts);
-    let mut groups = Vec::new();
-    let (mut start, mut tokens) = (0, shared);
-    for (i, prompt) in prompts.iter().enumerate() {
-        let own = prompt.len() - shared;
-        let full = i - start == N_SEQ
-            || tokens + own > N_BATCH
-            || tokens + own + (i - start + 1) * n_predict > N_CTX;
-        if full && i > start {
-            groups.push(start..i);
-            (start, tokens) = (i, shared);
-        }
-        tokens += own;
-    }
-    if start < prompts.len() {
-        groups.push(start..prompts.len());
-    }
-    groups
-}
-
-/// Length of the beginning that all prompts share, leaving at least one token of each.
-fn shared_prefix(prompts: &[Vec<Token>]) -> usize {
-    let Some((first, rest)) = prompts.split_first() else { return 0 };
-    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
-    (0..shortest).find(|&i| rest.iter().any(|p| p[i] != first[i])).unwrap_or(shortest)
-}
-
 /// The most likely token; the lowest id among equals. `None` when a logit is NaN.
 pub(super) fn argmax(logits: &[f32]) -> Option<Token> {
     let mut best = (0, f32::NEG_INFINITY);
@@ -513,57 +486,6 @@ pub(super) fn argmax(logits: &[f32]) -> Option<Token> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shared_prefix_leaves_a_token_of_each() {
-        assert_eq!(shared_prefix(&[vec![1, 2, 3], vec![1, 2, 4]]), 2);
-        assert_eq!(shared_prefix(&[vec![1, 2], vec![1, 2]]), 1);
-        assert_eq!(shared_prefix(&[vec![5], vec![1, 2]]), 0);
-        assert_eq!(shared_prefix(&[]), 0);
-    }
-
-    #[test]
-    fn a_sample_takes_every_row_once() {
-        let prompts: Vec<Vec<Token>> = (0..9).map(|i| [vec![7; 5], (0..3 + i).collect()].concat()).collect();
-        for n_kept in [0, 1, 4, 31, 43] {
-            for from in [0, 3, 6] {
-                let mut sample = Sample::new(&prompts, &[from; 9], &Capture::nothing());
-                sample.n_kept = n_kept.min(sample.n_tokens);
-                let mut rows = Vec::new();
-                for (i, prompt) in prompts.iter().enumerate() {
-                    let taken = (0..prompt.len()).filter_map(|pos| Some((pos, sample.row(i, pos)?)));
-                    rows.extend(taken.map(|(pos, row)| {
-                        assert!(pos >= from);
-                        row
-                    }));
-                }
-                assert_eq!(rows, (0..sample.n_kept).collect::<Vec<_>>(), "{n_kept} from {from}");
-            }
-        }
-    }
-
-    #[test]
-    fn groups_cover_everything_once_and_fit() {
-        let prompts: Vec<Vec<Token>> = (0..70).map(|i| vec![i; 1 + (i as usize * 37) % 300]).collect();
-        let groups = groups(&prompts, 20);
-        assert_eq!(groups.first().map(|g| g.start), Some(0));
-        assert_eq!(groups.last().map(|g| g.end), Some(70));
-        for pair in groups.windows(2) {
-            assert_eq!(pair[0].end, pair[1].start);
-        }
-        for group in groups {
-            let tokens: usize = prompts[group.clone()].iter().map(Vec::len).sum();
-            assert!(group.len() <= N_SEQ && tokens <= N_BATCH && tokens + group.len() * 20 <= N_CTX);
-        }
-    }
-
-    #[test]
-    fn what_all_begin_with_counts_once() {
-        let prompts: Vec<Vec<Token>> = (0..64).map(|i| [vec![7; 25], vec![i; 15]].concat()).collect();
-        assert_eq!(super::groups(&prompts, 20), [0..32, 32..64]);
-        let alone: Vec<Vec<Token>> = (0..64).map(|i| vec![i; 40]).collect();
-        assert_eq!(super::groups(&alone, 20).len(), 3);
-    }
 
     #[test]
     fn argmax_takes_the_lowest_of_equals_and_refuses_nan() {

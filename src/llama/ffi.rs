@@ -5,6 +5,7 @@
 //! alone. Every wrapper checks what ggml would answer with `abort()`.
 #![allow(unsafe_code)]
 
+use std::cell::{Cell, OnceCell};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -14,11 +15,14 @@ use std::sync::{Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
+use super::LlamaError;
+use super::abort::ffi::Trying;
+use super::abort::{self, Unproven};
 use super::batch::Batch;
 use super::devices::ffi::Placement;
 use super::hook::{EvalHook, HookState, abort_callback, eval_callback};
 use super::offload::{FlashAttn, Offload};
-use super::{LlamaError, abort};
+use super::vocabulary::Specials;
 use crate::interrupt;
 
 /// A token id of the model's vocabulary.
@@ -86,6 +90,10 @@ unsafe extern "C" fn load_progress(progress: f32, user: *mut c_void) -> bool {
 /// A loaded model (weights and vocabulary).
 pub struct Model {
     ptr: NonNull<sys::llama_model>,
+    file: &'static Unproven,
+    /// Whether llama.cpp has computed with it.
+    proven: Cell<bool>,
+    pub(super) specials: OnceCell<Specials>,
 }
 
 impl Model {
@@ -99,6 +107,9 @@ impl Model {
         mut progress: &mut dyn FnMut(f32),
     ) -> Result<Rc<Self>, LlamaError> {
         init_backend();
+        // A handler may read it as long as the process lives; there are few models in a run.
+        let file: &'static Unproven = Box::leak(Box::new(Unproven::new(path)));
+        let _trying = Trying::new(file);
         let fail = |reason: String| LlamaError::Load { path: path.to_owned(), reason };
         let c_path = path.to_str().ok_or_else(|| fail("the path is not UTF-8".into()))?;
         let c_path = CString::new(c_path).map_err(|_| fail("the path holds a NUL byte".into()))?;
@@ -115,7 +126,39 @@ impl Model {
             sys::llama_model_load_from_file(c_path.as_ptr(), params)
         };
         interrupt::check()?;
-        NonNull::new(ptr).map(|ptr| Rc::new(Self { ptr })).ok_or_else(|| fail(take_errors()))
+        let model = |ptr| Rc::new(Self { ptr, file, proven: Cell::new(false), specials: OnceCell::new() });
+        NonNull::new(ptr).map(model).ok_or_else(|| fail(take_errors()))
+    }
+
+    /// To be held while llama.cpp tokenizes: that depends on the file alone.
+    pub(super) fn tokenizing(&self) -> Trying {
+        Trying::new(self.file)
+    }
+
+    /// To be held while llama.cpp computes, until it has done so once.
+    fn trying(&self) -> Option<Trying> {
+        (!self.proven.get()).then(|| Trying::new(self.file))
+    }
+
+    /// Tokens of a text that the model was made for.
+    pub(super) fn n_ctx_train(&self) -> usize {
+        // SAFETY: the model is alive.
+        usize::try_from(unsafe { sys::llama_model_n_ctx_train(self.ptr.as_ptr()) }).unwrap_or(0)
+    }
+
+    /// Number of positions, where the model has learned a vector for each: ggml aborts at one more.
+    pub(super) fn n_positions(&self) -> Option<usize> {
+        // SAFETY: the model is alive.
+        let rotates = unsafe { sys::llama_model_rope_type(self.ptr.as_ptr()) } != sys::LLAMA_ROPE_TYPE_NONE;
+        (!rotates && !self.is_recurrent()).then(|| self.n_ctx_train())
+    }
+
+    /// Heads of attention, and those of them that have keys and values of their own.
+    pub(super) fn n_head(&self) -> (usize, usize) {
+        let model = self.ptr.as_ptr();
+        // SAFETY: the model is alive.
+        let (all, own) = unsafe { (sys::llama_model_n_head(model), sys::llama_model_n_head_kv(model)) };
+        (usize::try_from(all).unwrap_or(0), usize::try_from(own).unwrap_or(0))
     }
 
     pub(super) fn vocab(&self) -> *const sys::llama_vocab {
@@ -155,98 +198,6 @@ impl Model {
             );
         }
         CStr::from_bytes_until_nul(&text).map(|t| t.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    /// Size of the vocabulary, that is of one row of logits.
-    pub fn n_vocab(&self) -> usize {
-        // SAFETY: the vocabulary is alive.
-        usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
-    }
-
-    /// Whether `token` ends a generation.
-    pub fn is_eog(&self, token: Token) -> bool {
-        // SAFETY: the vocabulary is alive; unknown ids answer false.
-        unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
-    }
-
-    /// The token that the vocabulary wants before every text, if any.
-    pub fn bos_to_add(&self) -> Option<Token> {
-        // SAFETY: the vocabulary is alive.
-        let (adds, bos) =
-            unsafe { (sys::llama_vocab_get_add_bos(self.vocab()), sys::llama_vocab_bos(self.vocab())) };
-        (adds && bos >= 0).then_some(bos)
-    }
-
-    /// The text of the BOS and EOS tokens, empty where the vocabulary has none.
-    pub fn bos_eos_text(&self) -> (String, String) {
-        let text = |id: Token| {
-            if id < 0 {
-                return String::new();
-            }
-            // SAFETY: the vocabulary is alive and `id` came from it.
-            let text = unsafe { sys::llama_vocab_get_text(self.vocab(), id) };
-            if text.is_null() {
-                return String::new();
-            }
-            // SAFETY: a NUL-terminated string owned by the vocabulary.
-            unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
-        };
-        // SAFETY: the vocabulary is alive.
-        let (bos, eos) = unsafe { (sys::llama_vocab_bos(self.vocab()), sys::llama_vocab_eos(self.vocab())) };
-        (text(bos), text(eos))
-    }
-
-    /// Splits `text` into tokens; special tokens in it are recognised.
-    ///
-    /// # Errors
-    /// [`LlamaError::Tokenize`] when the vocabulary cannot (or the text is over 1 MiB).
-    pub fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<Token>, LlamaError> {
-        const MAX_TEXT: usize = 1 << 20;
-        let fail = || LlamaError::Tokenize { bytes: text.len() };
-        if text.len() > MAX_TEXT {
-            return Err(fail());
-        }
-        let call = |out: &mut [Token]| {
-            // SAFETY: pointers and lengths describe `text` and `out`; both outlive the call.
-            unsafe {
-                sys::llama_tokenize(
-                    self.vocab(),
-                    text.as_ptr().cast(),
-                    text.len() as i32,
-                    out.as_mut_ptr(),
-                    out.len() as i32,
-                    add_special,
-                    true,
-                )
-            }
-        };
-        let mut tokens = vec![0; text.len() + 2];
-        let n = usize::try_from(call(&mut tokens)).map_err(|_| fail())?;
-        tokens.truncate(n);
-        Ok(tokens)
-    }
-
-    /// The text of `tokens`, without special tokens; bytes that are not UTF-8 become U+FFFD.
-    pub fn detokenize(&self, tokens: &[Token]) -> String {
-        let mut bytes = Vec::new();
-        let mut piece = [0u8; 256];
-        for &token in tokens {
-            // SAFETY: `piece` is writable for its whole length.
-            let n = unsafe {
-                sys::llama_token_to_piece(
-                    self.vocab(),
-                    token,
-                    piece.as_mut_ptr().cast(),
-                    piece.len() as i32,
-                    0,
-                    false,
-                )
-            };
-            if let Some(text) = usize::try_from(n).ok().and_then(|n| piece.get(..n)) {
-                bytes.extend_from_slice(text);
-            }
-        }
-        String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
@@ -340,6 +291,8 @@ pub struct Context {
     size: ContextSize,
     state: Box<HookState>,
     adapter: Option<Rc<Adapter>>,
+    /// Factor of the adapter.
+    scale: f32,
     model: Rc<Model>,
 }
 
@@ -351,6 +304,7 @@ impl Context {
     pub fn new(model: &Rc<Model>, size: ContextSize) -> Result<Self, LlamaError> {
         take_errors();
         let mut state = Box::<HookState>::default();
+        let _trying = model.trying();
         // SAFETY: default params are plain data; `state` is boxed, so its address holds while the
         // context lives; the model is kept alive by the `Rc`.
         let ptr = unsafe {
@@ -377,7 +331,7 @@ impl Context {
             sys::llama_init_from_model(model.ptr.as_ptr(), params)
         };
         NonNull::new(ptr)
-            .map(|ptr| Self { ptr, size, state, adapter: None, model: Rc::clone(model) })
+            .map(|ptr| Self { ptr, size, state, adapter: None, scale: 0.0, model: Rc::clone(model) })
             .ok_or_else(|| LlamaError::Context { reason: take_errors() })
     }
 
@@ -397,7 +351,7 @@ impl Context {
                 scales.as_mut_ptr(),
             )
         };
-        self.adapter = adapter;
+        (self.adapter, self.scale) = (adapter, scale);
         if rc == 0 { Ok(()) } else { Err(LlamaError::Adapter { reason: take_errors() }) }
     }
 
@@ -441,6 +395,23 @@ impl Context {
         unsafe { sys::llama_memory_seq_cp(sys::llama_get_memory(self.ptr.as_ptr()), from, to, -1, -1) }
     }
 
+    /// Cells of its cache.
+    pub fn n_ctx(&self) -> usize {
+        self.size.n_ctx as usize
+    }
+
+    /// An empty context of the same model and adapter with `n_ctx` cells.
+    ///
+    /// # Errors
+    /// As [`Self::new`] and [`Self::set_adapter`].
+    pub fn resized(&self, n_ctx: u32) -> Result<Self, LlamaError> {
+        let mut context = Self::new(&self.model, ContextSize { n_ctx, ..self.size })?;
+        if let Some(adapter) = &self.adapter {
+            context.set_adapter(Some(Rc::clone(adapter)), self.scale)?;
+        }
+        Ok(context)
+    }
+
     /// Runs one batch; `hook`, when given, sees the graph.
     ///
     /// # Errors
@@ -448,7 +419,11 @@ impl Context {
     /// [`LlamaError::Interrupted`], or [`LlamaError::Decode`].
     pub fn decode(&mut self, batch: &mut Batch, hook: Option<&mut dyn EvalHook>) -> Result<(), LlamaError> {
         batch.check(self.size)?;
+        if let Some(n_positions) = self.model.n_positions() {
+            batch.check_positions(n_positions)?;
+        }
         interrupt::check()?;
+        let _trying = self.model.trying();
         take_errors();
         // SAFETY: only the lifetime is erased; the pointer is cleared before the borrow ends.
         self.state.hook = hook.map(|h| unsafe {
@@ -480,6 +455,7 @@ impl Context {
         }
         interrupt::check()?;
         if rc == 0 || (ended && rc == ABORTED) {
+            self.model.proven.set(true);
             Ok(())
         } else {
             Err(LlamaError::Decode { code: rc, reason: take_errors() })

@@ -16,11 +16,11 @@ pub type SeenLogits<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 ///
 /// llama.cpp stands behind [`LlamaEngine`]; tests of the evaluation use a small stand-in.
 pub trait TextModel {
-    /// The tokens of `text`, with what the vocabulary wants before it when `add_special`.
+    /// The tokens of `text`, in which nothing is a control token, with what the vocabulary wants before it when `begins`.
     ///
     /// # Errors
     /// [`LlamaError::Tokenize`].
-    fn text_tokens(&self, text: &str, add_special: bool) -> Result<Vec<Token>, LlamaError>;
+    fn text_tokens(&self, text: &str, begins: bool) -> Result<Vec<Token>, LlamaError>;
 
     /// The token that the vocabulary wants before every text, if any.
     fn bos(&self) -> Option<Token>;
@@ -39,8 +39,8 @@ pub trait TextModel {
 }
 
 impl TextModel for LlamaEngine {
-    fn text_tokens(&self, text: &str, add_special: bool) -> Result<Vec<Token>, LlamaError> {
-        self.model.tokenize(text, add_special)
+    fn text_tokens(&self, text: &str, begins: bool) -> Result<Vec<Token>, LlamaError> {
+        self.model.text_tokens(text, begins)
     }
 
     fn bos(&self) -> Option<Token> {
@@ -54,7 +54,7 @@ impl TextModel for LlamaEngine {
         seen: &mut SeenLogits<'_>,
     ) -> Result<(), LlamaError> {
         self.check_fit(context, continuations)?;
-        let last = self.prefill(std::slice::from_ref(&context.to_vec()))?;
+        let last = self.prefill(std::slice::from_ref(&context.to_vec()), N_CTX - context.len())?;
         for seq in 1..continuations.len() {
             self.context.copy_sequence(0, seq as i32);
         }
@@ -120,13 +120,17 @@ struct Lane {
 }
 
 impl<'a> Lanes<'a> {
-    /// Reads `prompts`, which must be one of [`groups`](super::engine::groups); what the engine read
-    /// before is forgotten.
+    /// Reads `prompts`, which must be one of [`groups`](super::engine::groups), to be continued by at most
+    /// `n_predict` tokens each; what the engine read before is forgotten.
     ///
     /// # Errors
     /// [`LlamaError`] when decoding fails.
-    pub fn new(engine: &'a mut LlamaEngine, prompts: &[Vec<Token>]) -> Result<Self, LlamaError> {
-        let rows = engine.prefill(prompts)?;
+    pub fn new(
+        engine: &'a mut LlamaEngine,
+        prompts: &[Vec<Token>],
+        n_predict: usize,
+    ) -> Result<Self, LlamaError> {
+        let rows = engine.prefill(prompts, n_predict)?;
         let lane = |(prompt, row): (&Vec<Token>, usize)| Lane { len: prompt.len(), row: Some(row) };
         Ok(Self { lanes: prompts.iter().zip(rows).map(lane).collect(), engine })
     }
@@ -150,14 +154,17 @@ impl<'a> Lanes<'a> {
         Ok((!self.engine.model.is_eog(token)).then_some(token))
     }
 
-    /// Feeds `next[seq]` to each lane; a lane that gets none has ended. False when all have.
+    /// Feeds `next[seq]` to each lane; a lane that gets none has ended, and so has one at the last position that the
+    /// model has learned. False when all have.
     ///
     /// # Errors
     /// [`LlamaError`] when decoding fails.
     pub fn feed(&mut self, next: &[Option<Token>]) -> Result<bool, LlamaError> {
         let mut batch = Batch::default();
+        let n_positions = self.engine.model.n_positions().unwrap_or(usize::MAX);
         for (seq, lane) in self.lanes.iter_mut().enumerate() {
-            let token = next.get(seq).copied().flatten().filter(|_| lane.row.is_some());
+            let goes_on = lane.row.is_some() && lane.len < n_positions;
+            let token = next.get(seq).copied().flatten().filter(|_| goes_on);
             lane.row = token.map(|token| batch.push(token, lane.len, seq, true));
             lane.len += 1;
         }

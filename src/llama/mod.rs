@@ -12,10 +12,12 @@ pub mod devices;
 pub mod engine;
 pub mod ffi;
 pub mod follow;
+pub mod header;
 pub mod hook;
 pub mod offload;
 pub mod sidecar;
 pub mod template;
+mod vocabulary;
 
 use std::path::PathBuf;
 
@@ -27,7 +29,7 @@ pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
 pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
 pub use offload::Offload;
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, Prompt};
 
 use crate::interrupt::Interrupted;
 
@@ -107,8 +109,13 @@ pub enum LlamaError {
         /// Length of the text.
         bytes: usize,
     },
-    /// A prompt is longer than a batch.
-    #[error("prompt of {tokens} tokens is longer than the {limit} that fit one batch: {start:?}")]
+    /// A prompt of which the template and the vocabulary leave nothing.
+    #[error("a prompt without any token cannot be answered")]
+    EmptyPrompt,
+    /// A prompt is longer than the model, or memory, has room for.
+    #[error(
+        "prompt of {tokens} tokens is longer than the {limit} that this model and memory have room for: {start:?}"
+    )]
     PromptTooLong {
         /// Tokens of the rendered prompt.
         tokens: usize,
@@ -131,6 +138,17 @@ pub enum LlamaError {
         /// Sequences that fit.
         n_seq: usize,
     },
+    /// A text is longer than the model has positions.
+    #[error("a token stands at position {found}, and the model has learned {n_positions} of them, from 0")]
+    Position {
+        /// Where it stands.
+        found: usize,
+        /// How many there are.
+        n_positions: usize,
+    },
+    /// llama.cpp cannot run the file.
+    #[error(transparent)]
+    Header(#[from] header::HeaderError),
     /// A decode failed.
     #[error("llama.cpp could not decode a batch (code {code}): {reason}")]
     Decode {
@@ -140,7 +158,10 @@ pub enum LlamaError {
         reason: String,
     },
     /// A message would speak for somebody else.
-    #[error("the message holds control tokens of this model, which end a turn or begin one: it was not sent")]
+    #[error(
+        "the message spells control tokens of this model, which end a turn or begin one, and they cannot be told from \
+         those of its chat template: it was not sent"
+    )]
     ControlTokens,
     /// Logits that should be there are not, or are not finite.
     #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
@@ -198,6 +219,8 @@ impl LlamaError {
             Self::Worker { .. } => Some("start one there with `rosi-gguf rpc-server` (docs/backends.md)".into()),
             Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
             Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
+            Self::Position { .. } => Some("use shorter texts".into()),
+            Self::Header(error) => error.hint(),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
             Self::NotCaptured { .. } => {
                 Some("the patches file may name another residual than this llama.cpp computes".into())

@@ -3,19 +3,27 @@
 //! `llama_chat_apply_template` is a heuristic over known templates, not Jinja (it drops SmolLM2's
 //! default system prompt), so hidden states would come from another prompt than the one users send.
 //! A template is code from a stranger: it gets no loader, limited fuel (which also bounds what it can
-//! allocate), limited output and time, and a thread with a stack of its own: the engine walks a long expression,
-//! or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
+//! allocate), limited output and time of the CPU, and a thread with a stack of its own: the engine walks a long
+//! expression, or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
 
+mod json;
+mod messages;
 mod namespaces;
+mod python;
+mod source;
+mod stack;
 
 use std::io::{self, Write};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, State, Value, context};
+use minijinja::{Environment, Error, ErrorKind, Value, context};
 
 use super::engine::Chat;
+pub use messages::Prompt;
+pub(super) use messages::Said;
+use messages::{Form, Marks, Message, neutral};
+use stack::on_own_stack;
 
 /// What one rendering may use: 1 for an instruction, 1 for 64 bytes of a new value; real templates take
 /// some thousands.
@@ -26,12 +34,6 @@ const MAX_SOURCE: usize = 128 << 10;
 const MAX_RENDERED: usize = 1 << 20;
 /// Most characters of the engine's error, which may quote the template.
 const MAX_ERROR: usize = 1000;
-/// Longest time for one parsing or rendering; real templates take a millisecond.
-const MAX_TIME: Duration = Duration::from_secs(3);
-/// Stack of the thread that parses or renders; only what is used takes memory. Of the source's
-/// constructs none was found to take more than 500 bytes of stack per byte (a row of unary operators),
-/// of nested values 400 per level at 6 of fuel: 64 MiB and 32 MiB.
-const STACK: usize = 256 << 20;
 /// Templates that print today's date get this one (the default date of Llama 3's own template):
 /// the same input must give the same bytes tomorrow.
 const FIXED_DATE: [(&str, &str); 12] = [
@@ -66,15 +68,15 @@ pub enum TemplateError {
         limit: usize,
     },
     /// It does not end.
-    #[error("it was not done after {seconds} s")]
+    #[error("it was not done after {seconds} s of computing")]
     TooSlow {
-        /// How long it was waited for.
+        /// How long it has computed.
         seconds: u64,
     },
     /// It hands a namespace on, which may end up holding itself.
     #[error("it uses {name:?} as a value; a namespace may only be used for its attributes")]
     HandsOn {
-        /// The namespace, or `namespace`.
+        /// The namespace.
         name: String,
     },
     /// It left out a message.
@@ -103,15 +105,16 @@ impl ChatTemplate {
     /// [`TemplateError`] when it does not parse, is over 128 KiB, or hands a namespace on.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         check_length("the template", source.len(), MAX_SOURCE)?;
-        if let Some(name) = namespaces::handed_on(source) {
-            return Err(TemplateError::HandsOn { name });
-        }
         let mut env = Environment::new();
         env.set_fuel(Some(FUEL));
         // As transformers and llama.cpp render chat templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(jinja)?;
         env.set_syntax(syntax);
-        env.set_unknown_method_callback(python_method);
+        env.set_unknown_method_callback(python::method);
+        env.add_filter("tojson", json::tojson);
+        env.add_filter(source::PERCENT, python::percent_format);
+        env.remove_global("namespace");
+        env.add_function(source::PRIVATE_MAKER, minijinja::functions::namespace);
         env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -119,9 +122,13 @@ impl ChatTemplate {
             FIXED_DATE.iter().fold(format, |text, (key, value)| text.replace(key, value))
         });
         let source = source.to_owned();
-        let env = on_own_stack(move || match env.add_template_owned("chat", source) {
-            Ok(()) => Ok(Arc::new(env)),
-            Err(error) => Err(jinja(error)),
+        let env = on_own_stack(move || {
+            let source = source::with_unix_lines(&source);
+            if let Some(name) = namespaces::handed_on(&source) {
+                return Err(TemplateError::HandsOn { name });
+            }
+            env.add_template_owned("chat", source::for_engine(&source)).map_err(jinja)?;
+            Ok(Arc::new(env))
         })?;
         Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned() })
     }
@@ -130,85 +137,82 @@ impl ChatTemplate {
     /// the system prompt in front of the user's message.
     ///
     /// # Errors
-    /// [`TemplateError`] when rendering fails, takes too long, or loses the message.
-    pub fn render(&self, chat: &Chat<'_>) -> Result<String, TemplateError> {
-        let text = match self.render_turn(chat.system, chat.user) {
-            Ok(text) if chat.system.is_none_or(|system| text.contains(system.trim())) => text,
-            Err(error) if chat.system.is_none() => return Err(error),
-            _ => {
-                let joined = format!("{}\n\n{}", chat.system.unwrap_or_default(), chat.user);
-                self.render_turn(None, &joined)?
-            }
-        };
-        if text.contains(chat.user.trim()) { Ok(text) } else { Err(TemplateError::DropsMessage) }
+    /// As [`Self::render_conversation`].
+    pub fn render(&self, chat: &Chat<'_>) -> Result<Prompt, TemplateError> {
+        self.render_conversation(chat.system, &[("user", chat.user)])
     }
 
-    /// Renders a finished exchange for a guard model, whose template puts a question about it after
-    /// it. Some guards take contents as text, some as a list of parts.
+    /// Renders a finished exchange for a guard model, whose template puts a question about it after it.
     ///
     /// # Errors
     /// [`TemplateError`] when rendering fails, takes too long, or loses one of the messages.
-    pub fn render_exchange(&self, user: &str, assistant: &str) -> Result<String, TemplateError> {
-        let roles = [("user", user), ("assistant", assistant)];
-        let whole = |text: &str| roles.iter().all(|(_, content)| text.contains(content.trim()));
-        let plain = roles.map(|(role, content)| context! { role, content });
-        let text = self.render_messages(&plain);
-        if text.as_deref().is_ok_and(whole) {
-            return text;
-        }
-        let parts =
-            roles.map(|(role, text)| context! { role, content => [context! { type => "text", text }] });
-        match self.render_messages(&parts) {
-            Ok(text) if whole(&text) => Ok(text),
-            // What went wrong with plain contents is the better explanation.
-            _ => text.and(Err(TemplateError::DropsMessage)),
-        }
+    pub fn render_exchange(&self, user: &str, assistant: &str) -> Result<Prompt, TemplateError> {
+        let exchange = [("user", user), ("assistant", assistant)];
+        self.first_whole(&[exchange.map(|(role, text)| Message::new(role, text, true)).to_vec()])
     }
 
     /// Renders a conversation of `(role, text)`, ready for the model's next answer. A template that has no
     /// system role gets the system prompt in front of the first message.
     ///
     /// # Errors
-    /// [`TemplateError`] when rendering fails, takes too long, or loses the last message.
+    /// [`TemplateError`] when rendering fails, takes too long, or loses the system prompt or the last message.
     pub fn render_conversation(
         &self,
         system: Option<&str>,
         messages: &[(&str, &str)],
-    ) -> Result<String, TemplateError> {
-        let said: Vec<Value> = messages.iter().map(|&(role, content)| context! { role, content }).collect();
-        let last = messages.last().map_or("", |(_, text)| text.trim());
-        let whole = |text: &str| text.contains(last) && system.is_none_or(|s| text.contains(s.trim()));
-        let with_system = system.map(|content| context! { role => "system", content });
-        let text = self.render_messages(&with_system.into_iter().chain(said.clone()).collect::<Vec<_>>());
-        if text.as_deref().is_ok_and(whole) {
-            return text;
+    ) -> Result<Prompt, TemplateError> {
+        let last = messages.len().saturating_sub(1);
+        let said = messages.iter().enumerate().map(|(i, (role, text))| Message::new(role, text, i == last));
+        let said: Vec<Message> = said.collect();
+        let Some(system) = system else { return self.first_whole(&[said]) };
+        let mut joined = said.clone();
+        if let Some(first) = joined.first_mut() {
+            *first = Message::new(&first.role, &format!("{system}\n\n{}", first.content), true);
         }
-        let (Some(system), Some(&(role, first))) = (system, messages.first()) else {
-            return text.and(Err(TemplateError::DropsMessage));
+        let apart = [vec![Message::new("system", system, true)], said].concat();
+        self.first_whole(&[apart, joined])
+    }
+
+    /// The first way of putting a conversation in which nothing that is said gets lost; some templates take contents
+    /// as a list of parts only. If there is none, what went wrong with the first.
+    fn first_whole(&self, conversations: &[Vec<Message>]) -> Result<Prompt, TemplateError> {
+        let mut first = None;
+        for messages in conversations {
+            for form in [Form::Text, Form::Parts] {
+                match self.prompt(messages, form) {
+                    Err(error @ (TemplateError::Jinja(_) | TemplateError::DropsMessage)) => {
+                        first.get_or_insert(error);
+                    }
+                    done => return done,
+                }
+            }
+        }
+        Err(first.unwrap_or(TemplateError::DropsMessage))
+    }
+
+    /// Renders `messages`, and finds out what in it they wrote.
+    fn prompt(&self, messages: &[Message], form: Form) -> Result<Prompt, TemplateError> {
+        let render = |messages: &[Message]| {
+            let values: Vec<Value> = messages.iter().map(|message| message.value(form)).collect();
+            self.render_messages(values)
         };
-        let joined = context! { role, content => format!("{system}\n\n{first}") };
-        let messages: Vec<Value> = [joined].into_iter().chain(said.into_iter().skip(1)).collect();
-        let text = self.render_messages(&messages)?;
-        if whole(&text) { Ok(text) } else { Err(TemplateError::DropsMessage) }
+        let text = render(messages)?;
+        let mut marks = Marks::default();
+        let marked = marks.mark(messages).and_then(|marked| render(&marked).ok());
+        let reading = marked.map(|marked| marks.read(&marked, messages.len()));
+        let (whole, said) = match reading.filter(|reading| reading.text == text) {
+            Some(reading) => (reading.is_whole(messages), Said::At(reading.said)),
+            None => {
+                let neutral = render(&neutral(messages))?;
+                let mut required = messages.iter().filter(|message| message.required);
+                (required.all(|m| text.contains(m.content.trim())), Said::Unknown { neutral })
+            }
+        };
+        if whole { Ok(Prompt { text, said }) } else { Err(TemplateError::DropsMessage) }
     }
 
-    /// Whether a rendered prompt already begins with the BOS token.
-    pub fn starts_with_bos(&self, rendered: &str) -> bool {
-        !self.bos.is_empty() && rendered.starts_with(&self.bos)
-    }
-
-    fn render_turn(&self, system: Option<&str>, user: &str) -> Result<String, TemplateError> {
-        let mut messages = Vec::new();
-        if let Some(system) = system {
-            messages.push(context! { role => "system", content => system });
-        }
-        messages.push(context! { role => "user", content => user });
-        self.render_messages(&messages)
-    }
-
-    fn render_messages(&self, messages: &[Value]) -> Result<String, TemplateError> {
+    fn render_messages(&self, messages: Vec<Value>) -> Result<String, TemplateError> {
         let (env, bos, eos) = (self.env.clone(), self.bos.clone(), self.eos.clone());
-        let messages = messages.to_vec();
         on_own_stack(move || {
             let template = env.get_template("chat").map_err(jinja)?;
             let mut out = Limited { bytes: Vec::new(), found: 0 };
@@ -253,39 +257,6 @@ impl Write for Limited {
     }
 }
 
-/// Runs `work`, with all that it drops, where recursion as deep as a template can make it has room, and
-/// waits no longer than [`MAX_TIME`] for it: the engine can visit a list that holds itself twice, sixty
-/// times over, and cannot be stopped then. What still runs ends with the process.
-fn on_own_stack<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
-) -> Result<T, TemplateError> {
-    let (send, receive) = mpsc::sync_channel(1);
-    let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK);
-    // The receiver is gone when nobody waits any more.
-    let started = thread.spawn(move || drop(send.send(work())));
-    started.map_err(|error| TemplateError::Jinja(format!("no thread could be started for it: {error}")))?;
-    receive.recv_timeout(MAX_TIME).unwrap_or_else(|error| match error {
-        mpsc::RecvTimeoutError::Timeout => Err(TemplateError::TooSlow { seconds: MAX_TIME.as_secs() }),
-        mpsc::RecvTimeoutError::Disconnected => {
-            Err(TemplateError::Jinja("the template engine panicked".into()))
-        }
-    })
-}
-
-/// Python's methods of values, but none that pads a text to any width without paying for it.
-fn python_method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    method: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
-    let wide = |text: &str| text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
-    if method == "format" && value.as_str().is_some_and(wide) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "format with a width over 999"));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
-}
-
 /// The engine's error. Its text may be the template's own (`raise_exception`), so it is cut, and nothing
 /// in it can steer a terminal.
 fn jinja(error: Error) -> TemplateError {
@@ -312,15 +283,19 @@ mod tests {
         Chat { system, user: "How do I bake bread?" }
     }
 
+    fn text(t: &ChatTemplate, chat: &Chat<'_>) -> String {
+        t.render(chat).unwrap().text
+    }
+
     #[test]
     fn chatml_renders_with_and_without_system() {
         let t = ChatTemplate::new(CHATML, "<s>", "</s>").unwrap();
-        insta::assert_snapshot!(t.render(&chat(None)).unwrap(), @r"
+        insta::assert_snapshot!(text(&t, &chat(None)), @r"
         <|im_start|>user
         How do I bake bread?<|im_end|>
         <|im_start|>assistant
         ");
-        assert!(t.render(&chat(Some("Be kind."))).unwrap().starts_with("<|im_start|>system\nBe kind."));
+        assert!(text(&t, &chat(Some("Be kind."))).starts_with("<|im_start|>system\nBe kind."));
     }
 
     #[test]
@@ -328,9 +303,43 @@ mod tests {
         let source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\
             {{ bos_token }}[INST] {{ messages[0].content }} [/INST]";
         let t = ChatTemplate::new(source, "<s>", "</s>").unwrap();
-        let text = t.render(&chat(Some("Be kind."))).unwrap();
+        let text = text(&t, &chat(Some("Be kind.")));
         assert_eq!(text, "<s>[INST] Be kind.\n\nHow do I bake bread? [/INST]");
-        assert!(t.starts_with_bos(&text));
+    }
+
+    fn said(prompt: &Prompt) -> Vec<&str> {
+        let Said::At(said) = &prompt.said else { panic!("{prompt:?}") };
+        said.iter().map(|range| &prompt.text[range.clone()]).collect()
+    }
+
+    #[test]
+    fn what_was_said_is_known_whatever_the_template_makes_of_it() {
+        let user = " user\n<|im_end|>\n \"a\" ";
+        let chat = Chat { system: Some("user"), user };
+        let json = "{{ {'system': messages[0].content, 'user': messages[1].content} | tojson }}user";
+        for (source, expected) in [
+            (CHATML, &["user", "user\n<|im_end|>\n \"a"][..]),
+            (
+                "{{ messages[0].content }}: {{ messages[1].content | trim }}",
+                &["user", "user\n<|im_end|>\n \"a"],
+            ),
+            (json, &["user", "user", "<|im_end|>", "a"]),
+        ] {
+            let prompt = ChatTemplate::new(source, "", "").unwrap().render(&chat).unwrap();
+            assert_eq!(said(&prompt), expected, "{source}");
+        }
+        let cut = "{{ messages[0].content }}{{ messages[1].content.split('>')[-1] }}";
+        let cut = ChatTemplate::new(cut, "", "").unwrap().render(&chat);
+        assert!(matches!(cut, Err(TemplateError::DropsMessage)), "{cut:?}");
+    }
+
+    #[test]
+    fn a_template_that_looks_at_what_is_said_is_held_against_neutral_words() {
+        let source = "{% if 'no_think' in messages[0].content %}<t>{% endif %}{{ messages[0].content }}<end>";
+        let t = ChatTemplate::new(source, "", "").unwrap();
+        let prompt = t.render(&Chat { system: None, user: "/no_think" }).unwrap();
+        assert_eq!(prompt.text, "<t>/no_think<end>");
+        assert_eq!(prompt.said, Said::Unknown { neutral: "x<end>".into() });
     }
 
     #[test]
@@ -341,7 +350,7 @@ mod tests {
             "",
         )
         .unwrap();
-        assert_eq!(t.render(&chat(Some("Be kind."))).unwrap(), "U:Be kind.\n\nHow do I bake bread?");
+        assert_eq!(text(&t, &chat(Some("Be kind."))), "U:Be kind.\n\nHow do I bake bread?");
     }
 
     #[test]
@@ -351,7 +360,7 @@ mod tests {
         let parts = r"{% for m in messages %}{{ m.role ~ ': ' }}{% for c in m.content | selectattr('type', 'equalto', 'text') %}{{ (c.text | trim) ~ '\n' }}{% endfor %}{% endfor %}";
         for body in [plain, parts] {
             let t = ChatTemplate::new(&format!("{task}{body}Verdict:"), "", "").unwrap();
-            let text = t.render_exchange("How do I bake bread?", " Mix flour. ").unwrap();
+            let text = t.render_exchange("How do I bake bread?", " Mix flour. ").unwrap().text;
             assert!(text.starts_with(task) && text.ends_with("Verdict:"), "{text}");
             assert!(text.contains("user: How do I bake bread?\nassistant: Mix flour.\n"), "{text}");
         }
@@ -365,7 +374,7 @@ mod tests {
     fn the_date_does_not_move() {
         let t =
             ChatTemplate::new("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}", "", "").unwrap();
-        assert!(t.render(&chat(None)).unwrap().starts_with("26 Jul 2024"));
+        assert!(text(&t, &chat(None)).starts_with("26 Jul 2024"));
     }
 
     #[test]
@@ -376,7 +385,7 @@ mod tests {
             "",
         )
         .unwrap();
-        assert!(t.render(&chat(None)).unwrap().starts_with("How do I bake bread"));
+        assert!(text(&t, &chat(None)).starts_with("How do I bake bread"));
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Job<'_> {
     ) -> Result<Done, Error> {
         let Job { opened, options, prompts, taken, printer, .. } = *self;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+        session::check_all(&engine, prompts, options, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
             Some(taken) => {

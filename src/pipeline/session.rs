@@ -9,11 +9,12 @@ use crate::gguf::Gguf;
 use crate::hub::HubError;
 use crate::interrupt;
 use crate::llama::offload::Endpoint;
-use crate::llama::{EngineOptions, LlamaEngine, devices};
-use crate::options::RunOptions;
+use crate::llama::{Chat, EngineOptions, LlamaEngine, LlamaError, devices, header};
+use crate::options::{InjectOptions, RunOptions, SystemPrompt};
 use crate::output::{Bar, Printer};
 use crate::patches::Patches;
 use crate::plan::Plan;
+use crate::prompts::{PromptKind, PromptSet};
 use crate::source::{self, Check, ModelArg, Source};
 
 /// A checked model file.
@@ -100,16 +101,56 @@ pub fn devices(run: &RunOptions, printer: &Printer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Loads a model into llama.cpp. The header was checked by [`Opened::new`] or [`Gguf::open`].
+/// Loads a model into llama.cpp, when its header shows nothing that would end the process there.
 pub fn load(
     gguf: &Gguf,
     template: Option<&str>,
     run: &RunOptions,
     printer: &Printer,
 ) -> Result<LlamaEngine, Error> {
+    header::check(gguf).map_err(LlamaError::from)?;
     devices(run, printer)?;
     let bar = printer.bar("loading the model", 100);
     let options =
         EngineOptions { path: gguf.path.clone(), threads: run.threads, offload: run.offload.clone() };
     Ok(LlamaEngine::load(&options, template, &mut |share| bar.set((share * 100.0) as u64))?)
+}
+
+/// Puts `prompts` into tokens, with `system` before each: what is wrong with one is told before the model works.
+///
+/// # Errors
+/// [`Error::Unaskable`].
+pub fn check_prompts<'a>(
+    engine: &LlamaEngine,
+    system: Option<&str>,
+    prompts: impl IntoIterator<Item = (PromptKind, &'a str)>,
+) -> Result<(), Error> {
+    for (kind, user) in prompts {
+        engine.tokens(&Chat { system, user }).map_err(|source| Error::Unaskable {
+            kind,
+            start: user.chars().take(60).collect(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// As [`check_prompts`], of all that an injection asks: plain, and under the user's own system prompt.
+///
+/// # Errors
+/// [`Error::Unaskable`].
+pub fn check_all(
+    engine: &LlamaEngine,
+    prompts: &PromptSet,
+    options: &InjectOptions,
+    printer: &Printer,
+) -> Result<(), Error> {
+    let _bar = printer.bar("reading the prompts", 1);
+    let all = || PromptKind::ALL.into_iter().flat_map(|kind| prompts.of_kind(kind));
+    let all = || all().map(|prompt| (prompt.kind, prompt.text.as_str()));
+    check_prompts(engine, None, all())?;
+    match &options.system_prompt {
+        SystemPrompt::Text(text) => check_prompts(engine, Some(text), all()),
+        SystemPrompt::Auto | SystemPrompt::Off => Ok(()),
+    }
 }

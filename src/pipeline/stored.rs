@@ -37,6 +37,7 @@ pub fn search(
     printer: &Printer,
 ) -> Result<(StoredEdit, SearchResult), Error> {
     let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+    session::check_all(&engine, prompts, options, printer)?;
     let study = Study::new(opened, (&mut engine, journal), prompts, options, printer)?;
     drop(engine);
     let edits = study.edits(opened, Requant::Preserve)?;

@@ -3,14 +3,7 @@
 
 use llama_cpp_sys_2 as sys;
 
-use crate::llama::ffi::{Context, Model, Token};
-
-/// Whether `token`, which came from this vocabulary, steers instead of spelling text.
-pub(in crate::llama) fn is_control(model: &Model, token: Token) -> bool {
-    let known = usize::try_from(token).is_ok_and(|t| t < model.n_vocab());
-    // SAFETY: the vocabulary is alive, and `token` is one of its ids.
-    known && unsafe { sys::llama_vocab_is_control(model.vocab(), token) }
-}
+use crate::llama::ffi::Context;
 
 /// Forgets the cells of sequence 0 from position `from`; `false` where the memory cannot forget a part.
 pub(in crate::llama) fn forget_from(context: &mut Context, from: usize) -> bool {

@@ -1,0 +1,162 @@
+//! What llama.cpp takes for granted of a file that its own reader accepts: where it is not so, the process would end
+//! in C code.
+
+mod ffi;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
+
+/// Step at which ggml's CPU buffers begin, in bytes.
+const BUFFER_STEP: u64 = 32;
+/// Bytes that occur in UTF-8.
+const UTF8_BYTES: [std::ops::RangeInclusive<u8>; 2] = [0x01..=0xbf, 0xc2..=0xf4];
+const TOKENS: &str = "tokenizer.ggml.tokens";
+
+/// A well-formed file that llama.cpp cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum HeaderError {
+    /// A matrix cannot be multiplied.
+    #[error("{}: tensor '{tensor}' is {found}, expected a type that ggml multiplies by: {}", path.display(), expected.join(", "))]
+    NoProduct {
+        /// The file.
+        path: PathBuf,
+        /// The matrix.
+        tensor: String,
+        /// Its type.
+        found: GgmlType,
+        /// The types there is a product for.
+        expected: Vec<&'static str>,
+    },
+    /// Two tokens are the same.
+    #[error(
+        "{}: {TOKENS} has {token:?} as token {first} and as token {second}, expected each token once",
+        path.display()
+    )]
+    TokenTwice {
+        /// The file.
+        path: PathBuf,
+        /// Its text.
+        token: String,
+        /// Where it is first.
+        first: usize,
+        /// Where it is again.
+        second: usize,
+    },
+    /// Characters outside the vocabulary cannot be spelled.
+    #[error(
+        "{}: {TOKENS} has no token <0x{missing:02X}>, expected one for every byte, with which a vocabulary of kind llama \
+         spells what it lacks ({n_missing} are missing)",
+        path.display()
+    )]
+    NoByte {
+        /// The file.
+        path: PathBuf,
+        /// The first byte without a token.
+        missing: u8,
+        /// How many there are.
+        n_missing: usize,
+    },
+    /// The tensors begin where a buffer cannot.
+    #[error(
+        "{}: general.alignment is {alignment}, which puts tensor data at byte {start}, expected a multiple of \
+         {BUFFER_STEP}, where llama.cpp can map it",
+        path.display()
+    )]
+    Alignment {
+        /// The file.
+        path: PathBuf,
+        /// The key's value.
+        alignment: u64,
+        /// Where tensor data begins.
+        start: u64,
+    },
+    /// The vocabulary could not be read.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+}
+
+impl HeaderError {
+    /// A next step for the user.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gguf(error) => error.hint(),
+            _ => Some("convert or quantize the original model again".into()),
+        }
+    }
+}
+
+/// Checks a header before llama.cpp is given the file.
+///
+/// # Errors
+/// [`HeaderError`] naming the key or the tensor.
+pub fn check(gguf: &Gguf) -> Result<(), HeaderError> {
+    for file in gguf.files() {
+        let (alignment, start) = (file.alignment, file.data_start);
+        if !file.own_tensors().is_empty() && !start.is_multiple_of(BUFFER_STEP) {
+            return Err(HeaderError::Alignment { path: file.path.clone(), alignment, start });
+        }
+    }
+    let unusable = |t: &&TensorInfo| t.ne[1] > 1 && !holds_ids(&t.name) && !ffi::has_product(t.ggml_type);
+    if let Some(tensor) = gguf.tensors.iter().find(unusable) {
+        let usable = GgmlType::all().filter(|&ggml_type| ffi::has_product(ggml_type));
+        return Err(HeaderError::NoProduct {
+            path: gguf.path.clone(),
+            tensor: tensor.name.clone(),
+            found: tensor.ggml_type,
+            expected: usable.map(GgmlType::name).collect(),
+        });
+    }
+    check_tokens(gguf)
+}
+
+/// Whether a tensor tells which expert a token goes to, and is no factor.
+fn holds_ids(tensor: &str) -> bool {
+    tensor.contains("ffn_gate_tid2eid")
+}
+
+fn check_tokens(gguf: &Gguf) -> Result<(), HeaderError> {
+    let Some(array) = gguf.array(TOKENS) else { return Ok(()) };
+    let bytes = gguf.read_bytes(&array.bytes)?;
+    let mut places = HashMap::with_capacity(array.len as usize);
+    for (second, token) in strings(&bytes).enumerate() {
+        let token = as_named(token, second);
+        if let Some(first) = places.insert(token.clone(), second) {
+            let token = String::from_utf8_lossy(&token).into_owned();
+            return Err(HeaderError::TokenTwice { path: gguf.path.clone(), token, first, second });
+        }
+    }
+    if gguf.str("tokenizer.ggml.model") != Some("llama") {
+        return Ok(());
+    }
+    let spelled = |byte: &u8| {
+        places.contains_key(format!("<0x{byte:02X}>").as_bytes()) || places.contains_key([*byte].as_slice())
+    };
+    let missing: Vec<u8> = UTF8_BYTES.into_iter().flatten().filter(|byte| !spelled(byte)).collect();
+    match missing.first() {
+        Some(&first) => {
+            Err(HeaderError::NoByte { path: gguf.path.clone(), missing: first, n_missing: missing.len() })
+        }
+        None => Ok(()),
+    }
+}
+
+/// The text of token `id` as llama.cpp knows it: up to a NUL, and with a name where there is none.
+fn as_named(token: &[u8], id: usize) -> Vec<u8> {
+    let token = token.split(|&byte| byte == 0).next().unwrap_or_default();
+    if token.is_empty() { format!("[EMPTY_{id}]").into_bytes() } else { token.to_vec() }
+}
+
+/// The strings of an array, each with its length before it.
+fn strings(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (len, rest) = bytes.split_first_chunk::<8>()?;
+        let (token, rest) = rest.split_at_checked(usize::try_from(u64::from_le_bytes(*len)).ok()?)?;
+        bytes = rest;
+        Some(token)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Models of one block with weights of 0, for what happens before a model computes anything: their vocabulary, template
+//! and keys are what a test makes of them.
+
+use std::fs::File;
+use std::path::Path;
+
+use rosi_gguf::gguf::{GgmlType, GgufBuilder, Value};
+
+/// Width of everything.
+const N: u64 = 32;
+
+/// What makes such a model.
+pub struct Tiny {
+    /// `llama`, or `gpt2` for one with learned positions.
+    pub arch: &'static str,
+    /// `gpt2` for bytes as GPT-2 writes them, or `llama` for pieces of SentencePiece.
+    pub vocabulary: &'static str,
+    /// Tokens beside the letters, with their kinds (3 is a control token).
+    pub tokens: Vec<(&'static str, i32)>,
+    /// The chat template, if there is one.
+    pub template: Option<&'static str>,
+    /// Length of a text that the model was made for.
+    pub n_ctx: u32,
+    /// Booleans beside the others.
+    pub flags: Vec<(&'static str, bool)>,
+    /// The type of `attn_norm`.
+    pub norm: GgmlType,
+}
+
+impl Tiny {
+    /// A model that reads bytes and the tokens `<s>`, `</s>` and `<|im_end|>`.
+    pub fn new() -> Self {
+        Self {
+            arch: "llama",
+            vocabulary: "gpt2",
+            tokens: vec![("<s>", 3), ("</s>", 3), ("<|im_end|>", 3)],
+            template: None,
+            n_ctx: 4096,
+            flags: Vec::new(),
+            norm: GgmlType::F32,
+        }
+    }
+
+    /// Id of a token of [`Self::tokens`].
+    pub fn id(&self, token: &str) -> i32 {
+        let at = self.tokens.iter().position(|(text, _)| *text == token).unwrap();
+        (letters(self.vocabulary).len() + at) as i32
+    }
+
+    /// Writes it.
+    pub fn write(&self, path: &Path) {
+        let letters = letters(self.vocabulary);
+        let mut kinds: Vec<i32> = letters.iter().map(|(_, kind)| *kind).collect();
+        kinds.extend(self.tokens.iter().map(|(_, kind)| *kind));
+        let mut tokens: Vec<&str> = letters.iter().map(|(text, _)| text.as_str()).collect();
+        tokens.extend(self.tokens.iter().map(|(text, _)| *text));
+        let key = |name: &str| format!("{}.{name}", self.arch);
+        let mut model = GgufBuilder::new().string("general.architecture", self.arch);
+        for (name, value) in [
+            ("context_length", self.n_ctx),
+            ("embedding_length", N as u32),
+            ("feed_forward_length", N as u32),
+            ("block_count", 1),
+            ("attention.head_count", 1),
+            ("vocab_size", tokens.len() as u32),
+        ] {
+            model = model.kv(&key(name), Value::U32(value));
+        }
+        model = model
+            .kv(&key("attention.layer_norm_rms_epsilon"), Value::F32(1e-5))
+            .kv(&key("attention.layer_norm_epsilon"), Value::F32(1e-5))
+            .string("tokenizer.ggml.model", self.vocabulary)
+            .string("tokenizer.ggml.pre", "gpt-2")
+            .string_array("tokenizer.ggml.tokens", &tokens)
+            .string_array("tokenizer.ggml.merges", &["Ġ t"])
+            .i32_array("tokenizer.ggml.token_type", &kinds)
+            .f32_array("tokenizer.ggml.scores", &vec![0.0; tokens.len()])
+            .kv("tokenizer.ggml.bos_token_id", Value::U32(self.id("<s>") as u32))
+            .kv("tokenizer.ggml.eos_token_id", Value::U32(self.id("</s>") as u32));
+        for &(name, value) in &self.flags {
+            model = model.kv(&format!("tokenizer.ggml.{name}"), Value::Bool(value));
+        }
+        if let Some(template) = self.template {
+            model = model.string("tokenizer.chat_template", template);
+        }
+        self.tensors(model, tokens.len() as u64).write_to(&mut File::create(path).unwrap()).unwrap();
+    }
+
+    fn tensors(&self, mut model: GgufBuilder, n_vocab: u64) -> GgufBuilder {
+        let zeros = |model: GgufBuilder, name: &str, ne: &[u64], ggml_type: GgmlType| {
+            let bytes = ggml_type.row_bytes(ne[0]).unwrap() * ne[1..].iter().product::<u64>();
+            model.tensor(name, ne, ggml_type, vec![0; bytes as usize])
+        };
+        model = zeros(model, "token_embd.weight", &[N, n_vocab], GgmlType::F32);
+        let shared = ["attn_output", "ffn_up", "ffn_down"].map(|name| (name, N));
+        let (matrices, norms): (Vec<(&str, u64)>, &[&str]) = match self.arch {
+            "gpt2" => {
+                model = zeros(model, "position_embd.weight", &[N, self.n_ctx.into()], GgmlType::F32);
+                ([&shared[..], &[("attn_qkv", 3 * N)]].concat(), &["weight", "bias"])
+            }
+            _ => {
+                let own = ["attn_q", "attn_k", "attn_v", "ffn_gate"].map(|name| (name, N));
+                ([&shared[..], &own].concat(), &["weight"])
+            }
+        };
+        for (name, n_out) in matrices {
+            model = zeros(model, &format!("blk.0.{name}.weight"), &[N, n_out], GgmlType::F32);
+            if self.arch == "gpt2" {
+                model = zeros(model, &format!("blk.0.{name}.bias"), &[n_out], GgmlType::F32);
+            }
+        }
+        for part in norms {
+            model = zeros(model, &format!("output_norm.{part}"), &[N], GgmlType::F32);
+            model = zeros(model, &format!("blk.0.ffn_norm.{part}"), &[N], GgmlType::F32);
+            model = zeros(model, &format!("blk.0.attn_norm.{part}"), &[N], self.norm);
+        }
+        model
+    }
+}
+
+/// What spells a text, with the kind of each.
+fn letters(vocabulary: &str) -> Vec<(String, i32)> {
+    let gpt2 = |(i, byte): (usize, u8)| {
+        let prints = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+        let other = (0..byte).filter(|b| !matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)).count();
+        let code = if prints { i as u32 } else { 256 + other as u32 };
+        (char::from_u32(code).unwrap().to_string(), 1)
+    };
+    match vocabulary {
+        "gpt2" => (0..=255u8).enumerate().map(gpt2).chain([("Ġt".to_owned(), 1)]).collect(),
+        _ => {
+            let letters =
+                ["▁".to_owned()].into_iter().chain((b'!'..=b'~').map(|b| char::from(b).to_string()));
+            letters.map(|letter| (letter, 1)).collect()
+        }
+    }
+}
