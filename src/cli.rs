@@ -134,7 +134,7 @@ pub struct InjectArgs {
     /// Show what would be done, without running the model.
     #[arg(long)]
     pub dry_run: bool,
-    /// Overwrite the output, and the files beside it.
+    /// Overwrite what is there: the output, reports, the adapter, the model of --ollama-create.
     #[arg(long, help_heading = OUTPUT)]
     pub overwrite: bool,
     /// Which checks are waived.

@@ -168,7 +168,7 @@ impl Base<'_> {
 }
 
 /// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
-/// claims none; every figure about them is computed from the two files' bytes.
+/// claims none, and then every difference is unexpected; every figure about them is computed from the two files' bytes.
 ///
 /// # Errors
 /// [`VerifyError`] when the files do not hold the same tensors in the same order.

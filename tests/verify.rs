@@ -125,7 +125,7 @@ fn without_a_claim_every_difference_is_unexpected() {
     assert_eq!((code, problem.contains(WRITER)), (3, true), "{problem}");
     // Another type is a difference, even where no value differs by much.
     assert_eq!(folder.verified(f16s(&moved(0.0)), false, &down).0, 3);
-    let table = command(&["verify", text(&folder.path("base.gguf")), text(&folder.path("edited.gguf"))]);
-    let output = { table }.output().unwrap();
+    let (base, edited) = (folder.path("base.gguf"), folder.path("edited.gguf"));
+    let output = command(&["verify", text(&base), text(&edited)]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("untouched tensors identical: NO"));
 }
