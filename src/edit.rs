@@ -9,6 +9,7 @@ use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
 use crate::llama::LowRank;
 use crate::output::percent;
 use crate::plan::{Plan, ResidualWriter};
+use crate::post_norm::PostNorm;
 use crate::quant::{self, QuantError};
 
 /// Values converted at a time and per thread, so that memory is bounded by the tensor's own bytes.
@@ -246,6 +247,8 @@ pub struct Edit {
     pub scale: Vec<f32>,
     /// Whether s multiplies what an adapter adds too.
     pub scales_adapter: bool,
+    /// The norm between W and the stream.
+    pub post_norm: Option<PostNorm>,
 }
 
 impl Edit {
@@ -259,6 +262,12 @@ impl Edit {
             right.iter().map(|&r| if r == 0.0 { 0.0 } else { r / s }).collect::<Vec<_>>()
         };
         Cow::Owned(self.right.chunks(n_in).zip(&self.scale).flat_map(over).collect())
+    }
+
+    /// m: `mᵀΔ` is how far a change Δ pushes the stream along ŝ, per column, where ΔW pushes by α·right: left itself
+    /// without a norm.
+    pub fn along(&self) -> &[f32] {
+        self.post_norm.as_ref().map_or(&self.left, |norm| &norm.along)
     }
 
     /// ‖ΔW‖_F² = α² ‖right‖², since ‖left‖ = 1.
@@ -350,7 +359,7 @@ pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeight
         return Err(EditError::NotFinite { tensor: writer.tensor.clone() });
     }
     let mean_row = sum.iter().map(|s| (s / n_embd as f64) as f32).collect();
-    let post_norm = read_gains(gguf, writer, n_embd)?;
+    let post_norm = read_gains(gguf, writer)?;
     Ok(WriterWeights { mean_row, norm_sq, scale, post_norm })
 }
 
@@ -378,9 +387,12 @@ fn read_vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, EditError> {
     Ok(vector)
 }
 
-/// The product of the gains between the writer and the stream; `None` without a norm.
-fn read_gains(gguf: &Gguf, writer: &ResidualWriter, n_embd: usize) -> Result<Option<Vec<f32>>, EditError> {
-    let Some(name) = &writer.post_norm else { return Ok(None) };
+/// The product of the gains between the writer and the stream, f32 `[n_embd]`; `None` without a norm.
+///
+/// # Errors
+/// [`EditError`] naming the tensor.
+pub fn read_gains(gguf: &Gguf, writer: &ResidualWriter) -> Result<Option<Vec<f32>>, EditError> {
+    let (Some(name), n_embd) = (&writer.post_norm, writer.n_out as usize) else { return Ok(None) };
     let mut gain = read_gain(gguf, name, n_embd)?;
     if let Some(name) = &writer.outer_norm {
         let outer = read_gain(gguf, name, n_embd)?;
@@ -397,21 +409,11 @@ fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditErr
     Err(EditError::Size { tensor: name.into(), expected: n_embd, found: gain.len() })
 }
 
-/// The left factor of a writer: ŝ, or ŝ ⊘ g where a norm with gain g follows, so that what reaches
-/// the stream lies along ŝ; unit length.
-pub fn left_factor(direction: &SafetyDirection, post_norm: Option<&[f32]>) -> Vec<f32> {
-    let Some(gain) = post_norm else { return direction.unit().to_vec() };
-    // A gain near zero lets nothing through; dividing by it would put the whole edit there.
-    let largest = gain.iter().fold(0.0f32, |m, g| m.max(g.abs()));
-    let floor = (largest * 1e-3).max(f32::MIN_POSITIVE);
-    let left: Vec<f64> = direction
-        .unit()
-        .iter()
-        .zip(gain)
-        .map(|(&s, &g)| if g.abs() < floor { 0.0 } else { f64::from(s) / f64::from(g) })
-        .collect();
-    let norm = left.iter().map(|v| v * v).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
-    left.iter().map(|v| (v / norm) as f32).collect()
+/// The left factor of a writer, a unit vector: ŝ, or where a norm with that gain follows what pushes along ŝ through it.
+pub fn left_factor(direction: &SafetyDirection, gain: Option<&[f32]>) -> (Vec<f32>, Option<PostNorm>) {
+    let Some(gain) = gain else { return (direction.unit().to_vec(), None) };
+    let (left, norm) = PostNorm::meet(direction.unit(), gain);
+    (left, Some(norm))
 }
 
 /// The right factors, 0 for experts whose scale lets nothing through.
@@ -448,16 +450,19 @@ pub fn edits<'a>(
     }
     let parts = plan.writers.iter().zip(weights.iter().zip(rights)).enumerate();
     let edits = parts.filter_map(|(index, (writer, (w, right)))| {
+        let right = heard(right.clone()?, &w.scale);
+        let (left, post_norm) = left_factor(along.at(writer.layer), w.post_norm.as_deref());
         Some(Edit {
             writer: index,
             tensor: writer.tensor.clone(),
             n_expert: writer.n_expert,
-            left: left_factor(along.at(writer.layer), w.post_norm.as_deref()),
-            right: heard(right.clone()?, &w.scale),
+            left,
+            right,
             alpha,
             weight_norm_sq: w.norm_sq,
             scale: w.scale.clone(),
             scales_adapter: writer.scale_after_lora,
+            post_norm,
         })
     });
     Ok(edits.collect())

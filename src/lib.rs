@@ -4,7 +4,7 @@
 //! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
 //! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
 //! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
-//! refuses, [`edit`] the change to a weight, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best, [`stored`] the choice in a file of its own,
+//! refuses, [`edit`] the change to a weight, [`post_norm`] how it passes a norm behind it, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best, [`stored`] the choice in a file of its own,
 //! [`verify`] what really changed in the written file, [`report`] what is said about it, [`release`] the same for
 //! every quantization of a model.
 //!
@@ -81,6 +81,7 @@ pub mod output;
 pub mod patches;
 pub mod pipeline;
 pub mod plan;
+pub mod post_norm;
 pub mod prompts;
 pub mod quant;
 pub mod release;

@@ -172,7 +172,7 @@ fn preserved(
             .iter()
             .map(|&r| (f64::from(r) * edit.alpha) as f32)
             .collect();
-        let target = RankOneTarget { left: &edit.left, right: &right };
+        let target = RankOneTarget { left: &edit.left, along: edit.along(), right: &right };
         preserve(info.ggml_type, bytes, target, inputs, linalg::threads(usize::MAX))
             .map_err(|source| EditError::Quant { tensor: info.name.clone(), source })?;
     }

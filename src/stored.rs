@@ -16,7 +16,6 @@
 //! principal.TENSOR    the same, F32 [k, n_in]
 //! scoresT.TENSOR      w of the gates of the network that TENSOR ends, T tokens before the last, F32 [n_gate, n_embd]
 //! constantT.TENSOR    their u, F32 [n_embd]
-//! per_unitT.TENSOR    what it must write for the stream to move by one, F32 [n_embd]
 //! towardT.TENSOR      what they push along, where that is not the direction, F32 [n_embd]
 //! network_inputsT.TENSOR  inputs for which its rows are rounded, F32 [n, n_embd]
 //! sketch.TENSOR       of the fingerprint, F32 [512]

@@ -34,11 +34,12 @@ pub struct TensorChange {
     pub relative_change: f64,
     /// ‖ΔW‖_F/‖W‖_F that was asked for, where the file says what it was.
     pub requested_change: Option<f64>,
-    /// ⟨leftᵀΔ, α·right⟩ / ‖α·right‖²: the share of the edit that arrived; 1 = all of it.
+    /// ⟨mᵀΔ, α·right⟩ / ‖α·right‖², m = [`Edit::along`]: the share of the edit that arrived in the stream; 1 = all of it.
     pub gain: Option<f64>,
-    /// Cosine between leftᵀΔ and the right factor: 1 = nothing but the edit along ŝ.
+    /// Cosine between mᵀΔ and the right factor: 1 = nothing but the edit along ŝ.
     pub cosine: Option<f64>,
-    /// ‖Δ − left·(leftᵀΔ)‖_F / ‖ΔW‖_F: what was added across ŝ, per size of the edit.
+    /// What reaches the stream across ŝ, per size of what was to reach it along ŝ: ‖g ⊙ Δ − ŝ·(ŝᵀ(g ⊙ Δ))‖_F over
+    /// ŝᵀ(g ⊙ left)·‖α·right‖, g the gain of a norm behind the matrix, 1 without. Behind a norm the exact edit has some, too.
     pub noise: Option<f64>,
 }
 
@@ -51,9 +52,9 @@ pub struct Verification {
     pub metadata_preserved: bool,
     /// Tensors that have the same bytes.
     pub identical: usize,
-    /// Share of the requested edit that arrived, over all tensors.
+    /// Share of the requested edit that arrived in the stream, over all tensors; each counts by ‖ΔW‖².
     pub gain: Option<f64>,
-    /// Cosine along ŝ over all tensors.
+    /// Cosine along ŝ over all tensors, likewise.
     pub cosine: Option<f64>,
     /// Each tensor that differs.
     pub tensors: Vec<TensorChange>,
@@ -111,16 +112,16 @@ impl VerifyError {
 /// Sums over the columns of one tensor.
 #[derive(Debug, Clone, Copy, Default)]
 struct Sums {
-    /// ⟨leftᵀΔ, α·right⟩.
+    /// ⟨mᵀΔ, α·right⟩.
     dot: f64,
-    /// ‖leftᵀΔ‖².
+    /// ‖mᵀΔ‖².
     along: f64,
     /// ‖α·right‖².
     requested: f64,
 }
 
 impl Sums {
-    /// Of one tensor, from leftᵀΔ and the right factor, both `[n_expert·n_in]`.
+    /// Of one tensor, from mᵀΔ and the right factor, both `[n_expert·n_in]`.
     fn of(along: &[f64], right: &[f32], alpha: f64) -> Self {
         let right = || right.iter().map(|&r| alpha * f64::from(r));
         Self {
@@ -414,7 +415,8 @@ fn tensor_change(
     let n_in = base.ne[0] as usize;
     let n_expert = edit.map_or(1, |e| e.n_expert as usize);
     let mut along = vec![0.0f64; n_in * n_expert];
-    let (mut delta_sq, mut base_sq) = (0.0, 0.0);
+    let weights = edit.map(RowWeights::of);
+    let mut sq = Squares::default();
     let mut old = Vec::new();
     let step = (CHUNK / 4 / n_in.max(1)).max(1);
     for first in (0..base.n_rows() as usize).step_by(step) {
@@ -427,21 +429,53 @@ fn tensor_change(
             let old = &old[run_first * n_in..];
             for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
                 let row = first + run_first + i;
-                let (left, expert) =
-                    edit.map_or((0.0, 0), |e| (f64::from(e.left[row % e.left.len()]), row / e.left.len()));
+                let ((m, gain_sq), expert) = weights.as_ref().map_or(((0.0, 1.0), 0), |w| w.at(row));
+                let mut row_sq = 0.0;
                 for ((&n, &o), a) in new.iter().zip(old).zip(&mut along[expert * n_in..]) {
                     let d = f64::from(n) - f64::from(o);
-                    delta_sq += d * d;
-                    base_sq += f64::from(o).powi(2);
-                    *a += left * d;
+                    row_sq += d * d;
+                    sq.base += f64::from(o).powi(2);
+                    *a += m * d;
                 }
+                sq.delta += row_sq;
+                sq.in_stream += gain_sq * row_sq;
             }
         })?;
     }
-    Ok(summarise(base, (delta_sq, base_sq), &along, edit))
+    Ok(summarise(base, sq, &along, edit))
 }
 
-/// leftᵀΔ as it acts: of each expert times its scale, so that tensors can be added up.
+/// By how much the rows of an edited tensor count.
+struct RowWeights<'a> {
+    /// [`Edit::along`].
+    along: &'a [f32],
+    gain: Option<&'a [f32]>,
+}
+
+impl<'a> RowWeights<'a> {
+    fn of(edit: &'a Edit) -> Self {
+        Self { along: edit.along(), gain: edit.post_norm.as_ref().map(|norm| norm.gain.as_slice()) }
+    }
+
+    /// m and g² of a row, and its expert.
+    fn at(&self, row: usize) -> ((f64, f64), usize) {
+        let (expert, i) = (row / self.along.len(), row % self.along.len());
+        ((self.along[i].into(), self.gain.map_or(1.0, |gain| f64::from(gain[i]).powi(2))), expert)
+    }
+}
+
+/// Sums of squares of one tensor.
+#[derive(Debug, Clone, Copy, Default)]
+struct Squares {
+    /// ‖Δ‖².
+    delta: f64,
+    /// ‖g ⊙ Δ‖².
+    in_stream: f64,
+    /// ‖W‖².
+    base: f64,
+}
+
+/// mᵀΔ as it acts: of each expert times its scale, so that tensors can be added up.
 fn acting<'a>(edit: &Edit, along: &'a [f64]) -> Cow<'a, [f64]> {
     if edit.scale.is_empty() {
         return Cow::Borrowed(along);
@@ -451,18 +485,23 @@ fn acting<'a>(edit: &Edit, along: &'a [f64]) -> Cow<'a, [f64]> {
     Cow::Owned(along.chunks(n_in).zip(&edit.scale).flat_map(times).collect())
 }
 
-fn summarise(info: &TensorInfo, sq: (f64, f64), along: &[f64], edit: Option<&Edit>) -> (TensorChange, Sums) {
-    let (delta_sq, base_sq) = sq;
+fn summarise(info: &TensorInfo, sq: Squares, along: &[f64], edit: Option<&Edit>) -> (TensorChange, Sums) {
+    let push = edit.and_then(|e| e.post_norm.as_ref()).map_or(1.0, |norm| norm.push);
     let in_file = edit.map(|e| Sums::of(along, &e.right_in_file(), e.alpha));
     let floor = f64::MIN_POSITIVE;
     let change = TensorChange {
         name: info.name.clone(),
         ggml_type: info.ggml_type.name().to_string(),
-        relative_change: (delta_sq / base_sq.max(floor)).sqrt(),
-        requested_change: in_file.map(|s| (s.requested / base_sq.max(floor)).sqrt()),
+        relative_change: (sq.delta / sq.base.max(floor)).sqrt(),
+        requested_change: in_file.map(|s| (s.requested / sq.base.max(floor)).sqrt()),
         gain: in_file.map(|s| s.dot / s.requested.max(floor)),
         cosine: in_file.map(|s| s.dot / (s.along * s.requested).sqrt().max(floor)),
-        noise: in_file.map(|s| ((delta_sq - s.along).max(0.0) / s.requested.max(floor)).sqrt()),
+        noise: in_file.map(|s| {
+            ((sq.in_stream / (push * push).max(floor) - s.along).max(0.0) / s.requested.max(floor)).sqrt()
+        }),
     };
     (change, edit.map(|e| Sums::of(&acting(e, along), &e.right, e.alpha)).unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests;

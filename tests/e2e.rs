@@ -15,10 +15,13 @@ use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{Gguf, sha256_file};
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::pipeline::plan_of;
+use rosi_gguf::prompts;
+use rosi_gguf::requant::Requant;
+use rosi_gguf::verify::verify;
 use serde_json::Value;
 
 use few_prompts::few_prompts;
-use write_edited::write_edited;
+use write_edited::{write_as, write_edited};
 
 fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
@@ -354,6 +357,48 @@ fn adapter_and_edited_file_agree() {
         eprintln!("{args:?}: adapter beside file {between:.2e}, effect of the edit {effect:.2e}");
         assert!(effect > 0.02, "{effect}");
         assert!(between < limit, "{between}");
+    }
+}
+
+/// Behind a norm the edit must arrive in the stream, not only in the matrix: gemma-3's gains reach from thousandths to
+/// hundreds of the median.
+#[test]
+fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), variable("ROSI_TEST_MODEL_GEMMA3"));
+    let (gguf, out) = (Gguf::open(&base).unwrap(), dir.path().join("out.gguf"));
+    let plan = plan_of(&gguf).unwrap();
+    let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
+    let direction = direction::random(9, plan.n_embd as usize, 7).unwrap();
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.01).unwrap();
+    write_as(&gguf, &edits, &out, Requant::Preserve);
+
+    let texts: Vec<String> = prompts::prose().into_iter().take(12).collect();
+    let capture = Capture::residual_only(&plan);
+    // ŝᵀh of every text after each block.
+    let along = |engine: &mut LlamaEngine| -> Vec<Vec<f64>> {
+        let seen = engine.collect_text(&texts, &capture).unwrap();
+        let dot = |h: &[f32]| h.iter().zip(direction.unit()).map(|(h, s)| f64::from(h * s)).sum();
+        let texts = |layer| (0..texts.len()).map(|text| dot(&seen.at(text, layer).to_vec())).collect();
+        (0..plan.n_layer).map(texts).collect()
+    };
+    let mut of_base = engine(&base);
+    let before = along(&mut of_base);
+    of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
+    let (exact, written) = (along(&mut of_base), along(&mut engine(&out)));
+    let shares: Vec<f64> = (0..plan.n_layer)
+        .map(|layer| {
+            let shift = |after: &[Vec<f64>], text: usize| after[layer][text] - before[layer][text];
+            let product = |a, b| (0..texts.len()).map(|text| shift(a, text) * shift(b, text)).sum::<f64>();
+            product(&exact, &written) / product(&exact, &exact)
+        })
+        .collect();
+    eprintln!("shift along ŝ over the exact edit's, after each block: {shares:.3?}");
+    assert!(shares.iter().all(|share| (0.85..1.15).contains(share)), "{shares:?}");
+    let found = verify(&gguf, &Gguf::open(&out).unwrap(), &edits.into(), &mut |_, _| ()).unwrap();
+    for t in &found.tensors {
+        let [gain, cosine, noise] = [t.gain, t.cosine, t.noise].map(Option::unwrap);
+        eprintln!("{} {}: gain {gain:.3}, cosine {cosine:.4}, noise {noise:.2}", t.name, t.ggml_type);
+        assert!((0.97..1.03).contains(&gain) && cosine > 0.98, "{t:?}");
     }
 }
 

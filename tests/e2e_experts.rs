@@ -237,6 +237,7 @@ fn random_edit(tiny: &Tiny, (index, writer): (usize, &ResidualWriter)) -> Edit {
         weight_norm_sq: 1.0,
         scale: Vec::new(),
         scales_adapter: false,
+        post_norm: None,
     }
 }
 

@@ -75,7 +75,14 @@ impl Tensor {
 
     fn edited(&self, ggml_type: GgmlType, bytes: &[u8], right: &[f32], inputs: &InputModel) -> Vec<u8> {
         let mut new = bytes.to_vec();
-        preserve(ggml_type, &mut new, RankOneTarget { left: &self.left, right }, inputs, 2).unwrap();
+        preserve(
+            ggml_type,
+            &mut new,
+            RankOneTarget { left: &self.left, along: &self.left, right },
+            inputs,
+            2,
+        )
+        .unwrap();
         quant::validate(ggml_type, &new).unwrap();
         new
     }

@@ -107,6 +107,7 @@ fn within_the_limit() {
         weight_norm_sq: 1.0,
         scale: Vec::new(),
         scales_adapter: false,
+        post_norm: None,
     };
     // As many principal inputs as a search keeps.
     let wave = |p: usize| (0..N_IN as usize).map(|j| ((j * (p + 3)) % 7) as f32 / 7.0).collect();

@@ -28,6 +28,8 @@ pub struct Case {
     pub values: Vec<f32>,
     /// l of the published method, a random direction in the place of the safety direction.
     pub left: Vec<f32>,
+    /// m: l, or behind a norm by what each row pushes along the direction.
+    pub along: Vec<f32>,
     /// w̄, scaled so that ‖w̄‖ = ‖W‖: a strength times it is r.
     pub right: Vec<f32>,
 }
@@ -44,6 +46,7 @@ impl Case {
             bytes,
             values,
             left: edit.left.clone(),
+            along: edit.along().to_vec(),
             right: edit.right.iter().map(|&r| (f64::from(r) * scale) as f32).collect(),
         })
     }

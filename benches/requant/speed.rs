@@ -77,7 +77,7 @@ fn inputs(n_in: usize) -> InputModel {
 
 fn times(case: &Case, ggml_type: GgmlType, bytes: &[u8]) -> Result<Times, Failure> {
     let right = case.right_at(STRENGTH);
-    let target = RankOneTarget { left: &case.left, right: &right };
+    let target = RankOneTarget { left: &case.left, along: &case.along, right: &right };
     let time = |inputs: &InputModel| {
         median(|| {
             let mut new = bytes.to_vec();

@@ -16,9 +16,9 @@ const STRENGTHS: [f64; 5] = [0.002, 0.005, 0.01, 0.02, 0.04];
 /// What became of an edit.
 #[derive(Clone, Copy)]
 struct Outcome {
-    /// ⟨lᵀΔ, r⟩/‖r‖².
+    /// ⟨mᵀΔ, r⟩/‖r‖².
     gain: f64,
-    /// ⟨lᵀΔ, r⟩/(‖lᵀΔ‖ ‖r‖).
+    /// ⟨mᵀΔ, r⟩/(‖mᵀΔ‖ ‖r‖).
     cosine: f64,
     /// ‖Δ − l rᵀ‖.
     noise: f64,
@@ -29,10 +29,10 @@ impl Outcome {
         let mut along = vec![0.0f64; right.len()];
         let mut noise = 0.0;
         let rows = before.chunks_exact(right.len()).zip(after.chunks_exact(right.len()));
-        for ((old, new), &l) in rows.zip(&case.left) {
+        for ((old, new), (&l, &m)) in rows.zip(case.left.iter().zip(&case.along)) {
             for (j, (o, n)) in old.iter().zip(new).enumerate() {
                 let delta = f64::from(*n) - f64::from(*o);
-                along[j] += f64::from(l) * delta;
+                along[j] += f64::from(m) * delta;
                 noise += (delta - f64::from(l) * f64::from(right[j])).powi(2);
             }
         }
@@ -61,7 +61,7 @@ struct Trial {
 
 fn preserved(ggml_type: GgmlType, case: &Case, bytes: &[u8], right: &[f32]) -> Result<Vec<u8>, Failure> {
     let mut new = bytes.to_vec();
-    let target = RankOneTarget { left: &case.left, right };
+    let target = RankOneTarget { left: &case.left, along: &case.along, right };
     preserve(ggml_type, &mut new, target, &InputModel::default(), 1)?;
     quant::validate(ggml_type, &new)?;
     Ok(new)
@@ -216,7 +216,7 @@ pub fn run() -> Result<(), Failure> {
         "An edit ΔW = l rᵀ of the size ‖ΔW‖ = strength · ‖W‖ (l a random direction of the residual stream behind the \
          writer's norm, r along the mean row of W, as the published method has it) is made to {}; those whose rows the \
          type's blocks fit, quantized to the type by ggml where they have another. Bits per value beside the type. Gain \
-         ⟨lᵀΔ, r⟩/‖r‖² / cosine of lᵀΔ and r, Δ the decoded difference: the worst of the tensors, each. Aim from 0.5 % up: \
+         ⟨mᵀΔ, r⟩/‖r‖² / cosine of mᵀΔ and r, Δ the decoded difference, m = l or what reaches the stream behind a norm: the worst of the tensors, each. Aim from 0.5 % up: \
          0.98–1.02 / 0.99 from 4 bits, 0.9–1.1 / 0.95 from 2 bits. No edit: the bytes at strength 0.",
         names.join(", ")
     );

@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView1};
 
 use crate::activations::Part;
 use crate::direction::{Along, SafetyDirection};
-use crate::edit::{self, EditError, WriterWeights};
+use crate::edit::{self, EditError};
 use crate::error::Error;
 use crate::evaluate::{Examiner, chats, spread, spread_rows};
 use crate::gguf::TensorInfo;
@@ -24,6 +24,7 @@ use crate::output::Printer;
 use crate::pipeline::material::Shown;
 use crate::pipeline::session::Opened;
 use crate::plan::{Ffn, Plan, ResidualWriter};
+use crate::post_norm;
 use crate::prompts::{self, PromptKind, PromptSet};
 use crate::requant::Requant;
 use crate::search::SearchError;
@@ -82,8 +83,10 @@ pub struct Site {
     pub gates: Vec<Gate>,
     /// What they do to what they were learned from.
     pub profiles: Vec<Profile>,
-    /// What the network must write for the stream to move by one, per coordinate, f32 `[n_embd]`.
-    pub per_unit: Vec<f32>,
+    /// What the network must write for the stream to move by one, a norm's gain apart.
+    pub per_unit: f64,
+    /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
+    pub post_norm: Option<Vec<f32>>,
     /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the lever.
     pub direction: Vec<f32>,
     /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
@@ -228,8 +231,6 @@ impl Detectors {
         let shares = self.shares();
         let bank = |(site, share): (&Site, f64)| {
             let early = site.is_early();
-            let s = site.toward(toward);
-            let column = s.iter().zip(&site.per_unit);
             let amount = |gate: &Gate| match gate.opens {
                 Opens::Harmful => push * share * if early { EARLY_PUSH } else { 1.0 },
                 Opens::Alarming => -pull * share,
@@ -238,7 +239,8 @@ impl Detectors {
                 network: site.network.clone(),
                 slots: site.slots.clone(),
                 constant: site.constant.clone(),
-                column: column.map(|(&s, &per)| (s * f64::from(per)) as f32).collect(),
+                column: site.column(&site.toward(toward)),
+                post_norm: site.post_norm.clone(),
                 gates: site.gates.iter().map(|gate| (gate.clone(), amount(gate))).collect(),
             }
         };
@@ -366,6 +368,7 @@ impl Site {
         let writer = &opened.plan.writers[network.ffn.writer];
         let mut site = Self {
             per_unit: per_unit(opened, network, writer, examples)?,
+            post_norm: edit::read_gains(&opened.gguf, writer)?,
             network: network.clone(),
             before_last: spot.before_last,
             slots,
@@ -396,6 +399,17 @@ impl Site {
             self.gates.push(learned.gate);
         }
         Ok(())
+    }
+
+    /// What the network must write for the stream to move by `s` along it, f32 `[n_embd]`.
+    fn column(&self, s: &[f64]) -> Vec<f32> {
+        let Some(gain) = &self.post_norm else {
+            return s.iter().map(|v| (v * self.per_unit) as f32).collect();
+        };
+        let (left, push) = post_norm::through(s, gain);
+        let length = s.iter().map(|v| v * v).sum::<f64>().sqrt();
+        let size = if push > 0.0 { self.per_unit * length / push } else { 0.0 };
+        left.iter().map(|l| (l * size) as f32).collect()
     }
 
     /// s, f64 `[n_embd]`.
@@ -434,14 +448,14 @@ impl Examples {
     }
 }
 
-/// What a network must write, per coordinate, for the stream to move by one: through the scale, the router's weights and, in
-/// the mean of the ends of prompts, through the norm behind it and the gate of a shared expert.
+/// What a network must write for the stream to move by one: through the scale, the router's weights and, in the mean of the
+/// ends of prompts, the gate of a shared expert and what the norm behind it divides by.
 fn per_unit(
     opened: &Opened,
     network: &Network,
     writer: &ResidualWriter,
     examples: &Examples,
-) -> Result<Vec<f32>, Error> {
+) -> Result<f64, Error> {
     let n_embd = opened.plan.n_embd as usize;
     let ends = spread_rows(&examples.inputs, ROUNDED_FOR / 2);
     let mut factor = 1.0 / (writer.residual_scale * network.routed.max(0.01));
@@ -453,13 +467,8 @@ fn per_unit(
         let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
         factor /= open.mean().unwrap_or(1.0).max(0.01);
     }
-    let WriterWeights { post_norm, .. } = edit::read_weights(&opened.gguf, writer)?;
-    let Some(gain) = post_norm else { return Ok(vec![factor as f32; n_embd]) };
-    factor *= network.written_rms(&opened.gguf, writer, ends.view())?;
-    let mut sizes: Vec<f32> = gain.iter().map(|g| g.abs()).collect();
-    sizes.sort_by(f32::total_cmp);
-    // Gains near zero let nothing through, and dividing by them would put the whole push there.
-    let floor = f64::from(sizes.get(sizes.len() / 2).copied().unwrap_or(1.0) * 0.25).powi(2);
-    let through = |&g: &f32| (factor * f64::from(g) / (f64::from(g).powi(2) + floor)) as f32;
-    Ok(gain.iter().map(through).collect())
+    if writer.post_norm.is_some() {
+        factor *= network.written_rms(&opened.gguf, writer, ends.view())?;
+    }
+    Ok(factor)
 }

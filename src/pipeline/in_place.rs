@@ -95,6 +95,7 @@ mod tests {
             weight_norm_sq: 1.0,
             scale: Vec::new(),
             scales_adapter: false,
+            post_norm: None,
         };
         let requant = Requant::Nearest;
         let edits = Edits::from(vec![edit]);

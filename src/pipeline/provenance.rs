@@ -159,7 +159,7 @@ fn read_direction(
 pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Edits, Error> {
     let Some(provenance) = Provenance::read(edited) else { return Ok(Edits::default()) };
     if provenance.method == Method::Detector.name() {
-        return Ok(Edits::Neurons(neurons::claimed(edited)?));
+        return Ok(Edits::Neurons(neurons::claimed(base, edited, plan)?));
     }
     let layer = provenance.layer as usize;
     let Some(direction) = read_direction(edited, plan, DIRECTION, layer)? else {
@@ -204,17 +204,20 @@ fn recorded_edits(
             continue;
         }
         let weights = edit::read_weights(base, writer)?;
+        let (left, post_norm) =
+            edit::left_factor(Along::Layers(&layers).at(writer.layer), weights.post_norm.as_deref());
         edits.push(Edit {
             writer: index,
             tensor: writer.tensor.clone(),
             n_expert: writer.n_expert,
-            left: edit::left_factor(Along::Layers(&layers).at(writer.layer), weights.post_norm.as_deref()),
+            left,
             right,
             alpha: 1.0,
             weight_norm_sq: weights.norm_sq,
             // What stands in the file is meant for its bytes.
             scale: Vec::new(),
             scales_adapter: false,
+            post_norm,
         });
     }
     Ok(edits)

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::direction::{Directions, SafetyDirection};
-use crate::edit::Method;
+use crate::edit::{self, Method};
 use crate::error::Error;
 use crate::gguf::sha256_hex;
 use crate::llama::llama_version;
@@ -172,11 +172,11 @@ impl Detectors {
                     gate_second: network.gate_second,
                     before_last: site.before_last,
                     slots: site.slots.clone(),
+                    per_unit: site.per_unit,
                     gates: site.gates.iter().map(gate).collect(),
                 },
                 scores: site.gates.iter().map(|gate| gate.score.weights.clone()).collect(),
                 constant: site.constant.clone(),
-                per_unit: site.per_unit.clone(),
                 direction: site.direction.clone(),
                 inputs: site.inputs.clone(),
             }
@@ -201,7 +201,8 @@ impl Detectors {
                 constant: stored.constant.clone(),
                 gates: stored.gates(),
                 profiles: Vec::new(),
-                per_unit: stored.per_unit.clone(),
+                per_unit: stored.facts.per_unit,
+                post_norm: edit::read_gains(&opened.gguf, &opened.plan.writers[ffn.writer])?,
                 direction: stored.direction.clone(),
                 inputs: stored.inputs.clone(),
             });

@@ -49,6 +49,14 @@ pub enum QuantError {
         /// Importances given.
         found: usize,
     },
+    /// The weights of the rows are not one per row.
+    #[error("a left factor of {expected} rows comes with {found} weights")]
+    AlongSize {
+        /// Rows.
+        expected: usize,
+        /// Weights given.
+        found: usize,
+    },
     /// An importance is not a positive number.
     #[error("importance {value} at index {index} is not a positive number")]
     Importance {
@@ -74,7 +82,10 @@ impl QuantError {
             }
             Self::NotFinite { .. } => Some("a smaller --strength keeps the weights in range".into()),
             Self::Invalid { .. } => Some("the file is damaged or was converted wrongly; get it again".into()),
-            Self::Size { .. } | Self::ImportanceSize { .. } | Self::Importance { .. } => None,
+            Self::Size { .. }
+            | Self::AlongSize { .. }
+            | Self::ImportanceSize { .. }
+            | Self::Importance { .. } => None,
         }
     }
 }

@@ -2,17 +2,18 @@
 //! that the edit arrives along its left factor, column by column.
 //!
 //! A small edit is a small part of one quantization step: rounding to nearest throws it away. But of
-//! the edit `ΔW = l rᵀ` only `lᵀΔW = rᵀ` has to arrive (‖l‖ = 1), one number per column, and a column
-//! has hundreds of rows that can share it: of all rows a few move by one whole step. Which ones is
-//! decided by **error diffusion**: the rows are walked in the order of falling |l_i|, and for every
-//! column j the weighted error so far,
+//! the edit `ΔW = l rᵀ` only `mᵀΔW = rᵀ` has to arrive (mᵀl = 1), one number per column, and a column
+//! has hundreds of rows that can share it: of all rows a few move by one whole step. m is l (‖l‖ = 1), or
+//! behind a norm what pushes the stream along the direction ([`post_norm`](crate::post_norm)). Which rows
+//! move is decided by **error diffusion**: they are walked in the order of their falling part of the edit,
+//! m_i l_i, and for every column j the weighted error so far,
 //!
 //! ```text
-//! c_j = Σ_{rows i so far} l_i (moved_ij − l_i r_j)
+//! c_j = Σ_{rows i so far} m_i (moved_ij − l_i r_j)
 //! ```
 //!
 //! is carried into the next row's rounding. So rows move as often as the edit asks of them, what a
-//! block's extremes cannot take is carried on to rows that can, and the last and smallest |l_i| leave
+//! block's extremes cannot take is carried on to rows that can, and the last and smallest parts leave
 //! an error far below the first ones'.
 //!
 //! What is added besides is noise `N = moved − ΔW`, and its cost is what real inputs x make of it,
@@ -21,7 +22,7 @@
 //! that could take a step lets those do it that bring it down: the best move of one value is
 //!
 //! ```text
-//! argmin_t  A·w_j (t + c_j/l_i)² + w_j (t − l_i r_j)² + 2 t Σ_p e_p m_pj,   w_j = D_j + Σ_p m_pj²
+//! argmin_t  A·w_j (t + c_j/m_i)² + w_j (t − l_i r_j)² + 2 t Σ_p e_p m_pj,   w_j = D_j + Σ_p m_pj²
 //! ```
 //!
 //! rounded to the grid, A the weight of the edit over the noise. A move never makes |c_j| larger, so
@@ -45,8 +46,8 @@ use crate::gguf::GgmlType;
 
 /// A: how much an error along the edit counts against one across it.
 const ALONG: f32 = 3.0;
-/// Rows with |l_i| below this share of the mean are left alone: they would move by whole steps to
-/// mend what they hardly reach.
+/// Rows whose part of what arrives, √(m_i l_i), is below this share of the mean are left alone: they would move by
+/// whole steps to mend what they hardly reach.
 const LEAST_SHARE: f32 = 0.25;
 /// Stripes of columns that a tensor is cut into, for as many threads.
 const STRIPES: usize = 4;
@@ -92,6 +93,9 @@ impl InputModel {
 pub struct RankOneTarget<'a> {
     /// l, a unit vector, one entry per row.
     pub left: &'a [f32],
+    /// m with mᵀl = 1, one entry per row: by how much of the edit a change of the row by 1 counts. l itself where
+    /// nothing stands behind the matrix.
+    pub along: &'a [f32],
     /// r with the strength in it, one entry per column.
     pub right: &'a [f32],
 }
@@ -144,12 +148,16 @@ pub fn preserve(
     super::check_size(ggml_type, n_in, n_row * n_in, bytes.len())?;
     let unsupported = QuantError::Unsupported { ggml_type, direction: "from" };
     let walk = walk_of(ggml_type).ok_or(unsupported)?;
+    if target.along.len() != n_row {
+        return Err(QuantError::AlongSize { expected: n_row, found: target.along.len() });
+    }
     check_finite(ggml_type, target.left)?;
+    check_finite(ggml_type, target.along)?;
     check_finite(ggml_type, target.right)?;
     if n_row == 0 {
         return Ok(());
     }
-    let order = row_order(target.left, if ggml_type.is_float() { 0.0 } else { LEAST_SHARE });
+    let order = row_order(target, if ggml_type.is_float() { 0.0 } else { LEAST_SHARE });
     let unit = Units::new(ggml_type, n_in);
     let stripes: Vec<Stripe<'_>> =
         unit.ranges().map(|columns| Stripe::new((ggml_type, target), inputs, columns, &order)).collect();
@@ -205,13 +213,16 @@ impl Units {
     }
 }
 
-/// Rows by falling |l_i|, without those below `share` of the mean; ties by index.
-fn row_order(left: &[f32], share: f32) -> Vec<usize> {
-    let mean = (left.iter().map(|l| f64::from(*l).powi(2)).sum::<f64>() / left.len() as f64).sqrt();
+/// Rows by their falling part of the edit, without those below `share` of the mean; ties by index. (In the order of |m_i| the
+/// noise behind a norm is half as large again: rows with large gains come first, and move by large steps of the stream.)
+fn row_order(target: RankOneTarget<'_>, share: f32) -> Vec<usize> {
+    let RankOneTarget { left, along, .. } = target;
+    let part = |i: usize| f64::from(along[i]) * f64::from(left[i]);
+    let mean = ((0..left.len()).map(part).sum::<f64>() / left.len() as f64).sqrt();
     let least = (mean * f64::from(share)) as f32;
-    let mut order: Vec<usize> =
-        (0..left.len()).filter(|&i| left[i] != 0.0 && left[i].abs() >= least).collect();
-    order.sort_by(|&a, &b| left[b].abs().total_cmp(&left[a].abs()).then(a.cmp(&b)));
+    let takes = |i: &usize| part(*i) > 0.0 && part(*i).sqrt() as f32 >= least;
+    let mut order: Vec<usize> = (0..left.len()).filter(takes).collect();
+    order.sort_by(|&a, &b| part(b).total_cmp(&part(a)).then(a.cmp(&b)));
     order
 }
 
@@ -220,6 +231,8 @@ struct Row<'a, 's> {
     stripe: &'s Stripe<'a>,
     /// l_i.
     left: f32,
+    /// m_i.
+    along: f32,
     /// c_j.
     carry: &'s mut [f32],
     /// e_p, and zeros up to whole [`WIDE`].
@@ -237,7 +250,16 @@ fn add(error: &mut [f32], by: f32, m: &[f32]) {
     }
 }
 
-impl Row<'_, '_> {
+impl<'a, 's> Row<'a, 's> {
+    /// Row `i` of the stripe, with the errors along columns and along the row.
+    fn new(
+        (stripe, i): (&'s Stripe<'a>, usize),
+        (carry, error): (&'s mut [f32], &'s mut [f32]),
+        least: f32,
+    ) -> Self {
+        Self { stripe, left: stripe.left[i], along: stripe.along[i], carry, error, least }
+    }
+
     /// `Σ_p e_p m_pj` of the N columns from `first` on, which lie together.
     #[inline(always)]
     fn pull<const N: usize>(&self, first: usize, pull: &mut [f32]) {
@@ -265,7 +287,7 @@ impl Row<'_, '_> {
             }
         }
         let right = &self.stripe.right[first..first + n];
-        let share = left * left * self.stripe.inverse_reach;
+        let share = self.along * left * self.stripe.inverse_reach;
         self.carry[first..first + n].iter_mut().zip(right).for_each(|(c, r)| *c -= share * r);
         let n = self.error.len();
         let runs = &self.stripe.drift[first / RUN * n..(first + pull.len()) / RUN * n];
@@ -280,7 +302,7 @@ impl Row<'_, '_> {
         let right = &self.stripe.right[first..first + n];
         let carry = &self.carry[first..first + n];
         let inverse_weight = &self.stripe.inverse_weight[first..first + n];
-        let along = -ALONG / self.left / (ALONG + 1.0);
+        let along = -ALONG / self.along / (ALONG + 1.0);
         let (own, across) = (self.left / (ALONG + 1.0), 1.0 / (ALONG + 1.0));
         for j in 0..n {
             pull[j] = along * carry[j] + own * right[j] - across * pull[j] * inverse_weight[j];
@@ -296,7 +318,7 @@ impl Row<'_, '_> {
     /// Notes that value `j` moved.
     #[inline(always)]
     fn moved(&mut self, j: usize, by: f32) {
-        self.carry[j] += self.left * by;
+        self.carry[j] += self.along * by;
         let n = self.error.len();
         add(self.error, by, &self.stripe.columns[j * n..][..n]);
     }
@@ -314,7 +336,7 @@ impl Row<'_, '_> {
         }
         for (j, &wish) in wish.iter().enumerate().filter(|(_, w)| w.abs() >= least) {
             // Twice the way to c_j = 0: as far from it on the other side.
-            let most = -2.0 * self.carry[first + j] / (self.left * step);
+            let most = -2.0 * self.carry[first + j] / (self.along * step);
             if most * wish * step <= 0.0 {
                 continue;
             }
@@ -354,7 +376,7 @@ fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let least = 0.5 * G::LEVELS.gap();
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least };
+        let mut row = Row::new((stripe, i), (&mut carry, &mut error), least);
         for (b, block) in rows[i].chunks_exact_mut(G::BYTES).enumerate() {
             G::steps(block, &mut steps);
             for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
@@ -367,7 +389,7 @@ fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 
 impl Row<'_, '_> {
     /// How far away a codeword may be to cost less than none, ‖step‖². With what value j wishes to move by,
-    /// `v_j = (l r_j − A c_j/l − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, less
+    /// `v_j = (l r_j − A c_j/m − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, less
     /// than zero only if `Σ w_j step_j² < 4 Σ w_j v_j²`. A hundredth more, for rounding.
     #[inline(always)]
     fn reach(&self, first: usize, pull: &[f32]) -> f32 {
@@ -393,7 +415,7 @@ impl Row<'_, '_> {
         let carried: f32 = carry.iter().map(|c| c * c).sum();
         let right = &self.stripe.right[first..first + pull.len()];
         let inverse_weight = &self.stripe.inverse_weight[first..first + pull.len()];
-        let along = ALONG / (self.left * self.left);
+        let along = ALONG / (self.along * self.along);
         let mut best = (0.0f32, own);
         for candidate in book.neighbours_within(own, self.reach(first, pull) / (scale.factor * scale.factor))
         {
@@ -401,7 +423,7 @@ impl Row<'_, '_> {
             let (mut cost, mut left_over) = (0.0f32, 0.0f32);
             for (j, (&c, &r)) in carry.iter().zip(right).enumerate() {
                 let step = values[j] - now[j];
-                let after = c + self.left * step;
+                let after = c + self.along * step;
                 let edit = along * (after * after - c * c) + step * (step - 2.0 * self.left * r);
                 cost += edit / inverse_weight[j] + 2.0 * step * pull[j];
                 left_over += after * after;
@@ -444,7 +466,7 @@ fn walk_groups(book: &Codebook, rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row { stripe, left: stripe.left[i], carry: &mut carry, error: &mut error, least: 0.0 };
+        let mut row = Row::new((stripe, i), (&mut carry, &mut error), 0.0);
         for (b, block) in rows[i].chunks_exact_mut(book.block_bytes()).enumerate() {
             for g in 0..book.groups_per_block() {
                 row.group(book, b * book.block_len() + g * book.dim(), (block, g));

@@ -29,6 +29,8 @@ pub struct NetworkFacts {
     pub before_last: usize,
     /// Neurons that are overwritten, ascending.
     pub slots: Vec<usize>,
+    /// What it must write for the stream to move by one, the gain of a norm behind it apart.
+    pub per_unit: f64,
     /// Its gates.
     pub gates: Vec<GateFacts>,
 }
@@ -55,8 +57,6 @@ pub struct StoredNetwork {
     pub scores: Vec<Vec<f32>>,
     /// u, f32 `[n_embd]`.
     pub constant: Vec<f32>,
-    /// What the network must write for the stream to move by one, f32 `[n_embd]`.
-    pub per_unit: Vec<f32>,
     /// What early gates push along, f32 `[n_embd]`; empty of late ones.
     pub direction: Vec<f32>,
     /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
@@ -88,7 +88,6 @@ impl StoredNetwork {
         let mut arrays = vec![
             Array::row(name("toward"), &self.direction),
             Array::row(name("constant"), &self.constant),
-            Array::row(name("per_unit"), &self.per_unit),
             Array {
                 name: name("network_inputs"),
                 shape: vec![self.inputs.nrows(), self.inputs.ncols()],
@@ -116,7 +115,6 @@ impl StoredNetwork {
             facts: facts.clone(),
             scores: scores.chunks_exact(n_embd.max(1)).map(<[f32]>::to_vec).collect(),
             constant: arrays.exactly(&name("constant"), &[n_embd])?,
-            per_unit: arrays.exactly(&name("per_unit"), &[n_embd])?,
             direction: arrays.maybe(&name("toward"), &[n_embd])?.unwrap_or_default(),
             inputs: inputs.map_err(|error| Problem::Format { reason: error.to_string() })?,
         })
@@ -136,6 +134,9 @@ fn check(all: &Facts, facts: &NetworkFacts) -> Result<(), Problem> {
     if facts.gates.len() > MAX_GATES || facts.slots.len() != neurons || !ascending || !inside {
         let expected = format!("{neurons} neurons below {}, ascending", writer.n_in);
         return Err(Problem::content(name("slots"), expected, format!("{:?}", facts.slots)));
+    }
+    if !facts.per_unit.is_finite() {
+        return Err(Problem::content(name("per_unit"), "a finite number", facts.per_unit));
     }
     for gate in &facts.gates {
         let finite = gate.bias.is_finite() && gate.threshold.is_finite() && gate.width.is_finite();

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use ndarray::{Array2, ArrayView1, Axis};
 use rosi_gguf::activations::WriterInputs;
 use rosi_gguf::activations::rows::{Route, Rows};
+use rosi_gguf::edit;
 use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::LowRank;
 use rosi_gguf::llama::adapter::to_gguf;
@@ -133,7 +134,8 @@ fn bank(gguf: &Gguf, plan: &Plan, network: Network, x: &Array2<f32>) -> Result<B
     let mean = x.mean_axis(Axis(0)).ok_or("no inputs")?;
     let constant = (&mean / mean.dot(&mean)).to_vec();
     let column: Vec<f32> = noise(n_embd).iter().map(|v| v * 0.2).collect();
-    Ok(Bank { network, slots, constant, column, gates: vec![(gate, 1.0)] })
+    let post_norm = edit::read_gains(gguf, writer).map_err(|error| error.to_string())?;
+    Ok(Bank { network, slots, constant, column, post_norm, gates: vec![(gate, 1.0)] })
 }
 
 /// Plants neurons in every network that is understood, and compares.

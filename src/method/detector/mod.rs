@@ -135,6 +135,8 @@ pub struct Bank {
     pub constant: Vec<f32>,
     /// d at a push of 1: what the network must write for the stream to move by s.
     pub column: Vec<f32>,
+    /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
+    pub post_norm: Option<Vec<f32>>,
     /// The gates, and how far each pushes: along d where positive.
     pub gates: Vec<(Gate, f64)>,
 }

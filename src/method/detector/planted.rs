@@ -1,5 +1,7 @@
 //! Neurons in the bytes of one file: what each row and column is to be there, and what it became.
 
+use std::borrow::Cow;
+
 use ndarray::{Array2, ArrayView2};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +57,8 @@ pub struct PlantedFfn {
     pub inputs: Array2<f32>,
     /// What columns are multiplied by before they are rounded, so that they come out as long as they are.
     pub stretch: f64,
+    /// As [`Bank::post_norm`].
+    pub post_norm: Option<Vec<f32>>,
 }
 
 /// What became of the neurons of one network, from the bytes.
@@ -69,11 +73,12 @@ pub struct Arrival {
     /// Share of the inputs at which what the neurons write differs from the exact by less than a tenth of the widest push: their
     /// gates are open alike.
     pub alike: f64,
-    /// Σ e ê / Σ e², e and ê what the neurons write along their column, exact and in the file: 1 = all of it.
+    /// Σ e ê / Σ e², e and ê what the neurons write along their column as it reaches the stream, exact and in the file: 1 = all
+    /// of it.
     pub gain: f64,
     /// The same as a cosine over the inputs.
     pub cosine: f64,
-    /// What is written across the column, per what is written along it.
+    /// What reaches the stream across the column, per what reaches it along the column.
     pub noise: f64,
 }
 
@@ -146,6 +151,7 @@ impl PlantedFfn {
             neurons: bank.neurons(size).into_iter().zip(&bank.slots).map(planted).collect(),
             inputs: Array2::zeros((0, bank.constant.len())),
             stretch: 1.0,
+            post_norm: bank.post_norm.clone(),
         }
     }
 
@@ -265,10 +271,11 @@ impl PlantedFfn {
         if self.inputs.nrows() == 0 || self.neurons.is_empty() {
             return Ok(None);
         }
-        let unit = self.unit();
+        let exact = self.in_stream(&self.neurons);
+        let unit = unit(&exact[0].column.target);
         // Of a mixture every expert counts as much.
         let n_expert = gguf.tensor(&self.neurons[0].column.place.tensor).map_or(1, |t| t.ne[2] as usize);
-        let exact = self.written(&self.neurons, &unit).along.repeat(n_expert);
+        let exact = self.written(&exact, &unit).along.repeat(n_expert);
         let (mut written, mut score) = (Written { along: Vec::new(), across: 0.0 }, 1.0f64);
         for expert in 0..n_expert {
             let found = self.read(gguf, expert)?;
@@ -276,7 +283,7 @@ impl PlantedFfn {
                 let (exact, found) = (&exact.gate.target, &found.gate.target);
                 score = score.min(neuron::score_correlation(self.inputs.view(), exact, found));
             }
-            let Written { along, across } = self.written(&found, &unit);
+            let Written { along, across } = self.written(&self.in_stream(&found), &unit);
             written.along.extend(along);
             written.across += across;
         }
@@ -296,11 +303,13 @@ impl PlantedFfn {
         }))
     }
 
-    /// The direction of the column, unit length.
-    fn unit(&self) -> Vec<f64> {
-        let column = &self.neurons[0].column.target;
-        let norm = column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
-        column.iter().map(|&v| f64::from(v) / norm).collect()
+    /// `neurons` with their columns as they reach the stream.
+    fn in_stream(&self, neurons: &[PlantedNeuron]) -> Vec<PlantedNeuron> {
+        let mut neurons = neurons.to_vec();
+        for PlantedNeuron { column, .. } in &mut neurons {
+            column.target = behind(self.post_norm.as_deref(), &column.target).into_owned();
+        }
+        neurons
     }
 
     /// The same neurons with what `gguf` has in their places in one expert.
@@ -350,6 +359,20 @@ impl PlantedFfn {
     }
 }
 
+/// A column behind the norm, which is taken as a constant times its gain ([`crate::post_norm`]).
+fn behind<'a>(gain: Option<&[f32]>, column: &'a [f32]) -> Cow<'a, [f32]> {
+    match gain {
+        None => Cow::Borrowed(column),
+        Some(gain) => column.iter().zip(gain).map(|(c, g)| c * g).collect(),
+    }
+}
+
+/// The direction of a column, unit length.
+fn unit(column: &[f32]) -> Vec<f64> {
+    let norm = column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    column.iter().map(|&v| f64::from(v) / norm).collect()
+}
+
 /// The hidden value of a neuron at every row of `x`.
 fn hidden(neuron: &PlantedNeuron, activation: Activation, x: ArrayView2<'_, f32>) -> Vec<f64> {
     let product = |piece: &Piece, bias: f32| -> Vec<f64> {
@@ -370,8 +393,9 @@ struct Fitted {
     stretch: f64,
 }
 
-/// The size in which a column's grid holds it best: with the largest cosine between it and what it is rounded to. Too long a
-/// column meets the ends of the grid, too short a one its steps.
+/// The size in which a column's grid holds it best: with the largest cosine, in the stream, between it and what it is rounded to.
+/// Too long a column meets the ends of the grid, too short a one its steps; behind a norm the rows with large gains, whose values
+/// are small, count the most.
 fn fitted(
     bank: &Bank,
     (gguf, writer): (&Gguf, &ResidualWriter),
@@ -394,6 +418,7 @@ fn fitted(
     let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot }, 0)?;
     let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);
     let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let in_stream = |column: &[f32]| behind(bank.post_norm.as_deref(), column).into_owned();
     let gated = bank.network.is_gated();
     // Without a second factor, size and sharpness are one.
     let first = if gated { norm(&old) / norm(&bank.column).max(f64::MIN_POSITIVE) } else { 1.0 };
@@ -405,6 +430,7 @@ fn fitted(
             let target = neuron.column.repeat(tensor.ne[2] as usize);
             let rounded = neuron::nearest_column(ggml_type, &blocks, &target)
                 .map_err(|source| EditError::Quant { tensor: tensor.name.clone(), source })?;
+            let (target, rounded) = (in_stream(&target), in_stream(&rounded));
             let cosine = linalg::cosine(&target, &rounded);
             let along = cosine * norm(&rounded);
             if along > 0.0 && best.as_ref().is_none_or(|(most, _)| cosine > *most) {

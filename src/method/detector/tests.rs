@@ -111,7 +111,7 @@ fn bank(tiny: &Tiny, x: &Array2<f32>) -> Bank {
         Gate { opens, score: Score { weights, bias: (-mean / deviation) as f32 }, threshold: 0.3, width: 0.5 }
     };
     let gates = vec![(gate(Opens::Harmful, 50, 1.0), 5.0), (gate(Opens::Alarming, 51, -1.0), -3.0)];
-    Bank { network, slots, constant, column: noise(N_EMBD, 9), gates }
+    Bank { network, slots, constant, column: noise(N_EMBD, 9), post_norm: None, gates }
 }
 
 #[test]
@@ -176,6 +176,40 @@ fn neurons_survive_every_type_and_change_nothing_else() {
         assert!(arrival.score > 0.99 && arrival.alike > 0.98, "{ggml_type}: {arrival:?}");
         assert!((0.9..1.1).contains(&arrival.gain) && arrival.cosine > 0.98, "{ggml_type}: {arrival:?}");
         assert!(found.arrived(0.9), "{ggml_type}: {arrival:?}");
+    }
+}
+
+/// The column of the first neuron in the file beside what it was to be, as a cosine in the stream, and what `verify` says.
+fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arrival) {
+    let plan = plan_of(&tiny.gguf).unwrap();
+    let writer = &plan.writers[bank.network.ffn.writer];
+    let planted = PlantedFfn::fit(bank, (&tiny.gguf, writer), Requant::Preserve, inputs(200)).unwrap();
+    let edits = Edits::Neurons(vec![planted]);
+    let written = tiny.written(&edits);
+    let column = &edits.planted()[0].neurons[0].column;
+    let found = ffn::read_column(&written, &column.place).unwrap();
+    let seen = |column: &[f32]| column.iter().zip(gain).map(|(c, g)| c * g).collect::<Vec<f32>>();
+    let cosine = crate::linalg::cosine(&seen(&column.target), &seen(&found));
+    (cosine, verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap().neurons.remove(0))
+}
+
+#[test]
+fn columns_behind_a_norm_are_rounded_for_the_stream() {
+    let gain: Vec<f32> = noise(N_EMBD, 77).iter().map(|v| (25.0 * v).exp()).collect();
+    let s: Vec<f64> = noise(N_EMBD, 9).iter().map(|&v| f64::from(v)).collect();
+    let column: Vec<f32> = crate::post_norm::through(&s, &gain).0.iter().map(|&l| l as f32).collect();
+    for (ggml_type, least) in [(GgmlType::Q4_K, 0.85), (GgmlType::Q4_0, 0.85), (GgmlType::Q6_K, 0.97)] {
+        let tiny = Tiny::new(ggml_type);
+        let plain = Bank { column: column.clone(), ..bank(&tiny, &inputs(200)) };
+        let (for_matrix, _) = column_behind(&gain, &tiny, &plain);
+        let normed = Bank { post_norm: Some(gain.clone()), ..plain };
+        let (cosine, arrival) = column_behind(&gain, &tiny, &normed);
+        eprintln!("{ggml_type}: {for_matrix:.3} {cosine:.3} {arrival:?}");
+        assert!(cosine > least && cosine > for_matrix, "{ggml_type}: {cosine} {for_matrix}");
+        assert!((0.9..1.1).contains(&arrival.gain), "{ggml_type}: {arrival:?}");
+        // What `verify` calls noise reaches the stream.
+        let across = (1.0 / (cosine * cosine) - 1.0).sqrt();
+        assert!((arrival.noise / across - 1.0).abs() < 0.2, "{ggml_type}: {arrival:?} {across}");
     }
 }
 

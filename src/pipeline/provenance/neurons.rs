@@ -11,11 +11,13 @@
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use crate::edit;
 use crate::error::Error;
 use crate::evaluate::spread_rows;
 use crate::gguf::{Gguf, Value};
 use crate::method::detector::ffn::{Activation, Place};
 use crate::method::detector::{Piece, PlantedFfn, PlantedNeuron};
+use crate::plan::Plan;
 
 const NEURONS: &str = "rosi.neurons";
 /// Inputs of a set that stand in the file.
@@ -86,13 +88,18 @@ pub fn arrays(planted: &[PlantedFfn]) -> Vec<(String, Vec<f32>)> {
     arrays
 }
 
-/// The neurons that a file says it has; none where it does not say it in a way that is understood.
-pub fn claimed(edited: &Gguf) -> Result<Vec<PlantedFfn>, Error> {
+/// The neurons that a file made of `base` says it has; none where it does not say it in a way that is understood.
+pub fn claimed(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<PlantedFfn>, Error> {
     let rows: Vec<SetRow> =
         edited.str(NEURONS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let mut planted = Vec::new();
     for (set, row) in rows.into_iter().take(MAX_SETS).enumerate() {
-        planted.extend(neurons(edited, set, row)?);
+        let Some(mut found) = neurons(edited, set, row)? else { continue };
+        let column = found.neurons.first().map(|n| &n.column.place.tensor);
+        if let Some(writer) = plan.writers.iter().find(|w| Some(&w.tensor) == column) {
+            found.post_norm = edit::read_gains(base, writer)?;
+        }
+        planted.push(found);
     }
     Ok(planted)
 }
@@ -123,7 +130,9 @@ fn neurons(edited: &Gguf, set: usize, row: SetRow) -> Result<Option<PlantedFfn>,
         None => Vec::new(),
     };
     let inputs = Array2::from_shape_vec((inputs.len() / n_embd.max(1), n_embd), inputs);
-    Ok(inputs.ok().map(|inputs| PlantedFfn { layer, activation, neurons: planted, inputs, stretch: 1.0 }))
+    let planted =
+        |inputs| PlantedFfn { layer, activation, neurons: planted, inputs, stretch: 1.0, post_norm: None };
+    Ok(inputs.ok().map(planted))
 }
 
 /// What a piece is of its tensor.

@@ -68,14 +68,14 @@ half_float!(BF16, half::bf16);
 pub(super) fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0f32; stripe.right.len()];
     for &i in stripe.order {
-        let left = stripe.left[i];
+        let (left, along) = (stripe.left[i], stripe.along[i]);
         let columns = carry.iter_mut().zip(stripe.right);
         for (bytes, (carry, &right)) in rows[i].chunks_exact_mut(F::BYTES).zip(columns) {
             let (old, wanted) = (F::read(bytes), left * right);
-            *carry -= left * wanted;
+            *carry -= along * wanted;
             let plain = F::round(old + wanted);
             let other = F::next(plain, plain < old + wanted);
-            let after = |new: f32| *carry + left * (new - old);
+            let after = |new: f32| *carry + along * (new - old);
             let new = if after(other).abs() < after(plain).abs() { other } else { plain };
             // Equal values may still be other bytes: −0 plus nothing is +0.
             if new != old && new.is_finite() && after(new).abs() <= carry.abs() {

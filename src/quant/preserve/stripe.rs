@@ -8,7 +8,8 @@ pub(super) struct Stripe<'a> {
     pub(super) ggml_type: GgmlType,
     pub(super) order: &'a [usize],
     pub(super) left: &'a [f32],
-    /// 1/Σ l_i² over `order`: what the rows left alone do not take, the others do.
+    pub(super) along: &'a [f32],
+    /// 1/Σ m_i l_i over `order`: what the rows left alone do not take, the others do.
     pub(super) inverse_reach: f32,
     pub(super) right: &'a [f32],
     /// Number of m_p.
@@ -55,7 +56,7 @@ impl<'a> Stripe<'a> {
             m[run * RUN..].iter().zip(right[run * RUN..].iter().take(RUN)).map(|(m, r)| m * r).sum::<f32>()
         };
         let drift = padded(&principal, right.len().div_ceil(RUN), run);
-        let reach: f64 = order.iter().map(|&i| f64::from(target.left[i]).powi(2)).sum();
+        let reach: f64 = order.iter().map(|&i| f64::from(target.along[i]) * f64::from(target.left[i])).sum();
         let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
         let n_principal = principal.len();
         let columns = padded(&principal, right.len(), |(m, j)| m[j]);
@@ -63,6 +64,7 @@ impl<'a> Stripe<'a> {
             ggml_type,
             order,
             left: target.left,
+            along: target.along,
             inverse_reach,
             right,
             n_principal,

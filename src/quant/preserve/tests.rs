@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::post_norm::PostNorm;
 use crate::quant::{dequantize, grid, quantize_weighted};
 
 /// Standard normal numbers.
@@ -43,7 +44,8 @@ fn survival(ggml_type: GgmlType, inputs: &InputModel) -> (f64, f64) {
     let right: Vec<f32> = noise(n_in, 2).iter().map(|v| v * 0.01 * (n_row as f32).sqrt()).collect();
     let mut bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
     let before = decoded(ggml_type, n_in, n_row, &bytes);
-    preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, right: &right }, inputs, 2).unwrap();
+    preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, along: &left, right: &right }, inputs, 2)
+        .unwrap();
     let along = arrived(&left, n_in, &before, &decoded(ggml_type, n_in, n_row, &bytes));
     let dot: f64 = along.iter().zip(&right).map(|(a, r)| a * f64::from(*r)).sum();
     let (found, asked) =
@@ -63,6 +65,52 @@ fn a_small_edit_arrives_whole() {
     }
 }
 
+/// Gain, cosine and noise of a 1 % edit where it reaches the stream, behind a norm with these gains.
+fn survival_behind(gain: &[f32], ggml_type: GgmlType) -> (f64, f64, f64) {
+    let (n_row, n_in) = (gain.len(), 512);
+    let s: Vec<f32> = noise(n_row, 1).iter().map(|v| v / (n_row as f32).sqrt()).collect();
+    let (left, norm) = PostNorm::meet(&s, gain);
+    let right: Vec<f32> = noise(n_in, 2).iter().map(|v| v * 0.01 * (n_row as f32).sqrt()).collect();
+    let mut bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
+    let before = decoded(ggml_type, n_in, n_row, &bytes);
+    let target = RankOneTarget { left: &left, along: &norm.along, right: &right };
+    preserve(ggml_type, &mut bytes, target, &InputModel::default(), 2).unwrap();
+    let after = decoded(ggml_type, n_in, n_row, &bytes);
+    // What reaches the stream along ŝ, and all that does, where the edit asks for ŝᵀ(g ⊙ l) r.
+    let push: f64 = (0..n_row).map(|i| f64::from(s[i] * gain[i]) * f64::from(left[i])).sum();
+    let (mut reached, mut all) = (vec![0.0; n_in], 0.0);
+    for (i, (old, new)) in before.chunks_exact(n_in).zip(after.chunks_exact(n_in)).enumerate() {
+        for (j, (o, n)) in old.iter().zip(new).enumerate() {
+            let by = f64::from(gain[i]) * (f64::from(*n) - f64::from(*o));
+            reached[j] += f64::from(s[i]) * by / push;
+            all += by * by / (push * push);
+        }
+    }
+    let dot: f64 = reached.iter().zip(&right).map(|(a, r)| a * f64::from(*r)).sum();
+    let (found, asked): (f64, f64) =
+        (reached.iter().map(|a| a * a).sum(), right.iter().map(|r| f64::from(*r).powi(2)).sum());
+    (dot / asked, dot / (found * asked).sqrt(), ((all - found) / asked).sqrt())
+}
+
+#[test]
+fn behind_a_norm_the_edit_arrives_in_the_stream() {
+    let gain: Vec<f32> = noise(640, 8).iter().map(|v| (1.2 * v).exp()).collect();
+    for ggml_type in GgmlType::all().filter(|&t| can_preserve(t)) {
+        let (share, cosine, noise) = survival_behind(&gain, ggml_type);
+        eprintln!("{ggml_type}: gain {share:.4} cosine {cosine:.4} noise {noise:.2}");
+        assert!((0.98..1.02).contains(&share) && cosine > 0.99, "{ggml_type}: {share} {cosine}");
+    }
+}
+
+#[test]
+fn weights_of_other_rows_are_refused() {
+    let (left, right, n_in) = ([1.0f32, 0.0], [0.1f32; 32], 32);
+    let mut bytes = encoded(GgmlType::Q8_0, n_in, &noise(2 * n_in, 3));
+    let target = RankOneTarget { left: &left, along: &left[..1], right: &right };
+    let error = preserve(GgmlType::Q8_0, &mut bytes, target, &InputModel::default(), 1).unwrap_err();
+    assert_eq!(error, QuantError::AlongSize { expected: 2, found: 1 });
+}
+
 #[test]
 fn no_edit_changes_no_byte_and_threads_change_nothing() {
     let (n_row, n_in) = (64, 1024);
@@ -75,7 +123,14 @@ fn no_edit_changes_no_byte_and_threads_change_nothing() {
         let with = |right: &[f32], threads| {
             let mut bytes = bytes.clone();
             let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4)] };
-            preserve(ggml_type, &mut bytes, RankOneTarget { left: &left, right }, &inputs, threads).unwrap();
+            preserve(
+                ggml_type,
+                &mut bytes,
+                RankOneTarget { left: &left, along: &left, right },
+                &inputs,
+                threads,
+            )
+            .unwrap();
             bytes
         };
         assert_eq!(with(&vec![0.0; n_in], 2), bytes, "{ggml_type}");
@@ -124,7 +179,7 @@ fn check_raw(ggml_type: GgmlType, bytes: &[u8], left: &[f32], right: &[f32]) -> 
     prop_assume!(before.iter().all(|v| v.is_finite()));
     let mut after = bytes.to_vec();
     let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4)] };
-    preserve(ggml_type, &mut after, RankOneTarget { left: &left, right }, &inputs, 1).unwrap();
+    preserve(ggml_type, &mut after, RankOneTarget { left: &left, along: &left, right }, &inputs, 1).unwrap();
     let values = decoded(ggml_type, n_in, n_row, &after);
     prop_assert!(values.iter().all(|v| v.is_finite()), "{}", ggml_type);
     let along = arrived(&left, n_in, &before, &values);
@@ -147,10 +202,10 @@ fn wider_vectors_change_no_byte() {
     let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / 7.0).collect();
     let right: Vec<f32> = noise(n_in, 2).iter().map(|v| v * 0.1).collect();
     let inputs = InputModel { diagonal: vec![], principal: vec![noise(n_in, 4), noise(n_in, 5)] };
-    let order = row_order(&left, LEAST_SHARE);
     for ggml_type in GgmlType::all().filter(|&t| can_preserve(t) && !t.is_float()) {
         let bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
-        let target = RankOneTarget { left: &left, right: &right };
+        let target = RankOneTarget { left: &left, along: &left, right: &right };
+        let order = row_order(target, LEAST_SHARE);
         let stripe = Stripe::new((ggml_type, target), &inputs, 0..n_in, &order);
         let with = |walk: Walk| {
             let mut bytes = bytes.clone();
@@ -217,7 +272,8 @@ fn check_shape(shape: &Shape) -> Result<(), TestCaseError> {
     prop_assume!(before.iter().all(|v| v.is_finite()));
     let with = |threads| {
         let mut after = bytes.clone();
-        preserve(*ggml_type, &mut after, RankOneTarget { left: &left, right }, inputs, threads).unwrap();
+        preserve(*ggml_type, &mut after, RankOneTarget { left: &left, along: &left, right }, inputs, threads)
+            .unwrap();
         after
     };
     let after = with(1);
