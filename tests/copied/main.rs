@@ -18,10 +18,11 @@ use serde_json::Value as Json;
 use few_prompts::short_prompts;
 use run::{json, text};
 
-/// One of each way in which an edit is recorded: a direction alone, factors of each matrix.
-const EDITS: [&[&str]; 2] = [
+/// One of each way in which an edit is recorded: a direction alone, factors of each matrix, neurons.
+const EDITS: [&[&str]; 3] = [
     &["--method", "published", "--layer", "1", "--strength", "0.03"],
     &["--method", "contrast", "--layer", "1", "--strength", "0.03"],
+    &["--method", "detector", "--strength", "4.5"],
 ];
 
 fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
