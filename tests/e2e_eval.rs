@@ -10,6 +10,7 @@ use rosi_gguf::evaluate::judge::{JudgeKind, Verdict, judge};
 use rosi_gguf::evaluate::likelihood::{log_prob, log_probs};
 use rosi_gguf::evaluate::perplexity::{ChunkOptions, chunks, perplexity};
 use rosi_gguf::evaluate::stats::kl_divergence;
+use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{
     Chat, Engine, EngineOptions, Lanes, Length, LlamaEngine, LowRank, Offload, TextModel, Token,
 };
@@ -265,7 +266,7 @@ fn an_open_answer_goes_on_where_it_was() {
     let mut firsts = 0;
     let length = Length { n_predict: 6, most: 24, open: &|text| whole[1].starts_with(text) };
     let found = engine.answer_until(&chats, &length, &mut |_, _| firsts += 1).unwrap();
-    assert_eq!(found, [&short[0], &whole[1], &short[2]]);
+    assert_eq!(found, [short[0].clone(), whole[1].clone(), short[2].clone()]);
     assert_eq!(firsts, 3, "first tokens are seen once");
     let none = Length { n_predict: 6, most: 24, open: &|_| false };
     assert_eq!(engine.answer_until(&chats, &none, &mut |_, _| ()).unwrap(), short);
@@ -293,5 +294,6 @@ fn a_chat_model_can_judge() {
     assert_eq!(verdicts, [refused, refused, complied, complied]);
     let long = "word ".repeat(3000);
     let unclear = judge(&mut engine, kind, &[(&long, "Yes.")], &mut |_| ()).unwrap();
-    assert_eq!(unclear, [Verdict::Unclear], "too long to be shown");
+    assert_eq!(unclear.verdicts, [Verdict::Unclear], "too long to be shown");
+    assert_eq!(unclear.not_shown, 1);
 }
