@@ -50,7 +50,7 @@ fn tiny_llama() -> GgufBuilder {
         .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
 }
 
-/// A link, a cleared screen, an overwritten and a forged line, and text that reads backwards.
+/// A link, a cleared screen, an overwritten line, a line feed, and text that reads backwards.
 const HOSTILE: &str = "\u{1b}]8;;http://x\u{7}n\u{9b}2J\u{202e}\r\u{7f}\nwarning";
 
 /// What a command says, none of which steers a terminal: stdout and stderr.
