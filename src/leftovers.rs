@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, TryLockError};
 use std::time::Duration;
 
+use crate::output::tell;
+
 static PATHS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// Says that the file or folder is unfinished, as long as it lives. It removes nothing by itself.
@@ -36,7 +38,7 @@ pub fn remove_all() {
 fn remove(path: &Path) {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     if let Err(error) = removed.or_else(only_if_there) {
-        eprintln!("warning: {} could not be removed: {error}", path.display());
+        tell(format!("warning: {} could not be removed: {error}", path.display()));
     }
 }
 

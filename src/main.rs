@@ -1,13 +1,15 @@
 //! `rosi-gguf`: parse, run, print, exit.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 use rosi_gguf::cli::{Cli, arguments};
-use rosi_gguf::output::Printer;
+use rosi_gguf::output::{Printer, printable, tell};
 use rosi_gguf::{commands, interrupt};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::format::debug_fn;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(arguments()) {
@@ -20,15 +22,24 @@ fn main() -> ExitCode {
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).without_time().init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .fmt_fields(debug_fn(|writer, field, value| match field.name() {
+            "message" => write!(writer, "{}", printable(&format!("{value:?}"))),
+            name => write!(writer, "{name}={}", printable(&format!("{value:?}"))),
+        }))
+        .without_time()
+        .init();
     interrupt::install();
     let printer = Printer::new(cli.quiet, cli.verbose);
     match commands::run(cli.command, &printer) {
         Ok(status) => status.into(),
         Err(error) => {
-            eprintln!("error: {error}");
+            tell(format!("error: {error}"));
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                tell(format!("hint: {hint}"));
             }
             error.exit_code()
         }
@@ -37,7 +48,14 @@ fn main() -> ExitCode {
 
 /// Help and version are answers (0); a wrong flag is the user's to mend (1).
 fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
+    let odd = arguments()
+        .iter()
+        .any(|argument| printable(&argument.to_string_lossy()) != argument.to_string_lossy());
+    match odd {
+        // The colours of the message are escapes too: without them nothing is left that an argument could add to.
+        true => tell(error.render().to_string().trim_end()),
+        false => drop(error.print()),
+    }
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
         _ => ExitCode::from(1),

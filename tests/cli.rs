@@ -50,6 +50,70 @@ fn tiny_llama() -> GgufBuilder {
         .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
 }
 
+/// A link, a cleared screen, an overwritten line, a line feed, and text that reads backwards.
+const HOSTILE: &str = "\u{1b}]8;;http://x\u{7}n\u{9b}2J\u{202e}\r\u{7f}\nwarning";
+
+/// What a command says, none of which steers a terminal: stdout and stderr.
+fn harmless(args: &[&str], code: i32) -> [String; 2] {
+    let output = run(args);
+    let texts = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{texts:?}");
+    for text in &texts {
+        let steers = |c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c));
+        assert!(!text.contains(steers), "{args:?}: {text:?}");
+    }
+    texts
+}
+
+#[test]
+fn no_file_steers_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    // No reader lets controls through in the name of a tensor.
+    let named = |file: GgufBuilder, value: f32| file.f32_tensor("\u{202e}\u{2066}t", &[4], &[value; 4]);
+    let model = tiny_llama()
+        .string("general.name", HOSTILE)
+        .string("general.description", HOSTILE)
+        .string("tokenizer.chat_template", HOSTILE)
+        .string_array("tokenizer.ggml.tokens", &[HOSTILE]);
+    save(folder, "hostile.gguf", named(model, 0.0));
+    let [told, _] = harmless(&["inspect", &at("hostile.gguf")], 0);
+    assert!(told.contains(r"\u{1b}]8;;http://x\u{7}n\u{9b}2J\u{202e}\u{d}\u{7f}\u{a}warning"), "{told}");
+    let [json, _] = harmless(&["inspect", "--json", &at("hostile.gguf")], 0);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["name"], &json["chat_template"]), (&HOSTILE.into(), &HOSTILE.into()));
+
+    save(folder, "one.gguf", named(tiny_llama(), 1.0));
+    save(folder, "two.gguf", named(tiny_llama(), 2.0));
+    let [told, _] = harmless(&["verify", &at("one.gguf"), &at("two.gguf")], 0);
+    assert!(told.contains(r"\u{202e}\u{2066}t"), "{told}");
+
+    // What no builder writes.
+    let replaced = |name: &str, file: GgufBuilder, [from, to]: [&str; 2]| {
+        let mut bytes = save(folder, name, file);
+        let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        std::fs::write(folder.join(name), &bytes).unwrap();
+    };
+    let two = named(tiny_llama(), 1.0).f32_tensor("\u{202e}\u{2066}u", &[4], &[2.0; 4]);
+    replaced("twice.gguf", two, ["\u{2066}u", "\u{2066}t"]);
+    let control = tiny_llama().f32_tensor("[2Jx", &[4], &[0.0; 4]);
+    replaced("control.gguf", control, ["[2Jx", "\u{1b}[\u{9b}"]);
+    save(folder, "architecture.gguf", arch(HOSTILE).f32_tensor("t", &[4], &[0.0; 4]));
+    for file in ["twice.gguf", "control.gguf", "architecture.gguf", &HOSTILE.replace('/', "")] {
+        let [_, told] = harmless(&["inspect", &at(file)], 1);
+        assert!(told.starts_with("error: "), "{told}");
+    }
+    for args in [["inspect", "--\u{1b}[2J\u{9b}"], ["\u{202e}\u{1b}[2J", "x"]] {
+        harmless(&args, 1);
+    }
+    let hostile = &at("hostile.gguf");
+    let prompts = folder.join(format!("{}.csv", HOSTILE.replace('/', "")));
+    std::fs::write(&prompts, format!("prompt,kind\n\"{HOSTILE}\",\"{HOSTILE}\"\n")).unwrap();
+    harmless(&["inject", hostile, "--prompts", prompts.to_str().unwrap(), "--dry-run"], 1);
+}
+
 #[test]
 fn files_that_are_no_model_are_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();

@@ -35,7 +35,7 @@ pub fn run(question: &Question, run: &RunOptions, printer: &Printer) -> Result<E
         engine.answer(&chats(&question.prompts, None), question.tokens.clamp(1, 512), &mut |_, _| ())?;
     for (prompt, answer) in question.prompts.iter().zip(&answers) {
         if question.json {
-            printer.data(serde_json::json!({ "prompt": prompt, "answer": answer }).to_string());
+            printer.json_text(&serde_json::json!({ "prompt": prompt, "answer": answer }).to_string());
         } else if question.prompts.len() > 1 {
             printer.data(format!("> {prompt}\n{answer}\n"));
         } else {

@@ -1,6 +1,6 @@
 //! `chat`: a prompt loop, with base and edited model side by side.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 
 use crate::cli::ChatArgs;
@@ -92,7 +92,7 @@ fn talk(sides: &mut [Side], printer: &Printer) -> Result<ExitStatus, Error> {
     let mut input = stdin.lock();
     loop {
         if by_hand {
-            eprint!("> ");
+            printer.prompt();
         }
         let Some(line) = read_line(&mut input)? else { return Ok(ExitStatus::Done) };
         // A Ctrl-C at the prompt ended nothing.
@@ -120,18 +120,14 @@ fn read_line(input: &mut impl BufRead) -> Result<Option<String>, Error> {
 fn answer_all(sides: &mut [Side], message: &str, printer: &Printer) -> Result<(), Error> {
     let several = sides.len() > 1;
     for side in sides {
-        let mut out = std::io::stdout().lock();
         if several {
-            let _ = writeln!(out, "[{}]", side.label);
+            printer.data(format!("[{}]", side.label));
         }
         // A reader that went away is noticed at the end of the input.
-        let said = side.talk.say(message, &mut |piece| {
-            let _ = out.write_all(printable(piece).as_bytes());
-            let _ = out.flush();
-        });
+        let said = side.talk.say(message, &mut |piece| printer.piece(piece));
         match said {
             Ok(answer) => {
-                let _ = writeln!(out, "{}", if answer.stopped { " …" } else { "" });
+                printer.data(if answer.stopped { " …" } else { "" });
                 interrupt::clear();
                 if answer.stopped {
                     return Ok(());
@@ -150,21 +146,15 @@ fn answer_all(sides: &mut [Side], message: &str, printer: &Printer) -> Result<()
     Ok(())
 }
 
-/// A model's words cannot steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { ' ' } else { c }).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_to_the_end_and_nothing_steers_the_terminal() {
+    fn lines_are_read_to_the_end() {
         let mut input = &b"one\ntw\xffo"[..];
         assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("one\n"));
         assert_eq!(read_line(&mut input).unwrap().as_deref(), Some("tw\u{FFFD}o"));
         assert_eq!(read_line(&mut input).unwrap(), None);
-        assert_eq!(printable("a\u{1b}[2Jb\n\tc"), "a [2Jb\n\tc");
     }
 }

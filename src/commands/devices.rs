@@ -15,7 +15,7 @@ pub fn run(args: &DevicesArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let (found, backends) = (devices::devices(), devices::backends());
     if args.json {
         let all = serde_json::json!({ "backends": backends, "devices": found });
-        printer.data(serde_json::to_string_pretty(&all).unwrap_or_default());
+        printer.json(&all);
         return Ok(ExitStatus::Done);
     }
     printer.data("Available devices:");

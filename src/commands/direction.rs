@@ -72,6 +72,6 @@ fn tell(
     ));
     if options.json {
         let told = serde_json::json!({ "edit": facts, "search": search });
-        printer.data(serde_json::to_string_pretty(&told).unwrap_or_default());
+        printer.json(&told);
     }
 }

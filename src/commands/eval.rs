@@ -77,7 +77,10 @@ fn print(
         file.write_all(json.as_bytes()).map_err(|source| Error::Io { path, source })?;
         file.commit()?;
     }
-    printer.data(if options.json { json } else { report.summary() });
+    match options.json {
+        true => printer.json_text(&json),
+        false => printer.data(report.summary()),
+    }
     Ok(ExitStatus::Done)
 }
 

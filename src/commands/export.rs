@@ -80,7 +80,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
     let told = Exported { edit: taken.file.clone(), strength, lora: told_lora, control_vector: told_vector };
     tell(&told, &taken, (&options.model, &edits), printer);
     if options.json {
-        printer.data(serde_json::to_string_pretty(&told).unwrap_or_default());
+        printer.json(&told);
     }
     Ok(ExitStatus::Done)
 }

@@ -153,7 +153,7 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
         printer.say(format!("edited tensors are {ggml_type}: {before:.0} MB became {after:.0} MB"));
     }
     if options.json {
-        printer.data(json);
+        printer.json_text(&json);
     }
     if report.survived() {
         return Ok(ExitStatus::Done);

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::InspectArgs;
 use crate::error::{Error, ExitStatus};
-use crate::output::{Printer, Table};
+use crate::output::{Printer, Table, one_line};
 use crate::patches;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::{self, Opened};
@@ -83,7 +83,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         inspection.weights = Some(findings);
     }
     if args.json {
-        printer.data(serde_json::to_string_pretty(&inspection).unwrap_or_default());
+        printer.json(&inspection);
     } else {
         printer.data(describe(&inspection));
     }
@@ -94,7 +94,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
 fn architectures(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let rows = session::patches(args.patches.as_deref())?.table();
     match args.json {
-        true => printer.data(serde_json::to_string_pretty(&rows).unwrap_or_default()),
+        true => printer.json(&rows),
         false => printer.data(patches::markdown(&rows).trim_end()),
     }
     Ok(ExitStatus::Done)
@@ -143,10 +143,10 @@ fn inspect(opened: &Opened) -> Inspection {
 
 fn describe(i: &Inspection) -> String {
     let mut text = match &i.name_given {
-        Some(name) => format!("{name} is {}\n", i.path),
-        None => format!("{}\n", i.path),
+        Some(name) => format!("{} is {}\n", one_line(name), one_line(&i.path)),
+        None => format!("{}\n", one_line(&i.path)),
     };
-    let mut line = |key: &str, value: String| text += &format!("  {key:16} {value}\n");
+    let mut line = |key: &str, value: String| text += &format!("  {key:16} {}\n", one_line(&value));
     line("name", i.name.clone().unwrap_or_else(|| "-".into()));
     line("architecture", format!("{} (patches: {})", i.architecture, i.patch));
     line("layers", format!("{} of width {}", i.n_layer, i.n_embd));
@@ -170,7 +170,7 @@ fn describe(i: &Inspection) -> String {
     }
     text += &format!("\n{table}");
     for warning in &i.warnings {
-        text += &format!("\nwarning: {warning}");
+        text += &format!("\nwarning: {}", one_line(warning));
     }
     text.trim_end().to_string()
 }

@@ -7,7 +7,7 @@ use crate::interrupt;
 use crate::ollama::api::{Part, Server, command};
 use crate::ollama::{Companions, Name, OllamaError, modelfile};
 use crate::options::InjectOptions;
-use crate::output::Printer;
+use crate::output::{Printer, one_line};
 use crate::pipeline::session::stoppable;
 use crate::pipeline::write::write_whole;
 use crate::source::Source;
@@ -153,10 +153,7 @@ impl Create {
             done?;
         }
         let mut say = |status: &str| {
-            printer.detail(format!(
-                "Ollama: {}",
-                status.chars().filter(|c| !c.is_control()).collect::<String>()
-            ));
+            printer.detail(format!("Ollama: {}", one_line(status)));
             interrupt::check().map_err(std::io::Error::other)
         };
         server.create(name, parts, companions, &mut say)?;

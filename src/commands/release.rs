@@ -55,7 +55,7 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     }
     let rows = release.finish(&state, (&edit, &edit_sha256))?;
     if json {
-        printer.data(serde_json::to_string_pretty(&rows).unwrap_or_default());
+        printer.json(&rows);
     }
     let weak = rows.iter().any(|row| row.gain.is_none_or(|gain| gain < MIN_SURVIVAL));
     Ok(if weak { ExitStatus::NotVerified } else { ExitStatus::Done })

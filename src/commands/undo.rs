@@ -18,7 +18,7 @@ pub fn run(args: &UndoArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     })?;
     drop(bar);
     if args.json {
-        printer.data(serde_json::to_string_pretty(&undone).unwrap_or_default());
+        printer.json(&undone);
     }
     let change = if undone.was_complete { "its change in place" } else { "a change that was not finished" };
     printer.say(format!(

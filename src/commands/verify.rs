@@ -26,7 +26,7 @@ pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     })?;
     drop(bar);
     if args.json {
-        printer.data(serde_json::to_string_pretty(&verification).unwrap_or_default());
+        printer.json(&verification);
     } else {
         printer.data(describe(&verification));
     }

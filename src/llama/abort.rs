@@ -7,6 +7,7 @@ pub(super) mod ffi;
 use std::io::{IsTerminal, Write};
 
 use crate::leftovers;
+use crate::output::printable;
 
 /// What the user is told, and the exit status.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +46,7 @@ fn take_leave(message: &str, complaints: &str) -> i32 {
     let clear = if out.is_terminal() { "\r\x1b[2K" } else { "" };
     let Farewell { error, hint, status } = farewell;
     // Nobody can be told if stderr is gone.
+    let error = printable(&error);
     let _ = writeln!(out, "{clear}error: {error}\nhint: {hint}");
     leftovers::remove_all();
     status

@@ -1,10 +1,13 @@
-//! Everything that people see: stderr is for them, stdout is data.
+//! Everything that people see: stderr is for them, stdout is data. Nothing that is printed here steers the terminal,
+//! whoever wrote it.
 
+mod printable;
 mod progress;
 mod table;
 mod text;
 
-pub use progress::{Bar, Printer, Stage};
+pub use printable::{escape_json, one_line, printable, steers};
+pub use progress::{Bar, Printer, Stage, tell};
 pub use table::Table;
 pub use text::{bar, sparkline, wrap};
 

@@ -1,12 +1,14 @@
 //! Lines and bars on stderr.
 
 use std::cell::RefCell;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
+
+use super::printable::{escape_json, one_line, printable};
 
 /// What took time, and how much: every bar, those of the same name together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +20,11 @@ pub struct Stage {
 }
 
 type Stages = Rc<RefCell<Vec<Stage>>>;
+
+/// A line on stderr, for what is told without a [`Printer`].
+pub fn tell(text: impl AsRef<str>) {
+    eprintln!("{}", printable(text.as_ref()));
+}
 
 /// How much is said.
 #[derive(Debug, Clone)]
@@ -41,30 +48,53 @@ impl Printer {
     /// A line for people.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
-            eprintln!("{}", text.as_ref());
+            tell(text);
         }
     }
 
     /// A line for those who asked for more.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose > 0 {
-            eprintln!("{}", text.as_ref());
+            tell(text);
         }
     }
 
     /// A line that even `-q` shows.
     pub fn warn(&self, text: impl AsRef<str>) {
-        eprintln!("warning: {}", text.as_ref());
+        tell(format!("warning: {}", text.as_ref()));
     }
 
-    /// Data, on stdout. A reader that went away is not an error.
+    /// What was asked for, on stdout, for people. A reader that went away is not an error.
     pub fn data(&self, text: impl AsRef<str>) {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+        self.piece(text);
+        self.piece("\n");
+    }
+
+    /// A piece of what was asked for, shown at once.
+    pub fn piece(&self, text: impl AsRef<str>) {
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(printable(text.as_ref()).as_bytes());
+        let _ = out.flush();
+    }
+
+    /// What was asked for, on stdout, for programs.
+    pub fn json(&self, value: &impl Serialize) {
+        self.json_text(&serde_json::to_string_pretty(value).unwrap_or_default());
+    }
+
+    /// As [`Printer::json`], from JSON as it is laid out already.
+    pub fn json_text(&self, text: &str) {
+        let _ = writeln!(std::io::stdout().lock(), "{}", escape_json(text));
+    }
+
+    /// What a user is asked for a message by.
+    pub fn prompt(&self) {
+        eprint!("> ");
     }
 
     /// A bar of `total` steps that tells the time left; a plain line where stderr is no terminal.
     pub fn bar(&self, what: &str, total: u64) -> Bar {
+        let what = one_line(what);
         let shown = !self.quiet && std::io::stderr().is_terminal();
         if !shown {
             self.say(format!("{what} …"));
@@ -75,9 +105,9 @@ impl Printer {
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
-        bar.set_message(what.to_owned());
+        bar.set_message(what.clone().into_owned());
         bar.enable_steady_tick(Duration::from_millis(250));
-        let (stages, name, start) = (Rc::clone(&self.stages), what.to_owned(), Instant::now());
+        let (stages, name, start) = (Rc::clone(&self.stages), what.into_owned(), Instant::now());
         Bar { bar, plain: !shown && !self.quiet, stages, name, start }
     }
 }
@@ -105,10 +135,11 @@ impl Bar {
 
     /// What is being done, or the best so far.
     pub fn note(&self, text: &str) {
-        self.bar.set_message(text.to_owned());
+        let text = one_line(text);
         if self.plain {
-            eprintln!("  {text}");
+            tell(format!("  {text}"));
         }
+        self.bar.set_message(text.into_owned());
     }
 }
 

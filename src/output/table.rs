@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::one_line;
+
 /// Rows of equal length; the first column is left-aligned, the others right-aligned.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
@@ -14,9 +16,9 @@ impl Table {
         Self { rows: vec![header.iter().map(ToString::to_string).collect()] }
     }
 
-    /// Adds a row.
+    /// Adds a row. A cell stays on its line, and is as wide as it is shown.
     pub fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| one_line(cell).into_owned()).collect());
     }
 }
 
@@ -45,6 +47,13 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_stays_in_its_column() {
+        let mut table = Table::new(&["name", "n"]);
+        table.row(vec!["a\u{1b}[2J\nb".into(), "1".into()]);
+        assert_eq!(table.to_string().lines().last(), Some(r"a\u{1b}[2J\u{a}b  1"));
+    }
 
     #[test]
     fn columns_line_up() {

@@ -44,7 +44,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         "estimate": estimate,
     });
     if options.json {
-        printer.data(serde_json::to_string_pretty(&facts).unwrap_or_default());
+        printer.json(&facts);
     }
     printer.say(format!(
         "would edit {} matrices ({} MB) of {} and {} in at most {} MB of memory; nothing was run or written",

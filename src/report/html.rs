@@ -5,6 +5,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, context};
 
 use super::{Report, ReportError};
+use crate::output::steers;
 use answers::Answers;
 use section::Section;
 
@@ -48,9 +49,9 @@ impl Report {
             sections => Serde(&sections),
             answers => Serde(Answers::by_kind(&self.answers)),
         })?;
-        // Control characters are allowed in no document, and answers may hold some.
+        // Control characters are allowed in no document, and none may reorder what stands beside it.
         let allowed =
-            |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}'));
+            |c: char| matches!(c, '\n' | '\t') || !(steers(c) || matches!(c, '\u{fffe}' | '\u{ffff}'));
         Ok(page.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect())
     }
 

@@ -389,7 +389,7 @@ fn hostile_text_stays_text() {
         assert!(!names.contains(&node.tag_name().name()), "{node:?}");
         assert!(node.attributes().all(|a| !a.name().starts_with("on") && a.name() != "src"), "{node:?}");
     }
-    let expected = HOSTILE.replace(['\u{1b}', '\u{0}'], "\u{fffd}");
+    let expected = HOSTILE.replace(['\u{1b}', '\u{0}', '\u{202e}'], "\u{fffd}");
     let answers = cells(&page, "answers-harmful");
     assert_eq!(answers[0][0], expected);
     assert!(answers[0][2].ends_with(&expected), "{answers:?}");
