@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use super::state::Row;
 use crate::gguf::Gguf;
+use crate::hub::HubName;
+use crate::output::{escape_json, one_line};
 
 /// What the card tells beside the rows.
 #[derive(Debug, Clone)]
@@ -58,8 +60,31 @@ pub fn base_model_of(gguf: &Gguf) -> Option<String> {
     let keys = ["general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url"];
     let address = keys.iter().find_map(|key| gguf.str(key))?;
     let path = address.trim_end_matches('/').strip_prefix("https://huggingface.co/")?;
-    let parts: Vec<&str> = path.split('/').collect();
-    (parts.len() == 2 && parts.iter().all(|p| !p.is_empty())).then(|| path.to_owned())
+    is_repository(path).then(|| path.to_owned())
+}
+
+/// Whether the text is `OWNER/NAME` and nothing else.
+fn is_repository(text: &str) -> bool {
+    HubName::parse(text).is_ok_and(|name| name.repo == text)
+}
+
+/// The text as Markdown shows it, on one line and in any cell: no tag, link, mark-up or mention of a user comes of it.
+fn markdown(text: &str) -> String {
+    let chars: Vec<char> = one_line(text).chars().collect();
+    let is_word = |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(|c| c.is_alphanumeric());
+    let mut out = String::new();
+    for (at, &c) in chars.iter().enumerate() {
+        match c {
+            // Inside a word an underscore marks nothing.
+            '_' if is_word(at.checked_sub(1)) && is_word(Some(at + 1)) => {}
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '&' | '~' | '#' | '@' | '$' | ':' => {
+                out.push('\\')
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    out
 }
 
 impl Card<'_> {
@@ -70,9 +95,9 @@ impl Card<'_> {
 
     fn front_matter(&self) -> String {
         let mut text = String::from("---\n");
-        // A JSON string is a YAML string too, whatever is in it.
+        // A JSON string is a YAML string too, once it holds none of the characters that YAML has no place for.
         let mut line = |key: &str, value: &str| {
-            let _ = writeln!(text, "{key}: {}", serde_json::Value::from(value));
+            let _ = writeln!(text, "{key}: {}", escape_json(&serde_json::Value::from(value).to_string()));
         };
         if let Some(base) = &self.base_model {
             line("base_model", base);
@@ -92,10 +117,10 @@ impl Card<'_> {
     }
 
     fn what(&self) -> String {
-        let base = self
-            .base_model
-            .as_ref()
-            .map_or("its base".to_owned(), |base| format!("[{base}](https://huggingface.co/{base})"));
+        let base = self.base_model.as_deref().map_or("its base".to_owned(), |base| {
+            let shown = markdown(base);
+            if is_repository(base) { format!("[{shown}](https://huggingface.co/{base})") } else { shown }
+        });
         let imatrix = if self.imatrix { " with an importance matrix" } else { "" };
         format!(
             "# {}\n\nQuantizations of {base} that refuse harmful requests more often. No training: `rosi-gguf` {} added \
@@ -105,9 +130,9 @@ impl Card<'_> {
              Each quantization was made{imatrix} by llama.cpp, or taken as it was, and the edit then put into it on its \
              own grid, so that rounding does not lose it. Everything else in the file is what it was, byte for byte; \
              `rosi.*` keys in each file tell of the edit.\n",
-            self.name,
+            markdown(self.name),
             env!("CARGO_PKG_VERSION"),
-            self.edit,
+            markdown(&self.edit),
             self.edit_sha256,
         )
     }
@@ -122,7 +147,9 @@ impl Card<'_> {
             let _ = writeln!(
                 text,
                 "| {} | {} | {megabytes:.0} MB | {gain} | `{}` |",
-                row.file, row.label, row.sha256
+                markdown(&row.file),
+                markdown(&row.label),
+                row.sha256
             );
         }
         text += "\n## Measured\n\nEach file beside the same quantization without the edit, greedy, judged by rules over \
@@ -146,7 +173,7 @@ impl Card<'_> {
                 let _ = writeln!(
                     text,
                     "| {} | {which} | {} | {} | {} | {}/{} | {:.4} |",
-                    row.label,
+                    markdown(&row.label),
                     score.harmful.refused(),
                     score.harmless.refused(),
                     score.alarming.refused(),
@@ -163,7 +190,7 @@ impl Card<'_> {
         let mut text = String::from("| type | harmful refused without the edit | with it |\n|---|---|---|\n");
         for row in self.rows {
             let [base, file] = row.guard.map(|tally| tally.refused());
-            let _ = writeln!(text, "| {} | {base} | {file} |", row.label);
+            let _ = writeln!(text, "| {} | {base} | {file} |", markdown(&row.label));
         }
         text
     }
@@ -227,6 +254,31 @@ mod tests {
     }
 
     #[test]
+    fn text_of_strangers_marks_nothing_up() {
+        let hostile = "a|<img src=x>[b](http://x) *c* `d` @e &lt; _f_ g_h\u{202e}\n# i\u{85}";
+        let shown =
+            r"a\|\<img src=x\>\[b\](http\://x) \*c\* \`d\` \@e \&lt; \_f\_ g_h\\u{202e}\\u{a}\# i\\u{85}";
+        let mut row = row(None);
+        row.file = hostile.into();
+        row.label = hostile.into();
+        let card = Card {
+            name: hostile,
+            base_model: Some(hostile.into()),
+            license: Some(License::new(hostile, Some(hostile))),
+            edit: hostile.into(),
+            edit_sha256: "beef",
+            imatrix: false,
+            rows: &[row],
+        }
+        .text();
+        let (front, text) = card.strip_prefix("---\n").unwrap().split_once("---\n").unwrap();
+        assert_eq!((text.matches(shown).count(), text.matches("img").count()), (6, 6), "{text}");
+        let name = front.lines().find_map(|line| line.strip_prefix("license_name: ")).unwrap();
+        assert!(!name.contains(|c: char| !(' '..='~').contains(&c)), "{name}");
+        assert_eq!(serde_json::from_str::<String>(name).unwrap(), hostile);
+    }
+
+    #[test]
     fn without_scores_the_guard_is_told() {
         let text = card(&[row(None)]);
         assert!(text.contains("| Q4_K_M | 20/48 (.42, .29-.56) | 30/48 (.62, .48-.75) |"), "{text}");
@@ -245,5 +297,8 @@ mod tests {
         assert_eq!(base_model_of(&file("https://huggingface.co/a/b")).as_deref(), Some("a/b"));
         assert_eq!(base_model_of(&file("https://huggingface.co/a")), None);
         assert_eq!(base_model_of(&file("ftp://x/a/b")), None);
+        for url in ["a](javascript:x)/b", "a/b?c", "a/b@c", "a/b:c", "../b"] {
+            assert_eq!(base_model_of(&file(&format!("https://huggingface.co/{url}"))), None, "{url}");
+        }
     }
 }
