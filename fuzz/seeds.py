@@ -117,7 +117,9 @@ def prompts():
     lines = '{"prompt": "How?", "kind": "harmful", "topic": "a"}\n{"text": "Why?", "label": "harmless"}\n'
     table = 'prompt,kind,topic\n"How, and\nwhy?",harmful,a\nWhat?,harmless,\n'
     return {"text": b"\0# a list\nHow?\n\nWhy?\n", "csv": b"\1goal,category\r\nHow?,x\r\n", "lines": b"\2" + lines.encode(),
-            "table": b"\3" + table.encode(), "array": b'\4{"instruction": "When?"}\n'}  # fmt: skip
+            "table": b"\3" + table.encode(), "object": b'\4{"instruction": "When?"}\n',
+            "array": b'\4[\n {"goal": "When?",\n  "category": "x"},\n "Who?"\n]\n',
+            "around": b'\4{"n": 1, "data": [{"text": "When?"}]}\n{"goal": "Who?"}', "tabs": b"\5goal\tx\nHow?\t1\n"}  # fmt: skip
 
 
 def templates():

@@ -273,7 +273,8 @@ pub struct SearchArgs {
         help_heading = SEARCH
     )]
     pub memory: u64,
-    /// Prompts in place of the bundled ones: JSONL, CSV or text; missing kinds are filled up.
+    /// Prompts in place of the bundled ones: JSON, CSV, TSV or text, as KIND:FILE where the file does not say their kind
+    /// (harmful, harmless, alarming); missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE", help_heading = SEARCH)]
     pub prompts: Vec<PathBuf>,
     /// Where the direction comes from: plain prompts, prompts under a safety system prompt, or what was

@@ -47,7 +47,9 @@ pub enum PromptError {
         found: u64,
     },
     /// A file has an extension that stands for no known format.
-    #[error("prompt file {file} has an unknown format: expected .jsonl, .csv or .txt, found .{extension}")]
+    #[error(
+        "prompt file {file} has an unknown format: expected .jsonl, .json, .csv, .tsv or .txt, found .{extension}"
+    )]
     UnknownFormat {
         /// The path as given.
         file: String,

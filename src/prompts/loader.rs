@@ -5,43 +5,54 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use csv::{ReaderBuilder, StringRecord};
-use serde_json::{Map, Value};
 
 use super::error::excerpt;
 use super::{
-    Located, MAX_FILE_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS, Prompt, PromptError, PromptKind, PromptSet,
+    Located, MAX_FILE_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS, Prompt, PromptError, PromptKind, PromptSet, json,
 };
 
 /// Names of the field with the text, the first one present counts.
-const TEXT_FIELDS: [&str; 4] = ["prompt", "text", "instruction", "goal"];
+pub(super) const TEXT_FIELDS: [&str; 4] = ["prompt", "text", "instruction", "goal"];
 /// The field that must hold a kind if it is there.
-const KIND_FIELD: &str = "kind";
-/// Fields that may hold a kind, but hold other things in common data sets.
+pub(super) const KIND_FIELD: &str = "kind";
+/// Fields that hold a kind if all their values in a file are kinds. In common data sets they hold other things,
+/// such as the subject, of which one may be called harmful.
 const MAYBE_KIND_FIELDS: [&str; 2] = ["label", "category"];
 
 /// How a file is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
-    JsonLines,
-    Csv,
+    Json,
+    /// With this byte between fields.
+    Table(u8),
     Plain,
 }
 
 /// One record before its kind is settled.
 #[derive(Default)]
-struct Record {
+pub(super) struct Record {
     text: String,
     kind: Option<PromptKind>,
+    /// The values of [`MAYBE_KIND_FIELDS`].
+    maybe_kind: [Option<String>; 2],
     topic: Option<String>,
 }
 
-/// A file being parsed: its name, what its name says, and the output.
-struct Sink<'a> {
+impl Record {
+    /// A text that says nothing of itself.
+    pub(super) fn of(text: &str) -> Self {
+        Self { text: text.trim().to_owned(), ..Self::default() }
+    }
+}
+
+/// A file being parsed: its name, what its name says, what was read of it, and the output.
+pub(super) struct Sink<'a> {
     file: &'a str,
     /// The kind from the prefix of the argument.
     explicit: Option<PromptKind>,
     /// The kind from the file name.
     guessed: Option<PromptKind>,
+    records: Vec<(u64, Record)>,
     out: &'a mut Vec<Located>,
 }
 
@@ -66,19 +77,19 @@ pub(super) fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         let format = format_of(path, &file)?;
         let bytes = read_limited(path, &file)?;
         let guessed = path.file_name().and_then(|n| kind_of_name(&n.to_string_lossy()));
-        let sink = Sink { file: &file, explicit, guessed, out: &mut out };
+        let sink = Sink { file: &file, explicit, guessed, records: Vec::new(), out: &mut out };
         parse_bytes(&bytes, format, sink)?;
         names.push(file);
     }
     PromptSet::from_located(out, names.join(", "))
 }
 
-/// Parses JSON Lines texts that are already in memory.
+/// Parses JSON texts that are already in memory.
 pub(super) fn parse_all(files: &[(&str, &str)], source: &str) -> Result<PromptSet, PromptError> {
     let mut out = Vec::new();
     for (file, text) in files {
-        let sink = Sink { file, explicit: None, guessed: None, out: &mut out };
-        parse_bytes(text.as_bytes(), Format::JsonLines, sink)?;
+        let sink = Sink { file, explicit: None, guessed: None, records: Vec::new(), out: &mut out };
+        parse_bytes(text.as_bytes(), Format::Json, sink)?;
     }
     PromptSet::from_located(out, source.to_owned())
 }
@@ -103,8 +114,9 @@ fn split_prefix(argument: &Path) -> (Option<PromptKind>, &Path) {
 fn format_of(path: &Path, file: &str) -> Result<Format, PromptError> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match extension.as_deref() {
-        Some("jsonl" | "ndjson" | "json") => Ok(Format::JsonLines),
-        Some("csv") => Ok(Format::Csv),
+        Some("jsonl" | "ndjson" | "json") => Ok(Format::Json),
+        Some("csv") => Ok(Format::Table(b',')),
+        Some("tsv" | "tab") => Ok(Format::Table(b'\t')),
         None | Some("txt" | "text") => Ok(Format::Plain),
         // A directory deserves to be called one, whatever its name.
         Some(_) if path.is_dir() => Err(PromptError::Directory { file: file.into() }),
@@ -179,16 +191,12 @@ fn parse_bytes(bytes: &[u8], format: Format, mut sink: Sink<'_>) -> Result<(), P
         file: sink.file.into(),
         line: line_of(bytes, e.valid_up_to()),
     })?;
-    let before = sink.out.len();
     match format {
-        Format::JsonLines => parse_json_lines(text, &mut sink)?,
-        Format::Csv => parse_csv(text, &mut sink)?,
+        Format::Json => json::parse(text, &mut sink)?,
+        Format::Table(delimiter) => parse_table(text, delimiter, &mut sink)?,
         Format::Plain => parse_plain(text, &mut sink)?,
     }
-    if sink.out.len() == before {
-        return Err(PromptError::Empty { file: sink.file.into() });
-    }
-    Ok(())
+    sink.finish()
 }
 
 /// The line, from 1, of the byte at `offset`.
@@ -204,56 +212,15 @@ fn parse_plain(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
         if content.is_empty() || content.starts_with('#') {
             continue;
         }
-        let record = Record { text: content.to_owned(), ..Record::default() };
-        sink.push(line, record)?;
+        sink.push(line, Record::of(content))?;
     }
     Ok(())
-}
-
-/// One JSON object a line.
-fn parse_json_lines(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
-    const OBJECT: &str = "a JSON object on one line";
-    for (line, content) in (1..).zip(text.lines()) {
-        if content.trim().is_empty() {
-            continue;
-        }
-        let value: Value = serde_json::from_str(content)
-            .map_err(|e| sink.bad(line, OBJECT, format!("malformed JSON ({e})")))?;
-        let Value::Object(object) = value else {
-            return Err(sink.bad(line, OBJECT, json_type(&value).to_owned()));
-        };
-        let record = json_record(&object, line, sink)?;
-        sink.push(line, record)?;
-    }
-    Ok(())
-}
-
-/// Takes the known fields out of a JSON object.
-fn json_record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Record, PromptError> {
-    let get = |name: &str| {
-        let mut fields = object.iter().filter(|(_, value)| !value.is_null());
-        fields.find(|(key, _)| key.trim().eq_ignore_ascii_case(name))
-    };
-    let Some((_, text)) = TEXT_FIELDS.iter().find_map(|name| get(name)) else {
-        let found = "none of them".to_owned();
-        return Err(sink.bad(line, "a prompt, text, instruction or goal field", found));
-    };
-    let Value::String(text) = text else {
-        return Err(sink.bad(line, "a string as prompt", json_type(text).to_owned()));
-    };
-    if let Some((_, value)) = get(KIND_FIELD)
-        && !value.is_string()
-    {
-        return Err(sink.bad(line, "a string as kind", json_type(value).to_owned()));
-    }
-    let string = |name: &str| get(name).and_then(|(_, value)| value.as_str());
-    sink.record(line, text, string)
 }
 
 /// A table with a header row.
-fn parse_csv(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
+fn parse_table(text: &str, delimiter: u8, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     const TABLE: &str = "a row with as many fields as the header";
-    let mut reader = ReaderBuilder::new().from_reader(text.as_bytes());
+    let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
     let header = match reader.headers() {
         Ok(header) => header.clone(),
         Err(e) => return Err(sink.bad(1, "a header row", excerpt(&e.to_string()))),
@@ -277,14 +244,14 @@ fn parse_csv(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(e) => {
-                let line = lines.at(e.position());
+                let line = lines.at_record(e.position());
                 return Err(sink.bad(line, TABLE, csv_problem(&e)));
             }
         }
-        let line = lines.at(row.position());
+        let line = lines.at_record(row.position());
         let cell = |name: &str| {
             let cell = column(name).and_then(|at| row.get(at));
-            cell.filter(|value| !value.trim().is_empty())
+            cell.filter(|value| !value.trim().is_empty()).map(str::to_owned)
         };
         let record = sink.record(line, row.get(text_column).unwrap_or(""), cell)?;
         sink.push(line, record)?;
@@ -295,21 +262,25 @@ fn parse_csv(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
 ///
 /// The reader's own line numbers are one too low after `\r\n`, because it ends a
 /// record at the `\r`, and point at the first of any skipped blank lines.
-struct LineCounter<'t> {
+pub(super) struct LineCounter<'t> {
     rest: &'t [u8],
     offset: usize,
     line: u64,
 }
 
 impl<'t> LineCounter<'t> {
-    fn new(rest: &'t [u8]) -> Self {
+    pub(super) fn new(rest: &'t [u8]) -> Self {
         LineCounter { rest, offset: 0, line: 1 }
     }
 
-    /// The line on which the record at `position` has its first character.
-    fn at(&mut self, position: Option<&csv::Position>) -> u64 {
+    /// The line on which the record at a position has its first character.
+    fn at_record(&mut self, position: Option<&csv::Position>) -> u64 {
         let target = position.and_then(|p| usize::try_from(p.byte()).ok());
-        let target = target.unwrap_or(self.offset);
+        self.at(target.unwrap_or(self.offset))
+    }
+
+    /// The line on which what is at this offset, or after the line breaks there, has its first character.
+    pub(super) fn at(&mut self, target: usize) -> u64 {
         while let Some((&byte, rest)) = self.rest.split_first() {
             if self.offset >= target && !matches!(byte, b'\r' | b'\n') {
                 break;
@@ -332,80 +303,90 @@ fn csv_problem(error: &csv::Error) -> String {
     }
 }
 
-/// The name of a JSON type for messages.
-fn json_type(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
 impl Sink<'_> {
     /// A complaint about one record.
-    fn bad(&self, line: u64, expected: &'static str, found: String) -> PromptError {
+    pub(super) fn bad(&self, line: u64, expected: &'static str, found: String) -> PromptError {
         PromptError::BadRecord { file: self.file.into(), line, expected, found }
     }
 
-    /// Reads kind and topic of a record, where `field` looks fields up by name.
-    fn record<'v>(
+    /// Reads what a record says of itself, where `field` looks fields up by name.
+    ///
+    /// With a prefix, a `kind` that is none of ours means something else.
+    pub(super) fn record(
         &self,
         line: u64,
         text: &str,
-        field: impl Fn(&str) -> Option<&'v str>,
+        field: impl Fn(&str) -> Option<String>,
     ) -> Result<Record, PromptError> {
-        let read = |value: &str| value.parse::<PromptKind>().ok();
-        let kind = match field(KIND_FIELD) {
-            Some(value) => Some(read(value).ok_or_else(|| {
-                let found = format!("{:?}", excerpt(value));
-                self.bad(line, "harmful, harmless or alarming as kind", found)
-            })?),
-            None => MAYBE_KIND_FIELDS.iter().find_map(|name| field(name).and_then(read)),
-        };
-        let category = || field("category").filter(|value| read(value).is_none());
-        let topic = field("topic").or_else(category);
+        let kind = field(KIND_FIELD).map(|value| value.parse::<PromptKind>().map_err(|_| value));
+        if let (Some(Err(value)), None) = (&kind, self.explicit) {
+            let found = format!("{:?}", excerpt(value));
+            return Err(self.bad(line, "harmful, harmless or alarming as kind", found));
+        }
         Ok(Record {
             text: text.trim().to_owned(),
-            kind,
-            topic: topic.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty()),
+            kind: kind.and_then(Result::ok),
+            maybe_kind: MAYBE_KIND_FIELDS.map(&field),
+            topic: field("topic"),
         })
     }
 
-    /// Checks a record against the limits, settles its kind and keeps it.
-    fn push(&mut self, line: u64, record: Record) -> Result<(), PromptError> {
-        let Record { text, kind, topic } = record;
+    /// Checks a record against the limits and keeps it.
+    pub(super) fn push(&mut self, line: u64, record: Record) -> Result<(), PromptError> {
         let file = || self.file.to_owned();
-        if text.is_empty() {
+        if record.text.is_empty() {
             return Err(self.bad(line, "a prompt", "an empty text".into()));
         }
-        if text.contains('\0') {
+        if record.text.contains('\0') {
             // Tokenizers take C strings and would silently cut the prompt short.
             return Err(self.bad(line, "a prompt", "a text with a NUL character".into()));
         }
-        if text.len() > MAX_PROMPT_BYTES {
+        if record.text.len() > MAX_PROMPT_BYTES {
             return Err(PromptError::PromptTooLong {
                 file: file(),
                 line,
                 limit: MAX_PROMPT_BYTES,
-                found: text.len(),
+                found: record.text.len(),
             });
         }
-        if self.out.len() >= MAX_PROMPTS {
+        if self.out.len() + self.records.len() >= MAX_PROMPTS {
             return Err(PromptError::TooMany { file: file(), line, limit: MAX_PROMPTS });
         }
-        let kind = self.settle(line, kind)?;
-        let at = format!("{}:{line}", self.file);
-        let prompt = Prompt { text, kind, topic };
-        self.out.push(Located { prompt, at });
+        self.records.push((line, record));
         Ok(())
     }
 
-    /// The kind of a prompt from record, prefix and file name.
-    fn settle(&self, line: u64, own: Option<PromptKind>) -> Result<PromptKind, PromptError> {
+    /// Settles what each prompt is, once all of the file is known.
+    fn finish(mut self) -> Result<(), PromptError> {
+        let records = std::mem::take(&mut self.records);
+        if records.is_empty() {
+            return Err(PromptError::Empty { file: self.file.into() });
+        }
+        let tell_kinds = [0, 1].map(|column| {
+            let values = records.iter().filter_map(|(_, record)| record.maybe_kind[column].as_ref());
+            values.into_iter().all(|value| value.parse::<PromptKind>().is_ok())
+        });
+        for (line, record) in records {
+            let kind = self.settle(line, &record, tell_kinds)?;
+            let [_, category] = record.maybe_kind;
+            let topic = record.topic.or(category.filter(|_| !tell_kinds[1]));
+            let topic = topic.map(|topic| topic.trim().to_owned()).filter(|topic| !topic.is_empty());
+            let at = format!("{}:{line}", self.file);
+            self.out.push(Located { prompt: Prompt { text: record.text, kind, topic }, at });
+        }
+        Ok(())
+    }
+
+    /// The kind of a prompt from record, prefix and file name; `tell_kinds` says of which of
+    /// [`MAYBE_KIND_FIELDS`] all values in the file are kinds.
+    fn settle(&self, line: u64, record: &Record, tell_kinds: [bool; 2]) -> Result<PromptKind, PromptError> {
         use PromptKind::{Alarming, Harmless};
+        let said = |column: usize| {
+            let value = record.maybe_kind[column].as_ref().filter(|_| tell_kinds[column]);
+            value.and_then(|value| value.parse::<PromptKind>().ok())
+        };
+        // A category is a subject first: it decides only where nothing that was written for us does.
+        let own = record.kind.or_else(|| said(0));
         match (own, self.explicit) {
             // Alarming prompts are harmless ones, so other sets label them so.
             (Some(Harmless), Some(Alarming)) => Ok(Alarming),
@@ -413,7 +394,7 @@ impl Sink<'_> {
                 Err(PromptError::KindConflict { file: self.file.into(), line, expected, found })
             }
             (own, explicit) => {
-                let kind = own.or(explicit).or(self.guessed);
+                let kind = own.or(explicit).or_else(|| said(1)).or(self.guessed);
                 kind.ok_or_else(|| PromptError::NoKind { file: self.file.into(), line })
             }
         }

@@ -19,6 +19,7 @@
 //! The file formats are described in [`PromptSet::load`].
 
 mod error;
+mod json;
 mod loader;
 #[cfg(test)]
 mod tests;
@@ -196,26 +197,29 @@ impl PromptSet {
     ///
     /// The format follows the file extension:
     ///
-    /// * `.jsonl`, `.ndjson`, `.json`: one JSON object a line; blank lines are
-    ///   skipped.
-    /// * `.csv`: comma-separated with a header row.
+    /// * `.jsonl`, `.ndjson`, `.json`: one JSON object a line, or objects, arrays of
+    ///   objects or strings, or objects that hold one such array, laid out in any way.
+    /// * `.csv`, `.tsv`, `.tab`: fields between commas or tabs, with a header row.
     /// * `.txt`, `.text` or no extension: one prompt a line; blank lines and
     ///   lines that start with `#` are skipped.
     ///
     /// Field and column names ignore case. The text is the first that is present
     /// of `prompt`, `text`, `instruction`, `goal`. The kind is the value of
-    /// `kind`, which must then be a valid kind, or else the first of `label` and
-    /// `category` that reads as one; other values there (numbers, subject
-    /// categories) say nothing about the kind. The topic is `topic`, or else a
-    /// `category` that is not a kind. All further fields are ignored.
+    /// `kind`, which must then be a valid kind, or else that of `label` or
+    /// `category`, if all values of that field in the file are kinds; a field with
+    /// other values (numbers, subjects) says nothing about the kind. The topic is
+    /// `topic`, or else a `category` that is not the kind. All further fields are
+    /// ignored.
     ///
     /// A record that names no kind takes it from an explicit prefix of the
-    /// argument (`harmful:PATH`, `harmless:PATH`, `alarming:PATH`), or else from
-    /// the file name: `alarming`, `borderline` or `overrefusal` in it mean
+    /// argument (`harmful:PATH`, `harmless:PATH`, `alarming:PATH`), which also
+    /// decides over `category` and over a `kind` that is none, or else from the
+    /// file name: `alarming`, `borderline` or `overrefusal` in it mean
     /// alarming; `harmless`, `benign` or `safe` harmless; `harmful`, `unsafe` or
     /// `toxic` harmful. A name that fits both of the last two or negates one
     /// (`non-toxic`) decides nothing, nor does `safety`. A prefix may narrow a
-    /// record's `harmless` to `alarming`; any other disagreement is an error.
+    /// record's `harmless` to `alarming`; any other disagreement with `kind` or
+    /// `label` is an error.
     ///
     /// # Errors
     ///

@@ -270,6 +270,53 @@ fn prefixes_tell_the_kind() {
 }
 
 #[test]
+fn a_prefix_decides_over_a_subject() {
+    // As OR-Bench has it: the category is the subject, and one subject is called harmful.
+    let rows = lines(12, |i| format!("\"is it, {i}?\",{}", ["harmful", "privacy", "toxic"][i % 3]));
+    let (_dir, path) = file("set.csv", format!("prompt,category\n{rows}"));
+    for kind in PromptKind::ALL {
+        let set = PromptSet::load(&[with_prefix(kind.as_str(), &path)]).unwrap();
+        assert_eq!(set.count(kind), 12);
+        assert_eq!(set.prompts()[0].topic.as_deref(), Some("harmful"));
+    }
+    // Without a prefix, a column of subjects says nothing of kinds.
+    assert!(matches!(PromptSet::load(&[path]), Err(PromptError::NoKind { line: 2, .. })));
+    let rows = lines(12, |i| format!("p{i}\tharmful\thow-to"));
+    let (_dir, path) = file("one_subject.tsv", format!("prompt\tcategory\tkind\n{rows}"));
+    assert_eq!(PromptSet::load(&[with_prefix("alarming", &path)]).unwrap().count(Alarming), 12);
+    let labels = lines(12, |i| format!(r#"{{"prompt": "p{i}", "label": "{}"}}"#, ["unsafe", "hate"][i % 2]));
+    let (_dir, path) = file("benign.jsonl", labels);
+    assert_eq!(PromptSet::load(&[path]).unwrap().count(Harmless), 12);
+}
+
+#[test]
+fn json_of_any_layout() {
+    let objects = |indent: &str, between: &str| {
+        let object = |i| format!("{{{indent}\"prompt\": \"p{i}\",{indent}\"category\": \"x\"{indent}}}");
+        (0..12).map(object).collect::<Vec<_>>().join(between)
+    };
+    let strings: Vec<String> = (0..12).map(|i| format!("p{i}")).collect();
+    for (name, text) in [
+        ("harmful.json", format!("[{}]", objects("", ", "))),
+        ("harmful.jsonl", format!("\u{feff}\n[\r\n{}\r\n]\r\n", objects("\r\n    ", ",\r\n"))),
+        ("harmful.json", objects("\n  ", "\n")),
+        (
+            "harmful.json",
+            format!("{{\n\"version\": 1, \"columns\": [\"prompt\"], \"data\": [{}]}}", objects("\n", ",")),
+        ),
+        ("harmful.json", serde_json::json!({ "meta": { "n": 12 }, "rows": strings }).to_string()),
+        ("harmful.ndjson", serde_json::to_string_pretty(&strings).unwrap()),
+    ] {
+        let set = load_one(name, &text).unwrap_or_else(|error| panic!("{text}: {error}"));
+        let texts: Vec<&str> = set.of_kind(Harmful).iter().map(|prompt| prompt.text.as_str()).collect();
+        assert_eq!(texts, strings, "{text}");
+    }
+    assert!(matches!(load_one("harmful.json", "[]"), Err(PromptError::Empty { .. })));
+    let deep = format!("[{}1{}]", "[".repeat(100_000), "]".repeat(100_000));
+    assert!(load_one("harmful.json", deep).is_err());
+}
+
+#[test]
 fn completion_fills_missing_kinds_only() {
     let mut set = load_one("harmful.txt", lines(15, |i| format!("prompt {i}"))).unwrap();
     let bundled = PromptSet::bundled();
@@ -330,8 +377,8 @@ fn unusable_contents() {
         let error = load(name, content);
         assert!(matches!(error, PromptError::Empty { .. }), "{name}: {error}");
     }
-    let error = load("harmful.tsv", b"a");
-    assert!(error.to_string().ends_with("found .tsv"), "{error}");
+    let error = load("harmful.xlsx", b"a");
+    assert!(error.to_string().ends_with("found .xlsx"), "{error}");
     let error = load("harmful.txt", b"fine\nbad \xFF\n");
     assert!(matches!(error, PromptError::InvalidUtf8 { line: 2, .. }), "{error}");
     let error = load("harmful.txt", b"one\ntwo\n");
@@ -342,7 +389,13 @@ fn unusable_contents() {
 fn malformed_records_name_their_line() {
     for (name, content, line, part) in [
         ("h.jsonl", "{\"prompt\": ", 1, "malformed JSON"),
-        ("h.jsonl", "\n[1]", 2, "an array"),
+        ("h.jsonl", "\n[1]", 2, "a number"),
+        ("h.jsonl", "{\"prompt\": \"a\"}\n[1]", 2, "an array"),
+        ("h.json", "[\n {\"prompt\": \"a\"},\n\n {\"prompt\": 1}\n]", 4, "a number"),
+        ("h.json", "[\n {\"prompt\": \"a\"},\n {\"prompt\" 1}\n]", 3, "malformed JSON"),
+        ("h.json", "{\n \"a\": [\"x\"],\n \"b\": [\"y\"]\n}", 1, "the arrays a, b"),
+        ("h.json", "{\n \"data\": [\n  {\"question\": \"y\"}\n ]\n}", 3, "none of them"),
+        ("h.tsv", "prompt\tkind\nx\n", 2, "1 fields"),
         ("h.jsonl", "{}", 1, "none of them"),
         ("h.jsonl", "{\"prompt\": 3}", 1, "a number"),
         ("h.jsonl", "{\"prompt\": \"x\", \"kind\": 1}", 1, "a number"),
@@ -382,7 +435,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..400),
-        name in "(harmful|harmless|x|unsafe|nonsafety)\\.(jsonl|csv|txt|tsv)",
+        name in "(harmful|harmless|x|unsafe|nonsafety)\\.(jsonl|json|csv|txt|tsv)",
     ) {
         let _ = load_one(&name, bytes);
     }

@@ -1,0 +1,171 @@
+//! Prompts in JSON: an object a line, objects one after another, an array of them, an object that holds one array.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+use serde_json::{Deserializer, Map, Value};
+
+use super::PromptError;
+use super::loader::{KIND_FIELD, LineCounter, Record, Sink, TEXT_FIELDS};
+
+/// Reads all prompts of a JSON text.
+pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
+    let first = text.lines().find(|line| !line.trim().is_empty());
+    let object = first.and_then(|line| serde_json::from_str::<Map<String, Value>>(line).ok());
+    match object {
+        // Known to be so, because then a broken line is found on its own line.
+        Some(object) if text_field(&object).is_some() => parse_lines(text, sink),
+        _ => Document { text, lines: LineCounter::new(text.as_bytes()), sink }.parse(),
+    }
+}
+
+/// One JSON object a line.
+fn parse_lines(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
+    const OBJECT: &str = "a JSON object on one line";
+    for (line, content) in (1..).zip(text.lines()) {
+        if content.trim().is_empty() {
+            continue;
+        }
+        let value: Value = serde_json::from_str(content)
+            .map_err(|e| sink.bad(line, OBJECT, format!("malformed JSON ({e})")))?;
+        let Value::Object(object) = value else {
+            return Err(sink.bad(line, OBJECT, json_type(content).to_owned()));
+        };
+        let record = record(&object, line, sink)?;
+        sink.push(line, record)?;
+    }
+    Ok(())
+}
+
+/// JSON values of any layout, one after another.
+struct Document<'t, 's, 'f> {
+    text: &'t str,
+    lines: LineCounter<'t>,
+    sink: &'s mut Sink<'f>,
+}
+
+impl<'t> Document<'t, '_, '_> {
+    fn parse(mut self) -> Result<(), PromptError> {
+        for value in Deserializer::from_str(self.text).into_iter::<&'t RawValue>() {
+            let value = value.map_err(|e| {
+                self.sink.bad(e.line() as u64, "JSON values", format!("malformed JSON ({e})"))
+            })?;
+            match value.get().starts_with('[') {
+                true => self.array(value)?,
+                false => self.item(value)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The line on which a value begins.
+    fn line(&mut self, value: &RawValue) -> u64 {
+        self.lines.at(value.get().as_ptr().addr() - self.text.as_ptr().addr())
+    }
+
+    fn array(&mut self, array: &'t RawValue) -> Result<(), PromptError> {
+        let items: Vec<&'t RawValue> = self.read(array)?;
+        items.into_iter().try_for_each(|item| match item.get().starts_with('"') {
+            true => {
+                let text: String = self.read(item)?;
+                let line = self.line(item);
+                self.sink.push(line, Record::of(&text))
+            }
+            false => self.item(item),
+        })
+    }
+
+    /// A prompt, or an object around one array of prompts.
+    fn item(&mut self, value: &'t RawValue) -> Result<(), PromptError> {
+        let line = self.line(value);
+        if !value.get().starts_with('{') {
+            let found = json_type(value.get()).to_owned();
+            return Err(self.sink.bad(line, "a prompt or a JSON object", found));
+        }
+        let object: Map<String, Value> = self.read(value)?;
+        if text_field(&object).is_none() {
+            let fields: BTreeMap<String, &'t RawValue> = self.read(value)?;
+            let array = |(_, value): &(String, &'t RawValue)| value.get().starts_with('[');
+            let arrays: Vec<(String, &'t RawValue)> = fields.into_iter().filter(array).collect();
+            if !arrays.is_empty() {
+                let array = self.prompts_among(line, &object, &arrays)?;
+                return self.array(array);
+            }
+        }
+        let record = record(&object, line, self.sink)?;
+        self.sink.push(line, record)
+    }
+
+    /// The only array, or the only one of objects that hold a prompt.
+    fn prompts_among(
+        &self,
+        line: u64,
+        object: &Map<String, Value>,
+        arrays: &[(String, &'t RawValue)],
+    ) -> Result<&'t RawValue, PromptError> {
+        let holds_prompts = |(name, _): &&(String, &'t RawValue)| {
+            let first = object.get(name).and_then(|value| value.get(0));
+            first.and_then(Value::as_object).is_some_and(|first| text_field(first).is_some())
+        };
+        let sure: Vec<_> = arrays.iter().filter(holds_prompts).collect();
+        match (sure.as_slice(), arrays) {
+            ([(_, array)], _) | ([], [(_, array)]) => Ok(*array),
+            _ => {
+                let names: Vec<&str> = arrays.iter().map(|(name, _)| name.as_str()).collect();
+                let found = super::error::excerpt(&format!("the arrays {}", names.join(", ")));
+                Err(self.sink.bad(line, "one array of prompts", found))
+            }
+        }
+    }
+
+    /// Reads a part of the text, which is known to be JSON; only its depth can still be too great.
+    fn read<T: serde::Deserialize<'t>>(&mut self, value: &'t RawValue) -> Result<T, PromptError> {
+        serde_json::from_str(value.get()).map_err(|e| {
+            let line = self.line(value);
+            self.sink.bad(line, "readable JSON", format!("malformed JSON ({e})"))
+        })
+    }
+}
+
+/// The field with the text of a prompt: the first of [`TEXT_FIELDS`] that is there.
+fn text_field(object: &Map<String, Value>) -> Option<&Value> {
+    TEXT_FIELDS.iter().find_map(|name| field(object, name))
+}
+
+fn field<'o>(object: &'o Map<String, Value>, name: &str) -> Option<&'o Value> {
+    let mut fields = object.iter().filter(|(_, value)| !value.is_null());
+    fields.find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value)
+}
+
+/// Takes the known fields out of a JSON object.
+fn record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Record, PromptError> {
+    let Some(text) = text_field(object) else {
+        let found = "none of them".to_owned();
+        return Err(sink.bad(line, "a prompt, text, instruction or goal field", found));
+    };
+    let Value::String(text) = text else {
+        return Err(sink.bad(line, "a string as prompt", json_type(&text.to_string()).to_owned()));
+    };
+    if let Some(value) = field(object, KIND_FIELD)
+        && !value.is_string()
+    {
+        return Err(sink.bad(line, "a string as kind", json_type(&value.to_string()).to_owned()));
+    }
+    sink.record(line, text, |name| match field(object, name)? {
+        Value::String(text) => Some(text.clone()),
+        // A topic is text; of the other fields it counts that they hold no kind.
+        value => (name != "topic").then(|| value.to_string()),
+    })
+}
+
+/// The name of a JSON value's type for messages, by how it begins.
+fn json_type(text: &str) -> &'static str {
+    match text.trim_start().chars().next() {
+        Some('n') => "null",
+        Some('t' | 'f') => "a boolean",
+        Some('"') => "a string",
+        Some('[') => "an array",
+        Some('{') => "an object",
+        _ => "a number",
+    }
+}
