@@ -130,7 +130,7 @@ pub fn resolve(model: &ModelArg, check: Check, watch: &mut Watch<'_>) -> Result<
 /// The store that a blob of Ollama's lies in, when one is given by its path.
 fn store_around(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
-    let hex = path.file_name()?.to_str()?.strip_prefix("sha256-")?;
+    let hex = path.file_name()?.to_str()?.strip_prefix("sha256")?.strip_prefix(['-', ':'])?;
     let blobs = path.parent()?;
     let is_blob = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     (is_blob && blobs.ends_with("blobs")).then(|| blobs.parent().map(Path::to_path_buf)).flatten()
@@ -180,11 +180,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let blobs = dir.path().join("blobs");
         std::fs::create_dir(&blobs).unwrap();
-        let blob = blobs.join(format!("sha256-{}", "a".repeat(64)));
-        std::fs::write(&blob, b"x").unwrap();
+        let [blob, old] = ['-', ':'].map(|between| blobs.join(format!("sha256{between}{}", "a".repeat(64))));
+        for blob in [&blob, &old] {
+            std::fs::write(blob, b"x").unwrap();
+        }
         let source =
             |path: &Path| resolve(&ModelArg::File(path.into()), Check::Size, &mut |_, _, _| Ok(())).unwrap();
         assert!(source(&blob).is_in_store(&blobs.join("out.gguf")));
+        assert!(source(&old).is_in_store(&blobs.join("out.gguf")));
         assert!(source(&blob).is_in_store(&dir.path().join("out.gguf")));
         assert!(!source(&blob).is_in_store(Path::new("out.gguf")));
         assert!(!source(&dir.path().join("m.gguf")).is_in_store(&dir.path().join("out.gguf")));

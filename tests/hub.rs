@@ -15,6 +15,13 @@ use http_server::{Answer, Request, Server};
 const REPO: &str = "me/tiny-GGUF";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// Where no hub is.
+const NOBODY: &str = "127.0.0.1:9";
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 fn model() -> Vec<u8> {
     let file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -186,6 +193,65 @@ fn a_name_leads_through_the_cache_to_the_file() {
     let output = run(dir.path(), &hub.address, &["inject", name, "--dry-run", "--json"], &[]);
     let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(facts["output"], "tiny-q4_k_m-rosi.gguf");
+}
+
+#[test]
+fn what_llama_cpp_downloaded_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let split = ["Q8_0/t-Q8_0-00001-of-00002.gguf", "Q8_0/t-Q8_0-00002-of-00002.gguf"];
+    let files = [("tiny-q4_k_m.gguf", model()), (split[0], model()), (split[1], model())];
+    let hub = Hub::start(&files, Fault::None);
+    let llama = dir.path().join("llama");
+    std::fs::create_dir(&llama).unwrap();
+    let flat = |name: &str| llama.join(format!("me_tiny-GGUF_{}", name.replace('/', "_")));
+    files.iter().for_each(|(name, bytes)| std::fs::write(flat(name), bytes).unwrap());
+    let vars = [("LLAMA_CACHE", llama.to_str().unwrap())];
+    let found = |hub: &str, wanted: &str| {
+        let facts = inspected(dir.path(), hub, &format!("hf:{REPO}{wanted}"), &vars);
+        facts["path"].as_str().unwrap().to_owned()
+    };
+    for address in [hub.address.as_str(), NOBODY] {
+        assert_eq!(found(address, ""), text(&flat("tiny-q4_k_m.gguf")));
+        assert_eq!(found(address, ":q8_0"), text(&flat(split[0])));
+    }
+    assert_eq!(found(NOBODY, &format!(":{}", split[0])), text(&flat(split[0])));
+    let snapshots = dir.path().join("home/hub/models--me--tiny-GGUF/snapshots");
+    assert!(!snapshots.exists(), "it was downloaded all the same");
+    let refused = told(
+        dir.path(),
+        &hub.address,
+        &["inject", &format!("hf:{REPO}"), "--dry-run", "-o", "llama/x.gguf"],
+        &vars,
+    );
+    assert!(refused.contains("lies in the folder"), "{refused}");
+
+    // What the hub has no longer is downloaded anew.
+    std::fs::write(flat("tiny-q4_k_m.gguf"), b"an older one").unwrap();
+    assert!(found(&hub.address, "").contains("/home/hub/"));
+    // Of another repository, whose name only ends elsewhere.
+    std::fs::remove_dir_all(dir.path().join("home")).unwrap();
+    let note = json!({ "url": "https://huggingface.co/me/tiny/resolve/main/GGUF_t.gguf" }).to_string();
+    split.iter().for_each(|name| std::fs::write(flat(name).with_extension("gguf.json"), &note).unwrap());
+    let missing = told(dir.path(), NOBODY, &["inspect", &format!("hf:{REPO}:q8_0")], &vars);
+    assert!(missing.starts_with("exit 1"), "{missing}");
+
+    // Newer ones lay it out as the hub's cache.
+    std::fs::remove_dir_all(&llama).unwrap();
+    let as_hub = [("HF_HUB_CACHE", llama.to_str().unwrap())];
+    inspected(dir.path(), &hub.address, &format!("hf:{REPO}"), &as_hub);
+    for address in [hub.address.as_str(), NOBODY] {
+        assert!(found(address, "").contains("/llama/models--me--tiny-GGUF/snapshots/"));
+    }
+}
+
+#[test]
+fn folders_of_the_environment_are_expanded() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start(&[("tiny.GGUF", model())], Fault::None);
+    let vars = [("HOME", text(dir.path())), ("HF_HOME", "~/${PLACE}"), ("PLACE", "of/mine")];
+    let facts = inspected(dir.path(), &hub.address, &format!("hf:{REPO}"), &vars);
+    let place = dir.path().join("of/mine/hub");
+    assert!(facts["path"].as_str().unwrap().starts_with(text(&place)), "{facts}");
 }
 
 #[test]

@@ -91,6 +91,25 @@ fn names_lead_to_blobs_in_both_layouts() {
 }
 
 #[test]
+fn blobs_may_have_their_old_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path());
+    store.manifest(NAME, &[store.layer("model", &model(true)), store.layer("system", b"You are.")]);
+    for blob in std::fs::read_dir(store.0.join("blobs")).unwrap() {
+        let blob = blob.unwrap().path();
+        let old = blob.file_name().unwrap().to_str().unwrap().replace("sha256-", "sha256:");
+        std::fs::rename(&blob, blob.with_file_name(old)).unwrap();
+    }
+    let facts = json_of(&run(dir.path(), &["inspect", "ollama:tiny:1b", "--json"]));
+    let path = facts["path"].as_str().unwrap();
+    assert!(path.contains("blobs/sha256:"), "{path}");
+    // Given by its path, it lies in the store all the same.
+    let inside = store.0.join("out.gguf");
+    let args = ["inject", path, "--dry-run", "-o", inside.to_str().unwrap()];
+    assert!(told(dir.path(), &args).contains("lies in the folder"), "{}", told(dir.path(), &args));
+}
+
+#[test]
 fn a_file_of_that_name_wins() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ollama:tiny"), model(true)).unwrap();

@@ -7,7 +7,7 @@ use crate::edit::Method;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::AtomicFile;
 use crate::options::InjectOptions;
-use crate::output::Printer;
+use crate::output::{Printer, shell};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::journal;
 use crate::pipeline::session::Opened;
@@ -68,7 +68,7 @@ fn tell(
     ));
     printer.say(format!(
         "inject any quantization of the model with it: rosi-gguf inject MODEL.gguf --direction {}",
-        options.output.display()
+        shell(&options.output)
     ));
     if options.json {
         let told = serde_json::json!({ "edit": facts, "search": search });

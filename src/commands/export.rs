@@ -10,8 +10,9 @@ use crate::error::{Error, ExitStatus};
 use crate::gguf::{AtomicFile, sha256_hex};
 use crate::llama::ControlVector;
 use crate::method::Edits;
+use crate::ollama::modelfile;
 use crate::options::ExportOptions;
-use crate::output::Printer;
+use crate::output::{Printer, shell};
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{self, Taken};
 use crate::pipeline::study::Study;
@@ -151,22 +152,27 @@ fn filled(mut file: AtomicFile, bytes: &[u8]) -> Result<(AtomicFile, FileFacts),
 }
 
 fn tell(told: &Exported, taken: &Taken, (model, edits): (&Path, &Edits), printer: &Printer) {
-    let (model, strength) = (model.display(), taken.edit.facts.method.size(told.strength));
+    let (served, strength) = (shell(model), taken.edit.facts.method.size(told.strength));
     if let Some(Lora { file, matrices, .. }) = &told.lora {
         printer.say(format!(
             "adapter of {matrices} matrices, {strength} baked in: wrote {path} ({} KB)\n\
-             serve it: llama-server -m {model} --lora {path}\n\
-             Ollama: a Modelfile of the two lines FROM {model} and ADAPTER {path}",
+             serve it: llama-server -m {served} --lora {}",
             file.bytes / 1000,
+            shell(Path::new(&file.path)),
             path = file.path,
         ));
+        let model = model.display().to_string();
+        if let (Ok(model), Ok(path)) = (modelfile::path(&model), modelfile::path(&file.path)) {
+            printer.say(format!("Ollama: a Modelfile of the two lines FROM {model} and ADAPTER {path}"));
+        }
     }
     if let Some(Vector { file, layers: (first, last), .. }) = &told.control_vector {
         printer.say(format!(
             "control vector for layers {first}-{last}, {strength} of {} matrices: wrote {path} ({} KB)\n\
-             serve it: llama-server -m {model} --control-vector {path} --control-vector-layer-range {first} {last}",
+             serve it: llama-server -m {served} --control-vector {} --control-vector-layer-range {first} {last}",
             edits.tensors().len(),
             file.bytes / 1000,
+            shell(Path::new(&file.path)),
             path = file.path,
         ));
         printer.say(

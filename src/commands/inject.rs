@@ -10,7 +10,7 @@ use crate::gguf::in_place::journal_path;
 use crate::gguf::{self, AtomicFile, Gguf, ShardName};
 use crate::imatrix::Imatrix;
 use crate::options::{InjectOptions, same_file};
-use crate::output::{Printer, percent};
+use crate::output::{Printer, percent, shell};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::provenance::Provenance;
@@ -125,7 +125,8 @@ fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
     let journal = journal_path(&options.source.path);
     let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
     printer.say(format!(
-        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {path}` puts the original back from {} ({} MB)",
+        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {}` puts the original back from {} ({} MB)",
+        shell(&options.output),
         journal.display(),
         bytes / 1_000_000
     ));

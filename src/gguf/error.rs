@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::{GgmlType, ValueType};
+use crate::output::shell;
 
 /// Why a file could not be read or written. [`GgufError::hint`] says what to do about it.
 #[derive(thiserror::Error, Debug)]
@@ -218,7 +219,7 @@ impl GgufError {
             GgufError::ForeignShard { .. } => "fetch all files of the model from one place again",
             GgufError::OutputShardName { path, expected, .. } => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                return Some(format!("-o {stem}{expected}"));
+                return Some(format!("-o {}", shell(Path::new(&format!("{stem}{expected}")))));
             }
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
@@ -228,13 +229,14 @@ impl GgufError {
             GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
             GgufError::OutputNotAFile { .. } => "choose another name",
             GgufError::OutputNoDirectory { directory, .. } => {
-                return Some(format!("create it with `mkdir -p {}`", directory.display()));
+                return Some(format!("create it with `mkdir -p {}`", shell(directory)));
             }
             GgufError::OutputReadOnly { .. } => "write to a directory that you own",
             GgufError::OutputNoSpace { .. } => "free some space, or write to another disk",
             GgufError::HalfChanged { path } => {
                 return Some(format!(
-                    "put the original back with `rosi-gguf undo {0}`; if {0} was replaced since, delete {0}.rosi-undo",
+                    "put the original back with `rosi-gguf undo {}`; if {1} was replaced since, delete {1}.rosi-undo",
+                    shell(path),
                     path.display()
                 ));
             }

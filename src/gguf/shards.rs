@@ -14,6 +14,8 @@ pub struct ShardName {
     folder: PathBuf,
     /// `NAME`.
     prefix: String,
+    /// `gguf`, or as it is written.
+    extension: String,
     /// Which file, from 0.
     pub no: u16,
     /// Number of files.
@@ -23,7 +25,10 @@ pub struct ShardName {
 impl ShardName {
     /// Takes a path apart; `None` when its name is not of this form.
     pub fn parse(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (name, extension) = path.file_name()?.to_str()?.rsplit_once('.')?;
+        if !extension.eq_ignore_ascii_case("gguf") {
+            return None;
+        }
         let (rest, count) = name.rsplit_once("-of-")?;
         let (prefix, no) = rest.rsplit_once('-')?;
         let number = |text: &str| {
@@ -32,7 +37,8 @@ impl ShardName {
         };
         let (no, count) = (number(no)?.checked_sub(1)?, number(count)?);
         let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
-        (no < count && !prefix.is_empty()).then(|| Self { folder, prefix: prefix.into(), no, count })
+        let (prefix, extension) = (prefix.to_owned(), extension.to_owned());
+        (no < count && !prefix.is_empty()).then_some(Self { folder, prefix, extension, no, count })
     }
 
     /// What the name of file `no` (from 0) of `count` ends in.
@@ -42,7 +48,8 @@ impl ShardName {
 
     /// The path of file `no`.
     pub fn path(&self, no: u16) -> PathBuf {
-        self.folder.join(format!("{}{}", self.prefix, Self::ending(no, self.count)))
+        let ending = Self::ending(no, self.count);
+        self.folder.join(format!("{}{}", self.prefix, ending)).with_extension(&self.extension)
     }
 }
 
@@ -50,7 +57,8 @@ impl ShardName {
 /// any file of a split model.
 pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     if let Some(name) = ShardName::parse(path) {
-        return ShardName { prefix: name.prefix.clone() + suffix, ..name }.path(0);
+        let prefix = name.prefix.clone() + suffix;
+        return ShardName { prefix, extension: "gguf".into(), ..name }.path(0);
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}{suffix}.gguf"))

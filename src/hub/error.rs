@@ -129,7 +129,9 @@ pub enum HubError {
         source: io::Error,
     },
     /// There is no place for a cache.
-    #[error("there is no place for the hub's cache: neither HF_HOME nor a home folder is set")]
+    #[error(
+        "there is no place for the hub's cache: neither HF_HOME, XDG_CACHE_HOME nor a home folder is set"
+    )]
     NoHome,
     /// The user asked to stop.
     #[error("stopped: {file} goes on from where it is when it is asked for again")]

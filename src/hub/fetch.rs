@@ -5,16 +5,17 @@
 //! it panic or write elsewhere. So it works on a thread of its own, commits and names of blobs are looked at
 //! first, and what it downloaded is compared with the sha256 that names it.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo, Metadata};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::error::is_full;
+use super::local::{self, is_commit};
+use super::places::Environment;
 use super::select::select;
 use super::{HubError, HubName};
 use crate::gguf::sha256_file;
@@ -35,6 +36,8 @@ pub struct Hub {
     endpoint: String,
     /// The folder that has `models--OWNER--REPO`.
     cache: PathBuf,
+    /// llama.cpp's folder.
+    llama: Option<PathBuf>,
     token: Option<String>,
     offline: bool,
 }
@@ -51,71 +54,66 @@ pub struct Fetched {
 }
 
 impl Hub {
-    /// As the hub's other programs are set: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN` (else the
-    /// token that is stored in `HF_HOME`), `HF_HUB_OFFLINE`.
+    /// As the hub's other programs are set: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
+    /// `XDG_CACHE_HOME`, `HF_TOKEN` (else the token that is stored in `HF_HOME`), `HF_HUB_OFFLINE`,
+    /// `TRANSFORMERS_OFFLINE`; and llama.cpp's `LLAMA_CACHE`, where nothing is written.
     ///
     /// # Errors
     /// [`HubError::NoHome`].
     pub fn from_env() -> Result<Self, HubError> {
         let var = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
-        let home = match var("HF_HOME") {
-            Some(home) => PathBuf::from(home),
-            None => std::env::home_dir().ok_or(HubError::NoHome)?.join(".cache").join("huggingface"),
-        };
         let text = |key: &str| var(key).and_then(|value| value.into_string().ok());
-        let hub = home.join("hub");
+        let places = Environment { var: &var, home: std::env::home_dir() }.places()?;
+        let is_true = |set: String| ["1", "ON", "YES", "TRUE"].contains(&set.to_uppercase().as_str());
         Ok(Self {
             endpoint: text("HF_ENDPOINT").map_or(ENDPOINT.into(), |url| url.trim_end_matches('/').to_owned()),
-            token: text("HF_TOKEN").or_else(|| Cache::new(hub.clone()).token()),
-            cache: var("HF_HUB_CACHE").map_or(hub, PathBuf::from),
-            offline: text("HF_HUB_OFFLINE")
-                .is_some_and(|set| !["0", "false", "no", "off"].contains(&set.as_str())),
+            token: text("HF_TOKEN").or_else(|| Cache::new(places.home.join("hub")).token()),
+            offline: text("HF_HUB_OFFLINE").or_else(|| text("TRANSFORMERS_OFFLINE")).is_some_and(is_true),
+            cache: places.cache,
+            llama: places.llama,
         })
     }
 
-    /// Finds the model's file, and gets it unless the cache has it.
+    /// Finds the model's file, and gets it unless this machine has it.
     ///
     /// # Errors
     /// [`HubError`].
     pub fn get(&self, name: &HubName, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         if self.offline {
             let offline = HubError::Offline { repo: name.repo.clone() };
-            return self.cached(name, offline);
+            return self.on_this_machine(name, offline);
         }
         // Absolute, because the crate links between folders by their whole paths.
         let cache = std::path::absolute(&self.cache)
             .map_err(|source| HubError::Cache { path: self.cache.clone(), source })?;
         let job = Job { hub: Self { cache, ..self.clone() }, name: name.clone() };
         match job.watched(watch) {
-            Err(unreachable @ HubError::Unreachable { .. }) => self.cached(name, unreachable),
+            Err(unreachable @ HubError::Unreachable { .. }) => self.on_this_machine(name, unreachable),
             done => done,
         }
     }
 
-    /// What the cache has of the model, else `otherwise`.
-    fn cached(&self, name: &HubName, otherwise: HubError) -> Result<Fetched, HubError> {
-        let folder = self.repo_folder(name);
-        let Ok(commit) = std::fs::read_to_string(folder.join("refs").join(&name.revision)) else {
-            return Err(otherwise);
-        };
-        if !is_commit(commit.trim()) {
-            return Err(otherwise);
+    /// What this machine has of the model, else `otherwise`.
+    fn on_this_machine(&self, name: &HubName, otherwise: HubError) -> Result<Fetched, HubError> {
+        let llama = self.llama.as_deref();
+        let found = [
+            local::in_cache(&self.cache, name),
+            llama.map_or(Ok(None), |llama| local::in_cache(llama, name)),
+            llama.map_or(Ok(None), |llama| local::in_llama(llama, name)),
+        ];
+        let mut problem = None;
+        for found in found {
+            match found {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) => problem = problem.or(Some(error)),
+            }
         }
-        let snapshot = folder.join("snapshots").join(commit.trim());
-        let files = files_below(&snapshot);
-        if files.is_empty() {
-            return Err(otherwise);
-        }
-        let parts = select(name, &files)?;
-        Ok(Fetched { path: snapshot.join(&parts[0]), cache: self.cache.clone(), from_cache: true })
+        Err(problem.unwrap_or(otherwise))
     }
 
     fn repo(&self, name: &HubName) -> Repo {
         Repo::with_revision(name.repo.clone(), RepoType::Model, name.revision.clone())
-    }
-
-    fn repo_folder(&self, name: &HubName) -> PathBuf {
-        self.cache.join(self.repo(name).folder_name())
     }
 }
 
@@ -169,11 +167,25 @@ impl Job {
         }
         let files: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
         let parts = select(name, &files)?;
-        let snapshot = hub.repo_folder(name).join("snapshots").join(&info.sha);
+        let snapshot = |cache: &Path| local::repo_folder(cache, name).join("snapshots").join(&info.sha);
+        let has_all = |folder: &Path| parts.iter().all(|part| folder.join(part).is_file());
+        let download = Download { job: self, api: &api, repo: &repo, commit: &info.sha, send };
+        let snapshot_here = snapshot(&hub.cache);
+        if let Some(llama) = hub.llama.as_deref().filter(|_| !has_all(&snapshot_here)) {
+            let snapshot = snapshot(llama);
+            let found = match has_all(&snapshot) {
+                true => Some(snapshot.join(&parts[0])),
+                false => download.in_llama(llama, &parts)?,
+            };
+            if let Some(path) = found {
+                return Ok(Fetched { path, cache: llama.to_path_buf(), from_cache: false });
+            }
+        }
+        let snapshot = snapshot_here;
         for part in &parts {
             let path = snapshot.join(part);
             if !path.is_file() {
-                self.download((&api, &repo), part, &info.sha, send)?;
+                download.get(part)?;
                 self.check(part, &path, send)?;
             }
         }
@@ -189,33 +201,6 @@ impl Job {
         HubError::Answer { what: what.into(), problem: problem.into() }
     }
 
-    fn download(
-        &self,
-        (api, repo): (&Api, &ApiRepo),
-        part: &str,
-        commit: &str,
-        send: &Sender<Told>,
-    ) -> Result<(), HubError> {
-        let found = api.metadata(&repo.url(part)).map_err(|error| self.explain(error, part))?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if found.etag().is_empty() || found.etag().len() > 200 || !found.etag().chars().all(plain) {
-            return Err(self.answer(part, "its ETag cannot be the name of a file"));
-        }
-        if found.commit_hash() != commit {
-            return Err(
-                self.answer(part, "it is of another commit than the repository: was it changed just now?")
-            );
-        }
-        let told = Tell {
-            send: send.clone(),
-            file: format!("downloading {part}"),
-            done: 0,
-            total: found.size() as u64,
-        };
-        repo.download_with_progress(part, told).map_err(|error| self.explain(error, part))?;
-        Ok(())
-    }
-
     /// Compares what arrived with the name of its blob: large files are named by their sha256.
     fn check(&self, part: &str, path: &Path, send: &Sender<Told>) -> Result<(), HubError> {
         let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
@@ -224,12 +209,7 @@ impl Job {
         if expected.len() != 64 || !expected.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(());
         }
-        let what = format!("checking {part}");
-        let mut progress = |done, total| {
-            let _ = send.send((what.clone(), done, total));
-            Ok(())
-        };
-        let found = sha256_file(&blob, &mut progress).map_err(unreadable)?;
+        let found = self.sha256(part, &blob, send)?;
         if found.eq_ignore_ascii_case(&expected) {
             return Ok(());
         }
@@ -237,6 +217,16 @@ impl Job {
             std::fs::remove_file(path).map_err(unreadable)?;
         }
         Err(HubError::Damaged { file: part.into(), expected, found })
+    }
+
+    fn sha256(&self, part: &str, path: &Path, send: &Sender<Told>) -> Result<String, HubError> {
+        let what = format!("checking {part}");
+        let mut progress = |done, total| {
+            let _ = send.send((what.clone(), done, total));
+            Ok(())
+        };
+        sha256_file(path, &mut progress)
+            .map_err(|source| HubError::Cache { path: path.to_path_buf(), source })
     }
 
     fn explain(&self, error: ApiError, what: &str) -> HubError {
@@ -270,6 +260,56 @@ impl Job {
     }
 }
 
+/// The files of one commit, on their way.
+struct Download<'a> {
+    job: &'a Job,
+    api: &'a Api,
+    repo: &'a ApiRepo,
+    commit: &'a str,
+    send: &'a Sender<Told>,
+}
+
+impl Download<'_> {
+    /// What the hub says of a file, which can be used.
+    fn metadata(&self, part: &str) -> Result<Metadata, HubError> {
+        let found = self.api.metadata(&self.repo.url(part)).map_err(|error| self.job.explain(error, part))?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if found.etag().is_empty() || found.etag().len() > 200 || !found.etag().chars().all(plain) {
+            return Err(self.job.answer(part, "its ETag cannot be the name of a file"));
+        }
+        if found.commit_hash() != self.commit {
+            let problem = "it is of another commit than the repository: was it changed just now?";
+            return Err(self.job.answer(part, problem));
+        }
+        Ok(found)
+    }
+
+    fn get(&self, part: &str) -> Result<(), HubError> {
+        let told = Tell {
+            send: self.send.clone(),
+            file: format!("downloading {part}"),
+            done: 0,
+            total: self.metadata(part)?.size() as u64,
+        };
+        self.repo.download_with_progress(part, told).map_err(|error| self.job.explain(error, part))?;
+        Ok(())
+    }
+
+    /// The first file of the model in llama.cpp's folder, if all its files are there and have the sha256 that the hub
+    /// has for them.
+    fn in_llama(&self, folder: &Path, parts: &[String]) -> Result<Option<PathBuf>, HubError> {
+        let Some(paths) = local::all_in_llama(folder, &self.job.name.repo, parts) else { return Ok(None) };
+        for (part, path) in parts.iter().zip(&paths) {
+            let expected = self.metadata(part)?;
+            let found = self.job.sha256(part, path, self.send)?;
+            if !found.eq_ignore_ascii_case(expected.etag()) {
+                return Ok(None);
+            }
+        }
+        Ok(paths.into_iter().next())
+    }
+}
+
 /// The crate's progress, sent to the thread that shows it.
 struct Tell {
     send: Sender<Told>,
@@ -289,32 +329,4 @@ impl hf_hub::api::Progress for Tell {
     }
 
     fn finish(&mut self) {}
-}
-
-fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// The files of a snapshot, relative to it, with slashes.
-fn files_below(folder: &Path) -> Vec<String> {
-    const DEPTH: usize = 6;
-    let mut files = Vec::new();
-    let mut folders = vec![(folder.to_path_buf(), String::new(), 0)];
-    let mut seen = HashSet::new();
-    while let Some((folder, prefix, depth)) = folders.pop() {
-        if !seen.insert(folder.clone()) {
-            continue;
-        }
-        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            let (path, name) = (entry.path(), format!("{prefix}{name}"));
-            if path.is_file() {
-                files.push(name);
-            } else if path.is_dir() && depth < DEPTH {
-                folders.push((path, format!("{name}/"), depth + 1));
-            }
-        }
-    }
-    files.sort();
-    files
 }

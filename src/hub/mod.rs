@@ -6,7 +6,9 @@
 
 mod error;
 pub mod fetch;
+mod local;
 mod name;
+mod places;
 pub mod select;
 
 pub use error::HubError;

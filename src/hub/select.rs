@@ -62,7 +62,7 @@ pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError>
 /// Whether a file is a model, and not a later file of a split one.
 fn is_model(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.ends_with(".gguf")
+    name.to_ascii_lowercase().ends_with(".gguf")
         && !BESIDE.iter().any(|beside| name.contains(beside))
         && ShardName::parse(Path::new(name)).is_none_or(|shard| shard.no == 0)
 }
@@ -136,6 +136,9 @@ mod tests {
         assert_eq!(chosen("a/b:Q6_K", &FILES).unwrap(), FILES[4..6]);
         assert_eq!(chosen("a/b:M-Q8_0.GGUF", &FILES).unwrap(), ["m-Q8_0.gguf"]);
         assert_eq!(chosen("a/b", &["x.gguf"]).unwrap(), ["x.gguf"]);
+        assert_eq!(chosen("a/b", &["x-Q4_K_M.GGUF", "mmproj.GGUF"]).unwrap(), ["x-Q4_K_M.GGUF"]);
+        let split = ["x-00001-of-00002.GGUF", "x-00002-of-00002.GGUF"];
+        assert_eq!(chosen("a/b", &split).unwrap(), split);
         assert_eq!(chosen("a/b", &["x-f16.gguf", "x-Q4_K_M.gguf"]).unwrap(), ["x-Q4_K_M.gguf"]);
     }
 

@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body, SendBody};
 
+use super::host::address;
 use super::{Companions, Name, OllamaError};
 use crate::gguf::Progress;
+use crate::output::shell;
 
-const PORT: u16 = 11434;
 /// A local server answers at once; this is for one that hangs.
 const CONNECT: Duration = Duration::from_secs(3);
 /// A status line has some hundred bytes; an error may quote a template.
@@ -24,7 +25,7 @@ const MAX_LINES: usize = 1_000_000;
 /// The address of a server, and how it is asked.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// `http://HOST:PORT`.
+    /// `SCHEME://HOST:PORT`, and the path below which its API is.
     address: String,
     agent: Agent,
 }
@@ -55,7 +56,7 @@ impl Server {
         Self::at(std::env::var("OLLAMA_HOST").as_deref().unwrap_or(""))
     }
 
-    /// The server at `host`: HOST, HOST:PORT or http://HOST:PORT; empty for the default.
+    /// The server at `host`: `[SCHEME://]HOST[:PORT][/PATH]`; empty for the default.
     ///
     /// # Errors
     /// [`OllamaError::Host`].
@@ -210,31 +211,6 @@ fn request(name: &Name, parts: &[Part], companions: &Companions) -> Value {
     body
 }
 
-/// `OLLAMA_HOST` as Ollama reads it: without a scheme the port is 11434 by default, with one that of the scheme;
-/// the addresses that a server listens at for all others mean this machine.
-fn address(host: &str) -> Option<String> {
-    let host = host.trim().trim_matches(['"', '\'']).trim();
-    let (scheme, rest, port) = match host.split_once("://") {
-        None => ("http", host, PORT),
-        Some(("http", rest)) => ("http", rest, 80),
-        Some(("https", rest)) => ("https", rest, 443),
-        Some(_) => return None,
-    };
-    let rest = rest.trim_end_matches('/');
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, digits)) if !digits.contains(']') => (host, digits.parse().ok()?),
-        _ => (rest, port),
-    };
-    let host = match host {
-        "" | "0.0.0.0" => "127.0.0.1",
-        "[::]" => "[::1]",
-        host => host,
-    };
-    let v6 = host.starts_with('[') && host.ends_with(']');
-    let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || (v6 && "[]:".contains(c));
-    host.chars().all(sound).then(|| format!("{scheme}://{host}:{port}"))
-}
-
 /// A file that tells how much of it was read.
 struct Watched<'a, 'p> {
     file: File,
@@ -254,10 +230,7 @@ impl Read for Watched<'_, '_> {
 
 /// The command that does what [`Server::create`] does.
 pub fn command(name: &Name, modelfile: &Path) -> String {
-    let path = modelfile.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./+=:,@".contains(c);
-    let path = if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
-    format!("ollama create {name} -f {path}")
+    format!("ollama create {name} -f {}", shell(modelfile))
 }
 
 #[cfg(test)]
@@ -265,31 +238,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_read_as_ollama_reads_them() {
-        for (given, address_of) in [
-            ("", "http://127.0.0.1:11434"),
-            ("0.0.0.0", "http://127.0.0.1:11434"),
-            (":1234", "http://127.0.0.1:1234"),
-            ("example.org", "http://example.org:11434"),
-            ("10.0.0.2:1", "http://10.0.0.2:1"),
-            ("http://example.org", "http://example.org:80"),
-            ("https://example.org/", "https://example.org:443"),
-            ("http://example.org:5/", "http://example.org:5"),
-            ("[::1]:5", "http://[::1]:5"),
-            ("[::]", "http://[::1]:11434"),
-            (" \"localhost\" ", "http://localhost:11434"),
-        ] {
-            assert_eq!(address(given).as_deref(), Some(address_of), "{given}");
-        }
-        for bad in ["ftp://x", "a b", "x:99999", "x:y", "http://a/b", "a@b", "::1:x"] {
-            assert_eq!(address(bad), None, "{bad}");
-        }
+    fn a_path_comes_before_that_of_the_api() {
+        let server = Server::at("https://example.org/ollama/").unwrap();
+        assert_eq!(server.url("version"), "https://example.org:443/ollama/api/version");
     }
 
     #[test]
     fn the_command_can_be_pasted() {
         let name = Name::parse("safer").unwrap();
         assert_eq!(command(&name, Path::new("m.Modelfile")), "ollama create safer:latest -f m.Modelfile");
-        assert_eq!(command(&name, Path::new("a b's.M")), "ollama create safer:latest -f 'a b'\\''s.M'");
+        assert_eq!(command(&name, Path::new("a b's.M")), "ollama create safer:latest -f \"a b's.M\"");
+        assert!(command(&name, Path::new("-m.Modelfile")).ends_with(" -f ./-m.Modelfile"));
     }
 }

@@ -124,7 +124,7 @@ impl OllamaError {
                 "use a GGUF file of the same model that has a chat template, for example from where it was published"
                     .into(),
             ),
-            Self::Host { .. } => Some("it takes HOST, HOST:PORT or http://HOST:PORT".into()),
+            Self::Host { .. } => Some("it takes [http:// or https://]HOST[:PORT][/PATH]".into()),
             Self::Server { instead, .. } => {
                 instead.as_ref().map(|command| format!("the files are written; this does the same: {command}"))
             }

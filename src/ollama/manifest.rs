@@ -46,7 +46,7 @@ struct Raw {
 /// A blob that is there, with the size that its manifest names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// `…/blobs/sha256-<hex>`.
+    /// `…/blobs/sha256-<hex>`, or with a colon as Ollama named them once.
     pub path: PathBuf,
     /// 64 hexadecimal digits.
     pub sha256: String,
@@ -127,7 +127,9 @@ impl Manifest {
         match hex.filter(sound) {
             Some(hex) => {
                 let sha256 = hex.to_ascii_lowercase();
-                Ok(Blob { path: self.root.join("blobs").join(format!("sha256-{sha256}")), sha256 })
+                let blobs = self.root.join("blobs");
+                let [path, old] = ['-', ':'].map(|between| blobs.join(format!("sha256{between}{sha256}")));
+                Ok(Blob { path: if !path.exists() && old.exists() { old } else { path }, sha256 })
             }
             None => {
                 let found: String = digest.chars().take(100).collect();

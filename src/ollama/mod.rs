@@ -15,6 +15,7 @@
 pub mod api;
 pub mod companions;
 mod error;
+mod host;
 mod manifest;
 pub mod modelfile;
 mod name;

@@ -15,10 +15,10 @@ use super::{Companions, OllamaError};
 /// [`OllamaError::Modelfile`] for a text that no quotes hold.
 pub fn write(from: &str, companions: &Companions) -> Result<String, OllamaError> {
     let mut out = String::new();
-    line(&mut out, "FROM", path(from)?);
+    line(&mut out, "FROM", &path(from)?);
     for projector in &companions.projectors {
         let absolute = std::path::absolute(&projector.path).unwrap_or_else(|_| projector.path.clone());
-        line(&mut out, "FROM", path(&absolute.display().to_string())?);
+        line(&mut out, "FROM", &path(&absolute.display().to_string())?);
     }
     for (key, word) in [
         ("RENDERER", &companions.renderer),
@@ -56,13 +56,13 @@ fn line(out: &mut String, key: &str, value: &str) {
     out.push('\n');
 }
 
-/// A path, which is not quoted.
-fn path(path: &str) -> Result<&str, OllamaError> {
-    let sound = !path.chars().any(char::is_control) && !path.starts_with('"') && path.trim() == path;
-    match sound {
-        true => Ok(path),
-        false => Err(bad("FROM", "the path has quotes, line breaks or spaces at its ends")),
-    }
+/// A path as the value of a line: quoted only where it must be.
+///
+/// # Errors
+/// [`OllamaError::Modelfile`] for a path that no quotes hold.
+pub fn path(path: &str) -> Result<String, OllamaError> {
+    let plain = !path.contains(char::is_control) && !path.starts_with('"') && path.trim() == path;
+    if plain { Ok(path.to_owned()) } else { quoted("FROM", path) }
 }
 
 fn parameter(key: &str, value: &Value) -> Result<String, OllamaError> {
@@ -164,10 +164,13 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_one_line() {
-        for bad in ["./a\nb.gguf", "\"a\"", " a", ""] {
-            let empty = Companions::default();
-            assert_eq!(write(bad, &empty).is_err(), !bad.is_empty(), "{bad:?}");
+    fn any_path_is_read_back() {
+        for path in
+            ["./a b$HOME's.gguf", "./a\nb.gguf", "\"a\"", " a ", "./-a.gguf", "./a\"\"\"b", "./a\r\nFROM b"]
+        {
+            let text = write(path, &Companions::default()).unwrap();
+            assert_eq!(read(&text), [("FROM".to_owned(), path.to_owned())]);
         }
+        assert!(write("./a\"\"\"\nFROM b", &Companions::default()).is_err());
     }
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::companions;
+use super::host::trimmed;
 use super::manifest::{Blob, Manifest};
 use super::{Companions, Name, OllamaError};
 use crate::gguf::Progress;
@@ -48,6 +49,8 @@ impl Store {
     }
 
     fn new(set: Option<OsString>, home: Option<PathBuf>) -> Result<Self, OllamaError> {
+        // A path that is not Unicode is used as it is.
+        let set = set.map(|set| set.to_str().map_or_else(|| set.clone(), |text| trimmed(text).into()));
         if let Some(set) = set.filter(|set| !set.is_empty()) {
             return Ok(Self { roots: vec![set.into()] });
         }
@@ -135,7 +138,10 @@ mod tests {
     fn the_places_are_those_of_the_system() {
         let set = Store::new(Some("/m".into()), Some("/home/a".into())).unwrap();
         assert_eq!(set.roots, [PathBuf::from("/m")]);
-        let home = Store::new(None, Some("/home/a".into())).unwrap();
+        for quoted in [" /m/my models ", "\"/m/my models\"", "' /m/my models '"] {
+            assert_eq!(Store::new(Some(quoted.into()), None).unwrap().roots, [PathBuf::from("/m/my models")]);
+        }
+        let home = Store::new(Some(" '' ".into()), Some("/home/a".into())).unwrap();
         assert_eq!(home.roots[0], Path::new("/home/a/.ollama/models"));
         assert_eq!(home.roots.len(), if cfg!(target_os = "linux") { 3 } else { 1 });
         let service = Path::new("/usr/share/ollama/.ollama/models");

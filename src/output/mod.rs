@@ -3,11 +3,13 @@
 
 mod printable;
 mod progress;
+mod shell;
 mod table;
 mod text;
 
 pub use printable::{escape_json, one_line, printable, steers};
 pub use progress::{Bar, Printer, Stage, tell};
+pub use shell::shell;
 pub use table::Table;
 pub use text::{bar, sparkline, wrap};
 

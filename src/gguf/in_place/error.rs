@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::journal_path;
 use crate::gguf::GgufError;
+use crate::output::shell;
 
 /// Why a file could not be changed in place, or put back. [`UndoError::hint`] says what to do about it.
 #[derive(thiserror::Error, Debug)]
@@ -36,7 +37,7 @@ pub enum UndoError {
 impl UndoError {
     /// What to try next, where there is something to try.
     pub fn hint(&self) -> Option<String> {
-        let undo = |path: &Path| format!("`rosi-gguf undo {}`", path.display());
+        let undo = |path: &Path| format!("`rosi-gguf undo {}`", shell(path));
         Some(match self {
             Self::Gguf(error) => return error.hint(),
             Self::Journaled { path } => format!(
