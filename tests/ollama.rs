@@ -110,6 +110,37 @@ fn blobs_may_have_their_old_names() {
 }
 
 #[test]
+fn an_encoder_in_the_same_file_is_told_before_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path());
+    let mut bytes = Vec::new();
+    let file = GgufBuilder::new()
+        .string("general.architecture", "llama")
+        .string("tokenizer.chat_template", "{{ messages[0].content }}")
+        .kv("llama.block_count", Kv::U32(1))
+        .kv("llama.embedding_length", Kv::U32(4))
+        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
+        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
+        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
+        .f32_tensor("v.blk.0.attn_k.weight", &[4, 4], &[0.5; 16])
+        .f32_tensor("mm.0.bias", &[4], &[0.5; 4]);
+    file.write_to(&mut bytes).unwrap();
+    store.manifest(NAME, &[store.layer("model", &bytes)]);
+    let facts = json_of(&run(dir.path(), &["inspect", "ollama:tiny:1b", "--json"]));
+    assert!(facts["warnings"].to_string().contains("a vision encoder (1 tensor v.*)"), "{facts}");
+    for command in [
+        &["inject", "--dry-run"][..],
+        &["direction", "-o", "e.safetensors"],
+        &["chat"],
+        &["ask", "--prompt", "x"],
+    ] {
+        let text = told(dir.path(), &[command, &["ollama:tiny:1b"]].concat());
+        assert!(text.starts_with("exit 1\n") && text.contains("a vision encoder"), "{text}");
+        assert!(text.contains("hint: get the model as llama.cpp has it"), "{text}");
+    }
+}
+
+#[test]
 fn a_file_of_that_name_wins() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ollama:tiny"), model(true)).unwrap();

@@ -66,6 +66,7 @@ pub fn run(
 fn load(path: &Path, options: ChatOptions, printer: &Printer) -> Result<(Gguf, ChatModel), Error> {
     let gguf = Gguf::open(path)?;
     gguf.refuse_non_model()?;
+    gguf.refuse_siblings()?;
     let template = gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
     let template = template.ok_or_else(|| Error::NoTemplate { path: path.into() })?;
     let bar = printer.bar(&format!("loading {}", name(path)), 100);

@@ -87,6 +87,7 @@ fn print(
 fn open(source: &Source) -> Result<Gguf, Error> {
     let gguf = Gguf::open(&source.path)?;
     gguf.refuse_non_model()?;
+    gguf.refuse_siblings()?;
     Ok(gguf)
 }
 

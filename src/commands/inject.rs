@@ -100,6 +100,7 @@ fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
 
 /// What can be refused before the model is loaded.
 pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
+    opened.gguf.refuse_siblings()?;
     opened.template().map_err(|error| ollama::explain(error, &options.source))?;
     for warning in &opened.plan.warnings {
         printer.warn(warning.to_string());

@@ -118,6 +118,8 @@ fn inspect(opened: &Opened) -> Inspection {
         n_expert: w.n_expert,
         post_norm: w.post_norm.clone(),
     });
+    let warnings = plan.warnings.iter().map(ToString::to_string);
+    let siblings = gguf.refuse_siblings().err().map(|error| error.to_string());
     Inspection {
         path: gguf.path.display().to_string(),
         name_given: None,
@@ -137,7 +139,7 @@ fn inspect(opened: &Opened) -> Inspection {
         injected: Provenance::read(gguf),
         abliterated: None,
         weights: None,
-        warnings: plan.warnings.iter().map(ToString::to_string).collect(),
+        warnings: warnings.chain(siblings).collect(),
     }
 }
 

@@ -131,7 +131,11 @@ impl Create {
                 problem: format!(
                     "the model is split into {n_files} files, which the server is not given as one"
                 ),
-                hint: Some("join them first with llama-gguf-split --merge".into()),
+                hint: Some(
+                    "join them first with llama-gguf-split --merge, or leave the flag out and run `ollama create` with a \
+                     Modelfile that has a FROM line for each file"
+                        .into(),
+                ),
             });
         }
         let server = Server::from_env()?;

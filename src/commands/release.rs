@@ -107,6 +107,7 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
 fn open(path: &Path) -> Result<Gguf, Error> {
     let gguf = Gguf::open(path)?;
     gguf.refuse_non_model()?;
+    gguf.refuse_siblings()?;
     Ok(gguf)
 }
 

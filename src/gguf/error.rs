@@ -25,6 +25,8 @@ pub enum GgufError {
     Malformed { path: PathBuf, problem: Box<Malformed> },
     #[error("{} is {kind}, expected a language model", path.display())]
     NotAModel { path: PathBuf, kind: NonModel },
+    #[error("{} holds more than the language model, and llama.cpp cannot load it: {found}", path.display())]
+    Siblings { path: PathBuf, found: String },
     #[error("{} is file {} of {count} of a split model (split.no = {no}), expected a name ending in \"{expected}\"", path.display(), no + 1)]
     ShardName { path: PathBuf, no: u16, count: u16, expected: String },
     #[error("{} is one of {count} files of a split model, expected {} beside it, found {found} of {count}", path.display(), missing.display())]
@@ -207,6 +209,10 @@ impl GgufError {
             }
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
+            GgufError::Siblings { .. } => {
+                "get the model as llama.cpp has it, with encoders in an mmproj file of their own, for example from \
+                 the hub: hf:OWNER/REPO-GGUF"
+            }
             GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
                 "wait until nothing is writing to the file, then run again"
             }

@@ -35,6 +35,7 @@ pub mod in_place;
 mod metadata;
 mod reader;
 mod shards;
+mod siblings;
 mod stale;
 mod tensor_info;
 mod writer;

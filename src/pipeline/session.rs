@@ -107,6 +107,7 @@ pub fn load(
     run: &RunOptions,
     printer: &Printer,
 ) -> Result<LlamaEngine, Error> {
+    gguf.refuse_siblings()?;
     devices(run, printer)?;
     let bar = printer.bar("loading the model", 100);
     let options =

@@ -1,0 +1,82 @@
+//! Edited models after llama-quantize has copied them, as newer versions of `ollama create` have it do: by the llama.cpp
+//! that is built in, and, where `ROSI_TEST_LLAMA_QUANTIZE` names the program of another build, by that too.
+
+#[path = "../common/few_prompts.rs"]
+mod few_prompts;
+mod ffi;
+#[path = "../common/run.rs"]
+mod run;
+#[path = "../common/talking.rs"]
+mod talking;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rosi_gguf::gguf::{Gguf, Value};
+use serde_json::Value as Json;
+
+use few_prompts::short_prompts;
+use run::{json, text};
+
+/// One of each way in which an edit is recorded: a direction alone, factors of each matrix.
+const EDITS: [&[&str]; 2] = [
+    &["--method", "published", "--layer", "1", "--strength", "0.03"],
+    &["--method", "contrast", "--layer", "1", "--strength", "0.03"],
+];
+
+fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
+    let (out, few) = (folder.join(format!("{}.gguf", edit[1])), short_prompts(folder));
+    let args =
+        ["inject", text(model), "-o", text(&out), "--prompts", text(&few), "--lever", "plain", "-t", "2"];
+    let always = ["--json", "--force", "--no-controls", "-q"];
+    json(&[&args[..], &always, edit].concat());
+    out
+}
+
+/// The records of an edit, and the type and bytes of every tensor.
+fn contents(path: &Path) -> (Vec<(String, Json)>, Vec<(String, String, Vec<u8>)>) {
+    let gguf = Gguf::open(path).unwrap();
+    let value = |value: &Value| match value {
+        Value::Array(array) => format!("{:?}", gguf.read_f32_array(array).unwrap()).into(),
+        value => Json::from(format!("{value:?}")),
+    };
+    let ours = gguf.metadata.iter().filter(|kv| kv.key.starts_with("rosi."));
+    let mut keys: Vec<_> = ours.map(|kv| (kv.key.clone(), value(&kv.value))).collect();
+    keys.sort_by(|a, b| a.0.cmp(&b.0));
+    let tensor = |t: &rosi_gguf::gguf::TensorInfo| {
+        (t.name.clone(), t.ggml_type.name().to_owned(), gguf.read_tensor(t).unwrap())
+    };
+    let mut tensors: Vec<_> = gguf.tensors.iter().map(tensor).collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    (keys, tensors)
+}
+
+fn copies(from: &Path) -> Vec<PathBuf> {
+    let copy = from.with_extension("copy.gguf");
+    ffi::copy(from, &copy);
+    let other = std::env::var_os("ROSI_TEST_LLAMA_QUANTIZE").map(|program| {
+        let copy = from.with_extension("other.gguf");
+        let output = Command::new(program).args([from, &copy]).arg("COPY").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        copy
+    });
+    std::iter::once(copy).chain(other).collect()
+}
+
+#[test]
+fn an_edit_outlives_a_copy_by_llama_quantize() {
+    let dir = tempfile::tempdir().unwrap();
+    let [dense, normed, experts] = talking::models(dir.path());
+    for (base, edits) in [(dense, &EDITS[..]), (normed, &EDITS[..1]), (experts, &EDITS[1..])] {
+        for edit in edits {
+            let out = edited(&base, edit, dir.path());
+            let injected = json(&["inspect", text(&out), "--json"])["injected"].clone();
+            assert!(injected.is_object());
+            for copy in copies(&out) {
+                assert!(!contents(&out).0.is_empty());
+                assert!(contents(&copy) == contents(&out), "{edit:?}: {}", copy.display());
+                assert_eq!(json(&["inspect", text(&copy), "--json"])["injected"], injected);
+            }
+        }
+    }
+}
