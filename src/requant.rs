@@ -298,6 +298,7 @@ mod tests {
             weight_norm_sq: 1.0,
             scale: Vec::new(),
             scales_adapter: false,
+            post_norm: None,
         };
         let promotions = GgmlType::all().map(Requant::Promote);
         for requant in [Requant::Preserve, Requant::Nearest].into_iter().chain(promotions) {

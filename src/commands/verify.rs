@@ -28,7 +28,7 @@ struct Told<'a> {
 /// [`Error`] when a file cannot be read or they are not two versions of one model.
 pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let base = Opened::new(&find(&args.base, Check::Content, printer)?.path, args.patches.as_deref())?;
-    let edited = Gguf::open(&find(&args.edited, Check::Content, printer)?.path)?;
+    let edited = Gguf::open(&find(&args.edited, Check::Content, printer)?.path)?.listed_as(&base.gguf);
     let edits = claimed_edits(&base.gguf, &edited, &base.plan)?;
     if edits.is_empty() {
         printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine cannot be told");

@@ -111,6 +111,18 @@ impl Gguf {
         Some(at(self.by_name[found.ok()?]))
     }
 
+    /// The same file with its tensors in the order in which `other` lists them, which llama-quantize does not keep; as
+    /// it is where the two do not name the same tensors. Only the list changes, not where the bytes lie.
+    pub fn listed_as(mut self, other: &Gguf) -> Self {
+        let listed = other.tensors.iter().map(|tensor| self.tensor(&tensor.name).cloned());
+        let listed: Option<Vec<TensorInfo>> = listed.collect();
+        if let Some(listed) = listed.filter(|listed| listed.len() == self.tensors.len()) {
+            self.tensors = listed;
+            self.by_name.clone_from(&other.by_name);
+        }
+        self
+    }
+
     /// This file, and after it the other files of a split model.
     pub fn files(&self) -> impl Iterator<Item = &Gguf> {
         std::iter::once(self).chain(&self.others)

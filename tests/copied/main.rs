@@ -16,7 +16,7 @@ use rosi_gguf::gguf::{Gguf, Value};
 use serde_json::Value as Json;
 
 use few_prompts::short_prompts;
-use run::{json, text};
+use run::{command, json, text};
 
 /// One of each way in which an edit is recorded: a direction alone, factors of each matrix, neurons.
 const EDITS: [&[&str]; 3] = [
@@ -71,12 +71,19 @@ fn an_edit_outlives_a_copy_by_llama_quantize() {
     for (base, edits) in [(dense, &EDITS[..]), (normed, &EDITS[..1]), (experts, &EDITS[1..])] {
         for edit in edits {
             let out = edited(&base, edit, dir.path());
+            let verified = json(&["-q", "verify", text(&base), text(&out), "--json"]);
             let injected = json(&["inspect", text(&out), "--json"])["injected"].clone();
             assert!(injected.is_object());
             for copy in copies(&out) {
                 assert!(!contents(&out).0.is_empty());
                 assert!(contents(&copy) == contents(&out), "{edit:?}: {}", copy.display());
                 assert_eq!(json(&["inspect", text(&copy), "--json"])["injected"], injected);
+                // The copy has its tensors in another order, and a file type where there was none.
+                let again = command(&["-q", "verify", text(&base), text(&copy), "--json"]).output().unwrap();
+                let again: Json = serde_json::from_slice(&again.stdout).unwrap();
+                for fact in ["gain", "cosine", "untouched_identical", "identical"] {
+                    assert_eq!(again[fact], verified[fact], "{fact}, {edit:?}: {}", copy.display());
+                }
             }
         }
     }

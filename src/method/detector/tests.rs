@@ -187,7 +187,7 @@ fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arriv
     let edits = Edits::Neurons(vec![planted]);
     let written = tiny.written(&edits);
     let column = &edits.planted()[0].neurons[0].column;
-    let found = ffn::read_column(&written, &column.place).unwrap();
+    let found = ffn::read_column(&written, &column.place, 0).unwrap();
     let seen = |column: &[f32]| column.iter().zip(gain).map(|(c, g)| c * g).collect::<Vec<f32>>();
     let cosine = crate::linalg::cosine(&seen(&column.target), &seen(&found));
     (cosine, verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap().neurons.remove(0))
