@@ -26,7 +26,8 @@ const EDITS: [&[&str]; 3] = [
 ];
 
 fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
-    let (out, few) = (folder.join(format!("{}.gguf", edit[1])), short_prompts(folder));
+    let (stem, few) = (model.file_stem().unwrap().to_str().unwrap(), short_prompts(folder));
+    let out = folder.join(format!("{stem}-{}.gguf", edit[1]));
     let args =
         ["inject", text(model), "-o", text(&out), "--prompts", text(&few), "--lever", "plain", "-t", "2"];
     let always = ["--json", "--allow-no-refusal", "--allow-over-limits", "--no-controls", "-q"];
