@@ -5,8 +5,9 @@ use crate::gguf::GgmlType;
 
 /// Most of the edit that a file may have: rounding adds a few hundredths, in types of two bits.
 const MAX_GAIN: f64 = 1.25;
-/// Most noise, in steps of the tensor's type: four times what rounding adds in the worst of types.
-const MAX_STEPS: f64 = 4.0;
+/// Most noise, in 2^−b of the weights' size, b the type's bits per value: where the largest value of a block is four times
+/// their root mean square, that is one step of the grid in every value.
+const MAX_STEPS: f64 = 8.0;
 /// Most noise beside those steps, per size of the edit.
 const MAX_NOISE: f64 = 0.25;
 /// Most that neurons may write across their column, per what they write along it.
@@ -130,8 +131,8 @@ fn check_tensor(change: &TensorChange) -> Result<(), Shortfall> {
     }
 }
 
-/// The most that rounding to a type may change a matrix by, as a share of its size: [`MAX_STEPS`] steps of about 2^−b, b the
-/// type's bits per value; of floats those of the mantissa.
+/// The most that rounding to a type may change a matrix by, as a share of its size: [`MAX_STEPS`] · 2^−b, b the type's bits per
+/// value; of floats those of the mantissa.
 pub(super) fn rounding(ggml_type: GgmlType) -> f64 {
     let bits = match ggml_type {
         GgmlType::F64 | GgmlType::F32 => 24.0,
@@ -165,7 +166,7 @@ mod tests {
         for (ggml_type, noise) in measured {
             assert_eq!(check_tensor(&of(ggml_type, 0.04, noise)), Ok(()), "{ggml_type}");
         }
-        for (ggml_type, noise) in [("F32", 0.3), ("F16", 0.4), ("Q8_0", 1.0), ("Q4_K", 6.0)] {
+        for (ggml_type, noise) in [("F32", 0.3), ("F16", 0.4), ("Q8_0", 1.0), ("Q4_K", 10.0)] {
             let told = check_tensor(&of(ggml_type, 0.04, noise));
             assert!(matches!(told, Err(Shortfall::Noise { .. })), "{ggml_type}: {told:?}");
         }
