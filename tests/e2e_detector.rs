@@ -41,7 +41,7 @@ impl Found {
         let model = variable("ROSI_TEST_MODEL_SMOLLM2");
         let args = ["direction", text(&model), "-o", text(&edit), "--prompts", text(&few), "--trials", "1"];
         let told = json(
-            &[&args[..], &["--strength", "4.5", "--allow-no-refusal", "--allow-over-limits", "--json"]]
+            &[&args[..], &["--strength", "0.5", "--allow-no-refusal", "--allow-over-limits", "--json"]]
                 .concat(),
         );
         Self { folder, model, few, edit, told }

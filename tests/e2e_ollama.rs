@@ -54,7 +54,7 @@ const EDIT: [&str; 8] = [
     "--method",
     "published",
     "--strength",
-    "0.03",
+    "0.008",
     "--allow-no-refusal",
     "--allow-over-limits",
     "--no-controls",

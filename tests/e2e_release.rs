@@ -50,7 +50,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
         (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
     let search =
-        ["--method", "published", "--layer", "14", "--strength", "0.04", "--lever", "plain", "-t", "2"];
+        ["--method", "published", "--layer", "14", "--strength", "0.008", "--lever", "plain", "-t", "2"];
     let direction = [
         "direction",
         text(&quantized),
