@@ -8,8 +8,8 @@ const MAX_GAIN: f64 = 1.25;
 /// Most noise, in 2^−b of the weights' size, b the type's bits per value: where the largest value of a block is four times
 /// their root mean square, that is one step of the grid in every value.
 const MAX_STEPS: f64 = 8.0;
-/// Most noise beside those steps, per size of the edit.
-const MAX_NOISE: f64 = 0.25;
+/// Most noise beside those steps, per size of the edit: in floats, and in blocks, whose codes move by whole steps.
+const MAX_NOISE: [f64; 2] = [0.25, 2.0];
 /// Most that neurons may write across their column, per what they write along it.
 const MAX_ACROSS: f64 = 1.0;
 
@@ -123,8 +123,9 @@ fn check_tensor(change: &TensorChange) -> Result<(), Shortfall> {
         return Err(Shortfall::NotFinite { name: change.name.clone() });
     }
     let (Some(asked), Some(noise)) = (change.requested_change, change.noise) else { return Ok(()) };
-    let rounding = GgmlType::all().find(|t| t.name() == change.ggml_type).map_or(0.0, rounding);
-    let (most, found) = (rounding + MAX_NOISE * asked, noise * asked);
+    let ggml_type = GgmlType::all().find(|t| t.name() == change.ggml_type);
+    let beside = MAX_NOISE[usize::from(ggml_type.is_some_and(|t| !t.is_float()))];
+    let (most, found) = (ggml_type.map_or(0.0, rounding) + beside * asked, noise * asked);
     match found > most {
         true => Err(Shortfall::Noise { name: change.name.clone(), most, found }),
         false => Ok(()),
@@ -166,7 +167,7 @@ mod tests {
         for (ggml_type, noise) in measured {
             assert_eq!(check_tensor(&of(ggml_type, 0.04, noise)), Ok(()), "{ggml_type}");
         }
-        for (ggml_type, noise) in [("F32", 0.3), ("F16", 0.4), ("Q8_0", 1.0), ("Q4_K", 10.0)] {
+        for (ggml_type, noise) in [("F32", 0.3), ("F16", 0.4), ("Q8_0", 3.0), ("Q4_K", 12.0)] {
             let told = check_tensor(&of(ggml_type, 0.04, noise));
             assert!(matches!(told, Err(Shortfall::Noise { .. })), "{ggml_type}: {told:?}");
         }
