@@ -141,8 +141,8 @@ impl Ffn {
         let has = |weight: &str, part: &str| gguf.tensor(&weight.replace(".weight", part)).is_some();
         let rows = |name: &str| {
             let tensor = gguf.tensor(&format!("{stem}{name}{suffix}"))?;
-            let plain = !has(&tensor.name, ".scale") && !(routed && has(&tensor.name, ".bias"));
-            (plain && tensor.ne == [n_embd, tensor.ne[1], writer.n_expert, 1])
+            let more = has(&tensor.name, ".scale") || routed && has(&tensor.name, ".bias");
+            (!more && tensor.ne == [n_embd, tensor.ne[1], writer.n_expert, 1])
                 .then_some((tensor.name.clone(), tensor.ne[1]))
         };
         let (gate, (up, up_rows)) = (rows("ffn_gate"), rows("ffn_up")?);

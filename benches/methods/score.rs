@@ -5,7 +5,7 @@ use std::fmt;
 use rosi_gguf::evaluate::answers::ask;
 use rosi_gguf::evaluate::stats::{Proportion, kl_divergence};
 use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats, spread};
-use rosi_gguf::llama::{Engine, LlamaEngine};
+use rosi_gguf::llama::LlamaEngine;
 
 use crate::Failure;
 

@@ -158,7 +158,7 @@ struct Shown {
 impl Shown {
     fn of(
         exchanges: &[(&str, &str)],
-        tokens: &dyn Fn(&str, &str) -> Result<Vec<Token>, LlamaError>,
+        tokens: impl Fn(&str, &str) -> Result<Vec<Token>, LlamaError>,
     ) -> Result<Self, LlamaError> {
         let mut shown = Self { indices: Vec::new(), prompts: Vec::new(), why: None };
         for (i, (request, answer)) in exchanges.iter().enumerate() {
@@ -192,7 +192,7 @@ pub fn judge(
     exchanges: &[(&str, &str)],
     done: &mut dyn FnMut(usize),
 ) -> Result<Judged, LlamaError> {
-    let shown = Shown::of(exchanges, &|request, answer| kind.tokens(engine, request, answer))?;
+    let shown = Shown::of(exchanges, |request, answer| kind.tokens(engine, request, answer))?;
     let mut verdicts = vec![Verdict::Unclear; exchanges.len()];
     let replies =
         engine.answer_tokens(&shown.prompts, kind.n_predict(), &mut |i, _| done(shown.indices[i]))?;
@@ -332,11 +332,11 @@ mod tests {
             "long" => Err(LlamaError::PromptTooLong { tokens: 2000, limit: 1024, start: "long".into() }),
             _ => Ok(vec![7]),
         };
-        let shown = Shown::of(&exchanges, &tokens).unwrap();
+        let shown = Shown::of(&exchanges, tokens).unwrap();
         assert_eq!((shown.indices, shown.prompts.len()), (vec![0, 3], 2));
         assert!(matches!(shown.why, Some(LlamaError::Template(_))), "the first of two reasons is told");
         let failing = |_: &str, _: &str| Err(LlamaError::Callback);
-        assert!(Shown::of(&exchanges, &failing).is_err(), "what no other exchange would survive ends it");
+        assert!(Shown::of(&exchanges, failing).is_err(), "what no other exchange would survive ends it");
     }
 
     #[test]

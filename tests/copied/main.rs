@@ -35,8 +35,14 @@ fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
     out
 }
 
-/// The records of an edit, and the type and bytes of every tensor.
-fn contents(path: &Path) -> (Vec<(String, Json)>, Vec<(String, String, Vec<u8>)>) {
+/// The records of an edit, and the name, type and bytes of every tensor.
+#[derive(PartialEq)]
+struct Contents {
+    keys: Vec<(String, Json)>,
+    tensors: Vec<(String, String, Vec<u8>)>,
+}
+
+fn contents(path: &Path) -> Contents {
     let gguf = Gguf::open(path).unwrap();
     let value = |value: &Value| match value {
         Value::Array(array) => format!("{:?}", gguf.read_f32_array(array).unwrap()).into(),
@@ -50,7 +56,7 @@ fn contents(path: &Path) -> (Vec<(String, Json)>, Vec<(String, String, Vec<u8>)>
     };
     let mut tensors: Vec<_> = gguf.tensors.iter().map(tensor).collect();
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    (keys, tensors)
+    Contents { keys, tensors }
 }
 
 fn copies(from: &Path) -> Vec<PathBuf> {
@@ -76,7 +82,7 @@ fn an_edit_outlives_a_copy_by_llama_quantize() {
             let injected = json(&["inspect", text(&out), "--json"])["injected"].clone();
             assert!(injected.is_object());
             for copy in copies(&out) {
-                assert!(!contents(&out).0.is_empty());
+                assert!(!contents(&out).keys.is_empty());
                 assert!(contents(&copy) == contents(&out), "{edit:?}: {}", copy.display());
                 assert_eq!(json(&["inspect", text(&copy), "--json"])["injected"], injected);
                 // The copy has its tensors in another order, and a file type where there was none.
