@@ -227,10 +227,12 @@ fn check_shown_again(report: &Path, page: &Path, said: &str) {
 fn check_same_bytes(args: &[&str], out: &Path) {
     let second = out.with_file_name("second.gguf");
     let (report, page) = (out.with_file_name("second.json"), out.with_file_name("second.html"));
+    let lora = out.with_file_name("second-lora.gguf");
     let renamed: Vec<&str> = args
         .iter()
         .map(|&a| match Path::new(a) {
             p if p == out => text(&second),
+            p if p.file_name().is_some_and(|name| name == "lora.gguf") => text(&lora),
             p if p.extension().is_some_and(|e| e == "json") => text(&report),
             p if p.extension().is_some_and(|e| e == "html") => text(&page),
             _ => a,
