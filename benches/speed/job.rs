@@ -111,11 +111,14 @@ fn result(model: &Model, scores: &Value) {
     table::print(&format!("What it made: {}", model.name()), text, &header, &rows);
 }
 
-/// SmolLM2-135M refuses nothing, which by default is told, and nothing more done.
+/// SmolLM2-135M hardly refuses, which by default is told, and nothing more done; a large push would lose what it refuses.
 fn options(model: &Model) -> Vec<&'static str> {
     match model.name().starts_with("SmolLM2") {
         false => vec![],
-        true => vec!["--allow-no-refusal", "--allow-over-limits", "--layer", "15", "--trials", "1"],
+        true => {
+            let small = ["--layer", "15", "--trials", "1", "--strength", "0.5"];
+            [&["--allow-no-refusal", "--allow-over-limits"][..], &small].concat()
+        }
     }
 }
 
