@@ -113,6 +113,11 @@ pub struct Ffn {
 }
 
 impl Ffn {
+    /// The matrices of which a neuron has a row.
+    pub fn rows(&self) -> impl Iterator<Item = &String> {
+        self.gate.iter().chain([&self.up])
+    }
+
     /// The networks whose outputs `writers` are; of a block's mixture only where it has no other.
     fn all(gguf: &Gguf, writers: &[ResidualWriter], n_embd: u64) -> Vec<Self> {
         let networks = writers.iter().enumerate().filter_map(|writer| Self::of(gguf, writer, n_embd));

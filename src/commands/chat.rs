@@ -64,9 +64,7 @@ pub fn run(
 }
 
 fn load(path: &Path, options: ChatOptions, printer: &Printer) -> Result<(Gguf, ChatModel), Error> {
-    let gguf = Gguf::open(path)?;
-    gguf.refuse_non_model()?;
-    gguf.refuse_siblings()?;
+    let gguf = session::open(path)?;
     let template = gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
     let template = template.ok_or_else(|| Error::NoTemplate { path: path.into() })?;
     header::check(&gguf).map_err(LlamaError::from)?;

@@ -16,7 +16,7 @@ use crate::evaluate::answers::ask;
 use crate::evaluate::chats;
 use crate::evaluate::choice::{self, Item};
 use crate::evaluate::compare::divergence;
-use crate::evaluate::jailbreak::{WRAPPERS, Wrapped};
+use crate::evaluate::jailbreak::{WRAPPERS, Wrapped, Wrapper};
 use crate::evaluate::judge::{self, JudgeKind};
 use crate::evaluate::material::read_text;
 use crate::evaluate::perplexity::{self, Perplexity};
@@ -43,6 +43,7 @@ pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error
     let file =
         options.report.as_deref().map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
     let material = Material::load(options)?;
+    let open = |source: &Source| session::open(&source.path);
     let judge = options.judge.as_ref().map(open).transpose()?;
     let base = options.base.as_ref().map(open).transpose()?;
     let models = options.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
@@ -84,13 +85,6 @@ fn print(
         false => printer.data(report.summary()),
     }
     Ok(ExitStatus::Done)
-}
-
-fn open(source: &Source) -> Result<Gguf, Error> {
-    let gguf = Gguf::open(&source.path)?;
-    gguf.refuse_non_model()?;
-    gguf.refuse_siblings()?;
-    Ok(gguf)
 }
 
 fn template(gguf: &Gguf) -> Option<&str> {
@@ -196,9 +190,14 @@ impl Eval<'_> {
         Ok((engine, report))
     }
 
+    /// In what other words harmful prompts are asked too.
+    fn wrappers(&self) -> &'static [Wrapper] {
+        if self.options.jailbreak { &WRAPPERS } else { &[] }
+    }
+
     /// What is wrong with a prompt is told before the first is asked.
     fn check_prompts(&self, engine: &LlamaEngine) -> Result<(), Error> {
-        let wrappers = if self.options.jailbreak { &WRAPPERS[..] } else { &[] };
+        let wrappers = self.wrappers();
         for set in &self.material.sets {
             for (&kind, texts) in &set.kinds {
                 session::check_prompts(engine, None, texts.iter().map(|text| (kind, text.as_str())))?;
@@ -214,7 +213,7 @@ impl Eval<'_> {
 
     /// Every prompt of every set, and with `--jailbreak` the harmful ones in other words.
     fn ask(&self, engine: &mut LlamaEngine, name: &str) -> Result<Vec<SetReport>, Error> {
-        let wrappers = if self.options.jailbreak { &WRAPPERS[..] } else { &[] };
+        let wrappers = self.wrappers();
         let asked = |set: &Set| -> usize {
             let plain: usize = set.kinds.values().map(Vec::len).sum();
             plain + set.of(PromptKind::Harmful).len() * wrappers.len()

@@ -38,7 +38,7 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
     let json = args.json;
     let (config, run) = options(args)?;
-    let sources = config.sources.iter().map(|path| open(path)).collect::<Result<Vec<_>, _>>()?;
+    let sources = config.sources.iter().map(|path| session::open(path)).collect::<Result<Vec<_>, _>>()?;
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
     let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
     let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
@@ -107,13 +107,6 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
     let config = Config::new(raw, args.search);
     let config = config.map_err(|problem| Error::Option { flag: "release", problem, hint: None })?;
     Ok((config, run))
-}
-
-fn open(path: &Path) -> Result<Gguf, Error> {
-    let gguf = Gguf::open(path)?;
-    gguf.refuse_non_model()?;
-    gguf.refuse_siblings()?;
-    Ok(gguf)
 }
 
 fn hash(path: &Path) -> Result<String, Error> {

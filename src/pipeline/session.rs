@@ -49,6 +49,14 @@ impl Opened {
     }
 }
 
+/// Opens a model that llama.cpp is to run: what it cannot load is told by the header.
+pub fn open(path: &Path) -> Result<Gguf, Error> {
+    let gguf = Gguf::open(path)?;
+    gguf.refuse_non_model()?;
+    gguf.refuse_siblings()?;
+    Ok(gguf)
+}
+
 /// The model of that name; shows what takes time.
 pub fn find(model: &ModelArg, check: Check, printer: &Printer) -> Result<Source, Error> {
     let mut shown: Option<(String, Bar)> = None;

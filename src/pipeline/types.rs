@@ -40,7 +40,7 @@ fn writer<'a>(plan: &'a Plan, ffn: &Ffn) -> &'a str {
 /// What neurons of the networks change.
 fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
     let of = |ffn: &Ffn| {
-        let rows = ffn.gate.iter().chain([&ffn.up]).map(|name| (name.clone(), Part::Rows));
+        let rows = ffn.rows().map(|name| (name.clone(), Part::Rows));
         rows.chain([(writer(plan, ffn).to_owned(), Part::Columns)]).collect::<Vec<_>>()
     };
     networks.iter().flat_map(of).collect()

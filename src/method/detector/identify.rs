@@ -41,6 +41,16 @@ impl Fit {
     fn part_off(self) -> f64 {
         (self.off / self.all.max(f64::MIN_POSITIVE)).sqrt()
     }
+
+    /// Adds a token: what was found of it, and what was computed.
+    fn add(&mut self, found: &[f64], computed: &[f64], routed: bool) {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let p =
+            if routed { dot(found, computed) / dot(computed, computed).max(f64::MIN_POSITIVE) } else { 1.0 };
+        self.off += found.iter().zip(computed).map(|(h, c)| (h - p * c).powi(2)).sum::<f64>();
+        self.all += dot(found, found);
+        self.routed += p;
+    }
 }
 
 impl Network {
@@ -117,18 +127,6 @@ impl Network {
         };
         let up = self.up_place(j).map(|place| product(place, up_bias)).transpose()?;
         Ok((product(self.gate_place(j), gate_bias)?, up.unwrap_or_else(|| vec![1.0; x.nrows()])))
-    }
-}
-
-impl Fit {
-    /// Adds a token: what was found of it, and what was computed.
-    fn add(&mut self, found: &[f64], computed: &[f64], routed: bool) {
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let p =
-            if routed { dot(found, computed) / dot(computed, computed).max(f64::MIN_POSITIVE) } else { 1.0 };
-        self.off += found.iter().zip(computed).map(|(h, c)| (h - p * c).powi(2)).sum::<f64>();
-        self.all += dot(found, found);
-        self.routed += p;
     }
 }
 

@@ -54,8 +54,8 @@ pub fn networks(plan: &Plan, layer: Option<usize>) -> Vec<Ffn> {
 
 /// Names of the tensors that may be changed.
 pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
-    let of = |ffn: Ffn| ffn.gate.into_iter().chain([ffn.up, plan.writers[ffn.writer].tensor.clone()]);
-    networks(plan, layer).into_iter().flat_map(of).collect()
+    let of = |ffn: &Ffn| ffn.rows().chain([&plan.writers[ffn.writer].tensor]).cloned().collect::<Vec<_>>();
+    networks(plan, layer).iter().flat_map(of).collect()
 }
 
 /// The edits of `space` that are tried, the default first: two, or the one that the user wants.
