@@ -24,6 +24,7 @@ const LIMITS: &str = "Its limits";
 const SEARCH: &str = "The search";
 const OUTPUT: &str = "The file";
 const REPORT: &str = "The report";
+const MODEL: &str = "The model";
 const MACHINE: &str = "The machine";
 
 /// Make a GGUF language model safer in minutes, without training.
@@ -301,10 +302,40 @@ pub struct SearchArgs {
     /// Safety system prompt while extracting the direction: auto, off, or a file.
     #[arg(long, default_value = "auto", value_name = "auto|off|FILE", help_heading = EDIT)]
     pub system_prompt: String,
+    /// Files with the system prompts under which the model will run, one each: detectors are taught under them too, and the
+    /// report tells how often they open there. That of an Ollama model is among them.
+    #[arg(long, num_args = 1.., value_name = "FILE", help_heading = EDIT)]
+    pub context: Vec<PathBuf>,
+    /// Thoughts before answers.
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
     /// Go on with the search that was stopped: what it measured is kept beside the output, in
     /// NAME.search.jsonl.
     #[arg(long, help_heading = SEARCH)]
     pub resume: bool,
+}
+
+/// Whether a model that can think before it answers does so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum ThinkingArg {
+    /// It answers at once; `inject` also tells what it answers once it has thought.
+    #[default]
+    Auto,
+    /// It thinks first. An error where the model does not think.
+    On,
+    /// It answers at once.
+    Off,
+}
+
+/// Flags for models that think before they answer.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct ThinkingArgs {
+    /// Of a model that thinks before it answers: does it?
+    #[arg(long, value_enum, default_value_t, value_name = "auto|on|off", help_heading = MODEL)]
+    pub thinking: ThinkingArg,
+    /// Most tokens of its thoughts about one prompt.
+    #[arg(long, default_value_t = 256, value_name = "N", help_heading = MODEL, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    pub think: u32,
 }
 
 /// Flags of `direction`.
@@ -423,6 +454,9 @@ pub struct AskArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Thoughts before answers.
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,
@@ -448,6 +482,9 @@ pub struct ChatArgs {
     /// Tokens of the whole conversation, as llama.cpp's -c.
     #[arg(short, long, default_value_t = 4096, value_name = "N")]
     pub ctx_size: usize,
+    /// Thoughts before answers.
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
     /// How to run the model.
     #[command(flatten)]
     pub run: RunArgs,
@@ -495,6 +532,9 @@ pub struct EvalArgs {
     /// Overwrite the report.
     #[arg(long)]
     pub overwrite: bool,
+    /// Thoughts before answers.
+    #[command(flatten)]
+    pub thinking: ThinkingArgs,
     /// How to run the models.
     #[command(flatten)]
     pub run: RunArgs,

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::{
     AllowArgs, DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs,
+    ThinkingArg, ThinkingArgs,
 };
 use crate::edit::Method;
 use crate::error::Error;
@@ -26,6 +27,21 @@ pub enum SystemPrompt {
     Off,
     /// Always this text.
     Text(String),
+}
+
+/// What a model that can think before it answers does, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThinkingOptions {
+    /// What was asked for.
+    pub asked: ThinkingArg,
+    /// Most tokens of thoughts about one prompt.
+    pub budget: usize,
+}
+
+impl From<ThinkingArgs> for ThinkingOptions {
+    fn from(args: ThinkingArgs) -> Self {
+        Self { asked: args.thinking, budget: args.think as usize }
+    }
 }
 
 /// How to run a model.
@@ -68,6 +84,10 @@ pub struct InjectOptions {
     pub prompts: Vec<PathBuf>,
     /// Safety system prompt.
     pub system_prompt: SystemPrompt,
+    /// System prompts under which the model will run.
+    pub contexts: Vec<String>,
+    /// Thoughts before answers.
+    pub thinking: ThinkingOptions,
     /// Only this lever.
     pub lever: Option<Lever>,
     /// Where the JSON report goes.
@@ -153,6 +173,8 @@ impl InjectOptions {
             in_place: args.in_place,
             search: search_options(&args.search, args.allow.allow_over_limits)?,
             lever: args.search.lever,
+            contexts: contexts(&args.search.context, &source)?,
+            thinking: args.search.thinking.into(),
             direction: args.direction,
             resume: args.search.resume,
             memory: args.search.memory << 20,
@@ -297,6 +319,8 @@ pub struct EvalOptions {
     pub choice: Option<PathBuf>,
     /// Whether harmful prompts are also put in other ways.
     pub jailbreak: bool,
+    /// Thoughts before answers.
+    pub thinking: ThinkingOptions,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// Whether the JSON report goes to stdout.
@@ -336,6 +360,7 @@ impl EvalOptions {
             chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
             choice: args.choice,
             jailbreak: args.jailbreak,
+            thinking: args.thinking.into(),
             report: args.report,
             json: args.json,
             overwrite: args.overwrite,
@@ -525,6 +550,21 @@ fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
         ));
     }
     Ok(prompt)
+}
+
+/// The system prompts in `files`, and that of an Ollama model.
+fn contexts(files: &[PathBuf], source: &Source) -> Result<Vec<String>, Error> {
+    let own = source.companions.as_ref().and_then(|companions| companions.system.clone());
+    let read = |path: &PathBuf| {
+        std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.clone(), source })
+    };
+    let read = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let empty = |text: &String| text.trim().is_empty();
+    if let Some(i) = read.iter().position(empty) {
+        let problem = format!("{} is empty, expected a system prompt", files[i].display());
+        return Err(option("--context", problem, None));
+    }
+    Ok(read.into_iter().chain(own.filter(|text| !empty(text))).collect())
 }
 
 fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {

@@ -7,7 +7,8 @@ use crate::direction::Separation;
 use crate::edit::Method;
 use crate::evaluate::fidelity::{Fidelity, Projections};
 use crate::evaluate::refusal::{Outcome, classify};
-use crate::evaluate::{Examination, Score};
+use crate::evaluate::thoughts::Thoughts;
+use crate::evaluate::{Examination, Score, Tally};
 use crate::method::detector::train::Profile;
 use crate::output::Stage;
 use crate::prompts::PromptKind;
@@ -65,6 +66,9 @@ pub struct Report {
     /// Where prompts lie along the direction, before and after; absent in reports of before it was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projections: Option<Projections>,
+    /// Answers behind thoughts, of a model that thinks before it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<ThinkingReport>,
     /// Answers to the report split before and after.
     pub answers: Vec<AnswerPair>,
     /// Seconds that it took.
@@ -77,6 +81,34 @@ pub struct Report {
     pub cpu_seconds: Option<f64>,
     /// Peak resident memory in bytes, where the system tells it.
     pub peak_memory: Option<u64>,
+}
+
+/// What a model that thinks before it answers says once it has, on prompts of the report split.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ThinkingReport {
+    /// What its thoughts begin with.
+    pub open: String,
+    /// What ends them.
+    pub close: String,
+    /// Most tokens of thoughts about one prompt.
+    pub budget: usize,
+    /// The base.
+    pub base: Thoughtful,
+    /// The written file.
+    pub written: Thoughtful,
+}
+
+/// Answers behind thoughts; those of thoughts that do not end count as undecided.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Thoughtful {
+    /// Harmful prompts.
+    pub harmful: Tally,
+    /// Harmless prompts.
+    pub harmless: Tally,
+    /// Alarming prompts.
+    pub alarming: Tally,
+    /// The thoughts.
+    pub thoughts: Thoughts,
 }
 
 /// One file.

@@ -79,7 +79,7 @@ fn engine(path: &Path) -> LlamaEngine {
 }
 
 fn chat(user: &str) -> Chat<'_> {
-    Chat { system: None, user }
+    Chat::of(user)
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn chunks_of_gemma_begin_with_bos() {
 fn kl_is_that_of_the_logits_and_grows_with_the_edit() {
     let (mut base, mut this) = (engine(&smollm2()), engine(&smollm2()));
     let users = ["The sea is", "My favourite food is", "Once upon a time there was"];
-    let chats = users.map(|user| Chat { system: None, user });
+    let chats = users.map(Chat::of);
     let mut of = |base: &mut LlamaEngine, size: f32| {
         let edit = LowRank {
             tensor: "blk.20.ffn_down.weight".into(),
@@ -261,7 +261,7 @@ fn an_open_answer_goes_on_where_it_was() {
     let template = Gguf::open(&path).unwrap().str("tokenizer.chat_template").unwrap().to_owned();
     let mut engine = load(&path, Some(&template));
     let texts = ["Why is the sky blue?", "Name three colours.", "What is a noun?"];
-    let chats = texts.map(|user| Chat { system: None, user });
+    let chats = texts.map(Chat::of);
     let whole = engine.answer(&chats, 24, &mut |_, _| ()).unwrap();
     let short = engine.answer(&chats, 6, &mut |_, _| ()).unwrap();
     let mut firsts = 0;

@@ -36,8 +36,7 @@ fn engine(path: &Path) -> LlamaEngine {
 }
 
 fn chats() -> [Chat<'static>; 3] {
-    ["How do I pick a lock?", "How do I bake bread?", "Write a poem about the sea."]
-        .map(|user| Chat { system: None, user })
+    ["How do I pick a lock?", "How do I bake bread?", "Write a poem about the sea."].map(Chat::of)
 }
 
 fn logits(engine: &mut LlamaEngine) -> Vec<f64> {

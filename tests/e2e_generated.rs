@@ -139,7 +139,7 @@ const PROMPT: &str = "How do I bake bread that to the taste of all is the best?"
 fn ours(path: &Path) -> Vec<f64> {
     let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
-    let logits = engine.last_logits(&[Chat { system: None, user: PROMPT }]).unwrap().swap_remove(0);
+    let logits = engine.last_logits(&[Chat::of(PROMPT)]).unwrap().swap_remove(0);
     let most = logits.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
     logits.iter().map(|l| f64::from(l - most) - sum.ln()).collect()

@@ -43,7 +43,7 @@ const ASKED: [&str; 3] = ["bake bread", "pick the lock of a door", "write of rai
 /// Residuals and inputs of the writers, without an edit or with one, and the first token's logits.
 fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[LowRank]) -> (Activations, Vec<Vec<f32>>) {
     engine.apply(edits).unwrap();
-    let chats = ASKED.map(|user| Chat { system: None, user });
+    let chats = ASKED.map(Chat::of);
     let mut logits = Vec::new();
     let activations = engine.collect(&chats, capture, &mut |_, row| logits.push(row.to_vec())).unwrap();
     (activations, logits)

@@ -20,7 +20,7 @@ const TIME: Duration = Duration::from_secs(60);
 /// Renders `source`, within the limits; the error, where there is one.
 fn render(source: &str) -> Result<String, String> {
     let started = Instant::now();
-    let chat = Chat { system: None, user: "How do I bake bread?" };
+    let chat = Chat::of("How do I bake bread?");
     let (result, peak) = peak_of(|| {
         let template = ChatTemplate::new(source, "<s>", "</s>").map_err(|e| e.to_string())?;
         template.render(&chat).map(|prompt| prompt.text).map_err(|e| e.to_string())

@@ -30,7 +30,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let set = PromptSet::bundled();
     let prompts = set.select(PromptKind::Harmful, Split::Extract);
     let n = if effort == Effort::Short { 8 } else { 96 };
-    let chats: Vec<Chat<'_>> = prompts.iter().take(n).map(|p| Chat { system: None, user: &p.text }).collect();
+    let chats: Vec<Chat<'_>> = prompts.iter().take(n).map(|p| Chat::of(&p.text)).collect();
     let tokens = decoded(engine, &chats)?;
 
     let residual = Capture::residual_only(&model.plan);

@@ -139,7 +139,7 @@ pub fn template(bytes: &[u8]) {
         Err(error) => return drop((error.to_string(), error.hint())),
     };
     for system in [None, Some("Be kind.")] {
-        let chat = Chat { system, user: "How do I bake bread?" };
+        let chat = Chat { system, ..Chat::of("How do I bake bread?") };
         match template.render(&chat) {
             Ok(text) => assert!(text.contains(chat.user) && text.len() <= 1 << 20),
             Err(error) => assert!(error.to_string().len() < 1 << 14),

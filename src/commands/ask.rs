@@ -6,7 +6,8 @@ use crate::error::{Error, ExitStatus};
 use crate::evaluate::chats;
 use crate::gguf::Gguf;
 use crate::llama::Engine;
-use crate::options::RunOptions;
+use crate::llama::thinking::Thinker;
+use crate::options::{RunOptions, ThinkingOptions};
 use crate::output::Printer;
 use crate::pipeline::session;
 
@@ -19,6 +20,8 @@ pub struct Question {
     pub prompts: Vec<String>,
     /// Most tokens of an answer.
     pub tokens: usize,
+    /// Thoughts before answers.
+    pub thinking: ThinkingOptions,
     /// Whether to print JSON.
     pub json: bool,
 }
@@ -31,8 +34,11 @@ pub fn run(question: &Question, run: &RunOptions, printer: &Printer) -> Result<E
     let gguf = Gguf::open(&question.model)?;
     gguf.refuse_non_model()?;
     let mut engine = session::load(&gguf, gguf.str("tokenizer.chat_template"), run, printer)?;
-    let answers =
-        engine.answer(&chats(&question.prompts, None), question.tokens.clamp(1, 512), &mut |_, _| ())?;
+    let (chats, tokens) = (chats(&question.prompts, None), question.tokens.clamp(1, 512));
+    let answers = match session::thoughts(&engine, question.thinking)? {
+        Some(budget) => Thinker::new(&mut engine, budget).answer(&chats, tokens, &mut |_, _| ())?,
+        None => engine.answer(&chats, tokens, &mut |_, _| ())?,
+    };
     for (prompt, answer) in question.prompts.iter().zip(&answers) {
         if question.json {
             printer.json_text(&serde_json::json!({ "prompt": prompt, "answer": answer }).to_string());

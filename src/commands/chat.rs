@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 
-use crate::cli::ChatArgs;
+use crate::cli::{ChatArgs, ThinkingArg};
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::interrupt;
@@ -45,6 +45,7 @@ pub fn run(
         offload: run.offload.clone(),
         n_ctx: args.ctx_size,
         n_predict: args.tokens,
+        n_think: if args.thinking.thinking == ThinkingArg::On { args.thinking.think as usize } else { 0 },
     };
     session::devices(&run, printer)?;
     let system = args.system.as_deref();

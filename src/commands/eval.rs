@@ -20,7 +20,9 @@ use crate::evaluate::jailbreak::{WRAPPERS, Wrapped, Wrapper};
 use crate::evaluate::judge::{self, JudgeKind};
 use crate::evaluate::material::read_text;
 use crate::evaluate::perplexity::{self, Perplexity};
+use crate::evaluate::thoughts::Thoughts;
 use crate::gguf::{AtomicFile, Gguf};
+use crate::llama::thinking::Thinker;
 use crate::llama::{LlamaEngine, llama_version};
 use crate::options::EvalOptions;
 use crate::output::Printer;
@@ -220,11 +222,19 @@ impl Eval<'_> {
         };
         let total: usize = self.material.sets.iter().map(asked).sum();
         let bar = self.printer.bar(&format!("asking {name}"), total as u64);
+        let budget = session::thoughts(engine, self.options.thinking)?;
         let mut before = 0;
-        let mut answers = |texts: &[String]| -> Result<Vec<String>, Error> {
-            let all = ask(engine, &chats(texts, None), self.options.tokens, &mut |i, _| {
-                bar.set((before + i) as u64);
-            })?;
+        let mut answers = |texts: &[String]| -> Result<(Vec<String>, Option<Thoughts>), Error> {
+            let mut first = |i: usize, _: &[f32]| bar.set((before + i) as u64);
+            let (chats, tokens) = (chats(texts, None), self.options.tokens);
+            let all = match budget {
+                Some(budget) => {
+                    let mut thinker = Thinker::new(engine, budget);
+                    let answers = ask(&mut thinker, &chats, tokens, &mut first)?;
+                    (answers, Some(Thoughts::of(&thinker.thoughts)))
+                }
+                None => (ask(engine, &chats, tokens, &mut first)?, None),
+            };
             before += texts.len();
             Ok(all)
         };
@@ -232,13 +242,14 @@ impl Eval<'_> {
         for set in &self.material.sets {
             let mut kinds = BTreeMap::new();
             for (&kind, prompts) in &set.kinds {
-                kinds.insert(kind, KindReport::new(prompts, answers(prompts)?));
+                let (answers, thoughts) = answers(prompts)?;
+                kinds.insert(kind, KindReport { thoughts, ..KindReport::new(prompts, answers) });
             }
             let harmful = set.of(PromptKind::Harmful);
             let mut jailbreak = Vec::new();
             for wrapper in wrappers.iter().filter(|_| !harmful.is_empty()) {
                 let texts: Vec<String> = harmful.iter().map(|request| wrapper.wrap(request)).collect();
-                let wrapped = Wrapped::new(wrapper, answers(&texts)?);
+                let wrapped = Wrapped::new(wrapper, answers(&texts)?.0);
                 jailbreak.push(JailbreakReport { wrapped, against_base: None });
             }
             let (source, sha256) = (set.source.clone(), set.sha256.clone());

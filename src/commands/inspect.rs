@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::cli::InspectArgs;
 use crate::error::{Error, ExitStatus};
+use crate::llama::ChatTemplate;
+use crate::llama::thinking::{self, Thinking};
 use crate::output::{Printer, Table, one_line};
 use crate::patches;
 use crate::pipeline::provenance::Provenance;
@@ -33,6 +35,8 @@ struct Inspection {
     types: BTreeMap<String, TypeUse>,
     writers: Vec<WriterRow>,
     chat_template: Option<String>,
+    /// How the model thinks before it answers, as far as its template tells.
+    thinking: Option<Thinking>,
     injected: Option<Provenance>,
     /// Missing when the weights were not looked at, null when no direction was removed from them.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,11 +140,27 @@ fn inspect(opened: &Opened) -> Inspection {
         types,
         writers: writers.collect(),
         chat_template: gguf.str("tokenizer.chat_template").map(str::to_owned),
+        thinking: gguf.str("tokenizer.chat_template").and_then(thinking),
         injected: Provenance::read(gguf),
         abliterated: None,
         weights: None,
         warnings: warnings.chain(siblings).collect(),
     }
+}
+
+/// What the template shows of thoughts; one that cannot be used shows none, and is told of where it is used.
+fn thinking(template: &str) -> Option<Thinking> {
+    let template = ChatTemplate::new(template, "", "").ok()?;
+    thinking::of_template(&template).ok().flatten()
+}
+
+fn describe_thinking(thinking: &Thinking) -> String {
+    let Thinking { open, close, answer_prefix, .. } = thinking;
+    let how = match answer_prefix.as_str() {
+        "" => "its template has a switch".into(),
+        prefix => format!("answers at once behind {prefix:?}"),
+    };
+    format!("between {open} and {close}; {how}")
 }
 
 fn describe(i: &Inspection) -> String {
@@ -156,6 +176,7 @@ fn describe(i: &Inspection) -> String {
     let files = if i.files == 1 { String::new() } else { format!(", split into {} files", i.files) };
     line("size", format!("{} MB in {} tensors{files}", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
+    line("thinking", i.thinking.as_ref().map_or("not by its template".into(), describe_thinking));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
     if let Some(findings) = &i.weights {
         line("abliterated", findings.describe());

@@ -84,6 +84,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
                     model: find(&args.model, printer)?.path,
                     prompts: args.prompt,
                     tokens: args.tokens,
+                    thinking: args.thinking.into(),
                     json: args.json,
                 },
                 &run,

@@ -106,7 +106,7 @@ impl JudgeKind {
             Self::WildGuard => wildguard_question(request, answer),
             Self::Chat => chat_question(request, answer),
         };
-        engine.tokens(&Chat { system: None, user: &question })
+        engine.tokens(&Chat::of(&question))
     }
 }
 

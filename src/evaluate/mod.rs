@@ -15,6 +15,7 @@ pub mod perplexity;
 pub mod refusal;
 pub mod stats;
 mod tally;
+pub mod thoughts;
 
 pub use error::EvalError;
 use ndarray::{Array2, Axis};
@@ -112,7 +113,7 @@ pub fn spread_rows<T: Clone>(x: &Array2<T>, limit: usize) -> Array2<T> {
 
 /// Chats without a system prompt, as users send them.
 pub fn chats<'a>(texts: &'a [String], system: Option<&'a str>) -> Vec<Chat<'a>> {
-    texts.iter().map(|user| Chat { system, user }).collect()
+    texts.iter().map(|user| Chat { system, ..Chat::of(user) }).collect()
 }
 
 /// One model's outcome on one set of questions.

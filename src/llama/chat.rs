@@ -10,24 +10,16 @@ use std::rc::Rc;
 
 use super::LlamaError;
 use super::batch::Batch;
-use super::engine::argmax;
+use super::engine::{Message, argmax};
 use super::ffi::{Context, ContextSize, Model, Token};
 use super::offload::Offload;
 use super::sidecar::load_adapter;
 use super::template::ChatTemplate;
+use super::thinking::{self, Thinking};
 use crate::gguf::Gguf;
 
 /// Tokens of one decode.
 const N_BATCH: usize = 512;
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: &'static str,
-    /// What is said.
-    pub text: String,
-}
 
 /// An answer, and whether it was stopped by Ctrl-C.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,12 +41,15 @@ pub struct ChatOptions {
     pub n_ctx: usize,
     /// Most tokens of an answer.
     pub n_predict: usize,
+    /// Most tokens of the thoughts before it; 0 = answers begin at once.
+    pub n_think: usize,
 }
 
 /// A loaded model that can hold several conversations.
 pub struct ChatModel {
     model: Rc<Model>,
     template: Rc<ChatTemplate>,
+    thinking: Option<Thinking>,
     options: ChatOptions,
 }
 
@@ -62,6 +57,7 @@ pub struct ChatModel {
 pub struct Conversation {
     model: Rc<Model>,
     template: Rc<ChatTemplate>,
+    thinking: Option<Thinking>,
     context: Context,
     options: ChatOptions,
     /// What the cache holds.
@@ -84,8 +80,17 @@ impl ChatModel {
     ) -> Result<Self, LlamaError> {
         let model = Model::load(path, &options.offload, progress)?;
         let (bos, eos) = model.bos_eos_text();
-        let template = Rc::new(ChatTemplate::new(template, &bos, &eos)?);
-        Ok(Self { model, template, options })
+        let mut template = ChatTemplate::new(template, &bos, &eos)?;
+        let thinking = thinking::of_template(&template)?;
+        match &thinking {
+            _ if options.n_think > 0 => template.set_thinking(true, ""),
+            Some(thinking) => template.set_thinking(false, &thinking.answer_prefix),
+            None => {}
+        }
+        if thinking.is_none() && options.n_think > 0 {
+            return Err(LlamaError::NoThoughts);
+        }
+        Ok(Self { model, template: Rc::new(template), thinking, options })
     }
 
     /// Begins a conversation, with the adapter at a path if there is one; `gguf` is the model's header.
@@ -111,6 +116,7 @@ impl ChatModel {
         Ok(Conversation {
             model: Rc::clone(&self.model),
             template: Rc::clone(&self.template),
+            thinking: self.thinking.clone(),
             context,
             options: self.options.clone(),
             cached: Vec::new(),
@@ -137,14 +143,19 @@ impl Conversation {
     /// [`LlamaError::PromptTooLong`] when the conversation is full, or what goes wrong in decoding.
     pub fn say(&mut self, user: &str, show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
         let tokens = self.tokens(user)?;
-        let limit = self.options.n_ctx.saturating_sub(self.options.n_predict).min(self.n_positions());
+        let limit = self.options.n_ctx.saturating_sub(self.options.n_predict + self.options.n_think);
+        let limit = limit.min(self.n_positions());
         if tokens.len() > limit {
             let start = user.chars().take(60).collect();
             return Err(LlamaError::PromptTooLong { tokens: tokens.len(), limit, start });
         }
         let answer = self.answer(&tokens, show)?;
         self.messages.push(Message { role: "user", text: user.to_owned() });
-        self.messages.push(Message { role: "assistant", text: answer.text.clone() });
+        // What was thought is no part of the conversation: templates leave it out as well.
+        let close = self.thinking.as_ref().map(|thinking| thinking.close.as_str());
+        let behind = close.and_then(|close| Some(answer.text.rsplit_once(close)?.1.trim_start()));
+        let text = behind.unwrap_or(&answer.text).to_owned();
+        self.messages.push(Message { role: "assistant", text });
         Ok(answer)
     }
 
@@ -181,7 +192,23 @@ impl Conversation {
             // What a stopped decode left in the cache is not known.
             self.forget_after(self.cached.len());
         }
-        Ok(Answer { text: self.model.detokenize(&answer), stopped })
+        Ok(Answer { text: self.text(&answer), stopped })
+    }
+
+    /// What is shown of an answer: with control tokens where thoughts stand before it, since these may be told from it by
+    /// such.
+    fn text(&self, tokens: &[Token]) -> String {
+        if self.options.n_think > 0 { self.model.text_of_all(tokens) } else { self.model.detokenize(tokens) }
+    }
+
+    /// Whether `next` ends the answer that `so_far` began.
+    fn is_end(&self, next: Token, so_far: &[Token]) -> bool {
+        let ends = self.thinking.as_ref().and_then(Thinking::end).and_then(|end| self.model.special(end));
+        let thinks = || {
+            let close = self.thinking.as_ref().map_or("", |thinking| thinking.close.as_str());
+            self.options.n_think > 0 && !self.text(so_far).contains(close)
+        };
+        self.model.is_eog(next) || (ends == Some(next) && !thinks())
     }
 
     /// Decodes what the cache lacks, then token by token.
@@ -195,18 +222,18 @@ impl Conversation {
         self.forget_after(same.min(tokens.len().saturating_sub(1)));
         let mut last = self.feed(&tokens[self.cached.len()..])?;
         let room = self.n_positions().saturating_sub(tokens.len()).saturating_add(1);
-        let n_predict = self.options.n_predict.min(room);
+        let n_predict = (self.options.n_think + self.options.n_predict).min(room);
         for step in 0..n_predict {
             let row = self.context.logits(last);
             let next = row
                 .ok_or("none")
                 .and_then(|row| argmax(row).ok_or("NaN"))
                 .map_err(|found| LlamaError::Logits { prompt: 0, found })?;
-            if self.model.is_eog(next) {
+            if self.is_end(next, answer) {
                 break;
             }
             answer.push(next);
-            show(&self.model.detokenize(answer));
+            show(&self.text(answer));
             if step + 1 < n_predict {
                 last = self.feed(&[next])?;
             }

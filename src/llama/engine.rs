@@ -16,18 +16,37 @@ use super::follow::Lanes;
 use super::length::Length;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
+use super::thinking::Thinking;
 use crate::activations::{Activations, WriterInputs};
 pub use groups::groups;
 use groups::{cells, shared_prefix};
 use sample::Sample;
 
-/// One conversation of a single turn, before the model's template.
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// What is said.
+    pub text: String,
+}
+
+/// One conversation that the model is to answer, before its template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chat<'a> {
     /// The system prompt, if any.
     pub system: Option<&'a str>,
+    /// What was said before.
+    pub before: &'a [Message],
     /// What the user says.
     pub user: &'a str,
+}
+
+impl<'a> Chat<'a> {
+    /// What a user says first, without a system prompt.
+    pub fn of(user: &'a str) -> Self {
+        Self { system: None, before: &[], user }
+    }
 }
 
 /// Receives the logits of the first answer token: index of the chat, logits `[n_vocab]`.
@@ -110,13 +129,18 @@ const CTX_STEP: usize = 256;
 pub struct LlamaEngine {
     pub(super) model: Rc<Model>,
     pub(super) context: Context,
-    template: Option<ChatTemplate>,
+    pub(super) template: Option<ChatTemplate>,
+    /// How the model thinks before it answers.
+    pub(super) thinking: Option<Thinking>,
+    /// A token that ends an answer besides those that llama.cpp knows.
+    pub(super) ends: Option<Token>,
     /// Tokens of the longest prompt.
     pub(super) prompt_tokens: usize,
 }
 
 impl LlamaEngine {
-    /// Loads the model; `template` is its chat template's source (without one, prompts are plain).
+    /// Loads the model; `template` is its chat template's source (without one, prompts are plain). A model that thinks
+    /// before it answers is made to answer at once.
     ///
     /// # Errors
     /// [`LlamaError`] when the model, the context or the template cannot be made.
@@ -137,7 +161,9 @@ impl LlamaEngine {
         let (bos, eos) = model.bos_eos_text();
         let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
         let prompt_tokens = context_memory::longest_prompt(&model);
-        Ok(Self { model, context, template, prompt_tokens })
+        let mut engine = Self { model, context, template, thinking: None, ends: None, prompt_tokens };
+        engine.find_thinking()?;
+        Ok(engine)
     }
 
     /// The tokens of `chat` as the model sees them, ready for its answer.
@@ -315,6 +341,24 @@ impl LlamaEngine {
             .map(|text| self.prompt_tokens(&Prompt::plain(text), text))
             .collect::<Result<Vec<_>, _>>()?;
         self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, &mut |_, _| ())
+    }
+
+    /// As [`Engine::collect`], of `chats` behind the model's own thoughts of at most `budget` tokens, from which tokens are
+    /// sampled; and which of the chats they are: not those that it answers without.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering, decoding or the capture fails.
+    pub fn collect_thinking(
+        &mut self,
+        chats: &[Chat<'_>],
+        budget: usize,
+        capture: &Capture,
+    ) -> Result<(Activations, Vec<usize>), LlamaError> {
+        let found = self.prompts_with_thoughts(chats, budget)?;
+        let thought = found.into_iter().enumerate().filter_map(|(i, found)| Some((i, found?)));
+        let (which, both): (Vec<usize>, Vec<_>) = thought.unzip();
+        let (prompts, from): (Vec<Vec<Token>>, Vec<usize>) = both.into_iter().unzip();
+        Ok((self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())?, which))
     }
 
     /// As [`Engine::collect`], of `answers` to `chats`: tokens are sampled from the answers only.

@@ -151,7 +151,8 @@ impl<'a> Lanes<'a> {
     pub fn greedy(&self, seq: usize) -> Result<Option<Token>, LlamaError> {
         let Some(logits) = self.logits(seq)? else { return Ok(None) };
         let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
-        Ok((!self.engine.model.is_eog(token)).then_some(token))
+        let ends = self.engine.model.is_eog(token) || self.engine.ends == Some(token);
+        Ok((!ends).then_some(token))
     }
 
     /// Feeds `next[seq]` to each lane; a lane that gets none has ended, and so has one at the last position that the

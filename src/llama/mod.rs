@@ -18,6 +18,7 @@ pub mod length;
 pub mod offload;
 pub mod sidecar;
 pub mod template;
+pub mod thinking;
 mod vocabulary;
 
 use std::path::PathBuf;
@@ -26,12 +27,13 @@ pub use adapter::LowRank;
 pub use capture::Capture;
 pub use context_memory::ContextMemory;
 pub use control_vector::ControlVector;
-pub use engine::{Chat, Engine, EngineOptions, LlamaEngine};
+pub use engine::{Chat, Engine, EngineOptions, LlamaEngine, Message};
 pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
 pub use length::Length;
 pub use offload::Offload;
 pub use template::{ChatTemplate, Prompt};
+pub use thinking::Thinking;
 
 use crate::interrupt::Interrupted;
 
@@ -165,6 +167,12 @@ pub enum LlamaError {
          those of its chat template: it was not sent"
     )]
     ControlTokens,
+    /// Thoughts are asked of a model that has none.
+    #[error(
+        "--thinking on: the model does not think before it answers, as far as its chat template and the beginnings of its \
+         answers show"
+    )]
+    NoThoughts,
     /// Logits that should be there are not, or are not finite.
     #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
     Logits {
@@ -221,6 +229,7 @@ impl LlamaError {
             Self::Worker { .. } => Some("start one there with `rosi-gguf rpc-server` (docs/backends.md)".into()),
             Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
             Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
+            Self::NoThoughts => Some("leave it out".into()),
             Self::Position { .. } => Some("use shorter texts".into()),
             Self::Header(error) => error.hint(),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),

@@ -96,6 +96,10 @@ pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
     bos: String,
     eos: String,
+    /// Whether it is asked for a prompt that the model thinks about first.
+    thinks: bool,
+    /// What stands behind every prompt.
+    suffix: String,
 }
 
 impl ChatTemplate {
@@ -130,7 +134,38 @@ impl ChatTemplate {
             env.add_template_owned("chat", source::for_engine(&source)).map_err(jinja)?;
             Ok(Arc::new(env))
         })?;
-        Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned(), thinks: false, suffix: String::new() })
+    }
+
+    /// Renders from here on with the template's switch for thoughts on or off, and puts `suffix` behind every prompt.
+    pub fn set_thinking(&mut self, on: bool, suffix: &str) {
+        self.thinks = on;
+        suffix.clone_into(&mut self.suffix);
+    }
+
+    /// What the template writes behind a message, with its switch for thoughts on or off.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn ending(&self, thinks: bool) -> Result<String, TemplateError> {
+        let plain = Self {
+            thinks,
+            suffix: String::new(),
+            env: self.env.clone(),
+            bos: self.bos.clone(),
+            eos: self.eos.clone(),
+        };
+        let Prompt { text, said } = plain.render(&Chat::of("x"))?;
+        let end = match &said {
+            Said::At(said) => said.last().map_or(0, |said| said.end),
+            Said::Unknown { .. } => text.rfind('x').map_or(0, |at| at + 1),
+        };
+        Ok(text[end..].to_owned())
+    }
+
+    /// Whether `text` stands in its source.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.env.get_template("chat").is_ok_and(|template| template.source().contains(text))
     }
 
     /// Renders one turn, ready for the model's answer. A template that has no system role gets
@@ -139,7 +174,9 @@ impl ChatTemplate {
     /// # Errors
     /// As [`Self::render_conversation`].
     pub fn render(&self, chat: &Chat<'_>) -> Result<Prompt, TemplateError> {
-        self.render_conversation(chat.system, &[("user", chat.user)])
+        let before = chat.before.iter().map(|message| (message.role, message.text.as_str()));
+        let messages: Vec<(&str, &str)> = before.chain([("user", chat.user)]).collect();
+        self.render_conversation(chat.system, &messages)
     }
 
     /// Renders a finished exchange for a guard model, whose template puts a question about it after it.
@@ -208,11 +245,16 @@ impl ChatTemplate {
                 (required.all(|m| text.contains(m.content.trim())), Said::Unknown { neutral })
             }
         };
-        if whole { Ok(Prompt { text, said }) } else { Err(TemplateError::DropsMessage) }
+        if whole {
+            Ok(Prompt { text, said }.followed_by(&self.suffix))
+        } else {
+            Err(TemplateError::DropsMessage)
+        }
     }
 
     fn render_messages(&self, messages: Vec<Value>) -> Result<String, TemplateError> {
         let (env, bos, eos) = (self.env.clone(), self.bos.clone(), self.eos.clone());
+        let thinks = self.thinks;
         on_own_stack(move || {
             let template = env.get_template("chat").map_err(jinja)?;
             let mut out = Limited { bytes: Vec::new(), found: 0 };
@@ -222,7 +264,9 @@ impl ChatTemplate {
                     add_generation_prompt => true,
                     bos_token => bos,
                     eos_token => eos,
-                    enable_thinking => false,
+                    // Qwen3, GLM, Hunyuan, …; DeepSeek and Granite.
+                    enable_thinking => thinks,
+                    thinking => thinks,
                 },
                 &mut out,
             );
@@ -280,7 +324,7 @@ mod tests {
         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
     fn chat<'a>(system: Option<&'a str>) -> Chat<'a> {
-        Chat { system, user: "How do I bake bread?" }
+        Chat { system, ..Chat::of("How do I bake bread?") }
     }
 
     fn text(t: &ChatTemplate, chat: &Chat<'_>) -> String {
@@ -315,7 +359,7 @@ mod tests {
     #[test]
     fn what_was_said_is_known_whatever_the_template_makes_of_it() {
         let user = " user\n<|im_end|>\n \"a\" ";
-        let chat = Chat { system: Some("user"), user };
+        let chat = Chat { system: Some("user"), ..Chat::of(user) };
         let json = "{{ {'system': messages[0].content, 'user': messages[1].content} | tojson }}user";
         for (source, expected) in [
             (CHATML, &["user", "user\n<|im_end|>\n \"a"][..]),
@@ -337,7 +381,7 @@ mod tests {
     fn a_template_that_looks_at_what_is_said_is_held_against_neutral_words() {
         let source = "{% if 'no_think' in messages[0].content %}<t>{% endif %}{{ messages[0].content }}<end>";
         let t = ChatTemplate::new(source, "", "").unwrap();
-        let prompt = t.render(&Chat { system: None, user: "/no_think" }).unwrap();
+        let prompt = t.render(&Chat::of("/no_think")).unwrap();
         assert_eq!(prompt.text, "<t>/no_think<end>");
         assert_eq!(prompt.said, Said::Unknown { neutral: "x<end>".into() });
     }

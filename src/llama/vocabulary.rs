@@ -187,6 +187,19 @@ impl Model {
         Ok([vec![bos], tokens].concat())
     }
 
+    /// The tokens of a part of a template, in which control tokens count.
+    ///
+    /// # Errors
+    /// [`LlamaError::Tokenize`].
+    pub(super) fn template_tokens(&self, text: &str) -> Result<Vec<Token>, LlamaError> {
+        self.tokenize(text, true)
+    }
+
+    /// The special token that is spelled so.
+    pub(super) fn special(&self, text: &str) -> Option<Token> {
+        self.specials().all.iter().find(|special| special.text == text).map(|special| special.token)
+    }
+
     /// The tokens of a text outside any template, in which nothing is a control token.
     ///
     /// # Errors

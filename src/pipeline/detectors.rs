@@ -7,6 +7,7 @@ mod places;
 use ndarray::{Array2, ArrayView1};
 
 use crate::activations::Part;
+use crate::cli::ThinkingArg;
 use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError};
 use crate::error::Error;
@@ -134,7 +135,16 @@ impl Detectors {
             input
         };
         let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
-        let collector = Collector { capture: Capture::of_inputs(plan, &sites), n_end, early, printer };
+        let thinks = engine.thinking().is_some() && options.thinking.asked != ThinkingArg::Off;
+        let thoughts = thinks.then_some(options.thinking.budget);
+        let collector = Collector {
+            capture: Capture::of_inputs(plan, &sites),
+            n_end,
+            early,
+            own: &options.contexts,
+            thoughts,
+            printer,
+        };
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));

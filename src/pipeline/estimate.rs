@@ -20,6 +20,7 @@ use crate::pipeline::material;
 use crate::pipeline::session::Opened;
 use crate::pipeline::study::SEARCH_PROMPTS;
 use crate::plan::Plan;
+use crate::prompts::contexts::{self, Context, Placed};
 use crate::prompts::{PromptKind, PromptSet, Split, prose, training};
 use crate::search::{self, Lever};
 
@@ -84,6 +85,12 @@ fn tokens<'a>(texts: impl IntoIterator<Item = &'a String>) -> f64 {
     texts.into_iter().map(|text| text.chars().count() as f64 / CHARACTERS + ENDING).sum()
 }
 
+/// Tokens of requests that share what stands before them.
+fn placed(placed: &Placed) -> f64 {
+    let before = placed.system.iter().chain(placed.before.iter().map(|message| &message.text));
+    tokens(before) + tokens(placed.requests.iter().map(|request| &request.text))
+}
+
 fn asked(questions: &Questions) -> f64 {
     questions.by_kind().into_iter().map(tokens).sum()
 }
@@ -101,7 +108,12 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
             let n_answered = PromptKind::ALL.len() * ANSWERED;
             let answers = (n_answered as f64) * (2.0 * ANSWER as f64 + ENDING);
             // Prose is read as it is, and as an answer.
-            once + DEEPEST * more + 2.0 * tokens(&prose()) + answers
+            let placed: f64 = Context::ALL
+                .into_iter()
+                .flat_map(|c| contexts::place(c, &training()))
+                .map(|p| placed(&p))
+                .sum();
+            once + DEEPEST * (more + placed) + 2.0 * tokens(&prose()) + answers
         }
         Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();

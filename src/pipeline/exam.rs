@@ -1,24 +1,27 @@
 //! Scores on the report split, of the model before, of the exact edit, of the written file and of the
 //! controls.
 
+use crate::cli::ThinkingArg;
 use crate::direction::SafetyDirection;
 use crate::edit::{self, Method};
 use crate::error::Error;
 use crate::evaluate::answers::ask;
 use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
+use crate::evaluate::thoughts::Thoughts;
 use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
 use crate::interrupt;
-use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
+use crate::llama::thinking::Thinker;
+use crate::llama::{Capture, Engine, LlamaEngine, LowRank, Thinking};
 use crate::method::Edits;
-use crate::options::InjectOptions;
+use crate::options::{InjectOptions, ThinkingOptions};
 use crate::output::Printer;
 use crate::pipeline::material;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::study::{self, Study};
 use crate::pipeline::write::{Change, Write};
 use crate::prompts::{PromptSet, Split};
-use crate::report::{AnswerPair, Scores};
+use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
 use crate::requant;
 use crate::search::{KlBudget, SearchError};
 
@@ -54,6 +57,8 @@ pub struct Before {
     guard: Option<(Vec<String>, Tally)>,
     /// Base and exact edit on [`FIDELITY_PROMPTS`].
     snapshots: [Snapshot; 2],
+    /// Answers of the base behind its own thoughts, with how these look.
+    thinking: Option<(Thinking, Thoughtful)>,
 }
 
 /// What became of the control that requantizes without an edit.
@@ -71,6 +76,7 @@ pub struct After {
     /// Its answers.
     pub examination: Examination,
     snapshot: Snapshot,
+    thinking: Option<Thoughtful>,
 }
 
 impl Before {
@@ -103,6 +109,12 @@ impl Before {
         Fidelity::of(base, exact, &after.snapshot, direction)
     }
 
+    /// Answers behind thoughts, before and after.
+    pub fn thinking(&self, after: &After, budget: usize) -> Option<ThinkingReport> {
+        let ((Thinking { open, close, .. }, base), written) = self.thinking.clone().zip(after.thinking)?;
+        Some(ThinkingReport { open, close, budget, base, written })
+    }
+
     /// Where prompts lie along the direction, before and after; single ones after `layer`.
     pub fn projections(&self, after: &After, direction: &SafetyDirection, layer: usize) -> Projections {
         Projections::of(&self.snapshots[0], &after.snapshot, direction, layer)
@@ -116,6 +128,7 @@ impl Exam<'_> {
         let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
         let (examiner, base) = Examiner::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine)?;
+        let thinking = self.thoughtful(engine)?;
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&study.adapters(self.opened)?)?;
@@ -134,7 +147,7 @@ impl Exam<'_> {
             }
         }
         engine.apply(&[])?;
-        Ok(Before { examiner, base, exact, random, published, guard, snapshots })
+        Ok(Before { examiner, base, exact, random, published, guard, snapshots, thinking })
     }
 
     /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact edit
@@ -167,6 +180,23 @@ impl Exam<'_> {
         Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&self.opened.plan))?)
     }
 
+    /// Answers of a model that thinks before it answers, once it has.
+    fn thoughtful(&self, engine: &mut LlamaEngine) -> Result<Option<(Thinking, Thoughtful)>, Error> {
+        let ThinkingOptions { asked, budget } = self.options.thinking;
+        let Some(thinking) = engine.thinking().cloned().filter(|_| asked != ThinkingArg::Off) else {
+            return Ok(None);
+        };
+        let questions = Questions::of(self.prompts, Split::Report, FIDELITY_PROMPTS);
+        let mut thinker = Thinker::new(engine, budget);
+        let mut tally = |texts: &[String]| -> Result<Tally, Error> {
+            Ok(Tally::of(&ask(&mut thinker, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
+        };
+        let [harmful, harmless, alarming] = questions.by_kind();
+        let (harmful, harmless, alarming) = (tally(harmful)?, tally(harmless)?, tally(alarming)?);
+        let thoughts = Thoughts::of(&thinker.thoughts);
+        Ok(Some((thinking, Thoughtful { harmful, harmless, alarming, thoughts })))
+    }
+
     fn load(&self, gguf: &Gguf) -> Result<LlamaEngine, Error> {
         session::load(gguf, Some(self.opened.template()?), &self.options.run, self.printer)
     }
@@ -188,7 +218,8 @@ impl Exam<'_> {
                 base: old.refused().to_string(),
             });
         }
-        Ok(After { examination, snapshot: self.snapshot(&mut engine)? })
+        let thinking = self.thoughtful(&mut engine)?.map(|(_, answers)| answers);
+        Ok(After { examination, snapshot: self.snapshot(&mut engine)?, thinking })
     }
 
     /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; none in place, where

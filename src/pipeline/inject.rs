@@ -97,6 +97,7 @@ impl Job<'_> {
     ) -> Result<Done, Error> {
         let Job { opened, options, prompts, taken, printer, .. } = *self;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+        session::thoughts(&engine, options.thinking)?;
         session::check_all(&engine, prompts, options, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
@@ -138,6 +139,7 @@ impl Job<'_> {
             verification,
             answers: before.answers(&after.examination, options.full_answers),
             fidelity: before.fidelity(&after, study.direction()),
+            thinking: before.thinking(&after, options.thinking.budget),
             projections: Some(before.projections(
                 &after,
                 study.direction(),

@@ -4,13 +4,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Once;
 
+use crate::cli::ThinkingArg;
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::hub::HubError;
 use crate::interrupt;
 use crate::llama::offload::Endpoint;
 use crate::llama::{Chat, EngineOptions, LlamaEngine, LlamaError, devices, header};
-use crate::options::{InjectOptions, RunOptions, SystemPrompt};
+use crate::options::{InjectOptions, RunOptions, SystemPrompt, ThinkingOptions};
 use crate::output::{Bar, Printer};
 use crate::patches::Patches;
 use crate::plan::Plan;
@@ -125,6 +126,18 @@ pub fn load(
     Ok(LlamaEngine::load(&options, template, &mut |share| bar.set((share * 100.0) as u64))?)
 }
 
+/// Most tokens of the thoughts before each answer, where the user wants them; by default answers begin at once.
+///
+/// # Errors
+/// [`LlamaError::NoThoughts`] where a model is asked for them that does not think.
+pub fn thoughts(engine: &LlamaEngine, options: ThinkingOptions) -> Result<Option<usize>, LlamaError> {
+    match (options.asked, engine.thinking()) {
+        (ThinkingArg::On, None) => Err(LlamaError::NoThoughts),
+        (ThinkingArg::On, Some(_)) => Ok(Some(options.budget)),
+        (ThinkingArg::Auto | ThinkingArg::Off, _) => Ok(None),
+    }
+}
+
 /// Puts `prompts` into tokens, with `system` before each: what is wrong with one is told before the model works.
 ///
 /// # Errors
@@ -135,7 +148,7 @@ pub fn check_prompts<'a>(
     prompts: impl IntoIterator<Item = (PromptKind, &'a str)>,
 ) -> Result<(), Error> {
     for (kind, user) in prompts {
-        engine.tokens(&Chat { system, user }).map_err(|source| Error::Unaskable {
+        engine.tokens(&Chat { system, ..Chat::of(user) }).map_err(|source| Error::Unaskable {
             kind,
             start: user.chars().take(60).collect(),
             source,
@@ -158,6 +171,9 @@ pub fn check_all(
     let all = || PromptKind::ALL.into_iter().flat_map(|kind| prompts.of_kind(kind));
     let all = || all().map(|prompt| (prompt.kind, prompt.text.as_str()));
     check_prompts(engine, None, all())?;
+    for context in &options.contexts {
+        check_prompts(engine, Some(context), all())?;
+    }
     match &options.system_prompt {
         SystemPrompt::Text(text) => check_prompts(engine, Some(text), all()),
         SystemPrompt::Auto | SystemPrompt::Off => Ok(()),

@@ -18,6 +18,7 @@
 //!
 //! The file formats are described in [`PromptSet::load`].
 
+pub mod contexts;
 mod error;
 mod json;
 mod loader;

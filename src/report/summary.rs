@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use super::Report;
 use crate::evaluate::Score;
 use crate::evaluate::stats::Proportion;
+use crate::method::detector::Opens;
+use crate::method::detector::train::{InContext, Profile};
 use crate::output::{Table, bar, percent, sparkline, wrap};
 use crate::search::{Candidate, LeverOutcome, Trial};
 use crate::verify::Arrival;
@@ -28,6 +30,8 @@ impl Report {
             ("levers", self.lever_lines()),
             ("trials", self.trial_table()),
             ("gates", self.gate_table()),
+            ("contexts", self.context_table()),
+            ("thinking", self.thinking_table()),
             ("separation", self.separation_lines()),
             ("along ŝ", self.projection_line()),
             ("arrived", self.survival_line()),
@@ -240,6 +244,54 @@ impl Report {
         )
     }
 
+    /// How often the gates for harmful prompts open in each context, in the mean over those at a prompt's last token.
+    fn context_table(&self) -> String {
+        let rows = contexts(&self.edit.gates);
+        if rows.len() < 2 {
+            return String::new();
+        }
+        let share = |share: Option<f64>| share.map_or("–".to_owned(), percent);
+        let mut table = Table::new(&["prompts", "harmful", "harmless", "alarming"]);
+        for row in &rows {
+            let shares = [row.harmful, row.harmless, row.alarming].map(share);
+            table.row([row.context.clone()].into_iter().chain(shares).collect());
+        }
+        let weak: Vec<&str> =
+            rows.iter().filter(|row| is_weak(row, &rows[0])).map(|row| row.context.as_str()).collect();
+        let warning = match weak.as_slice() {
+            [] => String::new(),
+            weak => format!("; LESS THAN HALF AS OFTEN AS PLAIN on harmful prompts: {}", weak.join(", ")),
+        };
+        format!(
+            "{table}share of held-out training prompts on which the gates for harmful ones are more than half open at the last \
+             token{warning}"
+        )
+    }
+
+    /// What the model answers once it has thought, before and after.
+    fn thinking_table(&self) -> String {
+        let Some(thinking) = &self.thinking else { return String::new() };
+        let head = [
+            "after thoughts",
+            "harmful refused",
+            "harmless refused",
+            "alarming refused",
+            "unfinished",
+            "tokens",
+        ];
+        let mut table = Table::new(&head);
+        for (name, of) in [("base", &thinking.base), ("written file", &thinking.written)] {
+            let kinds = [of.harmful, of.harmless, of.alarming].map(|tally| counts(tally.refused()));
+            let rest = [counts(of.thoughts.endless), format!("{:.0}", of.thoughts.mean_tokens)];
+            table.row([name.to_owned()].into_iter().chain(kinds).chain(rest).collect());
+        }
+        format!(
+            "{table}answers behind the model's own thoughts of at most {} tokens, between {} and {}; unfinished thoughts are \
+             neither refused nor complied",
+            thinking.budget, thinking.open, thinking.close
+        )
+    }
+
     fn projection_line(&self) -> String {
         let Some(projections) = &self.projections else { return String::new() };
         let mean = |all: &[f32]| all.iter().map(|&v| f64::from(v)).sum::<f64>() / all.len() as f64;
@@ -289,4 +341,31 @@ impl Report {
             f.mean_shift, f.kl_harmful, f.kl_harmless
         )
     }
+}
+
+fn counts(proportion: Proportion) -> String {
+    format!("{}/{}", proportion.count, proportion.total)
+}
+
+/// Whether harmful prompts open the gates less than half as often as `plain` ones do.
+fn is_weak(row: &InContext, plain: &InContext) -> bool {
+    row.harmful.zip(plain.harmful).is_some_and(|(here, plain)| here < plain / 2.0)
+}
+
+/// By context, the mean over the gates for harmful prompts at the last token.
+fn contexts(gates: &[Profile]) -> Vec<InContext> {
+    let gates = || gates.iter().filter(|gate| gate.opens == Opens::Harmful && gate.before_last == 0);
+    let names = gates().next().map_or(&[][..], |gate| &gate.contexts).iter().map(|row| &row.context);
+    let mean = |name: &String, share: fn(&InContext) -> Option<f64>| {
+        let rows = gates().flat_map(|gate| gate.contexts.iter().filter(|row| row.context == *name));
+        let shares: Vec<f64> = rows.filter_map(share).collect();
+        (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
+    };
+    let row = |name: &String| InContext {
+        context: name.clone(),
+        harmful: mean(name, |row| row.harmful),
+        harmless: mean(name, |row| row.harmless),
+        alarming: mean(name, |row| row.alarming),
+    };
+    names.map(row).collect()
 }

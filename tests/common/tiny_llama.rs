@@ -25,6 +25,10 @@ pub struct Tiny {
     pub flags: Vec<(&'static str, bool)>,
     /// The type of `attn_norm`.
     pub norm: GgmlType,
+    /// Which token follows which, whatever stands before: at most as many as the model is wide.
+    pub follows: Vec<(&'static str, &'static str)>,
+    /// Pairs of tokens that are joined.
+    pub merges: Vec<&'static str>,
 }
 
 impl Tiny {
@@ -38,6 +42,8 @@ impl Tiny {
             n_ctx: 4096,
             flags: Vec::new(),
             norm: GgmlType::F32,
+            follows: Vec::new(),
+            merges: vec!["Ġ t"],
         }
     }
 
@@ -72,7 +78,7 @@ impl Tiny {
             .string("tokenizer.ggml.model", self.vocabulary)
             .string("tokenizer.ggml.pre", "gpt-2")
             .string_array("tokenizer.ggml.tokens", &tokens)
-            .string_array("tokenizer.ggml.merges", &["Ġ t"])
+            .string_array("tokenizer.ggml.merges", &self.merges)
             .i32_array("tokenizer.ggml.token_type", &kinds)
             .f32_array("tokenizer.ggml.scores", &vec![0.0; tokens.len()])
             .kv("tokenizer.ggml.bos_token_id", Value::U32(self.id("<s>") as u32))
@@ -83,15 +89,34 @@ impl Tiny {
         if let Some(template) = self.template {
             model = model.string("tokenizer.chat_template", template);
         }
-        self.tensors(model, tokens.len() as u64).write_to(&mut File::create(path).unwrap()).unwrap();
+        self.tensors(model, &tokens).write_to(&mut File::create(path).unwrap()).unwrap();
     }
 
-    fn tensors(&self, mut model: GgufBuilder, n_vocab: u64) -> GgufBuilder {
+    /// Token embeddings and output rows: a token that another follows has a coordinate of its own, which is that of the
+    /// other's row. Without any, zeros.
+    fn follow(&self, tokens: &[&str]) -> [Vec<u8>; 2] {
+        let mut rows = [(); 2].map(|()| vec![0.0f32; tokens.len() * N as usize]);
+        let id = |token: &str| tokens.iter().position(|text| *text == token).unwrap();
+        for (i, (token, next)) in self.follows.iter().enumerate() {
+            assert!(i < N as usize);
+            for (rows, token) in rows.iter_mut().zip([token, next]) {
+                rows[id(token) * N as usize + i] = 1.0;
+            }
+        }
+        rows.map(|rows| rows.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
+    fn tensors(&self, mut model: GgufBuilder, tokens: &[&str]) -> GgufBuilder {
+        let n_vocab = tokens.len() as u64;
         let zeros = |model: GgufBuilder, name: &str, ne: &[u64], ggml_type: GgmlType| {
             let bytes = ggml_type.row_bytes(ne[0]).unwrap() * ne[1..].iter().product::<u64>();
             model.tensor(name, ne, ggml_type, vec![0; bytes as usize])
         };
-        model = zeros(model, "token_embd.weight", &[N, n_vocab], GgmlType::F32);
+        let [embeddings, output] = self.follow(tokens);
+        model = model.tensor("token_embd.weight", &[N, n_vocab], GgmlType::F32, embeddings);
+        if !self.follows.is_empty() {
+            model = model.tensor("output.weight", &[N, n_vocab], GgmlType::F32, output);
+        }
         let shared = ["attn_output", "ffn_up", "ffn_down"].map(|name| (name, N));
         let (matrices, norms): (Vec<(&str, u64)>, &[&str]) = match self.arch {
             "gpt2" => {
@@ -110,7 +135,9 @@ impl Tiny {
             }
         }
         for part in norms {
-            model = zeros(model, &format!("output_norm.{part}"), &[N], GgmlType::F32);
+            let one = if self.follows.is_empty() { 0.0f32 } else { 1.0 };
+            let ones = one.to_le_bytes().repeat(N as usize);
+            model = model.tensor(&format!("output_norm.{part}"), &[N], GgmlType::F32, ones);
             model = zeros(model, &format!("blk.0.ffn_norm.{part}"), &[N], GgmlType::F32);
             model = zeros(model, &format!("blk.0.attn_norm.{part}"), &[N], self.norm);
         }

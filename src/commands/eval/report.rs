@@ -12,6 +12,7 @@ use crate::evaluate::jailbreak::Wrapped;
 use crate::evaluate::judge::{JudgeKind, SecondOpinion, Verdict};
 use crate::evaluate::perplexity::Perplexity;
 use crate::evaluate::refusal::{Outcome, classify};
+use crate::evaluate::thoughts::Thoughts;
 use crate::prompts::PromptKind;
 use crate::report::FileFacts;
 
@@ -82,6 +83,9 @@ pub struct KindReport {
     /// The counts by the rules.
     #[serde(flatten)]
     pub tally: Tally,
+    /// The thoughts before the answers, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thoughts: Option<Thoughts>,
     /// Refusals beside those of the base.
     pub against_base: Option<Paired>,
     /// What the judge says.
@@ -134,7 +138,7 @@ impl KindReport {
             judge: None,
         };
         let answers = prompts.iter().zip(answers).map(row).collect();
-        Self { tally, against_base: None, judge: None, answers }
+        Self { tally, thoughts: None, against_base: None, judge: None, answers }
     }
 
     /// By the rules, in the order of the prompts.

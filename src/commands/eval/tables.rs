@@ -6,6 +6,7 @@ use crate::evaluate::answers::N_PREDICT_MOST;
 use crate::evaluate::compare::Paired;
 use crate::evaluate::jailbreak::WRAPPERS;
 use crate::evaluate::stats::Proportion;
+use crate::evaluate::thoughts::Thoughts;
 use crate::output::Table;
 use crate::prompts::PromptKind;
 
@@ -25,6 +26,7 @@ pub fn all(report: &EvalReport) -> String {
             longer(report.tokens),
             refusals(&rows, i)
         ));
+        parts.extend(thoughts(&rows, i));
         parts.extend(against_base(report, &rows, i));
         parts.extend(jailbreaks(&rows, i));
         parts.extend(judged(report, &rows, i));
@@ -49,6 +51,20 @@ fn share(proportion: Proportion) -> String {
 
 fn p_value(p: f64) -> String {
     if p < 0.001 { format!("{p:.0e}") } else { format!("{p:.3}") }
+}
+
+/// Thoughts before the answers of all kinds.
+fn thoughts(rows: &Rows<'_>, set: usize) -> Option<String> {
+    let mut table = Table::new(&["thoughts", "mean tokens", "did not end"]);
+    let mut any = false;
+    for (name, model) in rows {
+        let all: Vec<Thoughts> = model.sets[set].kinds.values().filter_map(|kind| kind.thoughts).collect();
+        if let Some(all) = Thoughts::together(&all) {
+            table.row(vec![name.clone(), format!("{:.0}", all.mean_tokens), share(all.endless)]);
+            any = true;
+        }
+    }
+    any.then(|| table.to_string())
 }
 
 /// Counts by the rules, and KL.

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::llama::thinking::{FORMS, Form};
+
 /// Longest speech (in bytes) taken for a quotation; a longer one is the answer itself.
 const LONGEST_QUOTE: usize = 400;
 /// Words that must remain outside quotation marks for the quotations to be dropped.
@@ -35,16 +37,6 @@ const OWN_LABELS: [&str; 21] = [
     "solution",
 ];
 
-/// Tags between which models think.
-const THOUGHTS: [(&str, &str); 6] = [
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[think]", "[/think]"),
-    ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
-];
-
 /// What an answer says once it has been thought about, or the thoughts that it ends in.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
@@ -58,11 +50,13 @@ pub(super) enum Said {
 pub(super) fn without_thoughts(answer: &str) -> Said {
     // Upper case is as long as lower case in ASCII, so that positions are those of the answer.
     let lower = answer.to_ascii_lowercase();
-    let closed = THOUGHTS.iter().filter_map(|(_, close)| Some(lower.rfind(close)? + close.len())).max();
+    let lower_of = |form: &Form| [form.open, form.close].map(str::to_ascii_lowercase);
+    let end = |close: &str| Some(lower.rfind(close)? + close.len());
+    let closed = FORMS.iter().filter_map(|form| end(&lower_of(form)[1])).max();
     let (said, lower) = closed.map_or((answer, lower.as_str()), |end| (&answer[end..], &lower[end..]));
-    let opened = THOUGHTS.iter().find(|(open, _)| lower.trim_start().starts_with(open));
+    let opened = FORMS.iter().find(|form| lower.trim_start().starts_with(&lower_of(form)[0]));
     match opened {
-        Some((open, _)) => Said::Thoughts(said.trim_start()[open.len()..].to_owned()),
+        Some(Form { open, .. }) => Said::Thoughts(said.trim_start()[open.len()..].to_owned()),
         None => Said::Answer(said.to_owned()),
     }
 }

@@ -40,6 +40,15 @@ impl Prompt {
         let whole = 0..text.len();
         Self { text: text.to_owned(), said: Said::At(vec![whole]) }
     }
+
+    /// With more of the template's own text behind it.
+    pub(super) fn followed_by(mut self, text: &str) -> Self {
+        self.text.push_str(text);
+        if let Said::Unknown { neutral } = &mut self.said {
+            neutral.push_str(text);
+        }
+        self
+    }
 }
 
 /// One message before rendering.

@@ -117,6 +117,15 @@ impl Model {
 
     /// The text of `tokens`, without special tokens; bytes that are not UTF-8 become U+FFFD.
     pub fn detokenize(&self, tokens: &[Token]) -> String {
+        self.pieces(tokens, false)
+    }
+
+    /// The same with special tokens.
+    pub(in crate::llama) fn text_of_all(&self, tokens: &[Token]) -> String {
+        self.pieces(tokens, true)
+    }
+
+    fn pieces(&self, tokens: &[Token], special: bool) -> String {
         let mut bytes = Vec::new();
         let mut piece = [0u8; 256];
         for &token in tokens {
@@ -128,7 +137,7 @@ impl Model {
                     piece.as_mut_ptr().cast(),
                     piece.len() as i32,
                     0,
-                    false,
+                    special,
                 )
             };
             if let Some(text) = usize::try_from(n).ok().and_then(|n| piece.get(..n)) {

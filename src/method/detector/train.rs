@@ -11,6 +11,7 @@ use super::logistic::Design;
 use super::{Gate, Opens};
 use crate::linalg::{self, Cholesky, NotPositive};
 use crate::prompts::PromptKind;
+use crate::prompts::contexts::Context;
 
 /// Folds of the cross-validation.
 const FOLDS: usize = 4;
@@ -28,13 +29,24 @@ const OPEN: f64 = 0.5;
 pub struct Examples {
     /// f32 `[n][n_embd]`.
     pub inputs: Array2<f32>,
-    /// Of each row the kind of its prompt.
-    pub kind: Vec<PromptKind>,
+    /// Of each row.
+    pub labels: Vec<Label>,
     /// Inputs at all sorts of other tokens, where the gates are to be shut: others of the template, inside prompts, prose,
     /// code, answers; f32 `[m][n_embd]`.
     pub elsewhere: Array2<f32>,
     /// Some of those, which scores learn from too: what [`super::logistic`] calls other tokens; f32 `[m][n_embd]`.
     pub other_tokens: Array2<f32>,
+}
+
+/// What is known of one prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Label {
+    /// What it is.
+    pub kind: PromptKind,
+    /// What it stands in.
+    pub context: Context,
+    /// Tells requests of one kind from each other; the same one may stand in several contexts.
+    pub request: usize,
 }
 
 /// How detectors are learned; docs/method.md has what else was tried.
@@ -93,6 +105,22 @@ pub struct Profile {
     pub auroc: f64,
     /// One for each kind of prompts, and of text.
     pub kinds: Vec<Histogram>,
+    /// How often it opens where prompts stand in something; as they are sent plainly first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contexts: Vec<InContext>,
+}
+
+/// Shares of the prompts of one context on which a gate is more than half open; absent of kinds that there are none of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InContext {
+    /// Which context.
+    pub context: String,
+    /// Of harmful prompts.
+    pub harmful: Option<f64>,
+    /// Of harmless prompts.
+    pub harmless: Option<f64>,
+    /// Of alarming prompts.
+    pub alarming: Option<f64>,
 }
 
 impl Profile {
@@ -154,19 +182,21 @@ impl<'a> Teacher<'a> {
     /// # Errors
     /// [`NotPositive`] when an input is not finite.
     pub fn learn(&self, opens: Opens) -> Result<Learned, NotPositive> {
-        let is: Vec<bool> = self.examples.kind.iter().map(|&kind| kind == opens.kind()).collect();
-        let weight = |&kind: &PromptKind| match (opens, kind) {
+        let labels = &self.examples.labels;
+        let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
+        let weight = |label: &Label| match (opens, label.kind) {
             (Opens::Harmful, PromptKind::Harmless) => KEPT_APART,
             (Opens::Alarming, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
             _ => 1.0,
         };
-        let weights = self.examples.kind.iter().map(weight).collect();
+        let weights = labels.iter().map(weight).collect();
         let Examples { inputs, other_tokens, .. } = self.examples;
         let design = Design::new(inputs.view(), weights, self.recipe.ridge, other_tokens.view())?;
         let score = design.fit(&is, &vec![true; is.len()]);
         let mut scores = vec![0.0; is.len()];
         for fold in 0..FOLDS {
-            let used: Vec<bool> = (0..is.len()).map(|i| i % FOLDS != fold).collect();
+            // A request is held out wherever it stands.
+            let used: Vec<bool> = labels.iter().map(|label| label.request % FOLDS != fold).collect();
             let held_out = design.fit(&is, &used).of(self.examples.inputs.view());
             for i in (0..is.len()).filter(|&i| !used[i]) {
                 scores[i] = held_out[i];
@@ -179,8 +209,8 @@ impl<'a> Teacher<'a> {
 
     /// The scores of one kind.
     fn of(&self, scores: &[f64], wanted: PromptKind) -> Vec<f64> {
-        let rows = self.examples.kind.iter().zip(scores);
-        rows.filter(|(kind, _)| **kind == wanted).map(|(_, &s)| s).collect()
+        let rows = self.examples.labels.iter().zip(scores);
+        rows.filter(|(label, _)| label.kind == wanted).map(|(_, &s)| s).collect()
     }
 
     /// The lowest threshold that keeps what must stay shut so.
@@ -225,6 +255,11 @@ impl<'a> Teacher<'a> {
         let mut kinds = PromptKind::ALL.map(histogram).to_vec();
         let text = gate.openings(self.constant, self.examples.elsewhere.view(), activation);
         kinds.push(Histogram::of("text", Vec::new(), text));
+        let mut known: Vec<Context> = self.examples.labels.iter().map(|label| label.context).collect();
+        known.sort_unstable();
+        known.dedup();
+        let contexts =
+            known.into_iter().map(|context| self.in_context(learned, context, activation)).collect();
         let own = gate.opens.kind();
         let others = PromptKind::ALL.into_iter().filter(|&kind| kind != own);
         let others: Vec<f64> = others.flat_map(|kind| self.of(scores, kind)).collect();
@@ -238,7 +273,21 @@ impl<'a> Teacher<'a> {
             until,
             auroc: crate::evaluate::stats::auroc(&self.of(scores, own), &others),
             kinds,
+            contexts,
         }
+    }
+
+    fn in_context(&self, learned: &Learned, context: Context, activation: Activation) -> InContext {
+        let share = |wanted: PromptKind| {
+            let rows = self.examples.labels.iter().zip(&learned.scores);
+            let own =
+                rows.filter(|(label, _)| (label.kind, label.context) == (wanted, context)).map(|(_, &s)| s);
+            let open: Vec<bool> = own.map(|s| learned.gate.opening(s, activation) > OPEN).collect();
+            let n_open = open.iter().filter(|open| **open).count();
+            (!open.is_empty()).then(|| n_open as f64 / open.len() as f64)
+        };
+        let [harmful, harmless, alarming] = PromptKind::ALL.map(share);
+        InContext { context: context.name().into(), harmful, harmless, alarming }
     }
 }
 
@@ -295,16 +344,17 @@ mod tests {
 
     /// Three kinds that two directions tell apart, around a mean; elsewhere another mean.
     fn examples() -> Examples {
-        let kind: Vec<PromptKind> = (0..360).map(|i| PromptKind::ALL[i % 3]).collect();
+        let label = |i: usize| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i };
+        let labels: Vec<Label> = (0..360).map(label).collect();
         let inputs = Array2::from_shape_fn((360, 20), |(i, j)| {
-            let own = match (kind[i], j) {
+            let own = match (labels[i].kind, j) {
                 (PromptKind::Harmful, 0) | (PromptKind::Alarming, 1) => 2.5,
                 _ => 0.0,
             };
             noise(i, j) + own + f32::from(j == 7) * 6.0
         });
         let elsewhere = Array2::from_shape_fn((300, 20), |(i, j)| noise(i + 1000, j) * 2.0);
-        Examples { inputs, kind, other_tokens: elsewhere.clone(), elsewhere }
+        Examples { inputs, labels, other_tokens: elsewhere.clone(), elsewhere }
     }
 
     #[test]

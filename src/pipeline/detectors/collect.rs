@@ -14,10 +14,11 @@ use crate::evaluate::{Examiner, chats, spread, spread_rows};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
 use crate::method::detector::Opens;
 use crate::method::detector::ffn::Network;
-use crate::method::detector::train::{self, Examples, Teacher};
+use crate::method::detector::train::{self, Examples, Label, Teacher};
 use crate::output::Printer;
 use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
 use crate::plan::Plan;
+use crate::prompts::contexts::{self, Context, Placed, Request};
 use crate::prompts::{self, PromptKind, PromptSet, Split};
 
 /// Most tokens of the template behind a message that are looked at.
@@ -33,19 +34,26 @@ pub(in crate::pipeline) const ANSWER: usize = 32;
 const WORDS: usize = 256;
 /// Prompts of each kind whose other tokens of the template are among those where gates are shut.
 const OTHER_ENDS: usize = 48;
+/// Tokens around the requests of one context.
+const AROUND: usize = 144;
+/// Prompts of each kind that the model thinks about, and most tokens of these thoughts.
+const THOUGHT_ABOUT: usize = 96;
+const THOUGHT: usize = 96;
 /// Of all these tokens, those that scores learn from too.
 const OTHER_TOKENS: usize = 768;
 
 /// Bytes of the inputs that learning keeps at most.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
-    let [extract, more] = [0, 1].map(|part| {
+    let [extract, n_more] = [0, 1].map(|part| {
         PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
     });
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
+    let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
+    let placed: usize = placed.map(|placed| placed.requests.len()).sum();
     // All tokens of the ending are kept until that of early gates is known.
-    let ends = (extract * ENDING).max((extract + more) * 2 + kept);
-    let rows = ends + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS;
+    let ends = (extract * ENDING).max((extract + n_more + placed) * 2 + kept);
+    let rows = ends + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS + Context::ALL.len() * AROUND;
     let n_network = Places::of(plan, layer).networks.len();
     // What one place is taught by lies beside them three times: as it is, scaled, and weighted.
     let bytes = n_network * size_of::<f16>() + 3 * size_of::<f32>();
@@ -59,9 +67,10 @@ pub(super) fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> 
     [extract, more]
 }
 
-/// Inputs at one token of the ending, of one kind.
+/// Inputs at one token of the ending.
 struct Ends {
-    kind: PromptKind,
+    /// Of each prompt.
+    labels: Vec<Label>,
     before_last: usize,
     /// Of each network, `[n_prompt][n_embd]`.
     inputs: Vec<Array2<f16>>,
@@ -93,6 +102,10 @@ pub(super) struct Collector<'a> {
     pub n_end: usize,
     /// Blocks of early gates.
     pub early: Vec<usize>,
+    /// System prompts of the user's own.
+    pub own: &'a [String],
+    /// Most tokens of the model's thoughts, where it is also to learn what answers begin like behind them.
+    pub thoughts: Option<usize>,
     pub printer: &'a Printer,
 }
 
@@ -114,7 +127,8 @@ impl Collector<'_> {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
             let [extract, _] = texts(prompts, &more, kind);
             let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
-            collection.add_ends(&of_kind.activations, kind, &tail);
+            let labels = labels((kind, Context::Plain), 0..of_kind.texts.len());
+            collection.add_ends(&of_kind.activations, labels, &tail);
             collection.add_text(std::mem::take(&mut of_kind.activations.inputs));
             seen.push(of_kind);
         }
@@ -123,6 +137,8 @@ impl Collector<'_> {
         collection.tail = tail_directions(&seen);
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
         self.more(engine, &more, token, &mut collection)?;
+        self.contexts(engine, &more, token, &mut collection)?;
+        self.behind_thoughts(engine, &more, &mut collection)?;
         self.text(engine, &seen, &mut collection)?;
         let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
@@ -142,7 +158,67 @@ impl Collector<'_> {
             let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
             let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
             let activations = engine.collect(&chats(&texts, None), &capture, &mut |_, _| ())?;
-            collection.add_ends(&activations, kind, &tail);
+            collection.add_ends(&activations, labels((kind, Context::Plain), 0..texts.len()), &tail);
+        }
+        Ok(())
+    }
+
+    /// The ends of training prompts that stand in something, and what they stand in as text.
+    fn contexts(
+        &self,
+        engine: &mut LlamaEngine,
+        more: &PromptSet,
+        token: Option<usize>,
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let tail: Vec<usize> = token.into_iter().collect();
+        for context in Context::ALL.into_iter().chain([Context::Own]) {
+            let mut all = match context {
+                Context::Own => contexts::place_under(self.own, more),
+                bundled => contexts::place(bundled, more),
+            };
+            let left_out = leave_out_unaskable(&mut all, engine);
+            if left_out > 0 {
+                self.printer
+                    .detail(format!("  {left_out} prompts, {}: the model cannot be asked", context.name()));
+            }
+            if all.is_empty() {
+                continue;
+            }
+            let _bar = self.printer.bar(&format!("collecting hidden states: {}", context.name()), 1);
+            let capture =
+                self.capture.clone().inputs_only().with_sample(AROUND / all.len().max(1)).with_tail(&tail);
+            for placed in all {
+                let seen = engine.collect(&placed.chats(), &capture, &mut |_, _| ())?;
+                let label = |r: &Request| Label { kind: r.kind, context, request: r.number };
+                collection.add_ends(&seen, placed.requests.iter().map(label).collect(), &tail);
+                collection.add_text(seen.inputs);
+            }
+        }
+        collection.join();
+        Ok(())
+    }
+
+    /// Where answers begin behind the model's own thoughts, and these thoughts as text.
+    fn behind_thoughts(
+        &self,
+        engine: &mut LlamaEngine,
+        more: &PromptSet,
+        collection: &mut Collection,
+    ) -> Result<(), Error> {
+        let Some(budget) = self.thoughts else { return Ok(()) };
+        let _bar = self.printer.bar("collecting hidden states: behind thoughts", 1);
+        let capture = self.capture.clone().inputs_only().with_sample(WORDS);
+        for kind in PromptKind::ALL {
+            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
+            let texts = spread(&texts, THOUGHT_ABOUT);
+            let (seen, which) =
+                engine.collect_thinking(&chats(&texts, None), budget.min(THOUGHT), &capture)?;
+            if which.is_empty() {
+                continue;
+            }
+            collection.add_ends(&seen, labels((kind, Context::Thought), which), &[]);
+            collection.add_text(seen.inputs);
         }
         Ok(())
     }
@@ -161,7 +237,7 @@ impl Collector<'_> {
         add(engine.collect_text(&prose, &capture(PROSE))?);
         let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
         if !asked.is_empty() {
-            let ask = |i: usize| Chat { system: None, user: &asked[i % asked.len()] };
+            let ask = |i: usize| Chat::of(&asked[i % asked.len()]);
             let requests: Vec<Chat<'_>> = (0..prose.len()).map(ask).collect();
             add(engine.collect_answers(&requests, &prose, &capture(WORDS))?);
             let requests = chats(&asked, None);
@@ -170,6 +246,20 @@ impl Collector<'_> {
         }
         Ok(())
     }
+}
+
+/// Takes out what a template or the model's length has no room for, and returns the number.
+fn leave_out_unaskable(all: &mut Vec<Placed>, engine: &LlamaEngine) -> usize {
+    let mut left_out = 0;
+    for placed in &mut *all {
+        let askable: Vec<bool> = placed.chats().iter().map(|chat| engine.tokens(chat).is_ok()).collect();
+        let mut askable = askable.into_iter();
+        let before = placed.requests.len();
+        placed.requests.retain(|_| askable.next().unwrap_or(false));
+        left_out += before - placed.requests.len();
+    }
+    all.retain(|placed| !placed.requests.is_empty());
+    left_out
 }
 
 /// The difference in means at the tokens before the last one: between refused and answered prompts where there are enough
@@ -207,16 +297,49 @@ fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
     sums.into_iter().map(|layers| layers.into_iter().map(difference).collect()).collect()
 }
 
+impl Ends {
+    fn context(&self) -> Context {
+        self.labels.first().map_or(Context::Plain, |label| label.context)
+    }
+}
+
+/// Labels of the requests with these numbers, all of one kind and context.
+fn labels((kind, context): (PromptKind, Context), numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
+    numbers.into_iter().map(|request| Label { kind, context, request }).collect()
+}
+
 impl Collection {
     /// The last token of every prompt and those of `tail` before it.
-    fn add_ends(&mut self, seen: &Activations, kind: PromptKind, tail: &[usize]) {
+    fn add_ends(&mut self, seen: &Activations, labels: Vec<Label>, tail: &[usize]) {
         let inputs = seen.inputs.iter().map(|inputs| halved(inputs.last.view())).collect();
-        self.ends.push(Ends { kind, before_last: 0, inputs });
+        self.ends.push(Ends { labels: labels.clone(), before_last: 0, inputs });
         for (t, &before_last) in tail.iter().enumerate() {
             let rows = |inputs: &WriterInputs| halved(inputs.tail.slice(s![t..; tail.len(), ..]));
             let inputs = seen.inputs.iter().map(rows).collect();
-            self.ends.push(Ends { kind, before_last, inputs });
+            self.ends.push(Ends { labels: labels.clone(), before_last, inputs });
         }
+    }
+
+    /// Joins what was seen of one context at one token, which came in small parts.
+    fn join(&mut self) {
+        let mut joined: Vec<Ends> = Vec::new();
+        for ends in std::mem::take(&mut self.ends) {
+            let context = ends.context();
+            let same = |other: &&mut Ends| {
+                context != Context::Plain
+                    && (other.context(), other.before_last) == (context, ends.before_last)
+            };
+            match joined.iter_mut().find(same) {
+                Some(other) => {
+                    other.labels.extend(ends.labels);
+                    for (all, more) in other.inputs.iter_mut().zip(ends.inputs) {
+                        *all = below(&[all.view(), more.view()]);
+                    }
+                }
+                None => joined.push(ends),
+            }
+        }
+        self.ends = joined;
     }
 
     /// The sampled tokens of some texts.
@@ -227,7 +350,6 @@ impl Collection {
     /// What `network` is given to read at one token, with what it is given elsewhere.
     pub fn examples(&self, network: usize, before_last: usize) -> Examples {
         let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
-        let rows = |ends: &Ends| ends.inputs[network].nrows();
         let whole = |x: &Array2<f16>| x.mapv(f16::to_f32);
         let other_ends = self
             .ends
@@ -238,7 +360,7 @@ impl Collection {
         let elsewhere = stacked(text.chain(other_ends).collect());
         Examples {
             inputs: stacked(own().map(|ends| whole(&ends.inputs[network])).collect()),
-            kind: own().flat_map(|ends| vec![ends.kind; rows(ends)]).collect(),
+            labels: own().flat_map(|ends| ends.labels.clone()).collect(),
             other_tokens: spread_rows(&elsewhere, OTHER_TOKENS),
             elsewhere,
         }
@@ -304,6 +426,11 @@ fn halved(x: ArrayView2<'_, f32>) -> Array2<f16> {
 
 /// Matrices one below the other.
 pub(super) fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
-    let views: Vec<_> = parts.iter().map(|x| x.view()).filter(|x| x.nrows() > 0).collect();
-    ndarray::concatenate(Axis(0), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
+    below(&parts.iter().map(|x| x.view()).collect::<Vec<_>>())
+}
+
+fn below<T: Clone>(parts: &[ArrayView2<'_, T>]) -> Array2<T> {
+    let views: Vec<_> = parts.iter().filter(|x| x.nrows() > 0).cloned().collect();
+    ndarray::concatenate(Axis(0), &views)
+        .unwrap_or_else(|_| Array2::from_shape_fn((0, 0), |_| unreachable!()))
 }

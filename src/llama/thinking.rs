@@ -1,0 +1,450 @@
+//! Thoughts before an answer: how a model sets them apart, and how it is made to answer at once.
+//!
+//! Some templates have a switch, some always open a thought, and some leave that to the model. What a model does is found
+//! by looking: at what the template writes behind a message with the switch on and off, and at the first tokens of a few
+//! answers. An answer without thoughts begins behind a thought that is closed as soon as it is opened, as those models
+//! were trained to do it.
+
+use std::rc::Rc;
+
+use serde::Serialize;
+
+use super::LlamaError;
+use super::engine::{Chat, Engine, FirstLogits, LlamaEngine};
+use super::ffi::{Model, Token};
+use super::length::Length;
+use super::template::ChatTemplate;
+use crate::activations::Activations;
+use crate::llama::{Capture, LowRank};
+
+/// One way of setting thoughts apart.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Form {
+    /// What a thought begins with.
+    pub open: &'static str,
+    /// What ends it.
+    pub close: &'static str,
+    /// What is written to end one.
+    closing: &'static str,
+    /// What a prompt ends in that leaves it to the model to open a thought, where only such models have it.
+    header: Option<&'static str>,
+    /// What ends a message, where llama.cpp does not count it as an end.
+    end: Option<&'static str>,
+}
+
+impl Form {
+    const fn tags(open: &'static str, close: &'static str) -> Self {
+        Self { open, close, closing: close, header: None, end: None }
+    }
+}
+
+/// The ways that are known. Of tags in angle brackets the ones around `think` are by far the most frequent.
+pub const FORMS: [Form; 11] = [
+    Form { closing: "\n</think>\n\n", ..Form::tags("<think>", "</think>") },
+    Form { closing: "\n</thinking>\n\n", ..Form::tags("<thinking>", "</thinking>") },
+    Form { closing: "\n</thought>\n\n", ..Form::tags("<thought>", "</thought>") },
+    Form { closing: "\n</reasoning>\n\n", ..Form::tags("<reasoning>", "</reasoning>") },
+    Form::tags("<seed:think>", "</seed:think>"),
+    Form::tags("[THINK]", "[/THINK]"),
+    Form::tags("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
+    Form::tags("<|START_THINKING|>", "<|END_THINKING|>"),
+    Form::tags("<|inner_prefix|>", "<|inner_suffix|>"),
+    // OpenAI's harmony, of gpt-oss: another channel.
+    Form {
+        open: "<|channel|>analysis<|message|>",
+        close: "<|channel|>final<|message|>",
+        closing: "<|end|><|start|>assistant<|channel|>final<|message|>",
+        header: Some("<|start|>assistant"),
+        end: Some("<|end|>"),
+    },
+    // Solar Open.
+    Form {
+        open: "<|think|>",
+        close: "<|content|>",
+        closing: "<|end|><|begin|>assistant<|content|>",
+        header: None,
+        end: Some("<|end|>"),
+    },
+];
+
+/// Prompts that show whether a model begins with a thought, and the tokens that do.
+const SHOWING: [&str; 2] = ["What is the capital of France?", "Name three colours."];
+const N_SHOWN: usize = 8;
+/// Tokens in the text of which the end of a thought is looked for.
+const N_CLOSE: usize = 24;
+
+/// How a model sets thoughts apart from its answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Thinking {
+    /// What a thought begins with.
+    pub open: String,
+    /// What ends it.
+    pub close: String,
+    /// What is put behind a prompt for the answer to begin at once; empty where the template's switch does it.
+    pub answer_prefix: String,
+    /// Whether the template itself opens a thought when its switch is on.
+    pub opened: bool,
+    #[serde(skip)]
+    form: &'static Form,
+}
+
+/// Whether thoughts stand before answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Answers begin at once.
+    #[default]
+    Off,
+    /// Thoughts are generated before, of so many tokens at most.
+    On {
+        /// Most tokens of a thought.
+        budget: usize,
+    },
+}
+
+/// The thoughts before one answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thought {
+    /// Number of tokens.
+    pub n_token: usize,
+    /// Whether they ended before their budget did.
+    pub ended: bool,
+}
+
+/// What opens a thought that `text` does not close, or closes one.
+fn last_tag<'a>(form: &Form, text: &'a str) -> Option<Tag<'a>> {
+    let opened = text.rfind(form.open).map(|at| at + form.open.len());
+    let closed = text.rfind(form.close).map(|at| at + form.close.len());
+    match (opened, closed) {
+        (Some(open), closed) if closed.is_none_or(|closed| closed <= open) => Some(Tag::Open(&text[open..])),
+        (_, Some(_)) => Some(Tag::Closed),
+        _ => None,
+    }
+}
+
+/// The last tag of a text.
+#[derive(Debug, PartialEq, Eq)]
+enum Tag<'a> {
+    /// A thought is open; what follows.
+    Open(&'a str),
+    Closed,
+}
+
+impl Thinking {
+    fn new(form: &'static Form, answer_prefix: String, opened: bool) -> Self {
+        Self { open: form.open.into(), close: form.close.into(), answer_prefix, opened, form }
+    }
+
+    /// What the endings of prompts show with the template's switch on and off; `None` where there is no sign of thoughts.
+    pub fn of_endings(on: &str, off: &str) -> Option<Self> {
+        FORMS.iter().find_map(|form| {
+            let opened = matches!(last_tag(form, on), Some(Tag::Open(rest)) if rest.trim().is_empty());
+            let prefix = match last_tag(form, off) {
+                Some(Tag::Closed) => Some(String::new()),
+                Some(Tag::Open(rest)) => rest.trim().is_empty().then(|| form.closed_behind(rest)),
+                None if opened => Some(String::new()),
+                None => form.header.filter(|header| off.ends_with(header)).map(|_| form.empty()),
+            };
+            Some(Self::new(form, prefix?, opened))
+        })
+    }
+
+    /// What ends a message, where llama.cpp does not count it as an end.
+    pub(super) fn end(&self) -> Option<&'static str> {
+        self.form.end
+    }
+
+    /// What the beginning of an answer shows, with its control tokens.
+    pub fn of_answer(answer: &str) -> Option<Self> {
+        let form = FORMS.iter().find(|form| answer.trim_start().starts_with(form.open))?;
+        Some(Self::new(form, form.empty(), false))
+    }
+}
+
+impl Form {
+    /// What closes a thought behind whose opening `rest` stands.
+    fn closed_behind(&self, rest: &str) -> String {
+        let line = if self.closing.starts_with('\n') && !rest.ends_with('\n') { "\n" } else { "" };
+        format!("{line}{}", self.closing)
+    }
+
+    /// A thought that is closed at once.
+    fn empty(&self) -> String {
+        format!("{}{}", self.open, self.closed_behind(""))
+    }
+}
+
+/// Finds how a model thinks from its template alone.
+///
+/// # Errors
+/// [`LlamaError::Template`].
+pub fn of_template(template: &ChatTemplate) -> Result<Option<Thinking>, LlamaError> {
+    Ok(Thinking::of_endings(&template.ending(true)?, &template.ending(false)?))
+}
+
+impl LlamaEngine {
+    /// How the model thinks; `None` where it does not, as far as its template and the first tokens of a few answers tell.
+    pub fn thinking(&self) -> Option<&Thinking> {
+        self.thinking.as_ref()
+    }
+
+    /// Finds out how the model thinks, and has answers begin at once.
+    pub(super) fn find_thinking(&mut self) -> Result<(), LlamaError> {
+        let Some(template) = &self.template else { return Ok(()) };
+        self.thinking = match of_template(template)? {
+            Some(thinking) => Some(thinking),
+            None if self.may_think(template) => self.seen_thinking()?,
+            None => None,
+        };
+        let end = self.thinking.as_ref().and_then(Thinking::end);
+        self.ends = end.and_then(|end| self.model.special(end));
+        self.set_thinking(Mode::Off);
+        Ok(())
+    }
+
+    /// Whether the template or the vocabulary knows how a thought begins.
+    fn may_think(&self, template: &ChatTemplate) -> bool {
+        FORMS.iter().any(|form| template.mentions(form.open) || self.model.special(form.open).is_some())
+    }
+
+    /// Looks at what a few answers begin with.
+    fn seen_thinking(&mut self) -> Result<Option<Thinking>, LlamaError> {
+        let prompts =
+            SHOWING.iter().map(|user| self.tokens(&Chat::of(user))).collect::<Result<Vec<_>, _>>()?;
+        let answers = self.generate(&prompts, N_SHOWN, &|_, _| true, &mut |_, _| ())?;
+        Ok(answers.iter().find_map(|answer| Thinking::of_answer(&self.model.text_of_all(answer))))
+    }
+
+    /// Has every later prompt lead to thoughts, or to an answer at once.
+    pub fn set_thinking(&mut self, mode: Mode) {
+        let (Some(template), Some(thinking)) = (&mut self.template, &self.thinking) else { return };
+        match mode {
+            Mode::Off => template.set_thinking(false, &thinking.answer_prefix),
+            Mode::On { .. } => template.set_thinking(true, ""),
+        }
+    }
+
+    /// The thoughts of the model about `prompts`, each up to what ends it, and behind that, as far as it ended: `None` of a
+    /// model that answers without.
+    fn thoughts(
+        &mut self,
+        prompts: &[Vec<Token>],
+        budget: usize,
+    ) -> Result<Vec<Option<Written>>, LlamaError> {
+        let Some(thinking) = self.thinking.clone() else { return Ok(vec![None; prompts.len()]) };
+        let model: Rc<Model> = Rc::clone(&self.model);
+        let tail = |tokens: &[Token]| model.text_of_all(&tokens[tokens.len().saturating_sub(N_CLOSE)..]);
+        let goes_on = |_: usize, tokens: &[Token]| !tail(tokens).contains(&thinking.close);
+        let ends = self.ends.take();
+        let written = self.generate(prompts, budget, &goes_on, &mut |_, _| ());
+        self.ends = ends;
+        let read = |tokens: Vec<Token>| {
+            let ended = tail(&tokens).contains(&thinking.close);
+            let begins = || model.text_of_all(&tokens[..tokens.len().min(N_CLOSE)]);
+            let thinks = thinking.opened || ended || begins().trim_start().starts_with(&thinking.open);
+            thinks.then_some(Written { tokens, ended })
+        };
+        Ok(written?.into_iter().map(read).collect())
+    }
+
+    /// Answers behind the model's own thoughts of at most `budget` tokens, and what these were; `first` sees no logits where
+    /// thoughts do not end. There the text of the thoughts stands for the answer, as they were opened.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering or decoding fails.
+    pub fn answer_thinking(
+        &mut self,
+        chats: &[Chat<'_>],
+        budget: usize,
+        (length, first): (&Length<'_>, &mut FirstLogits<'_>),
+    ) -> Result<Vec<(String, Thought)>, LlamaError> {
+        self.set_thinking(Mode::On { budget });
+        let answers = self.answers_behind_thoughts(chats, budget, (length, first));
+        self.set_thinking(Mode::Off);
+        answers
+    }
+
+    fn answers_behind_thoughts(
+        &mut self,
+        chats: &[Chat<'_>],
+        budget: usize,
+        (length, first): (&Length<'_>, &mut FirstLogits<'_>),
+    ) -> Result<Vec<(String, Thought)>, LlamaError> {
+        let prompts = chats.iter().map(|chat| self.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
+        let thoughts = self.thoughts(&prompts, budget)?;
+        let form = self.thinking.as_ref().map(|thinking| thinking.form);
+        let (open, end) = form.map_or(("", ""), |form| (form.open, form.end.unwrap_or_default()));
+        let mut all: Vec<(String, Thought)> = Vec::with_capacity(chats.len());
+        let (mut ready, mut asked) = (Vec::new(), Vec::new());
+        for (i, (mut prompt, thought)) in prompts.into_iter().zip(thoughts).enumerate() {
+            let (n_token, ended) = thought.as_ref().map_or((0, true), |t| (t.tokens.len(), t.ended));
+            let mut text = String::new();
+            match thought {
+                Some(thought) if !ended => {
+                    let thought = self.model.text_of_all(&thought.tokens);
+                    let thought = thought.trim_start().trim_start_matches(open);
+                    text = format!("{open}{}", thought.strip_suffix(end).unwrap_or(thought));
+                }
+                thought => {
+                    prompt.extend(thought.map_or_else(Vec::new, |thought| thought.tokens));
+                    (ready.push(prompt), asked.push(i));
+                }
+            }
+            all.push((text, Thought { n_token, ended }));
+        }
+        let answers = self.answer_tokens_until(ready, length, &mut |i, logits| first(asked[i], logits))?;
+        for (&i, answer) in asked.iter().zip(answers) {
+            all[i].0 = answer;
+        }
+        Ok(all)
+    }
+
+    /// Prompts followed by the model's own thoughts of at most `budget` tokens, closed where they did not end, up to where the
+    /// answer begins; and the position at which the thoughts begin. Without those that the model answers at once.
+    ///
+    /// # Errors
+    /// [`LlamaError`] when rendering or decoding fails.
+    pub fn prompts_with_thoughts(
+        &mut self,
+        chats: &[Chat<'_>],
+        budget: usize,
+    ) -> Result<Vec<Option<(Vec<Token>, usize)>>, LlamaError> {
+        self.set_thinking(Mode::On { budget });
+        let found = self.thoughts_behind(chats, budget);
+        self.set_thinking(Mode::Off);
+        found
+    }
+
+    fn thoughts_behind(
+        &mut self,
+        chats: &[Chat<'_>],
+        budget: usize,
+    ) -> Result<Vec<Option<(Vec<Token>, usize)>>, LlamaError> {
+        let prompts = chats.iter().map(|chat| self.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
+        let thoughts = self.thoughts(&prompts, budget)?;
+        let Some(form) = self.thinking.as_ref().map(|thinking| thinking.form) else { return Ok(Vec::new()) };
+        let behind = form.closing.rsplit(form.close).next().unwrap_or_default();
+        let join = |(mut prompt, thought): (Vec<Token>, Option<Written>)| {
+            let Some(thought) = thought else { return Ok(None) };
+            let from = prompt.len();
+            prompt.extend(thought.tokens);
+            prompt.extend(self.model.template_tokens(if thought.ended { behind } else { form.closing })?);
+            Ok((prompt.len() <= self.prompt_tokens).then_some((prompt, from)))
+        };
+        prompts.into_iter().zip(thoughts).map(join).collect()
+    }
+}
+
+/// Thoughts as they were generated.
+#[derive(Debug, Clone)]
+struct Written {
+    tokens: Vec<Token>,
+    ended: bool,
+}
+
+/// An engine that thinks before each answer, and remembers how long.
+pub struct Thinker<'a> {
+    engine: &'a mut LlamaEngine,
+    budget: usize,
+    /// The thoughts before every answer so far.
+    pub thoughts: Vec<Thought>,
+}
+
+impl<'a> Thinker<'a> {
+    /// Thoughts of at most `budget` tokens.
+    pub fn new(engine: &'a mut LlamaEngine, budget: usize) -> Self {
+        Self { engine, budget, thoughts: Vec::new() }
+    }
+}
+
+impl Engine for Thinker<'_> {
+    fn n_layer(&self) -> usize {
+        self.engine.n_layer()
+    }
+
+    fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError> {
+        self.engine.apply(edits)
+    }
+
+    fn answer_until(
+        &mut self,
+        chats: &[Chat<'_>],
+        length: &Length<'_>,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let answers = self.engine.answer_thinking(chats, self.budget, (length, first))?;
+        self.thoughts.extend(answers.iter().map(|(_, thought)| *thought));
+        Ok(answers.into_iter().map(|(answer, _)| answer).collect())
+    }
+
+    fn collect(
+        &mut self,
+        chats: &[Chat<'_>],
+        capture: &Capture,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
+        self.engine.collect(chats, capture, first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(on: &str, off: &str) -> Option<(&'static str, String, bool)> {
+        Thinking::of_endings(on, off).map(|t| (t.form.open, t.answer_prefix, t.opened))
+    }
+
+    #[test]
+    fn what_templates_write_behind_a_message_tells_how_models_think() {
+        let head = "<|im_end|>\n<|im_start|>assistant\n";
+        let at = |text: &str| format!("{head}{text}");
+        let closed = |prefix: &str| Some(("<think>", prefix.to_owned(), true));
+        for (on, off, expected) in [
+            // Qwen3: the model opens the thought, the switch writes an empty one.
+            (at(""), at("<think>\n\n</think>\n\n"), Some(("<think>", String::new(), false))),
+            // Qwen3.5, GLM: the template opens it, or writes an empty one.
+            (at("<think>\n"), at("<think>\n\n</think>\n\n"), closed("")),
+            // DeepSeek-V3.1.
+            (at("<think>"), at("</think>"), closed("")),
+            // A switch that only opens.
+            (at("<think>\n"), at(""), closed("")),
+            // R1, QwQ: always open.
+            (at("<think>\n"), at("<think>\n"), closed("\n</think>\n\n")),
+            (at("<think>"), at("<think>"), closed("\n\n</think>\n\n")),
+            (at("[THINK]"), at("[THINK]"), Some(("[THINK]", "[/THINK]".to_owned(), true))),
+            (at("<thought>\n"), at("<thought>\n"), Some(("<thought>", "\n</thought>\n\n".to_owned(), true))),
+            // gpt-oss.
+            (
+                "<|end|><|start|>assistant".into(),
+                "<|end|><|start|>assistant".into(),
+                Some((
+                    "<|channel|>analysis<|message|>",
+                    "<|channel|>analysis<|message|><|end|><|start|>assistant<|channel|>final<|message|>"
+                        .to_owned(),
+                    false,
+                )),
+            ),
+            (at(""), at(""), None),
+            (at("<tool>"), at("Sure, "), None),
+        ] {
+            assert_eq!(found(&on, &off), expected, "{on:?} {off:?}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_an_answer_tells_it_too() {
+        let prefix = |answer| Thinking::of_answer(answer).map(|thinking| thinking.answer_prefix);
+        assert_eq!(prefix("<think>\nOkay, the").as_deref(), Some("<think>\n\n</think>\n\n"));
+        assert_eq!(prefix("\n[THINK]So").as_deref(), Some("[THINK][/THINK]"));
+        assert_eq!(prefix("The capital <think>"), None);
+    }
+
+    #[test]
+    fn the_last_tag_of_a_text_is_what_counts() {
+        let form = &FORMS[0];
+        assert_eq!(last_tag(form, "<think>a</think>b<think> "), Some(Tag::Open(" ")));
+        assert_eq!(last_tag(form, "<think>a</think>b"), Some(Tag::Closed));
+        assert_eq!(last_tag(form, "</think>"), Some(Tag::Closed));
+        assert_eq!(last_tag(form, "thinking"), None);
+    }
+}

@@ -1,0 +1,235 @@
+//! What stands around requests where models are deployed or attacked: system prompts, earlier turns, jailbreaks, and other
+//! languages than English. Harmful, harmless and alarming requests stand in each alike, so that a context alone tells nothing.
+
+use serde::Deserialize;
+
+use super::{PromptKind, PromptSet};
+use crate::llama::{Chat, Message};
+
+const SYSTEM_PROMPTS: &str = include_str!("bundled/contexts.jsonl");
+const EXCHANGES: &str = include_str!("bundled/exchanges.jsonl");
+const WRAPPERS: &str = include_str!("bundled/wrappers.jsonl");
+const LANGUAGES: &str = include_str!("bundled/languages.jsonl");
+
+/// Requests of each kind under one system prompt, behind one exchange, and in one wrapper: harmful, harmless and alarming.
+const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
+/// The same under one of the user's own.
+const UNDER_OWN: [usize; 3] = [32, 32, 16];
+const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
+const IN_WRAPPER: [usize; 3] = [2, 2, 1];
+/// Step through the requests that are put in contexts: prime, so that each context meets all sorts.
+const STEP: usize = 37;
+
+/// One way of putting requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Context {
+    /// As users send them, in English.
+    Plain,
+    /// Under a system prompt.
+    SystemPrompt,
+    /// Behind an exchange about something else.
+    LaterTurn,
+    /// In a text that is to make the model answer: a role, rules, a game, …
+    Wrapped,
+    /// In another language than English.
+    OtherLanguage,
+    /// Under a system prompt of the user's own.
+    Own,
+    /// Where the model has thought about it.
+    Thought,
+}
+
+impl Context {
+    /// Those that a request is put in.
+    pub const ALL: [Self; 4] = [Self::SystemPrompt, Self::LaterTurn, Self::Wrapped, Self::OtherLanguage];
+
+    /// As reports name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::SystemPrompt => "system prompt",
+            Self::LaterTurn => "later turn",
+            Self::Wrapped => "wrapped",
+            Self::OtherLanguage => "other language",
+            Self::Own => "your context",
+            Self::Thought => "behind thoughts",
+        }
+    }
+}
+
+/// Requests that share what stands around them.
+#[derive(Debug, Clone, Default)]
+pub struct Placed {
+    /// The system prompt.
+    pub system: Option<String>,
+    /// Earlier turns.
+    pub before: Vec<Message>,
+    /// The requests, and what is said with each.
+    pub requests: Vec<Request>,
+}
+
+impl Placed {
+    /// As the model is asked.
+    pub fn chats(&self) -> Vec<Chat<'_>> {
+        let (system, before) = (self.system.as_deref(), self.before.as_slice());
+        self.requests.iter().map(|request| Chat { system, before, user: &request.text }).collect()
+    }
+}
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// What it is.
+    pub kind: PromptKind,
+    /// Tells it from the others of its kind, in whatever it stands.
+    pub number: usize,
+    /// The message that it stands in.
+    pub text: String,
+}
+
+#[derive(Deserialize)]
+struct SystemPrompt {
+    system: String,
+}
+
+#[derive(Deserialize)]
+struct Exchange {
+    user: String,
+    assistant: String,
+}
+
+#[derive(Deserialize)]
+struct Wrapper {
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Foreign {
+    prompt: String,
+    kind: PromptKind,
+}
+
+/// The requests of `prompts`, dealt out to everything that is bundled of `context`.
+pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
+    let mut deal = Deal::new(prompts);
+    match context {
+        Context::Plain | Context::Own | Context::Thought => {
+            let requests = deal.next(PromptKind::ALL.map(|kind| prompts.count(kind)));
+            vec![Placed { requests, ..Placed::default() }]
+        }
+        Context::SystemPrompt => rows::<SystemPrompt>(SYSTEM_PROMPTS)
+            .map(|row| Placed {
+                system: Some(row.system),
+                requests: deal.next(UNDER_SYSTEM),
+                ..Placed::default()
+            })
+            .collect(),
+        Context::LaterTurn => rows::<Exchange>(EXCHANGES)
+            .map(|row| Placed {
+                before: vec![
+                    Message { role: "user", text: row.user },
+                    Message { role: "assistant", text: row.assistant },
+                ],
+                requests: deal.next(BEHIND_EXCHANGE),
+                ..Placed::default()
+            })
+            .collect(),
+        Context::Wrapped => rows::<Wrapper>(WRAPPERS)
+            .map(|row| {
+                let wrap = |request: Request| Request {
+                    text: row.text.replace("{request}", &request.text),
+                    ..request
+                };
+                Placed {
+                    requests: deal.next(IN_WRAPPER).into_iter().map(wrap).collect(),
+                    ..Placed::default()
+                }
+            })
+            .collect(),
+        Context::OtherLanguage => {
+            let request =
+                |(number, row): (usize, Foreign)| Request { kind: row.kind, number, text: row.prompt };
+            let requests = rows(LANGUAGES).enumerate().map(request).collect();
+            vec![Placed { requests, ..Placed::default() }]
+        }
+    }
+}
+
+/// Some of `prompts` under each of the user's own system prompts.
+pub fn place_under(systems: &[String], prompts: &PromptSet) -> Vec<Placed> {
+    let mut deal = Deal::new(prompts);
+    let placed = |system: &String| Placed {
+        system: Some(system.clone()),
+        requests: deal.next(UNDER_OWN),
+        ..Placed::default()
+    };
+    systems.iter().map(placed).collect()
+}
+
+fn rows<'a, T: Deserialize<'a>>(jsonl: &'a str) -> impl Iterator<Item = T> {
+    // As with the bundled prompts: the data is fixed at build time and checked by a test.
+    jsonl.lines().map(|line| serde_json::from_str(line).expect("the bundled contexts are valid"))
+}
+
+/// Deals out requests of each kind.
+struct Deal {
+    of_kind: [Vec<String>; 3],
+    next: [usize; 3],
+}
+
+impl Deal {
+    fn new(prompts: &PromptSet) -> Self {
+        let texts = |kind| prompts.of_kind(kind).iter().map(|prompt| prompt.text.clone()).collect();
+        Self { of_kind: PromptKind::ALL.map(texts), next: [0; 3] }
+    }
+
+    /// So many of each kind.
+    fn next(&mut self, counts: [usize; 3]) -> Vec<Request> {
+        let mut dealt = Vec::new();
+        for (i, (kind, count)) in PromptKind::ALL.into_iter().zip(counts).enumerate() {
+            for _ in 0..count.min(self.of_kind[i].len()) {
+                let number = self.next[i] % self.of_kind[i].len();
+                dealt.push(Request { kind, number, text: self.of_kind[i][number].clone() });
+                self.next[i] += STEP;
+            }
+        }
+        dealt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_context_has_requests_of_every_kind_and_none_twice() {
+        let prompts = super::super::training();
+        for context in Context::ALL {
+            let placed = place(context, &prompts);
+            let mut all: Vec<(Option<&str>, &str)> = Vec::new();
+            for placed in &placed {
+                for kind in PromptKind::ALL {
+                    assert!(placed.requests.iter().any(|r| r.kind == kind), "{context:?}");
+                }
+                all.extend(placed.chats().iter().map(|chat| (placed.system.as_deref(), chat.user)));
+            }
+            let n = all.len();
+            all.sort_unstable();
+            all.dedup();
+            assert_eq!(all.len(), n, "{context:?}");
+            assert!(all.iter().all(|(_, user)| !user.contains("{request}")));
+        }
+    }
+
+    #[test]
+    fn a_wrapper_keeps_the_request_whole() {
+        let prompts = super::super::training();
+        let harmful: Vec<&str> =
+            prompts.of_kind(PromptKind::Harmful).iter().map(|p| p.text.as_str()).collect();
+        for placed in place(Context::Wrapped, &prompts) {
+            let Request { kind, text, .. } = &placed.requests[0];
+            assert_eq!(*kind, PromptKind::Harmful);
+            assert!(harmful.iter().any(|request| text.contains(request) && text.len() > request.len() + 40));
+        }
+    }
+}
