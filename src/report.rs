@@ -16,6 +16,7 @@ use crate::scar::Scar;
 use crate::search::{Lever, LeverOutcome, SearchResult};
 use crate::verify::Verification;
 
+mod contexts;
 mod file;
 mod html;
 mod summary;

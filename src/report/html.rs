@@ -34,6 +34,7 @@ impl Report {
             sections::projections(self),
             sections::search(self),
             gates::gates(self),
+            gates::thinking(self),
             sections::survival(self),
         ]
         .into_iter()

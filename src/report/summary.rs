@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Report;
+use super::contexts::{contexts, is_weak};
 use crate::evaluate::Score;
 use crate::evaluate::stats::Proportion;
-use crate::method::detector::Opens;
-use crate::method::detector::train::{InContext, Profile};
 use crate::output::{Table, bar, percent, sparkline, wrap};
 use crate::search::{Candidate, LeverOutcome, Trial};
 use crate::verify::Arrival;
@@ -345,27 +344,4 @@ impl Report {
 
 fn counts(proportion: Proportion) -> String {
     format!("{}/{}", proportion.count, proportion.total)
-}
-
-/// Whether harmful prompts open the gates less than half as often as `plain` ones do.
-fn is_weak(row: &InContext, plain: &InContext) -> bool {
-    row.harmful.zip(plain.harmful).is_some_and(|(here, plain)| here < plain / 2.0)
-}
-
-/// By context, the mean over the gates for harmful prompts at the last token.
-fn contexts(gates: &[Profile]) -> Vec<InContext> {
-    let gates = || gates.iter().filter(|gate| gate.opens == Opens::Harmful && gate.before_last == 0);
-    let names = gates().next().map_or(&[][..], |gate| &gate.contexts).iter().map(|row| &row.context);
-    let mean = |name: &String, share: fn(&InContext) -> Option<f64>| {
-        let rows = gates().flat_map(|gate| gate.contexts.iter().filter(|row| row.context == *name));
-        let shares: Vec<f64> = rows.filter_map(share).collect();
-        (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
-    };
-    let row = |name: &String| InContext {
-        context: name.clone(),
-        harmful: mean(name, |row| row.harmful),
-        harmless: mean(name, |row| row.harmless),
-        alarming: mean(name, |row| row.alarming),
-    };
-    names.map(row).collect()
 }

@@ -5,7 +5,10 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::evaluate::fidelity::Moved;
+use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Quick, Tally};
+use crate::method::detector::Opens;
+use crate::method::detector::train::{Histogram, InContext};
 use crate::search::{Candidate, Probe, Trial};
 use crate::verify::TensorChange;
 
@@ -287,6 +290,51 @@ fn the_summary_fits_a_terminal() {
     }
     let hostile = hostile().summary();
     assert!(!hostile.contains(['\u{1b}', '\u{0}']), "{hostile:?}");
+}
+
+#[test]
+fn what_stands_behind_thoughts_and_in_contexts_is_shown() {
+    let mut report = example();
+    let of = |harmful, endless| Thoughtful {
+        harmful: tally(harmful, 16),
+        harmless: tally(0, 16),
+        alarming: tally(2, 16),
+        thoughts: Thoughts { mean_tokens: 81.4, endless: Proportion::new(endless, 48) },
+    };
+    report.thinking = Some(ThinkingReport {
+        open: "<think>".into(),
+        close: "</think>".into(),
+        budget: 256,
+        base: of(5, 1),
+        written: of(14, 2),
+    });
+    let row = |context: &str, harmful| InContext {
+        context: context.into(),
+        harmful: Some(harmful),
+        harmless: Some(0.01),
+        alarming: None,
+    };
+    report.edit.gates = vec![Profile {
+        layer: 12,
+        before_last: 0,
+        opens: Opens::Harmful,
+        threshold: 0.5,
+        open_from: 1.0,
+        from: -1.0,
+        until: 2.0,
+        auroc: 0.95,
+        kinds: vec![Histogram { of: "harmful".into(), bars: vec![1, 2], open: 0.7, opening: 0.7 }],
+        contexts: vec![row("plain", 0.7), row("later turn", 0.5), row("wrapped", 0.3)],
+    }];
+    let summary = report.summary();
+    assert!(summary.lines().all(|line| line.chars().count() <= 100), "{summary}");
+    assert!(summary.contains("LESS THAN HALF AS OFTEN") && summary.contains("prompts: wrapped"), "{summary}");
+    assert!(summary.lines().any(|line| line.contains("written file") && line.contains("14/16")), "{summary}");
+    let page = report.page().unwrap();
+    let page = parsed(&page);
+    let contexts = cells(&page, "context-table");
+    assert_eq!(contexts.iter().map(|row| !row[4].is_empty()).collect::<Vec<_>>(), [false, false, true]);
+    assert_eq!(cells(&page, "thinking-table")[1][4..], ["2/48 (.04, .01-.14)".to_owned(), "81".to_owned()]);
 }
 
 #[test]

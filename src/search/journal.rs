@@ -40,6 +40,10 @@ pub struct Head {
     pub method: String,
     /// `auto`, `off`, or the hash of the user's text.
     pub system_prompt: String,
+    /// Hash of the system prompts under which the model will run.
+    pub contexts_sha256: String,
+    /// Most tokens of thoughts from which detectors learn too; `None` where they are not to.
+    pub thoughts: Option<usize>,
     /// The only lever that is tried, if there is but one: others teach how refusals begin, too.
     pub lever: Option<Lever>,
     /// The strength that is fixed, if any.

@@ -2,8 +2,9 @@
 
 use super::chart::{Chart, Class, Numbers};
 use super::section::{Section, Table, fixed, percent};
-use crate::method::detector::train::{Histogram, Profile};
-use crate::report::Report;
+use crate::method::detector::train::{Histogram, InContext, Profile};
+use crate::report::contexts::{contexts, is_weak};
+use crate::report::{Report, ThinkingReport, Thoughtful};
 
 /// What each kind is drawn as.
 const KINDS: [(&str, Class); 3] = [("harmful", "after"), ("harmless", "before"), ("alarming", "control")];
@@ -14,6 +15,21 @@ pub fn gates(report: &Report) -> Option<Section> {
     if gates.is_empty() {
         return None;
     }
+    Some(Section {
+        id: "gates",
+        title: "What opens the gates",
+        text: "Scores of the prompts that each gate was learned from, each scored by what was learned from others. A gate is \
+               shut left of the first upright line and wholly open right of the second. Text is everything that is no end of \
+               a prompt: prose, code, answers, the inside of prompts."
+            .into(),
+        legend: vec![("after", "harmful"), ("before", "harmless"), ("control", "alarming"), ("chosen", "threshold")],
+        charts: gates.iter().map(chart).collect(),
+        tables: contexts_of(report).into_iter().chain([gate_table(gates)]).collect(),
+    })
+}
+
+/// Each gate in numbers.
+fn gate_table(gates: &[Profile]) -> Table {
     let row = |gate: &Profile| {
         let open = |name: &str| gate.of(name).map_or("–".into(), |kind| percent(kind.open));
         vec![
@@ -29,24 +45,68 @@ pub fn gates(report: &Report) -> Option<Section> {
             open("text"),
         ]
     };
-    Some(Section {
-        id: "gates",
-        title: "What opens the gates",
-        text: "Scores of the prompts that each gate was learned from, each scored by what was learned from others. A gate is \
-               shut left of the first upright line and wholly open right of the second. Text is everything that is no end of \
-               a prompt: prose, code, answers, the inside of prompts."
-            .into(),
-        legend: vec![("after", "harmful"), ("before", "harmless"), ("control", "alarming"), ("chosen", "threshold")],
-        charts: gates.iter().map(chart).collect(),
-        tables: vec![Table {
-            id: "gate-table",
-            caption: "Each gate: how well it tells the kinds apart, its threshold, and the share on which it is more than half \
+    Table {
+        id: "gate-table",
+        caption: "Each gate: how well it tells the kinds apart, its threshold, and the share on which it is more than half \
                       open",
-            open: false,
-            head: vec![
-                "block", "token", "opens on", "AUROC", "shut below", "open from", "harmful", "harmless", "alarming", "text",
-            ],
-            rows: gates.iter().map(row).collect(),
+        open: false,
+        head: vec![
+            "block",
+            "token",
+            "opens on",
+            "AUROC",
+            "shut below",
+            "open from",
+            "harmful",
+            "harmless",
+            "alarming",
+            "text",
+        ],
+        rows: gates.iter().map(row).collect(),
+    }
+}
+
+/// How often gates open in each context.
+fn contexts_of(report: &Report) -> Option<Table> {
+    let share = |share: Option<f64>| share.map_or("–".to_owned(), percent);
+    let rows = contexts(&report.edit.gates);
+    let row = |row: &InContext| {
+        let weak = if is_weak(row, &rows[0]) { "less than half of plain" } else { "" };
+        vec![row.context.clone(), share(row.harmful), share(row.harmless), share(row.alarming), weak.into()]
+    };
+    (rows.len() > 1).then(|| Table {
+        id: "context-table",
+        caption: "Where prompts stand in something: the share on which the gates for harmful ones are more than half open at the \
+                  last token",
+        open: true,
+        head: vec!["prompts", "harmful", "harmless", "alarming", ""],
+        rows: rows.iter().map(row).collect(),
+    })
+}
+
+/// Answers of a model that thinks before it answers, once it has; nothing of others.
+pub fn thinking(report: &Report) -> Option<Section> {
+    let ThinkingReport { open, close, budget, base, written } = report.thinking.as_ref()?;
+    let row = |(name, of): (&str, &Thoughtful)| {
+        let kinds = [of.harmful, of.harmless, of.alarming].map(|tally| tally.refused().to_string());
+        let rest = [of.thoughts.endless.to_string(), fixed(of.thoughts.mean_tokens, 0)];
+        [name.to_owned()].into_iter().chain(kinds).chain(rest).collect()
+    };
+    Some(Section {
+        id: "thinking",
+        title: "Behind thoughts",
+        text: format!(
+            "What the model answers once it has thought, for {budget} tokens at most, between {open} and {close}. Thoughts that \
+             do not end are neither refused nor complied."
+        ),
+        legend: Vec::new(),
+        charts: Vec::new(),
+        tables: vec![Table {
+            id: "thinking-table",
+            caption: "Refusals behind the model's own thoughts, before and after",
+            open: true,
+            head: vec!["model", "harmful", "harmless", "alarming", "thoughts without an end", "mean tokens"],
+            rows: [("base", base), ("written file", written)].into_iter().map(row).collect(),
         }],
     })
 }

@@ -12,6 +12,8 @@ pub(in crate::search) fn head() -> Head {
         writers_sha256: "22dd".into(),
         method: "contrast".into(),
         system_prompt: "auto".into(),
+        contexts_sha256: "c".into(),
+        thoughts: Some(256),
         lever: None,
         strength: None,
         max_kl: Some(0.1 + 0.2),
