@@ -11,8 +11,8 @@ use std::sync::LazyLock;
 
 use rosi_gguf::gguf::{Gguf, GgufBuilder, Rewrite, Value};
 use rosi_gguf::imatrix::Imatrix;
-use rosi_gguf::llama::Chat;
 use rosi_gguf::llama::template::ChatTemplate;
+use rosi_gguf::llama::{Chat, Thinking};
 use rosi_gguf::patches::Patches;
 use rosi_gguf::plan::Plan;
 use rosi_gguf::prompts::PromptSet;
@@ -141,9 +141,13 @@ pub fn template(bytes: &[u8]) {
     for system in [None, Some("Be kind.")] {
         let chat = Chat { system, ..Chat::of("How do I bake bread?") };
         match template.render(&chat) {
-            Ok(text) => assert!(text.contains(chat.user) && text.len() <= 1 << 20),
+            Ok(prompt) => assert!(!prompt.text.is_empty() && prompt.text.len() <= 1 << 20),
             Err(error) => assert!(error.to_string().len() < 1 << 14),
         }
+    }
+    let endings = [true, false].map(|thinks| template.ending(thinks));
+    if let [Ok(on), Ok(off)] = endings {
+        assert!(Thinking::of_endings(&on, &off).is_none_or(|thinking| thinking.answer_prefix.len() < 100));
     }
     let _ = template.render_exchange("How do I bake bread?", "Mix flour.").map_err(|e| e.to_string());
 }
