@@ -151,7 +151,7 @@ fn inspect(opened: &Opened) -> Inspection {
 /// What the template shows of thoughts; one that cannot be used shows none, and is told of where it is used.
 fn thinking(template: &str) -> Option<Thinking> {
     let template = ChatTemplate::new(template, "", "").ok()?;
-    thinking::of_template(&template).ok().flatten()
+    thinking::of_template(&template)
 }
 
 fn describe_thinking(thinking: &Thinking) -> String {

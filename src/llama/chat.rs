@@ -81,7 +81,7 @@ impl ChatModel {
         let model = Model::load(path, &options.offload, progress)?;
         let (bos, eos) = model.bos_eos_text();
         let mut template = ChatTemplate::new(template, &bos, &eos)?;
-        let thinking = thinking::of_template(&template)?;
+        let thinking = thinking::of_template(&template);
         match &thinking {
             _ if options.n_think > 0 => template.set_thinking(true, ""),
             Some(thinking) => template.set_thinking(false, &thinking.answer_prefix),

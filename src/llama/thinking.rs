@@ -88,19 +88,6 @@ pub struct Thinking {
     form: &'static Form,
 }
 
-/// Whether thoughts stand before answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mode {
-    /// Answers begin at once.
-    #[default]
-    Off,
-    /// Thoughts are generated before, of so many tokens at most.
-    On {
-        /// Most tokens of a thought.
-        budget: usize,
-    },
-}
-
 /// The thoughts before one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thought {
@@ -173,12 +160,9 @@ impl Form {
     }
 }
 
-/// Finds how a model thinks from its template alone.
-///
-/// # Errors
-/// [`LlamaError::Template`].
-pub fn of_template(template: &ChatTemplate) -> Result<Option<Thinking>, LlamaError> {
-    Ok(Thinking::of_endings(&template.ending(true)?, &template.ending(false)?))
+/// What a template shows of how its model thinks; nothing of one that cannot be rendered, as the first prompt will tell.
+pub fn of_template(template: &ChatTemplate) -> Option<Thinking> {
+    Thinking::of_endings(&template.ending(true).ok()?, &template.ending(false).ok()?)
 }
 
 impl LlamaEngine {
@@ -190,14 +174,14 @@ impl LlamaEngine {
     /// Finds out how the model thinks, and has answers begin at once.
     pub(super) fn find_thinking(&mut self) -> Result<(), LlamaError> {
         let Some(template) = &self.template else { return Ok(()) };
-        self.thinking = match of_template(template)? {
+        self.thinking = match of_template(template) {
             Some(thinking) => Some(thinking),
             None if self.may_think(template) => self.seen_thinking()?,
             None => None,
         };
         let end = self.thinking.as_ref().and_then(Thinking::end);
         self.ends = end.and_then(|end| self.model.special(end));
-        self.set_thinking(Mode::Off);
+        self.set_thinking(false);
         Ok(())
     }
 
@@ -208,18 +192,15 @@ impl LlamaEngine {
 
     /// Looks at what a few answers begin with.
     fn seen_thinking(&mut self) -> Result<Option<Thinking>, LlamaError> {
-        let prompts =
-            SHOWING.iter().map(|user| self.tokens(&Chat::of(user))).collect::<Result<Vec<_>, _>>()?;
+        let prompts: Vec<_> = SHOWING.iter().filter_map(|user| self.tokens(&Chat::of(user)).ok()).collect();
         let answers = self.generate(&prompts, N_SHOWN, &|_, _| true, &mut |_, _| ())?;
         Ok(answers.iter().find_map(|answer| Thinking::of_answer(&self.model.text_of_all(answer))))
     }
 
     /// Has every later prompt lead to thoughts, or to an answer at once.
-    pub fn set_thinking(&mut self, mode: Mode) {
-        let (Some(template), Some(thinking)) = (&mut self.template, &self.thinking) else { return };
-        match mode {
-            Mode::Off => template.set_thinking(false, &thinking.answer_prefix),
-            Mode::On { .. } => template.set_thinking(true, ""),
+    fn set_thinking(&mut self, on: bool) {
+        if let (Some(template), Some(thinking)) = (&mut self.template, &self.thinking) {
+            template.set_thinking(on, if on { "" } else { &thinking.answer_prefix });
         }
     }
 
@@ -257,9 +238,9 @@ impl LlamaEngine {
         budget: usize,
         (length, first): (&Length<'_>, &mut FirstLogits<'_>),
     ) -> Result<Vec<(String, Thought)>, LlamaError> {
-        self.set_thinking(Mode::On { budget });
+        self.set_thinking(true);
         let answers = self.answers_behind_thoughts(chats, budget, (length, first));
-        self.set_thinking(Mode::Off);
+        self.set_thinking(false);
         answers
     }
 
@@ -308,9 +289,9 @@ impl LlamaEngine {
         chats: &[Chat<'_>],
         budget: usize,
     ) -> Result<Vec<Option<(Vec<Token>, usize)>>, LlamaError> {
-        self.set_thinking(Mode::On { budget });
+        self.set_thinking(true);
         let found = self.thoughts_behind(chats, budget);
-        self.set_thinking(Mode::Off);
+        self.set_thinking(false);
         found
     }
 

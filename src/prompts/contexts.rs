@@ -16,7 +16,7 @@ const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
 /// The same under one of the user's own.
 const UNDER_OWN: [usize; 3] = [32, 32, 16];
 const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
-const IN_WRAPPER: [usize; 3] = [2, 2, 1];
+const IN_WRAPPER: [usize; 3] = [1; 3];
 /// Step through the requests that are put in contexts: prime, so that each context meets all sorts.
 const STEP: usize = 37;
 

@@ -207,10 +207,11 @@ impl<'a> Teacher<'a> {
         Ok(Learned { gate: Gate { opens, score, threshold, width }, scores })
     }
 
-    /// The scores of one kind.
+    /// The scores of plain prompts of one kind: allowances are told of these, and [`Profile::contexts`] of the others.
     fn of(&self, scores: &[f64], wanted: PromptKind) -> Vec<f64> {
         let rows = self.examples.labels.iter().zip(scores);
-        rows.filter(|(label, _)| label.kind == wanted).map(|(_, &s)| s).collect()
+        let wanted = (wanted, Context::Plain);
+        rows.filter(|(label, _)| (label.kind, label.context) == wanted).map(|(_, &s)| s).collect()
     }
 
     /// The lowest threshold that keeps what must stay shut so.
