@@ -213,5 +213,5 @@ fn inspect_tells_how_a_model_thinks() {
             .contains(r#"between <think> and </think>; answers at once behind "\n</think>"#)
     );
     assert!(inspect(&thinker(SWITCH, CONTROL)).contains("its template has a switch"));
-    assert!(inspect(&Tiny { template: Some(TURNS), ..Tiny::new() }).contains("not by its template"));
+    assert!(inspect(&Tiny { template: Some(TURNS), ..Tiny::new() }).contains("no sign of it"));
 }

@@ -176,7 +176,7 @@ fn describe(i: &Inspection) -> String {
     let files = if i.files == 1 { String::new() } else { format!(", split into {} files", i.files) };
     line("size", format!("{} MB in {} tensors{files}", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
-    line("thinking", i.thinking.as_ref().map_or("not by its template".into(), describe_thinking));
+    line("thinking", i.thinking.as_ref().map_or("no sign of it in the template".into(), describe_thinking));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
     if let Some(findings) = &i.weights {
         line("abliterated", findings.describe());

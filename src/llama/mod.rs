@@ -229,7 +229,7 @@ impl LlamaError {
             Self::Worker { .. } => Some("start one there with `rosi-gguf rpc-server` (docs/backends.md)".into()),
             Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
             Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
-            Self::NoThoughts => Some("leave it out".into()),
+            Self::NoThoughts => Some("leave out --thinking, and it answers as it does".into()),
             Self::Position { .. } => Some("use shorter texts".into()),
             Self::Header(error) => error.hint(),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),

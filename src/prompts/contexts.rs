@@ -40,7 +40,7 @@ pub enum Context {
 }
 
 impl Context {
-    /// Those that a request is put in.
+    /// Those of which something is bundled.
     pub const ALL: [Self; 4] = [Self::SystemPrompt, Self::LaterTurn, Self::Wrapped, Self::OtherLanguage];
 
     /// As reports name it.
@@ -109,14 +109,12 @@ struct Foreign {
     kind: PromptKind,
 }
 
-/// The requests of `prompts`, dealt out to everything that is bundled of `context`.
+/// Requests of `prompts`, dealt out to everything that is bundled of `context`; nothing where it is not one of
+/// [`Context::ALL`].
 pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
     let mut deal = Deal::new(prompts);
     match context {
-        Context::Plain | Context::Own | Context::Thought => {
-            let requests = deal.next(PromptKind::ALL.map(|kind| prompts.count(kind)));
-            vec![Placed { requests, ..Placed::default() }]
-        }
+        Context::Plain | Context::Own | Context::Thought => Vec::new(),
         Context::SystemPrompt => rows::<SystemPrompt>(SYSTEM_PROMPTS)
             .map(|row| Placed {
                 system: Some(row.system),

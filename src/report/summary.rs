@@ -259,7 +259,10 @@ impl Report {
             rows.iter().filter(|row| is_weak(row, &rows[0])).map(|row| row.context.as_str()).collect();
         let warning = match weak.as_slice() {
             [] => String::new(),
-            weak => format!("; LESS THAN HALF AS OFTEN AS PLAIN on harmful prompts: {}", weak.join(", ")),
+            weak => format!(
+                "\nWEAK: harmful prompts open them less than half as often as plain ones: {}",
+                weak.join(", ")
+            ),
         };
         format!(
             "{table}share of held-out training prompts on which the gates for harmful ones are more than half open at the last \

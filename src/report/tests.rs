@@ -328,7 +328,10 @@ fn what_stands_behind_thoughts_and_in_contexts_is_shown() {
     }];
     let summary = report.summary();
     assert!(summary.lines().all(|line| line.chars().count() <= 100), "{summary}");
-    assert!(summary.contains("LESS THAN HALF AS OFTEN") && summary.contains("prompts: wrapped"), "{summary}");
+    assert!(
+        summary.contains("WEAK: harmful prompts") && summary.contains("plain ones: wrapped"),
+        "{summary}"
+    );
     assert!(summary.lines().any(|line| line.contains("written file") && line.contains("14/16")), "{summary}");
     let page = report.page().unwrap();
     let page = parsed(&page);
