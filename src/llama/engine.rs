@@ -16,7 +16,7 @@ use super::follow::Lanes;
 use super::length::Length;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
-use super::thinking::Thinking;
+use super::thinking::{Thinking, ThoughtOf};
 use crate::activations::{Activations, WriterInputs};
 pub use groups::groups;
 use groups::{cells, shared_prefix};
@@ -357,7 +357,8 @@ impl LlamaEngine {
         let found = self.prompts_with_thoughts(chats, budget)?;
         let thought = found.into_iter().enumerate().filter_map(|(i, found)| Some((i, found?)));
         let (which, both): (Vec<usize>, Vec<_>) = thought.unzip();
-        let (prompts, from): (Vec<Vec<Token>>, Vec<usize>) = both.into_iter().unzip();
+        let (prompts, from): (Vec<Vec<Token>>, Vec<usize>) =
+            both.into_iter().map(|ThoughtOf { tokens, from }| (tokens, from)).unzip();
         Ok((self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())?, which))
     }
 

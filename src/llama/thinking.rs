@@ -267,7 +267,8 @@ impl LlamaEngine {
                 }
                 thought => {
                     prompt.extend(thought.map_or_else(Vec::new, |thought| thought.tokens));
-                    (ready.push(prompt), asked.push(i));
+                    ready.push(prompt);
+                    asked.push(i);
                 }
             }
             all.push((text, Thought { n_token, ended }));
@@ -280,15 +281,15 @@ impl LlamaEngine {
     }
 
     /// Prompts followed by the model's own thoughts of at most `budget` tokens, closed where they did not end, up to where the
-    /// answer begins; and the position at which the thoughts begin. Without those that the model answers at once.
+    /// answer begins; `None` where the model answers at once.
     ///
     /// # Errors
     /// [`LlamaError`] when rendering or decoding fails.
-    pub fn prompts_with_thoughts(
+    pub(super) fn prompts_with_thoughts(
         &mut self,
         chats: &[Chat<'_>],
         budget: usize,
-    ) -> Result<Vec<Option<(Vec<Token>, usize)>>, LlamaError> {
+    ) -> Result<Vec<Option<ThoughtOf>>, LlamaError> {
         self.set_thinking(true);
         let found = self.thoughts_behind(chats, budget);
         self.set_thinking(false);
@@ -299,7 +300,7 @@ impl LlamaEngine {
         &mut self,
         chats: &[Chat<'_>],
         budget: usize,
-    ) -> Result<Vec<Option<(Vec<Token>, usize)>>, LlamaError> {
+    ) -> Result<Vec<Option<ThoughtOf>>, LlamaError> {
         let prompts = chats.iter().map(|chat| self.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
         let thoughts = self.thoughts(&prompts, budget)?;
         let Some(form) = self.thinking.as_ref().map(|thinking| thinking.form) else { return Ok(Vec::new()) };
@@ -309,10 +310,18 @@ impl LlamaEngine {
             let from = prompt.len();
             prompt.extend(thought.tokens);
             prompt.extend(self.model.template_tokens(if thought.ended { behind } else { form.closing })?);
-            Ok((prompt.len() <= self.prompt_tokens).then_some((prompt, from)))
+            Ok((prompt.len() <= self.prompt_tokens).then_some(ThoughtOf { tokens: prompt, from }))
         };
         prompts.into_iter().zip(thoughts).map(join).collect()
     }
+}
+
+/// A prompt with thoughts behind it.
+pub(super) struct ThoughtOf {
+    /// Both.
+    pub tokens: Vec<Token>,
+    /// Position at which the thoughts begin.
+    pub from: usize,
 }
 
 /// Thoughts as they were generated.
