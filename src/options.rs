@@ -38,6 +38,18 @@ pub struct ThinkingOptions {
     pub budget: usize,
 }
 
+impl ThinkingOptions {
+    /// Most tokens of thoughts from which `inject` learns and of which it reports; `None` where the user wants none.
+    pub fn beside_answers(&self) -> Option<usize> {
+        (self.asked != ThinkingArg::Off).then_some(self.budget)
+    }
+
+    /// Most tokens of thoughts before every answer; `None` where answers begin at once.
+    pub fn before_answers(&self) -> Option<usize> {
+        (self.asked == ThinkingArg::On).then_some(self.budget)
+    }
+}
+
 impl From<ThinkingArgs> for ThinkingOptions {
     fn from(args: ThinkingArgs) -> Self {
         Self { asked: args.thinking, budget: args.think as usize }
@@ -555,10 +567,7 @@ fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
 /// The system prompts in `files`, and that of an Ollama model.
 fn contexts(files: &[PathBuf], source: &Source) -> Result<Vec<String>, Error> {
     let own = source.companions.as_ref().and_then(|companions| companions.system.clone());
-    let read = |path: &PathBuf| {
-        std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.clone(), source })
-    };
-    let read = files.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let read = files.iter().map(|path| read_text(path)).collect::<Result<Vec<_>, _>>()?;
     let empty = |text: &String| text.trim().is_empty();
     if let Some(i) = read.iter().position(empty) {
         let problem = format!("{} is empty, expected a system prompt", files[i].display());
@@ -571,10 +580,12 @@ fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {
     match text {
         "auto" => Ok(SystemPrompt::Auto),
         "off" => Ok(SystemPrompt::Off),
-        path => std::fs::read_to_string(path)
-            .map(SystemPrompt::Text)
-            .map_err(|source| Error::Io { path: path.into(), source }),
+        path => read_text(Path::new(path)).map(SystemPrompt::Text),
     }
+}
+
+fn read_text(path: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })
 }
 
 #[cfg(test)]

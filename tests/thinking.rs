@@ -75,7 +75,7 @@ fn answers_begin_at_once_however_a_model_opens_its_thoughts() {
         for kind in [USER_DEFINED, CONTROL] {
             with(&thinker(template, kind), |engine, _| {
                 let thinking = engine.thinking().unwrap_or_else(|| panic!("{template}"));
-                assert_eq!((&*thinking.open, &*thinking.close), ("<think>", "</think>"), "{template}");
+                assert_eq!((thinking.open, thinking.close), ("<think>", "</think>"), "{template}");
                 assert_eq!(at_once(engine), "No", "{template} {kind}");
                 let ending = engine.shared_ending(&[Chat::of("hi"), Chat::of("no")]).unwrap();
                 assert!(ending >= 3, "{template}: what closes a thought belongs to the end of a prompt");

@@ -3,13 +3,13 @@
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 
-use crate::cli::{ChatArgs, ThinkingArg};
+use crate::cli::ChatArgs;
 use crate::error::{Error, ExitStatus};
 use crate::gguf::Gguf;
 use crate::interrupt;
 use crate::llama::chat::{ChatModel, ChatOptions, Conversation};
 use crate::llama::{LlamaError, header};
-use crate::options::RunOptions;
+use crate::options::{RunOptions, ThinkingOptions};
 use crate::output::Printer;
 use crate::pipeline::session;
 use crate::source::{ModelArg, Source};
@@ -45,7 +45,7 @@ pub fn run(
         offload: run.offload.clone(),
         n_ctx: args.ctx_size,
         n_predict: args.tokens,
-        n_think: if args.thinking.thinking == ThinkingArg::On { args.thinking.think as usize } else { 0 },
+        n_think: ThinkingOptions::from(args.thinking).before_answers().unwrap_or(0),
     };
     session::devices(&run, printer)?;
     let system = args.system.as_deref();

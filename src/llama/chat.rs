@@ -57,7 +57,10 @@ pub struct ChatModel {
 pub struct Conversation {
     model: Rc<Model>,
     template: Rc<ChatTemplate>,
-    thinking: Option<Thinking>,
+    /// A token that ends an answer besides those that llama.cpp knows.
+    ends: Option<Token>,
+    /// What ends a thought.
+    close: Option<&'static str>,
     context: Context,
     options: ChatOptions,
     /// What the cache holds.
@@ -83,12 +86,9 @@ impl ChatModel {
         let mut template = ChatTemplate::new(template, &bos, &eos)?;
         let thinking = thinking::of_template(&template);
         match &thinking {
-            _ if options.n_think > 0 => template.set_thinking(true, ""),
-            Some(thinking) => template.set_thinking(false, &thinking.answer_prefix),
+            Some(thinking) => thinking.set(&mut template, options.n_think > 0),
+            None if options.n_think > 0 => return Err(LlamaError::NoThoughts),
             None => {}
-        }
-        if thinking.is_none() && options.n_think > 0 {
-            return Err(LlamaError::NoThoughts);
         }
         Ok(Self { model, template: Rc::new(template), thinking, options })
     }
@@ -116,7 +116,8 @@ impl ChatModel {
         Ok(Conversation {
             model: Rc::clone(&self.model),
             template: Rc::clone(&self.template),
-            thinking: self.thinking.clone(),
+            ends: self.thinking.as_ref().and_then(|thinking| thinking.end(&self.model)),
+            close: self.thinking.as_ref().map(|thinking| thinking.close),
             context,
             options: self.options.clone(),
             cached: Vec::new(),
@@ -152,8 +153,7 @@ impl Conversation {
         let answer = self.answer(&tokens, show)?;
         self.messages.push(Message { role: "user", text: user.to_owned() });
         // What was thought is no part of the conversation: templates leave it out as well.
-        let close = self.thinking.as_ref().map(|thinking| thinking.close.as_str());
-        let behind = close.and_then(|close| Some(answer.text.rsplit_once(close)?.1.trim_start()));
+        let behind = self.close.and_then(|close| Some(answer.text.rsplit_once(close)?.1.trim_start()));
         let text = behind.unwrap_or(&answer.text).to_owned();
         self.messages.push(Message { role: "assistant", text });
         Ok(answer)
@@ -203,12 +203,9 @@ impl Conversation {
 
     /// Whether `next` ends the answer that `so_far` began.
     fn is_end(&self, next: Token, so_far: &[Token]) -> bool {
-        let ends = self.thinking.as_ref().and_then(Thinking::end).and_then(|end| self.model.special(end));
-        let thinks = || {
-            let close = self.thinking.as_ref().map_or("", |thinking| thinking.close.as_str());
-            self.options.n_think > 0 && !self.text(so_far).contains(close)
-        };
-        self.model.is_eog(next) || (ends == Some(next) && !thinks())
+        let thinks =
+            || self.options.n_think > 0 && self.close.is_some_and(|close| !self.text(so_far).contains(close));
+        self.model.is_eog(next) || (self.ends == Some(next) && !thinks())
     }
 
     /// Decodes what the cache lacks, then token by token.

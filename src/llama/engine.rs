@@ -206,7 +206,7 @@ impl LlamaEngine {
         Ok(tokens)
     }
 
-    fn all_tokens(&self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
+    pub(super) fn all_tokens(&self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
         chats.iter().map(|chat| self.tokens(chat)).collect()
     }
 

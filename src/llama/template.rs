@@ -92,6 +92,7 @@ impl TemplateError {
 }
 
 /// A parsed chat template with the model's special tokens.
+#[derive(Clone)]
 pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
     bos: String,
@@ -148,13 +149,7 @@ impl ChatTemplate {
     /// # Errors
     /// As [`Self::render`].
     pub fn ending(&self, thinks: bool) -> Result<String, TemplateError> {
-        let plain = Self {
-            thinks,
-            suffix: String::new(),
-            env: self.env.clone(),
-            bos: self.bos.clone(),
-            eos: self.eos.clone(),
-        };
+        let plain = Self { thinks, suffix: String::new(), ..self.clone() };
         let Prompt { text, said } = plain.render(&Chat::of("x"))?;
         let end = match &said {
             Said::At(said) => said.last().map_or(0, |said| said.end),

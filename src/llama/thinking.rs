@@ -77,9 +77,9 @@ const N_CLOSE: usize = 24;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Thinking {
     /// What a thought begins with.
-    pub open: String,
+    pub open: &'static str,
     /// What ends it.
-    pub close: String,
+    pub close: &'static str,
     /// What is put behind a prompt for the answer to begin at once; empty where the template's switch does it.
     pub answer_prefix: String,
     /// Whether the template itself opens a thought when its switch is on.
@@ -118,7 +118,7 @@ enum Tag<'a> {
 
 impl Thinking {
     fn new(form: &'static Form, answer_prefix: String, opened: bool) -> Self {
-        Self { open: form.open.into(), close: form.close.into(), answer_prefix, opened, form }
+        Self { open: form.open, close: form.close, answer_prefix, opened, form }
     }
 
     /// What the endings of prompts show with the template's switch on and off; `None` where there is no sign of thoughts.
@@ -135,9 +135,14 @@ impl Thinking {
         })
     }
 
-    /// What ends a message, where llama.cpp does not count it as an end.
-    pub(super) fn end(&self) -> Option<&'static str> {
-        self.form.end
+    /// The token that ends a message, where llama.cpp does not count it as an end.
+    pub(super) fn end(&self, model: &Model) -> Option<Token> {
+        self.form.end.and_then(|end| model.special(end))
+    }
+
+    /// Has `template` render prompts that lead to thoughts, or to an answer at once.
+    pub(super) fn set(&self, template: &mut ChatTemplate, on: bool) {
+        template.set_thinking(on, if on { "" } else { &self.answer_prefix });
     }
 
     /// What the beginning of an answer shows, with its control tokens.
@@ -179,8 +184,7 @@ impl LlamaEngine {
             None if self.may_think(template) => self.seen_thinking()?,
             None => None,
         };
-        let end = self.thinking.as_ref().and_then(Thinking::end);
-        self.ends = end.and_then(|end| self.model.special(end));
+        self.ends = self.thinking.as_ref().and_then(|thinking| thinking.end(&self.model));
         self.set_thinking(false);
         Ok(())
     }
@@ -197,10 +201,18 @@ impl LlamaEngine {
         Ok(answers.iter().find_map(|answer| Thinking::of_answer(&self.model.text_of_all(answer))))
     }
 
+    /// The tokens of `chats`, ready for thoughts.
+    fn prompts_to_think_about(&mut self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
+        self.set_thinking(true);
+        let prompts = self.all_tokens(chats);
+        self.set_thinking(false);
+        prompts
+    }
+
     /// Has every later prompt lead to thoughts, or to an answer at once.
     fn set_thinking(&mut self, on: bool) {
         if let (Some(template), Some(thinking)) = (&mut self.template, &self.thinking) {
-            template.set_thinking(on, if on { "" } else { &thinking.answer_prefix });
+            thinking.set(template, on);
         }
     }
 
@@ -214,14 +226,14 @@ impl LlamaEngine {
         let Some(thinking) = self.thinking.clone() else { return Ok(vec![None; prompts.len()]) };
         let model: Rc<Model> = Rc::clone(&self.model);
         let tail = |tokens: &[Token]| model.text_of_all(&tokens[tokens.len().saturating_sub(N_CLOSE)..]);
-        let goes_on = |_: usize, tokens: &[Token]| !tail(tokens).contains(&thinking.close);
+        let goes_on = |_: usize, tokens: &[Token]| !tail(tokens).contains(thinking.close);
         let ends = self.ends.take();
         let written = self.generate(prompts, budget, &goes_on, &mut |_, _| ());
         self.ends = ends;
         let read = |tokens: Vec<Token>| {
-            let ended = tail(&tokens).contains(&thinking.close);
+            let ended = tail(&tokens).contains(thinking.close);
             let begins = || model.text_of_all(&tokens[..tokens.len().min(N_CLOSE)]);
-            let thinks = thinking.opened || ended || begins().trim_start().starts_with(&thinking.open);
+            let thinks = thinking.opened || ended || begins().trim_start().starts_with(thinking.open);
             thinks.then_some(Written { tokens, ended })
         };
         Ok(written?.into_iter().map(read).collect())
@@ -238,19 +250,7 @@ impl LlamaEngine {
         budget: usize,
         (length, first): (&Length<'_>, &mut FirstLogits<'_>),
     ) -> Result<Vec<(String, Thought)>, LlamaError> {
-        self.set_thinking(true);
-        let answers = self.answers_behind_thoughts(chats, budget, (length, first));
-        self.set_thinking(false);
-        answers
-    }
-
-    fn answers_behind_thoughts(
-        &mut self,
-        chats: &[Chat<'_>],
-        budget: usize,
-        (length, first): (&Length<'_>, &mut FirstLogits<'_>),
-    ) -> Result<Vec<(String, Thought)>, LlamaError> {
-        let prompts = chats.iter().map(|chat| self.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
+        let prompts = self.prompts_to_think_about(chats)?;
         let thoughts = self.thoughts(&prompts, budget)?;
         let form = self.thinking.as_ref().map(|thinking| thinking.form);
         let (open, end) = form.map_or(("", ""), |form| (form.open, form.end.unwrap_or_default()));
@@ -290,18 +290,7 @@ impl LlamaEngine {
         chats: &[Chat<'_>],
         budget: usize,
     ) -> Result<Vec<Option<ThoughtOf>>, LlamaError> {
-        self.set_thinking(true);
-        let found = self.thoughts_behind(chats, budget);
-        self.set_thinking(false);
-        found
-    }
-
-    fn thoughts_behind(
-        &mut self,
-        chats: &[Chat<'_>],
-        budget: usize,
-    ) -> Result<Vec<Option<ThoughtOf>>, LlamaError> {
-        let prompts = chats.iter().map(|chat| self.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
+        let prompts = self.prompts_to_think_about(chats)?;
         let thoughts = self.thoughts(&prompts, budget)?;
         let Some(form) = self.thinking.as_ref().map(|thinking| thinking.form) else { return Ok(Vec::new()) };
         let behind = form.closing.rsplit(form.close).next().unwrap_or_default();

@@ -7,7 +7,6 @@ mod places;
 use ndarray::{Array2, ArrayView1};
 
 use crate::activations::Part;
-use crate::cli::ThinkingArg;
 use crate::direction::{Along, SafetyDirection};
 use crate::edit::{self, EditError};
 use crate::error::Error;
@@ -135,8 +134,7 @@ impl Detectors {
             input
         };
         let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
-        let thinks = engine.thinking().is_some() && options.thinking.asked != ThinkingArg::Off;
-        let thoughts = thinks.then_some(options.thinking.budget);
+        let thoughts = options.thinking.beside_answers().filter(|_| engine.thinking().is_some());
         let collector = Collector {
             capture: Capture::of_inputs(plan, &sites),
             n_end,

@@ -104,13 +104,14 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let once: f64 = PromptKind::ALL.into_iter().map(|kind| tokens(of_kind(kind))).sum();
     match options.method {
         Method::Detector => {
-            let more: f64 = tokens(training().prompts().iter().map(|prompt| &prompt.text));
+            let training = training();
+            let more: f64 = tokens(training.prompts().iter().map(|prompt| &prompt.text));
             let n_answered = PromptKind::ALL.len() * ANSWERED;
             let answers = (n_answered as f64) * (2.0 * ANSWER as f64 + ENDING);
             // Prose is read as it is, and as an answer.
             let placed: f64 = Context::ALL
                 .into_iter()
-                .flat_map(|c| contexts::place(c, &training()))
+                .flat_map(|c| contexts::place(c, &training))
                 .map(|p| placed(&p))
                 .sum();
             once + DEEPEST * (more + placed) + 2.0 * tokens(&prose()) + answers

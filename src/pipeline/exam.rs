@@ -1,7 +1,6 @@
 //! Scores on the report split, of the model before, of the exact edit, of the written file and of the
 //! controls.
 
-use crate::cli::ThinkingArg;
 use crate::direction::SafetyDirection;
 use crate::edit::{self, Method};
 use crate::error::Error;
@@ -14,7 +13,7 @@ use crate::interrupt;
 use crate::llama::thinking::Thinker;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank, Thinking};
 use crate::method::Edits;
-use crate::options::{InjectOptions, ThinkingOptions};
+use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::pipeline::material;
 use crate::pipeline::session::{self, Opened};
@@ -112,7 +111,7 @@ impl Before {
     /// Answers behind thoughts, before and after.
     pub fn thinking(&self, after: &After, budget: usize) -> Option<ThinkingReport> {
         let ((Thinking { open, close, .. }, base), written) = self.thinking.clone().zip(after.thinking)?;
-        Some(ThinkingReport { open, close, budget, base, written })
+        Some(ThinkingReport { open: open.into(), close: close.into(), budget, base, written })
     }
 
     /// Where prompts lie along the direction, before and after; single ones after `layer`.
@@ -182,10 +181,8 @@ impl Exam<'_> {
 
     /// Answers of a model that thinks before it answers, once it has.
     fn thoughtful(&self, engine: &mut LlamaEngine) -> Result<Option<(Thinking, Thoughtful)>, Error> {
-        let ThinkingOptions { asked, budget } = self.options.thinking;
-        let Some(thinking) = engine.thinking().cloned().filter(|_| asked != ThinkingArg::Off) else {
-            return Ok(None);
-        };
+        let both = engine.thinking().cloned().zip(self.options.thinking.beside_answers());
+        let Some((thinking, budget)) = both else { return Ok(None) };
         let questions = Questions::of(self.prompts, Split::Report, FIDELITY_PROMPTS);
         let mut thinker = Thinker::new(engine, budget);
         let mut tally = |texts: &[String]| -> Result<Tally, Error> {

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::cli::ThinkingArg;
 use crate::error::Error;
 use crate::gguf::{LockFile, sha256_hex};
 use crate::llama::{devices, llama_version};
@@ -39,7 +38,7 @@ pub fn open(
             SystemPrompt::Text(text) => sha256_hex(text.as_bytes()),
         },
         contexts_sha256: sha256_hex(options.contexts.join("\n\n").as_bytes()),
-        thoughts: (options.thinking.asked != ThinkingArg::Off).then_some(options.thinking.budget),
+        thoughts: options.thinking.beside_answers(),
         lever: options.lever,
         strength: options.search.strength,
         max_kl: options.search.max_kl,

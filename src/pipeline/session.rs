@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Once;
 
-use crate::cli::ThinkingArg;
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::hub::HubError;
@@ -131,10 +130,9 @@ pub fn load(
 /// # Errors
 /// [`LlamaError::NoThoughts`] where a model is asked for them that does not think.
 pub fn thoughts(engine: &LlamaEngine, options: ThinkingOptions) -> Result<Option<usize>, LlamaError> {
-    match (options.asked, engine.thinking()) {
-        (ThinkingArg::On, None) => Err(LlamaError::NoThoughts),
-        (ThinkingArg::On, Some(_)) => Ok(Some(options.budget)),
-        (ThinkingArg::Auto | ThinkingArg::Off, _) => Ok(None),
+    match options.before_answers() {
+        Some(_) if engine.thinking().is_none() => Err(LlamaError::NoThoughts),
+        budget => Ok(budget),
     }
 }
 

@@ -13,10 +13,10 @@ const LANGUAGES: &str = include_str!("bundled/languages.jsonl");
 
 /// Requests of each kind under one system prompt, behind one exchange, and in one wrapper: harmful, harmless and alarming.
 const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
-/// The same under one of the user's own.
-const UNDER_OWN: [usize; 3] = [32, 32, 16];
 const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
 const IN_WRAPPER: [usize; 3] = [1; 3];
+/// The same under a system prompt of the user's own.
+const UNDER_OWN: [usize; 3] = [32, 32, 16];
 /// Step through the requests that are put in contexts: prime, so that each context meets all sorts.
 const STEP: usize = 37;
 

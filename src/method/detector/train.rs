@@ -208,10 +208,13 @@ impl<'a> Teacher<'a> {
     }
 
     /// The scores of plain prompts of one kind: allowances are told of these, and [`Profile::contexts`] of the others.
-    fn of(&self, scores: &[f64], wanted: PromptKind) -> Vec<f64> {
+    fn of(&self, scores: &[f64], kind: PromptKind) -> Vec<f64> {
+        self.of_context(scores, kind, Context::Plain)
+    }
+
+    fn of_context(&self, scores: &[f64], kind: PromptKind, context: Context) -> Vec<f64> {
         let rows = self.examples.labels.iter().zip(scores);
-        let wanted = (wanted, Context::Plain);
-        rows.filter(|(label, _)| (label.kind, label.context) == wanted).map(|(_, &s)| s).collect()
+        rows.filter(|(label, _)| (label.kind, label.context) == (kind, context)).map(|(_, &s)| s).collect()
     }
 
     /// The lowest threshold that keeps what must stay shut so.
@@ -279,13 +282,10 @@ impl<'a> Teacher<'a> {
     }
 
     fn in_context(&self, learned: &Learned, context: Context, activation: Activation) -> InContext {
-        let share = |wanted: PromptKind| {
-            let rows = self.examples.labels.iter().zip(&learned.scores);
-            let own =
-                rows.filter(|(label, _)| (label.kind, label.context) == (wanted, context)).map(|(_, &s)| s);
-            let open: Vec<bool> = own.map(|s| learned.gate.opening(s, activation) > OPEN).collect();
-            let n_open = open.iter().filter(|open| **open).count();
-            (!open.is_empty()).then(|| n_open as f64 / open.len() as f64)
+        let share = |kind: PromptKind| {
+            let own = self.of_context(&learned.scores, kind, context);
+            let n_open = own.iter().filter(|&&s| learned.gate.opening(s, activation) > OPEN).count();
+            (!own.is_empty()).then(|| n_open as f64 / own.len() as f64)
         };
         let [harmful, harmless, alarming] = PromptKind::ALL.map(share);
         InContext { context: context.name().into(), harmful, harmless, alarming }

@@ -429,8 +429,7 @@ pub(super) fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
     below(&parts.iter().map(|x| x.view()).collect::<Vec<_>>())
 }
 
-fn below<T: Clone>(parts: &[ArrayView2<'_, T>]) -> Array2<T> {
+fn below<T: Clone + Default>(parts: &[ArrayView2<'_, T>]) -> Array2<T> {
     let views: Vec<_> = parts.iter().filter(|x| x.nrows() > 0).cloned().collect();
-    ndarray::concatenate(Axis(0), &views)
-        .unwrap_or_else(|_| Array2::from_shape_fn((0, 0), |_| unreachable!()))
+    ndarray::concatenate(Axis(0), &views).unwrap_or_default()
 }
