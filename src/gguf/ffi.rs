@@ -28,6 +28,19 @@ pub(super) fn try_lock(file: &File, shared: bool) -> Lock {
     }
 }
 
+/// Gives the lock up now. Closing the file is not enough: a process that another thread is about to start holds a copy of
+/// the descriptor until it runs its own program.
+#[cfg(unix)]
+pub(super) fn unlock(file: &File) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: as above.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// There is no lock to give up.
+#[cfg(not(unix))]
+pub(super) fn unlock(_: &File) {}
+
 /// Without flock nobody can tell.
 #[cfg(not(unix))]
 pub(super) fn try_lock(_: &File, _: bool) -> Lock {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::atomic::directory_of;
-use super::ffi::{Lock, try_lock};
+use super::ffi::{Lock, try_lock, unlock};
 use super::stale;
 use crate::leftovers::Leftover;
 
@@ -19,7 +19,7 @@ const TRIES: usize = 32;
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
-    _file: File,
+    file: File,
     _leftover: Leftover,
 }
 
@@ -69,7 +69,7 @@ impl LockFile {
                 // Else whoever had it has just removed it, and another run may hold its successor.
                 _ if stale::is_at(&file, &path) => {
                     let leftover = Leftover::new(&path);
-                    return Ok(Self { path, _file: file, _leftover: leftover });
+                    return Ok(Self { path, file, _leftover: leftover });
                 }
                 _ => {}
             }
@@ -83,6 +83,7 @@ impl Drop for LockFile {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!("{}: {error}", self.path.display());
         }
+        unlock(&self.file);
     }
 }
 

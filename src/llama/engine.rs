@@ -93,7 +93,7 @@ pub trait Engine {
     ) -> Result<Vec<String>, LlamaError>;
 
     /// Residual stream of every layer at the last prompt token, and the writers' inputs; `first` sees the
-    /// logits of the token that would follow, unless `capture` looks for inputs only.
+    /// logits of the token that would follow, of which there are none where `capture` looks for inputs only.
     ///
     /// # Errors
     /// [`LlamaError`] when rendering, decoding or the capture fails.
@@ -442,10 +442,9 @@ impl LlamaEngine {
             }
             let last = group.keep.last.clone();
             self.capture_group(group, of)?;
-            if !of.capture.is_inputs_only() {
-                for (i, &token) in last.iter().enumerate() {
-                    first(start + i, self.context.logits(token).unwrap_or_default());
-                }
+            for (i, &token) in last.iter().enumerate() {
+                let logits = if of.capture.is_inputs_only() { None } else { self.context.logits(token) };
+                first(start + i, logits.unwrap_or_default());
             }
             start += last.len();
         }

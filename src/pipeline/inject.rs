@@ -97,7 +97,6 @@ impl Job<'_> {
     ) -> Result<Done, Error> {
         let Job { opened, options, prompts, taken, printer, .. } = *self;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
-        session::thoughts(&engine, options.thinking)?;
         session::check_all(&engine, prompts, options, printer)?;
         let study = match taken {
             None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,

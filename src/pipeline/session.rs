@@ -155,16 +155,18 @@ pub fn check_prompts<'a>(
     Ok(())
 }
 
-/// As [`check_prompts`], of all that an injection asks: plain, and under the user's own system prompt.
+/// As [`check_prompts`], of all that an injection asks: plain, and under the user's own system prompt. A model that is to
+/// think first must be one that does.
 ///
 /// # Errors
-/// [`Error::Unaskable`].
+/// [`Error::Unaskable`], or [`LlamaError::NoThoughts`].
 pub fn check_all(
     engine: &LlamaEngine,
     prompts: &PromptSet,
     options: &InjectOptions,
     printer: &Printer,
 ) -> Result<(), Error> {
+    thoughts(engine, options.thinking)?;
     let _bar = printer.bar("reading the prompts", 1);
     let all = || PromptKind::ALL.into_iter().flat_map(|kind| prompts.of_kind(kind));
     let all = || all().map(|prompt| (prompt.kind, prompt.text.as_str()));

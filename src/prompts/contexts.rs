@@ -109,12 +109,13 @@ struct Foreign {
     kind: PromptKind,
 }
 
-/// Requests of `prompts`, dealt out to everything that is bundled of `context`; nothing where it is not one of
-/// [`Context::ALL`].
+/// Requests of `prompts`: all of them as they are, those of one kind together, or some dealt out to everything that is
+/// bundled of `context`. Nothing is bundled of the user's own contexts and of thoughts.
 pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
     let mut deal = Deal::new(prompts);
     match context {
-        Context::Plain | Context::Own | Context::Thought => Vec::new(),
+        Context::Own | Context::Thought => Vec::new(),
+        Context::Plain => PromptKind::ALL.map(|kind| plain(kind, prompts)).into(),
         Context::SystemPrompt => rows::<SystemPrompt>(SYSTEM_PROMPTS)
             .map(|row| Placed {
                 system: Some(row.system),
@@ -151,6 +152,12 @@ pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
             vec![Placed { requests, ..Placed::default() }]
         }
     }
+}
+
+fn plain(kind: PromptKind, prompts: &PromptSet) -> Placed {
+    let request = |(number, text): (usize, String)| Request { kind, number, text };
+    let texts = prompts.of_kind(kind).into_iter().map(|prompt| prompt.text.clone());
+    Placed { requests: texts.enumerate().map(request).collect(), ..Placed::default() }
 }
 
 /// Some of `prompts` under each of the user's own system prompts.

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use super::disk::{CHUNK, pieces, read_at, write_at};
 use super::{Change, UndoError};
-use crate::gguf::ffi::{Lock, try_lock};
+use crate::gguf::ffi::{Lock, try_lock, unlock};
 use crate::gguf::{AtomicFile, GgufError, Progress};
 
 const MAGIC: &[u8; 8] = b"ROSIUNDO";
@@ -283,6 +283,12 @@ impl Journal {
             _ if at < end => (Place::Journal(self.batch_at(self.state.seq) + at - start), limit.min(end)),
             _ => (Place::Model(at + self.head.shift), limit),
         }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        unlock(&self.file);
     }
 }
 

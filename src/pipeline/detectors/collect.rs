@@ -136,7 +136,6 @@ impl Collector<'_> {
         collection.thin_out(token);
         collection.tail = tail_directions(&seen);
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
-        self.more(engine, &more, token, &mut collection)?;
         self.contexts(engine, &more, token, &mut collection)?;
         self.behind_thoughts(engine, &more, &mut collection)?;
         self.text(engine, &seen, &mut collection)?;
@@ -144,26 +143,7 @@ impl Collector<'_> {
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
 
-    /// The ends of the training prompts.
-    fn more(
-        &self,
-        engine: &mut LlamaEngine,
-        more: &PromptSet,
-        token: Option<usize>,
-        collection: &mut Collection,
-    ) -> Result<(), Error> {
-        let tail: Vec<usize> = token.into_iter().collect();
-        let capture = self.capture.clone().inputs_only().with_tail(&tail);
-        for kind in PromptKind::ALL {
-            let _bar = self.printer.bar(&format!("collecting hidden states: more {kind} prompts"), 1);
-            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
-            let activations = engine.collect(&chats(&texts, None), &capture, &mut |_, _| ())?;
-            collection.add_ends(&activations, labels((kind, Context::Plain), 0..texts.len()), &tail);
-        }
-        Ok(())
-    }
-
-    /// The ends of training prompts that stand in something, and what they stand in as text.
+    /// The ends of training prompts, as they are and standing in something, and what they stand in as text.
     fn contexts(
         &self,
         engine: &mut LlamaEngine,
@@ -172,7 +152,7 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let tail: Vec<usize> = token.into_iter().collect();
-        for context in Context::ALL.into_iter().chain([Context::Own]) {
+        for context in [Context::Plain].into_iter().chain(Context::ALL).chain([Context::Own]) {
             let mut all = match context {
                 Context::Own => contexts::place_under(self.own, more),
                 bundled => contexts::place(bundled, more),
@@ -182,14 +162,20 @@ impl Collector<'_> {
                 self.printer
                     .detail(format!("  {left_out} prompts, {}: the model cannot be asked", context.name()));
             }
-            if all.is_empty() {
+            let n_request: usize = all.iter().map(|placed| placed.requests.len()).sum();
+            if n_request == 0 {
                 continue;
             }
-            let _bar = self.printer.bar(&format!("collecting hidden states: {}", context.name()), 1);
-            let capture =
-                self.capture.clone().inputs_only().with_sample(AROUND / all.len().max(1)).with_tail(&tail);
+            // What stands around plain requests is the template, which the ends show.
+            let around = if context == Context::Plain { 0 } else { AROUND };
+            let capture = self.capture.clone().inputs_only().with_sample(around / all.len()).with_tail(&tail);
+            let what = format!("collecting hidden states: more prompts, {}", context.name());
+            let bar = self.printer.bar(&what, n_request as u64);
+            let mut done = 0;
             for placed in all {
-                let seen = engine.collect(&placed.chats(), &capture, &mut |_, _| ())?;
+                let seen =
+                    engine.collect(&placed.chats(), &capture, &mut |i, _| bar.set((done + i) as u64))?;
+                done += placed.requests.len();
                 let label = |r: &Request| Label { kind: r.kind, context, request: r.number };
                 collection.add_ends(&seen, placed.requests.iter().map(label).collect(), &tail);
                 collection.add_text(seen.inputs);
@@ -210,14 +196,16 @@ impl Collector<'_> {
         let _bar = self.printer.bar("collecting hidden states: behind thoughts", 1);
         let capture = self.capture.clone().inputs_only().with_sample(WORDS);
         for kind in PromptKind::ALL {
-            let texts: Vec<String> = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
-            let texts = spread(&texts, THOUGHT_ABOUT);
+            let numbered: Vec<_> = more.of_kind(kind).into_iter().enumerate().collect();
+            let (numbers, texts): (Vec<usize>, Vec<String>) =
+                spread(&numbered, THOUGHT_ABOUT).into_iter().map(|(i, p)| (i, p.text.clone())).unzip();
             let (seen, which) =
                 engine.collect_thinking(&chats(&texts, None), budget.min(THOUGHT), &capture)?;
             if which.is_empty() {
                 continue;
             }
-            collection.add_ends(&seen, labels((kind, Context::Thought), which), &[]);
+            let requests = which.into_iter().map(|i| numbers[i]);
+            collection.add_ends(&seen, labels((kind, Context::Thought), requests), &[]);
             collection.add_text(seen.inputs);
         }
         Ok(())
