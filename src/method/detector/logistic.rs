@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 
-use ndarray::{Array1, Array2, ArrayView2, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use crate::linalg::{self, Cholesky, NotPositive, mean_row};
 
@@ -27,11 +27,13 @@ const SMALL: f64 = 1e-5;
 /// Share of the promised decrease that a step must bring, and the halvings until it does.
 const ARMIJO: f64 = 1e-4;
 const MAX_HALVINGS: usize = 30;
+/// Rows whose gradients are summed in f32 before the sum goes on in f64.
+const SUMMED: usize = 256;
 /// Weight of all rows of other tokens together, as a share of that of the prompts.
 const OTHER_TOKENS: f32 = 0.25;
 
 /// A score `wᵀx + b`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Score {
     /// w, `[d]`.
     pub weights: Vec<f32>,
@@ -113,23 +115,29 @@ impl Design {
         }
     }
 
-    /// The loss at `w` and its gradient.
+    /// The loss at `w` and its gradient: each row is read once for both.
     fn loss(&self, w: &Array1<f64>, is: &[bool], used: &[bool]) -> (f64, Array1<f64>) {
-        let scores = self.rows.dot(&w.mapv(|v| v as f32));
+        let of_rows = w.mapv(|v| v as f32);
         let (mut loss, mut total) = (0.0, 0.0);
-        let mut residual = Array1::<f32>::zeros(scores.len());
-        for i in (0..scores.len()).filter(|&i| used.get(i).is_none_or(|used| *used)) {
-            let y = if is.get(i).is_some_and(|is| *is) { 1.0 } else { -1.0 };
-            let v = f64::from(self.weights[i]);
-            let margin = y * f64::from(scores[i]);
-            // ln(1 + e^−m) without overflow.
-            loss += v * ((-margin.abs()).exp().ln_1p() + (-margin).max(0.0));
-            residual[i] = (-v * y / (1.0 + margin.exp())) as f32;
-            total += v;
+        let mut gradient = Array1::<f64>::zeros(w.len());
+        for (part, rows) in self.rows.axis_chunks_iter(Axis(0), SUMMED).enumerate() {
+            let mut of_part = Array1::<f32>::zeros(w.len());
+            for (i, row) in (part * SUMMED..).zip(rows.rows()) {
+                if !used.get(i).is_none_or(|used| *used) {
+                    continue;
+                }
+                let y = if is.get(i).is_some_and(|is| *is) { 1.0 } else { -1.0 };
+                let v = f64::from(self.weights[i]);
+                let margin = y * f64::from(row.dot(&of_rows));
+                // ln(1 + e^−m) without overflow.
+                loss += v * ((-margin.abs()).exp().ln_1p() + (-margin).max(0.0));
+                of_part.scaled_add((-v * y / (1.0 + margin.exp())) as f32, &row);
+                total += v;
+            }
+            gradient.zip_mut_with(&of_part, |sum, &g| *sum += f64::from(g));
         }
         let total = total.max(f64::MIN_POSITIVE);
-        let gradient = self.rows.t().dot(&residual).mapv(|g| f64::from(g) / total) + w * self.ridge;
-        (loss / total + 0.5 * self.ridge * w.dot(w), gradient)
+        (loss / total + 0.5 * self.ridge * w.dot(w), gradient / total + w * self.ridge)
     }
 
     fn minimise(&self, loss: &Loss<'_>) -> Array1<f64> {

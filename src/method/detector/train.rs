@@ -3,11 +3,13 @@
 //! A score flatters the rows that it was learned from, so thresholds are quantiles of held-out ones: the prompts are dealt
 //! out to four folds, and each is scored by what was learned from the others.
 
+use std::iter;
+
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 use serde::{Deserialize, Serialize};
 
 use super::ffn::Activation;
-use super::logistic::Design;
+use super::logistic::{Design, Score};
 use super::{Gate, Opens};
 use crate::linalg::{self, Cholesky, NotPositive};
 use crate::prompts::PromptKind;
@@ -192,12 +194,16 @@ impl<'a> Teacher<'a> {
         let weights = labels.iter().map(weight).collect();
         let Examples { inputs, other_tokens, .. } = self.examples;
         let design = Design::new(inputs.view(), weights, self.recipe.ridge, other_tokens.view())?;
-        let score = design.fit(&is, &vec![true; is.len()]);
+        // A request is held out wherever it stands.
+        let without = |fold: usize| labels.iter().map(|label| label.request % FOLDS != fold).collect();
+        let used: Vec<Vec<bool>> = iter::once(vec![true; is.len()]).chain((0..FOLDS).map(without)).collect();
+        let mut fits = vec![Score::default(); used.len()];
+        let all = fits.iter_mut().zip(&used);
+        linalg::in_parallel(linalg::threads(used.len()), all, |(fit, used)| *fit = design.fit(&is, used));
+        let score = fits.remove(0);
         let mut scores = vec![0.0; is.len()];
-        for fold in 0..FOLDS {
-            // A request is held out wherever it stands.
-            let used: Vec<bool> = labels.iter().map(|label| label.request % FOLDS != fold).collect();
-            let held_out = design.fit(&is, &used).of(self.examples.inputs.view());
+        for (score, used) in fits.iter().zip(&used[1..]) {
+            let held_out = score.of(inputs.view());
             for i in (0..is.len()).filter(|&i| !used[i]) {
                 scores[i] = held_out[i];
             }
