@@ -156,6 +156,9 @@ impl EditError {
     }
 }
 
+/// Largest κ that is taken: beyond it hardly anything but harmless and alarming prompts is pushed.
+pub const MAX_CONTRAST: f64 = 100.0;
+
 /// What is done to the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]

@@ -2,21 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{
-    AllowArgs, DirectionArgs, EvalArgs, ExportArgs, InjectArgs, OffloadArgs, RunArgs, SearchArgs,
-    ThinkingArg, ThinkingArgs,
-};
+use crate::cli::{AllowArgs, DirectionArgs, InjectArgs, OffloadArgs, RunArgs, ThinkingArg, ThinkingArgs};
 use crate::edit::Method;
 use crate::error::Error;
-use crate::evaluate::perplexity::ChunkOptions;
 use crate::llama::Offload;
 use crate::ollama::Name;
 use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
-use crate::source::{ModelArg, Source};
+use crate::source::Source;
 
-/// Largest κ that is taken: beyond it hardly anything but harmless and alarming prompts is pushed.
-pub const MAX_CONTRAST: f64 = 100.0;
+mod eval;
+mod export;
+mod search;
+
+pub use eval::EvalOptions;
+pub use export::ExportOptions;
+use search::{check_contrast, check_strength, contexts, search_options, system_prompt};
 
 /// Whether a safety system prompt is used while the direction is extracted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,172 +261,6 @@ impl InjectOptions {
     }
 }
 
-/// Options of `export`.
-#[derive(Debug, Clone)]
-pub struct ExportOptions {
-    /// The stored edit.
-    pub edit: PathBuf,
-    /// The model.
-    pub model: PathBuf,
-    /// Where the adapter goes.
-    pub lora: Option<PathBuf>,
-    /// Where the control vector goes.
-    pub control_vector: Option<PathBuf>,
-    /// Strength in place of the stored one.
-    pub strength: Option<f64>,
-    /// Whether to print JSON.
-    pub json: bool,
-    /// Whether to overwrite.
-    pub overwrite: bool,
-    /// Whether an edit of other weights is taken.
-    pub allow_other_weights: bool,
-    /// Folder of further patches.
-    pub patches: Option<PathBuf>,
-}
-
-impl ExportOptions {
-    /// Checks the flags.
-    ///
-    /// # Errors
-    /// [`Error::Option`] naming the flag.
-    pub fn new(args: ExportArgs, source: Source) -> Result<Self, Error> {
-        let outputs = [("--control-vector", &args.control_vector), ("--lora", &args.lora)];
-        apart(&outputs, &[&args.edit, &source.path])?;
-        Ok(Self {
-            strength: parse_strength(&args.strength)?,
-            edit: args.edit,
-            model: source.path,
-            lora: args.lora,
-            control_vector: args.control_vector,
-            json: args.json,
-            overwrite: args.overwrite,
-            allow_other_weights: args.allow_other_weights,
-            patches: args.patches,
-        })
-    }
-}
-
-/// Most tokens of an answer that is judged: with the longest prompt it still fits the cache.
-const MAX_TOKENS: usize = 512;
-/// Tokens of a chunk of text: four, so that one is scored after one that is read; one batch at most.
-const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
-
-/// Options of `eval`.
-#[derive(Debug, Clone)]
-pub struct EvalOptions {
-    /// The models.
-    pub models: Vec<Source>,
-    /// What they are compared with.
-    pub base: Option<Source>,
-    /// The user's prompt files; empty = the bundled report split.
-    pub sets: Vec<PathBuf>,
-    /// The judge.
-    pub judge: Option<Source>,
-    /// Most tokens of an answer.
-    pub tokens: usize,
-    /// The text for perplexity.
-    pub perplexity: Option<PathBuf>,
-    /// How that text is cut.
-    pub chunks: ChunkOptions,
-    /// The multiple-choice questions.
-    pub choice: Option<PathBuf>,
-    /// Whether harmful prompts are also put in other ways.
-    pub jailbreak: bool,
-    /// Thoughts before answers.
-    pub thinking: ThinkingOptions,
-    /// Where the JSON report goes.
-    pub report: Option<PathBuf>,
-    /// Whether the JSON report goes to stdout.
-    pub json: bool,
-    /// Whether to overwrite the report.
-    pub overwrite: bool,
-    /// How to run the models.
-    pub run: RunOptions,
-}
-
-impl EvalOptions {
-    /// Checks the flags; `find` leads from a model's name to the model.
-    ///
-    /// # Errors
-    /// [`Error::Option`] naming the flag; what `find` fails with.
-    pub fn new(
-        args: EvalArgs,
-        find: &mut dyn FnMut(&ModelArg) -> Result<Source, Error>,
-    ) -> Result<Self, Error> {
-        if !(1..=MAX_TOKENS).contains(&args.tokens) {
-            let problem = format!("expected 1 to {MAX_TOKENS}, found {}", args.tokens);
-            return Err(option("--tokens", problem, None));
-        }
-        if !CTX_SIZE.contains(&args.ctx_size) {
-            let problem =
-                format!("expected {} to {}, found {}", CTX_SIZE.start(), CTX_SIZE.end(), args.ctx_size);
-            return Err(option("--ctx-size", problem, None));
-        }
-        let chunks = if args.chunks == 0 { usize::MAX } else { args.chunks };
-        Ok(Self {
-            models: args.models.iter().map(&mut *find).collect::<Result<_, _>>()?,
-            base: args.base.as_ref().map(&mut *find).transpose()?,
-            sets: args.sets,
-            judge: args.judge.as_ref().map(&mut *find).transpose()?,
-            tokens: args.tokens,
-            perplexity: args.perplexity,
-            chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
-            choice: args.choice,
-            jailbreak: args.jailbreak,
-            thinking: args.thinking.into(),
-            report: args.report,
-            json: args.json,
-            overwrite: args.overwrite,
-            run: RunOptions::new(args.run)?,
-        })
-    }
-
-    /// What the user called the model at `path`.
-    pub fn display_name(&self, path: &Path) -> String {
-        let mut all = self.models.iter().chain(&self.base).chain(&self.judge);
-        let found = all.find(|source| source.path == path);
-        found.map_or_else(|| path.display().to_string(), |source| source.display_name.clone())
-    }
-}
-
-fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
-    Error::Option { flag, problem, hint }
-}
-
-fn search_options(args: &SearchArgs, over_limits: bool) -> Result<SearchOptions, Error> {
-    if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
-        let problem = format!("expected a positive number of nats, found {kl}");
-        return Err(option("--max-kl", problem, None));
-    }
-    Ok(SearchOptions {
-        layer: parse_layer(&args.layer)?,
-        strength: parse_strength(&args.strength)?,
-        contrast: parse_contrast(&args.contrast)?,
-        max_kl: args.max_kl,
-        max_false_refusal: max_false_refusal(args)?,
-        trials: trials(args.trials)?,
-        time_budget: args.time_budget.map(std::time::Duration::from_secs),
-        to_the_end: over_limits,
-    })
-}
-
-fn max_false_refusal(args: &SearchArgs) -> Result<Option<f64>, Error> {
-    match args.max_false_refusal {
-        None => Ok(None),
-        Some(share) if (0.0..=1.0).contains(&share) => Ok(Some(share)),
-        Some(share) => {
-            Err(option("--max-false-refusal", format!("expected a share from 0 to 1, found {share}"), None))
-        }
-    }
-}
-
-fn trials(trials: usize) -> Result<usize, Error> {
-    match trials {
-        1..=1000 => Ok(trials),
-        _ => Err(option("--trials", format!("expected 1 to 1000, found {trials}"), None)),
-    }
-}
-
 /// The file that is written. What another program keeps is never changed, nor added to.
 fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBuf, Error> {
     if args.in_place {
@@ -475,73 +310,6 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-fn parse_layer(text: &str) -> Result<Option<usize>, Error> {
-    if text == "auto" {
-        return Ok(None);
-    }
-    let problem = || option("--layer", format!("expected auto or a layer from 0, found {text:?}"), None);
-    text.parse().map(Some).map_err(|_| problem())
-}
-
-fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
-    if text == "auto" {
-        return Ok(None);
-    }
-    match text.parse::<f64>() {
-        Ok(value) if value < 0.0 => Err(option(
-            "--strength",
-            format!("{text} is negative, and this tool only makes models safer"),
-            Some(format!("strength is positive: {STRENGTHS}")),
-        )),
-        Ok(value) if value > 0.0 && value <= Method::Detector.max_strength() => Ok(Some(value)),
-        _ => Err(option(
-            "--strength",
-            format!("expected auto or a number above 0, found {text:?}"),
-            Some(STRENGTHS.into()),
-        )),
-    }
-}
-
-/// What strengths mean.
-const STRENGTHS: &str = "detectors push by so many lengths of the direction (5); of the other methods 0.04 changes the edited weights by 4 %";
-
-/// Refuses a strength beyond the largest of the method.
-fn check_strength(strength: Option<f64>, method: Method) -> Result<(), Error> {
-    let most = method.max_strength();
-    match strength {
-        Some(strength) if strength > most => {
-            let problem = format!("expected up to {most} with --method {}, found {strength}", method.name());
-            Err(option("--strength", problem, Some(STRENGTHS.into())))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses a κ where nothing has one.
-fn check_contrast(contrast: Option<f64>, method: Method) -> Result<(), Error> {
-    match contrast {
-        Some(_) if method == Method::Published => {
-            let problem = "goes with --method detector or contrast, found published".to_owned();
-            Err(option("--contrast", problem, Some("the published edit has no gates".into())))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn parse_contrast(text: &str) -> Result<Option<f64>, Error> {
-    if text == "auto" {
-        return Ok(None);
-    }
-    match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value <= MAX_CONTRAST => Ok(Some(value)),
-        _ => {
-            let problem =
-                format!("expected auto or a number above 0 and up to {MAX_CONTRAST}, found {text:?}");
-            Err(option("--contrast", problem, None))
-        }
-    }
-}
-
 /// `--promote TYPE` is short for `--requant promote=TYPE`.
 fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
     let (flag, text) = match promote {
@@ -551,68 +319,6 @@ fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
     text.parse().map_err(|problem| option(flag, problem, None))
 }
 
-/// `--lever safety` needs the prompt that `--system-prompt off` forbids.
-fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
-    let prompt = parse_system_prompt(&args.system_prompt)?;
-    if args.lever == Some(Lever::Safety) && prompt == SystemPrompt::Off {
-        return Err(option(
-            "--lever",
-            "safety needs a system prompt, and --system-prompt is off".into(),
-            None,
-        ));
-    }
-    Ok(prompt)
-}
-
-/// The system prompts in `files`, and that of an Ollama model.
-fn contexts(files: &[PathBuf], source: &Source) -> Result<Vec<String>, Error> {
-    let own = source.companions.as_ref().and_then(|companions| companions.system.clone());
-    let read = files.iter().map(|path| read_text(path)).collect::<Result<Vec<_>, _>>()?;
-    let empty = |text: &String| text.trim().is_empty();
-    if let Some(i) = read.iter().position(empty) {
-        let problem = format!("{} is empty, expected a system prompt", files[i].display());
-        return Err(option("--context", problem, None));
-    }
-    Ok(read.into_iter().chain(own.filter(|text| !empty(text))).collect())
-}
-
-fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {
-    match text {
-        "auto" => Ok(SystemPrompt::Auto),
-        "off" => Ok(SystemPrompt::Off),
-        path => read_text(Path::new(path)).map(SystemPrompt::Text),
-    }
-}
-
-fn read_text(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strength_is_positive_or_auto() {
-        assert_eq!(parse_strength("auto").unwrap(), None);
-        assert_eq!(parse_strength("0.04").unwrap(), Some(0.04));
-        for bad in ["0", "-0.04", "nan", "inf", "65", "x", ""] {
-            assert!(parse_strength(bad).is_err(), "{bad}");
-        }
-        assert!(parse_strength("-1").unwrap_err().to_string().contains("only makes models safer"));
-    }
-
-    #[test]
-    fn strength_and_contrast_are_those_of_the_method() {
-        assert_eq!(parse_contrast("auto").unwrap(), None);
-        assert_eq!(parse_contrast("0.5").unwrap(), Some(0.5));
-        for bad in ["0", "-1", "nan", "inf", "101", "x", ""] {
-            assert!(parse_contrast(bad).is_err(), "{bad}");
-        }
-        assert!(check_contrast(Some(0.5), Method::Contrast).is_ok());
-        assert!(check_contrast(Some(0.5), Method::Published).is_err());
-        assert!(check_strength(Some(5.0), Method::Detector).is_ok());
-        let error = check_strength(Some(5.0), Method::Contrast).unwrap_err().to_string();
-        assert!(error.contains("expected up to 1 with --method contrast, found 5"), "{error}");
-    }
+fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
+    Error::Option { flag, problem, hint }
 }

@@ -1,17 +1,21 @@
 //! [`Gguf`] × [`ArchPatch`] → [`Plan`]: what writes into the residual stream of one file.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::ops::Range;
 
 use crate::gguf::{GgmlType, Gguf, TensorInfo, Value};
 use crate::patches::{
-    ArchPatch, EmbeddingPolicy, PatchError, Patches, ResidualAxis, ShapeFactor, Streams, WriterKind,
-    WriterPattern, in_block,
+    ArchPatch, EmbeddingPolicy, Patches, ResidualAxis, ShapeFactor, Streams, WriterKind, WriterPattern,
+    in_block,
 };
 
+mod error;
+mod ffn;
 #[cfg(test)]
 mod tests;
+
+pub use error::{PlanError, PlanWarning};
+pub use ffn::Ffn;
 
 /// More blocks, width and experts than any model has (llama.cpp: 512 blocks, 1024 experts).
 pub(crate) const MAX_LAYERS: u64 = 4096;
@@ -87,89 +91,6 @@ pub struct ResidualWriter {
     pub residual_scale: f64,
     /// Whether llama.cpp applies a LoRA to it.
     pub lora: bool,
-}
-
-/// A feed-forward network `W_down (φ(W_gate x) ⊙ (W_up x))` that every token passes: dense, the shared expert of a mixture,
-/// or, where there is neither, all experts of a mixture together, when each of them has the same neuron. φ is not in the file;
-/// [`crate::method::detector::identify`] finds it by looking.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ffn {
-    /// Block.
-    pub layer: usize,
-    /// Index of its writer `W_down` `[n_embd, n_ff]`.
-    pub writer: usize,
-    /// `W_gate` `[n_ff, n_embd]`; `None` where gate and up are one tensor, or there is no gate.
-    pub gate: Option<String>,
-    /// `W_up` `[n_ff, n_embd]`, or gate and up `[2 n_ff, n_embd]`.
-    pub up: String,
-    /// Whether `up` holds both.
-    pub fused: bool,
-    /// Number of neurons, of each expert.
-    pub n_ff: usize,
-    /// Experts; 1 of a dense network.
-    pub n_expert: usize,
-    /// The matrix that routes to them, and reads what they read; `None` of a dense network.
-    pub router: Option<String>,
-}
-
-impl Ffn {
-    /// The matrices of which a neuron has a row.
-    pub fn rows(&self) -> impl Iterator<Item = &String> {
-        self.gate.iter().chain([&self.up])
-    }
-
-    /// The networks whose outputs `writers` are; of a block's mixture only where it has no other.
-    fn all(gguf: &Gguf, writers: &[ResidualWriter], n_embd: u64) -> Vec<Self> {
-        let networks = writers.iter().enumerate().filter_map(|writer| Self::of(gguf, writer, n_embd));
-        let mut ffns: Vec<Self> = networks.collect();
-        let dense: Vec<usize> = ffns.iter().filter(|ffn| ffn.n_expert == 1).map(|ffn| ffn.layer).collect();
-        ffns.retain(|ffn| ffn.n_expert == 1 || !dense.contains(&ffn.layer));
-        ffns
-    }
-
-    /// The network whose output `writer` is, if none of its weights has a scale and, in a mixture, none a bias.
-    fn of(gguf: &Gguf, (index, writer): (usize, &ResidualWriter), n_embd: u64) -> Option<Self> {
-        let routed = writer.n_expert > 1;
-        let plain = writer.kind == WriterKind::Ffn
-            && writer.axis == ResidualAxis::Rows
-            && writer.lora
-            && writer.scale.is_none();
-        let names = match routed {
-            true => ["ffn_down_exps.weight"].as_slice(),
-            false => ["ffn_down.weight", "ffn_down_shexp.weight"].as_slice(),
-        };
-        let (stem, suffix) = names.iter().find_map(|name| {
-            let suffix = name.strip_prefix("ffn_down")?;
-            Some((writer.tensor.strip_suffix(name)?, suffix)).filter(|_| plain)
-        })?;
-        let n_ff = writer.n_in;
-        let has = |weight: &str, part: &str| gguf.tensor(&weight.replace(".weight", part)).is_some();
-        let rows = |name: &str| {
-            let tensor = gguf.tensor(&format!("{stem}{name}{suffix}"))?;
-            let more = has(&tensor.name, ".scale") || routed && has(&tensor.name, ".bias");
-            (!more && tensor.ne == [n_embd, tensor.ne[1], writer.n_expert, 1])
-                .then_some((tensor.name.clone(), tensor.ne[1]))
-        };
-        let (gate, (up, up_rows)) = (rows("ffn_gate"), rows("ffn_up")?);
-        let fused = gate.is_none() && up_rows == 2 * n_ff;
-        let right = (fused || up_rows == n_ff) && gate.as_ref().is_none_or(|(_, rows)| *rows == n_ff);
-        // A gate that is there but has another shape, or a scale, is none that is understood.
-        let absent = gguf.tensor(&format!("{stem}ffn_gate{suffix}")).is_none();
-        let router = gguf.tensor(&format!("{stem}ffn_gate_inp.weight"));
-        let router = router.filter(|router| router.ne == [n_embd, writer.n_expert, 1, 1]);
-        // What a norm makes of the sum of experts depends on all of them.
-        let summed = router.is_some() && writer.post_norm.is_none() && !has(&writer.tensor, ".bias");
-        (right && gate.is_some() != absent && (!routed || summed)).then(|| Self {
-            layer: writer.layer,
-            writer: index,
-            gate: gate.map(|(name, _)| name),
-            up,
-            fused,
-            n_ff: n_ff as usize,
-            n_expert: writer.n_expert as usize,
-            router: router.filter(|_| routed).map(|router| router.name.clone()),
-        })
-    }
 }
 
 impl Plan {
@@ -491,98 +412,4 @@ fn shape_text(ne: [u64; 4], free: Option<usize>) -> String {
         names[free] = "n".to_string();
     }
     format!("[{}]", names[..=used.max(free.unwrap_or(0))].join(", "))
-}
-
-/// Why no plan can be made.
-#[allow(missing_docs)] // of fields: the names say it
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// No patch file for the architecture.
-    #[error(transparent)]
-    Patch(#[from] PatchError),
-    /// The model is split over several files.
-    #[error("the model is split over {count} files, and this is one of them")]
-    Split { count: u16 },
-    /// A key is missing, or its value makes no sense.
-    #[error("key `{key}`: expected {expected}, found {found}")]
-    Key { key: String, expected: String, found: String },
-    /// A block lacks a writer.
-    #[error("block {layer}: expected tensor {}, found none ({family})", alternatives(candidates))]
-    MissingWriter { layer: usize, candidates: Vec<String>, family: String },
-    /// The norm between a writer and the residual is missing.
-    #[error("tensor `{norm}`: expected the gain of the norm after `{writer}`, found none")]
-    MissingNorm { norm: String, writer: String },
-    /// A tensor has another shape or type than its place demands.
-    #[error("tensor `{tensor}`: expected {expected}, found {found}")]
-    Shape { tensor: String, expected: String, found: String },
-    /// The patch file leaves nothing to edit.
-    #[error("{family}: expected at least one writer in the model, found none")]
-    NoWriters { family: String },
-}
-
-impl PlanError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Patch(error) => return error.hint(),
-            Self::Split { .. } => "keep all its files in one folder and name any of them",
-            Self::Key { .. } => "the file is damaged, or no language model",
-            _ => "if llama.cpp loads this file, mend a copy of the patch file and pass --patches DIR",
-        };
-        Some(hint.to_string())
-    }
-
-    fn key_missing(key: &str) -> Self {
-        Self::key_value(key, "a value", Some("none"))
-    }
-
-    fn key_value<T: fmt::Display>(key: &str, expected: &str, found: Option<T>) -> Self {
-        let found = found.map(|value| value.to_string());
-        let found = found.unwrap_or("a value of another type".to_string());
-        let (key, expected) = (key.to_string(), expected.to_string());
-        Self::Key { key, expected, found }
-    }
-
-    fn shape(tensor: &TensorInfo, expected: &str) -> Self {
-        let (name, ne) = (tensor.ggml_type.name(), shape_text(tensor.ne, None));
-        let (found, expected) = (format!("{name} {ne}"), expected.to_string());
-        let tensor = tensor.name.clone();
-        Self::Shape { tensor, expected, found }
-    }
-}
-
-fn alternatives(names: &[String]) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
-    quoted.join(" or ")
-}
-
-/// What the user should know before trusting a plan.
-#[allow(missing_docs)] // of fields: the names say it
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PlanWarning {
-    /// A tensor looks like a writer and no pattern covers it: it stays as it is.
-    Uncovered { tensor: String, family: String },
-    /// llama.cpp applies no LoRA to this writer: only the edited file shows the whole effect.
-    NoLora { tensor: String },
-}
-
-impl fmt::Display for PlanWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uncovered { tensor, family } => {
-                write!(f, "tensor `{tensor}` looks like a residual writer, but {family} does not name it")
-            }
-            Self::NoLora { tensor } => {
-                write!(f, "llama.cpp applies no LoRA to `{tensor}`: trial runs leave it out")
-            }
-        }
-    }
-}
-
-impl PlanWarning {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = "pass --patches DIR with a file that lists it as a writer or under not_writers";
-        matches!(self, Self::Uncovered { .. }).then(|| hint.to_string())
-    }
 }

@@ -1,5 +1,6 @@
 //! What really changed between two files, from the files alone.
 
+mod error;
 mod verdict;
 
 use std::borrow::Cow;
@@ -12,6 +13,7 @@ use crate::evaluate::null;
 use crate::gguf::{Gguf, GgufError, TensorInfo};
 use crate::method::Edits;
 pub use crate::method::detector::planted::Arrival;
+pub use error::VerifyError;
 pub use verdict::Shortfall;
 
 /// Prefix of the keys that an injection adds.
@@ -74,38 +76,6 @@ impl Verification {
     pub fn arrived(&self, least: f64) -> bool {
         let whole = self.gain.is_some_and(|gain| gain >= least);
         whole && self.neurons.iter().all(|n| n.gain >= least && n.cosine >= MIN_ALIKE && n.score >= MIN_ALIKE)
-    }
-}
-
-/// Why two files could not be compared.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// One of them could not be read.
-    #[error(transparent)]
-    Gguf(#[from] GgufError),
-    /// A tensor could not be decoded.
-    #[error(transparent)]
-    Edit(#[from] EditError),
-    /// They are not two versions of one model.
-    #[error("{what}: base has {expected}, edited has {found}")]
-    Different {
-        /// What differs.
-        what: String,
-        /// In the base.
-        expected: String,
-        /// In the edited file.
-        found: String,
-    },
-}
-
-impl VerifyError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Gguf(error) => error.hint(),
-            Self::Edit(error) => error.hint(),
-            Self::Different { .. } => Some("give the file that was injected and the file it became".into()),
-        }
     }
 }
 

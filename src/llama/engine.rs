@@ -1,5 +1,6 @@
 //! The model as the rest of the crate sees it: answers, logits, hidden states, edits to preview.
 
+mod collecting;
 mod groups;
 mod sample;
 
@@ -9,18 +10,17 @@ use std::rc::Rc;
 use super::LlamaError;
 use super::adapter::{self, LowRank};
 use super::batch::Batch;
-use super::capture::{Capture, CaptureHook, Keep};
+use super::capture::Capture;
 use super::context_memory;
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
 use super::length::Length;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
-use super::thinking::{Thinking, ThoughtOf};
-use crate::activations::{Activations, WriterInputs};
+use super::thinking::Thinking;
+use crate::activations::Activations;
 pub use groups::groups;
 use groups::{cells, shared_prefix};
-use sample::Sample;
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,144 +313,6 @@ impl LlamaEngine {
         Ok(last)
     }
 
-    /// Groups that llama.cpp decodes in one piece each, as a capture must see them.
-    fn whole_groups(&self, prompts: &[Vec<Token>]) -> Vec<std::ops::Range<usize>> {
-        match self.model.is_recurrent() {
-            true => (0..prompts.len()).map(|prompt| prompt..prompt + 1).collect(),
-            false => groups(prompts, 0),
-        }
-    }
-
-    /// Decodes one group under the eyes of a capture.
-    fn capture_group(&mut self, mut group: Group, of: &mut Collection<'_>) -> Result<(), LlamaError> {
-        if group.batch.is_empty() {
-            return Ok(());
-        }
-        let mut hook = CaptureHook::new(of.capture, &mut of.activations, group.keep);
-        self.context.decode(&mut group.batch, Some(&mut hook))?;
-        hook.finish()
-    }
-
-    /// As [`Engine::collect`], of text as it is: what a model reads outside any template.
-    ///
-    /// # Errors
-    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
-    pub fn collect_text(&mut self, texts: &[String], capture: &Capture) -> Result<Activations, LlamaError> {
-        let prompts = texts
-            .iter()
-            .map(|text| self.prompt_tokens(&Prompt::plain(text), text))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, &mut |_, _| ())
-    }
-
-    /// As [`Engine::collect`], of `chats` behind the model's own thoughts of at most `budget` tokens, from which tokens are
-    /// sampled; and which of the chats they are: not those that it answers without.
-    ///
-    /// # Errors
-    /// [`LlamaError`] when rendering, decoding or the capture fails.
-    pub fn collect_thinking(
-        &mut self,
-        chats: &[Chat<'_>],
-        budget: usize,
-        capture: &Capture,
-    ) -> Result<(Activations, Vec<usize>), LlamaError> {
-        let found = self.prompts_with_thoughts(chats, budget)?;
-        let thought = found.into_iter().enumerate().filter_map(|(i, found)| Some((i, found?)));
-        let (which, both): (Vec<usize>, Vec<_>) = thought.unzip();
-        let (prompts, from): (Vec<Vec<Token>>, Vec<usize>) =
-            both.into_iter().map(|ThoughtOf { tokens, from }| (tokens, from)).unzip();
-        Ok((self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())?, which))
-    }
-
-    /// As [`Engine::collect`], of `answers` to `chats`: tokens are sampled from the answers only.
-    ///
-    /// # Errors
-    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
-    pub fn collect_answers(
-        &mut self,
-        chats: &[Chat<'_>],
-        answers: &[String],
-        capture: &Capture,
-    ) -> Result<Activations, LlamaError> {
-        let mut prompts = self.all_tokens(chats)?;
-        let from: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        for (prompt, answer) in prompts.iter_mut().zip(answers) {
-            prompt.extend(self.model.text_tokens(answer, false)?);
-            prompt.truncate(self.prompt_tokens);
-        }
-        self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())
-    }
-
-    /// Decodes `prompts` under the eyes of `capture`; of each the tokens from position `from` on may be sampled.
-    fn collect_sampled(
-        &mut self,
-        prompts: &[Vec<Token>],
-        from: &[usize],
-        capture: &Capture,
-        first: &mut FirstLogits<'_>,
-    ) -> Result<Activations, LlamaError> {
-        let sample = Sample::new(prompts, from, capture);
-        let activations = capture.allocate(prompts.len(), sample.n_kept);
-        let mut collection = Collection { prompts, sample, capture, activations };
-        for range in self.whole_groups(prompts) {
-            self.reserve(cells(&prompts[range.clone()], collection.sample.shared, 0))?;
-            self.collect_beginning(range.start, &mut collection)?;
-            for seq in 1..range.len() {
-                self.context.copy_sequence(0, seq as i32);
-            }
-            self.collect_own(range, &mut collection, first)?;
-        }
-        let mut activations = collection.activations;
-        activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
-        Ok(activations)
-    }
-
-    /// What all prompts begin with is decoded once a group, of which `prompt` is the first, and looked at in the first
-    /// group.
-    fn collect_beginning(&mut self, prompt: usize, of: &mut Collection<'_>) -> Result<(), LlamaError> {
-        let beginning = &of.prompts[prompt][..of.sample.shared];
-        for (i, part) in beginning.chunks(N_BATCH).enumerate() {
-            let mut group = Group::default();
-            for (j, &token) in part.iter().enumerate() {
-                group.push(&of.sample, (prompt, i * N_BATCH + j, 0), token, false);
-            }
-            if prompt > 0 {
-                group.keep.sample.clear();
-            }
-            self.capture_group(group, of)?;
-        }
-        Ok(())
-    }
-
-    /// What each prompt of a group has behind the shared beginning.
-    fn collect_own(
-        &mut self,
-        range: std::ops::Range<usize>,
-        of: &mut Collection<'_>,
-        first: &mut FirstLogits<'_>,
-    ) -> Result<(), LlamaError> {
-        let own = |prompt: usize| (of.sample.shared..of.prompts[prompt].len()).map(move |pos| (prompt, pos));
-        let own: Vec<(usize, usize)> = range.clone().flat_map(own).collect();
-        let mut start = range.start;
-        for part in own.chunks(N_BATCH) {
-            let mut group = Group::default();
-            group.keep.first = start;
-            for &(prompt, pos) in part {
-                let tokens = &of.prompts[prompt];
-                let at = (prompt, pos, prompt - range.start);
-                group.push(&of.sample, at, tokens[pos], pos + 1 == tokens.len());
-            }
-            let last = group.keep.last.clone();
-            self.capture_group(group, of)?;
-            for (i, &token) in last.iter().enumerate() {
-                let logits = if of.capture.is_inputs_only() { None } else { self.context.logits(token) };
-                first(start + i, logits.unwrap_or_default());
-            }
-            start += last.len();
-        }
-        Ok(())
-    }
-
     /// Greedy answers of one group whose prompts and answers fit the cache together.
     fn generate_group(
         &mut self,
@@ -512,34 +374,6 @@ impl Engine for LlamaEngine {
     ) -> Result<Activations, LlamaError> {
         let prompts = self.all_tokens(chats)?;
         self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, first)
-    }
-}
-
-/// A collection on its way.
-struct Collection<'a> {
-    prompts: &'a [Vec<Token>],
-    sample: Sample,
-    capture: &'a Capture,
-    activations: Activations,
-}
-
-/// One decode of a collection, and what is kept of it.
-#[derive(Default)]
-struct Group {
-    batch: Batch,
-    keep: Keep,
-}
-
-impl Group {
-    /// Adds the token at `pos` of `prompt` to sequence `seq`.
-    fn push(&mut self, sample: &Sample, (prompt, pos, seq): (usize, usize, usize), token: Token, last: bool) {
-        let index = self.batch.push(token, pos, seq, last);
-        self.keep.n_tokens = index + 1;
-        self.keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));
-        self.keep.tail.extend(sample.tail(prompt, pos).map(|row| (index, row)));
-        if last {
-            self.keep.last.push(index);
-        }
     }
 }
 

@@ -10,8 +10,7 @@ use super::network::StoredNetwork;
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
 use crate::bounded;
 use crate::direction::SafetyDirection;
-use crate::edit::Method;
-use crate::options::MAX_CONTRAST;
+use crate::edit::{MAX_CONTRAST, Method};
 use crate::quant::preserve::InputModel;
 use crate::search::Lever;
 
