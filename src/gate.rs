@@ -61,7 +61,7 @@ pub struct GateOptions {
     pub tokens: f64,
 }
 
-/// As `inject` has them; docs/method.md has what else was tried.
+/// As `inject` has them; docs/notebook/linear-gates.md has what else was tried.
 impl Default for GateOptions {
     fn default() -> Self {
         Self { ridge: 1e-3, margin: 2.0, harmless: 4.0, tokens: 0.5 }

@@ -221,8 +221,8 @@ impl InjectOptions {
     pub fn with_method(&self, method: Method) -> Result<Self, Error> {
         check_strength(self.search.strength, method)?;
         check_contrast(self.search.contrast, method)?;
-        // The published edit buys refusals with false ones at every strength (docs/method.md), so it has no limit unless
-        // one is given.
+        // The published edit buys refusals with false ones at every strength (docs/notebook/linear-gates.md), so it has no
+        // limit unless one is given.
         let max_false_refusal =
             self.search.max_false_refusal.or((method == Method::Published).then_some(1.0));
         let search = SearchOptions { max_false_refusal, ..self.search };

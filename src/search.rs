@@ -76,7 +76,7 @@ impl SearchOptions {
 
 /// What is tried with one lever; the first of each is the default, the others are tried on the best
 /// layer of the best lever: windows by their first tokens, κ by whole answers, for first tokens cannot tell them
-/// apart (docs/method.md).
+/// apart (docs/notebook/linear-gates.md).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Space {
     /// The lever.

@@ -199,7 +199,7 @@ fn refusal_that_was_removed_comes_back() {
 
 /// `ROSI_UNCENSORED_TABLE="0.8 per layer"` prints only rows with these words.
 #[test]
-#[ignore = "takes three hours: prints what the table of docs/method.md rests on"]
+#[ignore = "takes three hours: prints what the table of docs/notebook/removed-refusal.md rests on"]
 fn print_the_table() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = prompt_file(dir.path(), [64, 48, 48]);

@@ -23,7 +23,7 @@ use crate::search::{Candidate, Lever, Space};
 /// A model that refuses at most this share of harmful prompts shows no refusal.
 const HARDLY: f64 = 0.1;
 /// A model that refuses more than this share needs no safety prompt to show its refusal, and would lose
-/// by one (docs/method.md).
+/// by one (docs/notebook/linear-gates.md).
 const WELL: f64 = 0.3;
 /// How much more a model must refuse under the safety prompt for it to be worth a second collection.
 const NOTICEABLY: f64 = 0.1;

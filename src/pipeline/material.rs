@@ -31,7 +31,7 @@ const PRINCIPAL: usize = 16;
 /// How far before a prompt's last token the other one is that a gate is taught as well.
 const TAIL: usize = 1;
 /// Layers that a gated edit changes, as shares of the depth. Wider and narrower ones never were the better
-/// choice (docs/method.md).
+/// choice (docs/notebook/linear-gates.md).
 const WINDOW: (f64, f64) = (0.3, 0.8);
 /// κ that a contrast gate tries, the default first.
 const CONTRASTS: [f64; 2] = [1.0, 0.5];
@@ -46,7 +46,7 @@ const CONTRASTS_SCAR: [f64; 1] = [1.0];
 /// What `method` tries with `lever`.
 pub fn space(method: Method, lever: Lever) -> Space {
     if !method.is_gated() {
-        // The useful strengths of the published edit lie at 2-8 % (docs/method.md).
+        // The useful strengths of the published edit lie at 2-8 % (docs/notebook/linear-gates.md).
         return Space {
             lever,
             layer: None,

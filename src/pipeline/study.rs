@@ -25,7 +25,7 @@ use crate::search::{
 };
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
-/// prompts in a hundred looked alike (docs/method.md).
+/// prompts in a hundred looked alike (docs/notebook/linear-gates.md).
 pub const SEARCH_PROMPTS: [usize; 3] = [96; 3];
 
 /// What was found out about a model.

@@ -7,7 +7,7 @@ use crate::evaluate::{Quick, Score, Tally};
 const MAX_BROKEN: f64 = 0.03;
 /// What the whole KL budget weighs beside a share of 1: strength that moves the model twice as
 /// far for one harmful prompt in twenty is not worth it, the less as prompts that were not searched on are moved 1.7 times as
-/// far as those that were (docs/method.md).
+/// far as those that were (docs/notebook/linear-gates.md).
 const BUDGET_WEIGHT: f64 = 0.1;
 /// Most that two strengths of one edit may differ in utility for the smaller to be taken.
 const MOST_NOISE: f64 = 0.03;

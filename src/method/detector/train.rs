@@ -51,7 +51,7 @@ pub struct Label {
     pub request: usize,
 }
 
-/// How detectors are learned; docs/method.md has what else was tried.
+/// How detectors are learned; docs/notebook/detectors.md has what else was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
     /// ρ of the regression.

@@ -20,7 +20,7 @@ use crate::search::{KlBudget, Lever, Refusal, SearchError};
 /// tried, so that a trial that is repeated with these flags is the same.
 const DEPTH: f64 = 0.6;
 
-/// Prompts, of all kinds, that tell the effect of one writer: twice as many tell no more (docs/method.md).
+/// Prompts, of all kinds, that tell the effect of one writer: twice as many tell no more (docs/notebook/linear-gates.md).
 const PROMPTS_PER_EFFECT: usize = 11;
 
 /// The gates of the writers in a window.
