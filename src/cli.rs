@@ -17,8 +17,8 @@ pub use asking::{AskArgs, ChatArgs, EvalArgs};
 pub use offload::{DevicesArgs, OffloadArgs, RpcServerArgs, arguments};
 
 /// At the end of `--help` and of the manual page.
-const EXIT_STATUS: &str = "Exit status: 0 done; 1 something that you can mend; 2 a bug of ours; 3 written, but less than \
-                           90 % of the edit arrived in the file.";
+const EXIT_STATUS: &str = "Exit status: 0 success; 1 user error; 2 internal error; 3 written, but less than 90 % of the edit is in \
+                           the file.";
 
 // Under what `--help` lists the flags of the long commands.
 const EDIT: &str = "Which edit";
@@ -36,10 +36,10 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Say only what is wrong.
+    /// Print errors and warnings only.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more; twice for llama.cpp's log.
+    /// Print more; give it twice for llama.cpp's log.
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
@@ -49,31 +49,29 @@ pub struct Cli {
 pub enum Command {
     /// Write a safer copy of a model.
     Inject(Box<InjectArgs>),
-    /// Search the best edit and store it in a file, for `inject --direction` on any quantization of the
-    /// model.
+    /// Find the best edit and store it, for `inject --direction` on any quantization of the model.
     Direction(Box<DirectionArgs>),
-    /// Write a stored edit as a sidecar for a model that stays as it is: an adapter, a control vector.
+    /// Write a stored edit as an adapter or a control vector, for a model file that stays as it is.
     Export(ExportArgs),
-    /// Show what a model file is and which of its matrices an injection would edit.
+    /// Show what a model file contains and which of its matrices `inject` would edit.
     Inspect(InspectArgs),
-    /// Tell what really differs between a model and its injected copy, from the two files alone.
+    /// Compare a model with its injected copy, byte by byte and tensor by tensor.
     Verify(VerifyArgs),
     /// Ask a model and print its greedy answers.
     Ask(AskArgs),
-    /// Talk with a model, with an adapter or another model beside it; messages come from stdin.
+    /// Chat with a model, with an adapter or a second model beside it; messages come from stdin.
     Chat(ChatArgs),
-    /// Measure models: refusals, distance from a base, perplexity, multiple choice, jailbreaks.
+    /// Measure models: refusals, KL divergence from a base, perplexity, multiple choice, jailbreaks.
     Eval(EvalArgs),
-    /// Write one edit into every quantization of a model, with sums and a model card; goes on where it was
-    /// stopped.
+    /// Write one edit into every quantization of a model, with checksums and a model card; a stopped release resumes.
     Release(Box<ReleaseArgs>),
-    /// Show a report that `inject --report` wrote: its summary, or a page for a browser.
+    /// Show a report that `inject --report` wrote, as a summary or as an HTML page.
     Report(ReportArgs),
-    /// Put back what a file was before `inject --in-place`, also after a crash amid the change.
+    /// Restore a file that `inject --in-place` changed, even after a crash halfway through.
     Undo(UndoArgs),
-    /// List the GPUs and workers' devices that models can run on; `--list-devices` does it too.
+    /// List the devices that models can run on, including those of RPC workers; same as `--list-devices`.
     Devices(DevicesArgs),
-    /// Lend this machine to models that outgrow another one: llama.cpp's RPC worker, for `--rpc`.
+    /// Serve this machine's devices to another one (llama.cpp's RPC worker, for `--rpc`).
     RpcServer(RpcServerArgs),
     /// Print shell completions.
     Completions {
@@ -87,9 +85,9 @@ pub enum Command {
 /// Flags of `man`.
 #[derive(Debug, Args)]
 pub struct ManArgs {
-    /// The command that the page is about [default: rosi-gguf itself].
+    /// The command to document [default: rosi-gguf itself].
     pub command: Option<String>,
-    /// Write every page into this folder, e.g. ~/.local/share/man/man1.
+    /// Write all pages to this folder, e.g. ~/.local/share/man/man1.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub dir: Option<PathBuf>,
 }
@@ -102,8 +100,7 @@ pub struct InjectArgs {
     /// Where to write [default: NAME-rosi.gguf beside the model; in the current folder for one given by name].
     #[arg(short, long, help_heading = OUTPUT)]
     pub output: Option<PathBuf>,
-    /// Change MODEL itself; `rosi-gguf undo MODEL` puts it back from NAME.rosi-undo, which takes as much
-    /// room as the edited matrices.
+    /// Change MODEL itself; `rosi-gguf undo MODEL` restores it from NAME.rosi-undo, which is as large as the edited matrices.
     #[arg(long, conflicts_with_all = ["output", "promote"], help_heading = OUTPUT)]
     pub in_place: bool,
     /// What is searched, and how.
@@ -115,20 +112,19 @@ pub struct InjectArgs {
         "system_prompt", "resume", "allow_no_refusal", "allow_over_limits"
     ], help_heading = SEARCH)]
     pub direction: Option<PathBuf>,
-    /// How edited tensors are quantized: preserve (the edit, on each block's own grid), nearest, or
-    /// promote=TYPE.
+    /// How to quantize edited tensors: preserve (keep the edit, on each block's own grid), nearest, or promote=TYPE.
     #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE", help_heading = OUTPUT)]
     pub requant: String,
-    /// Give edited tensors of fewer bits this type, e.g. Q8_0; the file grows.
+    /// Convert edited tensors of fewer bits to this type, e.g. Q8_0; the file grows.
     #[arg(long, value_name = "TYPE", conflicts_with = "requant", help_heading = OUTPUT)]
     pub promote: Option<String>,
-    /// What llama-imatrix measured of the weights' inputs, beside what the prompts show.
+    /// Importance matrix from llama-imatrix, used beside what the prompts show.
     #[arg(long, value_name = "FILE", help_heading = OUTPUT)]
     pub imatrix: Option<PathBuf>,
     /// Write the whole report here, as JSON.
     #[arg(long, value_name = "FILE.json", help_heading = REPORT)]
     pub report: Option<PathBuf>,
-    /// Write the report here as one page for a browser: charts, tables, answers before and after.
+    /// Write the report here as one HTML page: charts, tables, answers before and after.
     #[arg(long, value_name = "FILE.html", help_heading = REPORT)]
     pub html: Option<PathBuf>,
     /// Print the whole report on stdout, as JSON.
@@ -137,25 +133,25 @@ pub struct InjectArgs {
     /// Show what would be done, without running the model.
     #[arg(long)]
     pub dry_run: bool,
-    /// Overwrite what is there: the output, reports, the adapter, the model of --ollama-create.
+    /// Overwrite existing outputs: the model, reports, the adapter, the model of --ollama-create.
     #[arg(long, help_heading = OUTPUT)]
     pub overwrite: bool,
     /// Which checks are waived.
     #[command(flatten)]
     pub allow: AllowArgs,
-    /// Apply a stored edit although it was found on other weights.
+    /// Apply a stored edit even if it was found on other weights.
     #[arg(long, requires = "direction", help_heading = allow::WAIVED)]
     pub allow_other_weights: bool,
     /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
     #[arg(long, value_name = "LORA.gguf", help_heading = OUTPUT)]
     pub save_adapter: Option<PathBuf>,
-    /// Also make it the model NAME of the running Ollama server (OLLAMA_HOST); without one, say how.
+    /// Also register it as NAME with the running Ollama server (OLLAMA_HOST); without one, print the command.
     #[arg(long, value_name = "NAME", conflicts_with = "in_place", help_heading = OUTPUT)]
     pub ollama_create: Option<String>,
-    /// Leave out the two controls (random direction, requantization without edit).
+    /// Skip the controls: a random direction, the published edit, requantization alone.
     #[arg(long, help_heading = REPORT)]
     pub no_controls: bool,
-    /// Keep whole answers in the report instead of their beginnings.
+    /// Keep whole answers in the report, not only their beginnings.
     #[arg(long, help_heading = REPORT)]
     pub full_answers: bool,
     /// Seed of the random control direction.
@@ -169,7 +165,7 @@ pub struct InjectArgs {
 /// Flags of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// What `direction` stored.
+    /// The edit that `direction` stored.
     pub edit: PathBuf,
     /// Any quantization of the model that it was found on.
     #[arg(long, value_name = "MODEL")]
@@ -190,10 +186,10 @@ pub struct ExportArgs {
     /// Overwrite the outputs.
     #[arg(long)]
     pub overwrite: bool,
-    /// Export the edit although it was found on other weights.
+    /// Export the edit even if it was found on other weights.
     #[arg(long)]
     pub allow_other_weights: bool,
-    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    /// Folder of patches/*.toml that add to the built-in ones or replace them.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
 }
@@ -201,11 +197,11 @@ pub struct ExportArgs {
 /// Flags of `release`.
 #[derive(Debug, Args)]
 pub struct ReleaseArgs {
-    /// One CONFIG.toml, which says all of it; or a model of full precision (F16, BF16, Q8_0) with --types,
-    /// or quantizations of one model, which are edited as they are.
+    /// A CONFIG.toml; or a full-precision model (F16, BF16, Q8_0) with --types; or quantizations of one model, which are
+    /// edited as they are.
     #[arg(required = true, value_name = "CONFIG.toml|SOURCE")]
     pub sources: Vec<PathBuf>,
-    /// The folder that is written to; with a config, in place of the one that it names.
+    /// Folder to write to; overrides that of the config.
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Types to make, as llama-quantize names them, e.g. Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS.
@@ -214,22 +210,22 @@ pub struct ReleaseArgs {
     /// The edit that `direction` stored, in place of a search.
     #[arg(long, value_name = "FILE")]
     pub direction: Option<PathBuf>,
-    /// What llama-imatrix measured, for llama.cpp's quantizer and for the edit.
+    /// Importance matrix from llama-imatrix, for llama.cpp's quantizer and for the edit.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
-    /// What the files are called before their types [default: the source's name and -rosi].
+    /// File names up to the type [default: the source's name and -rosi].
     #[arg(long)]
     pub name: Option<String>,
-    /// The model on Hugging Face that this is of, for the model card [default: what the source says].
+    /// The base model on Hugging Face, for the model card [default: what the source says].
     #[arg(long, value_name = "OWNER/NAME")]
     pub base_model: Option<String>,
     /// Its license, for the model card [default: what the source says].
     #[arg(long)]
     pub license: Option<String>,
-    /// Measure only that no file refuses less than its base (48 harmful prompts).
+    /// Check only that no file refuses less than its base (48 harmful prompts).
     #[arg(long)]
     pub no_score: bool,
-    /// Measure on at most so many prompts of each kind.
+    /// Ask at most this many prompts of each kind.
     #[arg(long, value_name = "N", conflicts_with = "no_score")]
     pub score_prompts: Option<usize>,
     /// Keep the quantizations without the edit, in DIR/base.
@@ -238,13 +234,13 @@ pub struct ReleaseArgs {
     /// Print on stdout, as JSON, what was made.
     #[arg(long)]
     pub json: bool,
-    /// Overwrite files of the folder, also those that were made from something else.
+    /// Overwrite files in the folder, even those made from something else.
     #[arg(long)]
     pub overwrite: bool,
     /// Which checks are waived.
     #[command(flatten)]
     pub allow: AllowArgs,
-    /// Write the edit although it was found on other weights.
+    /// Write the edit even if it was found on other weights.
     #[arg(long, help_heading = allow::WAIVED)]
     pub allow_other_weights: bool,
     /// How the edit is searched where none is given.
@@ -258,7 +254,7 @@ pub struct ReleaseArgs {
 /// Flags of the search, which `inject`, `direction` and `release` share.
 #[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
-    /// What is done to the weights [default: detector; contrast where the model has no feed-forward network that every token
+    /// How to edit the weights [default: detector; contrast where the model has no feed-forward network that every token
     /// passes].
     #[arg(long, value_enum, help_heading = EDIT)]
     pub method: Option<Method>,
@@ -281,13 +277,13 @@ pub struct SearchArgs {
     /// refusal was removed from the model; none for the published method].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_false_refusal: Option<f64>,
-    /// Edits of the search whose answers are generated and judged.
+    /// Number of edits whose answers are generated and judged.
     #[arg(long, default_value_t = 3, help_heading = SEARCH)]
     pub trials: usize,
     /// Start no new trial after this many seconds.
     #[arg(long, value_name = "SECONDS", help_heading = SEARCH)]
     pub time_budget: Option<u64>,
-    /// Most memory for the writers' inputs, MiB: where a large model's need more, fewer prompts teach the gates.
+    /// Memory limit for the inputs that linear gates learn from, MiB; where a model needs more, fewer prompts are used.
     #[arg(
         long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(64..=1 << 24),
         help_heading = SEARCH
@@ -311,8 +307,7 @@ pub struct SearchArgs {
     /// Thoughts before answers.
     #[command(flatten)]
     pub thinking: ThinkingArgs,
-    /// Go on with the search that was stopped: what it measured is kept beside the output, in
-    /// NAME.search.jsonl.
+    /// Resume a stopped search from NAME.search.jsonl, which is kept beside the output.
     #[arg(long, help_heading = SEARCH)]
     pub resume: bool,
 }
@@ -332,10 +327,10 @@ pub enum ThinkingArg {
 /// Flags for models that think before they answer.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ThinkingArgs {
-    /// Of a model that thinks before it answers: does it?
+    /// Whether a model that can think before it answers does.
     #[arg(long, value_enum, default_value_t, value_name = "auto|on|off", help_heading = MODEL)]
     pub thinking: ThinkingArg,
-    /// Most tokens of its thoughts about one prompt.
+    /// Token limit of its thoughts about one prompt.
     #[arg(long, default_value_t = 256, value_name = "N", help_heading = MODEL, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub think: u32,
 }
@@ -374,7 +369,7 @@ pub struct RunArgs {
     /// What runs elsewhere than on the CPU.
     #[command(flatten)]
     pub offload: OffloadArgs,
-    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    /// Folder of patches/*.toml that add to the built-in ones or replace them.
     #[arg(long, value_name = "DIR", help_heading = MACHINE)]
     pub patches: Option<PathBuf>,
 }
@@ -385,16 +380,16 @@ pub struct InspectArgs {
     /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     #[arg(required_unless_present = "architectures")]
     pub model: Option<ModelArg>,
-    /// Instead of a model, the architectures that can be edited, what writes in them, and those that cannot.
+    /// Show all architectures instead of a model: which can be edited, where, and which cannot.
     #[arg(long, conflicts_with_all = ["model", "weights"])]
     pub architectures: bool,
-    /// Also read the weights: was a direction removed from them, as "uncensored" models are made?
+    /// Also read the weights and tell whether a direction was removed from them, as in "uncensored" models.
     #[arg(long)]
     pub weights: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    /// Folder of patches/*.toml that add to the built-in ones or replace them.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
 }
@@ -409,7 +404,7 @@ pub struct VerifyArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-    /// Folder of patches/*.toml that add to or replace the embedded ones.
+    /// Folder of patches/*.toml that add to the built-in ones or replace them.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
 }
@@ -417,10 +412,10 @@ pub struct VerifyArgs {
 /// Flags of `report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// What `inject --report` wrote.
+    /// The report that `inject --report` wrote.
     #[arg(value_name = "REPORT.json")]
     pub report: PathBuf,
-    /// Write a page for a browser here, in place of the summary on stdout.
+    /// Write an HTML page here instead of the summary on stdout.
     #[arg(long, value_name = "FILE.html")]
     pub html: Option<PathBuf>,
     /// Overwrite the page.
@@ -434,7 +429,7 @@ pub struct UndoArgs {
     /// The model that was changed in place.
     #[arg(value_name = "FILE")]
     pub model: PathBuf,
-    /// Leave the journal where it is.
+    /// Keep the journal.
     #[arg(long)]
     pub keep_journal: bool,
     /// Print JSON.

@@ -33,7 +33,7 @@ pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// Forgets that a stop was asked for: what it was to end has ended, and the program goes on.
+/// Clears the interrupt flag.
 pub fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }

@@ -12,10 +12,10 @@ use crate::source::ModelArg;
 pub struct AskArgs {
     /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
-    /// What to ask; may be given again.
+    /// What to ask; may be repeated.
     #[arg(long, required = true)]
     pub prompt: Vec<String>,
-    /// Most tokens of an answer.
+    /// Token limit of an answer.
     #[arg(long, default_value_t = 64)]
     pub tokens: usize,
     /// Print JSON.
@@ -43,7 +43,7 @@ pub struct ChatArgs {
     /// System prompt.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Most tokens of an answer.
+    /// Token limit of an answer.
     #[arg(long, default_value_t = 256)]
     pub tokens: usize,
     /// Tokens of the whole conversation, as llama.cpp's -c.
@@ -63,16 +63,16 @@ pub struct EvalArgs {
     /// The models: files, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     #[arg(required = true, value_name = "MODEL")]
     pub models: Vec<ModelArg>,
-    /// The model that the others are compared with: paired tests of refusals, KL divergence.
+    /// The model to compare with: paired tests of refusals, KL divergence.
     #[arg(long, value_name = "BASE")]
     pub base: Option<ModelArg>,
-    /// Ask all prompts of this file in place of the bundled report split; may be given again.
+    /// Ask the prompts of this file instead of the bundled report split; may be repeated.
     #[arg(long = "set", value_name = "FILE")]
     pub sets: Vec<PathBuf>,
-    /// A second model that reads each answer and says whether it refuses.
+    /// A second model that judges whether each answer refuses.
     #[arg(long, value_name = "JUDGE.gguf")]
     pub judge: Option<ModelArg>,
-    /// Most tokens of an answer; one that does not tell by then whether it refuses goes on, up to 64.
+    /// Token limit of an answer; one that is undecided by then goes on, up to 64.
     #[arg(long, default_value_t = crate::evaluate::N_PREDICT, value_name = "N")]
     pub tokens: usize,
     /// Also measure the perplexity on this text.
@@ -81,13 +81,13 @@ pub struct EvalArgs {
     /// Tokens of a chunk of that text, as llama-perplexity's -c.
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub ctx_size: usize,
-    /// Most chunks of that text that are read; 0 = all.
+    /// Number of chunks of that text to read; 0 = all.
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub chunks: usize,
-    /// Also put these multiple-choice questions (MMLU, ARC or HellaSwag as JSONL).
+    /// Also ask these multiple-choice questions (MMLU, ARC or HellaSwag as JSONL).
     #[arg(long, value_name = "FILE.jsonl")]
     pub choice: Option<PathBuf>,
-    /// Also put the harmful prompts in ways that are known to get past refusals.
+    /// Also wrap the harmful prompts in known jailbreaks.
     #[arg(long)]
     pub jailbreak: bool,
     /// Print the whole report on stdout, as JSON.

@@ -50,7 +50,7 @@ pub struct OffloadArgs {
     /// How several devices share a model; also `-sm` [default: layer].
     #[arg(long, value_enum, value_name = "MODE", help_heading = MACHINE)]
     pub split_mode: Option<SplitMode>,
-    /// The device that takes all with `--split-mode none`, from 0; also `-mg`.
+    /// The device for `--split-mode none`, from 0; also `-mg`.
     #[arg(long, default_value_t = 0, value_name = "INDEX", help_heading = MACHINE)]
     pub main_gpu: u16,
     /// Shares of the devices, e.g. 3,1; also `-ts` [default: by free memory].
@@ -59,7 +59,7 @@ pub struct OffloadArgs {
     /// Fused attention: on, off or auto; also `-fa` [default: off, with which results do not depend on the batch].
     #[arg(long, value_enum, value_name = "on|off|auto", help_heading = MACHINE)]
     pub flash_attn: Option<FlashAttn>,
-    /// Workers (`rosi-gguf rpc-server`, llama.cpp's rpc-server) whose devices are used, too.
+    /// Workers (`rosi-gguf rpc-server`, llama.cpp's rpc-server) whose devices to use as well.
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…", help_heading = MACHINE)]
     pub rpc: Vec<Endpoint>,
 }
@@ -67,7 +67,7 @@ pub struct OffloadArgs {
 /// Flags of `devices`.
 #[derive(Debug, Args)]
 pub struct DevicesArgs {
-    /// Workers whose devices are listed, too.
+    /// Workers whose devices to list as well.
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…")]
     pub rpc: Vec<Endpoint>,
     /// Print JSON.
@@ -78,10 +78,10 @@ pub struct DevicesArgs {
 /// Flags of `rpc-server`; names and defaults as those of llama.cpp's own.
 #[derive(Debug, Args)]
 pub struct RpcServerArgs {
-    /// The address to listen at. Whoever reaches it can use it: there is no password and no encryption.
+    /// The address to listen on. Whoever can reach it can use it: there is no password and no encryption.
     #[arg(short = 'H', long, default_value = "127.0.0.1")]
     pub host: String,
-    /// The port to listen at.
+    /// The port to listen on.
     #[arg(short, long, default_value_t = 50052)]
     pub port: u16,
     /// CPU threads, where the CPU is lent [default: all cores].

@@ -1,4 +1,4 @@
-//! What JSON cannot say: a number that is none, or has no bound, is written as `null`. Functions for
+//! Restores NaN and ±∞, which JSON writes as `null`. Functions for
 //! `#[serde(deserialize_with = "…")]` that read it back as what it was.
 
 use serde::{Deserialize, Deserializer};

@@ -95,7 +95,7 @@ pub enum Malformed {
     Endianness { found: u32 },
     #[error("number of {what} is {found}, expected 0 or more")]
     NegativeCount { what: &'static str, found: i64 },
-    #[error("number of {what} is {found}, but the rest of the file has room for at most {max}")]
+    #[error("number of {what} is {found}, but the rest of the file holds at most {max}")]
     TooMany { what: &'static str, found: u64, max: u64 },
     #[error("{part} takes the header past {max} bytes of memory, far beyond any real model")]
     TooLarge { part: String, max: u64 },

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// Not a name.
-    #[error("{name:?} is no name of a model on the hub: {problem}")]
+    #[error("{name:?} is not the name of a model on the hub: {problem}")]
     Name {
         /// As it was given.
         name: String,
@@ -31,7 +31,7 @@ pub enum HubError {
         repo: String,
     },
     /// The hub does not let this user in.
-    #[error("the hub does not give {what} to {whom} (status {status})")]
+    #[error("the hub refuses {what} to {whom} (status {status})")]
     Denied {
         /// The repository or file.
         what: String,
@@ -89,7 +89,7 @@ pub enum HubError {
         there: Vec<String>,
     },
     /// A split model lacks files.
-    #[error("{repo} has not all files of the split model: {missing} is missing")]
+    #[error("{repo} lacks {missing}, a file of the split model")]
     NoPart {
         /// The repository.
         repo: String,
@@ -111,7 +111,7 @@ pub enum HubError {
         file: String,
     },
     /// What was downloaded is not what the hub has.
-    #[error("{file} was damaged on its way (expected {expected}, found {found}) and removed from the cache")]
+    #[error("{file} was damaged in transit (expected {expected}, found {found}) and removed from the cache")]
     Damaged {
         /// The file.
         file: String,

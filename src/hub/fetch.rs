@@ -168,7 +168,7 @@ impl Job {
         let repo = api.repo(hub.repo(name));
         let info = repo.info().map_err(|error| self.explain(error, &self.what()))?;
         if !is_commit(&info.sha) {
-            return Err(self.answer(&name.repo, "its commit is none"));
+            return Err(self.answer(&name.repo, "invalid commit hash"));
         }
         let files: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
         let parts = select(name, &files)?;

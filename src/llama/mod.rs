@@ -174,7 +174,7 @@ pub enum LlamaError {
     )]
     NoThoughts,
     /// Logits that should be there are not, or are not finite.
-    #[error("the model gave {found} for prompt {prompt}, expected finite logits")]
+    #[error("prompt {prompt}: expected finite logits, found {found}")]
     Logits {
         /// Which prompt of the batch.
         prompt: usize,

@@ -68,7 +68,7 @@ pub enum TemplateError {
         limit: usize,
     },
     /// It does not end.
-    #[error("it was not done after {seconds} s of computing")]
+    #[error("it did not finish within {seconds} s of computing")]
     TooSlow {
         /// How long it has computed.
         seconds: u64,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum OllamaError {
     /// Not a name.
-    #[error("{name:?} is no name of an Ollama model: {problem}")]
+    #[error("{name:?} is not the name of an Ollama model: {problem}")]
     Name {
         /// As it was given.
         name: String,
@@ -67,7 +67,7 @@ pub enum OllamaError {
         name: String,
     },
     /// `OLLAMA_HOST` is no address.
-    #[error("OLLAMA_HOST={host:?} is no address of a server")]
+    #[error("OLLAMA_HOST={host:?} is not a server address")]
     Host {
         /// As it is set.
         host: String,

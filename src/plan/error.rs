@@ -40,7 +40,7 @@ impl PlanError {
             Self::Patch(error) => return error.hint(),
             Self::Split { .. } => "keep all its files in one folder and name any of them",
             Self::Key { .. } => "the file is damaged, or no language model",
-            _ => "if llama.cpp loads this file, mend a copy of the patch file and pass --patches DIR",
+            _ => "if llama.cpp loads this file, correct a copy of the patch file and pass --patches DIR",
         };
         Some(hint.to_string())
     }

@@ -52,7 +52,7 @@ pub enum ReleaseError {
         now: String,
     },
     /// Something in the folder is in the way.
-    #[error("{} is in the way: it is not of a release", path.display())]
+    #[error("{} is in the way: it does not belong to a release", path.display())]
     InTheWay {
         /// What.
         path: PathBuf,

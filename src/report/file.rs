@@ -21,13 +21,13 @@ pub enum ReportError {
         source: io::Error,
     },
     /// It is larger than any report.
-    #[error("{} is no report: expected at most {MAX_BYTES} bytes", path.display())]
+    #[error("{} is not a report: expected at most {MAX_BYTES} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
     /// It says something else.
-    #[error("{} is no report of inject: {source}", path.display())]
+    #[error("{} is not a report of `inject`: {source}", path.display())]
     NotReport {
         /// The file.
         path: PathBuf,

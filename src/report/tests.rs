@@ -272,8 +272,8 @@ fn what_is_no_report_is_refused_with_a_reason() {
         assert!(error.hint().is_some());
         error.to_string().replace(folder.path().to_str().unwrap(), "DIR")
     };
-    insta::assert_snapshot!(told("{}"), @"DIR/x.json is no report of inject: missing field `version` at line 1 column 2");
-    insta::assert_snapshot!(told("{\"version\": 1}"), @"DIR/x.json is no report of inject: invalid type: integer `1`, expected a string at line 1 column 13");
+    insta::assert_snapshot!(told("{}"), @"DIR/x.json is not a report of `inject`: missing field `version` at line 1 column 2");
+    insta::assert_snapshot!(told("{\"version\": 1}"), @"DIR/x.json is not a report of `inject`: invalid type: integer `1`, expected a string at line 1 column 13");
     assert!(matches!(Report::open(folder.path()), Err(ReportError::Read { .. })));
 }
 

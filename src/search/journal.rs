@@ -118,7 +118,7 @@ pub enum JournalError {
         source: io::Error,
     },
     /// A line is not what this version writes.
-    #[error("{}: line {line} is no line of a search journal", path.display())]
+    #[error("{}: line {line} is not part of a search journal", path.display())]
     Malformed {
         /// The journal.
         path: PathBuf,

@@ -23,13 +23,13 @@ pub enum Problem {
     #[error("{0}")]
     Io(std::io::Error),
     /// It is larger than any edit.
-    #[error("this is no stored edit: it is larger than {most} bytes")]
+    #[error("not a stored edit: it is larger than {most} bytes")]
     TooLarge {
         /// Most that is read.
         most: u64,
     },
     /// Its frame is damaged, or it is another file.
-    #[error("this is no stored edit: {reason}")]
+    #[error("not a stored edit: {reason}")]
     Format {
         /// Why.
         reason: String,

@@ -176,7 +176,7 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.facts.strength = -0.04, "strength: expected a number above 0 and up to 1, found -0.04"),
         (|e| e.facts.strength = 0.0, "strength: "),
         (|e| e.facts.strength = 1.5, "strength: "),
-        (|e| e.facts.strength = f64::NAN, "this is no stored edit: invalid type: null"),
+        (|e| e.facts.strength = f64::NAN, "not a stored edit: invalid type: null"),
         (|e| e.facts.norms = vec![0.0], "expected a positive finite number"),
         (|e| e.facts.chosen.layer = 2, "layer: expected 0 to 1, found 2"),
         (|e| e.facts.chosen.window = (0.8, 0.3), "window: "),

@@ -20,7 +20,7 @@ pub enum UndoError {
     NoJournal { path: PathBuf },
     #[error("{} {problem}: a change in place would reach its other names too", path.display())]
     Linked { path: PathBuf, problem: String },
-    #[error("{} is not what {} is for: expected {expected}, found {found}", path.display(), journal_path(path).display())]
+    #[error("{} does not belong to {}: expected {expected}, found {found}", path.display(), journal_path(path).display())]
     Stranger { path: PathBuf, expected: String, found: String },
     #[error("{}: {problem}, which cannot be done in place", path.display())]
     Layout { path: PathBuf, problem: &'static str },
@@ -58,7 +58,7 @@ impl UndoError {
             ),
             Self::Layout { .. } | Self::Split { .. } => "write a copy instead: leave out --in-place".into(),
             Self::NotRestored { path, .. } => {
-                format!("its journal is whole: mend the cause, then run {}", undo(path))
+                format!("its journal is intact: fix the cause, then run {}", undo(path))
             }
             Self::Replace { .. } | Self::Stopped { .. } => return None,
         })

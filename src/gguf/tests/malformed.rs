@@ -88,8 +88,8 @@ fn negative_counts() {
 #[test]
 fn counts_beyond_the_file() {
     // llama.cpp #15711: n_tensors times the per-tensor overhead.
-    says(&Raw::header(3, i64::MAX as u64, 0), "room for at most 0");
-    says(&Raw::header(3, 0, 3).pad(64), "room for at most 2");
+    says(&Raw::header(3, i64::MAX as u64, 0), "holds at most 0");
+    says(&Raw::header(3, 0, 3).pad(64), "holds at most 2");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) struct Learned {
     pub rights: RightFactors,
 }
 
-/// Who learns, and from what.
+/// Inputs for gate training.
 pub(super) struct Class<'a> {
     pub opened: &'a Opened,
     pub weights: &'a [WriterWeights],
