@@ -15,6 +15,17 @@ pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 
+/// The text of the file at `path`.
+///
+/// # Errors
+/// Those of the system, and when it has more than `most` bytes or is not UTF-8.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
+    let bytes =
+        read(path, most)?.ok_or_else(|| invalid(format!("expected at most {most} bytes, found more")))?;
+    String::from_utf8(bytes).map_err(|_| invalid("expected UTF-8 text, found invalid bytes".into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +37,9 @@ mod tests {
         assert_eq!(read(file.path(), 4).unwrap().unwrap(), b"four");
         assert_eq!(read(file.path(), 3).unwrap(), None);
         assert!(read(&file.path().with_extension("none"), 4).is_err());
+        assert_eq!(read_text(file.path(), 4).unwrap(), "four");
+        assert!(read_text(file.path(), 3).unwrap_err().to_string().contains("at most 3 bytes"));
+        std::fs::write(file.path(), b"\xff").unwrap();
+        assert!(read_text(file.path(), 3).unwrap_err().to_string().contains("UTF-8"));
     }
 }

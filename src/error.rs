@@ -51,8 +51,8 @@ pub enum Error {
     Gguf(#[from] GgufError),
     #[error(transparent)]
     Patch(#[from] PatchError),
-    #[error(transparent)]
-    Plan(#[from] PlanError),
+    #[error("{}: {source}", path.display())]
+    Plan { path: PathBuf, source: PlanError },
     #[error(transparent)]
     Prompt(#[from] PromptError),
     #[error(transparent)]
@@ -173,7 +173,7 @@ impl Error {
         match self {
             Self::Gguf(e) => e.hint(),
             Self::Patch(e) => e.hint(),
-            Self::Plan(e) => e.hint(),
+            Self::Plan { source, .. } => source.hint(),
             Self::Prompt(e) => e.hint(),
             Self::Llama(e) => e.hint(),
             Self::Edit(e) => e.hint(),

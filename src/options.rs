@@ -7,6 +7,7 @@ use crate::edit::Method;
 use crate::error::Error;
 use crate::llama::Offload;
 use crate::ollama::Name;
+use crate::prompts;
 use crate::requant::Requant;
 use crate::search::{Lever, SearchOptions};
 use crate::source::Source;
@@ -180,7 +181,10 @@ impl InjectOptions {
         let output = output(&args, &source, requant)?;
         let sides =
             [("--report", &args.report), ("--html", &args.html), ("--save-adapter", &args.save_adapter)];
-        apart(&sides, &[&source.path, &output])?;
+        let mut taken = inputs(&args);
+        apart(&[("--output", &Some(output.clone()).filter(|_| !args.in_place))], &taken)?;
+        taken.extend([source.path.as_path(), &output]);
+        apart(&sides, &taken)?;
         Ok(Self {
             output,
             in_place: args.in_place,
@@ -289,8 +293,15 @@ fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBu
     Ok(output)
 }
 
+/// What is read beside the model.
+fn inputs(args: &InjectArgs) -> Vec<&Path> {
+    let one = [&args.direction, &args.imatrix].into_iter().flatten().chain(&args.search.context);
+    let prompts = args.search.prompts.iter().map(|path| prompts::without_kind(path));
+    one.map(PathBuf::as_path).chain(prompts).collect()
+}
+
 /// Refuses an output that is one of the `taken` files or a former output: it would take its place.
-fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Result<(), Error> {
+pub(crate) fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Result<(), Error> {
     let mut taken = taken.to_vec();
     for (flag, path) in outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))) {
         if taken.iter().any(|other| same_file(other, path)) {
@@ -302,12 +313,14 @@ fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Resul
     Ok(())
 }
 
-/// Whether two paths lead to one file.
+/// Whether two paths lead to one file, which need not be there yet.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => a == b,
-    }
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let named = || Some(parent.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(named).unwrap_or_else(|| path.to_path_buf())
+    };
+    place(a) == place(b)
 }
 
 /// `--promote TYPE` is short for `--requant promote=TYPE`.

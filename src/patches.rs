@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::bounded;
+
 mod check;
 mod embedded;
 #[cfg(all(test, not(target_env = "msvc")))]
@@ -20,6 +22,8 @@ use check::parse;
 use embedded::EMBEDDED;
 pub use table::{ArchitectureRow, markdown};
 
+/// Longest patch file, in bytes; ours have some kilobytes.
+const MAX_BYTES: u64 = 1 << 20;
 /// More close names than this are noise.
 const MAX_CLOSE_NAMES: usize = 3;
 
@@ -372,7 +376,7 @@ fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     for entry in fs::read_dir(dir).map_err(|error| unreadable(dir, error))? {
         let path = entry.map_err(|error| unreadable(dir, error))?.path();
         if path.extension() == Some(OsStr::new("toml")) {
-            let text = fs::read_to_string(&path).map_err(|error| unreadable(&path, error))?;
+            let text = bounded::read_text(&path, MAX_BYTES).map_err(|error| unreadable(&path, error))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             files.push((name.into_owned(), text));
         }

@@ -181,6 +181,9 @@ fn a_name_leads_through_the_cache_to_the_file() {
     assert_eq!(downloads(), before);
     assert_eq!(inspected(dir.path(), "127.0.0.1:9", name, &[])["path"], path);
     assert_eq!(inspected(dir.path(), "127.0.0.1:9", name, &[("HF_HUB_OFFLINE", "1")])["path"], path);
+    // A commit needs no reference.
+    let by_commit = &format!("{name}@{COMMIT}");
+    assert_eq!(inspected(dir.path(), "127.0.0.1:9", by_commit, &[("HF_HUB_OFFLINE", "1")])["path"], path);
     assert!(
         told(dir.path(), &hub.address, &["inject", name, "--dry-run", "-o", path], &[])
             .contains("is the input")

@@ -92,6 +92,57 @@ fn no_work_is_done_for_an_output_that_cannot_be_written() {
 }
 
 #[test]
+fn outputs_are_kept_apart_however_they_are_spelled() {
+    let folder = Folder::new(GgmlType::F16);
+    let (model, out) = (folder.model.as_str(), folder.at("z.gguf"));
+    let same = format!("{}/./z.gguf", text(folder.folder.path()));
+    let prompts = folder.at("p.jsonl");
+    std::fs::write(&prompts, "").unwrap();
+    let with_kind = format!("harmful:{prompts}");
+    for args in [
+        &["inject", model, "-o", &out, "--save-adapter", &same][..],
+        &["inject", model, "--report", &out, "--html", &same],
+        &["inject", model, "-o", &prompts, "--prompts", &with_kind],
+        &["inject", model, "--report", &prompts, "--prompts", &with_kind],
+        &["report", &prompts, "--html", &prompts],
+    ] {
+        let told = folder.refused(&[args, &["--overwrite"]].concat());
+        assert!(told.contains("is another file of this command"), "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn a_dry_run_refuses_the_outputs_that_the_run_would() {
+    let folder = Folder::new(GgmlType::F16);
+    let (model, no_folder) = (folder.model.as_str(), folder.at("none/x"));
+    let there = folder.at("there");
+    std::fs::write(&there, "").unwrap();
+    for bad in [&no_folder, &there, &folder.at("")] {
+        for flag in ["-o", "--report", "--html", "--save-adapter"] {
+            let told = folder.refused(&["inject", model, "--dry-run", flag, bad]);
+            assert!(told.starts_with("error: "), "{flag} {bad}: {told}");
+        }
+    }
+}
+
+#[test]
+fn files_without_an_end_are_not_read_whole() {
+    let folder = Folder::new(GgmlType::F16);
+    let patches = folder.folder.path().join("patches");
+    std::fs::create_dir(&patches).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", patches.join("llama.toml")).unwrap();
+    for args in [
+        &["inject", &folder.model, "--dry-run", "--context", "/dev/zero"][..],
+        &["inject", &folder.model, "--dry-run", "--system-prompt", "/dev/zero"],
+        &["inspect", &folder.model, "--patches", text(&patches)],
+        &["release", text(&patches.join("llama.toml"))],
+    ] {
+        let told = folder.refused(args);
+        assert!(told.contains("expected at most"), "{args:?}: {told}");
+    }
+}
+
+#[test]
 fn types_that_cannot_be_written_are_told_before_any_work() {
     let folder = Folder::new(GgmlType::IQ2_XXS);
     let inject = ["inject", &folder.model, "--method", "contrast"];

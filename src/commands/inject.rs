@@ -47,6 +47,9 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     types::check(&opened, options, taken.as_ref())?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
+        let output = Some(&options.output).filter(|_| !options.in_place);
+        let all = [&options.report, &options.html, &options.save_adapter].into_iter().flatten().chain(output);
+        outputs::look(all.map(PathBuf::as_path), options.overwrite)?;
         registration.announce(printer);
         dry_run::run(&opened, options, &prompts, printer);
         return Ok(ExitStatus::Done);

@@ -2,6 +2,7 @@
 
 use crate::cli::ReportArgs;
 use crate::error::{Error, ExitStatus};
+use crate::options::apart;
 use crate::output::Printer;
 use crate::pipeline::outputs;
 use crate::pipeline::write::write_whole;
@@ -16,6 +17,7 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         printer.data(Report::open(&args.report)?.summary().trim());
         return Ok(ExitStatus::Done);
     };
+    apart(&[("--html", &args.html)], &[&args.report])?;
     // What is wrong with the name is told first, as `inject` does.
     outputs::check([path.as_path()], args.overwrite)?;
     let page = Report::open(&args.report)?.page()?;

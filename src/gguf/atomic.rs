@@ -42,6 +42,14 @@ impl AtomicFile {
         Self::start(path, overwrite, (builder, staging))
     }
 
+    /// Refuses what [`AtomicFile::create`] would, as far as that shows without creating anything.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look(path: &Path, overwrite: bool) -> Result<(), GgufError> {
+        Self::check(path, overwrite).map(drop)
+    }
+
     /// What can be refused before anything is created; the name in `path`.
     pub(super) fn check(path: &Path, overwrite: bool) -> Result<&OsStr, GgufError> {
         // `nodir/` and `nodir/.` have the file name `nodir` too.

@@ -12,6 +12,8 @@ use crate::bounded;
 
 /// What llama.cpp writes beside a file has a few hundred bytes.
 const MAX_NOTE: u64 = 1 << 20;
+/// The same of the name of a commit.
+const MAX_REFERENCE: u64 = 1 << 10;
 
 /// The model as the cache at `cache` has it; `None` where it has nothing of the repository. What was never checked is.
 ///
@@ -23,9 +25,9 @@ pub(super) fn in_cache(
     watch: &mut Watch<'_>,
 ) -> Result<Option<Fetched>, HubError> {
     let folder = repo_folder(cache, name);
-    let commit = std::fs::read_to_string(folder.join("refs").join(&name.revision)).unwrap_or_default();
-    let snapshot = folder.join("snapshots").join(commit.trim());
-    let files = if is_commit(commit.trim()) { files_below(&snapshot) } else { Vec::new() };
+    let commit = commit_of(&folder, &name.revision);
+    let snapshot = folder.join("snapshots").join(&commit);
+    let files = if is_commit(&commit) { files_below(&snapshot) } else { Vec::new() };
     if files.is_empty() {
         return Ok(None);
     }
@@ -39,6 +41,15 @@ pub(super) fn in_cache(
         }
     }
     Ok(Some(Fetched { path: snapshot.join(&parts[0]), cache: cache.to_path_buf(), from_cache: true }))
+}
+
+/// The commit that a revision stands for in the folder of a repository; a commit stands for itself.
+fn commit_of(folder: &Path, revision: &str) -> String {
+    let reference = folder.join("refs").join(revision);
+    if is_commit(revision) || !reference.is_file() {
+        return revision.to_owned();
+    }
+    bounded::read_text(&reference, MAX_REFERENCE).unwrap_or_default().trim().to_owned()
 }
 
 /// The folder of a repository in a cache.

@@ -3,7 +3,7 @@
 
 mod ffi;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
@@ -57,6 +57,26 @@ pub enum HeaderError {
         missing: u8,
         /// How many there are.
         n_missing: usize,
+    },
+    /// There is nothing to put text into.
+    #[error("{}: tokenizer.ggml.model is {found:?}, expected a vocabulary", path.display())]
+    NoVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// The key's value.
+        found: String,
+    },
+    /// Some texts cannot be read.
+    #[error(
+        "{}: {TOKENS} has no token for the byte 0x{missing:02X} alone, expected one for every byte, without which a \
+         vocabulary of kind rwkv cannot read every text",
+        path.display()
+    )]
+    NoSingleByte {
+        /// The file.
+        path: PathBuf,
+        /// The first byte without a token.
+        missing: u8,
     },
     /// The tensors begin where a buffer cannot.
     #[error(
@@ -117,6 +137,10 @@ fn holds_ids(tensor: &str) -> bool {
 }
 
 fn check_tokens(gguf: &Gguf) -> Result<(), HeaderError> {
+    if let Some(found) = gguf.str("tokenizer.ggml.model").filter(|kind| matches!(*kind, "none" | "no_vocab"))
+    {
+        return Err(HeaderError::NoVocabulary { path: gguf.path.clone(), found: found.to_owned() });
+    }
     let Some(array) = gguf.array(TOKENS) else { return Ok(()) };
     let bytes = gguf.read_bytes(&array.bytes)?;
     let mut places = HashMap::with_capacity(array.len as usize);
@@ -127,9 +151,46 @@ fn check_tokens(gguf: &Gguf) -> Result<(), HeaderError> {
             return Err(HeaderError::TokenTwice { path: gguf.path.clone(), token, first, second });
         }
     }
-    if gguf.str("tokenizer.ggml.model") != Some("llama") {
-        return Ok(());
+    match gguf.str("tokenizer.ggml.model") {
+        Some("llama") => check_bytes(gguf, &places),
+        Some("rwkv") => check_single_bytes(gguf, &bytes),
+        _ => Ok(()),
     }
+}
+
+/// A vocabulary of kind rwkv reads a text by the longest tokens that it begins with, and never ends where there is none.
+fn check_single_bytes(gguf: &Gguf, tokens: &[u8]) -> Result<(), HeaderError> {
+    let single = |token: &[u8]| <[u8; 1]>::try_from(unescaped(token)).ok().map(|[byte]| byte);
+    let known: HashSet<u8> = strings(tokens).filter_map(single).collect();
+    match UTF8_BYTES.into_iter().flatten().find(|byte| !known.contains(byte)) {
+        Some(missing) => Err(HeaderError::NoSingleByte { path: gguf.path.clone(), missing }),
+        None => Ok(()),
+    }
+}
+
+/// A token of a vocabulary of kind rwkv, which is escaped as Python writes bytes (llama_unescape_rwkv_token).
+fn unescaped(token: &[u8]) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::new(), token);
+    while let [first, after @ ..] = rest {
+        let (byte, after) = match (first, after) {
+            (b'\\', [b'x', hex @ ..]) if hex.len() >= 2 => {
+                let digits = std::str::from_utf8(&hex[..2]).unwrap_or_default();
+                (u8::from_str_radix(digits, 16).unwrap_or_default(), &hex[2..])
+            }
+            (b'\\', [b't', after @ ..]) => (b'\t', after),
+            (b'\\', [b'n', after @ ..]) => (b'\n', after),
+            (b'\\', [b'r', after @ ..]) => (b'\r', after),
+            (b'\\', [other, after @ ..]) => (*other, after),
+            (byte, after) => (*byte, after),
+        };
+        out.push(byte);
+        rest = after;
+    }
+    out
+}
+
+/// A vocabulary of kind llama spells what it lacks with bytes.
+fn check_bytes(gguf: &Gguf, places: &HashMap<Vec<u8>, usize>) -> Result<(), HeaderError> {
     let spelled = |byte: &u8| {
         places.contains_key(format!("<0x{byte:02X}>").as_bytes()) || places.contains_key([*byte].as_slice())
     };

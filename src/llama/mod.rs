@@ -233,6 +233,7 @@ impl LlamaError {
             Self::Position { .. } => Some("use shorter texts".into()),
             Self::Header(error) => error.hint(),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
+            Self::Logits { .. } => Some("a weight or a key of the file is damaged: download or convert it again".into()),
             Self::NotCaptured { .. } => {
                 Some("the patches file may name another residual than this llama.cpp computes".into())
             }

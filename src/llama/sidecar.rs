@@ -8,6 +8,7 @@ use std::path::Path;
 use super::engine::LlamaEngine;
 use super::ffi::{Adapter, Model};
 use super::{ControlVector, LlamaError};
+use crate::bounded;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
 
 /// More bytes than a rank-one edit, or an adapter that people serve beside a model, takes.
@@ -79,7 +80,8 @@ pub fn load_adapter(
     if gguf.total_len() > MAX_BYTES {
         return Err(at(format!("it has {} bytes, more than {MAX_BYTES}", gguf.total_len())));
     }
-    let mut bytes = std::fs::read(path).map_err(|error| at(error.to_string()))?;
+    let read = bounded::read(path, MAX_BYTES).map_err(|error| at(error.to_string()))?;
+    let mut bytes = read.ok_or_else(|| at(format!("it has more than {MAX_BYTES} bytes")))?;
     // What was checked is what is loaded.
     let read = Gguf::parse(std::io::Cursor::new(&bytes), bytes.len() as u64);
     check_adapter(&read.map_err(|error| at(error.to_string()))?, model)?;

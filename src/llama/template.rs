@@ -6,6 +6,7 @@
 //! allocate), limited output and time of the CPU, and a thread with a stack of its own: the engine walks a long
 //! expression, or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
 
+mod builtins;
 mod json;
 mod messages;
 mod namespaces;
@@ -17,7 +18,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja::{Environment, Error, Value, context};
 
 use super::engine::Chat;
 pub use messages::Prompt;
@@ -34,23 +35,6 @@ const MAX_SOURCE: usize = 128 << 10;
 const MAX_RENDERED: usize = 1 << 20;
 /// Most characters of the engine's error, which may quote the template.
 const MAX_ERROR: usize = 1000;
-/// Templates that print today's date get this one (the default date of Llama 3's own template):
-/// the same input must give the same bytes tomorrow.
-const FIXED_DATE: [(&str, &str); 12] = [
-    ("%Y", "2024"),
-    ("%m", "07"),
-    ("%d", "26"),
-    ("%B", "July"),
-    ("%b", "Jul"),
-    ("%A", "Friday"),
-    ("%a", "Fri"),
-    ("%y", "24"),
-    ("%H", "12"),
-    ("%I", "12"),
-    ("%M", "00"),
-    ("%S", "00"),
-];
-
 /// Why a template could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -73,9 +57,11 @@ pub enum TemplateError {
         /// How long it has computed.
         seconds: u64,
     },
-    /// It hands a namespace on, which may end up holding itself.
-    #[error("it uses {name:?} as a value; a namespace may only be used for its attributes")]
-    HandsOn {
+    /// It puts a namespace into another value, which may end up holding itself.
+    #[error(
+        "it puts {name:?} into another value; a namespace may be named, read and passed to macros, not stored"
+    )]
+    StoresNamespace {
         /// The namespace.
         name: String,
     },
@@ -107,7 +93,7 @@ impl ChatTemplate {
     /// Parses `source`; `bos` and `eos` are the texts that the template may write.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not parse, is over 128 KiB, or hands a namespace on.
+    /// [`TemplateError`] when it does not parse, is over 128 KiB, or stores a namespace.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         check_length("the template", source.len(), MAX_SOURCE)?;
         let mut env = Environment::new();
@@ -115,22 +101,12 @@ impl ChatTemplate {
         // As transformers and llama.cpp render chat templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(jinja)?;
         env.set_syntax(syntax);
-        env.set_unknown_method_callback(python::method);
-        env.add_filter("tojson", json::tojson);
-        env.add_filter(source::PERCENT, python::percent_format);
-        env.remove_global("namespace");
-        env.add_function(source::PRIVATE_MAKER, minijinja::functions::namespace);
-        env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| {
-            FIXED_DATE.iter().fold(format, |text, (key, value)| text.replace(key, value))
-        });
+        builtins::add_to(&mut env);
         let source = source.to_owned();
         let env = on_own_stack(move || {
             let source = source::with_unix_lines(&source);
-            if let Some(name) = namespaces::handed_on(&source) {
-                return Err(TemplateError::HandsOn { name });
+            if let Some(name) = namespaces::stored(&source) {
+                return Err(TemplateError::StoresNamespace { name });
             }
             env.add_template_owned("chat", source::for_engine(&source)).map_err(jinja)?;
             Ok(Arc::new(env))
@@ -259,9 +235,10 @@ impl ChatTemplate {
                     add_generation_prompt => true,
                     bos_token => bos,
                     eos_token => eos,
-                    // Qwen3, GLM, Hunyuan, …; DeepSeek and Granite.
+                    // Qwen3, GLM, Hunyuan, …; DeepSeek and Granite; MiniMax.
                     enable_thinking => thinks,
                     thinking => thinks,
+                    thinking_mode => if thinks { "enabled" } else { "disabled" },
                 },
                 &mut out,
             );

@@ -39,12 +39,15 @@ impl Form {
 }
 
 /// The ways that are known. Of tags in angle brackets the ones around `think` are by far the most frequent.
-pub const FORMS: [Form; 11] = [
+pub const FORMS: [Form; 13] = [
     Form { closing: "\n</think>\n\n", ..Form::tags("<think>", "</think>") },
     Form { closing: "\n</thinking>\n\n", ..Form::tags("<thinking>", "</thinking>") },
     Form { closing: "\n</thought>\n\n", ..Form::tags("<thought>", "</thought>") },
     Form { closing: "\n</reasoning>\n\n", ..Form::tags("<reasoning>", "</reasoning>") },
     Form::tags("<seed:think>", "</seed:think>"),
+    Form::tags("<mm:think>", "</mm:think>"),
+    // Gemma 4.
+    Form::tags("<|channel>thought\n", "<channel|>"),
     Form::tags("[THINK]", "[/THINK]"),
     Form::tags("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
     Form::tags("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -84,6 +87,9 @@ pub struct Thinking {
     pub answer_prefix: String,
     /// Whether the template itself opens a thought when its switch is on.
     pub opened: bool,
+    /// Whether the template refuses to be rendered with its switch off.
+    #[serde(skip)]
+    always_on: bool,
     #[serde(skip)]
     form: &'static Form,
 }
@@ -118,7 +124,7 @@ enum Tag<'a> {
 
 impl Thinking {
     fn new(form: &'static Form, answer_prefix: String, opened: bool) -> Self {
-        Self { open: form.open, close: form.close, answer_prefix, opened, form }
+        Self { open: form.open, close: form.close, answer_prefix, opened, always_on: false, form }
     }
 
     /// What the endings of prompts show with the template's switch on and off; `None` where there is no sign of thoughts.
@@ -142,7 +148,7 @@ impl Thinking {
 
     /// Has `template` render prompts that lead to thoughts, or to an answer at once.
     pub(super) fn set(&self, template: &mut ChatTemplate, on: bool) {
-        template.set_thinking(on, if on { "" } else { &self.answer_prefix });
+        template.set_thinking(on || self.always_on, if on { "" } else { &self.answer_prefix });
     }
 
     /// What the beginning of an answer shows, with its control tokens.
@@ -167,7 +173,11 @@ impl Form {
 
 /// What a template shows of how its model thinks; nothing of one that cannot be rendered, as the first prompt will tell.
 pub fn of_template(template: &ChatTemplate) -> Option<Thinking> {
-    Thinking::of_endings(&template.ending(true).ok()?, &template.ending(false).ok()?)
+    let on = template.ending(true).ok()?;
+    match template.ending(false) {
+        Ok(off) => Thinking::of_endings(&on, &off),
+        Err(_) => Thinking::of_endings(&on, &on).map(|thinking| Thinking { always_on: true, ..thinking }),
+    }
 }
 
 impl LlamaEngine {

@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{SystemPrompt, option};
+use crate::bounded;
 use crate::cli::SearchArgs;
 use crate::edit::{MAX_CONTRAST, Method};
 use crate::error::Error;
 use crate::search::{Lever, SearchOptions};
 use crate::source::Source;
+
+/// Longest system prompt, in bytes.
+const MAX_SYSTEM_PROMPT: u64 = 1 << 20;
 
 pub(super) fn search_options(args: &SearchArgs, over_limits: bool) -> Result<SearchOptions, Error> {
     if let Some(kl) = args.max_kl.filter(|&kl| !(kl > 0.0 && kl.is_finite())) {
@@ -145,7 +149,7 @@ fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {
 }
 
 fn read_text(path: &Path) -> Result<String, Error> {
-    std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })
+    bounded::read_text(path, MAX_SYSTEM_PROMPT).map_err(|source| Error::Io { path: path.into(), source })
 }
 
 #[cfg(test)]

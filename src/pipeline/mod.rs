@@ -27,5 +27,5 @@ use crate::plan::Plan;
 /// # Errors
 /// [`Error`] when the architecture is unknown or a writer is missing.
 pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
-    Ok(Plan::resolve(gguf, &session::patches(None)?)?)
+    session::plan(gguf, None)
 }

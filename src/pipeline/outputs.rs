@@ -13,3 +13,11 @@ use crate::gguf::AtomicFile;
 pub fn check<'a>(paths: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<(), Error> {
     Ok(paths.into_iter().try_for_each(|path| AtomicFile::create(path, overwrite).map(drop))?)
 }
+
+/// As [`check`], as far as it shows without creating anything.
+///
+/// # Errors
+/// As [`check`].
+pub fn look<'a>(paths: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<(), Error> {
+    Ok(paths.into_iter().try_for_each(|path| AtomicFile::look(path, overwrite))?)
+}

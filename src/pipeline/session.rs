@@ -33,12 +33,21 @@ pub fn patches(dir: Option<&Path>) -> Result<Patches, Error> {
     })
 }
 
+/// The writers of a model, by the embedded patches and those of `patch_dir`.
+///
+/// # Errors
+/// [`Error::Patch`] or [`Error::Plan`].
+pub fn plan(gguf: &Gguf, patch_dir: Option<&Path>) -> Result<Plan, Error> {
+    let resolved = Plan::resolve(gguf, &patches(patch_dir)?);
+    resolved.map_err(|source| Error::Plan { path: gguf.path.clone(), source })
+}
+
 impl Opened {
     /// Opens and checks the model at `path`.
     pub fn new(path: &Path, patch_dir: Option<&Path>) -> Result<Self, Error> {
         let gguf = Gguf::open(path)?;
         gguf.refuse_non_model()?;
-        let plan = Plan::resolve(&gguf, &patches(patch_dir)?)?;
+        let plan = plan(&gguf, patch_dir)?;
         Ok(Self { gguf, plan })
     }
 

@@ -178,8 +178,8 @@ impl PromptError {
                 "write one prompt a line; lines that start with # are comments in plain text"
             }
             Self::BadRecord { .. } => {
-                "a record needs its text in prompt, text, instruction or goal, and may have a kind \
-                 (harmful, harmless or alarming) and a topic"
+                "a record needs its text in one of these, and may have a kind (harmful, harmless or alarming) \
+                 and a topic"
             }
             Self::PromptTooLong { .. } => "check for a missing line break or closing quote",
             Self::NoKind { file, .. } => return Some(kind_hint(file)),

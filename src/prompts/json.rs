@@ -141,7 +141,9 @@ fn field<'o>(object: &'o Map<String, Value>, name: &str) -> Option<&'o Value> {
 fn record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Record, PromptError> {
     let Some(text) = text_field(object) else {
         let found = "none of them".to_owned();
-        return Err(sink.bad(line, "a prompt, text, instruction or goal field", found));
+        const EXPECTED: &str =
+            "a prompt field (or text, instruction, goal, behavior, question, query, input)";
+        return Err(sink.bad(line, EXPECTED, found));
     };
     let Value::String(text) = text else {
         return Err(sink.bad(line, "a string as prompt", json_type(&text.to_string()).to_owned()));

@@ -12,7 +12,8 @@ use super::{
 };
 
 /// Names of the field with the text, the first one present counts.
-pub(super) const TEXT_FIELDS: [&str; 4] = ["prompt", "text", "instruction", "goal"];
+pub(super) const TEXT_FIELDS: [&str; 8] =
+    ["prompt", "text", "instruction", "goal", "behavior", "question", "query", "input"];
 /// The field that must hold a kind if it is there.
 pub(super) const KIND_FIELD: &str = "kind";
 /// Fields that hold a kind if all their values in a file are kinds. In common data sets they hold other things,
@@ -92,6 +93,11 @@ pub(super) fn parse_all(files: &[(&str, &str)], source: &str) -> Result<PromptSe
         parse_bytes(text.as_bytes(), Format::Json, sink)?;
     }
     PromptSet::from_located(out, source.to_owned())
+}
+
+/// The file that an argument names.
+pub fn without_kind(argument: &Path) -> &Path {
+    split_prefix(argument).1
 }
 
 /// Takes `harmful:`, `harmless:` or `alarming:` off an argument.
@@ -235,7 +241,9 @@ fn parse_table(text: &str, delimiter: u8, sink: &mut Sink<'_>) -> Result<(), Pro
     let Some(text_column) = TEXT_FIELDS.iter().find_map(|name| column(name)) else {
         let found: Vec<&str> = header.iter().collect();
         let found = excerpt(&format!("the columns {}", found.join(", ")));
-        return Err(sink.bad(1, "a prompt, text, instruction or goal column", found));
+        const EXPECTED: &str =
+            "a prompt column (or text, instruction, goal, behavior, question, query, input)";
+        return Err(sink.bad(1, EXPECTED, found));
     };
     let mut lines = LineCounter::new(text.as_bytes());
     let mut row = StringRecord::new();

@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use super::ReleaseError;
 use super::quantize::{QuantType, TYPES};
+use crate::bounded;
 use crate::cli::SearchArgs;
 
 /// More bytes than a configuration has.
@@ -120,11 +121,7 @@ impl Config {
     /// [`ReleaseError::Config`].
     pub fn read(path: &Path) -> Result<Self, ReleaseError> {
         let fail = |problem: String| ReleaseError::Config { path: path.into(), problem };
-        let len = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
-        if len > MAX_BYTES {
-            return Err(fail(format!("it has {len} bytes, at most {MAX_BYTES} are read")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+        let text = bounded::read_text(path, MAX_BYTES).map_err(|error| fail(error.to_string()))?;
         let raw: Raw =
             toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
         let folder = path.parent().unwrap_or(Path::new(""));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ReleaseError;
+use crate::bounded;
 use crate::error::Error;
 use crate::evaluate::{Score, Tally};
 use crate::gguf::AtomicFile;
@@ -80,17 +81,13 @@ impl State {
     pub fn read(folder: &Path) -> Result<Option<Self>, ReleaseError> {
         let path = folder.join("release.json");
         let fail = |problem: String| ReleaseError::State { path: path.clone(), problem };
-        let len = match std::fs::metadata(&path) {
-            Ok(found) => found.len(),
+        let text = match bounded::read_text(&path, MAX_BYTES) {
+            Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail(error.to_string())),
         };
-        if len > MAX_BYTES {
-            return Err(fail(format!("it has {len} bytes: this is no journal of a release")));
-        }
-        let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
         let state: Self = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("this is no journal of a release: {error}")))?;
+            .map_err(|error| fail(format!("not the journal of a release: {error}")))?;
         if state.format != FORMAT {
             return Err(fail(format!("format {}, and this version reads {FORMAT}", state.format)));
         }

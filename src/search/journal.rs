@@ -18,9 +18,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Candidate, Lever};
+use crate::bounded;
 use crate::evaluate::{Quick, Score};
 use crate::gguf::LockFile;
 use crate::llama::offload::FlashAttn;
+
+/// A journal has some kilobytes.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// What the measurements of a search depend on. How many trials there are, the limits, the layer and κ are
 /// not in it: they decide which steps are made, not what a step measures.
@@ -188,8 +192,9 @@ impl Journal {
     /// [`JournalError`].
     pub fn resume(path: &Path, head: Head) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Io { path: path.to_path_buf(), source };
-        let text = match std::fs::read(path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        let text = match bounded::read(path, MAX_BYTES) {
+            Ok(Some(bytes)) => String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(None) => return Err(JournalError::Malformed { path: path.to_path_buf(), line: 1 }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::begin(path, head)),
             Err(error) => return Err(failed(error)),
         };

@@ -73,3 +73,33 @@ fn tensors_begin_where_they_can_be_mapped() {
     assert!(error.to_string().contains("general.alignment is 8"), "{error}");
     assert!(aligned(32, "").is_ok() && aligned(64, "x").is_ok());
 }
+
+#[test]
+fn a_vocabulary_of_kind_rwkv_has_every_byte_alone() {
+    let bytes: Vec<String> = (0..=255u8)
+        .map(|byte| match byte {
+            b'\n' => "\\n".into(),
+            b'\\' => "\\\\".into(),
+            b'\'' => "\\'".into(),
+            b' '..=b'~' => char::from(byte).to_string(),
+            byte => format!("\\x{byte:02x}"),
+        })
+        .collect();
+    let with = |left_out: &str, more: &[&str]| {
+        let all = bytes.iter().map(String::as_str).filter(|byte| *byte != left_out);
+        let tokens: Vec<&str> = ["<s>"].into_iter().chain(all).chain(more.iter().copied()).collect();
+        check_built(&GgufBuilder::new().string("tokenizer.ggml.model", "rwkv").string_array(TOKENS, &tokens))
+    };
+    assert!(with("", &["hello"]).is_ok());
+    let error = with("h", &["hzz"]).unwrap_err();
+    assert!(matches!(error, HeaderError::NoSingleByte { missing: b'h', .. }), "{error}");
+    assert!(matches!(with("\\xe2", &[]), Err(HeaderError::NoSingleByte { missing: 0xe2, .. })));
+}
+
+#[test]
+fn a_model_without_a_vocabulary_is_refused() {
+    for kind in ["none", "no_vocab"] {
+        let error = check_built(&GgufBuilder::new().string("tokenizer.ggml.model", kind)).unwrap_err();
+        assert!(error.to_string().contains("expected a vocabulary"), "{error}");
+    }
+}

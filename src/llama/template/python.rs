@@ -153,7 +153,7 @@ fn rsplit_at_spaces(text: &str, n: usize) -> Vec<&str> {
     parts
 }
 
-fn padded(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn padded(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (width, fill): (usize, Option<&str>) = from_args(args)?;
     if width > MAX_WIDTH {
         return Err(wrong(format!("{method} to a width over {MAX_WIDTH}")));

@@ -36,13 +36,27 @@ pub(super) struct Word<'a> {
 pub(super) struct Block<'a> {
     pub(super) words: Vec<Word<'a>>,
     is_statement: bool,
+    /// Where it begins in the source.
+    start: usize,
 }
 
-impl Block<'_> {
+impl<'a> Block<'a> {
     /// Whether it is the tag of that name and nothing else.
     fn is_tag(&self, name: &str) -> bool {
-        let mut words = self.words.iter().filter(|word| !matches!(word.text, "-" | "+"));
-        self.is_statement && words.next().is_some_and(|word| word.text == name) && words.next().is_none()
+        self.is_statement && matches!(self.code(), [word] if word.text == name)
+    }
+
+    /// Whether it stands between `{%` and `%}`.
+    pub(super) fn is_statement(&self) -> bool {
+        self.is_statement
+    }
+
+    /// Its words without the signs that trim what is around it.
+    pub(super) fn code(&self) -> &[Word<'a>] {
+        let is_trim = |word: &Word<'_>| word.kind == Kind::Sign && matches!(word.text, "-" | "+");
+        let from = usize::from(self.words.first().is_some_and(is_trim));
+        let until = self.words.len() - usize::from(self.words.last().is_some_and(is_trim));
+        self.words.get(from..until).unwrap_or_default()
     }
 }
 
@@ -72,7 +86,7 @@ pub(super) fn blocks(source: &str) -> Vec<Block<'_>> {
         } else if rest.starts_with(['{', '%']) {
             let is_statement = rest.starts_with('%');
             let (words, after) = words(source, at + 1, if is_statement { "%}" } else { "}}" });
-            let block = Block { words, is_statement };
+            let block = Block { words, is_statement, start: at - 1 };
             at = if block.is_tag("raw") { end_of_raw(source, after) } else { after };
             blocks.push(block);
         }
@@ -142,11 +156,13 @@ pub(super) fn with_unix_lines(source: &str) -> Cow<'_, str> {
 
 /// What the engine is given for `source`, which it knows less of than Python's: the tags `generation` and
 /// `endgeneration`, which mark what is trained on, hold their content together and do nothing else; a string may be
-/// followed by `%`; and `namespace` is a function only where a namespace is made, and a name like any other elsewhere.
+/// followed by `%`; `namespace` is a function only where a namespace is made, and a name like any other elsewhere; and a macro
+/// may set an attribute of a namespace outside of it.
 pub(super) fn for_engine(source: &str) -> String {
     let blocks = blocks(source);
     let formats: HashSet<&str> = blocks.iter().filter_map(|block| format_name(&block.words)).collect();
     let mut changes: Vec<(Range<usize>, String)> = Vec::new();
+    changes.extend(reads(&blocks).into_iter().map(|(at, read)| (at..at, read)));
     for block in &blocks {
         let tag = [("generation", "if true"), ("endgeneration", "endif")];
         let tag = tag.into_iter().find(|(name, _)| block.is_tag(name));
@@ -165,6 +181,26 @@ pub(super) fn for_engine(source: &str) -> String {
         }
     }
     apply(source, changes)
+}
+
+/// What makes the engine give a macro the namespaces outside of it whose attributes it sets: it only looks for those that
+/// are read.
+fn reads(blocks: &[Block<'_>]) -> Vec<(usize, String)> {
+    let (mut depth, mut reads) = (0usize, Vec::new());
+    for block in blocks.iter().filter(|block| block.is_statement) {
+        let code = block.code();
+        match code.first().map(|word| word.text) {
+            Some("macro" | "call") => depth += 1,
+            Some("endmacro" | "endcall") => depth = depth.saturating_sub(1),
+            Some("set") if depth > 0 && is_sign(code, 2, ".") => {
+                let trim =
+                    block.words.first().filter(|word| word.kind == Kind::Sign).map_or("", |word| word.text);
+                reads.push((block.start, format!("{{%{trim} if {} %}}{{% endif %}}", code[1].text)));
+            }
+            _ => {}
+        }
+    }
+    reads
 }
 
 fn apply(source: &str, mut changes: Vec<(Range<usize>, String)>) -> String {
@@ -270,6 +306,13 @@ mod tests {
     fn only_what_makes_a_namespace_is_the_function() {
         let source = "{% set ns = namespace(a=1) %}{% macro f(namespace) %}{{ namespace }}{% endmacro %}";
         assert_eq!(for_engine(source), source.replacen("namespace(", "make_namespace(", 1));
+    }
+
+    #[test]
+    fn a_macro_reads_the_namespaces_that_it_sets() {
+        let source = "{% macro f(x) %}\n  {%- set n.v = 1 -%}{{ x }}{% endmacro %}{% set n.v = 2 %}";
+        let expected = "{% macro f(x) %}\n  {%- if n %}{% endif %}{%- set n.v = 1 -%}{{ x }}{% endmacro %}{% set n.v = 2 %}";
+        assert_eq!(for_engine(source), expected);
     }
 
     #[test]

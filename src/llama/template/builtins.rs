@@ -1,0 +1,168 @@
+//! Filters, tests and functions as Jinja2 and transformers have them, where the engine has none or another.
+
+use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
+
+use super::python;
+use super::{json, source};
+
+/// Templates that print today's date get this one (the default date of Llama 3's own template): the same input must give
+/// the same bytes tomorrow.
+const FIXED_DATE: [(char, &str); 18] = [
+    ('Y', "2024"),
+    ('m', "07"),
+    ('d', "26"),
+    ('e', "26"),
+    ('B', "July"),
+    ('b', "Jul"),
+    ('A', "Friday"),
+    ('a', "Fri"),
+    ('y', "24"),
+    ('j', "208"),
+    ('H', "12"),
+    ('I', "12"),
+    ('M', "00"),
+    ('S', "00"),
+    ('p', "PM"),
+    ('F', "2024-07-26"),
+    ('T', "12:00:00"),
+    ('D', "07/26/24"),
+];
+
+/// Adds them.
+pub(super) fn add_to(env: &mut Environment<'static>) {
+    env.set_unknown_method_callback(python::method);
+    env.add_filter("tojson", json::tojson);
+    env.add_filter(source::PERCENT, python::percent_format);
+    env.add_filter("default", default);
+    env.add_filter("d", default);
+    env.add_filter("int", int);
+    env.add_filter("float", float);
+    env.add_filter("center", |text: String, width: Option<usize>| {
+        python::padded(&text, "center", &[Value::from(width.unwrap_or(80))])
+    });
+    env.add_filter("truncate", minijinja_contrib::filters::truncate);
+    env.add_filter("wordcount", wordcount);
+    env.add_function("cycler", minijinja_contrib::globals::cycler);
+    env.add_function("joiner", minijinja_contrib::globals::joiner);
+    env.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    env.add_test("sequence", |value: &Value| {
+        matches!(value.kind(), ValueKind::Undefined | ValueKind::Seq | ValueKind::Map | ValueKind::String)
+    });
+    env.remove_global("namespace");
+    env.add_function(source::PRIVATE_MAKER, minijinja::functions::namespace);
+    env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    env.add_function("strftime_now", |format: String| fixed_date(&format));
+}
+
+/// `format` of [`FIXED_DATE`]; what is no field of it stays.
+fn fixed_date(format: &str) -> String {
+    let (mut out, mut rest) = (String::new(), format);
+    while let Some(at) = rest.find('%') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let bare = rest.strip_prefix('-');
+        let field = bare.unwrap_or(rest);
+        let known = FIXED_DATE.iter().find(|(name, _)| field.starts_with(*name));
+        match known {
+            Some((_, text)) => {
+                out.push_str(if bare.is_some() { text.trim_start_matches('0') } else { text });
+                rest = &field[1..];
+            }
+            None => {
+                out.push('%');
+                rest = rest.strip_prefix('%').unwrap_or(rest);
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `value | default(other, boolean)`, the parameters also by name.
+fn default(value: Value, args: Rest<Value>) -> Result<Value, Error> {
+    let (other, boolean, kwargs): (Option<Value>, Option<bool>, Kwargs) = from_args(&args)?;
+    let other =
+        other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
+    let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |yes| Ok(Some(yes)))?;
+    kwargs.assert_all_used()?;
+    let absent = value.is_undefined() || boolean == Some(true) && !value.is_true();
+    Ok(if absent { other.unwrap_or_else(|| Value::from("")) } else { value })
+}
+
+/// `value | int(default, base)`: 0 where there is no default, as for what is no number.
+fn int(
+    state: &State<'_, '_>,
+    value: &Value,
+    other: Option<Value>,
+    base: Option<u32>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default"), |other| Ok(Some(other)))?;
+    let base = base.map_or_else(|| kwargs.get::<Option<u32>>("base"), |base| Ok(Some(base)))?;
+    kwargs.assert_all_used()?;
+    let other = other.or_else(|| Some(Value::from(0)));
+    minijinja::filters::int(state, value, other, base, no_kwargs())
+}
+
+/// `value | float(default)`, likewise.
+fn float(state: &State<'_, '_>, value: &Value, other: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default"), |other| Ok(Some(other)))?;
+    kwargs.assert_all_used()?;
+    minijinja::filters::float(state, value, other.or_else(|| Some(Value::from(0.0))), no_kwargs())
+}
+
+fn no_kwargs() -> Kwargs {
+    std::iter::empty::<(&str, Value)>().collect()
+}
+
+/// The words of a text, as `\w+` finds them.
+fn wordcount(text: String) -> usize {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eval(expression: &str) -> String {
+        let mut env = Environment::new();
+        add_to(&mut env);
+        let value = env.compile_expression(expression).unwrap().eval(());
+        value.map_or_else(|error| format!("error: {error}"), |value| value.to_string())
+    }
+
+    #[test]
+    fn filters_and_tests_do_what_those_of_jinja2_do() {
+        // Each was evaluated by Jinja2 3.1.
+        for (expression, expected) in [
+            ("missing | default('d') ~ '' | default('d') ~ '' | d('d', true)", "dd"),
+            (
+                "'' | default('d', boolean=true) ~ missing | default(default_value='x') ~ missing | default",
+                "dx",
+            ),
+            ("'x' | int ~ '7' | int ~ '3.7' | int ~ 'x' | int(5) ~ 'ff' | int(base=16)", "0735255"),
+            ("('x' | float) ~ ' ' ~ ('2.5' | float) ~ ' ' ~ ('x' | float(1.5))", "0.0 2.5 1.5"),
+            ("'ab' | center(6) ~ '|' ~ 'one two-three' | wordcount", "  ab  |3"),
+            (
+                "[none is iterable, 'a' is iterable, 1 is iterable, {} is iterable]",
+                "[False, True, False, True]",
+            ),
+            (
+                "['a' is sequence, [1] is sequence, {} is sequence, 1 is sequence]",
+                "[True, True, True, False]",
+            ),
+            (
+                "strftime_now('%d %B %Y, %-m/%e %I:%M %p %F %T %D day %j 100%% %Q')",
+                "26 July 2024, 7/26 12:00 PM 2024-07-26 12:00:00 07/26/24 day 208 100% %Q",
+            ),
+        ] {
+            assert_eq!(eval(expression), expected, "{expression}");
+        }
+        for fails in ["'a' | default('b', other=1)", "'a' | center(1000)"] {
+            assert!(eval(fails).starts_with("error"), "{fails}");
+        }
+    }
+}
