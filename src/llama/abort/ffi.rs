@@ -5,7 +5,8 @@
 use std::ffi::{CStr, c_char};
 use std::panic::catch_unwind;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::time::Duration;
 
 use llama_cpp_sys_2 as sys;
 
@@ -14,6 +15,9 @@ use crate::llama::ffi::take_errors;
 
 /// The file that llama.cpp is at, while it has not run it yet.
 static TRYING: AtomicPtr<Unproven> = AtomicPtr::new(ptr::null_mut());
+
+/// Whether a thread has given up already.
+static SPEAKING: AtomicBool = AtomicBool::new(false);
 
 /// As long as it lives, what llama.cpp does is done to a file that it has not run yet.
 pub(in crate::llama) struct Trying {
@@ -39,6 +43,10 @@ fn tried() -> Option<&'static Unproven> {
 
 /// Runs on whichever thread gave up.
 unsafe extern "C" fn on_abort(message: *const c_char) {
+    // Threads of one computation give up together. The first of them speaks, and ends the process.
+    while SPEAKING.swap(true, Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_secs(1));
+    }
     let message = if message.is_null() {
         String::new()
     } else {
