@@ -22,6 +22,8 @@ pub(crate) const MAX_LAYERS: u64 = 4096;
 const MAX_EMBD: u64 = 1 << 20;
 const MAX_EXPERTS: u64 = 1 << 16;
 
+const ARCHITECTURE: &str = "general.architecture";
+
 type Result<T> = std::result::Result<T, PlanError>;
 
 /// Every matrix of one file that writes into the residual stream.
@@ -112,8 +114,7 @@ impl Plan {
         if let Some(split) = gguf.split().filter(|split| gguf.n_files() != usize::from(split.count)) {
             return Err(PlanError::Split { count: split.count });
         }
-        let architecture =
-            gguf.architecture().ok_or_else(|| PlanError::key_missing("general.architecture"))?;
+        let architecture = gguf.architecture().ok_or_else(|| PlanError::no_string(gguf, ARCHITECTURE))?;
         let patch = patches.find(architecture)?;
         let model = Model::read(gguf, architecture, patch)?;
         let n_block = model.n_layer + model.n_layer_nextn;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::shape_text;
-use crate::gguf::TensorInfo;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::patches::PatchError;
 
 /// Why no plan can be made.
@@ -47,6 +47,11 @@ impl PlanError {
 
     pub(super) fn key_missing(key: &str) -> Self {
         Self::key_value(key, "a value", Some("none"))
+    }
+
+    /// Of a key that must be a string.
+    pub(super) fn no_string(gguf: &Gguf, key: &str) -> Self {
+        Self::key_value(key, "a string", if gguf.get(key).is_none() { Some("none") } else { None })
     }
 
     pub(super) fn key_value<T: fmt::Display>(key: &str, expected: &str, found: Option<T>) -> Self {

@@ -222,8 +222,8 @@ fn csv_fields_and_lines() {
     let error = load_one("harmful.csv", "prompt,kind\na,harmful\nb\n").unwrap_err();
     let message = error.to_string();
     assert!(message.contains(":3: ") && message.contains("1 fields"), "{message}");
-    let error = load_one("harmful.csv", "question,answer\na,b\n").unwrap_err();
-    assert!(error.to_string().contains("question, answer"), "{error}");
+    let error = load_one("harmful.csv", "title,answer\na,b\n").unwrap_err();
+    assert!(error.to_string().contains("title, answer"), "{error}");
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn malformed_records_name_their_line() {
         ("h.json", "[\n {\"prompt\": \"a\"},\n\n {\"prompt\": 1}\n]", 4, "a number"),
         ("h.json", "[\n {\"prompt\": \"a\"},\n {\"prompt\" 1}\n]", 3, "malformed JSON"),
         ("h.json", "{\n \"a\": [\"x\"],\n \"b\": [\"y\"]\n}", 1, "the arrays a, b"),
-        ("h.json", "{\n \"data\": [\n  {\"question\": \"y\"}\n ]\n}", 3, "none of them"),
+        ("h.json", "{\n \"data\": [\n  {\"title\": \"y\"}\n ]\n}", 3, "none of them"),
         ("h.tsv", "prompt\tkind\nx\n", 2, "1 fields"),
         ("h.jsonl", "{}", 1, "none of them"),
         ("h.jsonl", "{\"prompt\": 3}", 1, "a number"),

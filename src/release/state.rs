@@ -173,7 +173,7 @@ mod tests {
         state.save().unwrap();
         assert_eq!(State::read(folder.path()).unwrap(), Some(state));
         std::fs::write(folder.path().join("release.json"), "{}").unwrap();
-        assert!(State::read(folder.path()).unwrap_err().to_string().contains("no journal of a release"));
+        assert!(State::read(folder.path()).unwrap_err().to_string().contains("not the journal of a release"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Filters, tests and functions as Jinja2 and transformers have them, where the engine has none or another.
 
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::python;
@@ -82,8 +82,12 @@ fn fixed_date(format: &str) -> String {
 }
 
 /// `value | default(other, boolean)`, the parameters also by name.
-fn default(value: Value, args: Rest<Value>) -> Result<Value, Error> {
-    let (other, boolean, kwargs): (Option<Value>, Option<bool>, Kwargs) = from_args(&args)?;
+fn default(
+    value: Value,
+    other: Option<Value>,
+    boolean: Option<bool>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
     let other =
         other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
     let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |yes| Ok(Some(yes)))?;

@@ -64,7 +64,9 @@ fn macros<'a>(blocks: &[Block<'a>]) -> BTreeMap<&'a str, Vec<&'a str>> {
             [_, name, ..] if block.is_statement() && is_name(words, 0, "macro") => {
                 let parameters = parameters(words);
                 others.extend(&parameters);
-                macros.entry(name.text).or_default().extend(parameters);
+                if macros.insert(name.text, parameters).is_some() {
+                    others.insert(name.text);
+                }
             }
             _ if block.is_statement() => others.extend(targets(words)),
             _ => {}
@@ -138,13 +140,16 @@ fn flow<'a>(
         match receiver(words, &opens, i) {
             Receiver::Nobody => {}
             Receiver::Value => return refused,
-            // A parameter of that name is another variable.
-            Receiver::Call("macro") if is_sign(words, i - 1, "(") || is_sign(words, i - 1, ",") => {}
-            Receiver::Call("macro") => more.extend(parameters(words)),
-            Receiver::Call(name) => match macros.get(name) {
-                Some(parameters) => more.extend(parameters),
-                None => return refused,
-            },
+            Receiver::Call { open } => {
+                let (index, name) = argument(words, &opens, (open, i));
+                match (macros.get(words[open - 1].text), name) {
+                    // A parameter of that name is another variable; only a default value goes anywhere.
+                    _ if is_header(words, open) => more.extend(name),
+                    (Some(_), Some(name)) => more.push(name),
+                    (Some(parameters), None) => more.extend(parameters.get(index)),
+                    (None, _) => return refused,
+                }
+            }
             Receiver::Statement if !block.is_statement() => {}
             Receiver::Statement => match words[0].text {
                 "set" if is_member_target(words) => return refused,
@@ -178,19 +183,36 @@ fn is_member_target(words: &[Word<'_>]) -> bool {
     }
 }
 
+/// Whether the bracket is that of the parameters of a macro.
+fn is_header(words: &[Word<'_>], open: usize) -> bool {
+    is_name(words, 0, "macro") && open == 2
+}
+
+/// The number of the argument in the brackets `open` that the word `i` stands in, and its name where it has one.
+fn argument<'a>(
+    words: &[Word<'a>],
+    opens: &[Option<usize>],
+    (open, i): (usize, usize),
+) -> (usize, Option<&'a str>) {
+    let commas = (open + 1..i).filter(|&k| opens[k] == Some(open) && is_sign(words, k, ","));
+    let (n, start) = commas.fold((0, open), |(n, _), comma| (n + 1, comma));
+    let named = is_sign(words, start + 2, "=") && !is_sign(words, start + 3, "=") && start + 2 < i;
+    (n, words.get(start + 1).filter(|_| named).map(|word| word.text))
+}
+
 /// Where the value of a variable goes.
-enum Receiver<'a> {
+enum Receiver {
     /// It is an index.
     Nobody,
     /// A list, a tuple, a map, or something that is not known.
     Value,
-    /// The function of that name; `macro` for a default value.
-    Call(&'a str),
+    /// A function, whose arguments begin with the bracket `open`; or the header of a macro.
+    Call { open: usize },
     /// The whole statement or expression.
     Statement,
 }
 
-fn receiver<'a>(words: &[Word<'a>], opens: &[Option<usize>], mut i: usize) -> Receiver<'a> {
+fn receiver(words: &[Word<'_>], opens: &[Option<usize>], mut i: usize) -> Receiver {
     while let Some(open) = opens[i] {
         let before = open.checked_sub(1).map(|k| &words[k]);
         let follows_value = before.is_some_and(|word| match word.kind {
@@ -202,8 +224,7 @@ fn receiver<'a>(words: &[Word<'a>], opens: &[Option<usize>], mut i: usize) -> Re
         match (words[open].text, before) {
             ("[", _) if follows_value => return Receiver::Nobody,
             ("(", Some(name)) if follows_value && name.kind == Kind::Name && !asked_of => {
-                let in_header = is_name(words, 0, "macro") && open == 2;
-                return Receiver::Call(if in_header { "macro" } else { name.text });
+                return Receiver::Call { open };
             }
             ("(", _) if !follows_value => {
                 if (0..words.len()).any(|k| opens[k] == Some(open) && is_sign(words, k, ",")) {
