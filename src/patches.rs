@@ -316,7 +316,7 @@ impl Patches {
 #[derive(Debug, thiserror::Error)]
 pub enum PatchError {
     /// A file or directory cannot be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
     /// A directory has no patch file.
     #[error("no *.toml file in {dir}")]

@@ -184,7 +184,15 @@ fn namespaces_that_hold_themselves() {
     for use_ in ["ns", "ns == ns", "ns | tojson", "ns.me | tojson"] {
         let source = format!("{{% set ns = namespace() %}}{{% set ns.me = ns %}}{{{{ {use_} }}}}");
         let error = render(&source).unwrap_err();
-        assert!(error.contains("\"ns\" as a value"), "{error}");
+        assert!(error.contains("puts \"ns\" into another value"), "{error}");
+    }
+    for store in [
+        "{% macro f(a) %}{% set a.me = a %}{% endmacro %}{{ f(ns) }}",
+        "{% set b = ns %}{% set b.me = [b] %}",
+        "{% macro f(a, b=ns) %}{% set a.me = b %}{% endmacro %}{{ f(ns) }}",
+    ] {
+        let source = format!("{{% set ns = namespace() %}}{store}{{{{ ns | tojson }}}}{USER}");
+        assert!(render(&source).unwrap_err().contains("into another value"), "{store}");
     }
 }
 
