@@ -156,7 +156,7 @@ fn directory_errors_name_the_path() {
     assert!(error.to_string().starts_with("no *.toml file in "));
     let missing = dir.path().join("missing");
     let error = Patches::with_dir(&missing).unwrap_err();
-    assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
+    assert!(error.to_string().starts_with(&format!("cannot read {}: ", missing.display())), "{error}");
     fs::write(dir.path().join("a.toml"), toy("colour = 3")).unwrap();
     let error = Patches::with_dir(dir.path()).unwrap_err();
     assert!(error.to_string().starts_with("a.toml, line 8: unknown field `colour`"), "{error}");
