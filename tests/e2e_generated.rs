@@ -14,6 +14,8 @@ mod run;
 mod splitter;
 #[path = "common/talking.rs"]
 mod talking;
+#[path = "common/think_aloud.rs"]
+mod think_aloud;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,6 +28,7 @@ use rosi_gguf::plan::Plan;
 use run::{json, text, variable};
 use serde_json::Value as Json;
 use talking::{n_vocab, talking};
+use think_aloud::think_aloud;
 
 /// What a model is and what its plan must say, so that each is of the kind that it stands for.
 struct Case {
@@ -181,4 +184,32 @@ fn every_kind_of_model_is_injected_and_runs_elsewhere() {
         println!("{}: {} is {furthest:.1e} nats away at most", case.name, answers["runtime"]);
         assert!(furthest < 5e-3, "{}: {furthest} nats", case.name);
     }
+}
+
+#[test]
+fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    let case = Case { name: "plain", run: "qwen2", edit: &[], ..PLAIN };
+    let (plain, model, out) = (made(&case, dir.path()), dir.path().join("m.gguf"), dir.path().join("o.gguf"));
+    think_aloud(&plain, &model);
+    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--think", "8", "-t", "2"];
+    let always = ["--trials", "1", "--system-prompt", "off", "--no-controls", "--json"];
+    let report = json(&[&args[..], &always, &["--allow-no-refusal", "--allow-over-limits"]].concat());
+    let thinking = &report["thinking"];
+    assert_eq!((&thinking["open"], &thinking["budget"]), (&"<think>".into(), &8.into()), "{thinking}");
+    for file in ["base", "written"] {
+        let thoughts = &thinking[file]["thoughts"];
+        let mean = thoughts["mean_tokens"].as_f64().unwrap();
+        assert!(mean > 0.0 && mean <= 8.0, "{thinking}");
+        let asked = ["harmful", "harmless", "alarming"].map(|kind| &thinking[file][kind]["refused"]["total"]);
+        let n_asked: u64 = asked.into_iter().filter_map(|total| total.as_u64()).sum();
+        assert_eq!(thoughts["endless"]["total"], n_asked, "{thinking}");
+    }
+    let gates = report["edit"]["gates"].as_array().unwrap();
+    let behind = |gate: &Json| {
+        let contexts = gate["contexts"].as_array().unwrap();
+        contexts.iter().any(|context| context["context"] == "behind thoughts")
+    };
+    assert!(gates.iter().any(behind), "{gates:?}");
 }

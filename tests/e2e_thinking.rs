@@ -1,19 +1,19 @@
 //! A real model under a template that opens thoughts: it answers at once, and with `--thinking on` what it
 //! says is counted as thoughts until they end.
 
-#[path = "common/few_prompts.rs"]
-mod few_prompts;
 #[path = "common/run.rs"]
 mod run;
+#[path = "common/think_aloud.rs"]
+mod think_aloud;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rosi_gguf::evaluate::answers::ask;
 use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats};
-use rosi_gguf::gguf::{Gguf, Rewrite, Value};
 use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::prompts::{PromptSet, Split};
 use run::text;
+use think_aloud::{ending_in, think_aloud};
 
 const PROMPTS: [usize; 3] = [6, 4, 2];
 
@@ -24,13 +24,6 @@ fn qwen() -> PathBuf {
 fn load(template: &str) -> LlamaEngine {
     let options = EngineOptions { path: qwen(), threads: 2, offload: Offload::none() };
     LlamaEngine::load(&options, Some(template), &mut |_| ()).unwrap()
-}
-
-/// The own template of `model` with `text` behind the generation prompt.
-fn ending_in(model: &Path, text: &str) -> String {
-    let gguf = Gguf::open(model).unwrap();
-    let own = gguf.str("tokenizer.chat_template").unwrap();
-    format!("{own}{{% if add_generation_prompt %}}{text}{{% endif %}}")
 }
 
 fn tallies(engine: &mut LlamaEngine) -> ([Tally; 3], Vec<String>) {
@@ -87,35 +80,6 @@ fn what_it_says_first_is_counted_as_thoughts() {
 }
 
 #[test]
-fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = run::variable("ROSI_TEST_MODEL_SMOLLM2");
-    let (model, out) = (folder.path().join("thinks.gguf"), folder.path().join("safer.gguf"));
-    think_aloud(&base, &model);
-    let few = few_prompts::few_prompts(folder.path());
-    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--think", "8", "-t", "2"];
-    // This model refuses next to nothing, which is not what is tried here.
-    let always = ["--trials", "1", "--strength", "0.5", "--no-controls", "--json"];
-    let report = run::json(&[&args[..], &always, &["--allow-no-refusal", "--allow-over-limits"]].concat());
-    let thinking = &report["thinking"];
-    assert_eq!((&thinking["open"], &thinking["budget"]), (&"<think>".into(), &8.into()), "{thinking}");
-    for file in ["base", "written"] {
-        let thoughts = &thinking[file]["thoughts"];
-        let mean = thoughts["mean_tokens"].as_f64().unwrap();
-        assert!(mean > 0.0 && mean <= 8.0, "{thinking}");
-        let asked = ["harmful", "harmless", "alarming"].map(|kind| &thinking[file][kind]["refused"]["total"]);
-        let n_asked: u64 = asked.into_iter().filter_map(|total| total.as_u64()).sum();
-        assert_eq!(thoughts["endless"]["total"], n_asked, "{thinking}");
-    }
-    let gates = report["edit"]["gates"].as_array().unwrap();
-    let behind = |gate: &serde_json::Value| {
-        let contexts = gate["contexts"].as_array().unwrap();
-        contexts.iter().any(|context| context["context"] == "behind thoughts")
-    };
-    assert!(gates.iter().any(behind), "{gates:?}");
-}
-
-#[test]
 fn no_thoughts_are_asked_of_a_model_that_has_none() {
     let folder = tempfile::tempdir().unwrap();
     let (base, out) = (run::variable("ROSI_TEST_MODEL_SMOLLM2"), folder.path().join("edit.safetensors"));
@@ -123,17 +87,4 @@ fn no_thoughts_are_asked_of_a_model_that_has_none() {
     let told = run::stderr(&ended);
     assert!(told.contains("think"), "{told}");
     assert!(!out.exists());
-}
-
-/// A copy of `model` whose template opens thoughts.
-fn think_aloud(model: &Path, copy: &Path) {
-    let gguf = Gguf::open(model).unwrap();
-    let key = "tokenizer.chat_template";
-    let rewrite = Rewrite {
-        added: vec![(key.into(), Value::String(ending_in(model, "<think>\n")))],
-        drop_prefix: Some(key),
-        ..Rewrite::copy(&gguf)
-    };
-    let mut file = std::fs::File::create(copy).unwrap();
-    rewrite.write_to(&mut file, &mut |_| Ok(None), &mut |_, _| Ok(())).unwrap();
 }
