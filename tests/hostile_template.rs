@@ -194,6 +194,9 @@ fn namespaces_that_hold_themselves() {
         let source = format!("{{% set ns = namespace() %}}{store}{{{{ ns | tojson }}}}{USER}");
         assert!(render(&source).unwrap_err().contains("into another value"), "{store}");
     }
+    // A copy is no namespace, and holds what it was made of as it was.
+    let copy = "{% set ns = namespace(a=1) %}{% set ns.me = ns.copy() %}{% set ns.a = 2 %}{{ ns | tojson }}";
+    assert!(render(&format!("{copy}{USER}")).unwrap().starts_with(r#"{"a": 2, "me": {"a": 1}}"#));
 }
 
 /// Values that are small in memory and endless to walk. Each in a process of its own, since what was given

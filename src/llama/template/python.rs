@@ -36,10 +36,19 @@ pub(super) fn method(
         return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, &args);
     }
     if method == "copy" && args.is_empty() {
-        // No value of a template changes, so that it is its own copy.
-        return Ok(value.clone());
+        return copied(value);
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// A map with the same items, as a namespace is a map that can change. No other value can, so that it is its own copy.
+fn copied(value: &Value) -> Result<Value, Error> {
+    if value.kind() != ValueKind::Map {
+        return Ok(value.clone());
+    }
+    let pair = |key: Value| Ok((key.clone(), value.get_item(&key)?));
+    let pairs = value.try_iter()?.map(pair).collect::<Result<Vec<(Value, Value)>, Error>>()?;
+    Ok(Value::from_pairs(pairs))
 }
 
 /// Methods of a string that `pycompat` lacks, or knows less of; `None` for all others.
