@@ -21,6 +21,8 @@ const OPENED: &str =
     "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:{{ '<think>\n' }}";
 const SWITCH: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:\
     {% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}";
+const CANNOT_BE_OFF: &str = "{% if enable_thinking is false %}{{ raise_exception('always on') }}{% endif %}\
+    {% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:{{ '<think>\n' }}";
 const OTHER_SWITCH: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:\
     {% if thinking %}<think>\n{% else %}</think>\n\n{% endif %}";
 
@@ -71,7 +73,7 @@ fn thought(engine: &mut LlamaEngine, budget: usize) -> (String, Thought) {
 
 #[test]
 fn answers_begin_at_once_however_a_model_opens_its_thoughts() {
-    for template in [TURNS, OPENED, SWITCH, OTHER_SWITCH] {
+    for template in [TURNS, OPENED, SWITCH, OTHER_SWITCH, CANNOT_BE_OFF] {
         for kind in [USER_DEFINED, CONTROL] {
             with(&thinker(template, kind), |engine, _| {
                 let thinking = engine.thinking().unwrap_or_else(|| panic!("{template}"));
@@ -86,7 +88,7 @@ fn answers_begin_at_once_however_a_model_opens_its_thoughts() {
 
 #[test]
 fn thoughts_stand_before_an_answer_where_they_are_wanted_and_are_counted() {
-    for template in [TURNS, OPENED, SWITCH, OTHER_SWITCH] {
+    for template in [TURNS, OPENED, SWITCH, OTHER_SWITCH, CANNOT_BE_OFF] {
         for kind in [USER_DEFINED, CONTROL] {
             with(&thinker(template, kind), |engine, _| {
                 let opened = engine.thinking().unwrap().opened;
