@@ -183,7 +183,7 @@ fn an_edit_of_another_model_is_refused() {
     std::fs::write(&none, b"no edit").unwrap();
     let model = variable("ROSI_TEST_MODEL_SMOLLM2");
     let output = ended(&["export", text(&none), "--model", text(&model), "--lora", text(&out)], 1);
-    assert!(stderr(&output).contains("this is no stored edit"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("not a stored edit"), "{}", stderr(&output));
     let output = command(&["export", text(&none), "--model", text(&model)]).output().unwrap();
     assert!(stderr(&output).contains("--lora"), "{}", stderr(&output));
     assert!(!out.exists());
