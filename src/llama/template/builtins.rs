@@ -1,6 +1,6 @@
 //! Filters, tests and functions as Jinja2 and transformers have them, where the engine has none or another.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{ArgType, Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 use super::python;
@@ -88,9 +88,8 @@ fn default(
     boolean: Option<bool>,
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
-    let other =
-        other.map_or_else(|| kwargs.get::<Option<Value>>("default_value"), |other| Ok(Some(other)))?;
-    let boolean = boolean.map_or_else(|| kwargs.get::<Option<bool>>("boolean"), |yes| Ok(Some(yes)))?;
+    let other = or_named(other, &kwargs, "default_value")?;
+    let boolean = or_named(boolean, &kwargs, "boolean")?;
     kwargs.assert_all_used()?;
     let absent = value.is_undefined() || boolean == Some(true) && !value.is_true();
     Ok(if absent { other.unwrap_or_else(|| Value::from("")) } else { value })
@@ -104,8 +103,8 @@ fn int(
     base: Option<u32>,
     kwargs: Kwargs,
 ) -> Result<Value, Error> {
-    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default"), |other| Ok(Some(other)))?;
-    let base = base.map_or_else(|| kwargs.get::<Option<u32>>("base"), |base| Ok(Some(base)))?;
+    let other = or_named(other, &kwargs, "default")?;
+    let base = or_named(base, &kwargs, "base")?;
     kwargs.assert_all_used()?;
     let other = other.or_else(|| Some(Value::from(0)));
     minijinja::filters::int(state, value, other, base, no_kwargs())
@@ -113,9 +112,17 @@ fn int(
 
 /// `value | float(default)`, likewise.
 fn float(state: &State<'_, '_>, value: &Value, other: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
-    let other = other.map_or_else(|| kwargs.get::<Option<Value>>("default"), |other| Ok(Some(other)))?;
+    let other = or_named(other, &kwargs, "default")?;
     kwargs.assert_all_used()?;
     minijinja::filters::float(state, value, other.or_else(|| Some(Value::from(0.0))), no_kwargs())
+}
+
+/// A parameter that is given by position, or else by name.
+fn or_named<'a, T>(given: Option<T>, kwargs: &'a Kwargs, name: &'a str) -> Result<Option<T>, Error>
+where
+    T: ArgType<'a, Output = T>,
+{
+    if given.is_some() { Ok(given) } else { kwargs.get(name) }
 }
 
 fn no_kwargs() -> Kwargs {

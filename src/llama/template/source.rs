@@ -160,7 +160,7 @@ pub(super) fn with_unix_lines(source: &str) -> Cow<'_, str> {
 /// may set an attribute of a namespace outside of it.
 pub(super) fn for_engine(source: &str) -> String {
     let blocks = blocks(source);
-    let formats: HashSet<&str> = blocks.iter().filter_map(|block| format_name(&block.words)).collect();
+    let formats: HashSet<&str> = blocks.iter().filter_map(|block| format_name(block.code())).collect();
     let mut changes: Vec<(Range<usize>, String)> = Vec::new();
     changes.extend(reads(&blocks).into_iter().map(|(at, read)| (at..at, read)));
     for block in &blocks {
@@ -216,9 +216,8 @@ fn apply(source: &str, mut changes: Vec<(Range<usize>, String)>) -> String {
 }
 
 /// The variable that a block sets to a string as it is.
-fn format_name<'a>(words: &[Word<'a>]) -> Option<&'a str> {
-    let words: Vec<&Word<'a>> = words.iter().filter(|word| !matches!(word.text, "-" | "+")).collect();
-    match words[..] {
+fn format_name<'a>(code: &[Word<'a>]) -> Option<&'a str> {
+    match code {
         [set, name, equals, text] if text.kind == Kind::Text => {
             (set.text == "set" && equals.text == "=").then_some(name.text)
         }
