@@ -148,9 +148,9 @@ pub struct InjectArgs {
     /// Also register it as NAME with the running Ollama server (OLLAMA_HOST); without one, print the command.
     #[arg(long, value_name = "NAME", conflicts_with = "in_place", help_heading = OUTPUT)]
     pub ollama_create: Option<String>,
-    /// Skip the controls: a random direction, the published edit, requantization alone.
+    /// Also score the controls: the exact edit, a random direction, the published edit, requantization alone.
     #[arg(long, help_heading = REPORT)]
-    pub no_controls: bool,
+    pub controls: bool,
     /// Keep whole answers in the report, not only their beginnings.
     #[arg(long, help_heading = REPORT)]
     pub full_answers: bool,

@@ -176,8 +176,8 @@ pub struct EditFacts {
 pub struct Scores {
     /// The model as it was.
     pub base: Score,
-    /// The edit applied exactly, as an adapter.
-    pub exact: Score,
+    /// Control: the edit applied exactly, as an adapter.
+    pub exact: Option<Score>,
     /// The written file.
     pub written: Score,
     /// Control: a random direction of the same size, applied exactly.
@@ -196,7 +196,7 @@ impl Scores {
     pub fn named(&self) -> Vec<(&'static str, &Score)> {
         let all = [
             ("base", Some(&self.base)),
-            ("exact edit", Some(&self.exact)),
+            ("exact edit", self.exact.as_ref()),
             ("written file", Some(&self.written)),
             ("random direction", self.random_direction.as_ref()),
             ("published edit", self.published_at_same_kl.as_ref()),

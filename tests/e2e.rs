@@ -132,12 +132,15 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         text(&page),
         "--allow-no-refusal",
         "--allow-over-limits",
+        "--controls",
         "--json",
-        "--no-controls",
     ];
     let output = rosi(&args);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
+    for name in ["base", "exact", "written", "random_direction", "requantized"] {
+        assert!(told["scores"][name]["harmful"]["refused"]["total"].as_u64().unwrap() > 0, "{name}");
+    }
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
     check_shown_again(&report, &page, &stderr(&output));
@@ -173,7 +176,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
-        let args = ["inject", text(&model), "-o", text(&out), "--direction", text(&found), "--no-controls"];
+        let args = ["inject", text(&model), "-o", text(&out), "--direction", text(&found)];
         let output = rosi(&[&args[..], &shared, extra].concat());
         (out, output)
     };
@@ -420,7 +423,7 @@ fn forced(out: &Path, few: &Path) -> Command {
         "--method",
         "published",
     ]);
-    command.args(["--prompts", text(few), "--no-controls"]).stderr(Stdio::piped());
+    command.args(["--prompts", text(few)]).stderr(Stdio::piped());
     command
 }
 

@@ -133,7 +133,7 @@ fn neurons_are_found_once_and_planted_in_every_quantization() {
 fn check_command(found: &Found) {
     let (out, page) = (found.at("injected.gguf"), found.at("page.html"));
     let args = ["inject", text(&found.model), "-o", text(&out), "--direction", text(&found.edit)];
-    let more = ["--prompts", text(&found.few), "--no-controls", "--json", "--html", text(&page)];
+    let more = ["--prompts", text(&found.few), "--json", "--html", text(&page)];
     let report = json(&[&args[..], &more].concat());
     assert_eq!(sha256(&out), sha256(&found.at("own.gguf")), "the same edit gives the same bytes");
     let verified = json(&["-q", "verify", text(&found.model), text(&out), "--json"]);
@@ -156,7 +156,7 @@ fn check_in_place(found: &Found) {
     let model = found.at("in-place.gguf");
     std::fs::copy(&found.model, &model).unwrap();
     let args = ["inject", text(&model), "--in-place", "--direction", text(&found.edit)];
-    json(&[&args[..], &["--prompts", text(&found.few), "--no-controls", "--json"]].concat());
+    json(&[&args[..], &["--prompts", text(&found.few), "--json"]].concat());
     assert_ne!(sha256(&model), sha256(&found.model));
     ended(&["undo", text(&model)], 0);
     assert_eq!(sha256(&model), sha256(&found.model));

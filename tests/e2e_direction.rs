@@ -97,7 +97,7 @@ impl Runs {
 
     fn inject<'a>(&'a self, model: &'a Path, direction: &'a Path, out: &'a Path) -> Vec<&'a str> {
         let args = ["inject", text(model), "--direction", text(direction), "-o", text(out)];
-        [&args[..], &["--prompts", text(&self.few), "--json", "--no-controls"]].concat()
+        [&args[..], &["--prompts", text(&self.few), "--json"]].concat()
     }
 }
 

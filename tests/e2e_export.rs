@@ -101,7 +101,7 @@ impl Exported {
     /// The edit in the file itself, by `inject`.
     fn injected(&self, model: &Path, out: &str) -> PathBuf {
         let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
-        let args = ["inject", text(model), "-o", text(&out), "--direction", text(&edit), "--no-controls"];
+        let args = ["inject", text(model), "-o", text(&out), "--direction", text(&edit)];
         json(&[&args[..], &["--prompts", text(&few), "--json", "-t", "2"]].concat());
         out
     }

@@ -117,14 +117,7 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let system = model.with_file_name("system.txt");
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
-    let always = [
-        "--system-prompt",
-        text(&system),
-        "--json",
-        "--allow-no-refusal",
-        "--allow-over-limits",
-        "--no-controls",
-    ];
+    let always = ["--system-prompt", text(&system), "--json", "--allow-no-refusal", "--allow-over-limits"];
     let args = [&args[..], &always, case.edit].concat();
     let report = json(&args);
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
@@ -194,7 +187,7 @@ fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
     let (plain, model, out) = (made(&case, dir.path()), dir.path().join("m.gguf"), dir.path().join("o.gguf"));
     think_aloud(&plain, &model);
     let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--think", "8", "-t", "2"];
-    let always = ["--trials", "1", "--system-prompt", "off", "--no-controls", "--json"];
+    let always = ["--trials", "1", "--system-prompt", "off", "--json"];
     let report = json(&[&args[..], &always, &["--allow-no-refusal", "--allow-over-limits"]].concat());
     let thinking = &report["thinking"];
     assert_eq!((&thinking["open"], &thinking["budget"]), (&"<think>".into(), &8.into()), "{thinking}");

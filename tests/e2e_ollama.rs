@@ -50,16 +50,8 @@ fn store(folder: &Path) -> Store {
     store
 }
 
-const EDIT: [&str; 8] = [
-    "--method",
-    "published",
-    "--strength",
-    "0.008",
-    "--allow-no-refusal",
-    "--allow-over-limits",
-    "--no-controls",
-    "--layer",
-];
+const EDIT: [&str; 7] =
+    ["--method", "published", "--strength", "0.008", "--allow-no-refusal", "--allow-over-limits", "--layer"];
 
 #[test]
 fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {

@@ -28,7 +28,7 @@ fn rosi(args: &[&str]) -> Output {
 
 fn inject(model: &Path, out: &Path, few: &Path) {
     let (model, out, few) = (model.to_str().unwrap(), out.to_str().unwrap(), few.to_str().unwrap());
-    let edit = ["--method", "published", "--layer", "15", "--strength", "0.008", "--no-controls"];
+    let edit = ["--method", "published", "--layer", "15", "--strength", "0.008"];
     rosi(
         &[
             &["inject", model, "-o", out, "--prompts", few][..],

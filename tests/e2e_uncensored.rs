@@ -154,7 +154,7 @@ fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let out = model.with_file_name("out.gguf");
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
     command.arg("inject").arg(model).arg("-o").arg(&out).arg("--prompts").arg(prompts);
-    let output = command.args(["--json", "--no-controls", "-v"]).args(extra).output().unwrap();
+    let output = command.args(["--json", "-v"]).args(extra).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     eprintln!("{told}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {told}"));

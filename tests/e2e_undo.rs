@@ -37,7 +37,7 @@ fn inject(model: &Path, few: &Path, strength: &str) -> Command {
     let mut command = rosi(&["inject"], model);
     command.args(["--layer", "15", "--strength", strength, "--method", "published"]);
     command.args(["--allow-no-refusal", "--allow-over-limits"]);
-    command.arg("--prompts").arg(few).arg("--no-controls");
+    command.arg("--prompts").arg(few);
     command
 }
 

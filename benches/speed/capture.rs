@@ -5,7 +5,7 @@ use std::process::Command;
 use rosi_gguf::activations::Part;
 use rosi_gguf::linalg;
 use rosi_gguf::llama::engine::groups;
-use rosi_gguf::llama::{Capture, Chat, Engine, LlamaEngine};
+use rosi_gguf::llama::{Arithmetic, Capture, Chat, Engine, LlamaEngine};
 use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
 
 use crate::clock::{Spent, medians};
@@ -46,15 +46,24 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         }
         Ok(())
     };
-    let mut alone = || Ok(shared.borrow_mut().answer(&chats, 1, &mut |_, _| ()).map(drop)?);
+    let alone = |arithmetic: Arithmetic| -> Result<(), Failure> {
+        let mut engine = shared.borrow_mut();
+        engine.set_arithmetic(arithmetic);
+        Ok(engine.answer(&chats, 1, &mut |_, _| ()).map(drop)?)
+    };
     let spent = medians(
         effort.rounds(),
-        &mut [&mut alone, &mut || collect(&residual, false), &mut || collect(&inputs, false), &mut || {
-            collect(&inputs, true)
-        }],
+        &mut [
+            &mut || alone(Arithmetic::F32),
+            &mut || alone(Arithmetic::Llama),
+            &mut || collect(&residual, false),
+            &mut || collect(&inputs, false),
+            &mut || collect(&inputs, true),
+        ],
     )?;
     let names = [
         "decoding alone (first token of the answer)",
+        "the same with llama.cpp's own products",
         "with the residual of every layer at the last token",
         "and every writer's inputs",
         "and the products of these",

@@ -15,6 +15,7 @@ use super::context_memory;
 use super::ffi::{Adapter, Context, ContextSize, Model, Token};
 use super::follow::Lanes;
 use super::length::Length;
+use super::matmul::Arithmetic;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
 use super::thinking::Thinking;
@@ -92,7 +93,8 @@ pub trait Engine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError>;
 
-    /// Residual stream of every layer at the last prompt token, and the writers' inputs; `first` sees the
+    /// Residual stream of every layer at the last prompt token, and the writers' inputs, computed in
+    /// [F32](super::Arithmetic::F32); `first` sees the
     /// logits of the token that would follow, of which there are none where `capture` looks for inputs only.
     ///
     /// # Errors
@@ -129,6 +131,8 @@ const CTX_STEP: usize = 256;
 pub struct LlamaEngine {
     pub(super) model: Rc<Model>,
     pub(super) context: Context,
+    /// How answers are computed.
+    arithmetic: Arithmetic,
     pub(super) template: Option<ChatTemplate>,
     /// How the model thinks before it answers.
     pub(super) thinking: Option<Thinking>,
@@ -161,7 +165,9 @@ impl LlamaEngine {
         let (bos, eos) = model.bos_eos_text();
         let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
         let prompt_tokens = context_memory::longest_prompt(&model);
-        let mut engine = Self { model, context, template, thinking: None, ends: None, prompt_tokens };
+        let arithmetic = Arithmetic::Llama;
+        let mut engine =
+            Self { model, context, arithmetic, template, thinking: None, ends: None, prompt_tokens };
         engine.find_thinking()?;
         Ok(engine)
     }
@@ -188,6 +194,12 @@ impl LlamaEngine {
             None => Prompt::plain(&format!("{user}\n\n{assistant}")),
         };
         self.prompt_tokens(&prompt, user)
+    }
+
+    /// Computes answers so from now on. Hidden states are collected in F32 whatever it says.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        self.arithmetic = arithmetic;
+        self.context.set_arithmetic(arithmetic);
     }
 
     /// Splits a rendered prompt that begins (for the error) with `start`.

@@ -21,6 +21,7 @@ use super::abort::{self, Unproven};
 use super::batch::Batch;
 use super::devices::ffi::Placement;
 use super::hook::{EvalHook, HookState, abort_callback, eval_callback};
+use super::matmul::{Arithmetic, IS_FASTER};
 use super::offload::{FlashAttn, Offload};
 use super::vocabulary::Specials;
 use crate::interrupt;
@@ -383,10 +384,26 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
     }
 
+    /// Computes products so in every later decode; in F32 only where that is faster.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        self.state.arithmetic = if IS_FASTER { arithmetic } else { Arithmetic::Llama };
+    }
+
     /// Forgets every sequence.
     pub fn clear(&mut self) {
         // SAFETY: the context is alive.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.ptr.as_ptr()), false) }
+    }
+
+    /// Forgets every sequence, but of the first its first `n_tokens`. False when the model cannot forget a part.
+    pub fn keep_beginning(&mut self, n_tokens: usize) -> bool {
+        let from = i32::try_from(n_tokens).unwrap_or(i32::MAX);
+        // SAFETY: the context is alive, and was made for these sequences; −1 is either end.
+        unsafe {
+            let memory = sys::llama_get_memory(self.ptr.as_ptr());
+            (1..self.size.n_seq as i32).all(|seq| sys::llama_memory_seq_rm(memory, seq, -1, -1))
+                && sys::llama_memory_seq_rm(memory, 0, from, -1)
+        }
     }
 
     /// Makes sequence `to` share all cells of sequence `from`.
@@ -406,6 +423,7 @@ impl Context {
     /// As [`Self::new`] and [`Self::set_adapter`].
     pub fn resized(&self, n_ctx: u32) -> Result<Self, LlamaError> {
         let mut context = Self::new(&self.model, ContextSize { n_ctx, ..self.size })?;
+        context.set_arithmetic(self.state.arithmetic);
         if let Some(adapter) = &self.adapter {
             context.set_adapter(Some(Rc::clone(adapter)), self.scale)?;
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use llama_cpp_sys_2 as sys;
 
 use super::LlamaError;
+use super::matmul::{Arithmetic, ffi as matmul};
 use crate::interrupt;
 
 /// One node of the running graph, as the eval callback sees it.
@@ -32,13 +33,18 @@ impl<'a> Node<'a> {
 
     /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
     pub fn is_mul_mat(&self) -> bool {
-        matches!(self.tensor.op, sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
+        matches!(self.ggml_op(), sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
+    }
+
+    /// The operation that llama.cpp asked for.
+    fn ggml_op(&self) -> sys::ggml_op {
+        if matmul::is_ours(self.tensor) { sys::GGML_OP_MUL_MAT } else { self.tensor.op }
     }
 
     /// Name of the node's operation as ggml spells it, e.g. `ADD`; `NONE` for weights and inputs.
     pub fn op(&self) -> &'a str {
         // SAFETY: ggml answers every operation with a static NUL-terminated string.
-        unsafe { CStr::from_ptr(sys::ggml_op_name(self.tensor.op)) }.to_str().unwrap_or("")
+        unsafe { CStr::from_ptr(sys::ggml_op_name(self.ggml_op())) }.to_str().unwrap_or("")
     }
 
     /// What tells the node from every other one of the same graph.
@@ -167,6 +173,8 @@ pub trait EvalHook {
 /// Who looks on, and what went wrong there.
 #[derive(Default)]
 pub(super) struct HookState {
+    /// How products are computed.
+    pub(super) arithmetic: Arithmetic,
     pub(super) hook: Option<NonNull<dyn EvalHook>>,
     pub(super) error: Option<LlamaError>,
     /// Whether the rest of the graph is not wanted.
@@ -192,8 +200,11 @@ pub(super) unsafe extern "C" fn eval_callback(
     user: *mut c_void,
 ) -> bool {
     // SAFETY: `user` is the boxed `HookState` of the context that is decoding on this thread, and
-    // `t` a live node of its graph; no other reference to either exists during the call.
-    let (state, tensor) = unsafe { (&mut *user.cast::<HookState>(), &*t) };
+    // `t` a live node of its graph that is not being computed; no other reference to either exists during the call.
+    let (state, tensor) = unsafe { (&mut *user.cast::<HookState>(), &mut *t) };
+    if ask {
+        matmul::choose(tensor, state.arithmetic);
+    }
     let Some(mut hook) = state.hook else { return false };
     if state.error.is_some() {
         return false;

@@ -5,14 +5,17 @@
 //! seconds ≈ tokens · active weights / (threads · RATE)
 //! ```
 //!
-//! Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
+//! where a token that is read in F32 counts [`READ`]. Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
 //! and learning are left out: they are a few per cent.
+
+use std::ops::Add;
 
 use serde::Serialize;
 
 use crate::edit::Method;
 use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::llama::matmul::IS_FASTER;
 use crate::options::InjectOptions;
 use crate::pipeline::detectors::{self, ANSWER, ANSWERED, DEEPEST};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
@@ -37,6 +40,46 @@ const BUDGET_PASSES: f64 = 1.5;
 /// second on two cores with AVX-512 in the whole of `inject` (README); AVX2 alone does half to two thirds.
 const RATE: f64 = 4e10;
 
+/// How long a token takes that is read in F32, beside one that llama.cpp reads: 86 tokens a second for 48, of that model on two
+/// cores with AVX-512.
+const READ: f64 = if IS_FASTER { 0.56 } else { 1.0 };
+
+/// Tokens of a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Work {
+    /// Those of prompts and texts that are read in F32.
+    read: f64,
+    /// Those of answers.
+    answers: f64,
+}
+
+impl Work {
+    fn read(tokens: f64) -> Self {
+        Self { read: tokens, answers: 0.0 }
+    }
+
+    fn times(self, n: f64) -> Self {
+        Self { read: n * self.read, answers: n * self.answers }
+    }
+
+    fn tokens(self) -> f64 {
+        self.read + self.answers
+    }
+
+    /// As many tokens as llama.cpp would read in the same time.
+    fn weighted(self) -> f64 {
+        READ * self.read + self.answers
+    }
+}
+
+impl Add for Work {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { read: self.read + other.read, answers: self.answers + other.answers }
+    }
+}
+
 /// What it would take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
@@ -55,22 +98,20 @@ pub struct Estimate {
 impl Estimate {
     /// For one injection with the lever that most models show; a scar or a safety prompt takes more.
     pub fn of(opened: &Opened, options: &InjectOptions, prompts: &PromptSet) -> Self {
-        let [learning, search, report] = match options.direction {
+        let report = report(options, prompts);
+        let (learning, search) = match options.direction {
             // Nothing is learned or searched.
-            Some(_) => [0.0, 0.0, report(options, prompts)],
-            None => {
-                let learning = learning(&opened.plan, options, prompts);
-                [learning, search(&opened.plan, options, prompts), report(options, prompts)]
-            }
+            Some(_) => Default::default(),
+            None => (learning(&opened.plan, options, prompts), search(&opened.plan, options, prompts)),
         };
         let active_weights = active_weights(&opened.gguf, &opened.plan);
         let rate = RATE * options.run.threads.max(1) as f64;
         Self {
-            tokens_learning: learning as u64,
-            tokens_search: search as u64,
+            tokens_learning: learning.tokens() as u64,
+            tokens_search: search.tokens() as u64,
             tokens_report: report as u64,
             active_weights,
-            seconds: (learning + search + report) * active_weights as f64 / rate,
+            seconds: ((learning + search).weighted() + report) * active_weights as f64 / rate,
         }
     }
 
@@ -95,11 +136,11 @@ fn asked(questions: &Questions) -> f64 {
     questions.by_kind().into_iter().map(tokens).sum()
 }
 
-fn answered(questions: &Questions, n_predict: usize) -> f64 {
-    asked(questions) + questions.len() as f64 * (n_predict as f64 + OPEN)
+fn answered(questions: &Questions, n_predict: usize) -> Work {
+    Work { read: asked(questions), answers: questions.len() as f64 * (n_predict as f64 + OPEN) }
 }
 
-fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
+fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let of_kind = |kind| prompts.select(kind, Split::Extract).into_iter().map(|p| &p.text);
     let once: f64 = PromptKind::ALL.into_iter().map(|kind| tokens(of_kind(kind))).sum();
     match options.method {
@@ -107,32 +148,34 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
             let training = training();
             let more: f64 = tokens(training.prompts().iter().map(|prompt| &prompt.text));
             let n_answered = PromptKind::ALL.len() * ANSWERED;
-            let answers = (n_answered as f64) * (2.0 * ANSWER as f64 + ENDING);
+            let answers = n_answered as f64 * ANSWER as f64;
             // Prose is read as it is, and as an answer.
             let placed: f64 = Context::ALL
                 .into_iter()
                 .flat_map(|c| contexts::place(c, &training))
                 .map(|p| placed(&p))
                 .sum();
-            once + DEEPEST * (more + placed) + 2.0 * tokens(&prose()) + answers
+            let answered = answers + n_answered as f64 * ENDING;
+            Work { read: once + DEEPEST * (more + placed) + 2.0 * tokens(&prose()) + answered, answers }
         }
         Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();
             let again = material::effect_share(plan, n_prompt) * once;
-            once + again + tokens(&prose()) + BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search))
+            let budget = BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search));
+            Work::read(once + again + tokens(&prose()) + budget)
         }
-        Method::Published => once,
+        Method::Published => Work::read(once),
     }
 }
 
-fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
+fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
-    let whole = |n: f64| n * answered(&questions, N_PREDICT_SHORT);
+    let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
         let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options).len();
         return answered(&questions, N_PREDICT)
-            + asked(&few)
+            + Work::read(asked(&few))
             + whole(settings.min(options.search.trials) as f64);
     }
     let space = material::space_of(options, Lever::Refusal);
@@ -146,25 +189,24 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let passes = if strength > 0.0 { BUDGET_PASSES * (trials / 2.0).ceil() } else { 0.0 };
     let full = passes * tokens(&questions.harmless);
     let answers = answered(&questions, N_PREDICT) + whole(trials);
-    probes as f64 * (asked(&few) + strength) + full + answers
+    Work::read(probes as f64 * (asked(&few) + strength) + full) + answers
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
     let questions = Questions::of(prompts, Split::Report, limits);
     let snapshots = 3.0 * asked(&Questions::of(prompts, Split::Report, FIDELITY_PROMPTS));
-    let once = answered(&questions, N_PREDICT);
+    let once = answered(&questions, N_PREDICT).tokens();
     let harmless = Questions::of(prompts, Split::Report, [0, limits[1], 0]);
-    let part = (once + answered(&harmless, N_PREDICT)) / 2.0;
+    let part = (once + answered(&harmless, N_PREDICT).tokens()) / 2.0;
     let controls = match (options.controls, options.in_place) {
         (false, _) => 0.0,
-        // A random direction is asked half of them, and so is a requantized copy; the published edit as the exact one.
+        // Exact edit and published edit; half of the prompts for a random direction, and for a requantized copy.
         (true, in_place) => {
-            part + once * if in_place { 0.5 } else { 1.0 } + BUDGET_PASSES * tokens(&questions.harmless)
+            2.0 * part + once * if in_place { 0.5 } else { 1.0 } + BUDGET_PASSES * tokens(&questions.harmless)
         }
     };
-    // Base and written file, and the exact edit.
-    2.0 * once + part + snapshots + controls
+    2.0 * once + snapshots + controls
 }
 
 fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {

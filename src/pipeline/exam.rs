@@ -45,13 +45,19 @@ pub struct Exam<'a> {
     pub printer: &'a Printer,
 }
 
+/// Scores of the controls that need no file.
+#[derive(Default)]
+struct Controls {
+    exact: Option<Score>,
+    random: Option<Score>,
+    published: Option<Score>,
+}
+
 /// What was measured before the file was written.
 pub struct Before {
     examiner: Examiner,
     base: Examination,
-    exact: Score,
-    random: Option<Score>,
-    published: Option<Score>,
+    controls: Controls,
     /// The bundled harmful prompts and how the base took them, where the user brought others.
     guard: Option<(Vec<String>, Tally)>,
     /// Base and exact edit on [`FIDELITY_PROMPTS`].
@@ -88,10 +94,10 @@ impl Before {
         };
         Scores {
             base: self.base.score,
-            exact: self.exact,
+            exact: self.controls.exact,
             written,
-            random_direction: self.random,
-            published_at_same_kl: self.published,
+            random_direction: self.controls.random,
+            published_at_same_kl: self.controls.published,
             requantized,
             requantized_left_out,
         }
@@ -121,9 +127,9 @@ impl Before {
 }
 
 impl Exam<'_> {
-    /// Base, exact edit and the controls that need no file, on the model that is loaded already.
+    /// Base and the controls that need no file, on the model that is loaded already.
     pub fn before(&self, engine: &mut LlamaEngine, study: &Study) -> Result<Before, Error> {
-        let bar = self.printer.bar("scoring on the report split", 4);
+        let bar = self.printer.bar("scoring on the report split", 2);
         let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
         let (examiner, base) = Examiner::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine)?;
@@ -131,22 +137,37 @@ impl Exam<'_> {
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&study.adapters(self.opened)?)?;
+        let snapshots = [snapshot_of_base, self.snapshot(engine)?];
+        drop(bar);
+        let controls = if self.options.controls {
+            self.controls(engine, study, &examiner)?
+        } else {
+            Controls::default()
+        };
+        engine.apply(&[])?;
+        Ok(Before { examiner, base, controls, guard, snapshots, thinking })
+    }
+
+    /// The controls, on a model to which the chosen edit is applied.
+    fn controls(
+        &self,
+        engine: &mut LlamaEngine,
+        study: &Study,
+        examiner: &Examiner,
+    ) -> Result<Controls, Error> {
+        let bar = self.printer.bar("scoring the controls", 3);
         // With the KL of all harmless prompts, which the published edit is to meet.
         let part = examiner.half_with_kl();
         let exact = part.examine(engine)?.score;
-        let snapshots = [snapshot_of_base, self.snapshot(engine)?];
+        bar.set(1);
+        engine.apply(&study.random_adapters(self.opened, self.options.seed)?)?;
+        let random = examiner.half().examine(engine)?.score;
         bar.set(2);
-        let (mut random, mut published) = (None, None);
-        if self.options.controls {
-            engine.apply(&study.random_adapters(self.opened, self.options.seed)?)?;
-            random = Some(examiner.half().examine(engine)?.score);
-            bar.set(3);
-            if self.apply_published(engine, study, (&examiner, exact.kl))? {
-                published = Some(part.examine(engine)?.score);
-            }
+        let mut published = None;
+        if self.apply_published(engine, study, (examiner, exact.kl))? {
+            published = Some(part.examine(engine)?.score);
         }
-        engine.apply(&[])?;
-        Ok(Before { examiner, base, exact, random, published, guard, snapshots, thinking })
+        Ok(Controls { exact: Some(exact), random: Some(random), published })
     }
 
     /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact edit

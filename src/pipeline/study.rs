@@ -5,7 +5,7 @@ use crate::edit::{Edit, EditError, Method};
 use crate::error::Error;
 use crate::evaluate::stats::Proportion;
 use crate::evaluate::{Examination, Examiner, FEW, Questions, Score, Tally};
-use crate::llama::{Engine, LlamaEngine, LlamaError, LowRank, adapter};
+use crate::llama::{Arithmetic, Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
 use crate::method::detector::Bank;
 use crate::options::InjectOptions;
@@ -159,6 +159,7 @@ impl Study {
         options: &InjectOptions,
         printer: &Printer,
     ) -> Result<Self, Error> {
+        engine.set_arithmetic(Arithmetic::F32);
         let scar = levers::find_scar(opened, options, printer)?;
         let removed = scar.clone();
         let bar = printer.bar("asking the base model", 1);

@@ -136,7 +136,7 @@ fn example() -> Report {
         },
         scores: Scores {
             base: score([30, 3, 17], 0.0),
-            exact: score([49, 4, 17], 0.0216),
+            exact: Some(score([49, 4, 17], 0.0216)),
             written: score([46, 4, 17], 0.018),
             random_direction: Some(score([20, 3, 18], 0.0027)),
             published_at_same_kl: Some(score([40, 6, 19], 0.0196)),

@@ -30,7 +30,7 @@ fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
     let out = folder.join(format!("{stem}-{}.gguf", edit[1]));
     let args =
         ["inject", text(model), "-o", text(&out), "--prompts", text(&few), "--lever", "plain", "-t", "2"];
-    let always = ["--json", "--allow-no-refusal", "--allow-over-limits", "--no-controls", "-q"];
+    let always = ["--json", "--allow-no-refusal", "--allow-over-limits", "-q"];
     json(&[&args[..], &always, edit].concat());
     out
 }

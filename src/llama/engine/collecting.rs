@@ -10,6 +10,7 @@ use crate::llama::LlamaError;
 use crate::llama::batch::Batch;
 use crate::llama::capture::{Capture, CaptureHook, Keep};
 use crate::llama::ffi::Token;
+use crate::llama::matmul::Arithmetic;
 use crate::llama::template::Prompt;
 use crate::llama::thinking::ThoughtOf;
 
@@ -93,20 +94,43 @@ impl LlamaEngine {
         let sample = Sample::new(prompts, from, capture);
         let activations = capture.allocate(prompts.len(), sample.n_kept);
         let mut collection = Collection { prompts, sample, capture, activations };
-        for range in self.whole_groups(prompts) {
-            self.reserve(cells(&prompts[range.clone()], collection.sample.shared, 0))?;
-            self.collect_beginning(range.start, &mut collection)?;
-            for seq in 1..range.len() {
-                self.context.copy_sequence(0, seq as i32);
-            }
-            self.collect_own(range, &mut collection, first)?;
-        }
+        self.context.set_arithmetic(Arithmetic::F32);
+        let collected = self.collect_groups(&mut collection, first);
+        self.context.set_arithmetic(self.arithmetic);
+        collected?;
         let mut activations = collection.activations;
         activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);
         Ok(activations)
     }
 
-    /// What all prompts begin with is decoded once a group, of which `prompt` is the first, and looked at in the first
+    /// Decodes the prompts, one group after the other.
+    fn collect_groups(
+        &mut self,
+        collection: &mut Collection<'_>,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<(), LlamaError> {
+        let prompts = collection.prompts;
+        for range in self.whole_groups(prompts) {
+            let shared = collection.sample.shared;
+            let cells = cells(&prompts[range.clone()], shared, 0);
+            if range.start == 0 || !self.keep_beginning(cells, shared) {
+                self.reserve(cells)?;
+                self.collect_beginning(range.start, collection)?;
+            }
+            for seq in 1..range.len() {
+                self.context.copy_sequence(0, seq as i32);
+            }
+            self.collect_own(range, collection, first)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what all prompts begin with is kept, with room for `cells` in all, and the rest forgotten.
+    fn keep_beginning(&mut self, cells: usize, shared: usize) -> bool {
+        !self.model.is_recurrent() && cells <= self.context.n_ctx() && self.context.keep_beginning(shared)
+    }
+
+    /// Decodes what all prompts begin with, for a group of which `prompt` is the first; it is looked at in the first
     /// group.
     fn collect_beginning(&mut self, prompt: usize, of: &mut Collection<'_>) -> Result<(), LlamaError> {
         let beginning = &of.prompts[prompt][..of.sample.shared];

@@ -29,10 +29,10 @@ pub fn scores(report: &Report) -> Option<Section> {
         for (row, (name, score)) in named.iter().enumerate() {
             let refused = tallies(score)[kind].refused();
             let ((low, high), y) = (refused.wilson95(), row as f64);
-            let class: Class = match row {
-                0 => "before",
-                2 => "after",
-                1 => "exact",
+            let class: Class = match *name {
+                "base" => "before",
+                "written file" => "after",
+                "exact edit" => "exact",
                 _ => "control",
             };
             chart.line(class, [(low, y), (high, y)]);
@@ -52,8 +52,8 @@ pub fn scores(report: &Report) -> Option<Section> {
         title: "What it refuses",
         text: "On prompts of the report split, which neither extraction nor search saw. Harmful prompts should be \
                refused; harmless ones, and alarming ones, which only sound harmful, should not. Lines are 95 % Wilson \
-               intervals. A random direction of the same size, the published edit at the same KL, and the same tensors \
-               requantized without an edit are controls."
+               intervals. With --controls: the edit applied exactly, a random direction of the same size, the published \
+               edit at the same KL, and the same tensors requantized without an edit."
             .to_owned()
             + &left_out,
         legend: vec![("before", "base"), ("exact", "exact edit"), ("after", "written file"), ("control", "control")],

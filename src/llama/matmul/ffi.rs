@@ -1,0 +1,170 @@
+//! ggml's products, made ours.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_void};
+use std::slice;
+
+use llama_cpp_sys_2 as sys;
+
+use super::{Arithmetic, rows};
+use crate::gguf::GgmlType;
+
+/// Fewer tokens are left to llama.cpp: dequantizing takes as long as is won at 64.
+const MIN_TOKENS: i64 = 96;
+/// Values of dequantized rows that are multiplied at a time (1 MiB): they stay in a core's cache.
+const BLOCK_VALUES: usize = 1 << 18;
+/// Rows of a block, at least and at most; a multiple of what `gemm` multiplies at a time.
+const BLOCK_ROWS: (usize, usize) = (64, 128);
+
+/// ggml's parameters of a `CUSTOM` operation, as `ggml-impl.h` lays them out.
+#[repr(C)]
+struct CustomParams {
+    function: sys::ggml_custom_op_t,
+    n_tasks: c_int,
+    user: *mut c_void,
+}
+
+const _: () = assert!(size_of::<CustomParams>() <= size_of::<[i32; 16]>());
+
+/// ggml's word for "as many tasks as threads".
+const N_TASKS_MAX: c_int = -1;
+
+/// Makes `node` a product in F32, or one of llama.cpp's again.
+pub(in crate::llama) fn choose(node: &mut sys::ggml_tensor, arithmetic: Arithmetic) {
+    if is_ours(node) {
+        node.op = sys::GGML_OP_MUL_MAT;
+        node.op_params = [0; 16];
+    }
+    if arithmetic == Arithmetic::F32 && fits(node) {
+        let (function, user) = (Some(multiply as _), std::ptr::null_mut());
+        let params = CustomParams { function, n_tasks: N_TASKS_MAX, user };
+        node.op = sys::GGML_OP_CUSTOM;
+        // SAFETY: the parameters are large enough (asserted above); they are bytes to ggml, aligned or not.
+        unsafe { node.op_params.as_mut_ptr().cast::<CustomParams>().write_unaligned(params) };
+    }
+}
+
+/// Whether `node` is a product that was made ours.
+pub(in crate::llama) fn is_ours(node: &sys::ggml_tensor) -> bool {
+    let ours: sys::ggml_custom_op_t = Some(multiply);
+    // SAFETY: a CUSTOM node's parameters are these (ggml-impl.h); any bytes of a function that is not ours are only compared.
+    node.op == sys::GGML_OP_CUSTOM
+        && unsafe { node.op_params.as_ptr().cast::<usize>().read_unaligned() }
+            == ours.map_or(0, |f| f as usize)
+}
+
+/// Whether `node` is a product of many tokens with a quantized matrix, all in memory, and of the default precision.
+fn fits(node: &sys::ggml_tensor) -> bool {
+    // SAFETY: inputs of a node live as long as its graph.
+    let (weights, x) = unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) };
+    let (Some(weights), Some(x)) = (weights, x) else { return false };
+    let is_matrix = weights.ne[2] == 1 && weights.ne[3] == 1 && weights.nb[1] == row_bytes(weights);
+    node.op == sys::GGML_OP_MUL_MAT
+        && node.op_params[0] == 0
+        && is_matrix
+        && is_quantized(weights)
+        && to_float(weights).is_some()
+        && x.type_ == sys::GGML_TYPE_F32
+        && node.type_ == sys::GGML_TYPE_F32
+        && n_tokens(node) >= MIN_TOKENS
+        && [x, node].into_iter().all(is_contiguous)
+        && is_in_memory(weights)
+        && is_computed_on_the_cpu(node)
+}
+
+fn n_tokens(node: &sys::ggml_tensor) -> i64 {
+    node.ne[1].saturating_mul(node.ne[2]).saturating_mul(node.ne[3])
+}
+
+fn row_bytes(tensor: &sys::ggml_tensor) -> usize {
+    // SAFETY: a type of a tensor that llama.cpp made, and its width.
+    unsafe { sys::ggml_row_size(tensor.type_, tensor.ne[0]) }
+}
+
+fn is_quantized(tensor: &sys::ggml_tensor) -> bool {
+    // SAFETY: a type of a tensor that llama.cpp made.
+    unsafe { sys::ggml_is_quantized(tensor.type_) }
+}
+
+fn is_contiguous(tensor: &sys::ggml_tensor) -> bool {
+    // SAFETY: reads shape and strides.
+    unsafe { sys::ggml_is_contiguous(tensor) }
+}
+
+fn to_float(tensor: &sys::ggml_tensor) -> sys::ggml_to_float_t {
+    // SAFETY: ggml has traits of every type of a tensor.
+    unsafe { (*sys::ggml_get_type_traits(tensor.type_)).to_float }
+}
+
+/// The buffer that holds `tensor`, or what it is a view of.
+fn buffer(tensor: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
+    // SAFETY: what a tensor is a view of lives as long as it.
+    unsafe { tensor.view_src.as_ref() }.unwrap_or(tensor).buffer
+}
+
+fn is_in_memory(tensor: &sys::ggml_tensor) -> bool {
+    let buffer = buffer(tensor);
+    // SAFETY: a tensor's buffer lives as long as its graph.
+    !buffer.is_null() && unsafe { sys::ggml_backend_buffer_is_host(buffer) }
+}
+
+/// A node is computed by the backend in whose memory it lies.
+fn is_computed_on_the_cpu(node: &sys::ggml_tensor) -> bool {
+    let buffer = buffer(node);
+    // SAFETY: as above; the CPU's buffer type is static.
+    !buffer.is_null()
+        && unsafe { sys::ggml_backend_buffer_get_type(buffer) == sys::ggml_backend_cpu_buffer_type() }
+}
+
+thread_local! {
+    /// A block of dequantized rows of the thread of ggml that multiplies them.
+    static BLOCK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The operation: thread `ith` of `nth` multiplies every `nth` block of rows, so the result depends on neither.
+unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_int, _: *mut c_void) {
+    // SAFETY: ggml calls it with the node that `choose` gave it, whose inputs are computed; `fits` checked that all are in
+    // memory, contiguous, and of these types.
+    let (node, weights, x) = unsafe { (&*node, &*(*node).src[0], &*(*node).src[1]) };
+    let Some(to_float) = to_float(weights) else { return };
+    let decode = GgmlType::from_id(weights.type_).and_then(rows::decoder);
+    let [n_in, n_rows] = [weights.ne[0] as usize, weights.ne[1] as usize];
+    let (n_tokens, row_bytes) = (n_tokens(node) as usize, row_bytes(weights));
+    let [ith, nth] = [ith, nth].map(|n| n as usize);
+    let (least, most) = BLOCK_ROWS;
+    let block_rows = (BLOCK_VALUES / n_in.max(1) / least * least).clamp(least, most);
+    BLOCK.with_borrow_mut(|block| {
+        block.resize(block.len().max(block_rows * n_in), 0.0);
+        for start in (0..n_rows).step_by(block_rows).skip(ith).step_by(nth) {
+            let rows = block_rows.min(n_rows - start);
+            for (row, out) in block.chunks_exact_mut(n_in).take(rows).enumerate() {
+                // SAFETY: the row lies inside the weights.
+                let bytes = unsafe {
+                    let at = weights.data.cast_const().cast::<u8>().add((start + row) * row_bytes);
+                    slice::from_raw_parts(at, row_bytes)
+                };
+                match decode {
+                    Some(decode) => decode(bytes, out),
+                    // SAFETY: a whole row, and room for its values.
+                    None => unsafe { to_float(bytes.as_ptr().cast(), out.as_mut_ptr(), n_in as i64) },
+                }
+            }
+            let [one_in, one_row] = [n_in as isize, n_rows as isize];
+            // SAFETY: `[rows][n_in]` of the block times `[n_tokens][n_in]` transposed, into columns `start..` of
+            // `[n_tokens][n_rows]`; no other thread writes these.
+            unsafe {
+                let y = node.data.cast::<f32>().add(start);
+                let (w, x) = (block.as_ptr(), x.data.cast::<f32>());
+                #[rustfmt::skip]
+                gemm::gemm(
+                    rows, n_tokens, n_in, y, one_row, 1, false, w, 1, one_in, x, one_in, 1, 0.0, 1.0,
+                    false, false, false, gemm::Parallelism::None,
+                );
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

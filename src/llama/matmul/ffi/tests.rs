@@ -1,0 +1,116 @@
+//! Products of random matrices in ggml's own graphs.
+#![allow(unsafe_code)]
+
+use super::*;
+use crate::quant;
+
+/// A graph of one product, `[n_rows][n_in] · [n_tokens][n_in]ᵀ`, in the CPU's memory.
+struct Product {
+    context: *mut sys::ggml_context,
+    backend: sys::ggml_backend_t,
+    buffer: sys::ggml_backend_buffer_t,
+    graph: *mut sys::ggml_cgraph,
+    node: *mut sys::ggml_tensor,
+    weights: Vec<f32>,
+    x: Vec<f32>,
+}
+
+impl Product {
+    fn new(ggml_type: GgmlType, [n_in, n_rows, n_tokens]: [usize; 3]) -> Self {
+        let values = |n: usize| (0..n).map(|i| ((i * 7919 + i / 3) % 1009) as f32 / 504.5 - 1.0).collect();
+        let (exact, x): (Vec<f32>, Vec<f32>) = (values(n_in * n_rows), values(n_in * n_tokens));
+        let mut bytes = vec![0; ggml_type.row_bytes((n_in * n_rows) as u64).unwrap() as usize];
+        quant::quantize(ggml_type, n_in, &exact, &mut bytes).unwrap();
+        let mut weights = vec![0.0; exact.len()];
+        quant::dequantize(ggml_type, n_in, &bytes, &mut weights).unwrap();
+        let params =
+            sys::ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: true };
+        // SAFETY: as ggml's examples build a graph; both tensors are as large as what is written to them.
+        unsafe {
+            let context = sys::ggml_init(params);
+            let [ne0, ne1, ne2] = [n_in, n_rows, n_tokens].map(|n| n as i64);
+            let w = sys::ggml_new_tensor_2d(context, ggml_type.id(), ne0, ne1);
+            let input = sys::ggml_new_tensor_2d(context, sys::GGML_TYPE_F32, ne0, ne2);
+            let node = sys::ggml_mul_mat(context, w, input);
+            let backend = sys::ggml_backend_cpu_init();
+            let buffer = sys::ggml_backend_alloc_ctx_tensors(context, backend);
+            sys::ggml_backend_tensor_set(w, bytes.as_ptr().cast(), 0, bytes.len());
+            sys::ggml_backend_tensor_set(input, x.as_ptr().cast(), 0, x.len() * 4);
+            let graph = sys::ggml_new_graph(context);
+            sys::ggml_build_forward_expand(graph, node);
+            Self { context, backend, buffer, graph, node, weights, x }
+        }
+    }
+
+    fn choose(&self, arithmetic: Arithmetic) -> bool {
+        // SAFETY: the node lives as long as its context.
+        let node = unsafe { &mut *self.node };
+        choose(node, arithmetic);
+        is_ours(node)
+    }
+
+    fn compute(&self, n_threads: i32) -> Vec<f32> {
+        // SAFETY: graph and backend live; the node is F32 of this many values.
+        unsafe {
+            sys::ggml_backend_cpu_set_n_threads(self.backend, n_threads);
+            assert_eq!(sys::ggml_backend_graph_compute(self.backend, self.graph), sys::GGML_STATUS_SUCCESS);
+            let mut y = vec![0f32; ((*self.node).ne[0] * (*self.node).ne[1]) as usize];
+            sys::ggml_backend_tensor_get(self.node, y.as_mut_ptr().cast(), 0, y.len() * 4);
+            y
+        }
+    }
+
+    /// The largest difference of `y` from the product in F64, beside the largest value of that.
+    fn error(&self, y: &[f32], n_in: usize) -> f64 {
+        let dot = |w: &[f32], x: &[f32]| -> f64 {
+            w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()
+        };
+        let rows = || self.weights.chunks(n_in);
+        let exact = self.x.chunks(n_in).flat_map(|x| rows().map(move |w| dot(w, x)));
+        let (mut off, mut largest) = (0f64, 0f64);
+        for (exact, &found) in exact.zip(y) {
+            off = off.max((exact - f64::from(found)).abs());
+            largest = largest.max(exact.abs());
+        }
+        off / largest
+    }
+}
+
+impl Drop for Product {
+    fn drop(&mut self) {
+        // SAFETY: all were made by `new`, and nothing else holds them.
+        unsafe {
+            sys::ggml_backend_buffer_free(self.buffer);
+            sys::ggml_backend_free(self.backend);
+            sys::ggml_free(self.context);
+        }
+    }
+}
+
+#[test]
+fn products_are_exact_for_any_type_and_number_of_threads() {
+    let quantized = |t: &GgmlType| t.can_quantize() && !t.needs_imatrix() && !t.is_float();
+    for ggml_type in GgmlType::all().filter(quantized) {
+        // Rows that are no multiple of a block.
+        let n_in = 512;
+        let product = Product::new(ggml_type, [n_in, 301, 100]);
+        let llama = product.compute(2);
+        assert!(product.choose(Arithmetic::F32));
+        let ours = product.compute(1);
+        assert_eq!(ours, product.compute(2));
+        let [ours, llama_error] = [product.error(&ours, n_in), product.error(&llama, n_in)];
+        assert!(ours < 4e-6, "{ggml_type}: {ours}");
+        assert!(ours < llama_error, "{ggml_type}: {llama_error}");
+        // A graph that llama.cpp uses again is its own again.
+        assert!(!product.choose(Arithmetic::Llama));
+        assert_eq!(product.compute(2), llama);
+    }
+}
+
+#[test]
+fn few_tokens_and_floats_are_left_to_llama_cpp() {
+    assert!(!Product::new(GgmlType::Q8_0, [64, 8, 95]).choose(Arithmetic::F32));
+    assert!(Product::new(GgmlType::Q8_0, [64, 8, 96]).choose(Arithmetic::F32));
+    assert!(!Product::new(GgmlType::F16, [64, 8, 96]).choose(Arithmetic::F32));
+    assert!(!Product::new(GgmlType::F32, [64, 8, 96]).choose(Arithmetic::F32));
+}
