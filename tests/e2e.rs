@@ -132,15 +132,12 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         text(&page),
         "--allow-no-refusal",
         "--allow-over-limits",
-        "--controls",
         "--json",
     ];
     let output = rosi(&args);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
-    for name in ["base", "exact", "written", "random_direction", "requantized"] {
-        assert!(told["scores"][name]["harmful"]["refused"]["total"].as_u64().unwrap() > 0, "{name}");
-    }
+    assert!(told["scores"]["exact"].is_null() && told["scores"]["random_direction"].is_null());
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
     check_shown_again(&report, &page, &stderr(&output));

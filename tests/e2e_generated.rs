@@ -118,8 +118,12 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
     let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
     let always = ["--system-prompt", text(&system), "--json", "--allow-no-refusal", "--allow-over-limits"];
-    let args = [&args[..], &always, case.edit].concat();
+    let args = [&args[..], &always, &["--controls"], case.edit].concat();
     let report = json(&args);
+    for score in ["base", "exact", "written", "random_direction"] {
+        let asked = &report["scores"][score]["harmful"]["refused"]["total"];
+        assert!(asked.as_u64().is_some_and(|n| n > 0), "{}: {score}: {report}", case.name);
+    }
     assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
     let verified = json(&["-q", "verify", text(model), text(&out), "--json"]);
     assert_eq!(verified["untouched_identical"], true, "{}: {verified}", case.name);

@@ -17,6 +17,8 @@
 pub(super) mod ffi;
 mod rows;
 
+pub use ffi::flops;
+
 /// How a batch is multiplied by the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {

@@ -68,7 +68,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         inputs / 1_000_000,
     ));
     printer.say(format!(
-        "it would decode some {} thousand tokens: about {} on {} CPU threads with AVX-512, up to twice that without",
+        "it would decode some {} thousand tokens: about {} on {} threads of this CPU, give or take half",
         estimate.tokens().div_ceil(1000),
         duration(estimate.seconds),
         options.run.threads

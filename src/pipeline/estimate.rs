@@ -1,11 +1,11 @@
-//! How long `inject` would take: the tokens that it decodes, times the weights that each of them meets, over what a
-//! core does.
+//! How long `inject` would take: the tokens that it decodes, times two operations with each weight that they meet, over what
+//! the CPU at hand is seen to do.
 //!
 //! ```text
-//! seconds ≈ tokens · active weights / (threads · RATE)
+//! seconds ≈ 2 · active weights · (tokens read in F32 / READ + other tokens / ANSWERS) / (threads · operations a second)
 //! ```
 //!
-//! where a token that is read in F32 counts [`READ`]. Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
+//! Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
 //! and learning are left out: they are a few per cent.
 
 use std::ops::Add;
@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::edit::Method;
 use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::llama::matmul::IS_FASTER;
+use crate::llama::matmul::{IS_FASTER, flops};
 use crate::options::InjectOptions;
 use crate::pipeline::detectors::{self, ANSWER, ANSWERED, DEEPEST};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
@@ -36,13 +36,10 @@ const ENDING: f64 = 5.0;
 const OPEN: f64 = 3.0;
 /// Passes over harmless prompts until a strength spends the KL budget.
 const BUDGET_PASSES: f64 = 1.5;
-/// Weights times tokens a second and core, Q5_0 to Q8_0: Qwen2.5-Coder-0.5B (.49 · 10⁹ weights) decodes some 166 tokens a
-/// second on two cores with AVX-512 in the whole of `inject` (README); AVX2 alone does half to two thirds.
-const RATE: f64 = 4e10;
-
-/// How long a token takes that is read in F32, beside one that llama.cpp reads: 86 tokens a second for 48, of that model on two
-/// cores with AVX-512.
-const READ: f64 = if IS_FASTER { 0.56 } else { 1.0 };
+/// What part of the operations that a core does in plain products of matrices it does where prompts are read in F32, and where
+/// llama.cpp multiplies. Qwen2.5-Coder-0.5B Q4_K_M on two cores with AVX-512 had .65 and .4; VNNI speeds up llama.cpp alone.
+const READ: f64 = if IS_FASTER { 0.65 } else { ANSWERS };
+const ANSWERS: f64 = 0.55;
 
 /// Tokens of a step.
 #[derive(Debug, Clone, Copy, Default)]
@@ -66,9 +63,9 @@ impl Work {
         self.read + self.answers
     }
 
-    /// As many tokens as llama.cpp would read in the same time.
+    /// Tokens for which a core that did nothing but multiply would take as long.
     fn weighted(self) -> f64 {
-        READ * self.read + self.answers
+        self.read / READ + self.answers / ANSWERS
     }
 }
 
@@ -105,13 +102,14 @@ impl Estimate {
             None => (learning(&opened.plan, options, prompts), search(&opened.plan, options, prompts)),
         };
         let active_weights = active_weights(&opened.gguf, &opened.plan);
-        let rate = RATE * options.run.threads.max(1) as f64;
+        let rate = flops() * options.run.threads.max(1) as f64;
+        let work = learning + search + Work { read: 0.0, answers: report };
         Self {
             tokens_learning: learning.tokens() as u64,
             tokens_search: search.tokens() as u64,
             tokens_report: report as u64,
             active_weights,
-            seconds: ((learning + search).weighted() + report) * active_weights as f64 / rate,
+            seconds: 2.0 * active_weights as f64 * work.weighted() / rate,
         }
     }
 

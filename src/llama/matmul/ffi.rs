@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::slice;
+use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
@@ -63,6 +64,7 @@ fn fits(node: &sys::ggml_tensor) -> bool {
     node.op == sys::GGML_OP_MUL_MAT
         && node.op_params[0] == 0
         && is_matrix
+        && weights.ne[0] > 0
         && is_quantized(weights)
         && to_float(weights).is_some()
         && x.type_ == sys::GGML_TYPE_F32
@@ -150,20 +152,50 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
                     None => unsafe { to_float(bytes.as_ptr().cast(), out.as_mut_ptr(), n_in as i64) },
                 }
             }
-            let [one_in, one_row] = [n_in as isize, n_rows as isize];
-            // SAFETY: `[rows][n_in]` of the block times `[n_tokens][n_in]` transposed, into columns `start..` of
-            // `[n_tokens][n_rows]`; no other thread writes these.
+            // SAFETY: `[rows][n_in]` of the block, all of `[n_tokens][n_in]`, and columns `start..` of `[n_tokens][n_rows]`,
+            // which no other thread writes.
             unsafe {
                 let y = node.data.cast::<f32>().add(start);
-                let (w, x) = (block.as_ptr(), x.data.cast::<f32>());
-                #[rustfmt::skip]
-                gemm::gemm(
-                    rows, n_tokens, n_in, y, one_row, 1, false, w, 1, one_in, x, one_in, 1, 0.0, 1.0,
-                    false, false, false, gemm::Parallelism::None,
-                );
+                product([rows, n_tokens, n_in], block.as_ptr(), x.data.cast(), (y, n_rows));
             }
         }
     });
+}
+
+/// `y[token][row] = Σ_i w[row][i] · x[token][i]` for `[n_rows, n_tokens, n_in]`; one token's `y` stands `stride` behind the last.
+///
+/// # Safety
+/// `w` must hold `[n_rows][n_in]`, `x` `[n_tokens][n_in]`, and `y` be writable for `n_rows` values in each stride.
+unsafe fn product(
+    [n_rows, n_tokens, n_in]: [usize; 3],
+    w: *const f32,
+    x: *const f32,
+    (y, stride): (*mut f32, usize),
+) {
+    let (one_in, one_row) = (n_in as isize, stride as isize);
+    // SAFETY: as the caller promises.
+    unsafe {
+        #[rustfmt::skip]
+        gemm::gemm(
+            n_rows, n_tokens, n_in, y, one_row, 1, false, w, 1, one_in, x, one_in, 1, 0.0, 1.0,
+            false, false, false, gemm::Parallelism::None,
+        );
+    }
+}
+
+/// Operations a second of one thread in such products: some hundredths of a second are measured.
+pub fn flops() -> f64 {
+    const N: usize = 512;
+    let (w, x, mut y) = (vec![1f32; N * N], vec![1f32; N * N], vec![0f32; N * N]);
+    let mut seconds = || {
+        let start = Instant::now();
+        // SAFETY: three matrices of N × N.
+        unsafe { product([N; 3], w.as_ptr(), x.as_ptr(), (y.as_mut_ptr(), N)) };
+        start.elapsed().as_secs_f64()
+    };
+    // What else the machine does makes it slower, never faster.
+    let best = (0..4).map(|_| seconds()).fold(f64::INFINITY, f64::min);
+    2.0 * (N as f64).powi(3) / best
 }
 
 #[cfg(test)]
