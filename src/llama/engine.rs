@@ -94,8 +94,8 @@ pub trait Engine {
     ) -> Result<Vec<String>, LlamaError>;
 
     /// Residual stream of every layer at the last prompt token, and the writers' inputs, computed in
-    /// [F32](super::Arithmetic::F32); `first` sees the
-    /// logits of the token that would follow, of which there are none where `capture` looks for inputs only.
+    /// [F32](super::Arithmetic::F32); `first` sees the logits of the token that would follow, of which there are none where
+    /// `capture` looks for inputs only.
     ///
     /// # Errors
     /// [`LlamaError`] when rendering, decoding or the capture fails.
@@ -131,8 +131,6 @@ const CTX_STEP: usize = 256;
 pub struct LlamaEngine {
     pub(super) model: Rc<Model>,
     pub(super) context: Context,
-    /// How answers are computed.
-    arithmetic: Arithmetic,
     pub(super) template: Option<ChatTemplate>,
     /// How the model thinks before it answers.
     pub(super) thinking: Option<Thinking>,
@@ -165,9 +163,7 @@ impl LlamaEngine {
         let (bos, eos) = model.bos_eos_text();
         let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
         let prompt_tokens = context_memory::longest_prompt(&model);
-        let arithmetic = Arithmetic::Llama;
-        let mut engine =
-            Self { model, context, arithmetic, template, thinking: None, ends: None, prompt_tokens };
+        let mut engine = Self { model, context, template, thinking: None, ends: None, prompt_tokens };
         engine.find_thinking()?;
         Ok(engine)
     }
@@ -196,10 +192,9 @@ impl LlamaEngine {
         self.prompt_tokens(&prompt, user)
     }
 
-    /// Computes answers so from now on. Hidden states are collected in F32 whatever it says.
-    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
-        self.arithmetic = arithmetic;
-        self.context.set_arithmetic(arithmetic);
+    /// Computes answers so from now on, and returns how it did before. Hidden states are collected in F32 whatever it says.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
+        self.context.set_arithmetic(arithmetic)
     }
 
     /// Splits a rendered prompt that begins (for the error) with `start`.

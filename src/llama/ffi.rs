@@ -384,9 +384,10 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
     }
 
-    /// Computes products so in every later decode; in F32 only where that is faster.
-    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
-        self.state.arithmetic = if IS_FASTER { arithmetic } else { Arithmetic::Llama };
+    /// Computes products so in every later decode, in F32 only where that is faster; returns how it did before.
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
+        let possible = if IS_FASTER { arithmetic } else { Arithmetic::Llama };
+        std::mem::replace(&mut self.state.arithmetic, possible)
     }
 
     /// Forgets every sequence.

@@ -46,7 +46,7 @@ const ANSWERS: f64 = 0.45;
 struct Work {
     /// Those of prompts and texts that are read in F32.
     read: f64,
-    /// Those of answers.
+    /// Those that llama.cpp multiplies: of answers, and all of the report.
     answers: f64,
 }
 

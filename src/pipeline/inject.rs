@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::error::Error;
 use crate::gguf::{self, AtomicModel, Gguf, GgufError};
-use crate::llama::{Arithmetic, llama_version};
+use crate::llama::llama_version;
 use crate::options::InjectOptions;
 use crate::output::Printer;
 use crate::pipeline::exam::{After, Before, Control, Exam};
@@ -108,8 +108,6 @@ impl Job<'_> {
         // What a tensor's type cannot hold is known before the scores.
         let edits = study.edits(opened, options.requant)?;
         let exam = Exam { opened, options, prompts, printer };
-        // Models are judged as llama.cpp runs them.
-        engine.set_arithmetic(Arithmetic::Llama);
         let before = exam.before(&mut engine, &study)?;
         drop(engine);
 

@@ -151,7 +151,8 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError>
 }
 
 impl Study {
-    /// Runs the whole study on a loaded model, taking from the journal what is in it already.
+    /// Runs the whole study on a loaded model, taking from the journal what is in it already. What is only compared with each
+    /// other is computed in F32.
     pub fn new(
         opened: &Opened,
         (engine, journal): (&mut LlamaEngine, &mut Journal),
@@ -159,7 +160,7 @@ impl Study {
         options: &InjectOptions,
         printer: &Printer,
     ) -> Result<Self, Error> {
-        engine.set_arithmetic(Arithmetic::F32);
+        let arithmetic = engine.set_arithmetic(Arithmetic::F32);
         let scar = levers::find_scar(opened, options, printer)?;
         let removed = scar.clone();
         let bar = printer.bar("asking the base model", 1);
@@ -187,6 +188,7 @@ impl Study {
         let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
         let system_prompt = offer.system_prompt(candidate.lever);
+        engine.set_arithmetic(arithmetic);
         Ok(Self { found, levers, scar: removed, search, chosen, system_prompt })
     }
 

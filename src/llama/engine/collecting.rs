@@ -94,9 +94,9 @@ impl LlamaEngine {
         let sample = Sample::new(prompts, from, capture);
         let activations = capture.allocate(prompts.len(), sample.n_kept);
         let mut collection = Collection { prompts, sample, capture, activations };
-        self.context.set_arithmetic(Arithmetic::F32);
+        let before = self.context.set_arithmetic(Arithmetic::F32);
         let collected = self.collect_groups(&mut collection, first);
-        self.context.set_arithmetic(self.arithmetic);
+        self.context.set_arithmetic(before);
         collected?;
         let mut activations = collection.activations;
         activations.inputs.iter_mut().for_each(WriterInputs::drop_unseen);

@@ -48,11 +48,9 @@ pub(in crate::llama) fn choose(node: &mut sys::ggml_tensor, arithmetic: Arithmet
 
 /// Whether `node` is a product that was made ours.
 pub(in crate::llama) fn is_ours(node: &sys::ggml_tensor) -> bool {
-    let ours: sys::ggml_custom_op_t = Some(multiply);
-    // SAFETY: a CUSTOM node's parameters are these (ggml-impl.h); any bytes of a function that is not ours are only compared.
-    node.op == sys::GGML_OP_CUSTOM
-        && unsafe { node.op_params.as_ptr().cast::<usize>().read_unaligned() }
-            == ours.map_or(0, |f| f as usize)
+    // SAFETY: a CUSTOM node's parameters begin with the address of its function (ggml-impl.h), which is only compared.
+    let function = unsafe { node.op_params.as_ptr().cast::<usize>().read_unaligned() };
+    node.op == sys::GGML_OP_CUSTOM && function == (multiply as *const ()).addr()
 }
 
 /// Whether `node` is a product of many tokens with a quantized matrix, all in memory, and of the default precision.
