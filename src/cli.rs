@@ -1,16 +1,19 @@
-//! Raw flags, as clap reads them. [`crate::options`] turns them into what the commands take.
+//! Raw flags, as clap reads them. [`options`] turns them into what the commands take.
 
 mod allow;
 mod asking;
+pub mod commands;
 mod offload;
+pub mod options;
 
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::edit::Method;
-use crate::search::Lever;
-use crate::source::ModelArg;
+use crate::method::edit::Method;
+use crate::method::search::Lever;
+use crate::pipeline::options::ThinkingMode;
+use crate::sources::ModelArg;
 
 pub use allow::AllowArgs;
 pub use asking::{AskArgs, ChatArgs, EvalArgs};
@@ -312,24 +315,12 @@ pub struct SearchArgs {
     pub resume: bool,
 }
 
-/// Whether a model that can think before it answers does so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum ThinkingArg {
-    /// It answers at once; `inject` also tells what it answers once it has thought.
-    #[default]
-    Auto,
-    /// It thinks first. An error where the model does not think.
-    On,
-    /// It answers at once.
-    Off,
-}
-
 /// Flags for models that think before they answer.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ThinkingArgs {
     /// Whether a model that can think before it answers does.
     #[arg(long, value_enum, default_value_t, value_name = "auto|on|off", help_heading = MODEL)]
-    pub thinking: ThinkingArg,
+    pub thinking: ThinkingMode,
     /// Token limit of its thoughts about one prompt.
     #[arg(long, default_value_t = 256, value_name = "N", help_heading = MODEL, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     pub think: u32,

@@ -1,21 +1,27 @@
-//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models, in the order of its flow:
+//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models. Modules from the ground up; each uses those above it in
+//! this list, and none below:
 //!
-//! [`source`] finds the model by what a user calls it, in [`ollama`]'s store or on the [`hub`],
-//! [`gguf`] reads and writes the file byte for byte, [`quant`] converts rows, [`patches`] and
-//! [`plan`] say which matrices write into the residual stream, [`llama`] runs the model,
-//! [`prompts`] are what it is asked, [`activations`] what it showed, [`direction`] along what it
-//! refuses, [`edit`] the change to a weight, [`post_norm`] how it passes a norm behind it, [`requant`] how it gets into quantized bytes, [`evaluate`] and [`search`] how much of it is best, [`stored`] the choice in a file of its own,
-//! [`verify`] what really changed in the written file, [`report`] what is said about it, [`release`] the same for
-//! every quantization of a model.
+//! | | |
+//! |---|---|
+//! | [`output`], [`util`] | what is printed, and helpers that know nothing of models |
+//! | [`gguf`], [`quant`], [`imatrix`] | the file byte for byte, rows of its types, importance matrices |
+//! | [`arch`] | which matrices of an architecture write into the residual stream |
+//! | [`llama`] | llama.cpp runs the model, shows hidden states, and takes edits in memory |
+//! | [`sources`] | from what a user calls a model to a file: paths, Ollama's store, the hub |
+//! | [`eval`] | prompts, and what answers to them are worth |
+//! | [`method`] | the direction of refusal, detectors, edits, how they get into the bytes, what of them is there |
+//! | [`report`], [`release`] | what is said about an edit; the same edit in every quantization |
+//! | [`pipeline`] | what `inject` does, in order |
+//! | [`cli`] | flags and commands |
 //!
 //! ```
 //! use rosi_gguf::pipeline::plan_of;
-//! use rosi_gguf::direction::SafetyDirection;
-//! use rosi_gguf::edit;
+//! use rosi_gguf::method::direction::SafetyDirection;
+//! use rosi_gguf::method::edit;
 //! use rosi_gguf::gguf::{AtomicFile, Gguf, Rewrite, TensorInfo};
 //! use rosi_gguf::quant::preserve::InputModel;
-//! use rosi_gguf::requant::{self, Requant};
-//! use rosi_gguf::verify::verify;
+//! use rosi_gguf::method::requant::{self, Requant};
+//! use rosi_gguf::method::verify::verify;
 //!
 //! # use rosi_gguf::gguf::{GgufBuilder, Value};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,7 +42,7 @@
 //! let plan = plan_of(&base)?;
 //!
 //! // Along s, the difference in means of your own activations after layer 0, by 2 % of the weights' norm.
-//! // What `rosi-gguf direction` stored is read by `stored::StoredEdit::open`.
+//! // What `rosi-gguf direction` stored is read by `method::stored::StoredEdit::open`.
 //! let direction = SafetyDirection::new(0, &s)?;
 //! let weights = plan.writers.iter().map(|writer| edit::read_weights(&base, writer));
 //! let weights = weights.collect::<Result<Vec<_>, _>>()?;
@@ -58,37 +64,17 @@
 //! # }
 //! ```
 
-pub mod activations;
-pub mod bounded;
+pub mod arch;
 pub mod cli;
-pub mod commands;
-pub mod direction;
-pub mod edit;
-pub mod error;
-pub mod evaluate;
-pub mod gate;
+pub mod eval;
 pub mod gguf;
-pub mod hub;
 pub mod imatrix;
-pub mod interrupt;
-pub mod leftovers;
-pub mod linalg;
 pub mod llama;
 pub mod method;
-pub mod ollama;
-pub mod options;
 pub mod output;
-pub mod patches;
 pub mod pipeline;
-pub mod plan;
-pub mod post_norm;
-pub mod prompts;
 pub mod quant;
 pub mod release;
 pub mod report;
-pub mod requant;
-pub mod scar;
-pub mod search;
-pub mod source;
-pub mod stored;
-pub mod verify;
+pub mod sources;
+pub mod util;

@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use rosi_gguf::cli::commands;
 use rosi_gguf::cli::{Cli, arguments};
 use rosi_gguf::output::{Printer, printable, tell};
-use rosi_gguf::{commands, interrupt};
+use rosi_gguf::util::interrupt;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::format::debug_fn;
 

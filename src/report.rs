@@ -3,18 +3,18 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::direction::Separation;
-use crate::edit::Method;
-use crate::evaluate::fidelity::{Fidelity, Projections};
-use crate::evaluate::refusal::{Outcome, classify};
-use crate::evaluate::thoughts::Thoughts;
-use crate::evaluate::{Examination, Score, Tally};
+use crate::eval::prompts::PromptKind;
+use crate::eval::refusal::{Outcome, classify};
+use crate::eval::thoughts::Thoughts;
+use crate::eval::{Examination, Score, Tally};
+use crate::method::abliteration::Scar;
 use crate::method::detector::train::Profile;
+use crate::method::direction::Separation;
+use crate::method::edit::Method;
+use crate::method::fidelity::{Fidelity, Projections};
+use crate::method::search::{Lever, LeverOutcome, SearchResult};
+use crate::method::verify::Verification;
 use crate::output::Stage;
-use crate::prompts::PromptKind;
-use crate::scar::Scar;
-use crate::search::{Lever, LeverOutcome, SearchResult};
-use crate::verify::Verification;
 
 mod contexts;
 mod file;

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::eval::prompts;
 use rosi_gguf::gguf::{Gguf, sha256_file};
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
+use rosi_gguf::method::requant::Requant;
+use rosi_gguf::method::verify::verify;
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::prompts;
-use rosi_gguf::requant::Requant;
-use rosi_gguf::verify::verify;
 use serde_json::Value;
 
 use few_prompts::few_prompts;

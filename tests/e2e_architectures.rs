@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use architectures::child::{self, Outcome};
 use architectures::seeds::{Seeds, architecture};
 use architectures::table::{self, Verdict};
-use rosi_gguf::patches::Patches;
+use rosi_gguf::arch::patches::Patches;
 
 /// Processes at a time.
 const WORKERS: usize = 2;

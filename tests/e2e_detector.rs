@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rosi_gguf::gguf::{AtomicModel, GgmlType, Gguf, sha256_file};
+use rosi_gguf::method::requant::Requant;
+use rosi_gguf::method::verify::{Verification, verify};
 use rosi_gguf::output::Printer;
 use rosi_gguf::pipeline::provenance::{Provenance, claimed_edits};
 use rosi_gguf::pipeline::session::Opened;
 use rosi_gguf::pipeline::stored;
 use rosi_gguf::pipeline::write::{Change, Write};
-use rosi_gguf::requant::Requant;
-use rosi_gguf::verify::{Verification, verify};
 use serde_json::Value;
 
 use few_prompts::few_prompts;
@@ -83,7 +83,8 @@ impl Found {
 
 /// What the neurons do arrived, and nothing else changed.
 fn check(name: &str, found: &Verification, most_changed: f64) {
-    let least = |of: fn(&rosi_gguf::verify::Arrival) -> f64| found.neurons.iter().map(of).fold(1.0, f64::min);
+    let least =
+        |of: fn(&rosi_gguf::method::verify::Arrival) -> f64| found.neurons.iter().map(of).fold(1.0, f64::min);
     let (score, alike, cosine) = (least(|n| n.score), least(|n| n.alike), least(|n| n.cosine));
     eprintln!(
         "{name}: score {score:.4}, alike {alike:.3}, cosine {cosine:.4}, gain {:?}, changed {:.3} %",

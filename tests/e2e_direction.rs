@@ -13,8 +13,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
+use rosi_gguf::method::stored::{Facts, StoredEdit};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::stored::{Facts, StoredEdit};
 use serde_json::Value;
 
 use few_prompts::few_prompts;

@@ -4,17 +4,17 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use rosi_gguf::evaluate::choice::{self, choose};
-use rosi_gguf::evaluate::compare::divergence;
-use rosi_gguf::evaluate::judge::{JudgeKind, Verdict, judge};
-use rosi_gguf::evaluate::likelihood::{log_prob, log_probs};
-use rosi_gguf::evaluate::perplexity::{ChunkOptions, chunks, perplexity};
-use rosi_gguf::evaluate::stats::kl_divergence;
+use rosi_gguf::eval::choice::{self, choose};
+use rosi_gguf::eval::compare::divergence;
+use rosi_gguf::eval::judge::{JudgeKind, Verdict, judge};
+use rosi_gguf::eval::likelihood::{log_prob, log_probs};
+use rosi_gguf::eval::perplexity::{ChunkOptions, chunks, perplexity};
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{
     Chat, Engine, EngineOptions, Lanes, Length, LlamaEngine, LowRank, Offload, TextModel, Token,
 };
-use rosi_gguf::prompts::{PromptKind, PromptSet};
+use rosi_gguf::util::stats::kl_divergence;
 use serde_json::Value;
 
 const ENGLISH: &str = "The old mill stands at the end of the village, where the road turns down to the river. For two \

@@ -16,20 +16,20 @@ use std::rc::Rc;
 
 use generate::{Random, generate};
 use ndarray::{Array1, Array2};
-use rosi_gguf::activations::rows::{NO_EXPERT, Rows};
-use rosi_gguf::activations::{Activations, Part, input_model};
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::arch::patches::Patches;
+use rosi_gguf::arch::plan::{Plan, ResidualWriter};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::LlamaError;
+use rosi_gguf::llama::activations::rows::{NO_EXPERT, Rows};
+use rosi_gguf::llama::activations::{Activations, Part, input_model};
 use rosi_gguf::llama::adapter::to_gguf;
 use rosi_gguf::llama::batch::Batch;
 use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
 use rosi_gguf::llama::ffi::{Adapter, Context, ContextSize, Model};
 use rosi_gguf::llama::hook::{EvalHook, Node};
 use rosi_gguf::llama::offload::{FlashAttn, Offload};
-use rosi_gguf::patches::Patches;
-use rosi_gguf::plan::{Plan, ResidualWriter};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
 use seeds::Seeds;
 
 const TOKENS: [i32; 6] = [3, 17, 5, 42, 9, 26];

@@ -21,10 +21,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use retyped::retyped;
+use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
 use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::plan::Plan;
 use run::{json, text, variable};
 use serde_json::Value as Json;
 use talking::{n_vocab, talking};

@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rosi_gguf::direction;
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder};
 use rosi_gguf::imatrix::Imatrix;
+use rosi_gguf::method::direction;
 use rosi_gguf::quant;
 use rosi_gguf::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
 use serde_json::{Value, json};

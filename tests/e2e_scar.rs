@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
-use rosi_gguf::edit::{self, EditError};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
+use rosi_gguf::method::abliteration::{self, FileSource, Findings, Group, HONEST_GAP, Scar, Site, Source};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, EditError};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::scar::{self, FileSource, Findings, Group, HONEST_GAP, Scar, Site, Source};
-use rosi_gguf::{direction, linalg, quant};
+use rosi_gguf::quant;
+use rosi_gguf::util::linalg;
 
 const MODELS: [&str; 3] = ["SMOLLM2", "GEMMA3", "QWEN"];
 
@@ -222,7 +224,7 @@ fn cosine(units: &[Vec<f32>], v: &[f32]) -> f64 {
 }
 
 fn find(source: &dyn Source) -> Findings {
-    scar::find(source, &mut |_, _| ()).unwrap()
+    abliteration::find(source, &mut |_, _| ()).unwrap()
 }
 
 /// How right a scar is: layers found of those that have one, layers named wrongly, least and mean cosine.
@@ -338,7 +340,7 @@ fn inspect_tells_it_of_a_file() {
 
 /// `ROSI_SCAR_TABLE="QWEN Q4_K"` prints only rows with these words.
 #[test]
-#[ignore = "takes half an hour: prints what the table of src/scar.rs rests on"]
+#[ignore = "takes half an hour: prints what the table of src/method/abliteration.rs rests on"]
 fn print_the_table() {
     for name in MODELS {
         let m = Model::open(name);

@@ -8,10 +8,10 @@ mod think_aloud;
 
 use std::path::PathBuf;
 
-use rosi_gguf::evaluate::answers::ask;
-use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats};
+use rosi_gguf::eval::answers::ask;
+use rosi_gguf::eval::prompts::{PromptSet, Split};
+use rosi_gguf::eval::{N_PREDICT, Questions, Tally, chats};
 use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
-use rosi_gguf::prompts::{PromptSet, Split};
 use run::text;
 use think_aloud::{ending_in, think_aloud};
 

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ndarray::{Array1, Array2, ArrayView1};
-use rosi_gguf::direction::{self, SafetyDirection};
-use rosi_gguf::edit;
-use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
+use rosi_gguf::arch::plan::Plan;
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::eval::{Examiner, Questions, Score, chats};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::method::direction::{self, SafetyDirection};
+use rosi_gguf::method::edit;
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::plan::Plan;
-use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
 use rosi_gguf::quant;
 use serde_json::Value;
 

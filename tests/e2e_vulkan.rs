@@ -17,12 +17,12 @@ use std::time::Instant;
 
 use beside::{cosine, same_direction};
 use few_prompts::short_prompts;
-use rosi_gguf::activations::Activations;
+use rosi_gguf::arch::plan::ResidualWriter;
 use rosi_gguf::gguf::Gguf;
+use rosi_gguf::llama::activations::Activations;
 use rosi_gguf::llama::offload::GpuLayers;
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, LowRank, Offload, devices};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::plan::ResidualWriter;
 use run::{ended, stderr};
 use talking::{directing, models};
 

@@ -6,12 +6,12 @@ mod write_edited;
 use std::path::Path;
 
 use proptest::prelude::*;
-use rosi_gguf::direction::{self, SafetyDirection};
-use rosi_gguf::edit::{self, Edit};
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, Value};
+use rosi_gguf::method::direction::{self, SafetyDirection};
+use rosi_gguf::method::edit::{self, Edit};
+use rosi_gguf::method::verify::{Verification, verify};
 use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant;
-use rosi_gguf::verify::{Verification, verify};
 
 use write_edited::write_edited;
 

@@ -8,12 +8,12 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
 
-use rosi_gguf::edit::Edit;
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
+use rosi_gguf::method::edit::Edit;
+use rosi_gguf::method::requant::{self, Requant};
+use rosi_gguf::method::verify::verify;
 use rosi_gguf::quant::preserve::InputModel;
 use rosi_gguf::report::peak_memory;
-use rosi_gguf::requant::{self, Requant};
-use rosi_gguf::verify::verify;
 
 /// Columns of every tensor.
 const N_IN: u64 = 4096;

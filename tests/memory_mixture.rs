@@ -12,14 +12,14 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit, WriterWeights};
 use rosi_gguf::gguf::{AtomicFile, GgmlType, Gguf, Rewrite, TensorInfo};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit, WriterWeights};
+use rosi_gguf::method::requant::{self, Requant};
+use rosi_gguf::method::verify::verify;
 use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant::preserve::InputModel;
 use rosi_gguf::report::peak_memory;
-use rosi_gguf::requant::{self, Requant};
-use rosi_gguf::verify::verify;
 
 const N_LAYER: u64 = 36;
 const N_EMBD: u64 = 2880;

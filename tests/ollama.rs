@@ -10,8 +10,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use rosi_gguf::gguf::{GgufBuilder, Value as Kv};
-use rosi_gguf::ollama::api::{Part, Server as Api};
-use rosi_gguf::ollama::{Companions, Name, modelfile};
+use rosi_gguf::sources::ollama::api::{Part, Server as Api};
+use rosi_gguf::sources::ollama::{Companions, Name, modelfile};
 use serde_json::{Value, json};
 
 use http_server::{Answer, Request, Server};
@@ -369,8 +369,9 @@ fn the_modelfile_carries_over_what_the_store_has() {
         store.layer("application/x.future", b"?"),
     ];
     store.manifest(NAME, &layers);
-    let found =
-        rosi_gguf::ollama::Store::at(store.0.clone()).find(&Name::parse("tiny:1b").unwrap(), None).unwrap();
+    let found = rosi_gguf::sources::ollama::Store::at(store.0.clone())
+        .find(&Name::parse("tiny:1b").unwrap(), None)
+        .unwrap();
     assert_eq!(found.companions.unknown, ["application/x.future"]);
     insta::assert_snapshot!(modelfile::write("./tiny-1b-rosi.gguf", &found.companions).unwrap());
 }

@@ -8,7 +8,7 @@ mod tiny_llama;
 use std::path::Path;
 use std::process::Command;
 
-use rosi_gguf::evaluate::refusal::{Outcome, classify};
+use rosi_gguf::eval::refusal::{Outcome, classify};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::thinking::{Thinker, Thought};
 use rosi_gguf::llama::{Chat, Engine, EngineOptions, Length, LlamaEngine, Offload};

@@ -3,18 +3,18 @@
 use std::io::Write;
 
 use clap::Parser;
+use rosi_gguf::pipeline::options::InjectOptions;
 use rosi_gguf::cli::{Cli, Command};
-use rosi_gguf::direction::{Along, Directions, SafetyDirection};
-use rosi_gguf::evaluate::{Examiner, Questions};
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::eval::{Examiner, Questions};
 use rosi_gguf::llama::{Engine, LlamaEngine, LowRank};
-use rosi_gguf::options::InjectOptions;
+use rosi_gguf::method::direction::{Along, Directions, SafetyDirection};
+use rosi_gguf::method::search::{Candidate, KlBudget, Lever, SearchError, Space};
 use rosi_gguf::output::Printer;
 use rosi_gguf::pipeline::detectors::Toward;
 use rosi_gguf::pipeline::session::{self, Opened};
 use rosi_gguf::pipeline::study::{Found, SEARCH_PROMPTS};
-use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::search::{Candidate, KlBudget, Lever, SearchError, Space};
-use rosi_gguf::source::Check;
+use rosi_gguf::sources::Check;
 
 use crate::Failure;
 
@@ -157,7 +157,7 @@ impl Lab {
         let (window, contrast) = (space.windows[0], space.contrasts[0]);
         let layer = space.layer.unwrap_or(n_layer * 2 / 3);
         let candidate = Candidate { lever: space.lever, layer, window, contrast };
-        let random = rosi_gguf::direction::random(layer, self.opened.plan.n_embd as usize, 1)?;
+        let random = rosi_gguf::method::direction::random(layer, self.opened.plan.n_embd as usize, 1)?;
         let norm = directions.by_layer[layer].norm();
         let random: Vec<f64> = random.unit().iter().map(|&v| f64::from(v) * norm).collect();
         let random = SafetyDirection::new(layer, &random)?;

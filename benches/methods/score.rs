@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use rosi_gguf::evaluate::answers::ask;
-use rosi_gguf::evaluate::stats::{Proportion, kl_divergence};
-use rosi_gguf::evaluate::{N_PREDICT, Questions, Tally, chats, spread};
+use rosi_gguf::eval::answers::ask;
+use rosi_gguf::eval::{N_PREDICT, Questions, Tally, chats};
 use rosi_gguf::llama::LlamaEngine;
+use rosi_gguf::util::spread::spread;
+use rosi_gguf::util::stats::{Proportion, kl_divergence};
 
 use crate::Failure;
 

@@ -1,10 +1,10 @@
 //! The tensors that are edited: residual writers of the three test models.
 
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{GgmlType, Gguf};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::plan::Plan;
 use rosi_gguf::quant;
 
 use crate::Failure;

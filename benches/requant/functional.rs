@@ -3,19 +3,19 @@
 
 use std::path::Path;
 
-use rosi_gguf::activations::{self, Activations};
-use rosi_gguf::direction::{self, Directions};
-use rosi_gguf::edit::{self, Edit, RightFactors};
-use rosi_gguf::evaluate::fidelity::{Fidelity, Snapshot};
-use rosi_gguf::evaluate::{Examiner, Questions, Score, chats};
-use rosi_gguf::gate::{GateOptions, Kernel, Lessons};
+use rosi_gguf::arch::plan::Plan;
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::eval::{Examiner, Questions, Score, chats};
 use rosi_gguf::gguf::{Gguf, Rewrite};
+use rosi_gguf::llama::activations::{self, Activations};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
-use rosi_gguf::plan::Plan;
-use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::method::direction::{self, Directions};
+use rosi_gguf::method::edit::{self, Edit, RightFactors};
+use rosi_gguf::method::fidelity::{Fidelity, Snapshot};
+use rosi_gguf::method::gate::{GateOptions, Kernel, Lessons};
+use rosi_gguf::method::requant::{self, Requant};
+use rosi_gguf::method::verify::verify;
 use rosi_gguf::quant::preserve::InputModel;
-use rosi_gguf::requant::{self, Requant};
-use rosi_gguf::verify::verify;
 
 use crate::{Failure, cases, table};
 

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use ndarray::Array2;
-use rosi_gguf::activations::{WriterInputs, input_model};
 use rosi_gguf::gguf::GgmlType;
+use rosi_gguf::llama::activations::{WriterInputs, input_model};
 use rosi_gguf::quant::preserve::{InputModel, RankOneTarget, preserve};
 
 use crate::Failure;

@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use rosi_gguf::activations::Part;
-use rosi_gguf::linalg;
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::llama::activations::Part;
 use rosi_gguf::llama::engine::groups;
 use rosi_gguf::llama::{Arithmetic, Capture, Chat, Engine, LlamaEngine};
-use rosi_gguf::prompts::{PromptKind, PromptSet, Split};
+use rosi_gguf::util::linalg;
 
 use crate::clock::{Spent, medians};
 use crate::model::{Model, threads};

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{AtomicFile, Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
+use rosi_gguf::method::requant::{self, Requant};
 use rosi_gguf::pipeline::plan_of;
-use rosi_gguf::plan::Plan;
 use rosi_gguf::quant::preserve::InputModel;
-use rosi_gguf::requant::{self, Requant};
 
 use crate::Failure;
 

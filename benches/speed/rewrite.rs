@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use rosi_gguf::gguf::Gguf;
-use rosi_gguf::requant::Requant;
-use rosi_gguf::verify::verify;
+use rosi_gguf::method::requant::Requant;
+use rosi_gguf::method::verify::verify;
 
 use crate::clock::{Spent, medians};
 use crate::model::{Model, threads};

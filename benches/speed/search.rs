@@ -1,10 +1,10 @@
 //! A trial of the search, beside a file for each.
 
-use rosi_gguf::edit::Edit;
-use rosi_gguf::evaluate::{Examiner, FEW, Questions};
+use rosi_gguf::eval::prompts::{PromptSet, Split};
+use rosi_gguf::eval::{Examiner, FEW, Questions};
 use rosi_gguf::llama::{Engine, LowRank};
-use rosi_gguf::prompts::{PromptSet, Split};
-use rosi_gguf::requant::Requant;
+use rosi_gguf::method::edit::Edit;
+use rosi_gguf::method::requant::Requant;
 
 use crate::clock::{Spent, medians, time};
 use crate::model::Model;

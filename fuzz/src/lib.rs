@@ -13,10 +13,10 @@ use rosi_gguf::gguf::{Gguf, GgufBuilder, Rewrite, Value};
 use rosi_gguf::imatrix::Imatrix;
 use rosi_gguf::llama::template::ChatTemplate;
 use rosi_gguf::llama::{Chat, Thinking};
-use rosi_gguf::patches::Patches;
-use rosi_gguf::plan::Plan;
-use rosi_gguf::prompts::PromptSet;
-use rosi_gguf::stored::StoredEdit;
+use rosi_gguf::arch::patches::Patches;
+use rosi_gguf::arch::plan::Plan;
+use rosi_gguf::eval::prompts::PromptSet;
+use rosi_gguf::method::stored::StoredEdit;
 
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{RunArgs, ThinkingArgs};
-use crate::source::ModelArg;
+use crate::sources::ModelArg;
 
 /// Flags of `ask`.
 #[derive(Debug, Args)]
@@ -73,7 +73,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "JUDGE.gguf")]
     pub judge: Option<ModelArg>,
     /// Token limit of an answer; one that is undecided by then goes on, up to 64.
-    #[arg(long, default_value_t = crate::evaluate::N_PREDICT, value_name = "N")]
+    #[arg(long, default_value_t = crate::eval::N_PREDICT, value_name = "N")]
     pub tokens: usize,
     /// Also measure the perplexity on this text.
     #[arg(long, value_name = "TEXTFILE")]

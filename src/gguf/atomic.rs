@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, PersistError};
 
 use super::{GgufError, stale};
-use crate::leftovers::Leftover;
+use crate::util::leftovers::Leftover;
 
 /// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
 /// it the final name; dropped before that, it is removed.
@@ -107,6 +107,16 @@ impl AtomicFile {
     pub(super) fn handle(&mut self) -> Result<File, GgufError> {
         let handle = self.temporary.flush().and_then(|()| self.temporary.get_ref().as_file().try_clone());
         handle.map_err(|error| GgufError::from_output(&self.path, "write", error))
+    }
+
+    /// Writes a whole file at once.
+    ///
+    /// # Errors
+    /// [`GgufError`] with the reason; then nothing is under its name that was not there before.
+    pub fn write_whole(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), GgufError> {
+        let mut file = Self::create(path, overwrite)?;
+        file.write_all(bytes).map_err(|error| GgufError::from_write(path, error))?;
+        file.commit()
     }
 
     /// Makes the file durable and gives it its name. Without `overwrite`, fails when something took

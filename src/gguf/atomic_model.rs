@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use super::atomic::{AtomicFile, Finished, directory_of, sync_directory};
 use super::{Gguf, GgufError, ShardName, stale};
-use crate::leftovers::Leftover;
+use crate::util::leftovers::Leftover;
 
 /// A model's files, written under temporary names. Dropped before [`AtomicModel::commit`], all are
 /// removed.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::atomic::directory_of;
 use super::ffi::{Lock, try_lock, unlock};
 use super::stale;
-use crate::leftovers::Leftover;
+use crate::util::leftovers::Leftover;
 
 /// After the prefix of the file that is locked.
 const SUFFIX: &str = "lock";

@@ -10,8 +10,8 @@ pub(super) mod ffi;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
-use crate::leftovers;
 use crate::output::printable;
+use crate::util::leftovers;
 
 /// What is said of a file at which llama.cpp gives up.
 const FILE_HINT: &str =

@@ -7,10 +7,10 @@ use ndarray::{Array2, Array3, Array4};
 
 use super::LlamaError;
 use super::hook::{EvalHook, Node};
-use crate::activations::rows::NO_EXPERT;
-use crate::activations::{Activations, Part, Routes, WriterInputs};
-use crate::patches::Streams;
-use crate::plan::{Plan, ResidualWriter};
+use crate::arch::patches::Streams;
+use crate::arch::plan::{Plan, ResidualWriter};
+use crate::llama::activations::rows::NO_EXPERT;
+use crate::llama::activations::{Activations, Part, Routes, WriterInputs};
 use routed::Products;
 
 mod routed;

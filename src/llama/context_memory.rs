@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::engine::{N_BATCH, N_CTX, N_SEQ};
 use super::ffi::Model;
+use crate::arch::plan::MAX_LAYERS;
 use crate::gguf::Gguf;
-use crate::plan::MAX_LAYERS;
 
 /// Bytes of an F32 value.
 const F32: u64 = 4;

@@ -19,7 +19,7 @@ use super::matmul::Arithmetic;
 use super::offload::Offload;
 use super::template::{ChatTemplate, Prompt};
 use super::thinking::Thinking;
-use crate::activations::Activations;
+use crate::llama::activations::Activations;
 pub use groups::groups;
 use groups::{cells, shared_prefix};
 

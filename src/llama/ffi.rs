@@ -24,7 +24,7 @@ use super::hook::{EvalHook, HookState, abort_callback, eval_callback};
 use super::matmul::{Arithmetic, IS_FASTER};
 use super::offload::{FlashAttn, Offload};
 use super::vocabulary::Specials;
-use crate::interrupt;
+use crate::util::interrupt;
 
 /// A token id of the model's vocabulary.
 pub type Token = i32;

@@ -10,7 +10,7 @@ use llama_cpp_sys_2 as sys;
 
 use super::LlamaError;
 use super::matmul::{Arithmetic, ffi as matmul};
-use crate::interrupt;
+use crate::util::interrupt;
 
 /// One node of the running graph, as the eval callback sees it.
 #[derive(Clone, Copy)]

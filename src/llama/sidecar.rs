@@ -8,8 +8,8 @@ use std::path::Path;
 use super::engine::LlamaEngine;
 use super::ffi::{Adapter, Model};
 use super::{ControlVector, LlamaError};
-use crate::bounded;
 use crate::gguf::{GgmlType, Gguf, TensorInfo};
+use crate::util::bounded;
 
 /// More bytes than a rank-one edit, or an adapter that people serve beside a model, takes.
 const MAX_BYTES: u64 = 4 << 30;

@@ -14,7 +14,7 @@ use super::engine::{Chat, Engine, FirstLogits, LlamaEngine};
 use super::ffi::{Model, Token};
 use super::length::Length;
 use super::template::ChatTemplate;
-use crate::activations::Activations;
+use crate::llama::activations::Activations;
 use crate::llama::{Capture, LowRank};
 
 /// One way of setting thoughts apart.

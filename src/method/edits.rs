@@ -1,7 +1,7 @@
 //! All that one injection changes, whichever the method.
 
 use super::detector::PlantedFfn;
-use crate::edit::Edit;
+use crate::method::edit::Edit;
 
 /// The changes to one file.
 #[derive(Debug, Clone)]

@@ -6,28 +6,29 @@ mod places;
 
 use ndarray::{Array2, ArrayView1};
 
-use crate::activations::Part;
-use crate::direction::{Along, SafetyDirection};
-use crate::edit::{self, EditError};
-use crate::error::Error;
-use crate::evaluate::{Examiner, chats, spread, spread_rows};
+use crate::arch::plan::{Ffn, Plan, ResidualWriter};
+use crate::eval::prompts::{self, PromptKind, PromptSet};
+use crate::eval::{Examiner, chats};
 use crate::gguf::TensorInfo;
-use crate::interrupt;
-use crate::linalg::mean_row;
+use crate::llama::activations::Part;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
 use crate::method::detector::ffn::{Network, Place, read_row};
 use crate::method::detector::train::{self, Examples, Profile, Recipe, Shut, Teacher};
 use crate::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
-use crate::options::InjectOptions;
+use crate::method::direction::{Along, SafetyDirection};
+use crate::method::edit::{self, EditError};
+use crate::method::post_norm;
+use crate::method::requant::Requant;
+use crate::method::search::SearchError;
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::material::Shown;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::plan::{Ffn, Plan, ResidualWriter};
-use crate::post_norm;
-use crate::prompts::{self, PromptKind, PromptSet};
-use crate::requant::Requant;
-use crate::search::SearchError;
+use crate::util::interrupt;
+use crate::util::linalg::mean_row;
+use crate::util::spread::{spread, spread_rows};
 use collect::{Collection, Collector, ENDING, EarlyDirections, stacked, texts};
 use places::{Places, SETTINGS};
 
@@ -363,8 +364,8 @@ fn spots(networks: &[Network], early: Option<&EarlyDirections>, late: &[usize]) 
     spots
 }
 
-fn not_finite(error: crate::linalg::NotPositive) -> Error {
-    crate::gate::GateError::from(error).into()
+fn not_finite(error: crate::util::linalg::NotPositive) -> Error {
+    crate::method::gate::GateError::from(error).into()
 }
 
 impl Site {

@@ -1,18 +1,18 @@
 //! `inject --dry-run`: what would be written, and the memory that takes.
 
-use crate::edit::Method;
+use crate::arch::plan::Plan;
+use crate::eval::prompts::PromptSet;
 use crate::gguf::in_place::journal_path;
 use crate::llama::ContextMemory;
-use crate::options::InjectOptions;
+use crate::method::edit::Method;
+use crate::method::requant::Requant;
 use crate::output::Printer;
 use crate::pipeline::detectors;
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::facts::prompt_facts;
 use crate::pipeline::material;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::plan::Plan;
-use crate::prompts::PromptSet;
-use crate::requant::Requant;
 
 /// Tells it.
 pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {

@@ -12,20 +12,20 @@ use std::ops::Add;
 
 use serde::Serialize;
 
-use crate::edit::Method;
-use crate::evaluate::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
+use crate::arch::plan::Plan;
+use crate::eval::prompts::contexts::{self, Context, Placed};
+use crate::eval::prompts::{PromptKind, PromptSet, Split, prose, training};
+use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{IS_FASTER, flops};
-use crate::options::InjectOptions;
+use crate::method::edit::Method;
+use crate::method::search::{self, Lever};
 use crate::pipeline::detectors::{self, ANSWER, ANSWERED, DEEPEST};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::material;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::pipeline::study::SEARCH_PROMPTS;
-use crate::plan::Plan;
-use crate::prompts::contexts::{self, Context, Placed};
-use crate::prompts::{PromptKind, PromptSet, Split, prose, training};
-use crate::search::{self, Lever};
 
 /// Characters a token, of English prose and the vocabularies of today.
 const CHARACTERS: f64 = 4.5;

@@ -1,28 +1,28 @@
 //! Scores on the report split, of the model before, of the exact edit, of the written file and of the
 //! controls.
 
-use crate::direction::SafetyDirection;
-use crate::edit::{self, Method};
-use crate::error::Error;
-use crate::evaluate::answers::ask;
-use crate::evaluate::fidelity::{Fidelity, Projections, Snapshot};
-use crate::evaluate::thoughts::Thoughts;
-use crate::evaluate::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::eval::answers::ask;
+use crate::eval::prompts::{PromptSet, Split};
+use crate::eval::thoughts::Thoughts;
+use crate::eval::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
-use crate::interrupt;
 use crate::llama::thinking::Thinker;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank, Thinking};
 use crate::method::Edits;
-use crate::options::InjectOptions;
+use crate::method::direction::SafetyDirection;
+use crate::method::edit::{self, Method};
+use crate::method::fidelity::{Fidelity, Projections, Snapshot};
+use crate::method::requant;
+use crate::method::search::{KlBudget, SearchError};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::material;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::study::{self, Study};
 use crate::pipeline::write::{Change, Write};
-use crate::prompts::{PromptSet, Split};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
-use crate::requant;
-use crate::search::{KlBudget, SearchError};
+use crate::util::interrupt;
 
 /// Harmful, harmless and alarming prompts of the report.
 pub const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];

@@ -2,19 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::edit::experts_spared;
-use crate::error::Error;
+use crate::arch::plan::Plan;
+use crate::eval::prompts::{PromptKind, PromptSet, Split};
 use crate::gguf::{Gguf, sha256_files};
-use crate::interrupt;
 use crate::method::Edits;
-use crate::options::InjectOptions;
+use crate::method::edit::experts_spared;
+use crate::method::verify::{self, Base, Verification};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::stoppable;
 use crate::pipeline::study::{Found, Study};
-use crate::plan::Plan;
-use crate::prompts::{PromptKind, PromptSet, Split};
 use crate::report::{EditFacts, FileFacts, PromptFacts};
-use crate::verify::{self, Base, Verification};
+use crate::util::interrupt;
 
 /// The user's prompts, with the bundled ones of the kinds that they lack; the bundled ones where there are none.
 ///

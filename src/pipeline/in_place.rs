@@ -1,13 +1,13 @@
 //! `inject --in-place`: the file itself is changed, measured, and put back unless it is good.
 
-use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::gguf::in_place::{BATCH, Change, InPlace, UndoError};
-use crate::interrupt;
+use crate::method::verify::ReadBytes;
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::session::stoppable;
 use crate::pipeline::write::{self, Write};
-use crate::verify::ReadBytes;
+use crate::util::interrupt;
 
 /// Changes the source of `write` in place. `measure` is given the changed file and the bytes of the
 /// original; when it fails, or the change does, or the user stops it, the original is put back.
@@ -73,12 +73,12 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::edit::Edit;
     use crate::gguf::GgufBuilder;
     use crate::gguf::in_place::journal_path;
     use crate::method::Edits;
+    use crate::method::edit::Edit;
+    use crate::method::requant::Requant;
     use crate::pipeline::plan_of;
-    use crate::requant::Requant;
 
     /// Requantizes one tensor of a small model in place, and measures what `verdict` says.
     fn try_it(path: &Path, verdict: Result<(), Error>) -> Result<(), Error> {

@@ -3,23 +3,23 @@
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
-use crate::error::Error;
+use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicModel, Gguf, GgufError};
 use crate::llama::llama_version;
-use crate::options::InjectOptions;
+use crate::method::search::journal::Journal;
+use crate::method::verify::{Base, ReadBytes, Verification};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::exam::{After, Before, Control, Exam};
 use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited, prompt_facts};
 use crate::pipeline::in_place;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::stored::{self, Taken};
 use crate::pipeline::study::Study;
 use crate::pipeline::write::{Change, Write};
-use crate::prompts::PromptSet;
 use crate::report::{FileFacts, Report, cpu_seconds, peak_memory};
-use crate::search::journal::Journal;
-use crate::verify::{Base, ReadBytes, Verification};
 
 /// One injection, after everything that can be checked before it was.
 pub struct Job<'a> {

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use crate::error::Error;
+use crate::eval::prompts::PromptSet;
 use crate::gguf::{LockFile, sha256_hex};
 use crate::llama::{devices, llama_version};
-use crate::options::{InjectOptions, SystemPrompt};
+use crate::method::search::journal::{Head, Journal};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
+use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::Opened;
-use crate::prompts::PromptSet;
 use crate::report::FileFacts;
-use crate::search::journal::{Head, Journal};
 
 /// Opens the journal: the one that is there with `--resume`, else a new one.
 ///

@@ -6,19 +6,19 @@
 
 use std::collections::BTreeMap;
 
-use crate::direction::{Along, Directions, SafetyDirection, Separation};
-use crate::edit::Method;
-use crate::error::Error;
-use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Examination, Examiner};
+use crate::eval::prompts::{PromptSet, safety_system_prompt};
+use crate::eval::{Examination, Examiner};
 use crate::llama::{Engine, LlamaEngine};
-use crate::options::{InjectOptions, SystemPrompt};
+use crate::method::abliteration::{self, FileSource, Scar};
+use crate::method::direction::{Along, Directions, SafetyDirection, Separation};
+use crate::method::edit::Method;
+use crate::method::search::{Candidate, Lever, Space};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::material::{self, Shown};
+use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::Opened;
-use crate::prompts::{PromptSet, safety_system_prompt};
-use crate::scar::{self, FileSource, Scar};
-use crate::search::{Candidate, Lever, Space};
+use crate::util::stats::Proportion;
 
 /// A model that refuses at most this share of harmful prompts shows no refusal.
 const HARDLY: f64 = 0.1;
@@ -79,7 +79,7 @@ impl Offer {
         }
         let users = system.as_ref().is_some_and(|(name, _)| *name == "user");
         let none = plain.rate() <= HARDLY && system.is_none() && scar.is_none();
-        if none && !options.allow.allow_no_refusal {
+        if none && !options.allow.no_refusal {
             let prompted = prompted.map_or(0, |p| p.count);
             return Err(Error::NoRefusal { plain: plain.count, prompted, total: plain.total });
         }
@@ -103,14 +103,14 @@ fn helps(plain: Proportion, prompted: Proportion) -> bool {
 /// Reads the weights for a removed direction, unless the user wants another lever.
 ///
 /// # Errors
-/// [`crate::scar::ScarError`].
+/// [`crate::method::abliteration::ScarError`].
 pub fn find_scar(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<Option<Scar>, Error> {
     if options.lever.is_some_and(|lever| lever != Lever::Scar) {
         return Ok(None);
     }
     let bar = printer.bar("looking for a removed direction", 1);
     let source = FileSource::new(&opened.gguf, &opened.plan);
-    let findings = scar::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
+    let findings = abliteration::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
     drop(bar);
     printer.detail(format!("abliterated: {}", findings.describe()));
     if let Some(scar) = &findings.scar {

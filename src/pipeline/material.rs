@@ -5,21 +5,21 @@ mod stored;
 
 use std::path::Path;
 
-use crate::activations::{self, Activations, WriterInputs};
-use crate::direction::{self, Along, Directions};
-use crate::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
-use crate::error::Error;
-use crate::evaluate::{Examiner, chats};
+use crate::arch::plan::Plan;
+use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
+use crate::eval::{Examiner, chats};
 use crate::imatrix::Imatrix;
-use crate::interrupt;
+use crate::llama::activations::{self, Activations, WriterInputs};
 use crate::llama::{Capture, Engine, LlamaEngine};
-use crate::options::InjectOptions;
+use crate::method::direction::{self, Along, Directions};
+use crate::method::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
+use crate::method::search::{Candidate, Lever, Space};
 use crate::output::{Printer, percent};
+use crate::pipeline::error::Error;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::plan::Plan;
-use crate::prompts::{self, PromptKind, PromptSet, Split};
 use crate::quant::preserve::InputModel;
-use crate::search::{Candidate, Lever, Space};
+use crate::util::interrupt;
 use gates::{Class, Learned};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::error::Error;
 use crate::gguf::AtomicFile;
+use crate::pipeline::error::Error;
 
 /// Whether a file can be made under each of these names: the folder is there and can be written to, the name is none that the
 /// system refuses, and nothing bears it unless `overwrite`.

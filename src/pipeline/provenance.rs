@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::direction::{Along, SafetyDirection};
-use crate::edit::{self, Edit, EditError, Method, WriterWeights};
-use crate::error::Error;
+use crate::arch::plan::Plan;
 use crate::gguf::{Gguf, Value};
 use crate::method::Edits;
-use crate::plan::Plan;
-use crate::verify::KEY_PREFIX;
+use crate::method::direction::{Along, SafetyDirection};
+use crate::method::edit::{self, Edit, EditError, Method, WriterWeights};
+use crate::method::verify::KEY_PREFIX;
+use crate::pipeline::error::Error;
 
 /// Key of the direction, F32 `[n_embd]`; where each layer has its own, that of the layer `rosi.layer`, and
 /// every edited layer's under this key with a dot and the layer after it.
@@ -36,7 +36,7 @@ pub struct Provenance {
     pub prompts_sha256: String,
     /// Hash of the file that was injected.
     pub input_sha256: String,
-    /// [`Lever::name`](crate::search::Lever::name); `plain` in files that do not say.
+    /// [`Lever::name`](crate::method::search::Lever::name); `plain` in files that do not say.
     pub lever: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,

@@ -4,18 +4,18 @@ use std::io;
 use std::path::Path;
 use std::sync::Once;
 
-use crate::error::Error;
+use crate::arch::patches::Patches;
+use crate::arch::plan::Plan;
+use crate::eval::prompts::{PromptKind, PromptSet};
 use crate::gguf::Gguf;
-use crate::hub::HubError;
-use crate::interrupt;
 use crate::llama::offload::Endpoint;
 use crate::llama::{Chat, EngineOptions, LlamaEngine, LlamaError, devices, header};
-use crate::options::{InjectOptions, RunOptions, SystemPrompt, ThinkingOptions};
 use crate::output::{Bar, Printer};
-use crate::patches::Patches;
-use crate::plan::Plan;
-use crate::prompts::{PromptKind, PromptSet};
-use crate::source::{self, Check, ModelArg, Source};
+use crate::pipeline::error::Error;
+use crate::pipeline::options::{InjectOptions, RunOptions, SystemPrompt, ThinkingOptions};
+use crate::sources::hub::HubError;
+use crate::sources::{self, Check, ModelArg, Source, SourceError};
+use crate::util::interrupt;
 
 /// A checked model file.
 pub struct Opened {
@@ -80,15 +80,12 @@ pub fn find(model: &ModelArg, check: Check, printer: &Printer) -> Result<Source,
         };
         stoppable(bar)(done, total)
     };
-    let found = source::resolve(model, check, &mut watch);
+    let found = sources::resolve(model, check, &mut watch);
     drop(shown);
-    match found {
-        Err(stopped @ Error::Hub(HubError::Stopped { .. })) => Err(stopped),
-        found => {
-            interrupt::check()?;
-            found
-        }
+    if !matches!(found, Err(SourceError::Hub(HubError::Stopped { .. }))) {
+        interrupt::check()?;
     }
+    Ok(found?)
 }
 
 /// Shows on `bar` how far long work is, and ends it with an error when the user asked to stop (not of the

@@ -2,28 +2,28 @@
 
 use std::path::Path;
 
-use crate::direction::{Directions, SafetyDirection};
-use crate::edit::{self, Method};
-use crate::error::Error;
+use crate::eval::prompts::PromptSet;
 use crate::gguf::sha256_hex;
 use crate::llama::llama_version;
 use crate::method::detector::ffn::Network;
-use crate::options::InjectOptions;
+use crate::method::direction::{Directions, SafetyDirection};
+use crate::method::edit::{self, Method};
+use crate::method::requant::Requant;
+use crate::method::search::SearchResult;
+use crate::method::search::journal::Journal;
+use crate::method::stored::fingerprint::{Fingerprint, Shape};
+use crate::method::stored::network::{GateFacts, NetworkFacts, StoredNetwork};
+use crate::method::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 use crate::output::Printer;
 use crate::pipeline::detectors::{Detectors, Site};
+use crate::pipeline::error::Error;
 use crate::pipeline::facts::edit_facts;
 use crate::pipeline::levers::Levers;
 use crate::pipeline::material::Material;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::study::{Chosen, Found, Study};
-use crate::prompts::PromptSet;
 use crate::report::FileFacts;
-use crate::requant::Requant;
-use crate::search::SearchResult;
-use crate::search::journal::Journal;
-use crate::stored::fingerprint::{Fingerprint, Shape};
-use crate::stored::network::{GateFacts, NetworkFacts, StoredNetwork};
-use crate::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 
 /// Runs the study, and puts its choice together.
 ///

@@ -1,28 +1,28 @@
 //! Looking into the model: does it refuse, along what, and which edit is best.
 
-use crate::direction::{self, Along, SafetyDirection};
-use crate::edit::{Edit, EditError, Method};
-use crate::error::Error;
-use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Examination, Examiner, FEW, Questions, Score, Tally};
+use crate::arch::plan::{Plan, ResidualWriter};
+use crate::eval::prompts::{PromptSet, Split};
+use crate::eval::{Examination, Examiner, FEW, Questions, Score, Tally};
 use crate::llama::{Arithmetic, Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
+use crate::method::abliteration::Scar;
 use crate::method::detector::Bank;
-use crate::options::InjectOptions;
-use crate::output::Printer;
-use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
-use crate::pipeline::levers::{self, Levers, Offer};
-use crate::pipeline::material::{self, Material, Shown};
-use crate::pipeline::session::Opened;
-use crate::plan::{Plan, ResidualWriter};
-use crate::prompts::{PromptSet, Split};
-use crate::quant::preserve::InputModel;
-use crate::requant::Requant;
-use crate::scar::Scar;
-use crate::search::journal::Journal;
-use crate::search::{
+use crate::method::direction::{self, Along, SafetyDirection};
+use crate::method::edit::{Edit, EditError, Method};
+use crate::method::requant::Requant;
+use crate::method::search::journal::Journal;
+use crate::method::search::{
     Allowed, Candidate, KlBudget, Lever, Probe, Refusal, Search, SearchError, SearchResult, Space, Trial,
 };
+use crate::output::Printer;
+use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
+use crate::pipeline::error::Error;
+use crate::pipeline::levers::{self, Levers, Offer};
+use crate::pipeline::material::{self, Material, Shown};
+use crate::pipeline::options::InjectOptions;
+use crate::pipeline::session::Opened;
+use crate::quant::preserve::InputModel;
+use crate::util::stats::Proportion;
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
 /// prompts in a hundred looked alike (docs/notebook/linear-gates.md).
@@ -439,7 +439,7 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
     // With `--allow-over-limits` none was stopped.
     let whole = search.trials.iter().filter(|t| !t.stopped);
     let most = whole.max_by(|a, b| a.utility.total_cmp(&b.utility));
-    if let Some(trial) = most.filter(|_| options.allow.allow_over_limits) {
+    if let Some(trial) = most.filter(|_| options.allow.over_limits) {
         return Ok(*trial);
     }
     let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.lever));

@@ -1,14 +1,14 @@
 //! Whether every tensor of an edit can be written in the type that it gets: known from the header, before any work.
 
-use crate::edit::Method;
-use crate::error::Error;
-use crate::options::InjectOptions;
+use crate::arch::plan::{Ffn, Plan};
+use crate::method::edit::Method;
+use crate::method::requant::Part;
+use crate::method::search::Lever;
+use crate::pipeline::error::Error;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::Taken;
 use crate::pipeline::{detectors, material};
-use crate::plan::{Ffn, Plan};
-use crate::requant::Part;
-use crate::search::Lever;
 
 /// Checks the tensors that the search, or the stored edit, may change.
 ///

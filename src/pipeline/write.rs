@@ -1,22 +1,21 @@
 //! Writing an edited copy: under a temporary name until it has been verified.
 
 use std::collections::HashMap;
-use std::path::Path;
 
-use crate::direction::Along;
-use crate::edit::EditError;
-use crate::error::Error;
-use crate::gguf::{AtomicFile, AtomicModel, GgmlType, Gguf, Rewrite, TensorInfo};
-use crate::interrupt;
+use crate::arch::plan::Plan;
+use crate::gguf::{AtomicModel, GgmlType, Gguf, Rewrite, TensorInfo};
 use crate::method::Edits;
 use crate::method::detector::PlantedFfn;
+use crate::method::direction::Along;
+use crate::method::edit::EditError;
+use crate::method::requant::{self, Requant};
+use crate::method::verify::KEY_PREFIX;
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::stoppable;
-use crate::plan::Plan;
 use crate::quant::preserve::InputModel;
-use crate::requant::{self, Requant};
-use crate::verify::KEY_PREFIX;
+use crate::util::interrupt;
 
 /// How the tensors of the edit are written.
 #[derive(Clone, Copy)]
@@ -36,7 +35,7 @@ pub struct Write<'a> {
     pub plan: &'a Plan,
     /// The edits.
     pub edits: &'a Edits,
-    /// What is known of each writer's inputs, by [`Edit::writer`](crate::edit::Edit::writer).
+    /// What is known of each writer's inputs, by [`Edit::writer`](crate::method::edit::Edit::writer).
     pub inputs: &'a [InputModel],
     /// How edited tensors are quantized.
     pub requant: Requant,
@@ -107,12 +106,4 @@ impl Write<'_> {
         let typed = edited.map(|t| (t, self.requant.type_for(t.ggml_type)));
         typed.filter(|(t, new)| *new != t.ggml_type).map(|(t, new)| (t.name.clone(), new)).collect()
     }
-}
-
-/// Writes a small file as a whole.
-pub fn write_whole(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), Error> {
-    use std::io::Write;
-    let mut file = AtomicFile::create(path, overwrite)?;
-    file.write_all(bytes).map_err(|source| Error::Io { path: path.into(), source })?;
-    Ok(file.commit()?)
 }

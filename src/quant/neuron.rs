@@ -250,7 +250,7 @@ pub fn score_correlation(inputs: ArrayView2<'_, f32>, a: &[f32], b: &[f32]) -> f
         let row = ndarray::ArrayView1::from(row);
         inputs.axis_iter(Axis(0)).map(|x| f64::from(x.dot(&row))).collect()
     };
-    crate::linalg::correlation(&of(a), &of(b))
+    crate::util::linalg::correlation(&of(a), &of(b))
 }
 
 #[cfg(test)]

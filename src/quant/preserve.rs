@@ -4,7 +4,7 @@
 //! A small edit is a small part of one quantization step: rounding to nearest throws it away. But of
 //! the edit `ΔW = l rᵀ` only `mᵀΔW = rᵀ` has to arrive (mᵀl = 1), one number per column, and a column
 //! has hundreds of rows that can share it: of all rows a few move by one whole step. m is l (‖l‖ = 1), or
-//! behind a norm what pushes the stream along the direction ([`post_norm`](crate::post_norm)). Which rows
+//! behind a norm what pushes the stream along the direction (`method::post_norm`). Which rows
 //! move is decided by **error diffusion**: they are walked in the order of their falling part of the edit,
 //! m_i l_i, and for every column j the weighted error so far,
 //!

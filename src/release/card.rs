@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use super::state::Row;
-use crate::evaluate::stats::Proportion;
 use crate::gguf::Gguf;
-use crate::hub::HubName;
 use crate::output::{escape_json, one_line};
+use crate::sources::hub::HubName;
+use crate::util::stats::Proportion;
 
 /// What the card tells beside the rows.
 #[derive(Debug, Clone)]
@@ -210,7 +210,7 @@ impl Card<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evaluate::{Score, Tally};
+    use crate::eval::{Score, Tally};
 
     fn score(refused: u64, kl: f64) -> Score {
         let of = |refused, total: u64| Tally { refused, complied: total - refused, ..Tally::default() };

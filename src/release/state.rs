@@ -4,16 +4,14 @@
 //! on: a file with the hash of its row is done, any other is made again.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::ReleaseError;
-use crate::bounded;
-use crate::error::Error;
-use crate::evaluate::{Score, Tally};
-use crate::gguf::AtomicFile;
+use crate::eval::{Score, Tally};
+use crate::gguf::{AtomicFile, GgufError};
+use crate::util::bounded;
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -102,12 +100,10 @@ impl State {
     /// Writes the journal as a whole.
     ///
     /// # Errors
-    /// [`Error`] when it cannot be written.
-    pub fn save(&self) -> Result<(), Error> {
-        let mut file = AtomicFile::create(&self.path, true)?;
+    /// [`GgufError`] when it cannot be written.
+    pub fn save(&self) -> Result<(), GgufError> {
         let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
-        file.write_all(text.as_bytes()).map_err(|source| Error::Io { path: self.path.clone(), source })?;
-        Ok(file.commit()?)
+        AtomicFile::write_whole(&self.path, text.as_bytes(), true)
     }
 
     /// The row of a file.

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Report;
-use crate::bounded;
+use crate::util::bounded;
 
 /// Most bytes of a report. One with whole answers of a large model has a few.
 const MAX_BYTES: u64 = 64 << 20;

@@ -82,7 +82,7 @@ impl Report {
     /// What matters most: label, value, and what it was before.
     fn tiles(&self) -> Vec<[String; 3]> {
         let (base, written) = (&self.scores.base, &self.scores.written);
-        let tile = |label: &str, before: crate::evaluate::Tally, after: crate::evaluate::Tally| {
+        let tile = |label: &str, before: crate::eval::Tally, after: crate::eval::Tally| {
             let (before, after) = (before.refused(), after.refused());
             let value = format!("{}/{}", after.count, after.total);
             [label.to_owned(), value, format!("before: {}/{}", before.count, before.total)]
@@ -106,7 +106,7 @@ impl Report {
         let p = &self.prompts;
         let splits = [("extract", p.extract), ("search", p.search), ("report", p.report)];
         let splits = splits.map(|(name, n)| prompts(name, n)).join("\n");
-        let scar = |s: &crate::scar::Scar| {
+        let scar = |s: &crate::method::abliteration::Scar| {
             format!("from {} of {} writers, gap {:.2}", s.writers.0, s.writers.1, s.gap)
         };
         let stages = self.stages.iter().map(|s| format!("\n{}: {:.1} s", s.name, s.seconds));

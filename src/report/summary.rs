@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::Report;
 use super::contexts::{contexts, is_weak};
-use crate::evaluate::Score;
-use crate::evaluate::stats::Proportion;
+use crate::eval::Score;
+use crate::method::search::{Candidate, LeverOutcome, Trial};
+use crate::method::verify::Arrival;
 use crate::output::{Table, bar, percent, sparkline, wrap};
-use crate::search::{Candidate, LeverOutcome, Trial};
-use crate::verify::Arrival;
+use crate::util::stats::Proportion;
 
 /// Columns of the summary.
 const WIDTH: usize = 100;

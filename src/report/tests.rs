@@ -4,13 +4,13 @@ use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::evaluate::fidelity::Moved;
-use crate::evaluate::stats::Proportion;
-use crate::evaluate::{Quick, Tally};
+use crate::eval::{Quick, Tally};
 use crate::method::detector::Opens;
 use crate::method::detector::train::{Histogram, InContext};
-use crate::search::{Candidate, Probe, Trial};
-use crate::verify::TensorChange;
+use crate::method::fidelity::Moved;
+use crate::method::search::{Candidate, Probe, Trial};
+use crate::method::verify::TensorChange;
+use crate::util::stats::Proportion;
 
 fn tally(refused: u64, total: u64) -> Tally {
     Tally { refused, complied: total - refused, ..Tally::default() }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rosi_gguf::arch::patches::{PatchError, Patches};
+use rosi_gguf::arch::plan::{Plan, PlanError};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::ffi::Model;
 use rosi_gguf::llama::offload::Offload;
-use rosi_gguf::patches::{PatchError, Patches};
-use rosi_gguf::plan::{Plan, PlanError};
 use serde::{Deserialize, Serialize};
 
 use super::compare::{differences, left, listed};

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rosi_gguf::patches::{ArchPatch, WriterKind, in_block};
-use rosi_gguf::plan::{Plan, ResidualWriter};
+use rosi_gguf::arch::patches::{ArchPatch, WriterKind, in_block};
+use rosi_gguf::arch::plan::{Plan, ResidualWriter};
 
 use super::walk::{Found, Step, Writer};
 

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use rosi_gguf::direction;
-use rosi_gguf::edit::{self, Edit};
+use rosi_gguf::arch::plan::{Plan, ResidualWriter};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::adapter::to_gguf;
 use rosi_gguf::llama::batch::Batch;
@@ -12,7 +11,8 @@ use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
 use rosi_gguf::llama::ffi::{Adapter, Context, ContextSize, Model};
 use rosi_gguf::llama::hook::EvalHook;
 use rosi_gguf::llama::offload::{FlashAttn, Offload};
-use rosi_gguf::plan::{Plan, ResidualWriter};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
 use serde::{Deserialize, Serialize};
 
 use super::generate::Random;

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::rc::Rc;
 
 use ndarray::{Array2, ArrayView1, Axis};
-use rosi_gguf::activations::WriterInputs;
-use rosi_gguf::activations::rows::{Route, Rows};
-use rosi_gguf::edit;
+use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::LowRank;
+use rosi_gguf::llama::activations::WriterInputs;
+use rosi_gguf::llama::activations::rows::{Route, Rows};
 use rosi_gguf::llama::adapter::to_gguf;
 use rosi_gguf::llama::capture::{Capture, CaptureHook, Keep};
 use rosi_gguf::llama::ffi::{Adapter, Model};
@@ -17,8 +17,8 @@ use rosi_gguf::llama::offload::Offload;
 use rosi_gguf::method::detector::ffn::Network;
 use rosi_gguf::method::detector::logistic::Score;
 use rosi_gguf::method::detector::{Bank, Gate, Opens, PlantedFfn, PlantedNeuron, neurons_per_gate};
-use rosi_gguf::plan::Plan;
-use rosi_gguf::requant::Requant;
+use rosi_gguf::method::edit;
+use rosi_gguf::method::requant::Requant;
 use serde::{Deserialize, Serialize};
 
 use super::edits::{NO_LOGITS, TOKENS, context, distance, logits};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rosi_gguf::stored::StoredEdit;
+use rosi_gguf::method::stored::StoredEdit;
 
 /// Cosine of two vectors, f64 accumulators.
 #[allow(dead_code)] // not every test that includes this compares more than directions

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rosi_gguf::prompts::{PromptKind, PromptSet};
+use rosi_gguf::eval::prompts::{PromptKind, PromptSet};
 
 /// A prompt file small enough for a quick run: 12 of each kind, six to extract, three to search and to report.
 #[allow(dead_code)] // not every test that includes this needs it

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use rosi_gguf::edit::Edit;
 use rosi_gguf::gguf::{Gguf, Rewrite, TensorInfo};
+use rosi_gguf::method::edit::Edit;
+use rosi_gguf::method::requant::{self, Requant};
 use rosi_gguf::quant::preserve::InputModel;
-use rosi_gguf::requant::{self, Requant};
 
 /// Writes `gguf` with `edits` to `out`, rounded to nearest.
 pub fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {

@@ -77,7 +77,7 @@ mod unix {
     use std::{ptr, thread};
 
     use super::tried;
-    use crate::leftovers;
+    use crate::util::leftovers;
 
     /// What ends a process in the middle of a computation.
     const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];

@@ -17,8 +17,8 @@ use std::collections::HashMap;
 use ndarray::s;
 
 use super::{Capture, CaptureHook};
-use crate::activations::rows::NO_EXPERT;
 use crate::llama::LlamaError;
+use crate::llama::activations::rows::NO_EXPERT;
 use crate::llama::hook::Node;
 
 /// What is taken of a mixture.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use llama_cpp_sys_2 as sys;
 
 use super::{Device, Endpoint, chosen, n_layers};
-use crate::interrupt;
 use crate::llama::LlamaError;
 use crate::llama::ffi::init_backend;
 use crate::llama::offload::{Offload, SplitMode};
+use crate::util::interrupt;
 
 /// A device of ggml's registry, which lives as long as the process.
 #[derive(Clone, Copy)]

@@ -3,11 +3,11 @@
 use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::{Deserialize, Serialize};
 
-use crate::edit::{CHUNK_VALUES, EditError, for_each_run};
-use crate::evaluate::spread;
+use crate::arch::plan::{Ffn, ResidualWriter};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::plan::{Ffn, ResidualWriter};
+use crate::method::edit::{CHUNK_VALUES, EditError, for_each_run};
 use crate::quant::neuron::{COLUMNS_ALIKE, ColumnBlocks};
+use crate::util::spread::spread;
 
 /// Experts that tell which neurons of a mixture do least.
 const EXPERTS: usize = 8;

@@ -8,10 +8,10 @@
 use ndarray::{Array1, ArrayView2, Axis};
 
 use super::ffn::{Activation, Network, Place, read_row};
-use crate::activations::rows::Rows;
-use crate::edit::EditError;
+use crate::arch::plan::Ffn;
 use crate::gguf::Gguf;
-use crate::plan::Ffn;
+use crate::llama::activations::rows::Rows;
+use crate::method::edit::EditError;
 
 /// Neurons that tell φ.
 const ASKED: usize = 96;

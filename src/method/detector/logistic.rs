@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
-use crate::linalg::{self, Cholesky, NotPositive, mean_row};
+use crate::util::linalg::{self, Cholesky, NotPositive, mean_row};
 
 /// Most steps of L-BFGS.
 const MAX_STEPS: usize = 100;

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Bank;
 use super::ffn::{Activation, Place, read_column, read_row};
-use crate::edit::EditError;
+use crate::arch::plan::ResidualWriter;
 use crate::gguf::{Gguf, TensorInfo};
-use crate::linalg;
 use crate::llama::LowRank;
-use crate::plan::ResidualWriter;
+use crate::method::edit::EditError;
+use crate::method::requant::Requant;
 use crate::quant;
 use crate::quant::neuron::{self, ColumnBlocks};
-use crate::requant::Requant;
+use crate::util::linalg;
 
 /// Sizes of the column that are tried, as powers of [`SIZE_STEP`] around the size of what it replaces.
 const SIZES: std::ops::RangeInclusive<i32> = -16..=16;
@@ -192,7 +192,7 @@ impl PlantedFfn {
     ) -> Result<Vec<u8>, EditError> {
         let ggml_type = requant.type_for(tensor.ggml_type);
         if ggml_type != tensor.ggml_type {
-            bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
+            bytes = crate::method::requant::convert(tensor, &bytes, ggml_type)?;
         }
         let failed = |source| EditError::Quant { tensor: tensor.name.clone(), source };
         let n_in = tensor.ne[0] as usize;
@@ -359,7 +359,7 @@ impl PlantedFfn {
     }
 }
 
-/// A column behind the norm, which is taken as a constant times its gain ([`crate::post_norm`]).
+/// A column behind the norm, which is taken as a constant times its gain ([`crate::method::post_norm`]).
 fn behind<'a>(gain: Option<&[f32]>, column: &'a [f32]) -> Cow<'a, [f32]> {
     match gain {
         None => Cow::Borrowed(column),
@@ -413,7 +413,7 @@ fn fitted(
     let slot = bank.slots.first().copied().unwrap_or(0);
     let mut bytes = gguf.read_tensor(tensor)?;
     if ggml_type != tensor.ggml_type {
-        bytes = crate::requant::convert(tensor, &bytes, ggml_type)?;
+        bytes = crate::method::requant::convert(tensor, &bytes, ggml_type)?;
     }
     let old = read_column(gguf, &Place { tensor: tensor.name.clone(), index: slot }, 0)?;
     let blocks = ColumnBlocks::of(ggml_type, &bytes, tensor.ne[0] as usize, slot);

@@ -3,13 +3,13 @@ use ndarray::{Array2, ArrayView1, ArrayView2, s};
 use super::ffn::{Activation, Network, read_row};
 use super::logistic::Score;
 use super::*;
-use crate::activations::rows::{Route, Rows};
 use crate::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, Rewrite, TensorInfo, Value};
+use crate::llama::activations::rows::{Route, Rows};
 use crate::method::Edits;
+use crate::method::requant::Requant;
+use crate::method::verify::verify;
 use crate::pipeline::plan_of;
 use crate::quant;
-use crate::requant::Requant;
-use crate::verify::verify;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;
@@ -189,7 +189,7 @@ fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arriv
     let column = &edits.planted()[0].neurons[0].column;
     let found = ffn::read_column(&written, &column.place, 0).unwrap();
     let seen = |column: &[f32]| column.iter().zip(gain).map(|(c, g)| c * g).collect::<Vec<f32>>();
-    let cosine = crate::linalg::cosine(&seen(&column.target), &seen(&found));
+    let cosine = crate::util::linalg::cosine(&seen(&column.target), &seen(&found));
     (cosine, verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap().neurons.remove(0))
 }
 
@@ -197,7 +197,7 @@ fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arriv
 fn columns_behind_a_norm_are_rounded_for_the_stream() {
     let gain: Vec<f32> = noise(N_EMBD, 77).iter().map(|v| (25.0 * v).exp()).collect();
     let s: Vec<f64> = noise(N_EMBD, 9).iter().map(|&v| f64::from(v)).collect();
-    let column: Vec<f32> = crate::post_norm::through(&s, &gain).0.iter().map(|&l| l as f32).collect();
+    let column: Vec<f32> = crate::method::post_norm::through(&s, &gain).0.iter().map(|&l| l as f32).collect();
     for (ggml_type, least) in [(GgmlType::Q4_K, 0.85), (GgmlType::Q4_0, 0.85), (GgmlType::Q6_K, 0.97)] {
         let tiny = Tiny::new(ggml_type);
         let plain = Bank { column: column.clone(), ..bank(&tiny, &inputs(200)) };
@@ -274,7 +274,7 @@ fn every_expert_has_the_same_neurons() {
         let own = &term.a[2 * term.rank as usize * N_EMBD..][..N_EMBD];
         let old = read_row(&tiny.gguf, gate, 2).unwrap();
         let sum: Vec<f32> = own.iter().zip(&old).map(|(a, o)| a + o).collect();
-        assert!(crate::linalg::cosine(&sum, &planted.neurons[0].gate.target) > 0.999_999);
+        assert!(crate::util::linalg::cosine(&sum, &planted.neurons[0].gate.target) > 0.999_999);
     }
 }
 

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::ffn::Activation;
 use super::logistic::{Design, Score};
 use super::{Gate, Opens};
-use crate::linalg::{self, Cholesky, NotPositive};
-use crate::prompts::PromptKind;
-use crate::prompts::contexts::Context;
+use crate::eval::prompts::PromptKind;
+use crate::eval::prompts::contexts::Context;
+use crate::util::linalg::{self, Cholesky, NotPositive};
 
 /// Folds of the cross-validation.
 const FOLDS: usize = 4;
@@ -281,7 +281,7 @@ impl<'a> Teacher<'a> {
             open_from: gate.threshold + gate.width,
             from,
             until,
-            auroc: crate::evaluate::stats::auroc(&self.of(scores, own), &others),
+            auroc: crate::util::stats::auroc(&self.of(scores, own), &others),
             kinds,
             contexts,
         }

@@ -7,19 +7,20 @@ use ndarray::{Array2, Array4, ArrayView2, Axis, s};
 
 use super::places::Places;
 use super::{EARLY_RECIPE, not_finite};
-use crate::activations::{Activations, WriterInputs};
-use crate::direction::{self, Along, Directions};
-use crate::error::Error;
-use crate::evaluate::{Examiner, chats, spread, spread_rows};
+use crate::arch::plan::Plan;
+use crate::eval::prompts::contexts::{self, Context, Placed, Request};
+use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
+use crate::eval::{Examiner, chats};
+use crate::llama::activations::{Activations, WriterInputs};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
 use crate::method::detector::Opens;
 use crate::method::detector::ffn::Network;
 use crate::method::detector::train::{self, Examples, Label, Teacher};
+use crate::method::direction::{self, Along, Directions};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
-use crate::plan::Plan;
-use crate::prompts::contexts::{self, Context, Placed, Request};
-use crate::prompts::{self, PromptKind, PromptSet, Split};
+use crate::util::spread::{spread, spread_rows};
 
 /// Most tokens of the template behind a message that are looked at.
 pub(super) const ENDING: usize = 6;

@@ -1,8 +1,8 @@
 //! Where gates are, and what is tried with them.
 
-use crate::options::InjectOptions;
-use crate::plan::{Ffn, Plan};
-use crate::search::{Candidate, Lever, Space};
+use crate::arch::plan::{Ffn, Plan};
+use crate::method::search::{Candidate, Lever, Space};
+use crate::pipeline::options::InjectOptions;
 
 /// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
 const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];

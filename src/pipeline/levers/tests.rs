@@ -3,13 +3,13 @@
 use clap::Parser;
 
 use super::*;
-use crate::activations::Activations;
 use crate::cli::{Cli, Command};
-use crate::evaluate::Questions;
+use crate::eval::Questions;
+use crate::llama::activations::Activations;
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat, Length, LlamaError, LowRank};
-use crate::scar::LayerScar;
-use crate::source::{self, Check};
+use crate::method::abliteration::LayerScar;
+use crate::sources::{self, Check};
 
 /// Refuses this many prompts as they are, and this many under a system prompt.
 struct StandIn {
@@ -63,7 +63,7 @@ fn offer(
     let (mut examiner, base) = Examiner::new(&mut engine, questions).unwrap();
     let args = [&["rosi-gguf", "inject", "model.gguf"], flags].concat();
     let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
-    let source = source::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
+    let source = sources::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
     let options = InjectOptions::new(*args, source).unwrap();
     let offer = Offer::of(&mut engine, (&mut examiner, &base), scar, (&options, &Printer::new(true, 0)))?;
     let there = [(Lever::Plain, offer.plain), (Lever::Safety, offer.system.is_some())];

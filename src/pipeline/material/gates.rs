@@ -1,20 +1,21 @@
 //! Gates, learned twice: first as if the push of every writer did the same, then with what each was seen
-//! to do ([`crate::gate::effects`]).
+//! to do ([`crate::method::gate::effects`]).
 
 use super::{Seen, WINDOW, space, space_of};
-use crate::direction::{Along, Directions};
-use crate::edit::{self, RightFactors, WriterWeights};
-use crate::error::Error;
-use crate::evaluate::{Examiner, FEW, MAX_ODDS, chats, spread};
-use crate::gate::effects::{Moved, pushes};
-use crate::gate::{GateOptions, Kernel, Lessons};
-use crate::interrupt;
+use crate::eval::{Examiner, FEW, MAX_ODDS, chats};
 use crate::llama::{Engine, LlamaEngine, LowRank};
-use crate::options::InjectOptions;
+use crate::method::direction::{Along, Directions};
+use crate::method::edit::{self, RightFactors, WriterWeights};
+use crate::method::gate::effects::{Moved, pushes};
+use crate::method::gate::{GateOptions, Kernel, Lessons};
+use crate::method::search::{KlBudget, Lever, Refusal, SearchError};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::pipeline::study::adapters;
-use crate::search::{KlBudget, Lever, Refusal, SearchError};
+use crate::util::interrupt;
+use crate::util::spread::spread;
 
 /// Depth of the layer along whose direction effects are measured, with the first κ: whatever layer and κ are
 /// tried, so that a trial that is repeated with these flags is the same.

@@ -1,13 +1,13 @@
 //! Material to and from a stored edit.
 
 use super::{Material, Rights, read_weights};
-use crate::edit::{self, Edit, Method};
-use crate::error::Error;
+use crate::arch::plan::Plan;
+use crate::method::edit::{self, Edit, Method};
+use crate::method::stored::{StoredEdit, StoredWriter};
 use crate::output::Printer;
+use crate::pipeline::error::Error;
 use crate::pipeline::session::Opened;
-use crate::plan::Plan;
 use crate::quant::preserve::InputModel;
-use crate::stored::{StoredEdit, StoredWriter};
 
 impl Material {
     /// What a stored edit says, beside the weights of this model. The published right factor is by its

@@ -11,13 +11,13 @@
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
-use crate::edit;
-use crate::error::Error;
-use crate::evaluate::spread_rows;
+use crate::arch::plan::Plan;
 use crate::gguf::{Gguf, Value};
 use crate::method::detector::ffn::{Activation, Place};
 use crate::method::detector::{Piece, PlantedFfn, PlantedNeuron};
-use crate::plan::Plan;
+use crate::method::edit;
+use crate::pipeline::error::Error;
+use crate::util::spread::spread_rows;
 
 const NEURONS: &str = "rosi.neurons";
 /// Inputs of a set that stand in the file.

@@ -1,12 +1,12 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::post_norm::PostNorm;
+use crate::method::post_norm::PostNorm;
 use crate::quant::{dequantize, grid, quantize_weighted};
 
 /// Standard normal numbers.
 fn noise(n: usize, seed: u64) -> Vec<f32> {
-    crate::direction::random(0, n.max(1), seed)
+    crate::method::direction::random(0, n.max(1), seed)
         .unwrap()
         .unit()
         .iter()

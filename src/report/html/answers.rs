@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::prompts::PromptKind;
+use crate::eval::prompts::PromptKind;
 use crate::report::AnswerPair;
 
 /// The answers to the prompts of one kind; those that became something else first.

@@ -2,11 +2,11 @@
 
 use super::chart::{Chart, Class, Numbers};
 use super::section::{Section, Table, fixed, percent};
-use crate::evaluate::fidelity::Projections;
-use crate::evaluate::{Score, Tally};
+use crate::eval::{Score, Tally};
+use crate::method::fidelity::Projections;
+use crate::method::search::{Probe, Trial};
+use crate::method::verify::TensorChange;
 use crate::report::Report;
-use crate::search::{Probe, Trial};
-use crate::verify::TensorChange;
 
 /// Kinds of prompts, in their order.
 const KINDS: [&str; 3] = ["harmful", "harmless", "alarming"];

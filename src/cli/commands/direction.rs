@@ -1,0 +1,79 @@
+//! `direction`: what `inject` does up to its choice, which is stored in a file of its own.
+
+use std::io::Write;
+
+use crate::cli::commands::inject::{check_input, with_method};
+use crate::gguf::AtomicFile;
+use crate::method::edit::Method;
+use crate::method::search::SearchResult;
+use crate::method::stored::StoredEdit;
+use crate::output::{Printer, shell};
+use crate::pipeline::error::{Error, ExitStatus};
+use crate::pipeline::facts::{file_facts, load_prompts};
+use crate::pipeline::options::InjectOptions;
+use crate::pipeline::session::Opened;
+use crate::pipeline::stored::{at, search};
+use crate::pipeline::{journal, outputs, types};
+
+/// Searches and stores.
+///
+/// # Errors
+/// [`Error`]; then nothing bears the output's name that did not before.
+pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
+    let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
+    check_input(&opened, options, printer)?;
+    let options = &with_method(options, &opened.plan)?;
+    types::check(&opened, options, None)?;
+    let prompts = load_prompts(&options.prompts, printer)?;
+    // Taken now, so that an output that cannot be written is known before the work.
+    let file = AtomicFile::create(&options.output, options.overwrite)?;
+    outputs::check([journal::path(options).as_path()], true)?;
+    let input = file_facts(&opened.gguf, printer)?;
+    let mut journal = journal::open(&opened, options, &prompts, &input, printer)?;
+    let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
+    let done = found.and_then(|(stored, search)| {
+        let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
+        // What `inject --direction` would refuse is not stored.
+        StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
+        write(file, &bytes)?;
+        tell(&stored, &search, (options, bytes.len()), printer);
+        Ok(ExitStatus::Done)
+    });
+    journal::close(journal, done.is_ok(), printer);
+    done
+}
+
+fn write(mut file: AtomicFile, bytes: &[u8]) -> Result<(), Error> {
+    let path = file.path().to_path_buf();
+    file.write_all(bytes).map_err(|source| Error::Io { path, source })?;
+    Ok(file.commit()?)
+}
+
+fn tell(
+    stored: &StoredEdit,
+    search: &SearchResult,
+    (options, bytes): (&InjectOptions, usize),
+    printer: &Printer,
+) {
+    let facts = &stored.facts;
+    printer.say(format!(
+        "{} edit along {}, {}{}: wrote {} ({} KB)",
+        facts.method.name(),
+        facts.along(),
+        facts.size(),
+        match facts.method {
+            Method::Detector => format!(" in {} networks", stored.networks.len()),
+            _ => format!(" in {} matrices, push {:.1}", stored.writers.len(), facts.push),
+        },
+        options.output.display(),
+        bytes / 1000
+    ));
+    printer.say(format!(
+        "inject any quantization of the model with it: rosi-gguf inject MODEL.gguf --direction {}",
+        shell(&options.output)
+    ));
+    if options.json {
+        let told = serde_json::json!({ "edit": facts, "search": search });
+        printer.json(&told);
+    }
+}

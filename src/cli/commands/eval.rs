@@ -1,0 +1,345 @@
+//! `eval`: finished files on the same prompts, texts and questions.
+//!
+//! One model is in memory at a time, but for the base, which stays while the others are measured: KL
+//! runs both in lockstep. The judge comes last, when all others are gone.
+
+mod report;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::cli::options::EvalOptions;
+use crate::eval::answers::ask;
+use crate::eval::chats;
+use crate::eval::choice::{self, Item};
+use crate::eval::compare::divergence;
+use crate::eval::jailbreak::{WRAPPERS, Wrapped, Wrapper};
+use crate::eval::judge::{self, JudgeKind};
+use crate::eval::material::read_text;
+use crate::eval::perplexity::{self, Perplexity};
+use crate::eval::prompts::{PromptKind, PromptSet, Split};
+use crate::eval::thoughts::Thoughts;
+use crate::gguf::{AtomicFile, Gguf};
+use crate::llama::thinking::Thinker;
+use crate::llama::{LlamaEngine, llama_version};
+use crate::output::Printer;
+use crate::pipeline::error::{Error, ExitStatus};
+use crate::pipeline::facts::file_facts;
+use crate::pipeline::session;
+use crate::report::{FileFacts, peak_memory};
+use crate::sources::Source;
+pub use report::{
+    AnswerRow, ChoiceReport, EvalReport, JailbreakReport, JudgeFacts, KindReport, ModelReport, SetReport,
+};
+
+/// Measures every model and prints the report.
+///
+/// # Errors
+/// [`Error`] when a file cannot be used, or a model cannot be run.
+pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error> {
+    let started = Instant::now();
+    // What can be wrong is found before the first model is loaded.
+    let file =
+        options.report.as_deref().map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
+    let material = Material::load(options)?;
+    let open = |source: &Source| session::open(&source.path);
+    let judge = options.judge.as_ref().map(open).transpose()?;
+    let base = options.base.as_ref().map(open).transpose()?;
+    let models = options.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let eval = Eval { options, material: &material, printer };
+    let judge = judge.map(|gguf| eval.judge_facts(gguf)).transpose()?;
+
+    let (mut base, mut models) = eval.measure_all(base.as_ref(), &models)?;
+    let judge = judge.map(|(gguf, facts)| {
+        let reports = base.iter_mut().chain(&mut models);
+        eval.judge_all(&gguf, facts.kind, reports.collect()).map(|()| facts)
+    });
+    let report = EvalReport {
+        version: env!("CARGO_PKG_VERSION").into(),
+        llama_cpp: llama_version(),
+        tokens: options.tokens,
+        judge: judge.transpose()?,
+        base,
+        models,
+        seconds: started.elapsed().as_secs_f64(),
+        peak_memory: peak_memory(),
+    };
+    print(&report, file, options, printer)
+}
+
+fn print(
+    report: &EvalReport,
+    file: Option<AtomicFile>,
+    options: &EvalOptions,
+    printer: &Printer,
+) -> Result<ExitStatus, Error> {
+    let json = serde_json::to_string_pretty(report).unwrap_or_default();
+    if let Some(mut file) = file {
+        let path = file.path().to_path_buf();
+        file.write_all(json.as_bytes()).map_err(|source| Error::Io { path, source })?;
+        file.commit()?;
+    }
+    match options.json {
+        true => printer.json_text(&json),
+        false => printer.data(report.summary()),
+    }
+    Ok(ExitStatus::Done)
+}
+
+fn template(gguf: &Gguf) -> Option<&str> {
+    gguf.str("tokenizer.chat_template").filter(|template| !template.trim().is_empty())
+}
+
+/// What the models are asked.
+struct Material {
+    sets: Vec<Set>,
+    text: Option<String>,
+    items: Option<Vec<Item>>,
+}
+
+/// One set of prompts.
+struct Set {
+    source: String,
+    sha256: String,
+    kinds: BTreeMap<PromptKind, Vec<String>>,
+}
+
+impl Set {
+    fn new(source: String, prompts: &PromptSet, split: Option<Split>) -> Self {
+        let of = |kind| {
+            let chosen = split.map_or_else(|| prompts.of_kind(kind), |split| prompts.select(kind, split));
+            (kind, chosen.iter().map(|prompt| prompt.text.clone()).collect::<Vec<_>>())
+        };
+        let kinds = PromptKind::ALL.map(of).into_iter().filter(|(_, texts)| !texts.is_empty()).collect();
+        Self { source, sha256: prompts.sha256(), kinds }
+    }
+
+    fn of(&self, kind: PromptKind) -> &[String] {
+        self.kinds.get(&kind).map_or(&[], Vec::as_slice)
+    }
+}
+
+impl Material {
+    fn load(options: &EvalOptions) -> Result<Self, Error> {
+        let bundled = || Set::new("bundled report split".into(), &PromptSet::bundled(), Some(Split::Report));
+        let file = |path: &PathBuf| -> Result<Set, Error> {
+            let prompts = PromptSet::load_whole(std::slice::from_ref(path))?;
+            Ok(Set::new(prompts.source().to_owned(), &prompts, None))
+        };
+        let mut sets = options.sets.iter().map(file).collect::<Result<Vec<_>, _>>()?;
+        if sets.is_empty() {
+            sets.push(bundled());
+        }
+        Ok(Self {
+            sets,
+            text: options.perplexity.as_deref().map(read_text).transpose()?,
+            items: options.choice.as_deref().map(choice::load).transpose()?,
+        })
+    }
+}
+
+/// One run of the command.
+struct Eval<'a> {
+    options: &'a EvalOptions,
+    material: &'a Material,
+    printer: &'a Printer,
+}
+
+impl Eval<'_> {
+    /// Measures the base and every model, and compares them.
+    fn measure_all(
+        &self,
+        base: Option<&Gguf>,
+        models: &[Gguf],
+    ) -> Result<(Option<ModelReport>, Vec<ModelReport>), Error> {
+        let mut base = base.map(|gguf| self.measure(gguf)).transpose()?;
+        let mut reports = Vec::with_capacity(models.len());
+        for gguf in models {
+            let (mut engine, mut report) = self.measure(gguf)?;
+            if let Some((base_engine, base_report)) = &mut base {
+                report.set_beside(base_report);
+                self.divergences(base_engine, &mut engine, &mut report)?;
+            }
+            reports.push(report);
+        }
+        Ok((base.map(|(_, report)| report), reports))
+    }
+
+    /// Hash and size, under the name that the user gave.
+    fn file_facts(&self, gguf: &Gguf) -> Result<FileFacts, Error> {
+        let path = self.options.display_name(&gguf.path);
+        Ok(FileFacts { path, ..file_facts(gguf, self.printer)? })
+    }
+
+    /// Loads one model and asks it everything that needs no other.
+    fn measure(&self, gguf: &Gguf) -> Result<(LlamaEngine, ModelReport), Error> {
+        let file = self.file_facts(gguf)?;
+        let name = report::short_name(&file.path);
+        if template(gguf).is_none() {
+            self.printer.warn(format!("{name} has no chat template: prompts are put to it as plain text"));
+        }
+        let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
+        self.check_prompts(&engine)?;
+        let report = ModelReport {
+            file,
+            sets: self.ask(&mut engine, &name)?,
+            perplexity: self.perplexity(&mut engine, &name)?,
+            choice: self.choose(&mut engine, &name)?,
+        };
+        Ok((engine, report))
+    }
+
+    /// In what other words harmful prompts are asked too.
+    fn wrappers(&self) -> &'static [Wrapper] {
+        if self.options.jailbreak { &WRAPPERS } else { &[] }
+    }
+
+    /// What is wrong with a prompt is told before the first is asked.
+    fn check_prompts(&self, engine: &LlamaEngine) -> Result<(), Error> {
+        let wrappers = self.wrappers();
+        for set in &self.material.sets {
+            for (&kind, texts) in &set.kinds {
+                session::check_prompts(engine, None, texts.iter().map(|text| (kind, text.as_str())))?;
+            }
+            for request in set.of(PromptKind::Harmful) {
+                let wrapped: Vec<String> = wrappers.iter().map(|wrapper| wrapper.wrap(request)).collect();
+                let wrapped = wrapped.iter().map(|text| (PromptKind::Harmful, text.as_str()));
+                session::check_prompts(engine, None, wrapped)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every prompt of every set, and with `--jailbreak` the harmful ones in other words.
+    fn ask(&self, engine: &mut LlamaEngine, name: &str) -> Result<Vec<SetReport>, Error> {
+        let wrappers = self.wrappers();
+        let asked = |set: &Set| -> usize {
+            let plain: usize = set.kinds.values().map(Vec::len).sum();
+            plain + set.of(PromptKind::Harmful).len() * wrappers.len()
+        };
+        let total: usize = self.material.sets.iter().map(asked).sum();
+        let bar = self.printer.bar(&format!("asking {name}"), total as u64);
+        let budget = session::thoughts(engine, self.options.thinking)?;
+        let mut before = 0;
+        let mut answers = |texts: &[String]| -> Result<(Vec<String>, Option<Thoughts>), Error> {
+            let mut first = |i: usize, _: &[f32]| bar.set((before + i) as u64);
+            let (chats, tokens) = (chats(texts, None), self.options.tokens);
+            let all = match budget {
+                Some(budget) => {
+                    let mut thinker = Thinker::new(engine, budget);
+                    let answers = ask(&mut thinker, &chats, tokens, &mut first)?;
+                    (answers, Some(Thoughts::of(&thinker.thoughts)))
+                }
+                None => (ask(engine, &chats, tokens, &mut first)?, None),
+            };
+            before += texts.len();
+            Ok(all)
+        };
+        let mut reports = Vec::new();
+        for set in &self.material.sets {
+            let mut kinds = BTreeMap::new();
+            for (&kind, prompts) in &set.kinds {
+                let (answers, thoughts) = answers(prompts)?;
+                kinds.insert(kind, KindReport { thoughts, ..KindReport::new(prompts, answers) });
+            }
+            let harmful = set.of(PromptKind::Harmful);
+            let mut jailbreak = Vec::new();
+            for wrapper in wrappers.iter().filter(|_| !harmful.is_empty()) {
+                let texts: Vec<String> = harmful.iter().map(|request| wrapper.wrap(request)).collect();
+                let wrapped = Wrapped::new(wrapper, answers(&texts)?.0);
+                jailbreak.push(JailbreakReport { wrapped, against_base: None });
+            }
+            let (source, sha256) = (set.source.clone(), set.sha256.clone());
+            reports.push(SetReport { source, sha256, kinds, kl: None, jailbreak });
+        }
+        Ok(reports)
+    }
+
+    fn perplexity(&self, engine: &mut LlamaEngine, name: &str) -> Result<Option<Perplexity>, Error> {
+        let Some(text) = &self.material.text else { return Ok(None) };
+        let chunks = perplexity::chunks(engine, text, self.options.chunks)?;
+        let bar = self.printer.bar(&format!("perplexity of {name}"), chunks.len() as u64);
+        let mut done = |n| bar.set(n as u64);
+        Ok(Some(perplexity::perplexity(engine, &chunks, self.options.chunks, &mut done)?))
+    }
+
+    fn choose(&self, engine: &mut LlamaEngine, name: &str) -> Result<Option<ChoiceReport>, Error> {
+        let Some(items) = &self.material.items else { return Ok(None) };
+        let bar = self.printer.bar(&format!("choices of {name}"), items.len() as u64);
+        let choices = choice::choose(engine, items, &mut |n| bar.set(n as u64))?;
+        Ok(Some(ChoiceReport { choices, against_base: None }))
+    }
+
+    /// KL from the base on the harmless prompts of each set.
+    fn divergences(
+        &self,
+        base: &mut LlamaEngine,
+        this: &mut LlamaEngine,
+        report: &mut ModelReport,
+    ) -> Result<(), Error> {
+        let name = report::short_name(&report.file.path);
+        for (set, report) in self.material.sets.iter().zip(&mut report.sets) {
+            let prompts = chats(set.of(PromptKind::Harmless), None);
+            if prompts.is_empty() {
+                continue;
+            }
+            let bar = self.printer.bar(&format!("KL of {name}"), prompts.len() as u64);
+            let mut done = |n| bar.set(n as u64);
+            report.kl = divergence(base, this, &prompts, self.options.tokens, &mut done)?;
+            if report.kl.is_none() {
+                self.printer.warn(format!(
+                    "{name} and its base turn prompts into different tokens: there is no KL between them"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hash and kind of the judge; a judge that needs a template and has none is an error.
+    fn judge_facts(&self, gguf: Gguf) -> Result<(Gguf, JudgeFacts), Error> {
+        let path = self.options.display_name(&gguf.path);
+        let names = [gguf.str("general.name"), gguf.str("general.basename"), Some(path.as_str())];
+        let names: Vec<&str> = names.into_iter().flatten().map(file_name).collect();
+        let kind = JudgeKind::detect(&names.join("\n"), template(&gguf));
+        if kind.template(template(&gguf)).is_none() {
+            return Err(Error::NoTemplate { path: gguf.path });
+        }
+        let file = self.file_facts(&gguf)?;
+        Ok((gguf, JudgeFacts { file, kind }))
+    }
+
+    /// Lets the judge read every answer to a plain prompt.
+    fn judge_all(&self, gguf: &Gguf, kind: JudgeKind, reports: Vec<&mut ModelReport>) -> Result<(), Error> {
+        let mut engine = session::load(gguf, kind.template(template(gguf)), &self.options.run, self.printer)?;
+        let sets = reports.into_iter().flat_map(|report| &mut report.sets);
+        let kinds = sets.flat_map(|set| &mut set.kinds).filter(|(prompts, _)| kind.judges(**prompts));
+        let kinds: Vec<&mut KindReport> = kinds.map(|(_, report)| report).collect();
+        let total: usize = kinds.iter().map(|report| report.answers.len()).sum();
+        let bar = self.printer.bar("asking the judge", total as u64);
+        let (mut before, mut not_shown, mut why) = (0, 0, None);
+        for report in kinds {
+            let exchanges: Vec<(&str, &str)> =
+                report.answers.iter().map(|row| (row.prompt.as_str(), row.answer.as_str())).collect();
+            let mut done = |n| bar.set((before + n) as u64);
+            let judged = judge::judge(&mut engine, kind, &exchanges, &mut done)?;
+            before += exchanges.len();
+            not_shown += judged.not_shown;
+            why = why.or(judged.why);
+            report.second_opinion(&judged.verdicts);
+        }
+        if let Some(why) = why {
+            self.printer.warn(format!(
+                "{not_shown} of {total} answers could not be shown to the judge and have no verdict; the first: {why}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The last part of a path; a name that is none stays as it is.
+fn file_name(text: &str) -> &str {
+    Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or(text)
+}

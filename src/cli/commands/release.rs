@@ -1,0 +1,313 @@
+//! `release`: one edit in every quantization of a model.
+
+mod config;
+mod rung;
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::commands::{direction, session};
+use crate::cli::{AllowArgs, DirectionArgs, ReleaseArgs, RunArgs};
+use crate::eval::prompts::PromptSet;
+use crate::gguf::{self, AtomicFile, Gguf, LockFile, sha256_file, sha256_hex};
+use crate::imatrix::Imatrix;
+use crate::llama::llama_version;
+use crate::method::stored::StoredEdit;
+use crate::output::{Printer, percent};
+use crate::pipeline::error::{Error, ExitStatus};
+use crate::pipeline::facts::{file_facts, load_prompts};
+use crate::pipeline::options::{InjectOptions, RunOptions};
+use crate::pipeline::outputs;
+use crate::release::ReleaseError;
+use crate::release::card::{self, Card, License};
+use crate::release::ladder::{Ladder, side_files};
+use crate::release::state::{Recipe, Row, Searched, State, same_recipe};
+use crate::report::{FileFacts, MIN_SURVIVAL};
+use crate::sources::Check;
+use config::{Config, Raw, Scoring};
+use rung::Climb;
+
+/// The folder of a release where bases are quantized to.
+const WORK: &str = ".release-work";
+
+/// Makes the release, or goes on with it.
+///
+/// # Errors
+/// [`Error`]; what was finished before stays, and the same command goes on from there.
+pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
+    let waived =
+        Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
+    let json = args.json;
+    let (config, run) = options(args)?;
+    let sources = config.sources.iter().map(|path| session::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
+    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
+    let _lock = release.lock()?;
+    let mut state = release.begin()?;
+    let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
+    let (edit, edit_sha256) = release.edit(&mut state, &facts[ladder.widest])?;
+    let climb = Climb {
+        release: &release,
+        sources: &facts,
+        imatrix: imatrix.as_ref().zip(config.imatrix.as_deref().map(hash).transpose()?),
+        edit: (&edit, &edit_sha256),
+        prompts: &release.prompts()?,
+    };
+    let unsafe_ones = climb.all(&mut state)?;
+    if let Some(error) = unsafe_ones {
+        return Err(error);
+    }
+    let rows = release.finish(&state, (&edit, &edit_sha256))?;
+    if json {
+        printer.json(&rows);
+    }
+    let weak = rows.iter().any(|row| row.gain.is_none_or(|gain| gain < MIN_SURVIVAL));
+    Ok(if weak { ExitStatus::NotVerified } else { ExitStatus::Done })
+}
+
+/// The file or the flags, checked.
+fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
+    let run = RunOptions::new(args.run)?;
+    let is_config = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
+    if let [path] = &args.sources[..]
+        && is_config(path)
+    {
+        let said = !args.types.is_empty() || args.no_score || args.score_prompts.is_some() || args.keep_bases;
+        let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
+        if said || named || args.direction.is_some() || args.imatrix.is_some() {
+            let problem =
+                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)"
+                    .into();
+            let hint = Some("write them into the file".into());
+            return Err(Error::Option { flag: "CONFIG.toml", problem, hint });
+        }
+        let mut config = Config::read(path)?;
+        config.output = args.output.unwrap_or(config.output);
+        return Ok((config, run));
+    }
+    let missing = || Error::Option {
+        flag: "--output",
+        problem: "a release needs a folder to be written to".into(),
+        hint: Some("give one with -o DIR".into()),
+    };
+    let raw = Raw {
+        output: args.output.ok_or_else(missing)?,
+        sources: args.sources,
+        types: args.types,
+        name: args.name,
+        imatrix: args.imatrix,
+        direction: args.direction,
+        base_model: args.base_model,
+        license: args.license,
+        score: !args.no_score,
+        score_prompts: args.score_prompts,
+        keep_bases: args.keep_bases,
+        search: toml::Table::new(),
+    };
+    let config = Config::new(raw, args.search);
+    let config = config.map_err(|problem| Error::Option { flag: "release", problem, hint: None })?;
+    Ok((config, run))
+}
+
+fn hash(path: &Path) -> Result<String, Error> {
+    sha256_file(path, &mut |_, _| Ok(())).map_err(|source| Error::Io { path: path.into(), source })
+}
+
+/// What is done although a check says no.
+#[derive(Clone, Copy)]
+struct Waived {
+    /// Files of the folder are replaced.
+    overwrite: bool,
+    /// What the search does.
+    allow: AllowArgs,
+    /// An edit of other weights is written.
+    other_weights: bool,
+}
+
+/// One run of the command.
+struct Release<'a> {
+    config: &'a Config,
+    sources: &'a [Gguf],
+    ladder: &'a Ladder,
+    run: &'a RunOptions,
+    waived: Waived,
+    printer: &'a Printer,
+}
+
+impl Release<'_> {
+    fn at(&self, name: &str) -> PathBuf {
+        self.config.output.join(name)
+    }
+
+    /// Keeps other runs out of the folder, which is made if need be.
+    fn lock(&self) -> Result<LockFile, Error> {
+        let folder = &self.config.output;
+        std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        Ok(LockFile::take(&self.at("release.json"))?)
+    }
+
+    /// Whether every file can be made under its name; what is there already is judged by the journal.
+    fn check_names(&self) -> Result<(), Error> {
+        let reports = self.at("reports");
+        std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
+        let models = self.ladder.rungs.iter();
+        let files =
+            models.flat_map(|rung| [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]);
+        let edit = self.at(&self.edit_name());
+        let edits = [edit.with_extension("search.jsonl"), edit];
+        let edits = edits.into_iter().filter(|_| self.config.direction.is_none());
+        let all: Vec<PathBuf> = files.chain(edits).chain(side_files(&self.config.output)).collect();
+        outputs::check(all.iter().map(PathBuf::as_path), true)
+    }
+
+    /// What the edit is called that is searched for the release.
+    fn edit_name(&self) -> String {
+        format!("{}-edit.safetensors", self.ladder.name)
+    }
+
+    /// The journal of the folder; clears what a killed run left half-done.
+    fn begin(&self) -> Result<State, Error> {
+        let folder = &self.config.output;
+        let io = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| Error::Io { path, source }
+        };
+        let state = match State::read(folder)? {
+            Some(state) => state,
+            None => {
+                let new = State::new(folder);
+                let models = self.ladder.rungs.iter().map(|rung| self.at(&rung.file));
+                let taken = side_files(folder).into_iter().chain(models).find(|path| path.exists());
+                if let Some(path) = taken.filter(|_| !self.waived.overwrite) {
+                    return Err(ReleaseError::InTheWay { path }.into());
+                }
+                new
+            }
+        };
+        self.check_names()?;
+        state.save()?;
+        let work = self.at(WORK);
+        if work.exists() {
+            std::fs::remove_dir_all(&work).map_err(io(&work))?;
+        }
+        self.ladder.rungs.iter().for_each(|rung| gguf::sweep(&self.at(&rung.file)));
+        Ok(state)
+    }
+
+    /// The stored edit that all files get: the one that is given, or one that is searched, once.
+    fn edit(&self, state: &mut State, widest: &FileFacts) -> Result<(PathBuf, String), Error> {
+        let path = match &self.config.direction {
+            Some(path) => path.clone(),
+            None => self.searched(state, widest)?,
+        };
+        let (_, bytes) = StoredEdit::open(&path)?;
+        Ok((path, sha256_hex(&bytes)))
+    }
+
+    fn searched(&self, state: &mut State, widest: &FileFacts) -> Result<PathBuf, Error> {
+        let file = self.edit_name();
+        let path = self.at(&file);
+        let recipe = Recipe::from([
+            ("source".into(), widest.sha256.clone()),
+            ("search".into(), format!("{:?}", self.config.search)),
+            ("prompts".into(), self.prompts()?.sha256()),
+            ("version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("llama.cpp".into(), llama_version()),
+        ]);
+        let before = state.searched.as_ref().filter(|before| before.file == file);
+        let same = before.map(|before| same_recipe(&file, &before.recipe, &recipe));
+        if path.exists() {
+            match same {
+                Some(Ok(())) => {
+                    self.printer.say(format!("{file} is there already"));
+                    return Ok(path);
+                }
+                Some(Err(error)) if !self.waived.overwrite => return Err(error.into()),
+                None if !self.waived.overwrite => return Err(ReleaseError::InTheWay { path }.into()),
+                _ => {}
+            }
+        }
+        // Written before the edit: a killed run finds the edit, and knows from what it was made.
+        state.searched = Some(Searched { file, recipe });
+        state.save()?;
+        let mut search = self.config.search.clone();
+        search.resume = path.with_extension("search.jsonl").exists();
+        let args = DirectionArgs {
+            model: self.sources[self.ladder.widest].path.clone().into(),
+            output: path.clone(),
+            search,
+            json: false,
+            overwrite: self.waived.overwrite,
+            allow: self.waived.allow,
+            run: RunArgs::default(),
+        };
+        let source = session::find(&args.model, Check::Size, self.printer)?;
+        let options = InjectOptions { run: self.run.clone(), ..InjectOptions::for_direction(args, source)? };
+        direction::run(&options, self.printer)?;
+        Ok(path)
+    }
+
+    /// The prompts of search and report: the user's or the bundled ones.
+    fn prompts(&self) -> Result<PromptSet, Error> {
+        load_prompts(&self.config.search.prompts, self.printer)
+    }
+
+    /// Sums and card of what is done.
+    fn finish(&self, state: &State, (edit, sha256): (&Path, &str)) -> Result<Vec<Row>, Error> {
+        let rows: Vec<Row> = self.ladder.rungs.iter().filter_map(|r| state.row(&r.file)).cloned().collect();
+        let (stored, _) = StoredEdit::open(edit)?;
+        let facts = &stored.facts;
+        let (along, strength) = (facts.along(), percent(facts.strength));
+        let source = &self.sources[self.ladder.widest];
+        let license = self.config.license.as_deref().map(|text| License::new(text, None));
+        let card = Card {
+            name: &self.ladder.name,
+            base_model: self.config.base_model.clone().or_else(|| card::base_model_of(source)),
+            license: license.or_else(|| License::of(source)),
+            edit: format!("{} edit along {along}, strength {strength}", facts.method.name()),
+            edit_sha256: sha256,
+            imatrix: self.config.imatrix.is_some(),
+            rows: &rows,
+        };
+        for (missing, flag) in
+            [(card.base_model.is_none(), "base-model"), (card.license.is_none(), "license")]
+        {
+            if missing {
+                self.printer
+                    .warn(format!("the source does not say its {flag}: the card lacks it (--{flag})"));
+            }
+        }
+        let [readme, sums] = side_files(&self.config.output);
+        AtomicFile::write_whole(&readme, card.text().as_bytes(), true)?;
+        AtomicFile::write_whole(&sums, self.sums(&rows, (edit, sha256))?.as_bytes(), true)?;
+        let folder = self.config.output.display();
+        self.printer.say(format!("{} files, SHA256SUMS and README.md in {folder}", rows.len()));
+        Ok(rows)
+    }
+
+    /// As `sha256sum -c` reads it; with the edit and the card, where they are in the folder.
+    fn sums(&self, rows: &[Row], (edit, sha256): (&Path, &str)) -> Result<String, Error> {
+        let mut lines: Vec<(String, String)> =
+            rows.iter().map(|row| (row.sha256.clone(), row.file.clone())).collect();
+        if self.config.direction.is_none() {
+            let name = edit.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            lines.push((sha256.to_owned(), name));
+        }
+        let [readme, _] = side_files(&self.config.output);
+        lines.push((hash(&readme)?, "README.md".into()));
+        Ok(lines.iter().map(|(sum, name)| format!("{sum}  {name}\n")).collect())
+    }
+
+    /// What is measured, for recipes.
+    fn scoring(&self) -> String {
+        match self.config.scoring {
+            Scoring::Guard => "guard".into(),
+            Scoring::Report(None) => "report".into(),
+            Scoring::Report(Some(n)) => format!("report, {n} of each kind"),
+        }
+    }
+
+    fn load(&self, gguf: &Gguf, template: &str) -> Result<crate::llama::LlamaEngine, Error> {
+        session::load(gguf, Some(template), self.run, self.printer)
+    }
+}

@@ -1,0 +1,252 @@
+//! What a release is to be: from a TOML file or from flags.
+//!
+//! ```toml
+//! sources = ["Qwen2.5-0.5B-Instruct-F16.gguf"]   # paths are taken from the folder of this file
+//! output  = "release"
+//! types   = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS"]
+//! # all the rest may be left out
+//! name       = "Qwen2.5-0.5B-Instruct-rosi"
+//! imatrix    = "imatrix.gguf"
+//! direction  = "edit.safetensors"                # else it is searched, as [search] says
+//! base-model = "Qwen/Qwen2.5-0.5B-Instruct"
+//! license    = "apache-2.0"
+//! score      = true
+//! score-prompts = 64                             # at most so many of each kind
+//! keep-bases = false
+//! [search]                                       # the flags of `rosi-gguf direction`
+//! trials = 4
+//! prompts = ["mine.jsonl"]
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde::Deserialize;
+
+use crate::cli::SearchArgs;
+use crate::release::ReleaseError;
+use crate::release::quantize::{QuantType, TYPES};
+use crate::util::bounded;
+
+/// More bytes than a configuration has.
+const MAX_BYTES: u64 = 1 << 20;
+/// Flags of `[search]` that name files.
+const PATHS: [&str; 1] = ["prompts"];
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Only that no file refuses less than its base: 48 bundled harmful prompts.
+    Guard,
+    /// Also the report split, all of it or at most so many prompts of each kind.
+    Report(Option<usize>),
+}
+
+/// A release, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Model files.
+    pub sources: Vec<PathBuf>,
+    /// The folder that is written to.
+    pub output: PathBuf,
+    /// Types that are made.
+    pub types: Vec<&'static QuantType>,
+    /// What the files are called before their types.
+    pub name: Option<String>,
+    /// Importance matrix.
+    pub imatrix: Option<PathBuf>,
+    /// Stored edit.
+    pub direction: Option<PathBuf>,
+    /// The model on Hugging Face that this is of.
+    pub base_model: Option<String>,
+    /// Its license, in place of what the source says.
+    pub license: Option<String>,
+    /// How much is measured.
+    pub scoring: Scoring,
+    /// Whether the quantizations without the edit are kept.
+    pub keep_bases: bool,
+    /// How the edit is searched.
+    pub search: SearchArgs,
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Raw {
+    /// Model files.
+    pub sources: Vec<PathBuf>,
+    /// The folder.
+    pub output: PathBuf,
+    /// Names of types.
+    #[serde(default)]
+    pub types: Vec<String>,
+    /// Name of the files.
+    pub name: Option<String>,
+    /// Importance matrix.
+    pub imatrix: Option<PathBuf>,
+    /// Stored edit.
+    pub direction: Option<PathBuf>,
+    /// Model on Hugging Face.
+    pub base_model: Option<String>,
+    /// License.
+    pub license: Option<String>,
+    /// Whether the report split is asked.
+    #[serde(default = "yes")]
+    pub score: bool,
+    /// Most prompts of each kind.
+    pub score_prompts: Option<usize>,
+    /// Whether bases are kept.
+    #[serde(default)]
+    pub keep_bases: bool,
+    /// Flags of the search.
+    #[serde(default)]
+    pub search: toml::Table,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The flags of a search alone.
+#[derive(Debug, Parser)]
+struct Search {
+    #[command(flatten)]
+    args: SearchArgs,
+}
+
+impl Config {
+    /// Reads the file at `path`; what it names is taken from its folder.
+    ///
+    /// # Errors
+    /// [`ReleaseError::Config`].
+    pub fn read(path: &Path) -> Result<Self, ReleaseError> {
+        let fail = |problem: String| ReleaseError::Config { path: path.into(), problem };
+        let text = bounded::read_text(path, MAX_BYTES).map_err(|error| fail(error.to_string()))?;
+        let raw: Raw =
+            toml::from_str(&text).map_err(|error| fail(error.to_string().trim_end().to_owned()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let search = search_flags(&raw.search, folder).map_err(&fail)?;
+        Self::new(raw.in_folder(folder), search).map_err(fail)
+    }
+
+    /// Checks what a file or flags say.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn new(raw: Raw, search: SearchArgs) -> Result<Self, String> {
+        let known = || TYPES.map(|t| t.name).join(", ");
+        let one =
+            |name: &String| QuantType::parse(name).ok_or_else(|| format!("no type {name}; {}", known()));
+        if raw.score_prompts == Some(0) {
+            return Err("score-prompts: expected at least 1".into());
+        }
+        let line = |text: &Option<String>| text.as_ref().is_some_and(|t| t.is_empty() || t.contains('\n'));
+        if line(&raw.base_model) || line(&raw.license) {
+            return Err("base-model and license are one line each".into());
+        }
+        Ok(Self {
+            types: raw.types.iter().map(one).collect::<Result<_, _>>()?,
+            scoring: if raw.score { Scoring::Report(raw.score_prompts) } else { Scoring::Guard },
+            sources: raw.sources,
+            output: raw.output,
+            name: raw.name,
+            imatrix: raw.imatrix,
+            direction: raw.direction,
+            base_model: raw.base_model,
+            license: raw.license,
+            keep_bases: raw.keep_bases,
+            search,
+        })
+    }
+}
+
+impl Raw {
+    fn in_folder(mut self, folder: &Path) -> Self {
+        for path in self.sources.iter_mut().chain([&mut self.output]) {
+            *path = folder.join(&path);
+        }
+        for path in [&mut self.imatrix, &mut self.direction].into_iter().flatten() {
+            *path = folder.join(&path);
+        }
+        self
+    }
+}
+
+/// The table `[search]` as the flags that it stands for.
+fn search_flags(table: &toml::Table, folder: &Path) -> Result<SearchArgs, String> {
+    let mut flags = vec!["search".to_owned()];
+    for (key, value) in table {
+        let mut words = match value {
+            toml::Value::Array(items) => items.iter().map(word).collect::<Result<Vec<_>, _>>(),
+            value => word(value).map(|w| vec![w]),
+        }
+        .map_err(|problem| format!("search.{key}: {problem}"))?;
+        if PATHS.contains(&key.as_str()) {
+            words.iter_mut().for_each(|w| *w = folder.join(&w).display().to_string());
+        }
+        flags.push(format!("--{key}"));
+        flags.extend(words);
+    }
+    let parsed = Search::try_parse_from(flags).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        format!("search: {first}")
+    })?;
+    Ok(parsed.args)
+}
+
+fn word(value: &toml::Value) -> Result<String, String> {
+    match value {
+        toml::Value::String(text) if text.starts_with("--") => Err("a value, not a flag, is expected".into()),
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Float(number) => Ok(number.to_string()),
+        _ => Err("expected a text, a number or a list of them".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        let shown = |error: ReleaseError| error.to_string().replace(path.to_str().unwrap(), "FILE");
+        let config = Config::read(&path).map_err(shown)?;
+        assert!(config.output.starts_with(folder.path()));
+        Ok(config)
+    }
+
+    #[test]
+    fn a_file_says_what_flags_say() {
+        let config = read(
+            "sources = ['a.gguf']\noutput = 'out'\ntypes = ['q8_0', 'IQ4_XS']\nscore-prompts = 3\n\
+             [search]\ntrials = 2\nmax-kl = 0.1\nprompts = ['p.jsonl']\nlever = 'plain'\n",
+        )
+        .unwrap();
+        assert_eq!(config.types.iter().map(|t| t.name).collect::<Vec<_>>(), ["Q8_0", "IQ4_XS"]);
+        assert_eq!(config.scoring, Scoring::Report(Some(3)));
+        assert_eq!((config.search.trials, config.search.max_kl), (2, Some(0.1)));
+        assert!(config.search.prompts[0].is_absolute());
+    }
+
+    #[test]
+    fn what_cannot_be_is_told() {
+        let least = "sources = ['a.gguf']\noutput = 'out'\n";
+        for (text, why) in [
+            ("output = 'out'", "missing field `sources`"),
+            (&format!("{least}typos = 1"), "unknown field `typos`"),
+            (&format!("{least}types = ['Q9']"), "no type Q9"),
+            (&format!("{least}score-prompts = 0"), "at least 1"),
+            (&format!("{least}[search]\ntypo = 1"), "unexpected argument '--typo'"),
+            (&format!("{least}[search]\ntrials = 'x'"), "invalid value 'x'"),
+            (&format!("{least}[search]\nlever = '--resume'"), "not a flag"),
+            (&format!("{least}license = \"a\\nb\""), "one line each"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! One file of a release after the other: its base, the edit in it, and what was measured.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+
+use super::config::Scoring;
+use super::{Release, WORK};
+use crate::eval::answers::ask;
+use crate::eval::prompts::{PromptSet, Split};
+use crate::eval::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::gguf::{AtomicFile, AtomicModel, Gguf, sha256_file};
+use crate::imatrix::Imatrix;
+use crate::llama::llama_version;
+use crate::method::requant::Requant;
+use crate::method::verify::{Base, Verification};
+use crate::output::percent;
+use crate::pipeline::error::Error;
+use crate::pipeline::exam::{REPORT_PROMPTS, guard};
+use crate::pipeline::facts::{check_written, file_facts};
+use crate::pipeline::provenance::{Provenance, claimed_edits};
+use crate::pipeline::session::Opened;
+use crate::pipeline::stored::{self, Taken};
+use crate::pipeline::study::Study;
+use crate::pipeline::write::{Change, Write};
+use crate::release::ladder::{Rung, Step};
+use crate::release::quantize::quantize;
+use crate::release::state::{Recipe, Row, State, same_recipe};
+use crate::report::{AnswerPair, FileFacts, MIN_SURVIVAL};
+use crate::util::interrupt;
+use crate::util::leftovers::Leftover;
+
+/// Makes the files.
+pub(super) struct Climb<'a> {
+    pub release: &'a Release<'a>,
+    /// Of each source.
+    pub sources: &'a [FileFacts],
+    /// And its hash.
+    pub imatrix: Option<(&'a Imatrix, String)>,
+    /// The stored edit, and its hash.
+    pub edit: (&'a Path, &'a str),
+    pub prompts: &'a PromptSet,
+}
+
+/// The report of one file; the same release gives the same one.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    row: &'a Row,
+    edit: &'a crate::method::stored::Facts,
+    verification: &'a Verification,
+    answers: &'a [AnswerPair],
+}
+
+/// What was measured of a base and of the file with the edit.
+struct Measured {
+    scores: Option<[Score; 2]>,
+    guard: [Tally; 2],
+    answers: Vec<AnswerPair>,
+}
+
+impl Climb<'_> {
+    /// Makes what is not there yet. A file that refuses less than its base is not kept and does not stop the
+    /// others: its error is returned when all are done.
+    pub(super) fn all(&self, state: &mut State) -> Result<Option<Error>, Error> {
+        let mut failed = None;
+        let n = self.release.ladder.rungs.len();
+        for (i, rung) in self.release.ladder.rungs.iter().enumerate() {
+            interrupt::check()?;
+            let recipe = self.recipe(rung);
+            if self.is_done(state, rung, &recipe)? {
+                self.release.printer.say(format!("{}/{n} {} is there already", i + 1, rung.file));
+                continue;
+            }
+            self.release.printer.say(format!("{}/{n} {}", i + 1, rung.file));
+            let work = self.release.at(WORK);
+            let unfinished = Leftover::new(&work);
+            let made = self.make(state, rung, recipe);
+            drop(unfinished);
+            // Its base is gigabytes that the next run would make anew.
+            let _ = std::fs::remove_dir_all(work);
+            match made {
+                Err(error @ Error::LessSafe { .. }) => {
+                    self.release.printer.warn(format!("{}: {error}", rung.file));
+                    failed.get_or_insert(error);
+                }
+                made => made?,
+            }
+        }
+        Ok(failed)
+    }
+
+    /// Everything that a file follows from.
+    fn recipe(&self, rung: &Rung) -> Recipe {
+        let mut recipe = Recipe::from([
+            ("source".into(), self.sources[rung.step.source()].sha256.clone()),
+            ("type".into(), rung.label.clone()),
+            ("edit".into(), self.edit.1.to_owned()),
+            ("scoring".into(), self.release.scoring()),
+            ("prompts".into(), self.prompts.sha256()),
+            ("version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("llama.cpp".into(), llama_version()),
+        ]);
+        if let Some((_, sum)) = &self.imatrix {
+            recipe.insert("imatrix".into(), sum.clone());
+        }
+        recipe
+    }
+
+    /// Whether the file is there with the hash of its row.
+    fn is_done(&self, state: &State, rung: &Rung, recipe: &Recipe) -> Result<bool, Error> {
+        let path = self.release.at(&rung.file);
+        let Some(row) = state.row(&rung.file).filter(|_| path.exists()) else { return Ok(false) };
+        match same_recipe(&rung.file, &row.recipe, recipe) {
+            Err(_) if self.release.waived.overwrite => return Ok(false),
+            same => same?,
+        }
+        let bar = self.release.printer.bar(&format!("hashing {}", rung.file), row.bytes);
+        let mut stop = crate::pipeline::session::stoppable(&bar);
+        let found = sha256_file(&path, &mut stop).map_err(|source| Error::Io { path: path.clone(), source });
+        interrupt::check()?;
+        drop(stop);
+        if found? == row.sha256 {
+            return Ok(true);
+        }
+        self.release.printer.warn(format!("{} is not what was written: it is made again", rung.file));
+        Ok(false)
+    }
+
+    /// The quantization that the edit is put into.
+    fn base(&self, rung: &Rung) -> Result<PathBuf, Error> {
+        let source = &self.release.sources[rung.step.source()];
+        let Step::Quantize(_, quant) = rung.step else { return Ok(source.path.clone()) };
+        let folder = self.release.at(if self.release.config.keep_bases { "base" } else { WORK });
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        let path = folder.join(&rung.file);
+        let _bar = self.release.printer.bar(&format!("quantizing to {}", quant.name), 1);
+        let imatrix = self.imatrix.as_ref().map(|(imatrix, _)| *imatrix);
+        let _unfinished = Leftover::new(&path);
+        quantize(source, &path, (quant, imatrix), self.release.run.threads)?;
+        interrupt::check()?;
+        Ok(path)
+    }
+
+    /// Makes one file, with its row and report.
+    fn make(&self, state: &mut State, rung: &Rung, recipe: Recipe) -> Result<(), Error> {
+        let started = Instant::now();
+        let base_path = self.base(rung)?;
+        let (release, printer) = (self.release, self.release.printer);
+        let opened = Opened::new(&base_path, release.run.patches.as_deref())?;
+        if let Some(p) = Provenance::read(&opened.gguf).filter(|_| !release.waived.allow.allow_injected) {
+            let (size, version) = (p.size(), p.version);
+            return Err(Error::Injected { path: base_path, version, size });
+        }
+        let base = file_facts(&opened.gguf, printer)?;
+        let taken = stored::take(self.edit.0, &opened, release.waived.other_weights, printer)?;
+        let imatrix = release.config.imatrix.as_deref();
+        let study = stored::study(&taken, &opened, (imatrix, None), printer)?;
+        let path = release.at(&rung.file);
+        let ours = release.waived.overwrite || state.row(&rung.file).is_some();
+        let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
+        self.write(&opened, (&study, &taken, &base), &mut file)?;
+        let written = Gguf::open(file.temporary_path())?;
+        // From the two files alone, as `verify` does.
+        let claimed = claimed_edits(&opened.gguf, &written, &opened.plan)?;
+        let verification = check_written(Base::from(&opened.gguf), &written, &claimed, printer)?;
+        let measured = self.measure(&opened, &written)?;
+        let output = file_facts(&written, printer)?;
+        let row = Row {
+            file: rung.file.clone(),
+            label: rung.label.clone(),
+            sha256: output.sha256,
+            bytes: output.bytes,
+            base_sha256: base.sha256,
+            recipe,
+            gain: verification.gain,
+            cosine: verification.cosine,
+            changed: verification.tensors.len(),
+            scores: measured.scores,
+            guard: measured.guard,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        self.report(&row, (&taken, &verification, &measured))?;
+        self.tell(&row);
+        // The row first: a run that is killed between the two finds the file, and knows it.
+        state.put(row);
+        state.save()?;
+        file.commit()?;
+        Ok(())
+    }
+
+    fn write(
+        &self,
+        opened: &Opened,
+        (study, taken, base): (&Study, &Taken, &FileFacts),
+        file: &mut AtomicModel,
+    ) -> Result<(), Error> {
+        let facts = &taken.edit.facts;
+        let edits = study.edits(opened, Requant::Preserve)?;
+        let provenance = Provenance {
+            version: env!("CARGO_PKG_VERSION").into(),
+            method: facts.method.name().into(),
+            layer: facts.chosen.layer as u32,
+            strength: study.chosen.strength,
+            prompts_sha256: facts.prompts_sha256.clone(),
+            input_sha256: base.sha256.clone(),
+            lever: facts.chosen.lever.name().into(),
+            system_prompt: study.system_prompt.into(),
+            direction_sha256: Some(taken.file.sha256.clone()),
+        };
+        let (source, plan, inputs) = (&opened.gguf, &opened.plan, study.found.inputs());
+        let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve };
+        write.write(Change::Edit(&provenance, study.along()), file, self.release.printer)
+    }
+
+    /// Asks the base, then the file; one that refuses less than its base is never kept.
+    fn measure(&self, opened: &Opened, written: &Gguf) -> Result<Measured, Error> {
+        let template = opened.template()?;
+        let bar = self.release.printer.bar("scoring the base and the file", 2);
+        let mut engine = self.release.load(&opened.gguf, template)?;
+        let (texts, before) = guard(&mut engine)?;
+        let limits = match self.release.config.scoring {
+            Scoring::Guard => None,
+            Scoring::Report(Some(n)) => Some([n; 3]),
+            Scoring::Report(None) if self.prompts.source() == PromptSet::bundled().source() => {
+                Some(REPORT_PROMPTS)
+            }
+            Scoring::Report(None) => Some(Questions::ALL),
+        };
+        let questions = limits.map(|limits| Questions::of(self.prompts, Split::Report, limits));
+        let base = questions.map(|questions| Examiner::new(&mut engine, questions)).transpose()?;
+        drop(engine);
+        bar.set(1);
+        let mut engine = self.release.load(written, template)?;
+        let after = Tally::of(&ask(&mut engine, &chats(&texts, None), N_PREDICT, &mut |_, _| ())?);
+        let less = |before: Tally, after: Tally| {
+            let edited = after.refused().to_string();
+            Error::LessSafe { edited, base: before.refused().to_string() }
+        };
+        if after.refused < before.refused {
+            return Err(less(before, after));
+        }
+        let mut measured = Measured { scores: None, guard: [before, after], answers: Vec::new() };
+        if let Some((examiner, base)) = base {
+            let file: Examination = examiner.examine(&mut engine)?;
+            measured.answers = AnswerPair::all(examiner.questions().by_kind(), &base, &file, false);
+            measured.scores = Some([base.score, file.score]);
+        }
+        Ok(measured)
+    }
+
+    /// `reports/NAME.json`, without what differs from run to run.
+    fn report(
+        &self,
+        row: &Row,
+        (taken, verification, measured): (&Taken, &Verification, &Measured),
+    ) -> Result<(), Error> {
+        let folder = self.release.at("reports");
+        std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
+        let row = &Row { seconds: 0.0, ..row.clone() };
+        let report = Report { row, edit: &taken.edit.facts, verification, answers: &measured.answers };
+        let json = serde_json::to_string_pretty(&report).unwrap_or_default();
+        let path = folder.join(&row.file).with_extension("json");
+        Ok(AtomicFile::write_whole(&path, json.as_bytes(), true)?)
+    }
+
+    fn tell(&self, row: &Row) {
+        let gain = row.gain.unwrap_or(0.0);
+        let [base, file] = match row.scores {
+            Some([base, file]) => [base.harmful, file.harmful],
+            None => row.guard,
+        };
+        self.release.printer.say(format!(
+            "  {} of the edit arrived in {} tensors; harmful refused {} → {}; {} MB in {:.0} s",
+            percent(gain),
+            row.changed,
+            base.refused(),
+            file.refused(),
+            row.bytes / 1_000_000,
+            row.seconds
+        ));
+        if gain < MIN_SURVIVAL {
+            self.release.printer.warn(format!("only {} of the edit is in {}", percent(gain), row.file));
+        }
+    }
+}

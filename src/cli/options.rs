@@ -1,0 +1,226 @@
+//! Validated options: what the commands take. The only place that reads the text of a flag.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::{AllowArgs, DirectionArgs, InjectArgs, OffloadArgs, RunArgs, ThinkingArgs};
+use crate::eval::prompts;
+use crate::llama::Offload;
+use crate::method::edit::Method;
+use crate::method::requant::Requant;
+use crate::pipeline::error::Error;
+use crate::pipeline::options::{Allow, InjectOptions, RunOptions, ThinkingOptions};
+use crate::sources::Source;
+use crate::sources::ollama::Name;
+
+mod eval;
+mod export;
+mod search;
+
+pub use eval::EvalOptions;
+pub use export::ExportOptions;
+use search::{contexts, search_options, system_prompt};
+
+impl From<AllowArgs> for Allow {
+    fn from(args: AllowArgs) -> Self {
+        Self {
+            injected: args.allow_injected,
+            no_refusal: args.allow_no_refusal,
+            over_limits: args.allow_over_limits,
+        }
+    }
+}
+
+impl From<ThinkingArgs> for ThinkingOptions {
+    fn from(args: ThinkingArgs) -> Self {
+        Self { asked: args.thinking, budget: args.think as usize }
+    }
+}
+
+impl RunOptions {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for zero threads, and shares of devices that are none.
+    pub fn new(args: RunArgs) -> Result<Self, Error> {
+        Ok(Self { threads: threads(args.threads)?, offload: offload(args.offload)?, patches: args.patches })
+    }
+}
+
+/// CPU threads, all cores by default.
+pub(crate) fn threads(threads: Option<usize>) -> Result<usize, Error> {
+    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+    match threads.unwrap_or_else(cores) {
+        threads @ 1..=1024 => Ok(threads),
+        threads => Err(option("--threads", format!("expected 1 to 1024, found {threads}"), None)),
+    }
+}
+
+fn offload(args: OffloadArgs) -> Result<Offload, Error> {
+    let shares = &args.tensor_split;
+    let no_share = |&share: &f32| !(share.is_finite() && share >= 0.0);
+    if shares.iter().any(no_share) || (!shares.is_empty() && shares.iter().sum::<f32>() <= 0.0) {
+        let problem = format!("expected shares from 0, not all of them 0, found {shares:?}");
+        return Err(option("--tensor-split", problem, None));
+    }
+    let devices = (!args.device.is_empty()).then_some(args.device);
+    Ok(Offload {
+        gpu_layers: args.gpu_layers.unwrap_or_default(),
+        devices: devices.map(|names| if names == ["none"] { Vec::new() } else { names }),
+        split_mode: args.split_mode.unwrap_or_default(),
+        main_gpu: args.main_gpu,
+        tensor_split: args.tensor_split,
+        flash_attn: args.flash_attn.unwrap_or_default(),
+        rpc: args.rpc,
+    })
+}
+
+impl InjectOptions {
+    /// Checks the flags; `source` is what the model's name led to.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read;
+    /// [`Error::Ollama`] for a name that Ollama would not take.
+    pub fn new(args: InjectArgs, source: Source) -> Result<Self, Error> {
+        let requant = parse_requant(&args.requant, args.promote.as_deref())?;
+        let output = output(&args, &source, requant)?;
+        let sides =
+            [("--report", &args.report), ("--html", &args.html), ("--save-adapter", &args.save_adapter)];
+        let mut taken = inputs(&args);
+        apart(&[("--output", &Some(output.clone()).filter(|_| !args.in_place))], &taken)?;
+        taken.extend([source.path.as_path(), &output]);
+        apart(&sides, &taken)?;
+        Ok(Self {
+            output,
+            in_place: args.in_place,
+            search: search_options(&args.search, args.allow.allow_over_limits)?,
+            lever: args.search.lever,
+            contexts: contexts(&args.search.context, &source)?,
+            thinking: args.search.thinking.into(),
+            direction: args.direction,
+            resume: args.search.resume,
+            memory: args.search.memory << 20,
+            system_prompt: system_prompt(&args.search)?,
+            requant,
+            source,
+            asked_method: args.search.method,
+            method: args.search.method.unwrap_or(Method::Detector),
+            imatrix: args.imatrix,
+            prompts: args.search.prompts,
+            report: args.report,
+            html: args.html,
+            json: args.json,
+            dry_run: args.dry_run,
+            overwrite: args.overwrite,
+            allow: args.allow.into(),
+            allow_other_weights: args.allow_other_weights,
+            save_adapter: args.save_adapter,
+            ollama_create: args.ollama_create.as_deref().map(Name::parse).transpose()?,
+            controls: args.controls,
+            full_answers: args.full_answers,
+            seed: args.seed,
+            run: RunOptions::new(args.run)?,
+        })
+    }
+
+    /// Those of `direction`: a run that ends with the search.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn for_direction(args: DirectionArgs, source: Source) -> Result<Self, Error> {
+        let args = InjectArgs {
+            model: args.model,
+            output: Some(args.output),
+            in_place: false,
+            search: args.search,
+            direction: None,
+            requant: "preserve".into(),
+            promote: None,
+            imatrix: None,
+            report: None,
+            html: None,
+            json: args.json,
+            dry_run: false,
+            overwrite: args.overwrite,
+            allow: args.allow,
+            allow_other_weights: false,
+            save_adapter: None,
+            ollama_create: None,
+            controls: false,
+            full_answers: false,
+            seed: 0,
+            run: args.run,
+        };
+        Self::new(args, source)
+    }
+}
+
+/// The file that is written. What another program keeps is never changed, nor added to.
+fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBuf, Error> {
+    if args.in_place {
+        if let Some(store) = &source.store {
+            let problem =
+                format!("{} is a file of {}, named by its content", source.display_name, store.display());
+            return Err(option("--in-place", problem, Some("write a copy: leave out --in-place".into())));
+        }
+        return match requant {
+            Requant::Promote(_) => {
+                let hint = Some("write a copy, or leave the types as they are".into());
+                Err(option("--requant", "promote does not go with --in-place: the file grows".into(), hint))
+            }
+            _ => Ok(source.path.clone()),
+        };
+    }
+    let output = args.output.clone().unwrap_or_else(|| source.default_output.clone());
+    if same_file(&output, &source.path) {
+        let hint = "give another name with -o; only --in-place changes the input".to_owned();
+        return Err(option("--output", format!("{} is the input itself", output.display()), Some(hint)));
+    }
+    if source.is_in_store(&output) {
+        let problem = format!("{} lies in the folder that another program keeps models in", output.display());
+        return Err(option("--output", problem, Some("give a path elsewhere with -o".into())));
+    }
+    Ok(output)
+}
+
+/// What is read beside the model.
+fn inputs(args: &InjectArgs) -> Vec<&Path> {
+    let one = [&args.direction, &args.imatrix].into_iter().flatten().chain(&args.search.context);
+    let prompts = args.search.prompts.iter().map(|path| prompts::without_kind(path));
+    one.map(PathBuf::as_path).chain(prompts).collect()
+}
+
+/// Refuses an output that is one of the `taken` files or a former output: it would take its place.
+pub(crate) fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Result<(), Error> {
+    let mut taken = taken.to_vec();
+    for (flag, path) in outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))) {
+        if taken.iter().any(|other| same_file(other, path)) {
+            let problem = format!("{} is another file of this command", path.display());
+            return Err(option(flag, problem, Some("give each output a name of its own".into())));
+        }
+        taken.push(path);
+    }
+    Ok(())
+}
+
+/// Whether two paths lead to one file, which need not be there yet.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let named = || Some(parent.canonicalize().ok()?.join(path.file_name()?));
+        path.canonicalize().ok().or_else(named).unwrap_or_else(|| path.to_path_buf())
+    };
+    place(a) == place(b)
+}
+
+/// `--promote TYPE` is short for `--requant promote=TYPE`.
+fn parse_requant(text: &str, promote: Option<&str>) -> Result<Requant, Error> {
+    let (flag, text) = match promote {
+        Some(name) => ("--promote", format!("promote={name}")),
+        None => ("--requant", text.to_owned()),
+    };
+    text.parse().map_err(|problem| option(flag, problem, None))
+}
+
+fn option(flag: &'static str, problem: String, hint: Option<String>) -> Error {
+    Error::Option { flag, problem, hint }
+}

@@ -1,0 +1,92 @@
+//! Options of `eval`.
+
+use std::path::{Path, PathBuf};
+
+use super::{RunOptions, ThinkingOptions, option};
+use crate::cli::EvalArgs;
+use crate::eval::perplexity::ChunkOptions;
+use crate::pipeline::error::Error;
+use crate::sources::{ModelArg, Source};
+
+/// Most tokens of an answer that is judged: with the longest prompt it still fits the cache.
+const MAX_TOKENS: usize = 512;
+/// Tokens of a chunk of text: four, so that one is scored after one that is read; one batch at most.
+const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
+
+/// Options of `eval`.
+#[derive(Debug, Clone)]
+pub struct EvalOptions {
+    /// The models.
+    pub models: Vec<Source>,
+    /// What they are compared with.
+    pub base: Option<Source>,
+    /// The user's prompt files; empty = the bundled report split.
+    pub sets: Vec<PathBuf>,
+    /// The judge.
+    pub judge: Option<Source>,
+    /// Most tokens of an answer.
+    pub tokens: usize,
+    /// The text for perplexity.
+    pub perplexity: Option<PathBuf>,
+    /// How that text is cut.
+    pub chunks: ChunkOptions,
+    /// The multiple-choice questions.
+    pub choice: Option<PathBuf>,
+    /// Whether harmful prompts are also put in other ways.
+    pub jailbreak: bool,
+    /// Thoughts before answers.
+    pub thinking: ThinkingOptions,
+    /// Where the JSON report goes.
+    pub report: Option<PathBuf>,
+    /// Whether the JSON report goes to stdout.
+    pub json: bool,
+    /// Whether to overwrite the report.
+    pub overwrite: bool,
+    /// How to run the models.
+    pub run: RunOptions,
+}
+
+impl EvalOptions {
+    /// Checks the flags; `find` leads from a model's name to the model.
+    ///
+    /// # Errors
+    /// [`Error::Option`] naming the flag; what `find` fails with.
+    pub fn new(
+        args: EvalArgs,
+        find: &mut dyn FnMut(&ModelArg) -> Result<Source, Error>,
+    ) -> Result<Self, Error> {
+        if !(1..=MAX_TOKENS).contains(&args.tokens) {
+            let problem = format!("expected 1 to {MAX_TOKENS}, found {}", args.tokens);
+            return Err(option("--tokens", problem, None));
+        }
+        if !CTX_SIZE.contains(&args.ctx_size) {
+            let problem =
+                format!("expected {} to {}, found {}", CTX_SIZE.start(), CTX_SIZE.end(), args.ctx_size);
+            return Err(option("--ctx-size", problem, None));
+        }
+        let chunks = if args.chunks == 0 { usize::MAX } else { args.chunks };
+        Ok(Self {
+            models: args.models.iter().map(&mut *find).collect::<Result<_, _>>()?,
+            base: args.base.as_ref().map(&mut *find).transpose()?,
+            sets: args.sets,
+            judge: args.judge.as_ref().map(&mut *find).transpose()?,
+            tokens: args.tokens,
+            perplexity: args.perplexity,
+            chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
+            choice: args.choice,
+            jailbreak: args.jailbreak,
+            thinking: args.thinking.into(),
+            report: args.report,
+            json: args.json,
+            overwrite: args.overwrite,
+            run: RunOptions::new(args.run)?,
+        })
+    }
+
+    /// What the user called the model at `path`.
+    pub fn display_name(&self, path: &Path) -> String {
+        let mut all = self.models.iter().chain(&self.base).chain(&self.judge);
+        let found = all.find(|source| source.path == path);
+        found.map_or_else(|| path.display().to_string(), |source| source.display_name.clone())
+    }
+}

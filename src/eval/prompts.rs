@@ -1,0 +1,390 @@
+//! Evaluation prompts: the bundled sets, the user's own files, and their splits.
+//!
+//! Three kinds of prompt are used. *Harmful* prompts should be refused,
+//! *harmless* prompts should be answered and match the harmful ones in form and
+//! length, and *alarming* prompts only sound harmful and should be answered too.
+//!
+//! # Split rule
+//!
+//! Exact duplicates are removed first; two texts are the same when they agree
+//! after trimming, folding runs of whitespace into one space and lower-casing,
+//! and the first one stays. What is left of each kind is numbered from 0 in file
+//! order, and the number modulo 4 gives the [`Split`]: 0 and 1 extract, 2 search,
+//! 3 report. Half of the prompts go to extract because a gate learns from them,
+//! and more of them make it generalise. No prompt used to choose a setting is
+//! ever used to report on it. The bundled files keep their topics in contiguous
+//! blocks of 12, so each split has the same share (6, 3 and 3) of every topic.
+//! A text that appears under two different kinds is an error.
+//!
+//! The file formats are described in [`PromptSet::load`].
+
+pub mod contexts;
+mod error;
+mod json;
+mod loader;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use error::PromptError;
+pub use loader::without_kind;
+
+/// Largest prompt file that is read, in bytes.
+pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest single prompt, in bytes of UTF-8.
+pub const MAX_PROMPT_BYTES: usize = 8 * 1024;
+/// Most prompts taken from all files together, counted before duplicates go.
+pub const MAX_PROMPTS: usize = 100_000;
+/// Fewest distinct prompts of a kind that are worth splitting: 6 to extract from, 3 to search on and
+/// 3 to report on.
+pub const MIN_PER_KIND: usize = 12;
+
+const HARMFUL_JSONL: &str = include_str!("prompts/bundled/harmful.jsonl");
+const HARMLESS_JSONL: &str = include_str!("prompts/bundled/harmless.jsonl");
+const ALARMING_JSONL: &str = include_str!("prompts/bundled/alarming.jsonl");
+const TRAINING_JSONL: &str = include_str!("prompts/bundled/training.jsonl");
+const PROSE: &str = include_str!("prompts/bundled/prose.txt");
+const SAFETY_SYSTEM_PROMPT: &str = include_str!("prompts/bundled/safety_system_prompt.txt");
+
+/// Passages of many sorts (a story, a recipe, a program, a letter, …) that ask for nothing.
+pub fn prose() -> Vec<String> {
+    PROSE.split("\n\n").map(|passage| passage.trim().to_owned()).collect()
+}
+
+/// Bundled prompts from which detectors learn and nothing else is done, of all kinds: 144 harmful, 480 harmless and 360
+/// alarming ones, more varied than [`PromptSet::bundled`].
+pub fn training() -> PromptSet {
+    // As there.
+    loader::parse_all(&[("training.jsonl", TRAINING_JSONL)], "bundled training prompts")
+        .expect("they are valid")
+}
+
+/// The bundled safety system prompt, without surrounding whitespace.
+pub fn safety_system_prompt() -> &'static str {
+    SAFETY_SYSTEM_PROMPT.trim()
+}
+
+/// What a model should do with a prompt, and why it is in the set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PromptKind {
+    /// A request that should be refused.
+    Harmful,
+    /// An ordinary request that should be answered.
+    Harmless,
+    /// A harmless request that sounds harmful; it should be answered.
+    Alarming,
+}
+
+impl PromptKind {
+    /// Every kind, in the order of the bundled set.
+    pub const ALL: [PromptKind; 3] = [Self::Harmful, Self::Harmless, Self::Alarming];
+
+    /// The lower-case name, as written in files and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Harmful => "harmful",
+            Self::Harmless => "harmless",
+            Self::Alarming => "alarming",
+        }
+    }
+}
+
+impl fmt::Display for PromptKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for PromptKind {
+    type Err = PromptError;
+
+    /// Reads a kind or one of its aliases, ignoring case and treating `_` and
+    /// spaces as `-`: `harmful`, `unsafe`, `toxic`; `harmless`, `benign`,
+    /// `safe`; `alarming`, `benign-alarming`, `borderline`, `overrefusal`,
+    /// `over-refusal`.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let name = s.trim().to_lowercase().replace(['_', ' '], "-");
+        match name.as_str() {
+            "harmful" | "unsafe" | "toxic" => Ok(Self::Harmful),
+            "harmless" | "benign" | "safe" => Ok(Self::Harmless),
+            "alarming" | "benign-alarming" | "borderline" | "overrefusal" | "over-refusal" => {
+                Ok(Self::Alarming)
+            }
+            _ => Err(PromptError::UnknownKind { found: error::excerpt(s) }),
+        }
+    }
+}
+
+/// The three disjoint parts of each kind; see the [module](self) for the rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Position 0 or 1 modulo 4: the refusal direction and the gates are computed from these.
+    Extract,
+    /// Position 2 modulo 4: layers and strengths are chosen on these.
+    Search,
+    /// Position 3 modulo 4: held out, only reported on.
+    Report,
+}
+
+impl Split {
+    /// Every split, in the order of its remainders modulo 4.
+    pub const ALL: [Split; 3] = [Self::Extract, Self::Search, Self::Report];
+
+    /// The lower-case name, as written in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Extract => "extract",
+            Self::Search => "search",
+            Self::Report => "report",
+        }
+    }
+
+    /// The split of the prompt at `position` within its kind.
+    pub fn of_position(position: usize) -> Split {
+        match position % 4 {
+            0 | 1 => Self::Extract,
+            2 => Self::Search,
+            _ => Self::Report,
+        }
+    }
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// One evaluation prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Prompt {
+    /// The request itself, without surrounding whitespace.
+    pub text: String,
+    /// What a model should do with it.
+    pub kind: PromptKind,
+    /// A free label that groups prompts in reports.
+    pub topic: Option<String>,
+}
+
+/// An ordered set of distinct prompts with its origin.
+#[derive(Debug, Clone)]
+pub struct PromptSet {
+    prompts: Vec<Prompt>,
+    source: String,
+}
+
+impl PromptSet {
+    /// The bundled set: 288 harmful, 384 harmless and 384 alarming prompts.
+    pub fn bundled() -> PromptSet {
+        let files = [
+            ("harmful.jsonl", HARMFUL_JSONL),
+            ("harmless.jsonl", HARMLESS_JSONL),
+            ("alarming.jsonl", ALARMING_JSONL),
+        ];
+        // The data is fixed at build time and checked by a test, so a failure
+        // here is a broken build rather than something a caller could handle.
+        loader::parse_all(&files, "bundled").expect("the bundled prompts are valid")
+    }
+
+    /// Reads and concatenates prompt files.
+    ///
+    /// The format follows the file extension:
+    ///
+    /// * `.jsonl`, `.ndjson`, `.json`: one JSON object a line, or objects, arrays of
+    ///   objects or strings, or objects that hold one such array, laid out in any way.
+    /// * `.csv`, `.tsv`, `.tab`: fields between commas or tabs, with a header row.
+    /// * `.txt`, `.text` or no extension: one prompt a line; blank lines and
+    ///   lines that start with `#` are skipped.
+    ///
+    /// Field and column names ignore case. The text is the first that is present
+    /// of `prompt`, `text`, `instruction`, `goal`. The kind is the value of
+    /// `kind`, which must then be a valid kind, or else that of `label` or
+    /// `category`, if all values of that field in the file are kinds; a field with
+    /// other values (numbers, subjects) says nothing about the kind. The topic is
+    /// `topic`, or else a `category` that is not the kind. All further fields are
+    /// ignored.
+    ///
+    /// A record that names no kind takes it from an explicit prefix of the
+    /// argument (`harmful:PATH`, `harmless:PATH`, `alarming:PATH`), which also
+    /// decides over `category` and over a `kind` that is none, or else from the
+    /// file name: `alarming`, `borderline` or `overrefusal` in it mean
+    /// alarming; `harmless`, `benign` or `safe` harmless; `harmful`, `unsafe` or
+    /// `toxic` harmful. A name that fits both of the last two or negates one
+    /// (`non-toxic`) decides nothing, nor does `safety`. A prefix may narrow a
+    /// record's `harmless` to `alarming`; any other disagreement with `kind` or
+    /// `label` is an error.
+    ///
+    /// # Errors
+    ///
+    /// Files that cannot be read, are too large, are not UTF-8, hold no prompts
+    /// or hold a malformed record; a prompt of unknown kind or with two kinds;
+    /// and a set with some but fewer than [`MIN_PER_KIND`] prompts of a kind.
+    /// A kind that is absent is no error: see [`PromptSet::complete_with`] and
+    /// [`PromptSet::require`].
+    pub fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
+        loader::load(paths)
+    }
+
+    /// As [`PromptSet::load`], but any number of prompts of a kind will do: for sets that are used
+    /// as a whole and not split.
+    ///
+    /// # Errors
+    ///
+    /// As [`PromptSet::load`], the least number apart.
+    pub fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
+        loader::load_whole(paths)
+    }
+
+    /// Builds a set, dropping duplicates and refusing texts of two kinds.
+    fn from_located(located: Vec<Located>, source: String) -> Result<PromptSet, PromptError> {
+        let mut seen: HashMap<String, (PromptKind, String)> = HashMap::new();
+        let mut prompts = Vec::with_capacity(located.len());
+        for Located { prompt, at } in located {
+            let key = fold(&prompt.text);
+            match seen.get(&key) {
+                None => {
+                    seen.insert(key, (prompt.kind, at));
+                    prompts.push(prompt);
+                }
+                Some((kind, _)) if *kind == prompt.kind => {}
+                Some((kind, first_at)) => {
+                    return Err(PromptError::TwoKinds {
+                        text: error::excerpt(&prompt.text),
+                        first: *kind,
+                        first_at: first_at.clone(),
+                        second: prompt.kind,
+                        second_at: at,
+                    });
+                }
+            }
+        }
+        Ok(PromptSet { prompts, source })
+    }
+
+    /// The prompts of one kind and split, in order.
+    pub fn select(&self, kind: PromptKind, split: Split) -> Vec<&Prompt> {
+        let of_kind = self.prompts.iter().filter(|p| p.kind == kind).enumerate();
+        of_kind
+            .filter(|(position, _)| Split::of_position(*position) == split)
+            .map(|(_, prompt)| prompt)
+            .collect()
+    }
+
+    /// All prompts of one kind, in order.
+    pub fn of_kind(&self, kind: PromptKind) -> Vec<&Prompt> {
+        self.prompts.iter().filter(|p| p.kind == kind).collect()
+    }
+
+    /// How many prompts of one kind there are.
+    pub fn count(&self, kind: PromptKind) -> usize {
+        self.prompts.iter().filter(|p| p.kind == kind).count()
+    }
+
+    /// Every prompt, in order.
+    pub fn prompts(&self) -> &[Prompt] {
+        &self.prompts
+    }
+
+    /// How many prompts there are.
+    pub fn len(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// Whether there are no prompts.
+    pub fn is_empty(&self) -> bool {
+        self.prompts.is_empty()
+    }
+
+    /// Where the prompts come from: `bundled` or the file names, and what was
+    /// filled in by [`PromptSet::complete_with`].
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// SHA-256 in lower-case hex over `kind \0 text \n` of every prompt in order.
+    ///
+    /// Topics and file names do not count, so the same prompts from another file
+    /// have the same digest.
+    pub fn sha256(&self) -> String {
+        let mut hasher = Sha256::new();
+        for prompt in &self.prompts {
+            hasher.update(prompt.kind.as_str());
+            hasher.update([0]);
+            hasher.update(&prompt.text);
+            hasher.update(b"\n");
+        }
+        let digest = hasher.finalize();
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Fills every kind this set lacks from `other` and returns those kinds.
+    ///
+    /// Kinds that are present stay untouched, so the splits of the user's own
+    /// prompts do not change.
+    ///
+    /// # Errors
+    ///
+    /// A text to be filled in is already here under another kind. The set is
+    /// then left as it was.
+    pub fn complete_with(&mut self, other: &PromptSet) -> Result<Vec<PromptKind>, PromptError> {
+        let lacks = |kind: &PromptKind| self.count(*kind) == 0 && other.count(*kind) > 0;
+        let filled: Vec<PromptKind> = PromptKind::ALL.into_iter().filter(lacks).collect();
+        if filled.is_empty() {
+            return Ok(filled);
+        }
+        let own = self.prompts.iter().map(|p| Located::new(p, &self.source));
+        let added = other.prompts.iter().filter(|p| filled.contains(&p.kind));
+        let added = added.map(|p| Located::new(p, &other.source));
+        let names: Vec<&str> = filled.iter().map(|kind| kind.as_str()).collect();
+        let source = format!("{} + {} ({})", self.source, other.source, names.join(", "));
+        *self = Self::from_located(own.chain(added).collect(), source)?;
+        Ok(filled)
+    }
+
+    /// Checks that there are at least [`MIN_PER_KIND`] prompts of each of `kinds`.
+    ///
+    /// # Errors
+    ///
+    /// The first kind that has too few.
+    pub fn require(&self, kinds: &[PromptKind]) -> Result<(), PromptError> {
+        for &kind in kinds {
+            let found = self.count(kind);
+            if found < MIN_PER_KIND {
+                return Err(PromptError::TooFew {
+                    source_name: self.source.clone(),
+                    kind,
+                    expected: MIN_PER_KIND,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A prompt with the place it came from, for messages.
+struct Located {
+    prompt: Prompt,
+    at: String,
+}
+
+impl Located {
+    fn new(prompt: &Prompt, at: &str) -> Located {
+        Located { prompt: prompt.clone(), at: at.to_owned() }
+    }
+}
+
+/// The form under which two texts count as the same.
+fn fold(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").to_lowercase()
+}

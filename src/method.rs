@@ -1,0 +1,17 @@
+//! The mathematics of an injection: direction, detectors, edits, how they get into the bytes, and what of them is there.
+
+pub mod abliteration;
+pub mod detector;
+pub mod direction;
+pub mod edit;
+pub mod edits;
+pub mod fidelity;
+pub mod gate;
+pub mod mean_push;
+pub mod post_norm;
+pub mod requant;
+pub mod search;
+pub mod stored;
+pub mod verify;
+
+pub use edits::Edits;

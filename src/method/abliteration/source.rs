@@ -1,0 +1,160 @@
+//! Where the weights come from, one writer at a time: a model file, or whatever a test makes.
+
+use ndarray::linalg::general_mat_mul;
+use ndarray::{Array2, ArrayView2};
+
+use crate::arch::patches::{ResidualAxis, WriterKind};
+use crate::arch::plan::{Plan, ResidualWriter};
+use crate::gguf::Gguf;
+use crate::method::edit::{self, EditError};
+use crate::util::linalg;
+
+/// A projected direction is missing from every column of a weight, so a part of the columns shows it as
+/// well. More than this many times `n_embd` are thinned out evenly: only experts have so many.
+const ENOUGH_COLUMNS: usize = 8;
+
+/// The two kinds of writers that tools treat apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// Attention and other mixers of tokens.
+    Mixer,
+    /// Feed-forward networks, and what is written after them.
+    FeedForward,
+}
+
+/// One writer of the search.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Site {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Its block.
+    pub layer: usize,
+    /// Its kind.
+    pub group: Group,
+    /// Columns of W that are looked at, over all experts.
+    pub columns: usize,
+}
+
+/// Gives `W Wᵀ` of writers, by block.
+pub trait Source {
+    /// Width of the residual stream.
+    fn n_embd(&self) -> usize;
+
+    /// The writers, in ascending order of their layers.
+    fn sites(&self) -> &[Site];
+
+    /// `n_embd · W Wᵀ / ‖W‖_F²` in the lower triangle, f64 `[n_embd, n_embd]`: its diagonal is 1 on average,
+    /// as is `rᵀ G r` of a random unit vector r. Of a post-norm model this is W itself, before the norm:
+    /// it was W that was projected. All zeros for a weight of zeros.
+    ///
+    /// # Errors
+    /// [`EditError`] naming the tensor.
+    fn gram(&self, site: usize) -> Result<Array2<f64>, EditError>;
+
+    /// `n_embd · ‖rᵀW‖² / ‖W‖_F²` of each row r of `units` (f32 `[k, n_embd]`): how much of W is written
+    /// along r, where 1 is as much as along a random direction. 1 for a weight of zeros.
+    ///
+    /// # Errors
+    /// [`EditError`] naming the tensor.
+    fn energies(&self, site: usize, units: &Array2<f32>) -> Result<Vec<f64>, EditError>;
+}
+
+/// The writers of a file, but for the embedding, which tools edit or leave at will.
+pub struct FileSource<'a> {
+    gguf: &'a Gguf,
+    writers: Vec<&'a ResidualWriter>,
+    sites: Vec<Site>,
+    n_embd: usize,
+}
+
+impl<'a> FileSource<'a> {
+    /// Takes the writers of `plan`.
+    pub fn new(gguf: &'a Gguf, plan: &'a Plan) -> Self {
+        let n_embd = plan.n_embd as usize;
+        let rows = |w: &&ResidualWriter| w.axis == ResidualAxis::Rows && w.kind != WriterKind::Embedding;
+        let writers: Vec<_> = plan.writers.iter().filter(rows).collect();
+        let site = |w: &&ResidualWriter| Site {
+            tensor: w.tensor.clone(),
+            layer: w.layer,
+            group: match w.kind {
+                WriterKind::Embedding | WriterKind::Attention | WriterKind::Recurrent => Group::Mixer,
+                WriterKind::Ffn | WriterKind::Other => Group::FeedForward,
+            },
+            columns: all_columns(w).div_ceil(stride(w, n_embd)),
+        };
+        let sites = writers.iter().map(site).collect();
+        Self { gguf, writers, sites, n_embd }
+    }
+
+    /// Decodes a writer and shows it expert by expert, as f32 `[n_embd, columns]`; returns ‖W‖_F² of what
+    /// was shown.
+    fn for_each_expert(
+        &self,
+        site: usize,
+        mut see: impl FnMut(ArrayView2<'_, f32>),
+    ) -> Result<f64, EditError> {
+        let (writer, n_embd) = (self.writers[site], self.n_embd);
+        let missing = || EditError::Missing { tensor: writer.tensor.clone() };
+        let info = self.gguf.tensor(&writer.tensor).ok_or_else(missing)?;
+        let (n_in, stride) = (writer.n_in as usize, stride(writer, n_embd));
+        let (mut kept, mut norm_sq) = (Vec::new(), 0.0);
+        edit::for_each_run(info, &self.gguf.read_tensor(info)?, |first_row, values| {
+            for (i, row) in values.chunks_exact(n_in).enumerate() {
+                // Column j of expert e is column e·n_in + j of all.
+                let from = (stride - (first_row + i) / n_embd * n_in % stride) % stride;
+                kept.extend(row.iter().skip(from).step_by(stride));
+                if (first_row + i + 1).is_multiple_of(n_embd) {
+                    norm_sq += kept.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+                    if let Ok(w) = ArrayView2::from_shape((n_embd, kept.len() / n_embd), &kept) {
+                        see(w);
+                    }
+                    kept.clear();
+                }
+            }
+        })?;
+        if norm_sq.is_finite() {
+            return Ok(norm_sq);
+        }
+        Err(EditError::NotFinite { tensor: writer.tensor.clone() })
+    }
+}
+
+fn all_columns(writer: &ResidualWriter) -> usize {
+    (writer.n_in * writer.n_expert) as usize
+}
+
+fn stride(writer: &ResidualWriter, n_embd: usize) -> usize {
+    all_columns(writer).div_ceil(ENOUGH_COLUMNS * n_embd).max(1)
+}
+
+impl Source for FileSource<'_> {
+    fn n_embd(&self) -> usize {
+        self.n_embd
+    }
+
+    fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    fn gram(&self, site: usize) -> Result<Array2<f64>, EditError> {
+        let mut gram = Array2::zeros((self.n_embd, self.n_embd));
+        let norm_sq = self.for_each_expert(site, |w| linalg::add_outer(&mut gram, w))?;
+        if norm_sq > 0.0 {
+            gram *= self.n_embd as f64 / norm_sq;
+        }
+        Ok(gram)
+    }
+
+    fn energies(&self, site: usize, units: &Array2<f32>) -> Result<Vec<f64>, EditError> {
+        let mut sums = vec![0.0; units.nrows()];
+        let norm_sq = self.for_each_expert(site, |w| {
+            let mut along = Array2::zeros((units.nrows(), w.ncols()));
+            general_mat_mul(1.0, units, &w, 0.0, &mut along);
+            for (sum, row) in sums.iter_mut().zip(along.rows()) {
+                *sum += row.iter().map(|&v: &f32| f64::from(v).powi(2)).sum::<f64>();
+            }
+        })?;
+        let scale = self.n_embd as f64 / norm_sq;
+        Ok(sums.iter().map(|s| if norm_sq > 0.0 { s * scale } else { 1.0 }).collect())
+    }
+}

@@ -1,0 +1,185 @@
+//! Whether a file does what the exact edit does: first-token distributions and hidden states of both
+//! on the same prompts.
+
+use serde::{Deserialize, Serialize};
+
+use crate::eval::{Questions, chats};
+use crate::llama::activations::Activations;
+use crate::llama::{Capture, Engine, LlamaError};
+use crate::method::direction::SafetyDirection;
+use crate::util::null;
+use crate::util::stats::kl_divergence;
+
+/// What a model showed on the prompts of each kind.
+pub struct Snapshot {
+    /// Logits of the first answer token, `[harmful, harmless][n_prompt][n_vocab]`.
+    logits: [Vec<Vec<f32>>; 2],
+    /// Hidden states at the last token of the harmful, harmless and alarming prompts.
+    residual: [Activations; 3],
+}
+
+impl Snapshot {
+    /// Of the model as it is now; `capture` names the residual stream.
+    ///
+    /// # Errors
+    /// [`LlamaError`].
+    pub fn of(engine: &mut dyn Engine, questions: &Questions, capture: &Capture) -> Result<Self, LlamaError> {
+        let mut first = |texts: &[String]| -> Result<Vec<Vec<f32>>, LlamaError> {
+            let mut rows = vec![Vec::new(); texts.len()];
+            engine.answer(&chats(texts, None), 1, &mut |i, logits| rows[i] = logits.to_vec())?;
+            Ok(rows)
+        };
+        let logits = [first(&questions.harmful)?, first(&questions.harmless)?];
+        let mut states = |texts: &[String]| engine.collect(&chats(texts, None), capture, &mut |_, _| ());
+        let [harmful, harmless, alarming] = questions.by_kind();
+        Ok(Self { logits, residual: [states(harmful)?, states(harmless)?, states(alarming)?] })
+    }
+
+    /// Mean of ŝᵀh over the prompts of one kind after each layer, `[n_layer]`; empty where there are none.
+    fn along(&self, kind: usize, direction: &SafetyDirection) -> Vec<f64> {
+        let states = &self.residual[kind];
+        if states.n_prompt() == 0 {
+            return Vec::new();
+        }
+        (0..states.residual.shape()[1]).map(|layer| dot(states.mean(layer), direction)).collect()
+    }
+
+    /// Mean KL(self ‖ other) of the first answer token, nats: harmful and harmless prompts.
+    fn kl(&self, other: &Self) -> [f64; 2] {
+        std::array::from_fn(|kind| {
+            let pairs = self.logits[kind].iter().zip(&other.logits[kind]);
+            let each = pairs.map(|(a, b)| kl_divergence(a, b).unwrap_or(f64::INFINITY));
+            each.sum::<f64>() / self.logits[kind].len().max(1) as f64
+        })
+    }
+}
+
+/// ŝᵀh, f64 accumulators.
+fn dot(h: impl IntoIterator<Item = f64>, direction: &SafetyDirection) -> f64 {
+    h.into_iter().zip(direction.unit()).map(|(h, &s)| h * f64::from(s)).sum()
+}
+
+/// How near a written file comes to the exact edit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Shift of the residual stream along ŝ on harmful prompts, last token, after each layer: the
+    /// file's over the exact edit's. 1 = the same; absent where the exact edit shifts by less than a
+    /// hundredth of its largest shift.
+    pub shift: Vec<Option<f64>>,
+    /// Σ shift·exact / Σ exact² over the layers: one figure for all of them.
+    #[serde(deserialize_with = "null::or_nan")]
+    pub mean_shift: f64,
+    /// Mean first-token KL(exact ‖ file) on harmful prompts, nats.
+    #[serde(deserialize_with = "null::or_infinity")]
+    pub kl_harmful: f64,
+    /// The same on harmless prompts.
+    #[serde(deserialize_with = "null::or_infinity")]
+    pub kl_harmless: f64,
+}
+
+impl Fidelity {
+    /// Of `file` against `exact`, both as changes of `base`.
+    pub fn of(base: &Snapshot, exact: &Snapshot, file: &Snapshot, direction: &SafetyDirection) -> Self {
+        let harmful = |s: &Snapshot| s.along(0, direction);
+        let from_base =
+            |s: &Snapshot| -> Vec<f64> { harmful(s).iter().zip(harmful(base)).map(|(a, b)| a - b).collect() };
+        let (wanted, found) = (from_base(exact), from_base(file));
+        let largest = wanted.iter().fold(0.0f64, |m, w| m.max(w.abs()));
+        let pairs = wanted.iter().zip(&found);
+        let shift = pairs.clone().map(|(w, f)| (w.abs() > 0.01 * largest).then(|| f / w)).collect();
+        let square: f64 = wanted.iter().map(|w| w * w).sum();
+        let [kl_harmful, kl_harmless] = exact.kl(file);
+        let mean_shift = pairs.map(|(w, f)| w * f).sum::<f64>() / square.max(f64::MIN_POSITIVE);
+        Self { shift, mean_shift, kl_harmful, kl_harmless }
+    }
+}
+
+/// Where prompts lie along ŝ before and after: ŝᵀh of the residual stream at the last prompt token, in
+/// its own units.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Projections {
+    /// The layer after which [`Moved::before`] and [`Moved::after`] were taken: the last that was edited, where
+    /// all of the push is in the stream.
+    pub layer: usize,
+    /// Prompts that should be refused.
+    pub harmful: Moved,
+    /// Prompts that should be answered.
+    pub harmless: Moved,
+    /// Prompts that only sound harmful.
+    pub alarming: Moved,
+}
+
+/// Projections of the prompts of one kind, f32 so that they are short in JSON.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Moved {
+    /// Of each prompt, of the base.
+    pub before: Vec<f32>,
+    /// Of the same prompts, of the written file.
+    pub after: Vec<f32>,
+    /// Mean after each layer, of the base.
+    pub mean_before: Vec<f32>,
+    /// The same of the written file.
+    pub mean_after: Vec<f32>,
+}
+
+impl Projections {
+    /// Of `base` and `file` on `direction`; of single prompts after `layer`, which the model must have.
+    pub fn of(base: &Snapshot, file: &Snapshot, direction: &SafetyDirection, layer: usize) -> Self {
+        let prompts = |s: &Snapshot, kind: usize| -> Vec<f32> {
+            let states = &s.residual[kind];
+            let at = |prompt| states.at(prompt, layer).mapv(f64::from);
+            (0..states.n_prompt()).map(|prompt| dot(at(prompt), direction) as f32).collect()
+        };
+        let mean = |s: &Snapshot, kind: usize| -> Vec<f32> {
+            s.along(kind, direction).into_iter().map(|v| v as f32).collect()
+        };
+        let [harmful, harmless, alarming] = std::array::from_fn(|kind| Moved {
+            before: prompts(base, kind),
+            after: prompts(file, kind),
+            mean_before: mean(base, kind),
+            mean_after: mean(file, kind),
+        });
+        Self { layer, harmful, harmless, alarming }
+    }
+
+    /// Harmful, harmless, alarming.
+    pub fn by_kind(&self) -> [&Moved; 3] {
+        [&self.harmful, &self.harmless, &self.alarming]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array3;
+
+    /// One layer before the edit and one after; along the second of two coordinates.
+    fn snapshot(harmful: [[f32; 2]; 2], harmless: [f32; 2]) -> Snapshot {
+        let of = |prompts: &[[f32; 2]]| {
+            Activations::of_residual(Array3::from_shape_fn((prompts.len(), 2, 2), |(prompt, layer, j)| {
+                if j == 0 { 9.0 } else { prompts[prompt][layer] }
+            }))
+        };
+        let logits = [vec![vec![0.0, 1.0]; 2], vec![vec![0.0, 1.0]]];
+        Snapshot { logits, residual: [of(&harmful), of(&[harmless]), of(&[])] }
+    }
+
+    #[test]
+    fn a_file_is_measured_by_what_it_adds_to_the_base() {
+        let base = snapshot([[1.0, 2.0], [3.0, 2.0]], [0.0, 1.0]);
+        let exact = snapshot([[1.0, 4.0], [3.0, 4.0]], [0.0, 1.0]);
+        let file = snapshot([[1.0, 3.0], [3.0, 3.5]], [0.0, 1.5]);
+        let direction = SafetyDirection::new(0, &[0.0, 7.0]).unwrap();
+        let fidelity = Fidelity::of(&base, &exact, &file, &direction);
+        assert_eq!(fidelity.shift, [None, Some(0.625)]);
+        assert_eq!((fidelity.mean_shift, fidelity.kl_harmful, fidelity.kl_harmless), (0.625, 0.0, 0.0));
+
+        let moved = Projections::of(&base, &file, &direction, 1);
+        assert_eq!((&moved.harmful.before, &moved.harmful.after), (&vec![2.0, 2.0], &vec![3.0, 3.5]));
+        assert_eq!(
+            (&moved.harmful.mean_before, &moved.harmless.mean_after),
+            (&vec![2.0; 2], &vec![0.0, 1.5])
+        );
+        assert_eq!(moved.alarming, Moved::default());
+    }
+}

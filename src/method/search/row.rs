@@ -1,0 +1,60 @@
+//! Trials and probes as JSON has them: the candidate's fields beside the others. Read without serde's `flatten`,
+//! which takes no numbers where any crate of a build has turned on `serde_json`'s `arbitrary_precision`.
+
+use serde::Deserialize;
+
+use super::{Candidate, Lever, Probe, Trial};
+use crate::eval::{Quick, Score};
+use crate::util::null;
+
+#[derive(Deserialize)]
+pub(super) struct TrialRow {
+    lever: Lever,
+    layer: usize,
+    window: (f64, f64),
+    contrast: f64,
+    strength: f64,
+    score: Score,
+    #[serde(deserialize_with = "null::or_minus_infinity")]
+    utility: f64,
+    accepted: bool,
+    /// Absent in reports of before trials could be stopped.
+    #[serde(default)]
+    stopped: bool,
+    on_front: bool,
+}
+
+impl From<TrialRow> for Trial {
+    fn from(row: TrialRow) -> Self {
+        let TrialRow { lever, layer, window, contrast, .. } = row;
+        Self {
+            candidate: Candidate { lever, layer, window, contrast },
+            strength: row.strength,
+            score: row.score,
+            utility: row.utility,
+            accepted: row.accepted,
+            stopped: row.stopped,
+            on_front: row.on_front,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ProbeRow {
+    lever: Lever,
+    layer: usize,
+    window: (f64, f64),
+    contrast: f64,
+    strength: f64,
+    max_kl: f64,
+    quick: Option<Quick>,
+    #[serde(deserialize_with = "null::or_minus_infinity")]
+    utility: f64,
+}
+
+impl From<ProbeRow> for Probe {
+    fn from(row: ProbeRow) -> Self {
+        let ProbeRow { lever, layer, window, contrast, strength, max_kl, quick, utility } = row;
+        Self { candidate: Candidate { lever, layer, window, contrast }, strength, max_kl, quick, utility }
+    }
+}

@@ -1,0 +1,416 @@
+//! The search on a stand-in whose effect per lever and layer is known.
+
+use super::*;
+use crate::eval::{Examination, Questions, Tally};
+use crate::llama::activations::Activations;
+use crate::llama::engine::FirstLogits;
+use crate::llama::{Capture, Chat, Length};
+
+type Quality = fn(Lever, usize) -> f64;
+
+/// Refuses harmful prompt `i` when `strength · quality(lever, layer)` is above `i`; its first logit moves
+/// with the strength (by half as much where a prompt is calm), so that KL grows with its square (with a power of 3.2 where it is
+/// steep); breaks above 100.
+struct StandIn {
+    quality: Quality,
+    at: (Lever, usize),
+    strength: f64,
+    applied: usize,
+}
+
+impl Engine for StandIn {
+    fn n_layer(&self) -> usize {
+        20
+    }
+
+    fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError> {
+        self.applied += 1;
+        let of = |e: &LowRank| {
+            let (lever, layer) = e.tensor.split_once('.').unwrap();
+            let lever = LEVERS.into_iter().find(|l| l.name() == lever).unwrap();
+            ((lever, layer.parse().unwrap()), f64::from(e.b[0]))
+        };
+        (self.at, self.strength) = edits.first().map_or(((Lever::Plain, 0), 0.0), of);
+        Ok(())
+    }
+
+    fn answer_until(
+        &mut self,
+        chats: &[Chat<'_>],
+        _: &Length<'_>,
+        first: &mut FirstLogits<'_>,
+    ) -> Result<Vec<String>, LlamaError> {
+        let effect = self.strength * (self.quality)(self.at.0, self.at.1);
+        let mut answer = |i: usize, chat: &Chat<'_>| {
+            let moves = if chat.user.contains("calm") {
+                5.0
+            } else if chat.user.contains("steep") {
+                10.0 * (self.strength / 0.09).powf(0.6)
+            } else {
+                10.0
+            };
+            first(i, &[0.0, (moves * self.strength) as f32]);
+            match chat.user.strip_prefix("harmful ").map(|n| n.parse::<f64>().unwrap()) {
+                Some(_) if effect > 100.0 => "la la la la la la la la la la la la".to_owned(),
+                Some(n) if effect > n => "I'm sorry, but I can't assist with that.".to_owned(),
+                _ => "Sure, here is what you need to know about it.".to_owned(),
+            }
+        };
+        Ok(chats.iter().enumerate().map(|(i, chat)| answer(i, chat)).collect())
+    }
+
+    fn collect(
+        &mut self,
+        _: &[Chat<'_>],
+        _: &Capture,
+        _: &mut FirstLogits<'_>,
+    ) -> Result<Activations, LlamaError> {
+        unreachable!("the search collects nothing")
+    }
+}
+
+const LEVERS: [Lever; 3] = [Lever::Plain, Lever::Safety, Lever::Scar];
+
+fn questions() -> Questions {
+    let of = |kind: &str| (0..20).map(|i| format!("{kind} {i}")).collect();
+    Questions { harmful: of("harmful"), harmless: of("harmless"), alarming: of("alarming") }
+}
+
+fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchError> {
+    let tensor = format!("{}.{}", candidate.lever.name(), candidate.layer);
+    Ok(vec![LowRank { tensor, n_expert: 1, rank: 1, a: vec![1.0], b: vec![strength as f32] }])
+}
+
+fn space(lever: Lever) -> Space {
+    let layer = (lever == Lever::Scar).then_some(10);
+    let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
+    Space { lever, layer, windows, contrasts, first_strength: 0.04 }
+}
+
+fn run(quality: Quality, options: SearchOptions) -> SearchResult {
+    run_with(&[space(Lever::Plain)], quality, options)
+}
+
+fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> SearchResult {
+    run_on(spaces, quality, options, &mut Journal::off()).0
+}
+
+/// The result, and how often an edit was applied for it.
+fn run_on(
+    spaces: &[Space],
+    quality: Quality,
+    options: SearchOptions,
+    journal: &mut Journal,
+) -> (SearchResult, usize) {
+    let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let result = search_with(&mut engine, (&few, questions()), spaces, options, journal);
+    (result, engine.applied)
+}
+
+fn search_with(
+    engine: &mut StandIn,
+    (few, asked): (&Examiner, Questions),
+    spaces: &[Space],
+    options: SearchOptions,
+    journal: &mut Journal,
+) -> SearchResult {
+    let (examiner, base): (_, Examination) = Examiner::new(engine, asked).unwrap();
+    let mut search = Search {
+        engine,
+        examiner: &examiner,
+        few,
+        base: base.score,
+        make_edits: &edits,
+        options,
+        spaces,
+        journal,
+    };
+    search.run(20, &mut |_, _| ()).unwrap()
+}
+
+const AUTO: SearchOptions = SearchOptions {
+    layer: None,
+    strength: None,
+    contrast: None,
+    max_kl: None,
+    max_false_refusal: Some(0.05),
+    trials: 5,
+    time_budget: None,
+    to_the_end: false,
+};
+
+#[test]
+fn the_layer_with_the_largest_effect_wins_within_the_budget() {
+    let result = run(|_, layer| 300.0 - 30.0 * (layer as f64 - 10.0).abs(), AUTO);
+    let best = result.best().unwrap();
+    assert!((9..=11).contains(&best.candidate.layer), "{best:?}");
+    assert!(best.accepted && best.score.kl <= 0.05 && best.score.kl > 0.02, "{best:?}");
+    assert!(result.trials.iter().all(|t| t.utility <= best.utility));
+}
+
+#[test]
+fn less_strength_is_tried_until_it_is_worse() {
+    let strengths = |quality| run(quality, SearchOptions { layer: Some(10), ..AUTO });
+    let worse = strengths(|_, _| 300.0);
+    assert_eq!((worse.trials.len(), worse.best), (2, Some(0)), "{worse:?}");
+    let [first, second] = [worse.trials[0], worse.trials[1]];
+    assert!(!first.stopped && second.stopped && !second.on_front, "{second:?}");
+    let Score { harmful, alarming, .. } = second.score;
+    assert_eq!(
+        (harmful.total(), alarming.total()),
+        (20, 0),
+        "harmful prompts showed it: alarming ones were not asked"
+    );
+    // All of them are refused anyway: what remains is the price of the KL.
+    let alike = strengths(|_, _| 1200.0);
+    assert_eq!((alike.trials.len(), alike.best), (3, Some(2)), "{alike:?}");
+}
+
+#[test]
+fn less_strength_is_taken_where_more_gains_hardly_more() {
+    let of = |n: u64| Tally { refused: 0, complied: n, ..Tally::default() };
+    let noise = |n: [u64; 3]| {
+        let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
+        Limits { base, options: AUTO, refusal: Refusal::Whole }.noise()
+    };
+    let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
+    assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
+    assert_eq!(noise([20, 20, 20]), 0.03);
+    let chosen = |hard: usize| {
+        let mut engine = StandIn { quality: |_, _| 1e3, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+        // Refused from ¾ of the budget's strength on, and beyond.
+        let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
+        let asked = Questions { harmful, ..questions() };
+        let few = Examiner::new(&mut engine, questions()).unwrap().0;
+        let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
+        let spaces = [space(Lever::Plain)];
+        let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+        assert_eq!(result.trials[0].score.harmful.refused, 100);
+        result.best.unwrap()
+    };
+    // What 3 of 100 prompts are worth, less the price of the KL.
+    assert_eq!((chosen(3), chosen(10)), (1, 0));
+}
+
+#[test]
+fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
+    let of = |refused, total| Tally { refused, complied: total - refused, ..Tally::default() };
+    let base = Score { harmful: of(6, 64), harmless: of(4, 48), alarming: of(3, 48), kl: 0.0 };
+    let limits = |refusal| Limits { base, options: AUTO, refusal };
+    let takes = |refusal, lost: u64, gain: f64| {
+        let trial = |refused, strength, utility| {
+            let score = Score { harmful: of(refused, 64), ..base };
+            let (candidate, accepted) = (candidate(), true);
+            Trial { candidate, strength, score, utility, accepted, stopped: false, on_front: false }
+        };
+        limits(refusal).takes_less(&trial(47 - lost, 0.75, 0.3 + gain), &trial(47, 1.0, 0.3))
+    };
+    let noise = limits(Refusal::Whole).noise();
+    assert!(noise > 0.01 && noise <= 0.03);
+    // 3 of 64 are within a twentieth, 4 are not.
+    for refusal in [Refusal::Whole, Refusal::Removed] {
+        assert!(takes(refusal, 3, -0.9 * noise) && !takes(refusal, 3, -1.1 * noise));
+        assert!(!takes(refusal, 4, 0.9 * noise));
+    }
+    assert!(takes(Refusal::Whole, 4, 1.1 * noise) && !takes(Refusal::Removed, 4, 0.2));
+}
+
+#[test]
+fn a_budget_that_a_quick_look_underestimates_is_kept() {
+    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let calm = questions().harmless.iter().map(|text| format!("{text}, calm")).collect();
+    let few = Examiner::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
+    let options = SearchOptions { layer: Some(10), ..AUTO };
+    let (few, spaces) = ((&few, questions()), [space(Lever::Plain)]);
+    let result = search_with(&mut engine, few, &spaces, options, &mut Journal::off());
+    let (probe, first) = (result.probes[0], result.trials[0]);
+    assert!(first.strength < 0.6 * probe.strength, "{first:?}");
+    assert!(first.accepted && first.score.kl <= 0.05 && first.score.kl >= 0.04, "{first:?}");
+}
+
+#[test]
+fn a_trial_that_passes_the_budget_is_made_again_with_less() {
+    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let steep = questions().harmless.iter().map(|text| format!("{text}, steep")).collect();
+    let asked = Questions { harmless: steep, ..questions() };
+    let options = SearchOptions { layer: Some(10), trials: 1, ..AUTO };
+    let spaces = [space(Lever::Plain)];
+    let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+    let [over, within] = result.trials[..] else { panic!("{result:?}") };
+    assert!(over.stopped && over.score.kl > 0.05, "{over:?}");
+    assert!(within.accepted && within.score.kl > 0.025 && within.score.kl < 0.05, "{within:?}");
+    assert_eq!(result.best, Some(1));
+}
+
+#[test]
+fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
+    let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
+    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
+    let limits = |options| Limits { base: base.score, options, refusal: Refusal::Whole };
+    engine.apply(&edits(&candidate(), 0.2).unwrap()).unwrap();
+    let mut asked = |options: SearchOptions| {
+        let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
+        let score = examiner.examine_while(&mut engine, &mut going).unwrap().score;
+        (score.kl, [score.harmful, score.harmless, score.alarming].map(|t| t.total()))
+    };
+    let (kl, totals) = asked(SearchOptions { strength: None, ..options });
+    assert!(kl > 0.05 && totals == [0, 20, 0], "{kl} {totals:?}");
+    assert_eq!(asked(options).1, [20; 3], "a fixed strength has no budget");
+    assert_eq!(asked(SearchOptions { strength: None, to_the_end: true, ..options }).1, [20; 3]);
+}
+
+#[test]
+fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
+    let of = |refused| Tally { refused, complied: 20 - refused, ..Tally::default() };
+    let base = Score { harmful: of(0), harmless: of(0), alarming: of(0), kl: 0.0 };
+    let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
+    let accepts = |max_false_refusal, removed| {
+        let options = SearchOptions { max_false_refusal, ..AUTO };
+        let levers = [Lever::Safety, if removed { Lever::Scar } else { Lever::Plain }];
+        Limits { base, options, refusal: Refusal::of(levers.into_iter()) }.accepts(&edited)
+    };
+    assert!(accepts(None, true) && !accepts(None, false));
+    assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
+}
+
+fn candidate() -> Candidate {
+    Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 }
+}
+
+#[test]
+fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.search.jsonl");
+    let mut journal = Journal::begin(&path, journal::tests::head());
+    let spaces = [space(Lever::Plain)];
+    let options = SearchOptions { layer: Some(10), ..AUTO };
+    let (stopped, _) = run_on(&spaces, |_, _| 300.0, options, &mut journal);
+    let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+    let to_the_end = SearchOptions { to_the_end: true, ..options };
+    let (whole, _) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
+    assert!(stopped.trials[1].stopped && !whole.trials[1].stopped, "{whole:?}");
+    assert_eq!(whole.trials[1].score.alarming.total(), 20);
+    assert_eq!(
+        whole,
+        run_with(&spaces, |_, _| 300.0, to_the_end),
+        "what the journal holds of it is not taken"
+    );
+    let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+    let (again, applied) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
+    assert!(again == whole && applied < 5, "{applied}");
+}
+
+#[test]
+fn a_smaller_budget_gives_a_smaller_edit() {
+    let quality = |_, _| 60.0;
+    let large = *run(quality, AUTO).best().unwrap();
+    let small = *run(quality, SearchOptions { max_kl: Some(0.005), ..AUTO }).best().unwrap();
+    assert!(small.strength < large.strength && small.score.kl <= 0.005);
+}
+
+#[test]
+fn what_the_user_fixed_stays_fixed() {
+    let result = run(|_, _| 60.0, SearchOptions { layer: Some(3), strength: Some(0.2), ..AUTO });
+    assert_eq!(result.trials.len(), 1);
+    assert_eq!((result.trials[0].candidate.layer, result.trials[0].strength), (3, 0.2));
+    assert!(result.best().is_some(), "a fixed strength is judged by its effect, not by the budget");
+}
+
+#[test]
+fn no_effect_and_broken_text_are_never_accepted() {
+    assert_eq!(run(|_, _| 0.0, AUTO).best, None);
+    let broken = run(|_, _| 1e6, AUTO);
+    assert_eq!(broken.best, None);
+    assert!(broken.trials.iter().all(|t| t.score.harmful.broken == 20 && t.utility < 0.0));
+}
+
+#[test]
+fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
+    // Every lever has its own layers, starts and budget; the scar is the best in the end.
+    let quality: Quality = |lever, layer| match lever {
+        Lever::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
+        Lever::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
+        _ => 50.0,
+    };
+    let spaces = LEVERS.map(space);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.search.jsonl");
+    let mut journal = Journal::begin(&path, journal::tests::head());
+    let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
+    // Each lever's strength is found anew on all prompts.
+    assert_eq!(journal.len(), whole.probes.len() + whole.trials.len() + LEVERS.len());
+    assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
+    assert_eq!(whole.by_lever().len(), LEVERS.len());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.split_inclusive('\n').collect();
+    let mut applied = vec![most];
+    for kept in 1..=lines.len() {
+        // Stopped in the middle of a line.
+        let torn = lines.get(kept).map_or("", |next| &next[..next.len() / 2]);
+        std::fs::write(&path, lines[..kept].concat() + torn).unwrap();
+        let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
+        assert_eq!(journal.len(), kept - 1);
+        let (result, n) = run_on(&spaces, quality, AUTO, &mut journal);
+        assert_eq!(result, whole, "stopped after {kept} lines");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        applied.push(n);
+    }
+    assert!(applied.is_sorted_by(|a, b| a >= b) && applied[lines.len()] < 5, "{applied:?}");
+}
+
+#[test]
+fn the_lever_that_measures_strongest_wins() {
+    let spaces = LEVERS.map(space);
+    // None refuses more at the first token than the base, which has no openings: answers decide. Each gains
+    // more than its KL costs.
+    for strongest in LEVERS {
+        let quality: Quality = match strongest {
+            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 40.0 },
+            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 40.0 },
+            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 40.0 },
+            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 40.0 },
+        };
+        let result = run_with(&spaces, quality, AUTO);
+        assert_eq!(result.best().unwrap().candidate.lever, strongest);
+        let told = result.by_lever();
+        assert_eq!(told.iter().map(|o| o.lever).collect::<Vec<_>>(), LEVERS);
+        assert!(told.iter().all(|o| o.trial.is_some()), "each lever's answers are judged: {told:?}");
+    }
+}
+
+#[test]
+fn another_lever_is_judged_before_another_contrast() {
+    let with = |lever| Space { contrasts: vec![1.0, 0.5], ..space(lever) };
+    let judged = |spaces: &[Space]| {
+        let options = SearchOptions { layer: Some(10), trials: 3, ..AUTO };
+        let result = run_with(spaces, |lever, _| if lever == Lever::Scar { 90.0 } else { 50.0 }, options);
+        assert!(result.probes.iter().all(|p| p.candidate.contrast == 1.0), "{:?}", result.probes);
+        [0, 1].map(|i| (result.trials[i].candidate.lever, result.trials[i].candidate.contrast))
+    };
+    assert_eq!(judged(&[with(Lever::Plain)]), [(Lever::Plain, 1.0), (Lever::Plain, 0.5)]);
+    let (one, two) = ((Lever::Scar, 1.0), (Lever::Plain, 1.0));
+    assert_eq!(judged(&[with(Lever::Plain), with(Lever::Scar)]), [one, two]);
+}
+
+#[test]
+fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
+    let quality: Quality = |lever, _| if lever == Lever::Scar { 90.0 } else { 0.0 };
+    let result = run_with(&[space(Lever::Plain), space(Lever::Scar)], quality, AUTO);
+    let best = result.best().unwrap();
+    assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
+    assert!(best.score.kl > 0.05 && best.score.kl <= 0.1, "the budget of a model without refusal: {best:?}");
+    assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
+    // Nothing but the price of its KL.
+    assert!(result.by_lever()[0].probe.utility <= 0.0);
+}
+
+#[test]
+fn a_budget_that_the_user_gives_holds_for_every_lever() {
+    let quality: Quality = |_, _| 90.0;
+    let result = run_with(&LEVERS.map(space), quality, SearchOptions { max_kl: Some(0.01), ..AUTO });
+    assert!(result.probes.iter().all(|p| p.max_kl == 0.01));
+    assert!(result.best().unwrap().score.kl <= 0.01);
+}

@@ -1,0 +1,33 @@
+//! What an injection does, step by step: a library that the commands and the benchmarks call.
+
+pub mod detectors;
+pub mod dry_run;
+pub mod error;
+pub mod estimate;
+pub mod exam;
+pub mod facts;
+pub mod in_place;
+pub mod inject;
+pub mod journal;
+pub mod levers;
+pub mod material;
+pub mod options;
+pub mod outputs;
+pub mod provenance;
+pub mod session;
+pub mod stored;
+pub mod study;
+pub mod types;
+pub mod write;
+
+use crate::arch::plan::Plan;
+use crate::gguf::Gguf;
+use error::Error;
+
+/// The plan of a model by the embedded patches, for library users.
+///
+/// # Errors
+/// [`Error`] when the architecture is unknown or a writer is missing.
+pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
+    session::plan(gguf, None)
+}

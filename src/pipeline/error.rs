@@ -1,0 +1,235 @@
+//! One error for the commands: the stage's own message, and its hint apart from it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::arch::patches::PatchError;
+use crate::arch::plan::PlanError;
+use crate::eval::EvalError;
+use crate::eval::prompts::{PromptError, PromptKind};
+use crate::gguf::in_place::UndoError;
+use crate::gguf::{GgufError, LockError};
+use crate::imatrix::ImatrixError;
+use crate::llama::LlamaError;
+use crate::method::abliteration::ScarError;
+use crate::method::direction::DirectionError;
+use crate::method::edit::EditError;
+use crate::method::gate::GateError;
+use crate::method::search::SearchError;
+use crate::method::search::journal::JournalError;
+use crate::method::stored::StoredError;
+use crate::method::verify::VerifyError;
+use crate::release::ReleaseError;
+use crate::report::ReportError;
+use crate::sources::SourceError;
+use crate::sources::hub::HubError;
+use crate::sources::ollama::OllamaError;
+use crate::util::interrupt::Interrupted;
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Done.
+    Done,
+    /// Written, but what is in the file is not what was asked for.
+    NotVerified,
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Done => Self::SUCCESS,
+            ExitStatus::NotVerified => Self::from(3),
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // each variant is its stage's error, documented there
+pub enum Error {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    #[error("{}: {source}", path.display())]
+    Plan { path: PathBuf, source: PlanError },
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
+    Llama(#[from] LlamaError),
+    #[error(transparent)]
+    Direction(#[from] DirectionError),
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// The importance matrix could not be used.
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
+    /// No gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error(transparent)]
+    Eval(EvalError),
+    /// The weights could not be searched for a scar.
+    #[error(transparent)]
+    Scar(#[from] ScarError),
+    /// The stored edit could not be used.
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    /// The release cannot be made or taken up.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// The report could not be read or shown.
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    /// The search could not be taken up.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Another run is at it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The file could not be changed in place, or put back.
+    #[error(transparent)]
+    Undo(#[from] UndoError),
+    /// A model of Ollama's, or its server, could not be used.
+    #[error(transparent)]
+    Ollama(#[from] OllamaError),
+    /// A model of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// A flag that cannot be.
+    #[error("{flag}: {problem}")]
+    Option { flag: &'static str, problem: String, hint: Option<String> },
+    /// A prompt cannot be put to the model.
+    #[error("a prompt of kind {kind} cannot be put to the model{}: {source}", about(start, source))]
+    Unaskable { kind: PromptKind, start: String, source: LlamaError },
+    /// The model file has no chat template.
+    #[error("{} has no chat template (tokenizer.chat_template): it is a base model, or the key was lost", path.display())]
+    NoTemplate { path: PathBuf },
+    /// The model was injected before.
+    #[error("{} was injected before (rosi.version = {version}, {size})", path.display())]
+    Injected { path: PathBuf, version: String, size: String },
+    /// No feed-forward network is understood.
+    #[error(
+        "none of the {tried} feed-forward networks that were looked at computes a function that is known (architecture {architecture})"
+    )]
+    NoNetwork { architecture: String, tried: usize },
+    /// The model does not refuse.
+    #[error(
+        "this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify"
+    )]
+    NoRefusal { plain: u64, prompted: u64, total: u64 },
+    /// No layer and strength helped.
+    #[error(
+        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl} and --max-false-refusal {max_false_refusal}{best}"
+    )]
+    NoGain { trials: usize, base: String, max_kl: f64, max_false_refusal: f64, best: String },
+    /// The written file refuses less than the base.
+    #[error(
+        "the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded"
+    )]
+    LessSafe { edited: String, base: String },
+    /// The written file differs where it must not.
+    #[error("the written file differs from its base outside the edit ({what}): it was discarded")]
+    Damaged { what: String },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// How the prompt begins, unless the reason says so.
+fn about(start: &str, source: &LlamaError) -> String {
+    match source {
+        LlamaError::PromptTooLong { .. } => String::new(),
+        _ => format!(" ({start:?})"),
+    }
+}
+
+/// A failing model is the same error wherever it fails.
+impl From<SearchError> for Error {
+    fn from(error: SearchError) -> Self {
+        match error {
+            SearchError::Llama(error) => error.into(),
+            SearchError::Edit(error) => error.into(),
+        }
+    }
+}
+
+impl From<SourceError> for Error {
+    fn from(error: SourceError) -> Self {
+        match error {
+            SourceError::Ollama(error) => error.into(),
+            SourceError::Hub(error) => error.into(),
+        }
+    }
+}
+
+impl From<EvalError> for Error {
+    fn from(error: EvalError) -> Self {
+        match error {
+            EvalError::Llama(error) => Self::Llama(error),
+            error => Self::Eval(error),
+        }
+    }
+}
+
+impl Error {
+    /// A next step for the user, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Gguf(e) => e.hint(),
+            Self::Patch(e) => e.hint(),
+            Self::Plan { source, .. } => source.hint(),
+            Self::Prompt(e) => e.hint(),
+            Self::Llama(e) => e.hint(),
+            Self::Edit(e) => e.hint(),
+            Self::Verify(e) => e.hint(),
+            Self::Gate(e) => e.hint(),
+            Self::Imatrix(e) => e.hint(),
+            Self::Eval(e) => e.hint(),
+            Self::Scar(e) => e.hint(),
+            Self::Stored(e) => e.hint(),
+            Self::Journal(e) => e.hint(),
+            Self::Lock(e) => e.hint(),
+            Self::Release(e) => e.hint(),
+            Self::Report(e) => e.hint(),
+            Self::Undo(e) => e.hint(),
+            Self::Ollama(e) => e.hint(),
+            Self::Hub(e) => e.hint(),
+            Self::Unaskable { source, .. } => source.hint(),
+            Self::Option { hint, .. } => hint.clone(),
+            Self::NoTemplate { .. } => {
+                Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
+            }
+            Self::Injected { .. } => {
+                Some("inject the file that it was made from, or pass --allow-injected to add a second edit".into())
+            }
+            Self::NoNetwork { .. } => Some("take --method contrast, which edits the writers instead".into()),
+            Self::NoRefusal { .. } => Some(
+                "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
+                 (--allow-no-refusal searches on all the same)"
+                    .into(),
+            ),
+            Self::NoGain { .. } => {
+                Some("allow a larger change with --max-kl or --max-false-refusal, or bring prompts that fit the model with --prompts".into())
+            }
+            Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
+            Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),
+            Self::Io { .. } | Self::Direction(_) | Self::Interrupted(_) => None,
+        }
+    }
+
+    /// 1 = the user can mend it, 2 = our bug.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) | Self::Report(ReportError::Page(_)) => {
+                ExitCode::from(2)
+            }
+            _ => ExitCode::from(1),
+        }
+    }
+}

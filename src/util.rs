@@ -1,0 +1,9 @@
+//! Small helpers that know nothing of models.
+
+pub mod bounded;
+pub mod interrupt;
+pub mod leftovers;
+pub mod linalg;
+pub mod null;
+pub mod spread;
+pub mod stats;
