@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use clap::CommandFactory;
+use rosi_gguf::cli::Cli;
 use rosi_gguf::gguf::{GgufBuilder, Value};
 
 fn run(args: &[&str]) -> Output {
@@ -349,4 +351,32 @@ fn devices_are_listed_wherever_the_flag_stands() {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.starts_with("Available devices:\n  "), "{args:?}: {text}");
     }
+}
+
+/// All pages of `--help`, as docs/cli.md has them.
+fn pages() -> String {
+    let mut program = Cli::command().disable_help_subcommand(true).term_width(100);
+    program.build();
+    let names: Vec<String> = program.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let mut text = String::from(
+        "# Commands\n\nWhat `rosi-gguf COMMAND --help` prints. Written by `ROSI_WRITE_DOCS=1 cargo test --release --test cli`; do not edit.\n",
+    );
+    for name in names {
+        let command = program.find_subcommand_mut(&name).unwrap();
+        let help = command.render_long_help().to_string();
+        let lines: Vec<&str> = help.trim_end().lines().map(str::trim_end).collect();
+        text += &format!("\n## {name}\n\n```text\n{}\n```\n", lines.join("\n"));
+    }
+    text
+}
+
+#[test]
+fn the_documentation_of_the_commands_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+    let pages = pages();
+    if std::env::var_os("ROSI_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &pages).unwrap();
+    }
+    let found = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(found == pages, "docs/cli.md is old: run this test with ROSI_WRITE_DOCS=1");
 }

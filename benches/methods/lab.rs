@@ -3,17 +3,18 @@
 use std::io::Write;
 
 use clap::Parser;
-use rosi_gguf::pipeline::options::InjectOptions;
 use rosi_gguf::cli::{Cli, Command};
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
 use rosi_gguf::eval::{Examiner, Questions};
 use rosi_gguf::llama::{Engine, LlamaEngine, LowRank};
 use rosi_gguf::method::direction::{Along, Directions, SafetyDirection};
+use rosi_gguf::method::edit::Method;
 use rosi_gguf::method::search::{Candidate, KlBudget, Lever, SearchError, Space};
 use rosi_gguf::output::Printer;
 use rosi_gguf::pipeline::detectors::Toward;
+use rosi_gguf::pipeline::options::InjectOptions;
 use rosi_gguf::pipeline::session::{self, Opened};
-use rosi_gguf::pipeline::study::{Found, SEARCH_PROMPTS};
+use rosi_gguf::pipeline::study::{Found, search_prompts};
 use rosi_gguf::sources::Check;
 
 use crate::Failure;
@@ -109,7 +110,7 @@ impl Lab {
     /// The prompts in the order `seed`; 0 = that of the bundled files.
     pub fn draw(&mut self, seed: u64) -> Result<Draw, Failure> {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
-        let questions = Questions::of(&prompts, Split::Search, SEARCH_PROMPTS);
+        let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Contrast));
         let (examiner, _) = Examiner::new(&mut self.engine, questions)?;
         Ok(Draw { prompts, examiner })
     }

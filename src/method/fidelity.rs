@@ -24,15 +24,18 @@ impl Snapshot {
     /// # Errors
     /// [`LlamaError`].
     pub fn of(engine: &mut dyn Engine, questions: &Questions, capture: &Capture) -> Result<Self, LlamaError> {
-        let mut first = |texts: &[String]| -> Result<Vec<Vec<f32>>, LlamaError> {
-            let mut rows = vec![Vec::new(); texts.len()];
-            engine.answer(&chats(texts, None), 1, &mut |i, logits| rows[i] = logits.to_vec())?;
-            Ok(rows)
+        let mut logits = [&questions.harmful, &questions.harmless].map(|texts| vec![Vec::new(); texts.len()]);
+        let mut states = |(kind, texts): (usize, &[String])| {
+            let mut first = |i: usize, row: &[f32]| {
+                if let Some(rows) = logits.get_mut(kind) {
+                    rows[i] = row.to_vec();
+                }
+            };
+            engine.collect(&chats(texts, None), capture, &mut first)
         };
-        let logits = [first(&questions.harmful)?, first(&questions.harmless)?];
-        let mut states = |texts: &[String]| engine.collect(&chats(texts, None), capture, &mut |_, _| ());
         let [harmful, harmless, alarming] = questions.by_kind();
-        Ok(Self { logits, residual: [states(harmful)?, states(harmless)?, states(alarming)?] })
+        let residual = [states((0, harmful))?, states((1, harmless))?, states((2, alarming))?];
+        Ok(Self { logits, residual })
     }
 
     /// Mean of ŝᵀh over the prompts of one kind after each layer, `[n_layer]`; empty where there are none.

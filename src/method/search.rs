@@ -40,6 +40,9 @@ const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
 /// does about as well, less is better.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
 
+/// By how much the first tokens of a setting must be better than those of the default one.
+const WORTH_MORE: f64 = 0.03;
+
 /// What is fixed by the user, and the budget.
 #[derive(Debug, Clone, Copy)]
 pub struct SearchOptions {
@@ -175,8 +178,9 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// As [`Self::run`], where what is tried is given: each lever is looked at as the first of its `settings`, by its first
-    /// tokens, and the settings of the best lever, and the first of every other one that gained anything, by whole answers.
+    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each lever's `settings`, then all of
+    /// the best lever. Whole answers judge the winner, the first setting of every other lever that gained anything, and,
+    /// while nothing keeps the limits, what is left of the best lever's.
     ///
     /// # Errors
     /// [`SearchError`].
@@ -187,34 +191,55 @@ impl<'a> Search<'a> {
     ) -> Result<SearchResult, SearchError> {
         let started = Instant::now();
         let late = |most: Duration| started.elapsed() > most;
-        let fixed = self.options.strength;
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
+        let total = self.spaces.len() + self.options.trials;
         let of_lever = |lever: Lever| settings.iter().filter(move |(candidate, _)| candidate.lever == lever);
-        let firsts: Vec<(Candidate, f64)> =
+        let firsts: Vec<_> =
             self.spaces.iter().filter_map(|space| of_lever(space.lever).next().copied()).collect();
         self.engine.apply(&[])?;
         let base = self.few.quick(self.engine)?;
-        for (candidate, strength) in firsts {
-            self.options.strength = Some(strength);
-            self.probe(candidate, base.as_ref(), &mut result)?;
-            progress(&result, settings.len());
-        }
+        self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let (best, others) = result.ranked();
-        let lever = best.first().map(|probe| probe.candidate.lever);
-        let first = |probe: &Probe| (probe.candidate, probe.strength);
-        let own = lever.into_iter().flat_map(of_lever).copied();
-        let trials: Vec<(Candidate, f64)> =
-            own.chain(best.iter().skip(1).chain(&others).map(first)).collect();
-        for (candidate, strength) in trials.into_iter().take(self.options.trials) {
-            if self.options.time_budget.is_some_and(late) && !result.trials.is_empty() {
+        let mut own: Vec<_> =
+            best.first().into_iter().flat_map(|p| of_lever(p.candidate.lever)).copied().collect();
+        if base.is_some() && own.len() > 1 {
+            let n_first = result.probes.len();
+            let mut step = |result: &SearchResult| progress(result, total);
+            self.probe_settings(&own[1..], base.as_ref(), &mut result, &mut step)?;
+            own[..].rotate_left(worth_most(&best[0], &result.probes[n_first..]));
+        }
+        let left = own.split_off(own.len().min(1));
+        own.extend(best.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
+        let judged = own.len();
+        for (i, (candidate, strength)) in own.into_iter().chain(left).take(self.options.trials).enumerate() {
+            let is_late = self.options.time_budget.is_some_and(late) && !result.trials.is_empty();
+            if is_late || (i >= judged && result.best.is_some()) {
                 break;
             }
-            self.options.strength = fixed;
             self.trial(&candidate, strength, &mut result)?;
-            progress(&result, settings.len());
+            progress(&result, total);
         }
         result.mark_front();
         Ok(result)
+    }
+
+    /// Looks at settings by their first tokens, each at its own strength.
+    fn probe_settings(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        base: Option<&Quick>,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<(), SearchError> {
+        let fixed = self.options.strength;
+        for &(candidate, strength) in settings {
+            self.options.strength = Some(strength);
+            let probed = self.probe(candidate, base, result);
+            self.options.strength = fixed;
+            probed?;
+            step(result);
+        }
+        Ok(())
     }
 
     /// The strength to try where the last trial passed the KL budget: the KL of one that was not measured anew may have grown faster
@@ -424,6 +449,18 @@ impl<'a> Search<'a> {
         result.trials.push(trial);
         Ok(())
     }
+}
+
+/// How many places behind the `first` setting of a lever the one stands that is tried in its place: the `others` push harder,
+/// which must be worth it.
+fn worth_most(first: &Probe, others: &[Probe]) -> usize {
+    let mut best = (0, first.utility + WORTH_MORE);
+    for (i, probe) in others.iter().enumerate() {
+        if probe.utility > best.1 {
+            best = (i + 1, probe.utility);
+        }
+    }
+    best.0
 }
 
 /// The probe with the highest utility; the first of equals.

@@ -38,7 +38,7 @@ pub(super) use places::DEEPEST;
 pub use places::{networks, settings, space, tensors};
 
 /// What part of the push each late gate has: less where less is still to be computed.
-const LATE_SHARES: [f64; 4] = [0.375, 0.275, 0.175, 0.175];
+const LATE_SHARES: [f64; 4] = [0.3, 0.25, 0.25, 0.2];
 /// Push of early gates for each unit of the late ones.
 const EARLY_PUSH: f64 = 1.8;
 
@@ -46,14 +46,14 @@ const EARLY_PUSH: f64 = 1.8;
 const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.972, other: 0.85 },
-    alarming: Shut { harmless: 0.935, other: 0.925 },
+    harmful: Shut { harmless: 0.957, other: 0.79 },
+    alarming: Shut { harmless: 0.91, other: 0.895 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.98, other: 0.86 },
-    alarming: Shut { harmless: 0.965, other: 0.95 },
+    harmful: Shut { harmless: 0.97, other: 0.8 },
+    alarming: Shut { harmless: 0.945, other: 0.925 },
 };
 
 /// Texts and tokens that show which function a network computes.

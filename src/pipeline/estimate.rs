@@ -25,7 +25,7 @@ use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::material;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::pipeline::study::SEARCH_PROMPTS;
+use crate::pipeline::study::search_prompts;
 
 /// Characters a token, of English prose and the vocabularies of today.
 const CHARACTERS: f64 = 4.5;
@@ -167,14 +167,15 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 }
 
 fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
-    let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
+    let questions = Questions::of(prompts, Split::Search, search_prompts(options.method));
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
     let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
         let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options).len();
+        // The base's first tokens, and those of each setting; one of them answers.
         return answered(&questions, N_PREDICT)
-            + Work::read(asked(&few))
-            + whole(settings.min(options.search.trials) as f64);
+            + Work::read((1 + settings) as f64 * asked(&few))
+            + whole(1.0);
     }
     let space = material::space_of(options, Lever::Refusal);
     let probes = search::n_probes(&space, options.search.layer);

@@ -24,9 +24,14 @@ use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
 
-/// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths that differ by eight harmful
-/// prompts in a hundred looked alike (docs/notebook/linear-gates.md).
-pub const SEARCH_PROMPTS: [usize; 3] = [96; 3];
+/// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
+/// prompts in a hundred looked alike (docs/notebook/linear-gates.md); detectors have no strength to be found.
+pub fn search_prompts(method: Method) -> [usize; 3] {
+    match method {
+        Method::Detector => [96, 48, 48],
+        Method::Contrast | Method::Published => [96; 3],
+    }
+}
 
 /// What was found out about a model.
 pub struct Study {
@@ -164,7 +169,7 @@ impl Study {
         let scar = levers::find_scar(opened, options, printer)?;
         let removed = scar.clone();
         let bar = printer.bar("asking the base model", 1);
-        let questions = Questions::of(prompts, Split::Search, SEARCH_PROMPTS);
+        let questions = Questions::of(prompts, Split::Search, search_prompts(options.method));
         let (mut examiner, base) = Examiner::new(engine, questions)?;
         drop(bar);
         printer.say(format!(

@@ -27,7 +27,7 @@ const SMALL: f64 = 1e-5;
 /// Share of the promised decrease that a step must bring, and the halvings until it does.
 const ARMIJO: f64 = 1e-4;
 const MAX_HALVINGS: usize = 30;
-/// Rows whose gradients are summed in f32 before the sum goes on in f64.
+/// Rows that are summed at a time, in f32, before the sum goes on in f64.
 const SUMMED: usize = 256;
 /// Weight of all rows of other tokens together, as a share of that of the prompts.
 const OTHER_TOKENS: f32 = 0.25;
@@ -92,12 +92,14 @@ impl Design {
         let share = OTHER_TOKENS * weights.iter().sum::<f32>() / m.max(1) as f32;
         weights.resize(n + m, share);
         let total: f64 = weights.iter().map(|&v| f64::from(v)).sum();
-        let mut weighted = rows.clone();
-        for (mut row, &v) in weighted.rows_mut().into_iter().zip(&weights) {
-            row *= (f64::from(v) / (4.0 * total)).sqrt() as f32;
-        }
         let mut hessian = Array2::zeros((d + 1, d + 1));
-        linalg::add_outer(&mut hessian, weighted.t());
+        for (part, weights) in rows.axis_chunks_iter(Axis(0), SUMMED).zip(weights.chunks(SUMMED)) {
+            let mut weighted = part.to_owned();
+            for (mut row, &v) in weighted.rows_mut().into_iter().zip(weights) {
+                row *= (f64::from(v) / (4.0 * total)).sqrt() as f32;
+            }
+            linalg::add_outer(&mut hessian, weighted.t());
+        }
         hessian.diag_mut().mapv_inplace(|v| v + ridge);
         Ok(Self { rows, mean, scale, weights, ridge, hessian: Cholesky::of(hessian)? })
     }

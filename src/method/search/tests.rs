@@ -414,3 +414,43 @@ fn a_budget_that_the_user_gives_holds_for_every_lever() {
     assert!(result.probes.iter().all(|p| p.max_kl == 0.01));
     assert!(result.best().unwrap().score.kl <= 0.01);
 }
+
+/// The trials of settings with these strengths.
+fn trials_of(strengths: &[f64]) -> SearchResult {
+    let candidate = Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
+    let mut engine = StandIn { quality: |_, _| 300.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
+    let mut search = Search {
+        engine: &mut engine,
+        examiner: &examiner,
+        few: &few,
+        base: base.score,
+        make_edits: &edits,
+        options: AUTO,
+        spaces: &[space(Lever::Plain)],
+        journal: &mut Journal::off(),
+    };
+    search.run_settings(&settings, &mut |_, _| ()).unwrap()
+}
+
+#[test]
+fn settings_are_judged_until_one_keeps_the_limits() {
+    let at_once = trials_of(&[0.04, 0.05]);
+    assert_eq!((at_once.trials.len(), at_once.best), (1, Some(0)), "{at_once:?}");
+    let second = trials_of(&[0.5, 0.04]);
+    assert_eq!((second.trials.len(), second.best), (2, Some(1)), "{second:?}");
+    assert!(second.trials[0].score.kl > 0.05, "{second:?}");
+}
+
+#[test]
+fn a_setting_that_pushes_harder_must_be_worth_it() {
+    let candidate = Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let probe = |utility: f64| Probe { candidate, strength: 1.0, max_kl: 0.05, quick: None, utility };
+    let chosen = |others: &[f64]| {
+        let others: Vec<Probe> = others.iter().map(|&utility| probe(utility)).collect();
+        worth_most(&probe(0.3), &others)
+    };
+    assert_eq!([chosen(&[]), chosen(&[0.31]), chosen(&[0.4]), chosen(&[0.4, 0.5])], [0, 0, 1, 2]);
+}

@@ -5,7 +5,7 @@ use crate::method::search::{Candidate, Lever, Space};
 use crate::pipeline::options::InjectOptions;
 
 /// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
-const LATE: [f64; 4] = [0.479, 0.563, 0.646, 0.729];
+const LATE: [f64; 4] = [0.479, 0.521, 0.563, 0.646];
 /// Depth of the last of them: behind it nothing is computed for prompts that only teach gates.
 pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 /// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
@@ -13,7 +13,7 @@ pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
 /// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
 /// pull away from it as a share of the push. Early gates pull as far as late ones.
-pub(super) const SETTINGS: [(f64, f64); 2] = [(4.5, 1.33), (6.0, 1.0)];
+pub(super) const SETTINGS: [(f64, f64); 2] = [(6.0, 1.33), (8.0, 1.33)];
 /// What is tried with `lever`: the layers, and the pulls for [`settings`].
 pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
     let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
