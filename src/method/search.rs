@@ -40,7 +40,7 @@ const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
 /// does about as well, less is better.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
 
-/// By how much the first tokens of a setting must be better than those of the default one.
+/// By how much the first tokens of a setting that pushes harder must be better than those of the default one.
 const WORTH_MORE: f64 = 0.03;
 
 /// What is fixed by the user, and the budget.
@@ -178,9 +178,9 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each lever's `settings`, then all of
-    /// the best lever. Whole answers judge the winner, the first setting of every other lever that gained anything, and,
-    /// while nothing keeps the limits, what is left of the best lever's.
+    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each lever's `settings`, and those of
+    /// the best lever that push harder. Whole answers judge the winner, the first setting of every other lever that gained
+    /// anything, and, while nothing keeps the limits, what is left of the best lever's.
     ///
     /// # Errors
     /// [`SearchError`].
@@ -199,21 +199,16 @@ impl<'a> Search<'a> {
         self.engine.apply(&[])?;
         let base = self.few.quick(self.engine)?;
         self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
-        let (best, others) = result.ranked();
-        let mut own: Vec<_> =
-            best.first().into_iter().flat_map(|p| of_lever(p.candidate.lever)).copied().collect();
-        if base.is_some() && own.len() > 1 {
-            let n_first = result.probes.len();
-            let mut step = |result: &SearchResult| progress(result, total);
-            self.probe_settings(&own[1..], base.as_ref(), &mut result, &mut step)?;
-            own[..].rotate_left(worth_most(&best[0], &result.probes[n_first..]));
-        }
-        let left = own.split_off(own.len().min(1));
-        own.extend(best.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
-        let judged = own.len();
-        for (i, (candidate, strength)) in own.into_iter().chain(left).take(self.options.trials).enumerate() {
+        let (judged, spare) =
+            self.settings_to_judge(settings, base.as_ref(), &mut result, &mut |result| {
+                progress(result, total)
+            })?;
+        let n_judged = judged.len();
+        for (i, (candidate, strength)) in
+            judged.into_iter().chain(spare).take(self.options.trials).enumerate()
+        {
             let is_late = self.options.time_budget.is_some_and(late) && !result.trials.is_empty();
-            if is_late || (i >= judged && result.best.is_some()) {
+            if is_late || (i >= n_judged && result.best.is_some()) {
                 break;
             }
             self.trial(&candidate, strength, &mut result)?;
@@ -221,6 +216,34 @@ impl<'a> Search<'a> {
         }
         result.mark_front();
         Ok(result)
+    }
+
+    /// What whole answers are to judge of `settings`, once the first of each lever were looked at; and what is spare.
+    fn settings_to_judge(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        base: Option<&Quick>,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<(Vec<(Candidate, f64)>, Vec<(Candidate, f64)>), SearchError> {
+        let (firsts, others) = result.ranked();
+        let Some(best) = firsts.first() else { return Ok(Default::default()) };
+        let lever = best.candidate.lever;
+        let mut own: Vec<_> =
+            settings.iter().filter(|(candidate, _)| candidate.lever == lever).copied().collect();
+        if base.is_some() {
+            let harder: Vec<_> =
+                own.iter().copied().filter(|&(_, strength)| strength > best.strength).collect();
+            let n_first = result.probes.len();
+            self.probe_settings(&harder, base, result, step)?;
+            if let Some(winner) = worth_most(best, &result.probes[n_first..]) {
+                own.retain(|&(_, strength)| strength != winner.strength);
+                own.insert(0, (winner.candidate, winner.strength));
+            }
+        }
+        let spare = own.split_off(own.len().min(1));
+        own.extend(firsts.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
+        Ok((own, spare))
     }
 
     /// Looks at settings by their first tokens, each at its own strength.
@@ -451,16 +474,10 @@ impl<'a> Search<'a> {
     }
 }
 
-/// How many places behind the `first` setting of a lever the one stands that is tried in its place: the `others` push harder,
-/// which must be worth it.
-fn worth_most(first: &Probe, others: &[Probe]) -> usize {
-    let mut best = (0, first.utility + WORTH_MORE);
-    for (i, probe) in others.iter().enumerate() {
-        if probe.utility > best.1 {
-            best = (i + 1, probe.utility);
-        }
-    }
-    best.0
+/// Of settings that push `harder` than the `first` of a lever the best one, where it is worth that.
+fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
+    let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
+    (best.utility > first.utility + WORTH_MORE).then_some(best)
 }
 
 /// The probe with the highest utility; the first of equals.

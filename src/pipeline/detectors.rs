@@ -46,13 +46,13 @@ const EARLY_PUSH: f64 = 1.8;
 const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.957, other: 0.79 },
+    harmful: Shut { harmless: 0.953, other: 0.775 },
     alarming: Shut { harmless: 0.91, other: 0.895 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
-    harmful: Shut { harmless: 0.97, other: 0.8 },
+    harmful: Shut { harmless: 0.965, other: 0.785 },
     alarming: Shut { harmless: 0.945, other: 0.925 },
 };
 

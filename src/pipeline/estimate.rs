@@ -171,11 +171,11 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
     let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
-        let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options).len();
-        // The base's first tokens, and those of each setting; one of them answers.
-        return answered(&questions, N_PREDICT)
-            + Work::read((1 + settings) as f64 * asked(&few))
-            + whole(1.0);
+        let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options);
+        let n_probe = settings.iter().filter(|(_, push)| *push >= settings[0].1).count();
+        // The base's first tokens, and those of each setting that is not gentler than the first; one of them answers.
+        let firsts = Work::read((1 + n_probe) as f64 * asked(&few));
+        return answered(&questions, N_PREDICT) + firsts + whole(1.0);
     }
     let space = material::space_of(options, Lever::Refusal);
     let probes = search::n_probes(&space, options.search.layer);

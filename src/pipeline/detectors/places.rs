@@ -11,9 +11,10 @@ pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 /// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
 /// the answer through attention, so only before the blocks that read it.
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
-/// What is tried, the default first: the push towards refusal of all late gates together, in units of their directions, and the
-/// pull away from it as a share of the push. Early gates pull as far as late ones.
-pub(super) const SETTINGS: [(f64, f64); 2] = [(6.0, 1.33), (8.0, 1.33)];
+/// What is tried, the default first, then a gentler one and one that pushes harder: the push towards refusal of all late gates
+/// together, in units of their directions, and the pull away from it as a share of the push. Early gates pull as far as late
+/// ones.
+pub(super) const SETTINGS: [(f64, f64); 3] = [(6.0, 1.33), (4.0, 1.33), (8.0, 1.33)];
 /// What is tried with `lever`: the layers, and the pulls for [`settings`].
 pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
     let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
@@ -58,7 +59,7 @@ pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
     networks(plan, layer).iter().flat_map(of).collect()
 }
 
-/// The edits of `space` that are tried, the default first: two, or the one that the user wants.
+/// The edits of `space` that are tried, the default first, or the one that the user wants.
 pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
     let of = |&(push, pull): &(f64, f64)| {
         let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);
