@@ -133,6 +133,15 @@ pub struct Search<'a> {
     pub journal: &'a mut Journal,
 }
 
+/// Candidates at a strength that whole answers are to judge.
+#[derive(Default)]
+struct ToJudge {
+    /// In any case.
+    judged: Vec<(Candidate, f64)>,
+    /// Only while nothing keeps the limits.
+    spare: Vec<(Candidate, f64)>,
+}
+
 /// Hears what was found so far, and how many steps there will be in all.
 pub type SearchProgress<'a> = dyn FnMut(&SearchResult, usize) + 'a;
 
@@ -199,10 +208,8 @@ impl<'a> Search<'a> {
         self.engine.apply(&[])?;
         let base = self.few.quick(self.engine)?;
         self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
-        let (judged, spare) =
-            self.settings_to_judge(settings, base.as_ref(), &mut result, &mut |result| {
-                progress(result, total)
-            })?;
+        let step = &mut |result: &SearchResult| progress(result, total);
+        let ToJudge { judged, spare } = self.settings_to_judge(settings, base.as_ref(), &mut result, step)?;
         let n_judged = judged.len();
         for (i, (candidate, strength)) in
             judged.into_iter().chain(spare).take(self.options.trials).enumerate()
@@ -218,16 +225,16 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// What whole answers are to judge of `settings`, once the first of each lever were looked at; and what is spare.
+    /// What whole answers are to judge of `settings`, once the first of each lever were looked at.
     fn settings_to_judge(
         &mut self,
         settings: &[(Candidate, f64)],
         base: Option<&Quick>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
-    ) -> Result<(Vec<(Candidate, f64)>, Vec<(Candidate, f64)>), SearchError> {
+    ) -> Result<ToJudge, SearchError> {
         let (firsts, others) = result.ranked();
-        let Some(best) = firsts.first() else { return Ok(Default::default()) };
+        let Some(best) = firsts.first() else { return Ok(ToJudge::default()) };
         let lever = best.candidate.lever;
         let mut own: Vec<_> =
             settings.iter().filter(|(candidate, _)| candidate.lever == lever).copied().collect();
@@ -243,7 +250,7 @@ impl<'a> Search<'a> {
         }
         let spare = own.split_off(own.len().min(1));
         own.extend(firsts.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
-        Ok((own, spare))
+        Ok(ToJudge { judged: own, spare })
     }
 
     /// Looks at settings by their first tokens, each at its own strength.
