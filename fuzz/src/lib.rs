@@ -9,13 +9,13 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use rosi_gguf::arch::patches::Patches;
+use rosi_gguf::arch::plan::Plan;
+use rosi_gguf::eval::prompts::PromptSet;
 use rosi_gguf::gguf::{Gguf, GgufBuilder, Rewrite, Value};
 use rosi_gguf::imatrix::Imatrix;
 use rosi_gguf::llama::template::ChatTemplate;
 use rosi_gguf::llama::{Chat, Thinking};
-use rosi_gguf::arch::patches::Patches;
-use rosi_gguf::arch::plan::Plan;
-use rosi_gguf::eval::prompts::PromptSet;
 use rosi_gguf::method::stored::StoredEdit;
 
 #[global_allocator]
