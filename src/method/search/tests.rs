@@ -110,13 +110,24 @@ fn run_on(
 
 fn search_with(
     engine: &mut StandIn,
-    (few, asked): (&Examiner, Questions),
+    asked: (&Examiner, Questions),
     spaces: &[Space],
     options: SearchOptions,
     journal: &mut Journal,
 ) -> SearchResult {
+    prepared(engine, asked, (spaces, options), journal, &mut |search| search.run(20, &mut |_, _| ()).unwrap())
+}
+
+/// What `run` makes of the search over a stand-in.
+fn prepared(
+    engine: &mut StandIn,
+    (few, asked): (&Examiner, Questions),
+    (spaces, options): (&[Space], SearchOptions),
+    journal: &mut Journal,
+    run: &mut dyn FnMut(&mut Search<'_>) -> SearchResult,
+) -> SearchResult {
     let (examiner, base): (_, Examination) = Examiner::new(engine, asked).unwrap();
-    let mut search = Search {
+    run(&mut Search {
         engine,
         examiner: &examiner,
         few,
@@ -125,8 +136,7 @@ fn search_with(
         options,
         spaces,
         journal,
-    };
-    search.run(20, &mut |_, _| ()).unwrap()
+    })
 }
 
 const AUTO: SearchOptions = SearchOptions {
@@ -421,18 +431,10 @@ fn trials_of(strengths: &[f64]) -> SearchResult {
     let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
     let mut engine = StandIn { quality: |_, _| 300.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
     let few = Examiner::new(&mut engine, questions()).unwrap().0;
-    let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
-    let mut search = Search {
-        engine: &mut engine,
-        examiner: &examiner,
-        few: &few,
-        base: base.score,
-        make_edits: &edits,
-        options: AUTO,
-        spaces: &[space(Lever::Plain)],
-        journal: &mut Journal::off(),
-    };
-    search.run_settings(&settings, &mut |_, _| ()).unwrap()
+    let space = [space(Lever::Plain)];
+    prepared(&mut engine, (&few, questions()), (&space, AUTO), &mut Journal::off(), &mut |search| {
+        search.run_settings(&settings, &mut |_, _| ()).unwrap()
+    })
 }
 
 #[test]
