@@ -305,8 +305,8 @@ fn an_overwritten_model_never_mixes_with_the_new_one() {
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [2; 6]);
 }
 
-/// What a run left that was stopped when it had replaced the last of three files; its hidden folder is `complete` or not.
-fn stopped_amid_the_renaming(fixture: &Fixture, complete: bool) {
+/// What a run left that was stopped before it replaced any of three files: its hidden folder, `complete` or not.
+fn stopped_before_the_renaming(fixture: &Fixture, complete: bool) -> PathBuf {
     let source = Gguf::open(&fixture.parts[0]).unwrap();
     let name = |no: usize| format!("out-0000{no}-of-00003.gguf");
     let mut model = AtomicModel::create(&fixture.path(&name(1)), &source, true).unwrap();
@@ -318,11 +318,18 @@ fn stopped_amid_the_renaming(fixture: &Fixture, complete: bool) {
         std::fs::copy(file.temporary_path(), hidden.join(name(no + 1))).unwrap();
     }
     drop(model);
-    std::fs::rename(hidden.join(name(3)), fixture.path(&name(3))).unwrap();
-    let _ = std::fs::remove_file(fixture.path(&name(1)));
     if complete {
         std::fs::write(hidden.join("complete"), b"").unwrap();
     }
+    hidden
+}
+
+/// As there, stopped when it had replaced the last file.
+fn stopped_amid_the_renaming(fixture: &Fixture, complete: bool) {
+    let hidden = stopped_before_the_renaming(fixture, complete);
+    let last = "out-00003-of-00003.gguf";
+    std::fs::rename(hidden.join(last), fixture.path(last)).unwrap();
+    let _ = std::fs::remove_file(fixture.path("out-00001-of-00003.gguf"));
 }
 
 #[test]
@@ -333,6 +340,12 @@ fn a_stopped_replacement_of_a_split_model_is_brought_to_its_end() {
     let mut old = AtomicModel::create(&out, &source, true).unwrap();
     fixture.copy(&mut old, &|_| None);
     old.commit().unwrap();
+    // The earlier model is whole, and stays until another run has written its own.
+    stopped_before_the_renaming(&fixture, true);
+    drop(AtomicModel::create(&out, &source, true).unwrap());
+    let model = Gguf::open(&out).unwrap();
+    assert_ne!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [7; 6]);
+    assert_eq!(fixture.written().len(), 3, "{:?}", fixture.written());
     stopped_amid_the_renaming(&fixture, true);
     let last = fixture.path("out-00003-of-00003.gguf");
     assert!(matches!(refused(&last), GgufError::MissingShard { first: true, .. }));

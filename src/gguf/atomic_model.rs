@@ -12,7 +12,8 @@
 //! A model is loaded by its first file. So a process that is killed, or a machine that loses power, in
 //! between leaves files without a first one, which neither llama.cpp nor [`super::Gguf::open`] takes for
 //! a model, never old and new files together. What else is left then is the hidden folder: one that is complete has all
-//! the files that lack their names, and [`super::recover`] or the next try gives them these; any other is removed.
+//! the files that lack their names, and [`super::recover`] or the next try gives them these, unless the earlier model
+//! is still whole (step 2 was not reached); any other is removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

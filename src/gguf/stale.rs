@@ -80,7 +80,8 @@ pub fn recover(path: &Path) {
 }
 
 /// Removes the temporary files and folders of outputs called `path` whose writers are no more, and says so in the
-/// log; the files of a folder that is complete get their names first. What cannot be removed stays: it is in nobody's way.
+/// log; the files of a folder that is complete get their names first, where the model that they replace has lost its first
+/// file already. What cannot be removed stays: it is in nobody's way.
 pub fn sweep(path: &Path) {
     let Some(name) = path.file_name() else { return };
     let prefix = prefix(name);
@@ -124,17 +125,15 @@ fn remove(path: &Path) -> io::Result<bool> {
     fs::remove_dir(path).map(|()| true)
 }
 
-/// Gives the files of a complete folder their names, the first of the model last, as `AtomicModel::commit` does.
+/// Gives the files of a complete folder their names, the first of the model last, as `AtomicModel::commit` does. Does
+/// nothing while an earlier model's first file is there: that model is still whole, and stays.
 fn publish(folder: &Path) -> io::Result<()> {
     let target = directory_of(folder);
     let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
     let mut names: Vec<OsString> = names.into_iter().filter(|name| name != COMPLETE).collect();
     names.sort();
-    let Some(first) = names.first().map(|name| target.join(name)) else { return Ok(()) };
-    if first.exists() {
-        fs::remove_file(&first)?;
-        sync_directory(target)?;
-    }
+    let first = names.first().map(|name| target.join(name));
+    let Some(first) = first.filter(|first| !first.exists()) else { return Ok(()) };
     names.iter().rev().try_for_each(|name| fs::rename(folder.join(name), target.join(name)))?;
     sync_directory(target)?;
     tracing::warn!("{}: ended the writing, which a run that was stopped had begun", first.display());

@@ -78,8 +78,10 @@ impl Split {
         self.folder.join(name_of("out", no))
     }
 
+    /// Also what a killed run left: a complete copy gets its names when the next run finds none there.
     fn remove_output(&self) {
         (0..COUNTS.len()).for_each(|no| drop(std::fs::remove_file(self.out(no))));
+        hidden(&self.folder).iter().for_each(|folder| std::fs::remove_dir_all(folder).unwrap());
     }
 
     /// What bears the names of the output.
