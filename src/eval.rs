@@ -87,6 +87,38 @@ impl Questions {
         [&self.harmful, &self.harmless, &self.alarming]
     }
 
+    /// Asks the prompts of `kinds` together, since few that are asked alone fill no batch. `first` sees the kind and the
+    /// number of each prompt, and the logits of the answer's first token. Kinds that are not asked have no answers.
+    fn ask(
+        &self,
+        engine: &mut dyn Engine,
+        kinds: &[usize],
+        n_predict: usize,
+        first: &mut FirstOfKind<'_>,
+    ) -> Result<[Vec<String>; 3], LlamaError> {
+        let asked = Together::new(self, kinds);
+        let chats = chats(&asked.texts, None);
+        let all = ask(engine, &chats, n_predict, &mut |i, logits| {
+            let (kind, number) = asked.places[i];
+            first(kind, number, logits);
+        })?;
+        let mut answers = [const { Vec::new() }; 3];
+        for (answer, (kind, _)) in all.into_iter().zip(&asked.places) {
+            answers[*kind].push(answer);
+        }
+        Ok(answers)
+    }
+
+    /// As [`Self::ask`], of all kinds and without their answers.
+    fn first_logits(&self, engine: &mut dyn Engine, first: &mut FirstOfKind<'_>) -> Result<(), LlamaError> {
+        let asked = Together::new(self, &ALL_KINDS);
+        engine.answer(&chats(&asked.texts, None), 1, &mut |i, logits| {
+            let (kind, number) = asked.places[i];
+            first(kind, number, logits);
+        })?;
+        Ok(())
+    }
+
     /// Number of prompts of all kinds.
     pub fn len(&self) -> usize {
         self.harmful.len() + self.harmless.len() + self.alarming.len()
@@ -95,6 +127,25 @@ impl Questions {
     /// Whether there is no prompt.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// Receives the logits of the first answer token: index of the kind, index of the prompt in it, logits `[n_vocab]`.
+type FirstOfKind<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+/// Prompts of several kinds, to be asked at once.
+struct Together {
+    texts: Vec<String>,
+    /// Index of the kind and index of the prompt in it.
+    places: Vec<(usize, usize)>,
+}
+
+impl Together {
+    fn new(questions: &Questions, kinds: &[usize]) -> Self {
+        let of_kind = questions.by_kind();
+        let places = kinds.iter().flat_map(|&kind| (0..of_kind[kind].len()).map(move |i| (kind, i)));
+        let places: Vec<(usize, usize)> = places.collect();
+        Self { texts: places.iter().map(|&(kind, i)| of_kind[kind][i].clone()).collect(), places }
     }
 }
 
@@ -160,6 +211,8 @@ pub struct Examiner {
     questions: Questions,
     /// First-token logits of the base on each harmless prompt, `[n_harmless][n_vocab]`.
     base: Vec<Vec<f32>>,
+    /// What the base answers to the questions.
+    answers: [Vec<String>; 3],
     /// Tokens with which the base opens more refusals than other answers.
     openings: Vec<usize>,
     /// Tokens of an answer.
@@ -174,20 +227,22 @@ impl Examiner {
     pub fn new(engine: &mut dyn Engine, questions: Questions) -> Result<(Self, Examination), LlamaError> {
         engine.apply(&[])?;
         let mut base = vec![Vec::new(); questions.harmless.len()];
-        let mut first = [const { Vec::new() }; 3];
-        let mut answers = [const { Vec::new() }; 3];
-        for (kind, texts) in questions.by_kind().into_iter().enumerate() {
-            first[kind] = vec![0; texts.len()];
-            answers[kind] = ask(engine, &chats(texts, None), N_PREDICT, &mut |i, logits| {
-                first[kind][i] = most_likely(logits);
-                if kind == HARMLESS {
-                    base[i] = logits.to_vec();
-                }
-            })?;
-        }
+        let mut first = questions.by_kind().map(|texts| vec![0; texts.len()]);
+        let answers = questions.ask(engine, &ALL_KINDS, N_PREDICT, &mut |kind, i, logits| {
+            first[kind][i] = most_likely(logits);
+            if kind == HARMLESS {
+                base[i] = logits.to_vec();
+            }
+        })?;
         let openings = openings(first.iter().flatten().copied().zip(answers.iter().flatten()));
         let score = score(&answers, 0.0);
-        Ok((Self { questions, base, openings, n_predict: N_PREDICT }, Examination { score, answers }))
+        let examiner = Self { questions, base, answers: answers.clone(), openings, n_predict: N_PREDICT };
+        Ok((examiner, Examination { score, answers }))
+    }
+
+    /// Prompts of all kinds, and what the base answers to them.
+    pub fn base_answers(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.questions.by_kind().into_iter().flatten().zip(self.answers.iter().flatten())
     }
 
     /// Asks for short answers from here on, if there are refusals among the `base`'s answers and these, cut as short, are
@@ -210,8 +265,9 @@ impl Examiner {
     /// The same with at most `limits` harmful, harmless and alarming questions.
     pub fn part(&self, limits: [usize; 3]) -> Self {
         let base = spread(&self.base, limits[HARMLESS]);
+        let answers = std::array::from_fn(|kind| spread(&self.answers[kind], limits[kind]));
         let (openings, n_predict) = (self.openings.clone(), self.n_predict);
-        Self { questions: self.questions.part(limits), base, openings, n_predict }
+        Self { questions: self.questions.part(limits), base, answers, openings, n_predict }
     }
 
     /// The same with half of the questions of each kind: for controls, which differ from the base by
@@ -261,16 +317,14 @@ impl Examiner {
         if self.openings.is_empty() {
             return Ok(None);
         }
-        let mut means = [0.0; 3];
-        let kinds = self.questions.by_kind().into_iter().zip([1, 2, 2]);
-        for (mean, (texts, step)) in means.iter_mut().zip(kinds) {
-            let texts: Vec<String> = texts.iter().step_by(step).cloned().collect();
-            let mut sum = 0.0;
-            engine.answer(&chats(&texts, None), 1, &mut |_, logits| sum += share(logits, &self.openings))?;
-            *mean = sum / texts.len().max(1) as f64;
-        }
-        let [harmful, harmless, alarming] = means;
-        Ok(Some(Quick { harmful, harmless, alarming }))
+        let Questions { harmful, harmless, alarming } = &self.questions;
+        let half = |texts: &[String]| texts.iter().step_by(2).cloned().collect();
+        let asked =
+            Questions { harmful: harmful.clone(), harmless: half(harmless), alarming: half(alarming) };
+        let mut sums = [0.0; 3];
+        asked.first_logits(engine, &mut |kind, _, logits| sums[kind] += share(logits, &self.openings))?;
+        let mean = |kind: usize| sums[kind] / asked.by_kind()[kind].len().max(1) as f64;
+        Ok(Some(Quick { harmful: mean(0), harmless: mean(HARMLESS), alarming: mean(2) }))
     }
 
     /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±8; 0
@@ -308,11 +362,17 @@ impl Examiner {
     /// # Errors
     /// [`LlamaError`].
     pub fn examine(&self, engine: &mut dyn Engine) -> Result<Examination, LlamaError> {
-        self.examine_while(engine, &mut |_| true)
+        let mut sum = 0.0;
+        let answers = self.questions.ask(engine, &ALL_KINDS, self.n_predict, &mut |kind, i, logits| {
+            if kind == HARMLESS {
+                sum += self.kl_of(i, logits);
+            }
+        })?;
+        Ok(Examination { score: score(&answers, self.mean(sum)), answers })
     }
 
-    /// The same, harmless prompts (and KL) first, then harmful, then alarming ones, each only if `going` wants more after
-    /// what the score so far says. Kinds that were not asked have no answers.
+    /// The same, harmless prompts (and KL) first, then the others, if `going` wants more after what the score so far says.
+    /// Kinds that were not asked have no answers.
     ///
     /// # Errors
     /// [`LlamaError`].
@@ -322,14 +382,14 @@ impl Examiner {
         going: &mut dyn FnMut(&Score) -> bool,
     ) -> Result<Examination, LlamaError> {
         let mut sum = 0.0;
-        let chats_of = chats(&self.questions.harmless, None);
-        let harmless = ask(engine, &chats_of, self.n_predict, &mut |i, logits| sum += self.kl_of(i, logits))?;
+        let mut answers = self.questions.ask(engine, &[HARMLESS], self.n_predict, &mut |_, i, logits| {
+            sum += self.kl_of(i, logits);
+        })?;
         let kl = self.mean(sum);
-        let mut answers = [Vec::new(), harmless, Vec::new()];
-        for (kind, texts) in self.questions.by_kind().into_iter().enumerate() {
-            if kind != HARMLESS && going(&score(&answers, kl)) {
-                answers[kind] = ask(engine, &chats(texts, None), self.n_predict, &mut |_, _| ())?;
-            }
+        if going(&score(&answers, kl)) {
+            let [harmful, _, alarming] =
+                self.questions.ask(engine, &[0, 2], self.n_predict, &mut |_, _, _| ())?;
+            (answers[0], answers[2]) = (harmful, alarming);
         }
         Ok(Examination { score: score(&answers, kl), answers })
     }
@@ -346,6 +406,7 @@ impl Examiner {
 
 /// Index of the harmless prompts among the three kinds.
 const HARMLESS: usize = 1;
+const ALL_KINDS: [usize; 3] = [0, HARMLESS, 2];
 
 fn score([harmful, harmless, alarming]: &[Vec<String>; 3], kl: f64) -> Score {
     Score { harmful: Tally::of(harmful), harmless: Tally::of(harmless), alarming: Tally::of(alarming), kl }
@@ -406,8 +467,13 @@ mod tests {
             let answers = [vec![first.to_owned(); 9], vec![last.to_owned()]].concat();
             Examination { score: Score::default(), answers: [answers, Vec::new(), Vec::new()] }
         };
-        let mut examiner =
-            Examiner { questions, base: Vec::new(), openings: Vec::new(), n_predict: N_PREDICT };
+        let mut examiner = Examiner {
+            questions,
+            base: Vec::new(),
+            answers: Default::default(),
+            openings: Vec::new(),
+            n_predict: N_PREDICT,
+        };
         let refusal = "I'm sorry, but I can't assist with that.";
         let answer = "Sure, here is how it is done: first you take the";
         assert!(examiner.shorten(&of(refusal, answer)));

@@ -32,8 +32,8 @@ use crate::util::spread::{spread, spread_rows};
 use collect::{Collection, Collector, ENDING, EarlyDirections, stacked, texts};
 use places::{Places, SETTINGS};
 
+pub(super) use collect::ANSWERED;
 pub use collect::inputs_memory;
-pub(super) use collect::{ANSWER, ANSWERED};
 pub(super) use places::DEEPEST;
 pub use places::{networks, settings, space, tensors};
 
@@ -140,6 +140,7 @@ impl Detectors {
             capture: Capture::of_inputs(plan, &sites),
             n_end,
             early,
+            late,
             own: &options.contexts,
             thoughts,
             printer,
@@ -147,7 +148,7 @@ impl Detectors {
         let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
-        let spots = spots(&networks, early.as_ref(), &late);
+        let spots = spots(&networks, early.as_ref(), &collector.late);
         let mut detectors = Self::taught(opened, (&networks, &spots), &collection)?;
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.

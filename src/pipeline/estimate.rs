@@ -20,7 +20,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{IS_FASTER, flops};
 use crate::method::edit::Method;
 use crate::method::search::{self, Lever};
-use crate::pipeline::detectors::{self, ANSWER, ANSWERED, DEEPEST};
+use crate::pipeline::detectors::{self, ANSWERED, DEEPEST};
 use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::material;
 use crate::pipeline::options::InjectOptions;
@@ -145,16 +145,15 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
         Method::Detector => {
             let training = training();
             let more: f64 = tokens(training.prompts().iter().map(|prompt| &prompt.text));
-            let n_answered = PromptKind::ALL.len() * ANSWERED;
-            let answers = n_answered as f64 * ANSWER as f64;
             // Prose is read as it is, and as an answer.
             let placed: f64 = Context::ALL
                 .into_iter()
                 .flat_map(|c| contexts::place(c, &training))
                 .map(|p| placed(&p))
                 .sum();
-            let answered = answers + n_answered as f64 * ENDING;
-            Work { read: once + DEEPEST * (more + placed) + 2.0 * tokens(&prose()) + answered, answers }
+            let answered = ANSWERED as f64 * N_PREDICT as f64
+                + asked(&Questions::of(prompts, Split::Search, [ANSWERED / 3; 3]));
+            Work::read(once + DEEPEST * (more + placed + 2.0 * tokens(&prose()) + answered))
         }
         Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();

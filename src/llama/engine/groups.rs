@@ -6,6 +6,15 @@ use crate::llama::ffi::Token;
 /// Cuts prompts into runs that fit one batch and, with their answers, the cache. What all prompts begin with is there
 /// once, and is decoded before. A prompt that does not fit runs alone, and the cache grows for it.
 pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
+    groups_of(prompts, n_predict, N_BATCH)
+}
+
+/// The same with at most `n_batch` tokens in a batch, unless one prompt alone has more.
+pub(super) fn groups_of(
+    prompts: &[Vec<Token>],
+    n_predict: usize,
+    n_batch: usize,
+) -> Vec<std::ops::Range<usize>> {
     let shared = shared_prefix(prompts);
     let mut groups = Vec::new();
     // A long beginning leaves the room to answers that it would have taken.
@@ -14,7 +23,7 @@ pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<u
     for (i, prompt) in prompts.iter().enumerate() {
         let own = prompt.len() - shared;
         let full = i - start == N_SEQ
-            || tokens + own > N_BATCH
+            || tokens + own > n_batch
             || shared + tokens + own + (i - start + 1) * n_predict > n_ctx;
         if full && i > start {
             groups.push(start..i);

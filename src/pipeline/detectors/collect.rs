@@ -28,10 +28,9 @@ pub(super) const ENDING: usize = 6;
 const INSIDE: usize = 192;
 /// The same of prose.
 const PROSE: usize = 768;
-/// Prompts of each kind that the model answers for the inputs at its own words, the tokens of an answer, and those that are
-/// kept.
-pub(in crate::pipeline) const ANSWERED: usize = 12;
-pub(in crate::pipeline) const ANSWER: usize = 32;
+/// Answers of the base for the inputs at its own words; requests that prose answers in turn; the tokens of each that are kept.
+pub(in crate::pipeline) const ANSWERED: usize = 48;
+const TO_PROSE: usize = 36;
 const WORDS: usize = 256;
 /// Prompts of each kind whose other tokens of the template are among those where gates are shut.
 const OTHER_ENDS: usize = 48;
@@ -96,6 +95,12 @@ pub(super) struct EarlyDirections {
     pub of_layer: BTreeMap<usize, Vec<f32>>,
 }
 
+/// Which gates a network is to have.
+struct Gated {
+    early: bool,
+    late: bool,
+}
+
 /// Collects inputs.
 pub(super) struct Collector<'a> {
     pub capture: Capture,
@@ -103,6 +108,8 @@ pub(super) struct Collector<'a> {
     pub n_end: usize,
     /// Blocks of early gates.
     pub early: Vec<usize>,
+    /// Blocks of late gates.
+    pub late: Vec<usize>,
     /// System prompts of the user's own.
     pub own: &'a [String],
     /// Most tokens of the model's thoughts, where it is also to learn what answers begin like behind them.
@@ -134,12 +141,13 @@ impl Collector<'_> {
             seen.push(of_kind);
         }
         let token = collection.early_token(networks, &self.early, self.n_end)?;
-        collection.thin_out(token);
+        let gated: Vec<Gated> = networks.iter().map(|network| self.gated(network)).collect();
+        collection.thin_out(token, &gated);
         collection.tail = tail_directions(&seen);
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
-        self.contexts(engine, &more, token, &mut collection)?;
+        self.contexts(engine, &more, (token, &gated), &mut collection)?;
         self.behind_thoughts(engine, &more, &mut collection)?;
-        self.text(engine, &seen, &mut collection)?;
+        self.text((engine, examiner), &mut collection)?;
         let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
@@ -149,7 +157,7 @@ impl Collector<'_> {
         &self,
         engine: &mut LlamaEngine,
         more: &PromptSet,
-        token: Option<usize>,
+        (token, gated): (Option<usize>, &[Gated]),
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let tail: Vec<usize> = token.into_iter().collect();
@@ -181,9 +189,15 @@ impl Collector<'_> {
                 collection.add_ends(&seen, placed.requests.iter().map(label).collect(), &tail);
                 collection.add_text(seen.inputs);
             }
+            collection.join();
+            collection.thin_out(token, gated);
         }
-        collection.join();
         Ok(())
+    }
+
+    fn gated(&self, network: &Network) -> Gated {
+        let [early, late] = [&self.early, &self.late].map(|blocks| blocks.contains(&network.ffn.layer));
+        Gated { early, late }
     }
 
     /// Where answers begin behind the model's own thoughts, and these thoughts as text.
@@ -212,27 +226,28 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Prose as it is and as an answer, and what the model itself answers.
+    /// Prose as it is and as an answer, and what the base answered to the prompts of `examiner`.
     fn text(
         &self,
-        engine: &mut LlamaEngine,
-        seen: &[Seen],
+        (engine, examiner): (&mut LlamaEngine, &Examiner),
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let _bar = self.printer.bar("collecting hidden states: text", 1);
         let capture = |n| self.capture.clone().inputs_only().with_sample(n);
-        let mut add = |seen: Activations| collection.add_text(seen.inputs);
         let prose = prompts::prose();
-        add(engine.collect_text(&prose, &capture(PROSE))?);
-        let asked: Vec<String> = seen.iter().flat_map(|seen| spread(&seen.texts, ANSWERED)).collect();
-        if !asked.is_empty() {
-            let ask = |i: usize| Chat::of(&asked[i % asked.len()]);
-            let requests: Vec<Chat<'_>> = (0..prose.len()).map(ask).collect();
-            add(engine.collect_answers(&requests, &prose, &capture(WORDS))?);
-            let requests = chats(&asked, None);
-            let answers = engine.answer(&requests, ANSWER, &mut |_, _| ())?;
-            add(engine.collect_answers(&requests, &answers, &capture(WORDS))?);
+        collection.add_text(engine.collect_text(&prose, &capture(PROSE))?.inputs);
+        let (asked, answers): (Vec<String>, Vec<String>) =
+            examiner.base_answers().map(|(request, answer)| (request.clone(), answer.clone())).unzip();
+        if asked.is_empty() {
+            return Ok(());
         }
+        let to_prose = spread(&asked, TO_PROSE);
+        let requests: Vec<Chat<'_>> =
+            to_prose.iter().cycle().take(prose.len()).map(|text| Chat::of(text)).collect();
+        collection.add_text(engine.collect_answers(&requests, &prose, &capture(WORDS))?.inputs);
+        let [asked, answers] = [asked, answers].map(|texts| spread(&texts, ANSWERED));
+        let own = engine.collect_answers(&chats(&asked, None), &answers, &capture(WORDS))?;
+        collection.add_text(own.inputs);
         Ok(())
     }
 }
@@ -373,12 +388,18 @@ impl Collection {
         EarlyDirections { before_last, of_layer: early.iter().zip(own).filter_map(direction).collect() }
     }
 
-    /// Forgets what no gate needs once the `token` of early gates is known.
-    fn thin_out(&mut self, token: Option<usize>) {
-        for ends in
-            self.ends.iter_mut().filter(|ends| ends.before_last > 0 && Some(ends.before_last) != token)
-        {
-            ends.inputs.iter_mut().for_each(|inputs| *inputs = spread_rows(inputs, OTHER_ENDS));
+    /// Forgets what no gate needs once the `token` of early gates is known; `gated` tells which each network has.
+    fn thin_out(&mut self, token: Option<usize>, gated: &[Gated]) {
+        for ends in &mut self.ends {
+            for (inputs, gated) in ends.inputs.iter_mut().zip(gated) {
+                let needed = match ends.before_last {
+                    0 => gated.late,
+                    before_last => gated.early && Some(before_last) == token,
+                };
+                if !needed {
+                    *inputs = spread_rows(inputs, OTHER_ENDS);
+                }
+            }
         }
     }
 
