@@ -371,8 +371,8 @@ impl Examiner {
         Ok(Examination { score: score(&answers, self.mean(sum)), answers })
     }
 
-    /// The same, harmless prompts (and KL) first, then the others, if `going` wants more after what the score so far says.
-    /// Kinds that were not asked have no answers.
+    /// The same, harmless prompts (and KL) first, then harmful, then alarming ones, each only if `going` wants more after
+    /// what the score so far says. Kinds that were not asked have no answers.
     ///
     /// # Errors
     /// [`LlamaError`].
@@ -386,10 +386,11 @@ impl Examiner {
             sum += self.kl_of(i, logits);
         })?;
         let kl = self.mean(sum);
-        if going(&score(&answers, kl)) {
-            let [harmful, _, alarming] =
-                self.questions.ask(engine, &[0, 2], self.n_predict, &mut |_, _, _| ())?;
-            (answers[0], answers[2]) = (harmful, alarming);
+        for kind in [0, 2] {
+            if going(&score(&answers, kl)) {
+                let of_kind = self.questions.ask(engine, &[kind], self.n_predict, &mut |_, _, _| ())?;
+                answers[kind].clone_from(&of_kind[kind]);
+            }
         }
         Ok(Examination { score: score(&answers, kl), answers })
     }

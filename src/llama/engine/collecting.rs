@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::groups::{cells, groups_of};
+use super::groups::{cells, small_groups};
 use super::sample::Sample;
 use super::{Chat, FirstLogits, LlamaEngine, N_BATCH};
 use crate::llama::LlamaError;
@@ -14,16 +14,12 @@ use crate::llama::matmul::Arithmetic;
 use crate::llama::template::Prompt;
 use crate::llama::thinking::ThoughtOf;
 
-/// Tokens that are decoded together, but for longer prompts. A token is compared with those of all prompts of its batch,
-/// other prompts' too, which took a fifth of the time at 1024; of fewer, dequantizing takes more (at 128 a quarter more).
-const N_TOGETHER: usize = 256;
-
 impl LlamaEngine {
     /// Groups that llama.cpp decodes in one piece each, as a capture must see them.
     fn whole_groups(&self, prompts: &[Vec<Token>]) -> Vec<Range<usize>> {
         match self.model.is_recurrent() {
             true => (0..prompts.len()).map(|prompt| prompt..prompt + 1).collect(),
-            false => groups_of(prompts, 0, N_TOGETHER),
+            false => small_groups(prompts),
         }
     }
 

@@ -1,29 +1,39 @@
 //! Prompts that are decoded together.
 
+use std::ops::Range;
+
 use super::{N_BATCH, N_CTX, N_SEQ};
 use crate::llama::ffi::Token;
 
+/// Cells that llama.cpp compares a token with at least, and in steps of which it does.
+const STEP: usize = 256;
+/// Tokens behind the shared beginning for which a collection takes another step.
+const COLLECTED: usize = 192;
+
 /// Cuts prompts into runs that fit one batch and, with their answers, the cache. What all prompts begin with is there
 /// once, and is decoded before. A prompt that does not fit runs alone, and the cache grows for it.
-pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<std::ops::Range<usize>> {
-    groups_of(prompts, n_predict, N_BATCH)
-}
-
-/// The same with at most `n_batch` tokens in a batch, unless one prompt alone has more.
-pub(super) fn groups_of(
-    prompts: &[Vec<Token>],
-    n_predict: usize,
-    n_batch: usize,
-) -> Vec<std::ops::Range<usize>> {
+pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<Range<usize>> {
     let shared = shared_prefix(prompts);
-    let mut groups = Vec::new();
     // A long beginning leaves the room to answers that it would have taken.
     let n_ctx = if shared > N_CTX / 2 { shared + N_CTX } else { N_CTX };
+    cut(prompts, n_predict, n_ctx)
+}
+
+/// The same for prompts without answers, in smaller runs. A token is compared with all cells of its run, those of other
+/// prompts too, which takes a fifth of the time with 1024 of them; with few, weights are dequantized too often.
+pub(super) fn small_groups(prompts: &[Vec<Token>]) -> Vec<Range<usize>> {
+    cut(prompts, 0, (shared_prefix(prompts) + COLLECTED).next_multiple_of(STEP))
+}
+
+/// Runs of at most `n_ctx` cells.
+fn cut(prompts: &[Vec<Token>], n_predict: usize, n_ctx: usize) -> Vec<Range<usize>> {
+    let shared = shared_prefix(prompts);
+    let mut groups = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (i, prompt) in prompts.iter().enumerate() {
         let own = prompt.len() - shared;
         let full = i - start == N_SEQ
-            || tokens + own > n_batch
+            || tokens + own > N_BATCH
             || shared + tokens + own + (i - start + 1) * n_predict > n_ctx;
         if full && i > start {
             groups.push(start..i);
@@ -82,6 +92,16 @@ mod tests {
         assert_eq!(groups(&prompts, 20), [0..32, 32..64]);
         let alone: Vec<Vec<Token>> = (0..64).map(|i| vec![i; 40]).collect();
         assert_eq!(groups(&alone, 20).len(), 3);
+    }
+
+    #[test]
+    fn small_groups_fill_the_cells_of_a_step() {
+        let of = |shared, own| -> Vec<Vec<Token>> {
+            (0..40).map(|i| [vec![7; shared], vec![i; own]].concat()).collect()
+        };
+        assert_eq!(small_groups(&of(25, 15)), [0..15, 15..30, 30..40], "25 + 15 · 15 ≤ 256");
+        assert_eq!(small_groups(&of(100, 60)), [0..6, 6..12, 12..18, 18..24, 24..30, 30..36, 36..40]);
+        assert_eq!(small_groups(&of(0, 600)).len(), 40, "longer ones run alone");
     }
 
     #[test]
