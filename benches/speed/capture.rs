@@ -109,7 +109,7 @@ fn decoded(engine: &LlamaEngine, chats: &[Chat<'_>]) -> Result<f64, Failure> {
 }
 
 /// Tokens a second of another llama.cpp, where scripts/bench found one.
-fn llama_bench(model: &Model, effort: Effort) -> Result<Option<f64>, Failure> {
+pub fn llama_bench(model: &Model, effort: Effort) -> Result<Option<f64>, Failure> {
     let Some(folder) = std::env::var_os("ROSI_BENCH_LLAMA") else { return Ok(None) };
     let output = Command::new(std::path::Path::new(&folder).join("llama-bench"))
         .args(["-p", "512", "-n", "0", "-ngl", "0", "-b", BATCH, "-ub", BATCH, "-o", "json", "-t"])

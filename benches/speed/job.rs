@@ -5,8 +5,15 @@ use std::process::Command;
 
 use serde_json::Value;
 
+use crate::capture::llama_bench;
+use crate::clock::{Spent, time};
 use crate::model::{Model, threads};
 use crate::{Effort, Failure, table};
+
+/// Runs of a default job, whose CPU time is set beside that of llama-bench.
+const RUNS: usize = 3;
+/// Tokens that llama-bench is to read in no less CPU time than a default job takes.
+const TOKENS: f64 = 45_000.0;
 
 /// Prints the tables; in short nothing, since the end-to-end tests run jobs.
 pub fn run(effort: Effort) -> Result<(), Failure> {
@@ -18,7 +25,7 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
 
 fn measure(model: &Model) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
-    let report = inject(model, dir.path())?;
+    let report = if options(model).is_empty() { several(model, dir.path())? } else { inject(model, dir.path(), 1)? };
     let stages = report["stages"].as_array().ok_or("the report has no stages")?;
     let total = number(&report["seconds"]);
     let stage = |stage: &Value| {
@@ -122,10 +129,37 @@ fn options(model: &Model) -> Vec<&'static str> {
     }
 }
 
-/// The report of the job: a stored one, or that of a run.
-fn inject(model: &Model, dir: &Path) -> Result<Value, Failure> {
-    let kept =
-        std::env::var_os("ROSI_BENCH_REPORTS").map(|f| Path::new(&f).join(format!("{}.json", model.name())));
+/// The report of the median of several jobs by CPU time, which is set beside what llama-bench does between them.
+fn several(model: &Model, dir: &Path) -> Result<Value, Failure> {
+    let mut reports = Vec::new();
+    let mut rows = Vec::new();
+    for run in 1..=RUNS {
+        let report = inject(model, dir, run)?;
+        let [wall, cpu] = ["seconds", "cpu_seconds"].map(|key| number(&report[key]));
+        let mut cells = vec![run.to_string(), format!("{wall:.0}"), format!("{cpu:.0}")];
+        let (rate, Spent { wall, cpu: bench_cpu }) = time(|| llama_bench(model, Effort::Full))?;
+        // Loading the model is in its time: what counts is how many CPUs it keeps busy.
+        cells.extend(rate.map_or([const { String::new() }; 3], |rate| {
+            let prefill = TOKENS / rate * bench_cpu / wall;
+            [format!("{rate:.1}"), format!("{prefill:.0}"), format!("{:.2}", cpu / prefill)]
+        }));
+        rows.push(cells);
+        reports.push((cpu, report));
+    }
+    let text = format!(
+        "`inject` without an option, {RUNS} times, and `llama-bench -p 512` of Debian after each. CPU seconds of llama-bench are those of \
+         {TOKENS:.0} tokens at its rate. The next table is of the run with the median CPU time."
+    );
+    let header = ["run", "s", "CPU s", "llama-bench, tokens/s", "CPU s of llama-bench", "ratio"];
+    table::print(&format!("A default job beside llama-bench: {}", model.name()), &text, &header, &rows);
+    reports.sort_by(|a, b| a.0.total_cmp(&b.0));
+    Ok(reports.swap_remove(RUNS / 2).1)
+}
+
+/// The report of the job with the number `run`: a stored one, or that of a run.
+fn inject(model: &Model, dir: &Path, run: usize) -> Result<Value, Failure> {
+    let name = format!("{}-{run}.json", model.name());
+    let kept = std::env::var_os("ROSI_BENCH_REPORTS").map(|folder| Path::new(&folder).join(name));
     if let Some(stored) = kept.as_ref().filter(|path| path.exists()) {
         return Ok(serde_json::from_slice(&std::fs::read(stored)?)?);
     }
@@ -135,7 +169,7 @@ fn inject(model: &Model, dir: &Path) -> Result<Value, Failure> {
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
     command.arg("inject").arg(&model.gguf.path).arg("-o").arg(dir.join("ours.gguf"));
-    let output = command.args(["--json", "-q"]).args(options(model)).output()?;
+    let output = command.args(["--json", "-q", "--overwrite"]).args(options(model)).output()?;
     if output.stdout.is_empty() {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
