@@ -94,7 +94,7 @@ def stored_edits():
     tensors = ["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]
     facts = {
         "format": 1, "version": "0.1.0", "llama_cpp": "b1", "method": "contrast", "system_prompt": "none",
-        "chosen": {"lever": "plain", "layer": 0, "window": [0.0, 1.0], "contrast": 1.0},
+        "chosen": {"direction_source": "plain", "layer": 0, "window": [0.0, 1.0], "contrast": 1.0},
         "strength": 0.04, "norms": [2.0], "push": 0.5, "prompts_sha256": "0" * 64, "input_sha256": "1" * 64,
         "separation": [{"layer": 0, "norm": 2.0, "relative_norm": 0.5, "auroc": 1.0, "d_prime": None}],
         "model": {
@@ -107,9 +107,9 @@ def stored_edits():
     for name in tensors:
         arrays += [(f"right.{name}", [1, 4], [0.5] * 4), (f"mean.{name}", [4], [0.1] * 4)]
         arrays += [(f"diagonal.{name}", [4], [1.0] * 4), (f"principal.{name}", [1, 4], [0.2] * 4)]
-    scar = json.loads(json.dumps(facts))
-    scar["chosen"]["lever"] = "scar"
-    return {"dense": safetensors(facts, arrays), "scar": safetensors(scar, arrays)}
+    ablated = json.loads(json.dumps(facts))
+    ablated["chosen"]["direction_source"] = "ablated"
+    return {"dense": safetensors(facts, arrays), "ablated": safetensors(ablated, arrays)}
 
 
 def prompts():

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::method::edit::Method;
-use crate::method::search::Lever;
+use crate::method::search::DirectionSource;
 use crate::pipeline::options::ThinkingMode;
 use crate::sources::ModelArg;
 
@@ -52,8 +52,8 @@ pub struct Cli {
 pub enum Command {
     /// Write a safer copy of a model.
     Inject(Box<InjectArgs>),
-    /// Find the best edit and store it, for `inject --direction` on any quantization of the model.
-    Direction(Box<DirectionArgs>),
+    /// Find the best edit and store it, for `inject --edit` on any quantization of the model.
+    Search(Box<SearchCommandArgs>),
     /// Write a stored edit as an adapter or a control vector, for a model file that stays as it is.
     Export(ExportArgs),
     /// Show what a model file contains and which of its matrices `inject` would edit.
@@ -109,12 +109,12 @@ pub struct InjectArgs {
     /// What is searched, and how.
     #[command(flatten)]
     pub search: SearchArgs,
-    /// Apply the edit that `direction` stored, without a search.
+    /// Apply the edit that `search` stored, without a search.
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "method", "layer", "contrast", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "lever",
+        "method", "layer", "contrast", "max_kl", "max_false_refusal", "trials", "time_budget", "memory", "direction_source",
         "system_prompt", "resume", "allow_no_refusal", "allow_over_limits"
     ], help_heading = SEARCH)]
-    pub direction: Option<PathBuf>,
+    pub edit: Option<PathBuf>,
     /// How to quantize edited tensors: preserve (keep the edit, on each block's own grid), nearest, or promote=TYPE.
     #[arg(long, default_value = "preserve", value_name = "preserve|nearest|promote=TYPE", help_heading = OUTPUT)]
     pub requant: String,
@@ -143,7 +143,7 @@ pub struct InjectArgs {
     #[command(flatten)]
     pub allow: AllowArgs,
     /// Apply a stored edit even if it was found on other weights.
-    #[arg(long, requires = "direction", help_heading = allow::WAIVED)]
+    #[arg(long, requires = "edit", help_heading = allow::WAIVED)]
     pub allow_other_weights: bool,
     /// Also write the exact edit as a LoRA adapter for `llama-server --lora`.
     #[arg(long, value_name = "LORA.gguf", help_heading = OUTPUT)]
@@ -168,7 +168,7 @@ pub struct InjectArgs {
 /// Flags of `export`.
 #[derive(Debug, Args)]
 pub struct ExportArgs {
-    /// The edit that `direction` stored.
+    /// The edit that `search` stored.
     pub edit: PathBuf,
     /// Any quantization of the model that it was found on.
     #[arg(long, value_name = "MODEL")]
@@ -210,9 +210,9 @@ pub struct ReleaseArgs {
     /// Types to make, as llama-quantize names them, e.g. Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS.
     #[arg(long, value_delimiter = ',', value_name = "TYPE,…")]
     pub types: Vec<String>,
-    /// The edit that `direction` stored, in place of a search.
+    /// The edit that `search` stored, in place of a search.
     #[arg(long, value_name = "FILE")]
-    pub direction: Option<PathBuf>,
+    pub edit: Option<PathBuf>,
     /// Importance matrix from llama-imatrix, for llama.cpp's quantizer and for the edit.
     #[arg(long, value_name = "FILE")]
     pub imatrix: Option<PathBuf>,
@@ -254,7 +254,7 @@ pub struct ReleaseArgs {
     pub run: RunArgs,
 }
 
-/// Flags of the search, which `inject`, `direction` and `release` share.
+/// Flags of the search, which `inject`, `search` and `release` share.
 #[derive(Debug, Clone, Args)]
 pub struct SearchArgs {
     /// How to edit the weights [default: detector; contrast where the model has no feed-forward network that every token
@@ -299,7 +299,7 @@ pub struct SearchArgs {
     /// Where the direction comes from: plain prompts, prompts under a safety system prompt, or what was
     /// removed from the weights of an uncensored model [default: whichever measures strongest].
     #[arg(long, value_enum, help_heading = EDIT)]
-    pub lever: Option<Lever>,
+    pub direction_source: Option<DirectionSource>,
     /// Safety system prompt while extracting the direction: auto, off, or a file.
     #[arg(long, default_value = "auto", value_name = "auto|off|FILE", help_heading = EDIT)]
     pub system_prompt: String,
@@ -326,9 +326,9 @@ pub struct ThinkingArgs {
     pub think: u32,
 }
 
-/// Flags of `direction`.
+/// Flags of `search`.
 #[derive(Debug, Args)]
-pub struct DirectionArgs {
+pub struct SearchCommandArgs {
     /// The model: a file, `ollama:NAME`, or `hf:OWNER/REPO[:QUANTIZATION]`.
     pub model: ModelArg,
     /// Where to write the edit.

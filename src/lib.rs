@@ -42,7 +42,7 @@
 //! let plan = plan_of(&base)?;
 //!
 //! // Along s, the difference in means of your own activations after layer 0, by 2 % of the weights' norm.
-//! // What `rosi-gguf direction` stored is read by `method::stored::StoredEdit::open`.
+//! // What `rosi-gguf search` stored is read by `method::stored::StoredEdit::open`.
 //! let direction = SafetyDirection::new(0, &s)?;
 //! let weights = plan.writers.iter().map(|writer| edit::read_weights(&base, writer));
 //! let weights = weights.collect::<Result<Vec<_>, _>>()?;

@@ -1,22 +1,22 @@
 //! What an injection does, step by step: a library that the commands and the benchmarks call.
 
 pub mod detectors;
+pub mod direction_sources;
 pub mod dry_run;
+pub mod edit_search;
 pub mod error;
 pub mod estimate;
-pub mod exam;
+pub mod evaluate;
 pub mod facts;
+pub mod features;
 pub mod in_place;
 pub mod inject;
 pub mod journal;
-pub mod levers;
-pub mod material;
 pub mod options;
 pub mod outputs;
 pub mod provenance;
 pub mod session;
 pub mod stored;
-pub mod study;
 pub mod types;
 pub mod write;
 

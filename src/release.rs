@@ -10,13 +10,13 @@
 //! edit is a fraction of a quantization step, and rounding to nearest loses most of it (docs/requant.md).
 //! So all files have the same edit, and each of them is verified against its own base, from the files.
 //!
-//! [`ladder`] are the files that follow from what is asked for, [`quantize`] the way from
+//! [`plan`] are the files that follow from what is asked for, [`quantize`] the way from
 //! full precision, [`state`] what is done already, [`card`] what is told.
 
 pub mod card;
 mod error;
 mod ffi;
-pub mod ladder;
+pub mod plan;
 pub mod quantize;
 pub mod state;
 

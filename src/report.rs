@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use crate::eval::prompts::PromptKind;
 use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
-use crate::eval::{Examination, Score, Tally};
-use crate::method::abliteration::Scar;
+use crate::eval::{Evaluation, Score, Tally};
+use crate::method::abliteration::AblatedDirection;
 use crate::method::detector::train::Profile;
 use crate::method::direction::Separation;
 use crate::method::edit::Method;
 use crate::method::fidelity::{Fidelity, Projections};
-use crate::method::search::{Lever, LeverOutcome, SearchResult};
+use crate::method::search::{DirectionSource, SearchResult, SourceOutcome};
 use crate::method::verify::Verification;
 use crate::output::Stage;
 
@@ -43,7 +43,7 @@ pub struct Report {
     pub output: FileFacts,
     /// The stored edit that was applied, if it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub direction: Option<FileFacts>,
+    pub stored_edit: Option<FileFacts>,
     /// `general.architecture`.
     pub architecture: String,
     /// Prompts that were used.
@@ -51,9 +51,9 @@ pub struct Report {
     /// What was done.
     pub edit: EditFacts,
     /// What was removed from the weights before, if anything.
-    pub scar: Option<Scar>,
-    /// What each lever that was tried could do, on the search split.
-    pub levers: Vec<LeverOutcome>,
+    pub ablated: Option<AblatedDirection>,
+    /// What each direction source that was tried could do, on the search split.
+    pub direction_sources: Vec<SourceOutcome>,
     /// Separation of harmful from harmless per layer, on the extract split.
     pub separation: Vec<Separation>,
     /// Every trial on the search split.
@@ -144,10 +144,10 @@ pub struct EditFacts {
     /// How the right factor was chosen.
     pub method: String,
     /// Where the direction comes from.
-    pub lever: Lever,
+    pub direction_source: DirectionSource,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
-    /// Layer of the direction; of a scar, the one in the middle of the model.
+    /// Layer of the direction; of an ablated direction, the one in the middle of the model.
     pub layer: usize,
     /// Layers whose writers were edited, as shares of the depth: from, until.
     pub window: (f64, f64),
@@ -224,7 +224,7 @@ pub struct AnswerPair {
 
 impl AnswerPair {
     /// Pairs of all kinds; answers cut short unless `full`.
-    pub fn all(prompts: [&[String]; 3], before: &Examination, after: &Examination, full: bool) -> Vec<Self> {
+    pub fn all(prompts: [&[String]; 3], before: &Evaluation, after: &Evaluation, full: bool) -> Vec<Self> {
         let cut = |text: &String| match text.char_indices().nth(SHORT_ANSWER) {
             Some((end, _)) if !full => format!("{}…", &text[..end]),
             _ => text.clone(),

@@ -168,11 +168,11 @@ fn flags_that_cannot_be_are_refused() {
         &["inject", model, "--max-kl", "0"],
         &["inject", model, "-o", model],
         &["inject", model, "--threads", "0"],
-        &["inject", model, "--lever", "safety", "--system-prompt", "off"],
+        &["inject", model, "--direction-source", "safety", "--system-prompt", "off"],
         &["inject", model, "--report", page, "--html", page],
         &["inject", model, "--html", model, "--overwrite"],
-        &["inject", model, "--direction", none],
-        &["inject", model, "--direction", none, "--lever", "plain"],
+        &["inject", model, "--edit", none],
+        &["inject", model, "--edit", none, "--direction-source", "plain"],
     ];
     let told: Vec<String> = cases.iter().map(|args| told(args, dir.path())).collect();
     insta::assert_snapshot!(told.join("\n"));
@@ -289,7 +289,7 @@ fn completions_work_in_bash() {
     assert_eq!(completed(&["inj"]), ["inject"]);
     assert_eq!(completed(&["inject", "--str"]), ["--strength"]);
     assert_eq!(completed(&["inject", "some.gguf", "--dry"]), ["--dry-run"]);
-    assert_eq!(completed(&["inject", "--lever", "s"]), ["safety", "scar"]);
+    assert_eq!(completed(&["inject", "--direction-source", "s"]), ["safety"]);
     assert_eq!(completed(&["inject", "so"]), ["some.gguf"]);
     assert_eq!(completed(&["verify", "some.gguf", "so"]), ["some.gguf"]);
     assert!(completed(&["completions", ""]).contains(&"zsh".to_owned()));

@@ -161,7 +161,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
     let shared = ["--prompts", text(&few), "--json"];
     // Learned once, written in three ways.
-    let args = ["direction", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
+    let args = ["search", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
     let output = rosi(
         &[
             &args[..],
@@ -173,7 +173,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
-        let args = ["inject", text(&model), "-o", text(&out), "--direction", text(&found)];
+        let args = ["inject", text(&model), "-o", text(&out), "--edit", text(&found)];
         let output = rosi(&[&args[..], &shared, extra].concat());
         (out, output)
     };

@@ -74,14 +74,14 @@ impl Exported {
             "1",
             "--strength",
             "0.02",
-            "--lever",
+            "--direction-source",
             "plain",
             "--method",
             "contrast",
             "--allow-no-refusal",
             "--allow-over-limits",
         ];
-        let args = ["direction", text(quantized), "-o", text(&edit), "--prompts", text(&few)];
+        let args = ["search", text(quantized), "-o", text(&edit), "--prompts", text(&few)];
         json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
         let export = ["export", text(&edit), "--model", text(&model), "--json"];
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
@@ -101,7 +101,7 @@ impl Exported {
     /// The edit in the file itself, by `inject`.
     fn injected(&self, model: &Path, out: &str) -> PathBuf {
         let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
-        let args = ["inject", text(model), "-o", text(&out), "--direction", text(&edit)];
+        let args = ["inject", text(model), "-o", text(&out), "--edit", text(&edit)];
         json(&[&args[..], &["--prompts", text(&few), "--json", "-t", "2"]].concat());
         out
     }

@@ -49,10 +49,20 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let (source, edit, out, few) =
         (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
-    let search =
-        ["--method", "published", "--layer", "14", "--strength", "0.008", "--lever", "plain", "-t", "2"];
+    let search = [
+        "--method",
+        "published",
+        "--layer",
+        "14",
+        "--strength",
+        "0.008",
+        "--direction-source",
+        "plain",
+        "-t",
+        "2",
+    ];
     let direction = [
-        "direction",
+        "search",
         text(&quantized),
         "-o",
         text(&edit),
@@ -66,7 +76,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let config = at("release.toml");
     std::fs::write(
         &config,
-        "sources = ['Qwen-F16.gguf']\noutput = 'out'\ntypes = ['Q8_0', 'Q4_K_M']\ndirection = 'e.safetensors'\n\
+        "sources = ['Qwen-F16.gguf']\noutput = 'out'\ntypes = ['Q8_0', 'Q4_K_M']\nedit = 'e.safetensors'\n\
          base-model = 'owner/qwen'\nlicense = 'apache-2.0'\nscore-prompts = 4\nkeep-bases = true\n",
     )
     .unwrap();

@@ -150,7 +150,7 @@ fn a_lost_worker_is_told_and_nothing_is_left_behind() {
     }
     // And while the written file is scored, which bears its temporary name then.
     ended(&[&search[..], &["--device", "none"]].concat(), 0);
-    let inject = ["inject", text(&model), "--direction", text(&edit), "-o", text(&out)];
+    let inject = ["inject", text(&model), "--edit", text(&edit), "-o", text(&out)];
     let inject = [&inject[..], &["--prompts", text(&few)]].concat();
     lose_a_worker(folder.path(), &inject, "scoring the written file");
 }

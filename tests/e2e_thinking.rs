@@ -83,7 +83,7 @@ fn what_it_says_first_is_counted_as_thoughts() {
 fn no_thoughts_are_asked_of_a_model_that_has_none() {
     let folder = tempfile::tempdir().unwrap();
     let (base, out) = (run::variable("ROSI_TEST_MODEL_SMOLLM2"), folder.path().join("edit.safetensors"));
-    let ended = run::ended(&["direction", text(&base), "-o", text(&out), "--thinking", "on"], 1);
+    let ended = run::ended(&["search", text(&base), "-o", text(&out), "--thinking", "on"], 1);
     let told = run::stderr(&ended);
     assert!(told.contains("think"), "{told}");
     assert!(!out.exists());

@@ -8,7 +8,7 @@ use std::process::Command;
 use ndarray::{Array1, Array2, ArrayView1};
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Examiner, Questions, Score, chats};
+use rosi_gguf::eval::{Evaluator, Questions, Score, chats};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::method::direction::{self, SafetyDirection};
@@ -65,7 +65,7 @@ impl Original {
         let set = PromptSet::load(&[prompts.to_path_buf()]).unwrap();
         let mut engine = engine(&path, &gguf);
         let (_, seen) =
-            Examiner::new(&mut engine, Questions::of(&set, Split::Report, Questions::ALL)).unwrap();
+            Evaluator::new(&mut engine, Questions::of(&set, Split::Report, Questions::ALL)).unwrap();
         let mut collect = |kind| {
             let texts: Vec<String> =
                 set.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
@@ -158,7 +158,10 @@ fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let told = String::from_utf8_lossy(&output.stderr);
     eprintln!("{told}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {told}"));
-    assert_eq!(Gguf::open(&out).unwrap().str("rosi.lever"), report["edit"]["lever"].as_str());
+    assert_eq!(
+        Gguf::open(&out).unwrap().str("rosi.direction_source"),
+        report["edit"]["direction_source"].as_str()
+    );
     // From the two files alone, also where each layer is edited along a direction of its own.
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
     let output = command.arg("verify").arg(model).arg(&out).arg("--json").output().unwrap();
@@ -191,8 +194,8 @@ fn refusal_that_was_removed_comes_back() {
     let as_it_was = refused_by(&original.score);
     eprintln!("original {as_it_was:?}, refusal removed {before:?}, injected {after:?}");
     assert!(2 * before[0] < as_it_was[0], "{before:?} of {as_it_was:?}");
-    assert_eq!(report["edit"]["lever"], "scar");
-    assert!(report["scar"]["times_honest"].as_f64().unwrap() > 1.2);
+    assert_eq!(report["edit"]["direction_source"], "ablated");
+    assert!(report["ablated"]["times_honest"].as_f64().unwrap() > 1.2);
     assert!(after[0] >= as_it_was[0], "{after:?} of {as_it_was:?}");
     assert!(after[2] <= as_it_was[2], "{after:?} of {as_it_was:?}");
 }
@@ -204,7 +207,7 @@ fn print_the_table() {
     let dir = tempfile::tempdir().unwrap();
     let prompts = prompt_file(dir.path(), [64, 48, 48]);
     let original = Original::open(&prompts);
-    println!("| removed | refused: original | removed | injected | lever | KL |");
+    println!("| removed | refused: original | removed | injected | source | KL |");
     println!("|---|---|---|---|---|---|");
     let mut removals = Vec::new();
     for stored in [Some(GgmlType::F16), None] {
@@ -237,7 +240,7 @@ fn row(original: &Original, removal: &Removal, (dir, prompts): (&Path, &Path)) {
     println!(
         "| {name} | {:?} | {before:?} | {after:?} | {} | {:.3} |",
         refused_by(&original.score),
-        report["edit"]["lever"].as_str().unwrap(),
+        report["edit"]["direction_source"].as_str().unwrap(),
         report["scores"]["written"]["kl"].as_f64().unwrap()
     );
 }

@@ -130,7 +130,7 @@ fn an_encoder_in_the_same_file_is_told_before_the_work() {
     assert!(facts["warnings"].to_string().contains("a vision encoder (1 tensor v.*)"), "{facts}");
     for command in [
         &["inject", "--dry-run"][..],
-        &["direction", "-o", "e.safetensors"],
+        &["search", "-o", "e.safetensors"],
         &["chat"],
         &["ask", "--prompt", "x"],
     ] {

@@ -77,7 +77,7 @@ fn no_work_is_done_for_an_output_that_cannot_be_written() {
             &["inject", model, "--save-adapter", bad],
             &["inject", model, "-o", bad],
             &["eval", model, "--report", bad],
-            &["direction", model, "-o", bad],
+            &["search", model, "-o", bad],
             &["export", &edit, "--model", model, "--lora", bad],
             &["export", &edit, "--model", model, "--lora", &out, "--control-vector", bad],
         ] {
@@ -164,7 +164,7 @@ fn a_second_run_is_kept_away() {
     for args in [
         &["inject", &folder.model][..],
         &["inject", &folder.model, "--resume"],
-        &["direction", &folder.model, "-o", &folder.at("m-rosi.safetensors")],
+        &["search", &folder.model, "-o", &folder.at("m-rosi.safetensors")],
     ] {
         let told = stderr(&ended(args, 1));
         assert!(told.contains("another run is writing") && told.contains("search.jsonl"), "{told}");

@@ -56,7 +56,7 @@ fn every_command_refuses_a_half_changed_file() {
     let commands: [&[&str]; 9] = [
         &["inject", half],
         &["inject", half, "--in-place"],
-        &["direction", half, "-o", out],
+        &["search", half, "-o", out],
         &["inspect", half],
         &["verify", half, whole],
         &["verify", whole, half],

@@ -39,8 +39,12 @@ fn save(path: &Path, writer: (GgmlType, Vec<u8>), claims: bool, down: &[f32]) {
         .kv("llama.block_count", Value::U32(1))
         .kv("llama.embedding_length", Value::U32(N as u32));
     if claims {
-        let texts =
-            [("version", "0.1.0"), ("method", "contrast"), ("lever", "plain"), ("system_prompt", "none")];
+        let texts = [
+            ("version", "0.1.0"),
+            ("method", "contrast"),
+            ("direction_source", "plain"),
+            ("system_prompt", "none"),
+        ];
         for (key, value) in texts {
             file = file.string(&format!("rosi.{key}"), value);
         }

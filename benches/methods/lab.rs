@@ -5,16 +5,16 @@ use std::io::Write;
 use clap::Parser;
 use rosi_gguf::cli::{Cli, Command};
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Examiner, Questions};
+use rosi_gguf::eval::{Evaluator, Questions};
 use rosi_gguf::llama::{Engine, LlamaEngine, LowRank};
 use rosi_gguf::method::direction::{Along, Directions, SafetyDirection};
 use rosi_gguf::method::edit::Method;
-use rosi_gguf::method::search::{Candidate, KlBudget, Lever, SearchError, Space};
+use rosi_gguf::method::search::{Candidate, DirectionSource, KlBudget, SearchError, Space};
 use rosi_gguf::output::Printer;
 use rosi_gguf::pipeline::detectors::Toward;
+use rosi_gguf::pipeline::edit_search::{Found, search_prompts};
 use rosi_gguf::pipeline::options::InjectOptions;
 use rosi_gguf::pipeline::session::{self, Opened};
-use rosi_gguf::pipeline::study::{Found, search_prompts};
 use rosi_gguf::sources::Check;
 
 use crate::Failure;
@@ -77,7 +77,7 @@ pub struct Learned {
 pub struct Draw {
     prompts: PromptSet,
     /// Asks its search split, and knows how the base answered.
-    pub examiner: Examiner,
+    pub evaluator: Evaluator,
 }
 
 impl Draw {
@@ -111,8 +111,8 @@ impl Lab {
     pub fn draw(&mut self, seed: u64) -> Result<Draw, Failure> {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
         let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Contrast));
-        let (examiner, _) = Examiner::new(&mut self.engine, questions)?;
-        Ok(Draw { prompts, examiner })
+        let (evaluator, _) = Evaluator::new(&mut self.engine, questions)?;
+        Ok(Draw { prompts, evaluator })
     }
 
     fn reordered(&self, seed: u64) -> Result<PromptSet, Failure> {
@@ -134,14 +134,14 @@ impl Lab {
     /// What `method` learns from the prompts to extract from, in the pipeline.
     pub fn learn(&mut self, draw: &Draw, method: &str) -> Result<Learned, Failure> {
         let options = options(method, &self.printer)?;
-        let both = (&mut self.engine, &draw.examiner);
+        let both = (&mut self.engine, &draw.evaluator);
         let (found, shown) =
             Found::learn(&self.opened, both, &draw.prompts, (&options, false), &self.printer)?;
-        let (lever, directions) = match (method, shown.refusal) {
-            ("published", _) | (_, None) => (Lever::Plain, shown.plain),
-            (_, Some(refusal)) => (Lever::Refusal, refusal),
+        let (direction_source, directions) = match (method, shown.refusal) {
+            ("published", _) | (_, None) => (DirectionSource::Plain, shown.plain),
+            (_, Some(refusal)) => (DirectionSource::Refusal, refusal),
         };
-        Ok(Learned { space: found.space(&self.opened, &options, lever), found, directions })
+        Ok(Learned { space: found.space(&self.opened, &options, direction_source), found, directions })
     }
 
     /// Applies `recipe` at the strength that it has by default or, given one, at that which spends `kl` on the search split.
@@ -157,7 +157,7 @@ impl Lab {
         let n_layer = self.opened.plan.n_layer;
         let (window, contrast) = (space.windows[0], space.contrasts[0]);
         let layer = space.layer.unwrap_or(n_layer * 2 / 3);
-        let candidate = Candidate { lever: space.lever, layer, window, contrast };
+        let candidate = Candidate { direction_source: space.direction_source, layer, window, contrast };
         let random = rosi_gguf::method::direction::random(layer, self.opened.plan.n_embd as usize, 1)?;
         let norm = directions.by_layer[layer].norm();
         let random: Vec<f64> = random.unit().iter().map(|&v| f64::from(v) * norm).collect();
@@ -177,7 +177,7 @@ impl Lab {
             None => space.first_strength,
             Some(kl) => {
                 let max_kl = kl / FOUND_OF_BUDGET;
-                KlBudget { engine: &mut self.engine, examiner: &draw.examiner, max_kl }
+                KlBudget { engine: &mut self.engine, evaluator: &draw.evaluator, max_kl }
                     .strength(&make, space.first_strength)?
             }
         };

@@ -60,7 +60,7 @@ fn measure(
         let budget = if method == "detector" { None } else { kl };
         let strength = lab.apply(draw, &learned, recipe, budget)?;
         last = Some((method, learned));
-        kl = Some(kl.map_or_else(|| draw.examiner.kl(lab.engine()), Ok)?);
+        kl = Some(kl.map_or_else(|| draw.evaluator.kl(lab.engine()), Ok)?);
         let counts = Counts::of(lab.engine(), sets)?;
         eprintln!("{} at {strength:.4}: {counts}", recipe.name());
         told(i, strength, &counts);

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Examiner, Questions, Score, chats};
+use rosi_gguf::eval::{Evaluator, Questions, Score, chats};
 use rosi_gguf::gguf::{Gguf, Rewrite};
 use rosi_gguf::llama::activations::{self, Activations};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::method::direction::{self, Directions};
 use rosi_gguf::method::edit::{self, Edit, RightFactors};
 use rosi_gguf::method::fidelity::{Fidelity, Snapshot};
-use rosi_gguf::method::gate::{GateOptions, Kernel, Lessons};
+use rosi_gguf::method::gate::{GateOptions, Kernel, TrainingSet};
 use rosi_gguf::method::requant::{self, Requant};
 use rosi_gguf::method::verify::verify;
 use rosi_gguf::quant::preserve::InputModel;
@@ -36,7 +36,7 @@ struct Subject {
     odds: [Vec<f64>; 3],
     directions: Directions,
     questions: Questions,
-    examiner: Examiner,
+    evaluator: Evaluator,
     base: (Snapshot, Score),
 }
 
@@ -50,12 +50,12 @@ impl Subject {
         let prompts = PromptSet::bundled();
         let capture = Capture::new(&plan).with_sample(256).with_tail(&[1]);
         let questions = Questions::of(&prompts, Split::Report, PROMPTS);
-        let (examiner, base) = Examiner::new(engine, questions.clone())?;
+        let (evaluator, base) = Evaluator::new(engine, questions.clone())?;
         let mut odds = [const { Vec::new() }; 3];
         let mut collect = |i: usize, kind| {
             let texts: Vec<String> =
                 prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[i].push(examiner.odds(l)))
+            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[i].push(evaluator.odds(l)))
         };
         let sets = [
             collect(0, PromptKind::Harmful)?,
@@ -64,7 +64,7 @@ impl Subject {
         ];
         let directions = direction::difference_in_means(&sets[0], &sets[1])?;
         let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);
-        Ok(Self { gguf, plan, sets, odds, directions, questions, examiner, base })
+        Ok(Self { gguf, plan, sets, odds, directions, questions, evaluator, base })
     }
 
     fn edits(&self, method: &str, layer: usize, strength: f64) -> Result<Vec<Edit>, Failure> {
@@ -80,11 +80,11 @@ impl Subject {
 
     fn gates(&self) -> Result<RightFactors, Failure> {
         let writers = self.plan.writers_in(WINDOW);
-        let lessons = Lessons {
+        let training_set = TrainingSet {
             inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
             odds: self.odds.each_ref().map(Vec::as_slice),
         };
-        let kernel = Kernel::of(lessons, &writers, None, &mut || ())?;
+        let kernel = Kernel::of(training_set, &writers, None, &mut || ())?;
         Ok(kernel.right_factors(CONTRAST, &GateOptions::default(), self.plan.writers.len())?)
     }
 
@@ -97,7 +97,7 @@ impl Subject {
     /// Snapshot and score of whatever `engine` is.
     fn seen(&self, engine: &mut LlamaEngine) -> Result<(Snapshot, Score), Failure> {
         let snapshot = Snapshot::of(engine, &self.questions, &Capture::residual_only(&self.plan))?;
-        Ok((snapshot, self.examiner.examine(engine)?.score))
+        Ok((snapshot, self.evaluator.evaluate(engine)?.score))
     }
 
     /// A row for the base with an adapter that does nothing to speak of.

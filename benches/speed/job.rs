@@ -25,7 +25,8 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
 
 fn measure(model: &Model) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
-    let report = if options(model).is_empty() { several(model, dir.path())? } else { inject(model, dir.path(), 1)? };
+    let report =
+        if options(model).is_empty() { several(model, dir.path())? } else { inject(model, dir.path(), 1)? };
     let stages = report["stages"].as_array().ok_or("the report has no stages")?;
     let total = number(&report["seconds"]);
     let stage = |stage: &Value| {

@@ -1,7 +1,7 @@
 //! A trial of the search, beside a file for each.
 
 use rosi_gguf::eval::prompts::{PromptSet, Split};
-use rosi_gguf::eval::{Examiner, FEW, Questions};
+use rosi_gguf::eval::{Evaluator, FEW, Questions};
 use rosi_gguf::llama::{Engine, LowRank};
 use rosi_gguf::method::edit::Edit;
 use rosi_gguf::method::requant::Requant;
@@ -24,9 +24,9 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let limits = if effort == Effort::Short { [4; 3] } else { TRIAL };
     let questions = Questions::of(&PromptSet::bundled(), Split::Search, limits);
     let n = questions.len();
-    let ((examiner, _), base) = time(|| Ok(Examiner::new(&mut engine, questions)?))?;
-    let few = examiner.part(FEW);
-    let opens = few.quick(&mut engine)?.is_some();
+    let ((evaluator, _), base) = time(|| Ok(Evaluator::new(&mut engine, questions)?))?;
+    let few = evaluator.part(FEW);
+    let opens = few.first_token_score(&mut engine)?.is_some();
     let edits = model.edits()?;
     let adapter: Vec<LowRank> = edits.iter().map(Edit::to_low_rank).collect();
     let rounds = if effort == Effort::Short { 1 } else { 3 };
@@ -36,8 +36,8 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
         &mut [
             &mut || Ok(engine.borrow_mut().apply(&adapter)?),
             &mut || Ok(few.kl(&mut *engine.borrow_mut()).map(|_| ())?),
-            &mut || Ok(few.quick(&mut *engine.borrow_mut()).map(|_| ())?),
-            &mut || Ok(examiner.examine(&mut *engine.borrow_mut()).map(drop)?),
+            &mut || Ok(few.first_token_score(&mut *engine.borrow_mut()).map(|_| ())?),
+            &mut || Ok(evaluator.evaluate(&mut *engine.borrow_mut()).map(drop)?),
             &mut || write_and_load(model, &edits),
         ],
     )?;

@@ -5,7 +5,7 @@ use clap::Args;
 /// Under what `--help` lists them.
 pub(super) const WAIVED: &str = "What is done although a check says no";
 
-/// Flags that waive one check each, which `inject`, `direction` and `release` share.
+/// Flags that waive one check each, which `inject`, `search` and `release` share.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct AllowArgs {
     /// Edit a model that was already injected; the second edit adds to the first.

@@ -4,7 +4,6 @@ pub mod ask;
 pub mod chat;
 pub mod completions;
 pub mod devices;
-pub mod direction;
 pub mod eval;
 pub mod export;
 pub mod inject;
@@ -14,6 +13,7 @@ mod ollama;
 pub mod release;
 pub mod report;
 pub mod rpc_server;
+pub mod search;
 pub mod undo;
 pub mod verify;
 
@@ -60,12 +60,12 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             }
             inject::run(&options, printer)
         }
-        Command::Direction(args) => {
+        Command::Search(args) => {
             outputs::check([args.output.as_path()], args.overwrite)?;
             let source = find(&args.model, printer)?;
-            let options = InjectOptions::for_direction(*args, source)?;
+            let options = InjectOptions::for_search(*args, source)?;
             session::devices(&options.run, printer)?;
-            direction::run(&options, printer)
+            search::run(&options, printer)
         }
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Verify(args) => verify::run(&args, printer),

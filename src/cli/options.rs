@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{AllowArgs, DirectionArgs, InjectArgs, OffloadArgs, RunArgs, ThinkingArgs};
+use crate::cli::{AllowArgs, InjectArgs, OffloadArgs, RunArgs, SearchCommandArgs, ThinkingArgs};
 use crate::eval::prompts;
 use crate::llama::Offload;
 use crate::method::edit::Method;
@@ -93,10 +93,10 @@ impl InjectOptions {
             output,
             in_place: args.in_place,
             search: search_options(&args.search, args.allow.allow_over_limits)?,
-            lever: args.search.lever,
+            direction_source: args.search.direction_source,
             contexts: contexts(&args.search.context, &source)?,
             thinking: args.search.thinking.into(),
-            direction: args.direction,
+            edit: args.edit,
             resume: args.search.resume,
             memory: args.search.memory << 20,
             system_prompt: system_prompt(&args.search)?,
@@ -122,17 +122,17 @@ impl InjectOptions {
         })
     }
 
-    /// Those of `direction`: a run that ends with the search.
+    /// Those of `search`: a run that ends with the search.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn for_direction(args: DirectionArgs, source: Source) -> Result<Self, Error> {
+    pub fn for_search(args: SearchCommandArgs, source: Source) -> Result<Self, Error> {
         let args = InjectArgs {
             model: args.model,
             output: Some(args.output),
             in_place: false,
             search: args.search,
-            direction: None,
+            edit: None,
             requant: "preserve".into(),
             promote: None,
             imatrix: None,
@@ -184,7 +184,7 @@ fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBu
 
 /// What is read beside the model.
 fn inputs(args: &InjectArgs) -> Vec<&Path> {
-    let one = [&args.direction, &args.imatrix].into_iter().flatten().chain(&args.search.context);
+    let one = [&args.edit, &args.imatrix].into_iter().flatten().chain(&args.search.context);
     let prompts = args.search.prompts.iter().map(|path| prompts::without_kind(path));
     one.map(PathBuf::as_path).chain(prompts).collect()
 }

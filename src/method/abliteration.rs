@@ -1,11 +1,11 @@
-//! The scar that removing the refusal direction leaves in the weights.
+//! The trace that removing the refusal direction leaves in the weights.
 //!
 //! Most "uncensored" models were made by `W ← W − w·r rᵀW` (w ≈ 0.8 to 1.2; 1 is an exact projection) in
 //! the matrices that write into the residual stream. Nothing is then written along r, so r is the
 //! eigenvector of the smallest eigenvalue of `G = Σ W Wᵀ/‖W‖_F²`: without running the model, and after
 //! quantization too, whose noise lifts that eigenvalue but not to the others' size.
 //!
-//! # What counts as a scar
+//! # What counts as an ablated direction
 //! The statistic is the gap `ln(λ2/λ1)` of `D^{-1/2} G D^{-1/2}`, D = diag(G), for every layer, for windows
 //! of a quarter of the layers and more, and for attention and feed-forward writers apart; of several removed
 //! directions, the gap after the last. The spacing of the honest spectrum does not calibrate it: honest
@@ -15,7 +15,7 @@
 //! smallest eigenvectors too, up to |cos| 0.93, so agreement alone is no proof either, only beside a gap.
 //!
 //! Gaps measured on SmolLM2-135M, Gemma3-270M and Qwen2.5-Coder-0.5B, and cosine of the layers' directions
-//! found with the true ones, mean over layers, of the worst model (`tests/e2e_scar.rs`, `print_the_table`).
+//! found with the true ones, mean over layers, of the worst model (`tests/e2e_abliteration.rs`, `print_the_table`).
 //! r is random or a difference of token embeddings, per layer unrelated or with |cos| 0.85 between
 //! neighbours; no layer that was left alone was ever named.
 //!
@@ -86,7 +86,7 @@ const TOUCHED: f64 = 0.25;
 
 /// Why the weights could not be searched.
 #[derive(Debug, thiserror::Error)]
-pub enum ScarError {
+pub enum AblationError {
     /// A weight could not be read.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -98,7 +98,7 @@ pub enum ScarError {
     Interrupted(#[from] Interrupted),
 }
 
-impl ScarError {
+impl AblationError {
     /// A next step for the user.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -111,7 +111,7 @@ impl ScarError {
 
 /// What was done to one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LayerScar {
+pub struct AblatedLayer {
     /// The layer.
     pub layer: usize,
     /// Tensors that write (almost) nothing along the direction.
@@ -128,7 +128,7 @@ pub struct LayerScar {
 
 /// A model whose refusal direction was removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Scar {
+pub struct AblatedDirection {
     /// `ln(λ2/λ1)` where it stands out most; of one layer in the middle where only single layers do.
     #[serde(deserialize_with = "null::or_infinity")]
     pub gap: f64,
@@ -142,13 +142,13 @@ pub struct Scar {
     /// Number of writers that were touched, and of all that were looked at.
     pub writers: (usize, usize),
     /// The layers, in order.
-    pub layers: Vec<LayerScar>,
+    pub layers: Vec<AblatedLayer>,
     /// The common directions, orthonormal, `[n_embd]` each: as a rule one. Signs are arbitrary.
     #[serde(skip)]
     pub directions: Vec<Vec<f32>>,
 }
 
-impl Scar {
+impl AblatedDirection {
     /// One line for people.
     pub fn describe(&self) -> String {
         let layers: Vec<usize> = self.layers.iter().map(|l| l.layer).collect();
@@ -183,9 +183,9 @@ fn ranges(numbers: &[usize]) -> String {
 /// What a search found.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Findings {
-    /// The scar; `None` for an honest model, and for one that is too small to judge.
-    pub scar: Option<Scar>,
-    /// The region that stands out most, whether or not that is a scar; `None` for a model that is too
+    /// The ablated direction; `None` for an honest model, and for one that is too small to judge.
+    pub ablated: Option<AblatedDirection>,
+    /// The region that stands out most, whether or not that is an ablated direction; `None` for a model that is too
     /// small to judge.
     pub widest: Option<Region>,
 }
@@ -193,8 +193,8 @@ pub struct Findings {
 impl Findings {
     /// One line for people.
     pub fn describe(&self) -> String {
-        match (&self.scar, &self.widest) {
-            (Some(scar), _) => scar.describe(),
+        match (&self.ablated, &self.widest) {
+            (Some(ablated), _) => ablated.describe(),
             (None, Some(widest)) => format!(
                 "no: no direction is missing from the weights; widest gap {:.2}, in honest models up to {HONEST_GAP}",
                 widest.lowest.gap
@@ -207,14 +207,14 @@ impl Findings {
 /// Searches all writers of `source` for directions that they (almost) do not write. `progress(done, total)`.
 ///
 /// # Errors
-/// [`ScarError`].
-pub fn find(source: &dyn Source, progress: &mut dyn FnMut(usize, usize)) -> Result<Findings, ScarError> {
+/// [`AblationError`].
+pub fn find(source: &dyn Source, progress: &mut dyn FnMut(usize, usize)) -> Result<Findings, AblationError> {
     let (layers, windows) = region::all_regions(source, progress)?;
     let suspects = Suspects::of(&layers, &windows);
-    let scar = if suspects.is_empty() { None } else { suspects.examine(source, &layers)? };
+    let ablated = if suspects.is_empty() { None } else { suspects.evaluate(source, &layers)? };
     let widest = windows.iter().chain(layers.iter().flatten());
     let widest = widest.max_by(|a, b| a.lowest.strength().total_cmp(&b.lowest.strength())).cloned();
-    Ok(Findings { scar, widest })
+    Ok(Findings { ablated, widest })
 }
 
 /// Regions whose gap no honest model shows.
@@ -250,7 +250,11 @@ impl<'a> Suspects<'a> {
     }
 
     /// Measures every writer along every suspected direction, and says which were touched.
-    fn examine(&self, source: &dyn Source, own: &[Option<Region>]) -> Result<Option<Scar>, ScarError> {
+    fn evaluate(
+        &self,
+        source: &dyn Source,
+        own: &[Option<Region>],
+    ) -> Result<Option<AblatedDirection>, AblationError> {
         let all: Vec<&Region> = self.windows.iter().chain(&self.layers).copied().collect();
         let rows: Vec<&Vec<f64>> = all.iter().flat_map(|r| &r.lowest.basis).collect();
         let units = Array2::from_shape_fn((rows.len(), source.n_embd()), |(i, j)| rows[i][j] as f32);
@@ -264,7 +268,7 @@ impl<'a> Suspects<'a> {
             });
             energies.push(by_region.collect::<Vec<f64>>());
         }
-        let layers: Vec<(LayerScar, &Lowest)> = (0..own.len())
+        let layers: Vec<(AblatedLayer, &Lowest)> = (0..own.len())
             .filter_map(|layer| {
                 let sites = source.sites().iter().zip(&energies).filter(|(s, _)| s.layer == layer);
                 touched(layer, &sites.collect::<Vec<_>>(), &all)
@@ -276,9 +280,9 @@ impl<'a> Suspects<'a> {
     fn conclude(
         &self,
         n_sites: usize,
-        layers: Vec<(LayerScar, &Lowest)>,
+        layers: Vec<(AblatedLayer, &Lowest)>,
         own: &[Option<Region>],
-    ) -> Option<Scar> {
+    ) -> Option<AblatedDirection> {
         if layers.is_empty() {
             return None;
         }
@@ -287,11 +291,11 @@ impl<'a> Suspects<'a> {
             Some(best) if best.lowest.rank > 1 => best.lowest.basis.clone(),
             _ => vec![principal(&layers.iter().map(|(l, _)| l.unit.as_slice()).collect::<Vec<_>>())?],
         };
-        let agrees = |(l, lowest): &(LayerScar, &Lowest)| {
+        let agrees = |(l, lowest): &(AblatedLayer, &Lowest)| {
             own[l.layer].as_ref().is_some_and(|own| lowest.cosine(&own.lowest.basis[0]) >= AGREES)
         };
         let agreement = layers.iter().filter(|l| agrees(l)).count() as f64 / layers.len() as f64;
-        let mut layers: Vec<LayerScar> = layers.into_iter().map(|(layer, _)| layer).collect();
+        let mut layers: Vec<AblatedLayer> = layers.into_iter().map(|(layer, _)| layer).collect();
         for layer in &mut layers {
             let along = |d: &Vec<f64>| d.iter().zip(&layer.unit).map(|(a, &b)| a * f64::from(b)).sum::<f64>();
             layer.cosine = directions.iter().map(|d| along(d).powi(2)).sum::<f64>().sqrt();
@@ -301,7 +305,7 @@ impl<'a> Suspects<'a> {
         let most = best.is_none() || 2 * self.layers.len() >= layers.len();
         let single = if most { single } else { 0.0 };
         let gap = self.windows.iter().map(|w| w.lowest.gap).fold(single, f64::max);
-        Some(Scar {
+        Some(AblatedDirection {
             gap,
             times_honest: gap / HONEST_GAP,
             agreement,
@@ -335,7 +339,7 @@ fn touched<'r>(
     layer: usize,
     sites: &[(&Site, &Vec<f64>)],
     regions: &[&'r Region],
-) -> Option<(LayerScar, &'r Lowest)> {
+) -> Option<(AblatedLayer, &'r Lowest)> {
     let mut best: Option<(f64, usize)> = None;
     for (k, region) in regions.iter().enumerate() {
         let touched = sites.iter().filter(|(_, energies)| energies[k] < TOUCHED).count();
@@ -352,14 +356,14 @@ fn touched<'r>(
     let (_, k) = best?;
     let touched: Vec<_> = sites.iter().filter(|(_, e)| e[k] < TOUCHED).collect();
     let lowest = &regions[k].lowest;
-    let scar = LayerScar {
+    let ablated = AblatedLayer {
         layer,
         tensors: touched.iter().map(|(site, _)| site.tensor.clone()).collect(),
         remaining: touched.iter().map(|(_, e)| e[k].max(0.0)).sum::<f64>() / touched.len() as f64,
         cosine: 1.0,
         unit: lowest.basis[0].iter().map(|&v| v as f32).collect(),
     };
-    Some((scar, lowest))
+    Some((ablated, lowest))
 }
 
 /// The unit vector v that maximises Σ (vᵀu)²: what directions of arbitrary sign have in common. `None` for

@@ -70,7 +70,7 @@ impl Default for GateOptions {
 
 /// What gates learn from: harmful, harmless and alarming prompts.
 #[derive(Debug, Clone, Copy)]
-pub struct Lessons<'a> {
+pub struct TrainingSet<'a> {
     /// Inputs of every writer, in the plan's order, per kind.
     pub inputs: [&'a [WriterInputs]; 3],
     /// m of every prompt: log-odds that the base begins a refusal; 0 where nothing is known.
@@ -114,23 +114,24 @@ const HARMFUL: usize = 0;
 const ALARMING: usize = 2;
 
 /// What the rows of `writer` are.
-fn rows(lessons: &Lessons<'_>, writer: usize) -> Vec<Row> {
+fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (kind, inputs) in lessons.inputs.iter().enumerate() {
+    for (kind, inputs) in training_set.inputs.iter().enumerate() {
         let (n, tail) = (inputs[writer].last.nrows(), inputs[writer].tail.nrows());
-        let end = |prompt: usize| Row::End { kind, odds: *lessons.odds[kind].get(prompt).unwrap_or(&0.0) };
+        let end =
+            |prompt: usize| Row::End { kind, odds: *training_set.odds[kind].get(prompt).unwrap_or(&0.0) };
         rows.extend((0..n).map(end));
         rows.extend((0..tail).map(|row| end(row / (tail / n.max(1)).max(1))));
     }
-    let inside: usize = lessons.inputs.iter().map(|of_kind| of_kind[writer].sample.nrows()).sum();
+    let inside: usize = training_set.inputs.iter().map(|of_kind| of_kind[writer].sample.nrows()).sum();
     rows.resize(rows.len() + inside, Row::Inside);
     rows
 }
 
 /// All rows of `writer`, kind by kind: last tokens, those before them, tokens inside. `None` where one is
 /// missing.
-fn features<'a>(lessons: &Lessons<'a>, writer: usize, n_row: usize) -> Option<Rows<'a>> {
-    let inputs = lessons.inputs.map(|of_kind| &of_kind[writer]);
+fn features<'a>(training_set: &TrainingSet<'a>, writer: usize, n_row: usize) -> Option<Rows<'a>> {
+    let inputs = training_set.inputs.map(|of_kind| &of_kind[writer]);
     let ends = inputs.iter().flat_map(|i| [i.rows(Part::Last), i.rows(Part::Tail)]);
     let rows = Rows::concatenated(ends.chain(inputs.iter().map(|i| i.rows(Part::Sample))).collect())?;
     (rows.x.nrows() == n_row && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
@@ -138,7 +139,7 @@ fn features<'a>(lessons: &Lessons<'a>, writer: usize, n_row: usize) -> Option<Ro
 
 /// What the regression knows of a set of writers.
 pub struct Kernel<'a> {
-    lessons: Lessons<'a>,
+    training_set: TrainingSet<'a>,
     rows: Vec<Row>,
     /// Writers with inputs, and c_w/s_w.
     writers: Vec<(usize, f64)>,
@@ -154,16 +155,17 @@ impl<'a> Kernel<'a> {
     /// # Errors
     /// [`GateError::Inputs`] when none is left.
     pub fn of(
-        lessons: Lessons<'a>,
+        training_set: TrainingSet<'a>,
         writers: &[usize],
         effects: Option<&[f64]>,
         step: &mut dyn FnMut(),
     ) -> Result<Self, GateError> {
-        let rows = writers.iter().map(|&w| rows(&lessons, w)).max_by_key(Vec::len).unwrap_or_default();
+        let rows = writers.iter().map(|&w| rows(&training_set, w)).max_by_key(Vec::len).unwrap_or_default();
         let n_row = rows.len();
-        let mut kernel = Self { lessons, rows, writers: Vec::new(), gram: Array2::zeros((n_row, n_row)) };
+        let mut kernel =
+            Self { training_set, rows, writers: Vec::new(), gram: Array2::zeros((n_row, n_row)) };
         for &writer in writers {
-            if let Some(x) = features(&lessons, writer, n_row) {
+            if let Some(x) = features(&training_set, writer, n_row) {
                 let mut own = Array2::zeros((n_row, n_row));
                 x.add_outer(&mut own);
                 let mean = own.diag().sum() / n_row.max(1) as f64;
@@ -198,10 +200,10 @@ impl<'a> Kernel<'a> {
         let mut rights: RightFactors = vec![None; n_writer];
         let mut push = 0.0;
         for &(writer, scale) in self.writers.iter().filter(|(_, scale)| *scale > 0.0) {
-            let x = features(&self.lessons, writer, self.rows.len());
+            let x = features(&self.training_set, writer, self.rows.len());
             let weights: Array1<f32> = dual.iter().map(|a| (a * scale) as f32).collect();
             let Some(u) = x.map(|x| x.combined(&weights)) else { continue };
-            let harmful = self.lessons.inputs[HARMFUL][writer].rows(Part::Last);
+            let harmful = self.training_set.inputs[HARMFUL][writer].rows(Part::Last);
             push += f64::from(harmful.pushes(&u).mean().unwrap_or(0.0));
             rights[writer] = Some(u);
         }

@@ -4,18 +4,18 @@
 //!
 //! KL grows about with the square of the strength, so the strength that meets a budget is found in
 //! two or three probes that need no generation. The first token tells refusals well where the base
-//! opens its refusals alike ([`Examiner::quick`]); a model without such openings is judged by whole
+//! opens its refusals alike ([`Evaluator::first_token_score`]); a model without such openings is judged by whole
 //! answers throughout.
 
 use std::time::{Duration, Instant};
 
-use crate::eval::{Examiner, Quick, Score};
+use crate::eval::{Evaluator, FirstTokenScore, Score};
 use crate::llama::{Engine, LlamaError, LowRank};
 use crate::method::edit::EditError;
 
 mod budget;
+mod direction_source;
 pub mod journal;
-mod lever;
 mod limits;
 mod result;
 mod row;
@@ -23,10 +23,10 @@ mod row;
 mod tests;
 
 pub use budget::KlBudget;
+pub use direction_source::{DirectionSource, SourceOutcome};
 use journal::{Journal, Look, Row};
-pub use lever::{Lever, LeverOutcome};
 pub use limits::{Allowed, Refusal, utility};
-use limits::{Limits, quick_utility};
+use limits::{Limits, first_token_utility};
 pub use result::{Candidate, Probe, SearchResult, Trial};
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
@@ -77,13 +77,13 @@ impl SearchOptions {
     }
 }
 
-/// What is tried with one lever; the first of each is the default, the others are tried on the best
-/// layer of the best lever: windows by their first tokens, κ by whole answers, for first tokens cannot tell them
+/// What is tried with one direction source; the first of each is the default, the others are tried on the best
+/// layer of the best direction source: windows by their first tokens, κ by whole answers, for first tokens cannot tell them
 /// apart (docs/notebook/linear-gates.md).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Space {
-    /// The lever.
-    pub lever: Lever,
+    /// The direction source.
+    pub direction_source: DirectionSource,
     /// Only this layer; `None` = those at usable depths.
     pub layer: Option<usize>,
     /// Layers whose writers are edited, as shares of the depth.
@@ -94,7 +94,7 @@ pub struct Space {
     pub first_strength: f64,
 }
 
-/// Probes of a lever at most, where the user wants this `layer`.
+/// Probes of a direction source at most, where the user wants this `layer`.
 pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
     space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() - 1
 }
@@ -118,16 +118,16 @@ pub struct Search<'a> {
     /// The model.
     pub engine: &'a mut dyn Engine,
     /// Asks the search split.
-    pub examiner: &'a Examiner,
+    pub evaluator: &'a Evaluator,
     /// Asks [`FEW`](crate::eval::FEW) of it.
-    pub few: &'a Examiner,
+    pub few: &'a Evaluator,
     /// The base's score on it.
     pub base: Score,
     /// From candidate and strength to edits.
     pub make_edits: &'a MakeEdits<'a>,
     /// What is fixed.
     pub options: SearchOptions,
-    /// What is tried, by lever.
+    /// What is tried, by direction source.
     pub spaces: &'a [Space],
     /// What an earlier run of the same search measured, and where this one's measurements go.
     pub journal: &'a mut Journal,
@@ -160,7 +160,7 @@ impl<'a> Search<'a> {
         let late = || time_budget.is_some_and(|most| started.elapsed() > most);
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
         self.engine.apply(&[])?;
-        let base = self.few.quick(self.engine)?;
+        let base = self.few.first_token_score(self.engine)?;
         let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();
         let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
@@ -187,9 +187,9 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each lever's `settings`, and those of
-    /// the best lever that push harder. Whole answers judge the winner, the first setting of every other lever that gained
-    /// anything, and, while nothing keeps the limits, what is left of the best lever's.
+    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each direction source's `settings`, and those of
+    /// the best direction source that push harder. Whole answers judge the winner, the first setting of every other direction source that gained
+    /// anything, and, while nothing keeps the limits, what is left of the best direction source's.
     ///
     /// # Errors
     /// [`SearchError`].
@@ -202,11 +202,16 @@ impl<'a> Search<'a> {
         let late = |most: Duration| started.elapsed() > most;
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
         let total = self.spaces.len() + self.options.trials;
-        let of_lever = |lever: Lever| settings.iter().filter(move |(candidate, _)| candidate.lever == lever);
-        let firsts: Vec<_> =
-            self.spaces.iter().filter_map(|space| of_lever(space.lever).next().copied()).collect();
+        let of_source = |direction_source: DirectionSource| {
+            settings.iter().filter(move |(candidate, _)| candidate.direction_source == direction_source)
+        };
+        let firsts: Vec<_> = self
+            .spaces
+            .iter()
+            .filter_map(|space| of_source(space.direction_source).next().copied())
+            .collect();
         self.engine.apply(&[])?;
-        let base = self.few.quick(self.engine)?;
+        let base = self.few.first_token_score(self.engine)?;
         self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let step = &mut |result: &SearchResult| progress(result, total);
         let ToJudge { judged, spare } = self.settings_to_judge(settings, base.as_ref(), &mut result, step)?;
@@ -225,19 +230,22 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// What whole answers are to judge of `settings`, once the first of each lever were looked at.
+    /// What whole answers are to judge of `settings`, once the first of each direction source were looked at.
     fn settings_to_judge(
         &mut self,
         settings: &[(Candidate, f64)],
-        base: Option<&Quick>,
+        base: Option<&FirstTokenScore>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<ToJudge, SearchError> {
         let (firsts, others) = result.ranked();
         let Some(best) = firsts.first() else { return Ok(ToJudge::default()) };
-        let lever = best.candidate.lever;
-        let mut own: Vec<_> =
-            settings.iter().filter(|(candidate, _)| candidate.lever == lever).copied().collect();
+        let direction_source = best.candidate.direction_source;
+        let mut own: Vec<_> = settings
+            .iter()
+            .filter(|(candidate, _)| candidate.direction_source == direction_source)
+            .copied()
+            .collect();
         if base.is_some() {
             let harder: Vec<_> =
                 own.iter().copied().filter(|&(_, strength)| strength > best.strength).collect();
@@ -257,7 +265,7 @@ impl<'a> Search<'a> {
     fn probe_settings(
         &mut self,
         settings: &[(Candidate, f64)],
-        base: Option<&Quick>,
+        base: Option<&FirstTokenScore>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), SearchError> {
@@ -281,13 +289,13 @@ impl<'a> Search<'a> {
     }
 
     /// Candidates in the order in which their answers are worth judging, each with a strength to begin at: the best, the
-    /// best of every other lever that gained anything, the best with every other κ, then the others.
+    /// best of every other direction source that gained anything, the best with every other κ, then the others.
     fn finalists(&self, result: &SearchResult) -> Vec<(Candidate, f64)> {
         let (firsts, others) = result.ranked();
         let of = |probes: Vec<Probe>| probes.into_iter().map(|probe| (probe.candidate, probe.strength));
         let mut finalists: Vec<_> = of(firsts).collect();
         if let Some(&(best, strength)) = finalists.first() {
-            let contrasts = self.space(best.lever).contrasts[1..].iter();
+            let contrasts = self.space(best.direction_source).contrasts[1..].iter();
             finalists.extend(contrasts.map(|&contrast| (Candidate { contrast, ..best }, strength)));
         }
         finalists.extend(of(others));
@@ -321,25 +329,26 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Compares candidates by their first tokens: layers of every lever, then other windows at the best. Its neighbours
+    /// Compares candidates by their first tokens: layers of every direction source, then other windows at the best. Its neighbours
     /// are as good as it is, so they are not tried.
     fn probe_all(
         &mut self,
         n_layer: usize,
-        base: Option<&Quick>,
+        base: Option<&FirstTokenScore>,
         result: &mut SearchResult,
         step: &mut dyn FnMut(&SearchResult),
     ) -> Result<(), SearchError> {
         for space in self.spaces {
             for layer in self.coarse_layers(space, n_layer) {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);
-                let candidate = Candidate { lever: space.lever, layer, window, contrast };
+                let candidate =
+                    Candidate { direction_source: space.direction_source, layer, window, contrast };
                 self.probe(candidate, base, result)?;
                 step(result);
             }
         }
         let first = best_probe(result).candidate;
-        let space = self.space(first.lever);
+        let space = self.space(first.direction_source);
         for &window in &space.windows[1..] {
             self.probe(Candidate { window, ..first }, base, result)?;
             step(result);
@@ -360,13 +369,13 @@ impl<'a> Search<'a> {
     }
 
     fn limits(&self) -> Limits {
-        let refusal = Refusal::of(self.spaces.iter().map(|space| space.lever));
+        let refusal = Refusal::of(self.spaces.iter().map(|space| space.direction_source));
         Limits { base: self.base, options: self.options, refusal }
     }
 
-    fn space(&self, lever: Lever) -> &'a Space {
+    fn space(&self, direction_source: DirectionSource) -> &'a Space {
         let spaces: &'a [Space] = self.spaces;
-        spaces.iter().find(|s| s.lever == lever).unwrap_or(&spaces[0])
+        spaces.iter().find(|s| s.direction_source == direction_source).unwrap_or(&spaces[0])
     }
 
     /// Finds the candidate's strength and looks at its first tokens (at its answers, where the base
@@ -374,14 +383,15 @@ impl<'a> Search<'a> {
     fn probe(
         &mut self,
         candidate: Candidate,
-        base: Option<&Quick>,
+        base: Option<&FirstTokenScore>,
         result: &mut SearchResult,
     ) -> Result<(), SearchError> {
         let max_kl = self.limits().allowed().max_kl;
-        let last = result.probes.last().filter(|p| p.candidate.lever == candidate.lever);
-        let last = last.map_or(self.space(candidate.lever).first_strength, |p| p.strength);
+        let last =
+            result.probes.last().filter(|p| p.candidate.direction_source == candidate.direction_source);
+        let last = last.map_or(self.space(candidate.direction_source).first_strength, |p| p.strength);
         let start = self.options.strength.unwrap_or(last);
-        let Look { strength, quick, score } = match self.journal.probe(&candidate, start) {
+        let Look { strength, first_tokens, score } = match self.journal.probe(&candidate, start) {
             Some(look) => look,
             None => {
                 let look = self.look(&candidate, start, base.is_none())?;
@@ -389,12 +399,12 @@ impl<'a> Search<'a> {
                 look
             }
         };
-        let utility = match (base, quick, score) {
-            (Some(base), Some(quick), _) => quick_utility(base, &quick),
+        let utility = match (base, first_tokens, score) {
+            (Some(base), Some(first_tokens), _) => first_token_utility(base, &first_tokens),
             (_, _, Some(score)) => utility(&self.base, &score, max_kl),
             _ => f64::NEG_INFINITY,
         };
-        result.probes.push(Probe { candidate, strength, max_kl, quick, utility });
+        result.probes.push(Probe { candidate, strength, max_kl, first_tokens, utility });
         Ok(())
     }
 
@@ -406,15 +416,15 @@ impl<'a> Search<'a> {
         if let Some(known) = self.journal.strength(candidate, start) {
             return Ok(known);
         }
-        let strength = self.spending(self.examiner, candidate, start)?;
+        let strength = self.spending(self.evaluator, candidate, start)?;
         self.journal.add(Row::Strength { candidate: *candidate, start, strength });
         Ok(strength)
     }
 
-    /// The strength at which the candidate spends the budget on the prompts of `examiner`, beginning at `start`.
+    /// The strength at which the candidate spends the budget on the prompts of `evaluator`, beginning at `start`.
     fn spending(
         &mut self,
-        examiner: &Examiner,
+        evaluator: &Evaluator,
         candidate: &Candidate,
         start: f64,
     ) -> Result<f64, SearchError> {
@@ -423,7 +433,7 @@ impl<'a> Search<'a> {
         }
         let max_kl = self.limits().allowed().max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
-        KlBudget { engine: self.engine, examiner, max_kl }.strength(&make, start)
+        KlBudget { engine: self.engine, evaluator, max_kl }.strength(&make, start)
     }
 
     /// The strength at which the candidate spends the budget on few prompts, beginning at `start`, and what the model
@@ -431,9 +441,9 @@ impl<'a> Search<'a> {
     fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, SearchError> {
         let strength = self.spending(self.few, candidate, start)?;
         self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
-        let quick = if answers { None } else { self.few.quick(self.engine)? };
-        let score = if answers { Some(self.examiner.examine(self.engine)?.score) } else { None };
-        Ok(Look { strength, quick, score })
+        let first_tokens = if answers { None } else { self.few.first_token_score(self.engine)? };
+        let score = if answers { Some(self.evaluator.evaluate(self.engine)?.score) } else { None };
+        Ok(Look { strength, first_tokens, score })
     }
 
     /// Judges the answers of `candidate` at `strength`, which becomes the best if it keeps the limits and is more useful than
@@ -454,7 +464,7 @@ impl<'a> Search<'a> {
             Some(score) => score,
             None => {
                 self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
-                let score = self.examiner.examine_while(self.engine, &mut going)?.score;
+                let score = self.evaluator.evaluate_while(self.engine, &mut going)?.score;
                 self.journal.add(Row::Trial { candidate: *candidate, strength, score });
                 score
             }
@@ -481,7 +491,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Of settings that push `harder` than the `first` of a lever the best one, where it is worth that.
+/// Of settings that push `harder` than the `first` of a direction source the best one, where it is worth that.
 fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
     let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
     (best.utility > first.utility + WORTH_MORE).then_some(best)

@@ -7,7 +7,7 @@
 //! ```text
 //! __metadata__.rosi   Facts as JSON. One key, for the crate keeps keys in no fixed order and the
 //!                     same run is to give the same bytes
-//! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along a scar and with detectors
+//! direction           ŝ, F32 [n_embd]; [n_layer, n_embd] where layers have their own, along an ablated direction and with detectors
 //! right.TENSOR        right factor of a writer that the edit uses, F32 [n_expert, n_in]
 //! mean.TENSOR         its mean input at the last token of harmful prompts, F32 [n_in]; of a mixture
 //!                     [n_expert, n_in], what was routed to an expert times the router's weight, and
@@ -61,7 +61,7 @@ pub struct Facts {
     pub method: Method,
     /// `none`, `safety` or `user`: the system prompt while the direction was extracted.
     pub system_prompt: String,
-    /// Lever, layer, window and contrast that were chosen.
+    /// Direction source, layer, window and contrast that were chosen.
     pub chosen: Candidate,
     /// Relative Frobenius change that was chosen; of detectors, how far they push.
     pub strength: f64,
@@ -90,7 +90,7 @@ impl Facts {
 
     /// What the edit is along, for people.
     pub fn along(&self) -> String {
-        self.chosen.lever.along(self.chosen.layer, &self.system_prompt)
+        self.chosen.direction_source.along(self.chosen.layer, &self.system_prompt)
     }
 }
 

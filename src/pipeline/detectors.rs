@@ -8,7 +8,7 @@ use ndarray::{Array2, ArrayView1};
 
 use crate::arch::plan::{Ffn, Plan, ResidualWriter};
 use crate::eval::prompts::{self, PromptKind, PromptSet};
-use crate::eval::{Examiner, chats};
+use crate::eval::{Evaluator, chats};
 use crate::gguf::TensorInfo;
 use crate::llama::activations::Part;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
@@ -23,7 +23,7 @@ use crate::method::requant::Requant;
 use crate::method::search::SearchError;
 use crate::output::Printer;
 use crate::pipeline::error::Error;
-use crate::pipeline::material::Shown;
+use crate::pipeline::features::Shown;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::util::interrupt;
@@ -88,7 +88,7 @@ pub struct Site {
     pub per_unit: f64,
     /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
     pub post_norm: Option<Vec<f32>>,
-    /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the lever.
+    /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the direction source.
     pub direction: Vec<f32>,
     /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
     pub inputs: Array2<f32>,
@@ -120,7 +120,7 @@ impl Detectors {
     /// [`Error::NoNetwork`] where no network computes what is known.
     pub fn learn(
         opened: &Opened,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         prompts: &PromptSet,
         options: &InjectOptions,
         printer: &Printer,
@@ -145,7 +145,7 @@ impl Detectors {
             thoughts,
             printer,
         };
-        let (collection, token, shown) = collector.all((engine, examiner), prompts, &networks)?;
+        let (collection, token, shown) = collector.all((engine, evaluator), prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);

@@ -10,7 +10,7 @@ use crate::output::Printer;
 use crate::pipeline::detectors;
 use crate::pipeline::estimate::Estimate;
 use crate::pipeline::facts::prompt_facts;
-use crate::pipeline::material;
+use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 
@@ -22,9 +22,9 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
     let estimate = Estimate::of(opened, options, prompts);
     let context = ContextMemory::of(&opened.gguf);
     let inputs = match options.method {
-        _ if options.direction.is_some() => 0,
+        _ if options.edit.is_some() => 0,
         Method::Detector => detectors::inputs_memory(plan, options.search.layer, prompts),
-        Method::Contrast | Method::Published => material::inputs_memory(plan, options, prompts),
+        Method::Contrast | Method::Published => features::inputs_memory(plan, options, prompts),
     };
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),

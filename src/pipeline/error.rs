@@ -11,7 +11,7 @@ use crate::gguf::in_place::UndoError;
 use crate::gguf::{GgufError, LockError};
 use crate::imatrix::ImatrixError;
 use crate::llama::LlamaError;
-use crate::method::abliteration::ScarError;
+use crate::method::abliteration::AblationError;
 use crate::method::direction::DirectionError;
 use crate::method::edit::EditError;
 use crate::method::gate::GateError;
@@ -72,9 +72,9 @@ pub enum Error {
     Verify(#[from] VerifyError),
     #[error(transparent)]
     Eval(EvalError),
-    /// The weights could not be searched for a scar.
+    /// The weights could not be searched for an ablated direction.
     #[error(transparent)]
-    Scar(#[from] ScarError),
+    Ablation(#[from] AblationError),
     /// The stored edit could not be used.
     #[error(transparent)]
     Stored(#[from] StoredError),
@@ -191,7 +191,7 @@ impl Error {
             Self::Gate(e) => e.hint(),
             Self::Imatrix(e) => e.hint(),
             Self::Eval(e) => e.hint(),
-            Self::Scar(e) => e.hint(),
+            Self::Ablation(e) => e.hint(),
             Self::Stored(e) => e.hint(),
             Self::Journal(e) => e.hint(),
             Self::Lock(e) => e.hint(),

@@ -19,13 +19,13 @@ use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{IS_FASTER, flops};
 use crate::method::edit::Method;
-use crate::method::search::{self, Lever};
+use crate::method::search::{self, DirectionSource};
 use crate::pipeline::detectors::{self, ANSWERED, DEEPEST};
-use crate::pipeline::exam::{FIDELITY_PROMPTS, REPORT_PROMPTS};
-use crate::pipeline::material;
+use crate::pipeline::edit_search::search_prompts;
+use crate::pipeline::evaluate::{FIDELITY_PROMPTS, REPORT_PROMPTS};
+use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::pipeline::study::search_prompts;
 
 /// Characters a token, of English prose and the vocabularies of today.
 const CHARACTERS: f64 = 4.5;
@@ -93,10 +93,10 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// For one injection with the lever that most models show; a scar or a safety prompt takes more.
+    /// For one injection with the direction source that most models show; an ablated direction or a safety prompt takes more.
     pub fn of(opened: &Opened, options: &InjectOptions, prompts: &PromptSet) -> Self {
         let report = report(options, prompts);
-        let (learning, search) = match options.direction {
+        let (learning, search) = match options.edit {
             // Nothing is learned or searched.
             Some(_) => Default::default(),
             None => (learning(&opened.plan, options, prompts), search(&opened.plan, options, prompts)),
@@ -157,7 +157,7 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
         }
         Method::Contrast => {
             let n_prompt = PromptKind::ALL.into_iter().map(|kind| of_kind(kind).len()).sum();
-            let again = material::effect_share(plan, n_prompt) * once;
+            let again = features::effect_share(plan, n_prompt) * once;
             let budget = BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search));
             Work::read(once + again + tokens(&prose()) + budget)
         }
@@ -170,13 +170,14 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
     let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
-        let settings = detectors::settings(&detectors::space(options, plan, Lever::Refusal), options);
+        let settings =
+            detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal), options);
         let n_probe = settings.iter().filter(|(_, push)| *push >= settings[0].1).count();
         // The base's first tokens, and those of each setting that is not gentler than the first; one of them answers.
         let firsts = Work::read((1 + n_probe) as f64 * asked(&few));
         return answered(&questions, N_PREDICT) + firsts + whole(1.0);
     }
-    let space = material::space_of(options, Lever::Refusal);
+    let space = features::space_of(options, DirectionSource::Refusal);
     let probes = search::n_probes(&space, options.search.layer);
     let strength = match options.search.strength {
         Some(_) => 0.0,

@@ -9,10 +9,10 @@ use crate::method::Edits;
 use crate::method::edit::experts_spared;
 use crate::method::verify::{self, Base, Verification};
 use crate::output::Printer;
+use crate::pipeline::edit_search::{EditSearch, Found};
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::stoppable;
-use crate::pipeline::study::{Found, Study};
 use crate::report::{EditFacts, FileFacts, PromptFacts};
 use crate::util::interrupt;
 
@@ -59,28 +59,28 @@ pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     }
 }
 
-/// What was done to the weights: `edits` are those of `study`.
-pub fn edit_facts(study: &Study, edits: &Edits, options: &InjectOptions) -> EditFacts {
-    let candidate = study.chosen.candidate;
+/// What was done to the weights: `edits` are those of `edit_search`.
+pub fn edit_facts(edit_search: &EditSearch, edits: &Edits, options: &InjectOptions) -> EditFacts {
+    let candidate = edit_search.chosen.candidate;
     let linear = edits.linear();
-    let pushes = match &study.found {
-        Found::Linear(material) => material.pushes(linear, study.direction().norm()),
-        Found::Detectors(_) => vec![study.chosen.strength],
+    let pushes = match &edit_search.found {
+        Found::Linear(features) => features.pushes(linear, edit_search.direction().norm()),
+        Found::Detectors(_) => vec![edit_search.chosen.strength],
     };
     EditFacts {
         method: options.method.name().into(),
-        lever: candidate.lever,
-        system_prompt: study.system_prompt.into(),
+        direction_source: candidate.direction_source,
+        system_prompt: edit_search.system_prompt.into(),
         layer: candidate.layer,
         window: candidate.window,
         contrast: candidate.contrast,
-        strength: study.chosen.strength,
+        strength: edit_search.chosen.strength,
         alpha: linear.first().map_or(0.0, |e| e.alpha),
         writers: edits.tensors().len(),
         writers_against: pushes.iter().filter(|&&p| p < 0.0).count(),
         experts_unrouted: experts_spared(linear.iter().map(|e| (e.n_expert, e.right.as_slice()))).0,
         push: pushes.iter().sum(),
-        gates: study.found.detectors().map_or_else(Vec::new, |detectors| detectors.profiles()),
+        gates: edit_search.found.detectors().map_or_else(Vec::new, |detectors| detectors.profiles()),
     }
 }
 

@@ -9,15 +9,15 @@ use crate::llama::llama_version;
 use crate::method::search::journal::Journal;
 use crate::method::verify::{Base, ReadBytes, Verification};
 use crate::output::Printer;
+use crate::pipeline::edit_search::EditSearch;
 use crate::pipeline::error::Error;
-use crate::pipeline::exam::{After, Before, Control, Exam};
+use crate::pipeline::evaluate::{After, Before, Control, Scorer};
 use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited, prompt_facts};
 use crate::pipeline::in_place;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::stored::{self, Taken};
-use crate::pipeline::study::Study;
 use crate::pipeline::write::{Change, Write};
 use crate::report::{FileFacts, Report, cpu_seconds, peak_memory};
 
@@ -98,27 +98,27 @@ impl Job<'_> {
         let Job { opened, options, prompts, taken, printer, .. } = *self;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
         session::check_all(&engine, prompts, options, printer)?;
-        let study = match taken {
-            None => Study::new(opened, (&mut engine, journal), prompts, options, printer)?,
+        let edit_search = match taken {
+            None => EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?,
             Some(taken) => {
                 let how = (options.imatrix.as_deref(), options.search.strength);
-                stored::study(taken, opened, how, printer)?
+                stored::edit_search(taken, opened, how, printer)?
             }
         };
         // What a tensor's type cannot hold is known before the scores.
-        let edits = study.edits(opened, options.requant)?;
-        let exam = Exam { opened, options, prompts, printer };
-        let before = exam.before(&mut engine, &study)?;
+        let edits = edit_search.edits(opened, options.requant)?;
+        let scorer = Scorer { opened, options, prompts, printer };
+        let before = scorer.before(&mut engine, &edit_search)?;
         drop(engine);
 
-        let provenance = self.provenance(&study, &input);
-        let inputs = study.found.inputs();
+        let provenance = self.provenance(&edit_search, &input);
+        let inputs = edit_search.found.inputs();
         let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
         let write = Write { source, plan, edits: &edits, inputs, requant };
-        let change = (write, Change::Edit(&provenance, study.along()));
+        let change = (write, Change::Edit(&provenance, edit_search.along()));
         let Written { output, verification, after, requantized } = match target {
-            Target::Copy(file) => self.copy(file, change, (&exam, &before), &input)?,
-            Target::InPlace => self.in_place(change, (&exam, &before), &input)?,
+            Target::Copy(file) => self.copy(file, change, (&scorer, &before), &input)?,
+            Target::InPlace => self.in_place(change, (&scorer, &before), &input)?,
         };
 
         let report = Report {
@@ -126,22 +126,25 @@ impl Job<'_> {
             llama_cpp: llama_version(),
             input,
             output,
-            direction: taken.map(|taken| taken.file.clone()),
+            stored_edit: taken.map(|taken| taken.file.clone()),
             architecture: opened.plan.architecture.clone(),
             prompts: prompt_facts(prompts),
-            edit: edit_facts(&study, &edits, options),
-            scar: study.scar.clone(),
-            levers: study.search.by_lever(),
-            separation: study.levers.separation(study.chosen.candidate.lever).to_vec(),
-            search: study.search.clone(),
-            scores: before.scores(after.examination.score, requantized),
+            edit: edit_facts(&edit_search, &edits, options),
+            ablated: edit_search.ablated.clone(),
+            direction_sources: edit_search.search.by_source(),
+            separation: edit_search
+                .direction_sources
+                .separation(edit_search.chosen.candidate.direction_source)
+                .to_vec(),
+            search: edit_search.search.clone(),
+            scores: before.scores(after.evaluation.score, requantized),
             verification,
-            answers: before.answers(&after.examination, options.full_answers),
-            fidelity: before.fidelity(&after, study.direction()),
+            answers: before.answers(&after.evaluation, options.full_answers),
+            fidelity: before.fidelity(&after, edit_search.direction()),
             thinking: before.thinking(&after, options.thinking.budget),
             projections: Some(before.projections(
                 &after,
-                study.direction(),
+                edit_search.direction(),
                 last_edited(&opened.plan, &edits),
             )),
             seconds: start.elapsed().as_secs_f64(),
@@ -149,7 +152,7 @@ impl Job<'_> {
             cpu_seconds: cpu_seconds(),
             peak_memory: peak_memory(),
         };
-        let adapter = options.save_adapter.as_ref().map(|_| study.adapter_file(opened)).transpose()?;
+        let adapter = options.save_adapter.as_ref().map(|_| edit_search.adapter_file(opened)).transpose()?;
         Ok(Done { report, adapter })
     }
 
@@ -158,19 +161,19 @@ impl Job<'_> {
         &self,
         mut file: AtomicModel,
         (write, change): (Write<'_>, Change<'_>),
-        (exam, before): (&Exam<'_>, &Before),
+        (scorer, before): (&Scorer<'_>, &Before),
         input: &FileFacts,
     ) -> Result<Written, Error> {
         write.write(change, &mut file, self.printer)?;
         let gguf = Gguf::open(file.temporary_path())?;
         let base = &self.opened.gguf;
         let verification = check_written(Base::from(base), &gguf, write.edits, self.printer)?;
-        let after = exam.after(&gguf, before)?;
+        let after = scorer.after(&gguf, before)?;
         let mut output = file_facts(&gguf, self.printer)?;
         output.path = self.options.output.display().to_string();
         check_unchanged(input, base, self.seen.as_deref(), self.printer)?;
         file.commit()?;
-        let requantized = exam.requantized_control(write, before);
+        let requantized = scorer.requantized_control(write, before);
         Ok(Written { output, verification, after, requantized })
     }
 
@@ -178,31 +181,31 @@ impl Job<'_> {
     fn in_place(
         &self,
         change: (Write<'_>, Change<'_>),
-        (exam, before): (&Exam<'_>, &Before),
+        (scorer, before): (&Scorer<'_>, &Before),
         input: &FileFacts,
     ) -> Result<Written, Error> {
         let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
             let base = Base { gguf: &self.opened.gguf, bytes: Some(original) };
             let verification = check_written(base, changed, change.0.edits, self.printer)?;
-            let after = exam.after(changed, before)?;
+            let after = scorer.after(changed, before)?;
             let output = file_facts(changed, self.printer)?;
             Ok(Written { output, verification, after, requantized: Control::NotAsked })
         };
         in_place::change(change, &input.sha256, measure, self.printer)
     }
 
-    fn provenance(&self, study: &Study, input: &FileFacts) -> Provenance {
+    fn provenance(&self, edit_search: &EditSearch, input: &FileFacts) -> Provenance {
         let found_with = self.taken.map(|taken| taken.edit.facts.prompts_sha256.clone());
         Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
             method: self.options.method.name().into(),
-            layer: study.chosen.candidate.layer as u32,
-            strength: study.chosen.strength,
+            layer: edit_search.chosen.candidate.layer as u32,
+            strength: edit_search.chosen.strength,
             prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
             input_sha256: input.sha256.clone(),
-            lever: study.chosen.candidate.lever.name().into(),
-            system_prompt: study.system_prompt.into(),
-            direction_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
+            direction_source: edit_search.chosen.candidate.direction_source.name().into(),
+            system_prompt: edit_search.system_prompt.into(),
+            edit_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
         }
     }
 }

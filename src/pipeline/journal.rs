@@ -39,7 +39,7 @@ pub fn open(
         },
         contexts_sha256: sha256_hex(options.contexts.join("\n\n").as_bytes()),
         thoughts: options.thinking.beside_answers(),
-        lever: options.lever,
+        direction_source: options.direction_source,
         strength: options.search.strength,
         max_kl: options.search.max_kl,
         memory: options.memory,

@@ -8,7 +8,7 @@ use super::error::Error;
 use crate::llama::Offload;
 use crate::method::edit::Method;
 use crate::method::requant::Requant;
-use crate::method::search::{Lever, SearchOptions};
+use crate::method::search::{DirectionSource, SearchOptions};
 use crate::sources::Source;
 use crate::sources::ollama::Name;
 
@@ -78,7 +78,7 @@ pub struct RunOptions {
     pub patches: Option<PathBuf>,
 }
 
-/// Options of `inject`, and of `direction`, which is the same up to the search.
+/// Options of `inject`, and of `search`, which is the same up to the search.
 #[derive(Debug, Clone)]
 pub struct InjectOptions {
     /// The model.
@@ -94,7 +94,7 @@ pub struct InjectOptions {
     /// Layer, strength and budget.
     pub search: SearchOptions,
     /// The stored edit that is applied in place of a search.
-    pub direction: Option<PathBuf>,
+    pub edit: Option<PathBuf>,
     /// Whether a stopped search goes on.
     pub resume: bool,
     /// Most bytes of the writers' inputs.
@@ -111,8 +111,8 @@ pub struct InjectOptions {
     pub contexts: Vec<String>,
     /// Thoughts before answers.
     pub thinking: ThinkingOptions,
-    /// Only this lever.
-    pub lever: Option<Lever>,
+    /// Only this direction source.
+    pub direction_source: Option<DirectionSource>,
     /// Where the JSON report goes.
     pub report: Option<PathBuf>,
     /// Where the report goes as a page.

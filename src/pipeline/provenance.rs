@@ -36,13 +36,13 @@ pub struct Provenance {
     pub prompts_sha256: String,
     /// Hash of the file that was injected.
     pub input_sha256: String,
-    /// [`Lever::name`](crate::method::search::Lever::name); `plain` in files that do not say.
-    pub lever: String,
+    /// [`DirectionSource::name`](crate::method::search::Direction source::name); `plain` in files that do not say.
+    pub direction_source: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
     /// Hash of the stored edit that was applied, if it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub direction_sha256: Option<String>,
+    pub edit_sha256: Option<String>,
 }
 
 impl Provenance {
@@ -61,19 +61,19 @@ impl Provenance {
             strength,
             prompts_sha256: text("rosi.prompts_sha256"),
             input_sha256: text("rosi.input_sha256"),
-            lever: gguf.str("rosi.lever").unwrap_or("plain").to_owned(),
+            direction_source: gguf.str("rosi.direction_source").unwrap_or("plain").to_owned(),
             system_prompt: text("rosi.system_prompt"),
-            direction_sha256: gguf.str("rosi.direction_sha256").map(str::to_owned),
+            edit_sha256: gguf.str("rosi.edit_sha256").map(str::to_owned),
         })
     }
 
     /// One line for people.
     pub fn describe(&self) -> String {
         format!(
-            "by rosi-gguf {}: {}, lever {}, layer {}, {}",
+            "by rosi-gguf {}: {}, direction source {}, layer {}, {}",
             self.version,
             self.method,
-            self.lever,
+            self.direction_source,
             self.layer,
             self.size()
         )
@@ -91,7 +91,7 @@ impl Provenance {
     pub fn keys(&self, edits: &Edits) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
-        let direction = self.direction_sha256.iter().map(|hash| key("direction_sha256", text(hash)));
+        let direction = self.edit_sha256.iter().map(|hash| key("edit_sha256", text(hash)));
         let keys = vec![
             key("version", text(&self.version)),
             key("method", text(&self.method)),
@@ -99,7 +99,7 @@ impl Provenance {
             key("strength", Value::F64(self.strength)),
             key("prompts_sha256", text(&self.prompts_sha256)),
             key("input_sha256", text(&self.input_sha256)),
-            key("lever", text(&self.lever)),
+            key("direction_source", text(&self.direction_source)),
             key("system_prompt", text(&self.system_prompt)),
         ];
         keys.into_iter().chain(direction).chain(neurons::key(edits.planted())).collect()

@@ -16,16 +16,16 @@ use crate::method::stored::network::{GateFacts, NetworkFacts, StoredNetwork};
 use crate::method::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 use crate::output::Printer;
 use crate::pipeline::detectors::{Detectors, Site};
+use crate::pipeline::direction_sources::DirectionSources;
+use crate::pipeline::edit_search::{Chosen, EditSearch, Found};
 use crate::pipeline::error::Error;
 use crate::pipeline::facts::edit_facts;
-use crate::pipeline::levers::Levers;
-use crate::pipeline::material::Material;
+use crate::pipeline::features::Features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Opened};
-use crate::pipeline::study::{Chosen, Found, Study};
 use crate::report::FileFacts;
 
-/// Runs the study, and puts its choice together.
+/// Runs the search, and puts its choice together.
 ///
 /// # Errors
 /// [`Error`].
@@ -38,13 +38,13 @@ pub fn search(
 ) -> Result<(StoredEdit, SearchResult), Error> {
     let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
     session::check_all(&engine, prompts, options, printer)?;
-    let study = Study::new(opened, (&mut engine, journal), prompts, options, printer)?;
+    let edit_search = EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?;
     drop(engine);
-    let edits = study.edits(opened, Requant::Preserve)?;
-    let chosen = study.chosen.candidate;
-    let directions = study.along().distinct(chosen.layer);
-    let (writers, networks) = match &study.found {
-        Found::Linear(material) => (material.stored_writers(&opened.plan, edits.linear()), Vec::new()),
+    let edits = edit_search.edits(opened, Requant::Preserve)?;
+    let chosen = edit_search.chosen.candidate;
+    let directions = edit_search.along().distinct(chosen.layer);
+    let (writers, networks) = match &edit_search.found {
+        Found::Linear(features) => (features.stored_writers(&opened.plan, edits.linear()), Vec::new()),
         Found::Detectors(detectors) => (Vec::new(), detectors.stored(opened)),
     };
     let facts = Facts {
@@ -52,18 +52,18 @@ pub fn search(
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
         method: options.method,
-        system_prompt: study.system_prompt.into(),
+        system_prompt: edit_search.system_prompt.into(),
         chosen,
-        strength: study.chosen.strength,
+        strength: edit_search.chosen.strength,
         norms: directions.iter().map(SafetyDirection::norm).collect(),
-        push: edit_facts(&study, &edits, options).push,
+        push: edit_facts(&edit_search, &edits, options).push,
         prompts_sha256: prompts.sha256(),
         input_sha256: input.sha256.clone(),
-        separation: study.levers.separation(chosen.lever).to_vec(),
+        separation: edit_search.direction_sources.separation(chosen.direction_source).to_vec(),
         networks: networks.iter().map(|network| network.facts.clone()).collect(),
         model: Fingerprint::of(&opened.gguf, &opened.plan)?,
     };
-    Ok((StoredEdit { facts, directions, writers, networks }, study.search))
+    Ok((StoredEdit { facts, directions, writers, networks }, edit_search.search))
 }
 
 /// A stored edit that fits the model at hand, and its file.
@@ -79,7 +79,7 @@ pub fn at(path: &Path, problem: Problem) -> StoredError {
     StoredError { path: path.to_path_buf(), problem }
 }
 
-/// Opens the edit of `--direction` and checks that it is for this model.
+/// Opens the edit of `--edit` and checks that it is for this model.
 ///
 /// # Errors
 /// [`Error::Stored`] when the file is damaged, or the edit is for a model of another shape or, without
@@ -115,34 +115,37 @@ pub fn take(
     Ok(Taken { edit, file })
 }
 
-/// The study that stands in for one of this model: what the file says, at its strength or the user's, with
+/// What stands in for a search on this model: what the file says, at its strength or the user's, with
 /// an importance matrix if there is one.
 ///
 /// # Errors
 /// [`Error`] when the weights cannot be read.
-pub fn study(
+pub fn edit_search(
     taken: &Taken,
     opened: &Opened,
     (imatrix, strength): (Option<&Path>, Option<f64>),
     printer: &Printer,
-) -> Result<Study, Error> {
+) -> Result<EditSearch, Error> {
     let facts = &taken.edit.facts;
     let directions =
         Directions { by_layer: taken.edit.directions.clone(), separation: facts.separation.clone() };
     let found = match facts.method {
         Method::Detector => Found::Detectors(Detectors::from_stored(opened, &taken.edit)?),
         Method::Contrast | Method::Published => {
-            let mut material = Material::from_stored(opened, &taken.edit, printer)?;
+            let mut features = Features::from_stored(opened, &taken.edit, printer)?;
             if let Some(path) = imatrix {
-                material.mix(path, &opened.plan, printer)?;
+                features.mix(path, &opened.plan, printer)?;
             }
-            Found::Linear(material)
+            Found::Linear(features)
         }
     };
-    Ok(Study {
+    Ok(EditSearch {
         found,
-        levers: Levers::stored((facts.chosen.lever, facts.method == Method::Detector), directions),
-        scar: None, // the weights are not looked at
+        direction_sources: DirectionSources::stored(
+            (facts.chosen.direction_source, facts.method == Method::Detector),
+            directions,
+        ),
+        ablated: None, // the weights are not looked at
         search: SearchResult::default(),
         chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
         system_prompt: match facts.system_prompt.as_str() {

@@ -3,12 +3,12 @@
 use crate::arch::plan::{Ffn, Plan};
 use crate::method::edit::Method;
 use crate::method::requant::Part;
-use crate::method::search::Lever;
+use crate::method::search::DirectionSource;
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::Taken;
-use crate::pipeline::{detectors, material};
+use crate::pipeline::{detectors, features};
 
 /// Checks the tensors that the search, or the stored edit, may change.
 ///
@@ -48,9 +48,13 @@ fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
 
 /// The writers of every window that may be tried.
 fn matrices(plan: &Plan, options: &InjectOptions) -> Vec<(String, Part)> {
-    let levers = [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar];
-    let levers = levers.into_iter().filter(|&lever| options.lever.is_none_or(|only| only == lever));
-    let windows = levers.flat_map(|lever| material::space_of(options, lever).windows);
+    let direction_sources =
+        [DirectionSource::Refusal, DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated];
+    let direction_sources = direction_sources
+        .into_iter()
+        .filter(|&direction_source| options.direction_source.is_none_or(|only| only == direction_source));
+    let windows =
+        direction_sources.flat_map(|direction_source| features::space_of(options, direction_source).windows);
     let writers = windows.flat_map(|window| plan.writers_in(window));
     writers.map(|i| (plan.writers[i].tensor.clone(), Part::Matrix)).collect()
 }

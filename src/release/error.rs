@@ -15,7 +15,7 @@ pub enum ReleaseError {
     },
     /// What is asked for cannot be made from these sources.
     #[error("{problem}")]
-    Ladder {
+    Plan {
         /// What is wrong.
         problem: String,
         /// A next step.
@@ -64,7 +64,7 @@ impl ReleaseError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Config { .. } => "see `rosi-gguf release --help` and the example in docs",
-            Self::Ladder { hint, .. } => hint,
+            Self::Plan { hint, .. } => hint,
             Self::Quantize { .. } => "run with -vv to see llama.cpp's log",
             Self::State { .. } => "release into an empty folder",
             Self::Changed { .. } => "release into another folder, or pass --overwrite to make it again",

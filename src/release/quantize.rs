@@ -77,7 +77,7 @@ pub fn is_full_precision(gguf: &Gguf) -> bool {
 /// Quantizes `source` to the file `to`, which is overwritten.
 ///
 /// # Errors
-/// [`ReleaseError::Ladder`] for what llama.cpp would answer with a broken file or an exception,
+/// [`ReleaseError::Plan`] for what llama.cpp would answer with a broken file or an exception,
 /// [`ReleaseError::Quantize`] with its reason otherwise.
 pub fn quantize(
     source: &Gguf,
@@ -97,9 +97,9 @@ pub fn quantize(
 /// What can be refused before.
 ///
 /// # Errors
-/// [`ReleaseError::Ladder`].
+/// [`ReleaseError::Plan`].
 pub fn check(source: &Gguf, quant: &QuantType, imatrix: bool) -> Result<(), ReleaseError> {
-    let refuse = |problem: String, hint| Err(ReleaseError::Ladder { problem, hint });
+    let refuse = |problem: String, hint| Err(ReleaseError::Plan { problem, hint });
     if quant.needs_imatrix && !imatrix {
         let problem = format!("{} needs an importance matrix: without one it writes no text", quant.name);
         return refuse(problem, "make one with llama-imatrix and give it with --imatrix");

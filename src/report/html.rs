@@ -64,7 +64,7 @@ impl Report {
                 "Made from {} by detector neurons in {} matrices along {}, push {:.1}, pull {:.1}.",
                 file_name(&self.input.path),
                 e.writers,
-                e.lever.along(e.layer, &e.system_prompt),
+                e.direction_source.along(e.layer, &e.system_prompt),
                 e.strength,
                 e.strength * e.contrast
             );
@@ -73,7 +73,7 @@ impl Report {
             "Made from {} by one {} edit along {}, strength {:.2} %, in {} matrices.",
             file_name(&self.input.path),
             e.method,
-            e.lever.along(e.layer, &e.system_prompt),
+            e.direction_source.along(e.layer, &e.system_prompt),
             100.0 * e.strength,
             e.writers
         )
@@ -106,7 +106,7 @@ impl Report {
         let p = &self.prompts;
         let splits = [("extract", p.extract), ("search", p.search), ("report", p.report)];
         let splits = splits.map(|(name, n)| prompts(name, n)).join("\n");
-        let scar = |s: &crate::method::abliteration::Scar| {
+        let ablated = |s: &crate::method::abliteration::AblatedDirection| {
             format!("from {} of {} writers, gap {:.2}", s.writers.0, s.writers.1, s.gap)
         };
         let stages = self.stages.iter().map(|s| format!("\n{}: {:.1} s", s.name, s.seconds));
@@ -115,11 +115,11 @@ impl Report {
         let all = [
             ("model", Some(file(&self.input))),
             ("written file", Some(file(&self.output))),
-            ("stored edit", self.direction.as_ref().map(file)),
+            ("stored edit", self.stored_edit.as_ref().map(file)),
             ("architecture", Some(self.architecture.clone())),
             ("method", Some(e.method.clone())),
-            ("lever", Some(e.lever.name().into())),
-            ("removed before", self.scar.as_ref().map(scar)),
+            ("direction source", Some(e.direction_source.name().into())),
+            ("removed before", self.ablated.as_ref().map(ablated)),
             ("system prompt", Some(e.system_prompt.clone())),
             ("layer", Some(e.layer.to_string())),
             ("window", Some(format!("{:.2} to {:.2} of the depth", e.window.0, e.window.1))),

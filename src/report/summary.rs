@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::Report;
 use super::contexts::{contexts, is_weak};
 use crate::eval::Score;
-use crate::method::search::{Candidate, LeverOutcome, Trial};
+use crate::method::search::{Candidate, SourceOutcome, Trial};
 use crate::method::verify::Arrival;
 use crate::output::{Table, bar, percent, sparkline, wrap};
 use crate::util::stats::Proportion;
@@ -26,7 +26,7 @@ impl Report {
             ("control", self.left_out_line()),
             ("undecided", self.undecided_line()),
             ("edit", self.edit_line()),
-            ("levers", self.lever_lines()),
+            ("sources", self.source_lines()),
             ("trials", self.trial_table()),
             ("gates", self.gate_table()),
             ("contexts", self.context_table()),
@@ -96,7 +96,7 @@ impl Report {
             let neurons: usize = self.verification.neurons.iter().map(|n| n.neurons).sum();
             return format!(
                 "detectors along {}, push {:.1}, pull {:.1}: {neurons} neurons in {} matrices, {:.3} % of the file's bytes",
-                e.lever.along(e.layer, &e.system_prompt),
+                e.direction_source.along(e.layer, &e.system_prompt),
                 e.strength,
                 e.strength * e.contrast,
                 e.writers,
@@ -106,7 +106,7 @@ impl Report {
         format!(
             "{} along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal",
             e.method,
-            e.lever.along(e.layer, &e.system_prompt),
+            e.direction_source.along(e.layer, &e.system_prompt),
             percent(e.strength),
             e.alpha,
             e.writers,
@@ -115,13 +115,13 @@ impl Report {
         )
     }
 
-    /// What each lever could do; of a stored edit nothing was tried.
-    fn lever_lines(&self) -> String {
-        if let Some(file) = &self.direction {
-            return format!("{}, as stored in {}", self.edit.lever.name(), file.path);
+    /// What each direction source could do; of a stored edit nothing was tried.
+    fn source_lines(&self) -> String {
+        if let Some(file) = &self.stored_edit {
+            return format!("{}, as stored in {}", self.edit.direction_source.name(), file.path);
         }
-        let tell = |o: &LeverOutcome| {
-            let chosen = if o.lever == self.edit.lever { '>' } else { ' ' };
+        let tell = |o: &SourceOutcome| {
+            let chosen = if o.direction_source == self.edit.direction_source { '>' } else { ' ' };
             let answers = o.trial.map_or("answers not judged".into(), |t| {
                 let over = match t {
                     _ if t.stopped => return "ended when it could not be the best".into(),
@@ -130,9 +130,13 @@ impl Report {
                 };
                 format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
             });
-            format!("{chosen} {:8}{:+.3} by first tokens, {answers}", o.lever.name(), o.probe.utility)
+            format!(
+                "{chosen} {:8}{:+.3} by first tokens, {answers}",
+                o.direction_source.name(),
+                o.probe.utility
+            )
         };
-        self.levers.iter().map(tell).collect::<Vec<_>>().join("\n")
+        self.direction_sources.iter().map(tell).collect::<Vec<_>>().join("\n")
     }
 
     /// Every trial: `*` is on the Pareto front, `>` was written.
@@ -142,7 +146,7 @@ impl Report {
         }
         let kinds = ["harmful refused", "", "harmless", "alarming"];
         let [edit, size] =
-            if self.is_detector() { ["lever, pull", "push"] } else { ["lever, κ", "strength"] };
+            if self.is_detector() { ["source, pull", "push"] } else { ["source, κ", "strength"] };
         let sized =
             |strength: f64| if self.is_detector() { format!("{strength:.1}") } else { percent(strength) };
         let mut table = Table::new(&[edit, "layer", size, "KL", kinds[0], kinds[1], kinds[2], kinds[3]]);
@@ -169,7 +173,7 @@ impl Report {
         for (i, trial) in self.search.trials.iter().enumerate() {
             let front = if trial.on_front { '*' } else { ' ' };
             let written = if self.search.best == Some(i) { '>' } else { ' ' };
-            let (edit, layer) = (trial.candidate.lever_and_contrast(), trial.candidate.layer.to_string());
+            let (edit, layer) = (trial.candidate.source_and_contrast(), trial.candidate.layer.to_string());
             row(format!("{front}{written} {edit}"), layer, sized(trial.strength), &trial.score);
         }
         let stopped = self.search.trials.iter().any(|t| t.stopped);
@@ -188,10 +192,12 @@ impl Report {
         if refused(most) <= refused(best) {
             return String::new();
         }
-        let Candidate { lever, layer, contrast, .. } = most.candidate;
+        let Candidate { direction_source, layer, contrast, .. } = most.candidate;
         let contrast = if contrast > 0.0 { format!(" --contrast {contrast}") } else { String::new() };
-        let (lever, strength) = (lever.name(), most.strength);
-        format!("\nmost refusals with --lever {lever} --layer {layer}{contrast} --strength {strength:.5}")
+        let (direction_source, strength) = (direction_source.name(), most.strength);
+        format!(
+            "\nmost refusals: --direction-source {direction_source} --layer {layer}{contrast} --strength {strength:.5}"
+        )
     }
 
     fn separation_lines(&self) -> String {

@@ -4,7 +4,7 @@ use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::eval::{Quick, Tally};
+use crate::eval::{FirstTokenScore, Tally};
 use crate::method::detector::Opens;
 use crate::method::detector::train::{Histogram, InContext};
 use crate::method::fidelity::Moved;
@@ -47,7 +47,7 @@ fn trials() -> Vec<Trial> {
 }
 
 fn candidate() -> Candidate {
-    Candidate { lever: Lever::Refusal, layer: 12, window: (0.3, 1.0), contrast: 0.5 }
+    Candidate { direction_source: DirectionSource::Refusal, layer: 12, window: (0.3, 1.0), contrast: 0.5 }
 }
 
 fn tensor(layer: usize, kind: &str, gain: f64) -> TensorChange {
@@ -84,7 +84,7 @@ fn example() -> Report {
         candidate: candidate(),
         strength: 0.02,
         max_kl: 0.05,
-        quick: Some(Quick { harmful: 0.9, harmless: 0.05, alarming: 0.2 }),
+        first_tokens: Some(FirstTokenScore { harmful: 0.9, harmless: 0.05, alarming: 0.2 }),
         utility: 0.246,
     };
     let separation = (0..24).map(|layer| Separation {
@@ -101,7 +101,7 @@ fn example() -> Report {
         llama_cpp: "b1".into(),
         input: file("models/Model-Q4_K_M.gguf"),
         output: file("models/Model-Q4_K_M-rosi.gguf"),
-        direction: None,
+        stored_edit: None,
         architecture: "qwen2".into(),
         prompts: PromptFacts {
             source: "bundled".into(),
@@ -112,7 +112,7 @@ fn example() -> Report {
         },
         edit: EditFacts {
             method: "contrast".into(),
-            lever: Lever::Refusal,
+            direction_source: DirectionSource::Refusal,
             system_prompt: "none".into(),
             layer: 12,
             window: (0.3, 1.0),
@@ -125,8 +125,13 @@ fn example() -> Report {
             push: 2.3,
             gates: Vec::new(),
         },
-        scar: None,
-        levers: vec![LeverOutcome { lever: Lever::Refusal, max_kl: 0.05, probe, trial: Some(trials()[2]) }],
+        ablated: None,
+        direction_sources: vec![SourceOutcome {
+            direction_source: DirectionSource::Refusal,
+            max_kl: 0.05,
+            probe,
+            trial: Some(trials()[2]),
+        }],
         separation: separation.collect(),
         search: SearchResult {
             base: Some(score([17, 3, 17], 0.0)),
@@ -282,8 +287,9 @@ fn the_summary_fits_a_terminal() {
     let report = example();
     insta::assert_snapshot!(report.summary());
     let mut stored = example();
-    stored.direction = Some(file("edit.safetensors"));
-    (stored.search, stored.levers, stored.projections) = (SearchResult::default(), Vec::new(), None);
+    stored.stored_edit = Some(file("edit.safetensors"));
+    (stored.search, stored.direction_sources, stored.projections) =
+        (SearchResult::default(), Vec::new(), None);
     insta::assert_snapshot!(stored.summary());
     for summary in [report.summary(), stored.summary()] {
         assert!(summary.lines().all(|line| line.chars().count() <= 100), "{summary}");
@@ -478,7 +484,7 @@ fn no_number_and_no_length_breaks_the_page() {
     empty.separation.clear();
     empty.verification.tensors.clear();
     empty.answers.clear();
-    empty.levers.clear();
+    empty.direction_sources.clear();
     parsed(&empty.page().unwrap());
     empty.summary();
 }

@@ -1,4 +1,4 @@
-//! The little linear algebra that gates, requantization and the scar need: positive definite systems,
+//! The little linear algebra that gates, requantization and the ablated direction need: positive definite systems,
 //! `W Wᵀ` of a large weight, and the first or last few eigenpairs of a symmetric matrix.
 //!
 //! Why not a crate: of a matrix of up to 8192² only the five smallest eigenpairs are wanted, dozens of

@@ -26,7 +26,11 @@ pub fn same_direction(what: &str, cpu: &Path, other: &Path) {
          least cosine of a right factor {least:.4}",
         a.chosen.layer, b.chosen.layer, a.norms[0], b.norms[0], a.strength, b.strength
     );
-    assert_eq!((a.chosen.layer, a.chosen.lever), (b.chosen.layer, b.chosen.lever), "{what}");
+    assert_eq!(
+        (a.chosen.layer, a.chosen.direction_source),
+        (b.chosen.layer, b.chosen.direction_source),
+        "{what}"
+    );
     assert!(along >= 0.99, "{what}: {along}");
     assert_eq!(cpu.writers.len(), other.writers.len(), "{what}");
 }

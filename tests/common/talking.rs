@@ -104,5 +104,5 @@ pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a s
         "--allow-no-refusal",
         "--allow-over-limits",
     ];
-    [&["direction", model, "-o", out, "--method", "contrast"][..], &search].concat()
+    [&["search", model, "-o", out, "--method", "contrast"][..], &search].concat()
 }

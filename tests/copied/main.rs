@@ -28,8 +28,18 @@ const EDITS: [&[&str]; 3] = [
 fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
     let (stem, few) = (model.file_stem().unwrap().to_str().unwrap(), short_prompts(folder));
     let out = folder.join(format!("{stem}-{}.gguf", edit[1]));
-    let args =
-        ["inject", text(model), "-o", text(&out), "--prompts", text(&few), "--lever", "plain", "-t", "2"];
+    let args = [
+        "inject",
+        text(model),
+        "-o",
+        text(&out),
+        "--prompts",
+        text(&few),
+        "--direction-source",
+        "plain",
+        "-t",
+        "2",
+    ];
     let always = ["--json", "--allow-no-refusal", "--allow-over-limits", "-q"];
     json(&[&args[..], &always, edit].concat());
     out

@@ -12,10 +12,10 @@ use crate::method::edit::Method;
 use crate::method::mean_push::mean_push;
 use crate::method::stored::StoredWriter;
 use crate::output::{Printer, shell};
+use crate::pipeline::edit_search::EditSearch;
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{self, Taken};
-use crate::pipeline::study::Study;
 use crate::report::FileFacts;
 use crate::sources::ollama::modelfile;
 
@@ -63,9 +63,9 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
     let create =
         |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.overwrite)).transpose();
     let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
-    let study = stored::study(&taken, &opened, (None, options.strength), printer)?;
-    let edits = study.exact(&opened)?;
-    let export = Export { opened: &opened, taken: &taken, study: &study, edits: &edits, printer };
+    let edit_search = stored::edit_search(&taken, &opened, (None, options.strength), printer)?;
+    let edits = edit_search.exact(&opened)?;
+    let export = Export { opened: &opened, taken: &taken, edit_search: &edit_search, edits: &edits, printer };
     // Both are made before either gets its name.
     let lora = lora.map(|file| export.lora(file)).transpose()?;
     let vector = vector.map(|file| export.control_vector(file)).transpose()?;
@@ -78,7 +78,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
         file.commit()?;
         told_vector = Some(told);
     }
-    let strength = study.chosen.strength;
+    let strength = edit_search.chosen.strength;
     let told = Exported { edit: taken.file.clone(), strength, lora: told_lora, control_vector: told_vector };
     tell(&told, &taken, (&options.model, &edits), printer);
     if options.json {
@@ -90,7 +90,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
 struct Export<'a> {
     opened: &'a Opened,
     taken: &'a Taken,
-    study: &'a Study,
+    edit_search: &'a EditSearch,
     edits: &'a Edits,
     printer: &'a Printer,
 }
@@ -103,7 +103,7 @@ impl Export<'_> {
         let left_out: Vec<String> = without.map(|e| e.tensor.clone()).collect();
         if left_out.len() == matrices {
             let problem = "llama.cpp applies an adapter to none of the edited matrices".to_owned();
-            let hint = Some("write the edit into the model: rosi-gguf inject MODEL --direction EDIT".into());
+            let hint = Some("write the edit into the model: rosi-gguf inject MODEL --edit EDIT".into());
             return Err(Error::Option { flag: "--lora", problem, hint });
         }
         if let Some(first) = left_out.first() {
@@ -114,7 +114,7 @@ impl Export<'_> {
                 matrices
             ));
         }
-        let (file, facts) = filled(file, &self.study.adapter_file(self.opened)?)?;
+        let (file, facts) = filled(file, &self.edit_search.adapter_file(self.opened)?)?;
         Ok((file, Lora { file: facts, matrices: matrices - left_out.len(), left_out }))
     }
 

@@ -32,10 +32,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let prompts = load_prompts(&options.prompts, printer)?;
-    let taken = options
-        .direction
-        .as_deref()
-        .map(|path| stored::take(path, &opened, options.allow_other_weights, printer));
+    let taken =
+        options.edit.as_deref().map(|path| stored::take(path, &opened, options.allow_other_weights, printer));
     let taken = taken.transpose()?;
     match options.in_place {
         true => gguf::in_place::refuse_split(&opened.gguf)?,

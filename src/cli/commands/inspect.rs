@@ -8,7 +8,7 @@ use crate::arch::patches;
 use crate::cli::InspectArgs;
 use crate::llama::ChatTemplate;
 use crate::llama::thinking::{self, Thinking};
-use crate::method::abliteration::{self, FileSource, Findings, Scar};
+use crate::method::abliteration::{self, AblatedDirection, FileSource, Findings};
 use crate::output::{Printer, Table, one_line};
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::provenance::Provenance;
@@ -40,7 +40,7 @@ struct Inspection {
     injected: Option<Provenance>,
     /// Missing when the weights were not looked at, null when no direction was removed from them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    abliterated: Option<Option<Scar>>,
+    abliterated: Option<Option<AblatedDirection>>,
     #[serde(skip)]
     weights: Option<Findings>,
     warnings: Vec<String>,
@@ -83,7 +83,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         let bar = printer.bar("reading the weights", 1);
         let source = FileSource::new(&opened.gguf, &opened.plan);
         let findings = abliteration::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
-        inspection.abliterated = Some(findings.scar.clone());
+        inspection.abliterated = Some(findings.ablated.clone());
         inspection.weights = Some(findings);
     }
     if args.json {

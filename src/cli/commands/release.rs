@@ -1,12 +1,12 @@
 //! `release`: one edit in every quantization of a model.
 
 mod config;
-mod rung;
+mod writer;
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::commands::{direction, session};
-use crate::cli::{AllowArgs, DirectionArgs, ReleaseArgs, RunArgs};
+use crate::cli::commands::{search, session};
+use crate::cli::{AllowArgs, ReleaseArgs, RunArgs, SearchCommandArgs};
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicFile, Gguf, LockFile, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
@@ -19,12 +19,12 @@ use crate::pipeline::options::{InjectOptions, RunOptions};
 use crate::pipeline::outputs;
 use crate::release::ReleaseError;
 use crate::release::card::{self, Card, License};
-use crate::release::ladder::{Ladder, side_files};
+use crate::release::plan::{ReleasePlan, side_files};
 use crate::release::state::{Recipe, Row, Searched, State, same_recipe};
 use crate::report::{FileFacts, MIN_SURVIVAL};
 use crate::sources::Check;
 use config::{Config, Raw, Scoring};
-use rung::Climb;
+use writer::ReleaseWriter;
 
 /// The folder of a release where bases are quantized to.
 const WORK: &str = ".release-work";
@@ -40,20 +40,20 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let (config, run) = options(args)?;
     let sources = config.sources.iter().map(|path| session::open(path)).collect::<Result<Vec<_>, _>>()?;
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
-    let ladder = Ladder::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
-    let release = Release { config: &config, sources: &sources, ladder: &ladder, run: &run, waived, printer };
+    let plan = ReleasePlan::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
+    let release = Release { config: &config, sources: &sources, plan: &plan, run: &run, waived, printer };
     let _lock = release.lock()?;
     let mut state = release.begin()?;
     let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
-    let (edit, edit_sha256) = release.edit(&mut state, &facts[ladder.widest])?;
-    let climb = Climb {
+    let (edit, edit_sha256) = release.edit(&mut state, &facts[plan.widest])?;
+    let writer = ReleaseWriter {
         release: &release,
         sources: &facts,
         imatrix: imatrix.as_ref().zip(config.imatrix.as_deref().map(hash).transpose()?),
         edit: (&edit, &edit_sha256),
         prompts: &release.prompts()?,
     };
-    let unsafe_ones = climb.all(&mut state)?;
+    let unsafe_ones = writer.all(&mut state)?;
     if let Some(error) = unsafe_ones {
         return Err(error);
     }
@@ -74,7 +74,7 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
     {
         let said = !args.types.is_empty() || args.no_score || args.score_prompts.is_some() || args.keep_bases;
         let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
-        if said || named || args.direction.is_some() || args.imatrix.is_some() {
+        if said || named || args.edit.is_some() || args.imatrix.is_some() {
             let problem =
                 "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)"
                     .into();
@@ -96,7 +96,7 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
         types: args.types,
         name: args.name,
         imatrix: args.imatrix,
-        direction: args.direction,
+        edit: args.edit,
         base_model: args.base_model,
         license: args.license,
         score: !args.no_score,
@@ -128,7 +128,7 @@ struct Waived {
 struct Release<'a> {
     config: &'a Config,
     sources: &'a [Gguf],
-    ladder: &'a Ladder,
+    plan: &'a ReleasePlan,
     run: &'a RunOptions,
     waived: Waived,
     printer: &'a Printer,
@@ -150,19 +150,19 @@ impl Release<'_> {
     fn check_names(&self) -> Result<(), Error> {
         let reports = self.at("reports");
         std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
-        let models = self.ladder.rungs.iter();
-        let files =
-            models.flat_map(|rung| [self.at(&rung.file), reports.join(&rung.file).with_extension("json")]);
+        let models = self.plan.files.iter();
+        let files = models
+            .flat_map(|planned| [self.at(&planned.file), reports.join(&planned.file).with_extension("json")]);
         let edit = self.at(&self.edit_name());
         let edits = [edit.with_extension("search.jsonl"), edit];
-        let edits = edits.into_iter().filter(|_| self.config.direction.is_none());
+        let edits = edits.into_iter().filter(|_| self.config.edit.is_none());
         let all: Vec<PathBuf> = files.chain(edits).chain(side_files(&self.config.output)).collect();
         outputs::check(all.iter().map(PathBuf::as_path), true)
     }
 
     /// What the edit is called that is searched for the release.
     fn edit_name(&self) -> String {
-        format!("{}-edit.safetensors", self.ladder.name)
+        format!("{}-edit.safetensors", self.plan.name)
     }
 
     /// The journal of the folder; clears what a killed run left half-done.
@@ -176,7 +176,7 @@ impl Release<'_> {
             Some(state) => state,
             None => {
                 let new = State::new(folder);
-                let models = self.ladder.rungs.iter().map(|rung| self.at(&rung.file));
+                let models = self.plan.files.iter().map(|planned| self.at(&planned.file));
                 let taken = side_files(folder).into_iter().chain(models).find(|path| path.exists());
                 if let Some(path) = taken.filter(|_| !self.waived.overwrite) {
                     return Err(ReleaseError::InTheWay { path }.into());
@@ -190,13 +190,13 @@ impl Release<'_> {
         if work.exists() {
             std::fs::remove_dir_all(&work).map_err(io(&work))?;
         }
-        self.ladder.rungs.iter().for_each(|rung| gguf::sweep(&self.at(&rung.file)));
+        self.plan.files.iter().for_each(|planned| gguf::sweep(&self.at(&planned.file)));
         Ok(state)
     }
 
     /// The stored edit that all files get: the one that is given, or one that is searched, once.
     fn edit(&self, state: &mut State, widest: &FileFacts) -> Result<(PathBuf, String), Error> {
-        let path = match &self.config.direction {
+        let path = match &self.config.edit {
             Some(path) => path.clone(),
             None => self.searched(state, widest)?,
         };
@@ -232,8 +232,8 @@ impl Release<'_> {
         state.save()?;
         let mut search = self.config.search.clone();
         search.resume = path.with_extension("search.jsonl").exists();
-        let args = DirectionArgs {
-            model: self.sources[self.ladder.widest].path.clone().into(),
+        let args = SearchCommandArgs {
+            model: self.sources[self.plan.widest].path.clone().into(),
             output: path.clone(),
             search,
             json: false,
@@ -242,8 +242,8 @@ impl Release<'_> {
             run: RunArgs::default(),
         };
         let source = session::find(&args.model, Check::Size, self.printer)?;
-        let options = InjectOptions { run: self.run.clone(), ..InjectOptions::for_direction(args, source)? };
-        direction::run(&options, self.printer)?;
+        let options = InjectOptions { run: self.run.clone(), ..InjectOptions::for_search(args, source)? };
+        search::run(&options, self.printer)?;
         Ok(path)
     }
 
@@ -254,14 +254,14 @@ impl Release<'_> {
 
     /// Sums and card of what is done.
     fn finish(&self, state: &State, (edit, sha256): (&Path, &str)) -> Result<Vec<Row>, Error> {
-        let rows: Vec<Row> = self.ladder.rungs.iter().filter_map(|r| state.row(&r.file)).cloned().collect();
+        let rows: Vec<Row> = self.plan.files.iter().filter_map(|r| state.row(&r.file)).cloned().collect();
         let (stored, _) = StoredEdit::open(edit)?;
         let facts = &stored.facts;
         let (along, strength) = (facts.along(), percent(facts.strength));
-        let source = &self.sources[self.ladder.widest];
+        let source = &self.sources[self.plan.widest];
         let license = self.config.license.as_deref().map(|text| License::new(text, None));
         let card = Card {
-            name: &self.ladder.name,
+            name: &self.plan.name,
             base_model: self.config.base_model.clone().or_else(|| card::base_model_of(source)),
             license: license.or_else(|| License::of(source)),
             edit: format!("{} edit along {along}, strength {strength}", facts.method.name()),
@@ -289,7 +289,7 @@ impl Release<'_> {
     fn sums(&self, rows: &[Row], (edit, sha256): (&Path, &str)) -> Result<String, Error> {
         let mut lines: Vec<(String, String)> =
             rows.iter().map(|row| (row.sha256.clone(), row.file.clone())).collect();
-        if self.config.direction.is_none() {
+        if self.config.edit.is_none() {
             let name = edit.file_name().unwrap_or_default().to_string_lossy().into_owned();
             lines.push((sha256.to_owned(), name));
         }

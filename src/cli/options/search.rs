@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::option;
 use crate::cli::SearchArgs;
 use crate::method::edit::{MAX_CONTRAST, Method};
-use crate::method::search::{Lever, SearchOptions};
+use crate::method::search::{DirectionSource, SearchOptions};
 use crate::pipeline::error::Error;
 use crate::pipeline::options::{STRENGTHS, SystemPrompt};
 use crate::sources::Source;
@@ -90,12 +90,12 @@ fn parse_contrast(text: &str) -> Result<Option<f64>, Error> {
     }
 }
 
-/// `--lever safety` needs the prompt that `--system-prompt off` forbids.
+/// `--direction-source safety` needs the prompt that `--system-prompt off` forbids.
 pub(super) fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
     let prompt = parse_system_prompt(&args.system_prompt)?;
-    if args.lever == Some(Lever::Safety) && prompt == SystemPrompt::Off {
+    if args.direction_source == Some(DirectionSource::Safety) && prompt == SystemPrompt::Off {
         return Err(option(
-            "--lever",
+            "--direction-source",
             "safety needs a system prompt, and --system-prompt is off".into(),
             None,
         ));

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use ndarray::Array2;
 
 use super::source::{Group, Site, Source};
-use super::{GAP_ALONE, GAP_SPARSE, ScarError};
+use super::{AblationError, GAP_ALONE, GAP_SPARSE};
 use crate::util::interrupt;
 use crate::util::linalg::{self, NotPositive};
 
@@ -22,7 +22,7 @@ const PAIRS: usize = 8;
 const DENSE: f64 = 1.0 / 30.0;
 /// Vectors that live on fewer coordinates are broken or duplicated rows, no direction of meaning.
 const MIN_PARTICIPATION: f64 = 4.0;
-/// Cosine with (1, …, 1)/√n beyond which a vector is the mean that LayerNorm removes, no scar.
+/// Cosine with (1, …, 1)/√n beyond which a vector is the mean that LayerNorm removes, no ablated direction.
 const MEAN_COSINE: f64 = 0.9;
 /// Pieces into which the layers are cut; windows are made of whole pieces.
 const PIECES: usize = 8;
@@ -217,11 +217,11 @@ struct Window {
 /// Solves each layer by itself, then the windows; `None` for what is too small to judge.
 ///
 /// # Errors
-/// [`ScarError`] when a weight cannot be read, or the user stopped.
+/// [`AblationError`] when a weight cannot be read, or the user stopped.
 pub fn all_regions(
     source: &dyn Source,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Vec<Option<Region>>, Vec<Region>), ScarError> {
+) -> Result<(Vec<Option<Region>>, Vec<Region>), AblationError> {
     let (n_embd, sites) = (source.n_embd(), source.sites());
     let n_layer = sites.iter().map(|s| s.layer + 1).max().unwrap_or(0);
     if n_embd < MIN_WIDTH || n_layer == 0 {
@@ -265,7 +265,7 @@ fn solve<T: Send>(
     solvers: usize,
     jobs: Vec<Job<T>>,
     gram: impl Fn(T) -> (Array2<f64>, usize) + Sync,
-) -> Result<Vec<Option<Region>>, ScarError> {
+) -> Result<Vec<Option<Region>>, AblationError> {
     let results = Mutex::new(vec![Ok(None); jobs.len()]);
     linalg::in_parallel(solvers, jobs.into_iter().enumerate(), |(i, (layers, group, job))| {
         let (gram, columns) = gram(job);

@@ -1,4 +1,4 @@
-//! Small random weights with decaying spectra, as real ones have; `tests/e2e_scar.rs` has real ones.
+//! Small random weights with decaying spectra, as real ones have; `tests/e2e_abliteration.rs` has real ones.
 
 use ndarray::Array2;
 
@@ -86,8 +86,8 @@ impl Memory {
         self
     }
 
-    fn scar(&self) -> Option<Scar> {
-        find(self, &mut |_, _| ()).unwrap().scar
+    fn ablated(&self) -> Option<AblatedDirection> {
+        find(self, &mut |_, _| ()).unwrap().ablated
     }
 }
 
@@ -96,10 +96,10 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn honest_weights_have_no_scar() {
+fn honest_weights_have_no_ablated_direction() {
     for seed in 0..24 {
         let findings = find(&Memory::honest(seed), &mut |_, _| ()).unwrap();
-        assert_eq!(findings.scar, None, "{seed}");
+        assert_eq!(findings.ablated, None, "{seed}");
         assert!(findings.widest.unwrap().lowest.gap < HONEST_GAP, "{seed}");
     }
 }
@@ -107,29 +107,29 @@ fn honest_weights_have_no_scar() {
 #[test]
 fn an_exact_projection_is_found_with_its_direction() {
     let r = unit(7, N_EMBD);
-    let scar = Memory::honest(1).without(1.0, |_| Some(r.clone())).scar().unwrap();
-    assert!(cosine(&scar.directions[0], &r) > 0.999_999);
-    assert_eq!((scar.directions.len(), scar.writers, scar.layers.len()), (1, (16, 16), N_LAYER));
-    assert!(scar.gap > 8.0 && scar.remaining < 1e-6 && scar.agreement == 1.0, "{scar:?}");
+    let ablated = Memory::honest(1).without(1.0, |_| Some(r.clone())).ablated().unwrap();
+    assert!(cosine(&ablated.directions[0], &r) > 0.999_999);
+    assert_eq!((ablated.directions.len(), ablated.writers, ablated.layers.len()), (1, (16, 16), N_LAYER));
+    assert!(ablated.gap > 8.0 && ablated.remaining < 1e-6 && ablated.agreement == 1.0, "{ablated:?}");
 }
 
 #[test]
 fn partial_weights_are_found() {
     let r = unit(7, N_EMBD);
     for weight in [0.8, 1.2] {
-        let scar = Memory::honest(2).without(weight, |_| Some(r.clone())).scar().unwrap();
-        assert!(cosine(&scar.directions[0], &r) > 0.98, "{weight}");
-        assert_eq!(scar.writers, (16, 16), "{weight}");
-        assert!((0.01..0.1).contains(&scar.remaining), "{weight} {}", scar.remaining);
+        let ablated = Memory::honest(2).without(weight, |_| Some(r.clone())).ablated().unwrap();
+        assert!(cosine(&ablated.directions[0], &r) > 0.98, "{weight}");
+        assert_eq!(ablated.writers, (16, 16), "{weight}");
+        assert!((0.01..0.1).contains(&ablated.remaining), "{weight} {}", ablated.remaining);
     }
 }
 
 #[test]
 fn a_direction_of_its_own_in_each_layer_is_found() {
     let own = |layer: usize| unit(70 + layer as u64, N_EMBD);
-    let scar = Memory::honest(3).without(1.0, |s| Some(own(s.layer))).scar().unwrap();
-    assert_eq!(scar.layers.len(), N_LAYER);
-    for layer in &scar.layers {
+    let ablated = Memory::honest(3).without(1.0, |s| Some(own(s.layer))).ablated().unwrap();
+    assert_eq!(ablated.layers.len(), N_LAYER);
+    for layer in &ablated.layers {
         assert!(cosine(&layer.unit, &own(layer.layer)) > 0.999, "{}", layer.layer);
     }
 }
@@ -138,10 +138,10 @@ fn a_direction_of_its_own_in_each_layer_is_found() {
 fn layers_and_kinds_that_were_left_alone_are_not_named() {
     let r = unit(7, N_EMBD);
     let some = |s: &Site| ((2..6).contains(&s.layer) && s.group == Group::FeedForward).then(|| r.clone());
-    let scar = Memory::honest(4).without(1.0, some).scar().unwrap();
-    let names: Vec<&String> = scar.layers.iter().flat_map(|l| &l.tensors).collect();
+    let ablated = Memory::honest(4).without(1.0, some).ablated().unwrap();
+    let names: Vec<&String> = ablated.layers.iter().flat_map(|l| &l.tensors).collect();
     assert_eq!(names, ["2.FeedForward", "3.FeedForward", "4.FeedForward", "5.FeedForward"]);
-    assert!(cosine(&scar.directions[0], &r) > 0.999);
+    assert!(cosine(&ablated.directions[0], &r) > 0.999);
 }
 
 #[test]
@@ -153,30 +153,30 @@ fn two_directions_are_told_apart_from_one() {
     let b: Vec<f32> = b.iter().zip(&a).map(|(x, y)| x - along * y).collect();
     let norm = b.iter().map(|v| v * v).sum::<f32>().sqrt();
     let b: Vec<f32> = b.iter().map(|v| v / norm).collect();
-    let scar = twice.without(1.0, |_| Some(b.clone())).scar().unwrap();
-    assert_eq!(scar.directions.len(), 2);
-    for d in &scar.directions {
+    let ablated = twice.without(1.0, |_| Some(b.clone())).ablated().unwrap();
+    assert_eq!(ablated.directions.len(), 2);
+    for d in &ablated.directions {
         assert!((cosine(d, &a).powi(2) + cosine(d, &b).powi(2) - 1.0).abs() < 1e-4);
     }
 }
 
 #[test]
-fn the_mean_that_layer_norm_removes_is_no_scar() {
+fn the_mean_that_layer_norm_removes_is_not_ablated() {
     let ones = vec![(N_EMBD as f32).sqrt().recip(); N_EMBD];
-    assert_eq!(Memory::honest(6).without(1.0, |_| Some(ones.clone())).scar(), None);
+    assert_eq!(Memory::honest(6).without(1.0, |_| Some(ones.clone())).ablated(), None);
 }
 
 #[test]
-fn dead_coordinates_and_dead_writers_are_no_scar() {
+fn dead_coordinates_and_dead_writers_are_not_ablated() {
     let mut memory = Memory::honest(7);
     memory.weights.iter_mut().for_each(|w| w.row_mut(5).fill(0.0));
     memory.weights[3].fill(0.0);
-    assert_eq!(memory.scar(), None);
+    assert_eq!(memory.ablated(), None);
     for w in &mut memory.weights {
         let copy = w.row(9).to_owned();
         w.row_mut(10).assign(&copy);
     }
-    assert_eq!(memory.scar(), None, "two rows alike");
+    assert_eq!(memory.ablated(), None, "two rows alike");
 }
 
 #[test]
@@ -186,13 +186,13 @@ fn what_is_too_narrow_is_not_judged() {
     let r = unit(7, 32);
     let memory = Memory { sites, weights }.without(1.0, |_| Some(r.clone()));
     let findings = find(&memory, &mut |_, _| ()).unwrap();
-    assert_eq!(findings, Findings { scar: None, widest: None });
+    assert_eq!(findings, Findings { ablated: None, widest: None });
 }
 
 #[test]
 fn one_line_says_it_all() {
-    let layer = |layer| LayerScar { layer, tensors: vec![], remaining: 0.04, cosine: 1.0, unit: vec![] };
-    let scar = Scar {
+    let layer = |layer| AblatedLayer { layer, tensors: vec![], remaining: 0.04, cosine: 1.0, unit: vec![] };
+    let ablated = AblatedDirection {
         gap: 2.5,
         times_honest: 2.5 / HONEST_GAP,
         agreement: 1.0,
@@ -201,9 +201,9 @@ fn one_line_says_it_all() {
         layers: [3, 4, 5, 9].map(layer).into(),
         directions: vec![vec![1.0]],
     };
-    insta::assert_snapshot!(scar.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 2.5, 2.3 times that of any honest model; 4.0 % of the usual weight is left along it");
-    let scar = Scar { gap: 1.0, times_honest: 1.0 / HONEST_GAP, ..scar };
-    insta::assert_snapshot!(scar.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 1.0, which no honest model shows in so many layers; 4.0 % of the usual weight is left along it");
+    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 2.5, 2.3 times that of any honest model; 4.0 % of the usual weight is left along it");
+    let ablated = AblatedDirection { gap: 1.0, times_honest: 1.0 / HONEST_GAP, ..ablated };
+    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 1.0, which no honest model shows in so many layers; 4.0 % of the usual weight is left along it");
 }
 
 #[test]

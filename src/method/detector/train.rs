@@ -134,7 +134,7 @@ impl Profile {
 
 /// A gate, and its held-out scores of every row.
 #[derive(Debug, Clone)]
-pub struct Learned {
+pub struct LearnedGate {
     /// The gate.
     pub gate: Gate,
     /// Held-out scores, f64 `[n]`.
@@ -183,7 +183,7 @@ impl<'a> Teacher<'a> {
     ///
     /// # Errors
     /// [`NotPositive`] when an input is not finite.
-    pub fn learn(&self, opens: Opens) -> Result<Learned, NotPositive> {
+    pub fn learn(&self, opens: Opens) -> Result<LearnedGate, NotPositive> {
         let labels = &self.examples.labels;
         let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
         let weight = |label: &Label| match (opens, label.kind) {
@@ -210,7 +210,7 @@ impl<'a> Teacher<'a> {
         }
         let width = self.recipe.width * deviation(&scores);
         let threshold = self.threshold(opens, &scores);
-        Ok(Learned { gate: Gate { opens, score, threshold, width }, scores })
+        Ok(LearnedGate { gate: Gate { opens, score, threshold, width }, scores })
     }
 
     /// The scores of plain prompts of one kind: allowances are told of these, and [`Profile::contexts`] of the others.
@@ -235,7 +235,7 @@ impl<'a> Teacher<'a> {
     }
 
     /// Share of the prompts that a gate is to open on whose score passes its threshold.
-    pub fn recall(&self, learned: &Learned) -> f64 {
+    pub fn recall(&self, learned: &LearnedGate) -> f64 {
         let own = self.of(&learned.scores, learned.gate.opens.kind());
         own.iter().filter(|&&s| s > learned.gate.threshold).count() as f64 / own.len().max(1) as f64
     }
@@ -243,11 +243,11 @@ impl<'a> Teacher<'a> {
     /// What is told of a gate in block `layer` that was learned at the token so far before the last.
     pub fn profile(
         &self,
-        learned: &Learned,
+        learned: &LearnedGate,
         (layer, before_last): (usize, usize),
         activation: Activation,
     ) -> Profile {
-        let Learned { gate, scores } = learned;
+        let LearnedGate { gate, scores } = learned;
         let mut sorted = scores.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |share: f64| sorted.get((share * sorted.len() as f64) as usize).copied().unwrap_or(0.0);
@@ -287,7 +287,7 @@ impl<'a> Teacher<'a> {
         }
     }
 
-    fn in_context(&self, learned: &Learned, context: Context, activation: Activation) -> InContext {
+    fn in_context(&self, learned: &LearnedGate, context: Context, activation: Activation) -> InContext {
         let share = |kind: PromptKind| {
             let own = self.of_context(&learned.scores, kind, context);
             let n_open = own.iter().filter(|&&s| learned.gate.opening(s, activation) > OPEN).count();

@@ -31,8 +31,8 @@ fn kinds() -> [Vec<WriterInputs>; 3] {
     [inputs(&centre(0), 32, 1), inputs(&centre(1), 32, 2), inputs(&centre(2), 32, 3)]
 }
 
-fn lessons<'a>(kinds: &'a [Vec<WriterInputs>; 3], odds: &'a [Vec<f64>; 3]) -> Lessons<'a> {
-    Lessons { inputs: [&kinds[0], &kinds[1], &kinds[2]], odds: [&odds[0], &odds[1], &odds[2]] }
+fn training_set<'a>(kinds: &'a [Vec<WriterInputs>; 3], odds: &'a [Vec<f64>; 3]) -> TrainingSet<'a> {
+    TrainingSet { inputs: [&kinds[0], &kinds[1], &kinds[2]], odds: [&odds[0], &odds[1], &odds[2]] }
 }
 
 /// Mean total push of the gates on new prompts around `centre`.
@@ -48,7 +48,7 @@ fn push(rights: &RightFactors, centre: &[f32], seed: u64) -> f32 {
 fn gates_open_on_harmful_and_turn_on_alarming_prompts() {
     let kinds = kinds();
     let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
-    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
+    let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let contrast = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     let gated = kernel.right_factors(0.0, &OPTIONS, 2).unwrap();
     for rights in [&contrast, &gated] {
@@ -64,7 +64,7 @@ fn prompts_that_are_answered_anyway_ask_for_nothing() {
     let kinds = kinds();
     let turned = |odds: f64| {
         let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![odds; 32]];
-        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
+        let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
         push(&kernel.right_factors(1.0, &OPTIONS, 2).unwrap(), &centre(2), 13)
     };
     assert!(turned(-6.0) > -0.1 && turned(1.0) < -0.4, "{} {}", turned(-6.0), turned(1.0));
@@ -77,7 +77,7 @@ fn a_writer_whose_push_does_more_is_used_more() {
     // Almost without a ridge the regression makes up for an effect: twice the effect is half the push.
     let stiff = GateOptions { ridge: 1.0, ..OPTIONS };
     let share = |effects: &[f64]| {
-        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], Some(effects), &mut || ()).unwrap();
+        let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], Some(effects), &mut || ()).unwrap();
         let rights = kernel.right_factors(1.0, &stiff, 2).unwrap();
         // One that does nothing has none: a right factor of zeros is no edit, and could not be stored.
         assert_eq!([0, 1].map(|w| rights[w].is_some()), [effects[0] > 0.0, true]);
@@ -92,7 +92,7 @@ fn a_writer_whose_push_does_more_is_used_more() {
 fn the_dual_solution_is_the_minimum() {
     let kinds = kinds();
     let odds = [vec![-1.0; 32], vec![-3.0; 32], vec![0.2; 32]];
-    let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
+    let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let dual = kernel.solve(0.7, &OPTIONS).unwrap();
     let full = |i: usize, j: usize| kernel.gram[[i.max(j), i.min(j)]];
     let loss = |dual: &[f64]| {
@@ -130,11 +130,11 @@ fn inputs_that_tell_nothing_apart_give_no_gates() {
     let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0), routes: None }];
     let kinds = [same.clone(), same.clone(), same.clone()];
     let odds = [vec![], vec![], vec![]];
-    let none = Kernel::of(lessons(&kinds, &odds), &[0], None, &mut || ()).err();
+    let none = Kernel::of(training_set(&kinds, &odds), &[0], None, &mut || ()).err();
     assert_eq!(none, Some(GateError::Inputs { writers: 1 }));
     let mut missing = super::tests::kinds();
     missing[0][0].last[[0, 0]] = f32::NAN;
-    let kernel = Kernel::of(lessons(&missing, &odds), &[0, 1], None, &mut || ()).unwrap();
+    let kernel = Kernel::of(training_set(&missing, &odds), &[0, 1], None, &mut || ()).unwrap();
     assert_eq!(kernel.writers.iter().map(|w| w.0).collect::<Vec<_>>(), [1]);
     let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     assert!(rights[0].is_none() && rights[1].is_some());
@@ -163,7 +163,7 @@ fn a_mixture_is_one_wide_writer() {
     let odds = [vec![-2.0; 12], vec![-3.0; 12], vec![0.5; 12]];
     let rights = |wide: bool| {
         let kinds = [0, 1, 2].map(|kind| vec![mixture(10 + kind, wide), mixture(20 + kind, true)]);
-        let kernel = Kernel::of(lessons(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
+        let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
         let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
         (rights.clone(), effects::pushes(&kinds[0], &rights))
     };

@@ -2,7 +2,7 @@
 
 use super::STRENGTH_RANGE;
 use super::SearchError;
-use crate::eval::Examiner;
+use crate::eval::Evaluator;
 use crate::llama::{Engine, LowRank};
 
 /// A probe is close enough when it spends this share of the KL budget.
@@ -27,7 +27,7 @@ pub struct KlBudget<'a> {
     /// The model.
     pub engine: &'a mut dyn Engine,
     /// Measures the KL.
-    pub examiner: &'a Examiner,
+    pub evaluator: &'a Evaluator,
     /// The budget, nats.
     pub max_kl: f64,
 }
@@ -47,7 +47,7 @@ impl KlBudget<'_> {
         let mut within = None;
         for _ in 0..MAX_PROBES {
             self.engine.apply(&make(strength)?)?;
-            let spent = self.examiner.kl(self.engine)? / self.max_kl;
+            let spent = self.evaluator.kl(self.engine)? / self.max_kl;
             if spent <= 1.0 {
                 within = Some(within.map_or(strength, |w: f64| w.max(strength)));
             }

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Candidate, Lever};
-use crate::eval::{Quick, Score};
+use super::{Candidate, DirectionSource};
+use crate::eval::{FirstTokenScore, Score};
 use crate::gguf::LockFile;
 use crate::llama::offload::FlashAttn;
 use crate::util::bounded;
@@ -48,8 +48,8 @@ pub struct Head {
     pub contexts_sha256: String,
     /// Most tokens of thoughts from which detectors learn too; `None` where they are not to.
     pub thoughts: Option<usize>,
-    /// The only lever that is tried, if there is but one: others teach how refusals begin, too.
-    pub lever: Option<Lever>,
+    /// The only direction source that is tried, if there is but one: others teach how refusals begin, too.
+    pub direction_source: Option<DirectionSource>,
     /// The strength that is fixed, if any.
     pub strength: Option<f64>,
     /// The KL budget that is given, nats; if none is, what the model needs.
@@ -72,7 +72,7 @@ pub struct Look {
     /// The strength that spends the KL budget.
     pub strength: f64,
     /// Its first tokens, where the base has refusal openings.
-    pub quick: Option<Quick>,
+    pub first_tokens: Option<FirstTokenScore>,
     /// Its answers, where it has none.
     pub score: Option<Score>,
 }

@@ -2,16 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::lever::Lever;
+use super::direction_source::DirectionSource;
 use super::row::{ProbeRow, TrialRow};
-use crate::eval::{Quick, Score};
+use crate::eval::{FirstTokenScore, Score};
 
 /// One kind of edit, up to its strength.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Where the direction comes from.
-    pub lever: Lever,
-    /// Layer of the direction; of a scar, the one in its middle.
+    pub direction_source: DirectionSource,
+    /// Layer of the direction; of an ablated direction, the one in its middle.
     pub layer: usize,
     /// Layers whose writers are edited, as shares of the depth: from, until.
     pub window: (f64, f64),
@@ -20,10 +20,14 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Its lever and, where gates have one, its κ: `refusal 0.5`.
-    pub fn lever_and_contrast(&self) -> String {
-        let lever = self.lever.name();
-        if self.contrast > 0.0 { format!("{lever} {}", self.contrast) } else { lever.to_owned() }
+    /// Its direction source and, where gates have one, its κ: `refusal 0.5`.
+    pub fn source_and_contrast(&self) -> String {
+        let direction_source = self.direction_source.name();
+        if self.contrast > 0.0 {
+            format!("{direction_source} {}", self.contrast)
+        } else {
+            direction_source.to_owned()
+        }
     }
 }
 
@@ -60,7 +64,7 @@ pub struct Probe {
     /// That budget, nats.
     pub max_kl: f64,
     /// What the first tokens say; absent where the base has no refusal openings.
-    pub quick: Option<Quick>,
+    pub first_tokens: Option<FirstTokenScore>,
     /// How good that is.
     pub utility: f64,
 }

@@ -3,13 +3,13 @@
 
 use serde::Deserialize;
 
-use super::{Candidate, Lever, Probe, Trial};
-use crate::eval::{Quick, Score};
+use super::{Candidate, DirectionSource, Probe, Trial};
+use crate::eval::{FirstTokenScore, Score};
 use crate::util::null;
 
 #[derive(Deserialize)]
 pub(super) struct TrialRow {
-    lever: Lever,
+    direction_source: DirectionSource,
     layer: usize,
     window: (f64, f64),
     contrast: f64,
@@ -26,9 +26,9 @@ pub(super) struct TrialRow {
 
 impl From<TrialRow> for Trial {
     fn from(row: TrialRow) -> Self {
-        let TrialRow { lever, layer, window, contrast, .. } = row;
+        let TrialRow { direction_source, layer, window, contrast, .. } = row;
         Self {
-            candidate: Candidate { lever, layer, window, contrast },
+            candidate: Candidate { direction_source, layer, window, contrast },
             strength: row.strength,
             score: row.score,
             utility: row.utility,
@@ -41,20 +41,27 @@ impl From<TrialRow> for Trial {
 
 #[derive(Deserialize)]
 pub(super) struct ProbeRow {
-    lever: Lever,
+    direction_source: DirectionSource,
     layer: usize,
     window: (f64, f64),
     contrast: f64,
     strength: f64,
     max_kl: f64,
-    quick: Option<Quick>,
+    first_tokens: Option<FirstTokenScore>,
     #[serde(deserialize_with = "null::or_minus_infinity")]
     utility: f64,
 }
 
 impl From<ProbeRow> for Probe {
     fn from(row: ProbeRow) -> Self {
-        let ProbeRow { lever, layer, window, contrast, strength, max_kl, quick, utility } = row;
-        Self { candidate: Candidate { lever, layer, window, contrast }, strength, max_kl, quick, utility }
+        let ProbeRow { direction_source, layer, window, contrast, strength, max_kl, first_tokens, utility } =
+            row;
+        Self {
+            candidate: Candidate { direction_source, layer, window, contrast },
+            strength,
+            max_kl,
+            first_tokens,
+            utility,
+        }
     }
 }

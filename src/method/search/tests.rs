@@ -1,19 +1,19 @@
-//! The search on a stand-in whose effect per lever and layer is known.
+//! The search on a stand-in whose effect per direction source and layer is known.
 
 use super::*;
-use crate::eval::{Examination, Questions, Tally};
+use crate::eval::{Evaluation, Questions, Tally};
 use crate::llama::activations::Activations;
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat, Length};
 
-type Quality = fn(Lever, usize) -> f64;
+type Quality = fn(DirectionSource, usize) -> f64;
 
-/// Refuses harmful prompt `i` when `strength · quality(lever, layer)` is above `i`; its first logit moves
+/// Refuses harmful prompt `i` when `strength · quality(direction_source, layer)` is above `i`; its first logit moves
 /// with the strength (by half as much where a prompt is calm), so that KL grows with its square (with a power of 3.2 where it is
 /// steep); breaks above 100.
 struct StandIn {
     quality: Quality,
-    at: (Lever, usize),
+    at: (DirectionSource, usize),
     strength: f64,
     applied: usize,
 }
@@ -26,11 +26,11 @@ impl Engine for StandIn {
     fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError> {
         self.applied += 1;
         let of = |e: &LowRank| {
-            let (lever, layer) = e.tensor.split_once('.').unwrap();
-            let lever = LEVERS.into_iter().find(|l| l.name() == lever).unwrap();
-            ((lever, layer.parse().unwrap()), f64::from(e.b[0]))
+            let (direction_source, layer) = e.tensor.split_once('.').unwrap();
+            let direction_source = LEVERS.into_iter().find(|l| l.name() == direction_source).unwrap();
+            ((direction_source, layer.parse().unwrap()), f64::from(e.b[0]))
         };
-        (self.at, self.strength) = edits.first().map_or(((Lever::Plain, 0), 0.0), of);
+        (self.at, self.strength) = edits.first().map_or(((DirectionSource::Plain, 0), 0.0), of);
         Ok(())
     }
 
@@ -69,7 +69,8 @@ impl Engine for StandIn {
     }
 }
 
-const LEVERS: [Lever; 3] = [Lever::Plain, Lever::Safety, Lever::Scar];
+const LEVERS: [DirectionSource; 3] =
+    [DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated];
 
 fn questions() -> Questions {
     let of = |kind: &str| (0..20).map(|i| format!("{kind} {i}")).collect();
@@ -77,18 +78,18 @@ fn questions() -> Questions {
 }
 
 fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchError> {
-    let tensor = format!("{}.{}", candidate.lever.name(), candidate.layer);
+    let tensor = format!("{}.{}", candidate.direction_source.name(), candidate.layer);
     Ok(vec![LowRank { tensor, n_expert: 1, rank: 1, a: vec![1.0], b: vec![strength as f32] }])
 }
 
-fn space(lever: Lever) -> Space {
-    let layer = (lever == Lever::Scar).then_some(10);
+fn space(direction_source: DirectionSource) -> Space {
+    let layer = (direction_source == DirectionSource::Ablated).then_some(10);
     let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
-    Space { lever, layer, windows, contrasts, first_strength: 0.04 }
+    Space { direction_source, layer, windows, contrasts, first_strength: 0.04 }
 }
 
 fn run(quality: Quality, options: SearchOptions) -> SearchResult {
-    run_with(&[space(Lever::Plain)], quality, options)
+    run_with(&[space(DirectionSource::Plain)], quality, options)
 }
 
 fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> SearchResult {
@@ -102,15 +103,15 @@ fn run_on(
     options: SearchOptions,
     journal: &mut Journal,
 ) -> (SearchResult, usize) {
-    let mut engine = StandIn { quality, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let mut engine = StandIn { quality, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
     let result = search_with(&mut engine, (&few, questions()), spaces, options, journal);
     (result, engine.applied)
 }
 
 fn search_with(
     engine: &mut StandIn,
-    asked: (&Examiner, Questions),
+    asked: (&Evaluator, Questions),
     spaces: &[Space],
     options: SearchOptions,
     journal: &mut Journal,
@@ -121,15 +122,15 @@ fn search_with(
 /// What `run` makes of the search over a stand-in.
 fn prepared(
     engine: &mut StandIn,
-    (few, asked): (&Examiner, Questions),
+    (few, asked): (&Evaluator, Questions),
     (spaces, options): (&[Space], SearchOptions),
     journal: &mut Journal,
     run: &mut dyn FnMut(&mut Search<'_>) -> SearchResult,
 ) -> SearchResult {
-    let (examiner, base): (_, Examination) = Examiner::new(engine, asked).unwrap();
+    let (evaluator, base): (_, Evaluation) = Evaluator::new(engine, asked).unwrap();
     run(&mut Search {
         engine,
-        examiner: &examiner,
+        evaluator: &evaluator,
         few,
         base: base.score,
         make_edits: &edits,
@@ -188,13 +189,14 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
     assert_eq!(noise([20, 20, 20]), 0.03);
     let chosen = |hard: usize| {
-        let mut engine = StandIn { quality: |_, _| 1e3, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+        let mut engine =
+            StandIn { quality: |_, _| 1e3, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
         // Refused from ¾ of the budget's strength on, and beyond.
         let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
         let asked = Questions { harmful, ..questions() };
-        let few = Examiner::new(&mut engine, questions()).unwrap().0;
+        let few = Evaluator::new(&mut engine, questions()).unwrap().0;
         let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
-        let spaces = [space(Lever::Plain)];
+        let spaces = [space(DirectionSource::Plain)];
         let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
         assert_eq!(result.trials[0].score.harmful.refused, 100);
         result.best.unwrap()
@@ -228,11 +230,12 @@ fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
 
 #[test]
 fn a_budget_that_a_quick_look_underestimates_is_kept() {
-    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
+    let mut engine =
+        StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
     let calm = questions().harmless.iter().map(|text| format!("{text}, calm")).collect();
-    let few = Examiner::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
+    let few = Evaluator::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
     let options = SearchOptions { layer: Some(10), ..AUTO };
-    let (few, spaces) = ((&few, questions()), [space(Lever::Plain)]);
+    let (few, spaces) = ((&few, questions()), [space(DirectionSource::Plain)]);
     let result = search_with(&mut engine, few, &spaces, options, &mut Journal::off());
     let (probe, first) = (result.probes[0], result.trials[0]);
     assert!(first.strength < 0.6 * probe.strength, "{first:?}");
@@ -241,12 +244,13 @@ fn a_budget_that_a_quick_look_underestimates_is_kept() {
 
 #[test]
 fn a_trial_that_passes_the_budget_is_made_again_with_less() {
-    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Examiner::new(&mut engine, questions()).unwrap().0;
+    let mut engine =
+        StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
     let steep = questions().harmless.iter().map(|text| format!("{text}, steep")).collect();
     let asked = Questions { harmless: steep, ..questions() };
     let options = SearchOptions { layer: Some(10), trials: 1, ..AUTO };
-    let spaces = [space(Lever::Plain)];
+    let spaces = [space(DirectionSource::Plain)];
     let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
     let [over, within] = result.trials[..] else { panic!("{result:?}") };
     assert!(over.stopped && over.score.kl > 0.05, "{over:?}");
@@ -257,13 +261,14 @@ fn a_trial_that_passes_the_budget_is_made_again_with_less() {
 #[test]
 fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
-    let mut engine = StandIn { quality: |_, _| 60.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-    let (examiner, base) = Examiner::new(&mut engine, questions()).unwrap();
+    let mut engine =
+        StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
+    let (evaluator, base) = Evaluator::new(&mut engine, questions()).unwrap();
     let limits = |options| Limits { base: base.score, options, refusal: Refusal::Whole };
     engine.apply(&edits(&candidate(), 0.2).unwrap()).unwrap();
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
-        let score = examiner.examine_while(&mut engine, &mut going).unwrap().score;
+        let score = evaluator.evaluate_while(&mut engine, &mut going).unwrap().score;
         (score.kl, [score.harmful, score.harmless, score.alarming].map(|t| t.total()))
     };
     let (kl, totals) = asked(SearchOptions { strength: None, ..options });
@@ -279,15 +284,18 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
     let accepts = |max_false_refusal, removed| {
         let options = SearchOptions { max_false_refusal, ..AUTO };
-        let levers = [Lever::Safety, if removed { Lever::Scar } else { Lever::Plain }];
-        Limits { base, options, refusal: Refusal::of(levers.into_iter()) }.accepts(&edited)
+        let direction_sources = [
+            DirectionSource::Safety,
+            if removed { DirectionSource::Ablated } else { DirectionSource::Plain },
+        ];
+        Limits { base, options, refusal: Refusal::of(direction_sources.into_iter()) }.accepts(&edited)
     };
     assert!(accepts(None, true) && !accepts(None, false));
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
 }
 
 fn candidate() -> Candidate {
-    Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 }
+    Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 }
 }
 
 #[test]
@@ -295,7 +303,7 @@ fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.search.jsonl");
     let mut journal = Journal::begin(&path, journal::tests::head());
-    let spaces = [space(Lever::Plain)];
+    let spaces = [space(DirectionSource::Plain)];
     let options = SearchOptions { layer: Some(10), ..AUTO };
     let (stopped, _) = run_on(&spaces, |_, _| 300.0, options, &mut journal);
     let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
@@ -339,10 +347,10 @@ fn no_effect_and_broken_text_are_never_accepted() {
 
 #[test]
 fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
-    // Every lever has its own layers, starts and budget; the scar is the best in the end.
-    let quality: Quality = |lever, layer| match lever {
-        Lever::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
-        Lever::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
+    // Every direction source has its own layers, starts and budget; the ablated direction is the best in the end.
+    let quality: Quality = |direction_source, layer| match direction_source {
+        DirectionSource::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
+        DirectionSource::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
         _ => 50.0,
     };
     let spaces = LEVERS.map(space);
@@ -350,10 +358,10 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
     let path = folder.path().join("x.search.jsonl");
     let mut journal = Journal::begin(&path, journal::tests::head());
     let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
-    // Each lever's strength is found anew on all prompts.
+    // Each direction source's strength is found anew on all prompts.
     assert_eq!(journal.len(), whole.probes.len() + whole.trials.len() + LEVERS.len());
     assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
-    assert_eq!(whole.by_lever().len(), LEVERS.len());
+    assert_eq!(whole.by_source().len(), LEVERS.len());
     let text = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let mut applied = vec![most];
@@ -372,53 +380,69 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
 }
 
 #[test]
-fn the_lever_that_measures_strongest_wins() {
+fn the_source_that_measures_strongest_wins() {
     let spaces = LEVERS.map(space);
     // None refuses more at the first token than the base, which has no openings: answers decide. Each gains
     // more than its KL costs.
     for strongest in LEVERS {
         let quality: Quality = match strongest {
-            Lever::Refusal => |lever, _| if lever == Lever::Refusal { 90.0 } else { 40.0 },
-            Lever::Plain => |lever, _| if lever == Lever::Plain { 90.0 } else { 40.0 },
-            Lever::Safety => |lever, _| if lever == Lever::Safety { 90.0 } else { 40.0 },
-            Lever::Scar => |lever, _| if lever == Lever::Scar { 90.0 } else { 40.0 },
+            DirectionSource::Refusal => {
+                |direction_source, _| if direction_source == DirectionSource::Refusal { 90.0 } else { 40.0 }
+            }
+            DirectionSource::Plain => {
+                |direction_source, _| if direction_source == DirectionSource::Plain { 90.0 } else { 40.0 }
+            }
+            DirectionSource::Safety => {
+                |direction_source, _| if direction_source == DirectionSource::Safety { 90.0 } else { 40.0 }
+            }
+            DirectionSource::Ablated => {
+                |direction_source, _| if direction_source == DirectionSource::Ablated { 90.0 } else { 40.0 }
+            }
         };
         let result = run_with(&spaces, quality, AUTO);
-        assert_eq!(result.best().unwrap().candidate.lever, strongest);
-        let told = result.by_lever();
-        assert_eq!(told.iter().map(|o| o.lever).collect::<Vec<_>>(), LEVERS);
-        assert!(told.iter().all(|o| o.trial.is_some()), "each lever's answers are judged: {told:?}");
+        assert_eq!(result.best().unwrap().candidate.direction_source, strongest);
+        let told = result.by_source();
+        assert_eq!(told.iter().map(|o| o.direction_source).collect::<Vec<_>>(), LEVERS);
+        assert!(told.iter().all(|o| o.trial.is_some()), "each source's answers are judged: {told:?}");
     }
 }
 
 #[test]
-fn another_lever_is_judged_before_another_contrast() {
-    let with = |lever| Space { contrasts: vec![1.0, 0.5], ..space(lever) };
+fn another_source_is_judged_before_another_contrast() {
+    let with = |direction_source| Space { contrasts: vec![1.0, 0.5], ..space(direction_source) };
     let judged = |spaces: &[Space]| {
         let options = SearchOptions { layer: Some(10), trials: 3, ..AUTO };
-        let result = run_with(spaces, |lever, _| if lever == Lever::Scar { 90.0 } else { 50.0 }, options);
+        let result = run_with(
+            spaces,
+            |direction_source, _| if direction_source == DirectionSource::Ablated { 90.0 } else { 50.0 },
+            options,
+        );
         assert!(result.probes.iter().all(|p| p.candidate.contrast == 1.0), "{:?}", result.probes);
-        [0, 1].map(|i| (result.trials[i].candidate.lever, result.trials[i].candidate.contrast))
+        [0, 1].map(|i| (result.trials[i].candidate.direction_source, result.trials[i].candidate.contrast))
     };
-    assert_eq!(judged(&[with(Lever::Plain)]), [(Lever::Plain, 1.0), (Lever::Plain, 0.5)]);
-    let (one, two) = ((Lever::Scar, 1.0), (Lever::Plain, 1.0));
-    assert_eq!(judged(&[with(Lever::Plain), with(Lever::Scar)]), [one, two]);
+    assert_eq!(
+        judged(&[with(DirectionSource::Plain)]),
+        [(DirectionSource::Plain, 1.0), (DirectionSource::Plain, 0.5)]
+    );
+    let (one, two) = ((DirectionSource::Ablated, 1.0), (DirectionSource::Plain, 1.0));
+    assert_eq!(judged(&[with(DirectionSource::Plain), with(DirectionSource::Ablated)]), [one, two]);
 }
 
 #[test]
-fn a_lever_that_gains_nothing_is_told_of_but_not_asked() {
-    let quality: Quality = |lever, _| if lever == Lever::Scar { 90.0 } else { 0.0 };
-    let result = run_with(&[space(Lever::Plain), space(Lever::Scar)], quality, AUTO);
+fn a_source_that_gains_nothing_is_told_of_but_not_asked() {
+    let quality: Quality =
+        |direction_source, _| if direction_source == DirectionSource::Ablated { 90.0 } else { 0.0 };
+    let result = run_with(&[space(DirectionSource::Plain), space(DirectionSource::Ablated)], quality, AUTO);
     let best = result.best().unwrap();
-    assert_eq!((best.candidate.lever, best.candidate.layer), (Lever::Scar, 10));
+    assert_eq!((best.candidate.direction_source, best.candidate.layer), (DirectionSource::Ablated, 10));
     assert!(best.score.kl > 0.05 && best.score.kl <= 0.1, "the budget of a model without refusal: {best:?}");
-    assert_eq!(result.trials[0].candidate.lever, Lever::Scar);
+    assert_eq!(result.trials[0].candidate.direction_source, DirectionSource::Ablated);
     // Nothing but the price of its KL.
-    assert!(result.by_lever()[0].probe.utility <= 0.0);
+    assert!(result.by_source()[0].probe.utility <= 0.0);
 }
 
 #[test]
-fn a_budget_that_the_user_gives_holds_for_every_lever() {
+fn a_budget_that_the_user_gives_holds_for_every_source() {
     let quality: Quality = |_, _| 90.0;
     let result = run_with(&LEVERS.map(space), quality, SearchOptions { max_kl: Some(0.01), ..AUTO });
     assert!(result.probes.iter().all(|p| p.max_kl == 0.01));
@@ -427,11 +451,13 @@ fn a_budget_that_the_user_gives_holds_for_every_lever() {
 
 /// The trials of settings with these strengths.
 fn trials_of(strengths: &[f64]) -> SearchResult {
-    let candidate = Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let candidate =
+        Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
     let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
-    let mut engine = StandIn { quality: |_, _| 300.0, at: (Lever::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Examiner::new(&mut engine, questions()).unwrap().0;
-    let space = [space(Lever::Plain)];
+    let mut engine =
+        StandIn { quality: |_, _| 300.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
+    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
+    let space = [space(DirectionSource::Plain)];
     prepared(&mut engine, (&few, questions()), (&space, AUTO), &mut Journal::off(), &mut |search| {
         search.run_settings(&settings, &mut |_, _| ()).unwrap()
     })
@@ -448,8 +474,9 @@ fn settings_are_judged_until_one_keeps_the_limits() {
 
 #[test]
 fn a_setting_that_pushes_harder_must_be_worth_it() {
-    let candidate = Candidate { lever: Lever::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
-    let probe = |utility: f64| Probe { candidate, strength: 1.0, max_kl: 0.05, quick: None, utility };
+    let candidate =
+        Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let probe = |utility: f64| Probe { candidate, strength: 1.0, max_kl: 0.05, first_tokens: None, utility };
     let chosen = |harder: &[f64]| {
         let harder: Vec<Probe> = harder.iter().map(|&utility| probe(utility)).collect();
         worth_most(&probe(0.3), &harder).map(|probe| probe.utility)

@@ -73,17 +73,17 @@ impl StoredError {
         let hint = match &self.problem {
             Problem::Io(_) => return None,
             Problem::TooLarge { .. } | Problem::Format { .. } => {
-                "--direction takes what `rosi-gguf direction MODEL -o FILE` wrote"
+                "--edit takes what `rosi-gguf search MODEL -o FILE` wrote"
             }
             Problem::Version { .. } => "use the version of rosi-gguf that wrote it, or a later one",
             Problem::Content { .. } | Problem::Direction(_) => {
-                "the file is damaged or was tampered with; make it again with `rosi-gguf direction`"
+                "the file is damaged or was tampered with; make it again with `rosi-gguf search`"
             }
             Problem::Shape(_) => {
-                "an edit fits the quantizations of one model only: make one for this model with `rosi-gguf direction`"
+                "an edit fits the quantizations of one model only: make one for this model with `rosi-gguf search`"
             }
             Problem::Weights(_) => {
-                "another fine-tune has another direction: make one for this model with `rosi-gguf direction`; --allow-other-weights takes this one all the same"
+                "another fine-tune has another direction: make one for this model with `rosi-gguf search`; --allow-other-weights takes this one all the same"
             }
         };
         Some(hint.into())

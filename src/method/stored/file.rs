@@ -10,7 +10,7 @@ use super::network::StoredNetwork;
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
 use crate::method::direction::SafetyDirection;
 use crate::method::edit::{MAX_CONTRAST, Method};
-use crate::method::search::Lever;
+use crate::method::search::DirectionSource;
 use crate::quant::preserve::InputModel;
 use crate::util::bounded;
 
@@ -235,16 +235,17 @@ impl Arrays<'_> {
         found.ok_or_else(|| Problem::content(name, format!("an array {shape:?}"), "none"))
     }
 
-    /// ŝ of the chosen layer or, along a scar, of every layer where there is more than one norm.
+    /// ŝ of the chosen layer or, along an ablated direction, of every layer where there is more than one norm.
     fn directions(&self, facts: &Facts) -> Result<Vec<SafetyDirection>> {
         let (n_layer, n_embd) = (facts.model.shape.n_layer, facts.model.shape.n_embd as usize);
         if let [norm] = facts.norms[..] {
             let unit = self.exactly("direction", &[n_embd])?;
             return Ok(vec![SafetyDirection::from_unit(facts.chosen.layer, unit, norm)?]);
         }
-        let own = facts.chosen.lever == Lever::Scar || facts.method == Method::Detector;
+        let own =
+            facts.chosen.direction_source == DirectionSource::Ablated || facts.method == Method::Detector;
         if !own || facts.norms.len() != n_layer {
-            let expected = format!("1, or along a scar and with detectors {n_layer}");
+            let expected = format!("1, or along an ablated direction and with detectors {n_layer}");
             return Err(Problem::content("number of norms", expected, facts.norms.len()));
         }
         let units = self.exactly("direction", &[n_layer, n_embd])?;

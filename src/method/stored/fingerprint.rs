@@ -37,7 +37,7 @@
 //! | Q8_0, changed by 0.5 % / 1 % / 2 % | .008 no / .012 yes / .021 yes | no / no / no |
 //! | Q4_0, changed by 5 % / 15 % / 20 % | .10 no / .18 yes / .22 yes | no / yes / yes |
 //!
-//! A smaller change cannot be told from rounding; what the edit does there is seen by its exam.
+//! A smaller change cannot be told from rounding; what the edit does there is seen by its scores.
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@ use super::fingerprint::{BINS, Difference, Shape};
 use super::*;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
 use crate::method::direction::random;
-use crate::method::search::Lever;
+use crate::method::search::DirectionSource;
 use crate::pipeline::plan_of;
 use crate::quant;
 
@@ -100,7 +100,12 @@ fn edit() -> StoredEdit {
             llama_cpp: "b1".into(),
             method: Method::Contrast,
             system_prompt: "safety".into(),
-            chosen: Candidate { lever: Lever::Safety, layer: 1, window: (0.3, 0.8), contrast: 0.7 },
+            chosen: Candidate {
+                direction_source: DirectionSource::Safety,
+                layer: 1,
+                window: (0.3, 0.8),
+                contrast: 0.7,
+            },
             strength: 0.1 + 0.2,
             norms: vec![direction.norm()],
             push: 1.1,
@@ -130,31 +135,33 @@ fn an_edit_is_read_back_to_the_last_bit() {
     assert!(matches!(error.problem, Problem::Io(_)) && error.to_string().starts_with("no such file: "));
 }
 
-/// Along a scar of which each of the two layers has its own direction.
-fn scar(edit: &mut StoredEdit) {
-    edit.facts.chosen.lever = Lever::Scar;
+/// Along an ablated direction of which each of the two layers has its own direction.
+fn ablated(edit: &mut StoredEdit) {
+    edit.facts.chosen.direction_source = DirectionSource::Ablated;
     edit.directions = (0..2).map(|layer| random(layer, N_EMBD, 20 + layer as u64).unwrap()).collect();
     edit.facts.norms = edit.directions.iter().map(SafetyDirection::norm).collect();
 }
 
 #[test]
-fn along_a_scar_every_layer_keeps_its_direction() {
+fn along_an_ablated_direction_every_layer_keeps_its_direction() {
     let mut edit = edit();
-    scar(&mut edit);
+    ablated(&mut edit);
     assert_ne!(edit.facts.norms[0], edit.facts.norms[1]);
     let bytes = edit.to_bytes().unwrap();
     assert_eq!(StoredEdit::from_bytes(&bytes).unwrap(), edit);
 }
 
 #[test]
-fn the_lever_is_kept_and_told() {
-    let told = [Lever::Refusal, Lever::Plain, Lever::Safety, Lever::Scar].map(|lever| {
-        let mut edit = edit();
-        edit.facts.chosen.lever = lever;
-        let read = StoredEdit::from_bytes(&edit.to_bytes().unwrap()).unwrap();
-        assert_eq!(read, edit);
-        read.facts.along()
-    });
+fn the_source_is_kept_and_told() {
+    let told =
+        [DirectionSource::Refusal, DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated]
+            .map(|direction_source| {
+                let mut edit = edit();
+                edit.facts.chosen.direction_source = direction_source;
+                let read = StoredEdit::from_bytes(&edit.to_bytes().unwrap()).unwrap();
+                assert_eq!(read, edit);
+                read.facts.along()
+            });
     let safety = "layer 1 (under the safety system prompt)";
     assert_eq!(told, ["layer 1 (refusal)", "layer 1 (plain)", safety, "what was removed from the weights"]);
 }
@@ -235,22 +242,22 @@ fn hostile_names_and_shapes_are_refused() {
         (|e| e.facts.model.shape.n_embd = 255, "direction: expected [255], found [256]"),
         (
             |e| e.facts.norms.clear(),
-            "number of norms: expected 1, or along a scar and with detectors 2, found 0",
+            "number of norms: expected 1, or along an ablated direction and with detectors 2, found 0",
         ),
         (
             |e| e.facts.norms.push(1.0),
-            "number of norms: expected 1, or along a scar and with detectors 2, found 2",
+            "number of norms: expected 1, or along an ablated direction and with detectors 2, found 2",
         ),
         (
             |e| {
-                scar(e);
+                ablated(e);
                 e.facts.norms.truncate(1);
             },
             "direction: expected [256], found [2, 256]",
         ),
         (
             |e| {
-                scar(e);
+                ablated(e);
                 e.directions.truncate(1);
             },
             "direction: expected [2, 256], found [256]",

@@ -10,7 +10,7 @@ use super::{EARLY_RECIPE, not_finite};
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed, Request};
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Examiner, chats};
+use crate::eval::{Evaluator, chats};
 use crate::llama::activations::{Activations, WriterInputs};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
 use crate::method::detector::Opens;
@@ -19,7 +19,7 @@ use crate::method::detector::train::{self, Examples, Label, Teacher};
 use crate::method::direction::{self, Along, Directions};
 use crate::output::Printer;
 use crate::pipeline::error::Error;
-use crate::pipeline::material::{MIN_REFUSED, Seen, Shown, refusal_directions};
+use crate::pipeline::features::{MIN_REFUSED, Seen, Shown, refusal_directions};
 use crate::util::spread::{spread, spread_rows};
 
 /// Most tokens of the template behind a message that are looked at.
@@ -122,7 +122,7 @@ impl Collector<'_> {
     /// extract from show.
     pub fn all(
         &self,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         prompts: &PromptSet,
         networks: &[Network],
     ) -> Result<(Collection, Option<usize>, Shown), Error> {
@@ -134,7 +134,7 @@ impl Collector<'_> {
         for kind in PromptKind::ALL {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
             let [extract, _] = texts(prompts, &more, kind);
-            let mut of_kind = Seen::collect((&mut *engine, examiner), extract, &capture)?;
+            let mut of_kind = Seen::collect((&mut *engine, evaluator), extract, &capture)?;
             let labels = labels((kind, Context::Plain), 0..of_kind.texts.len());
             collection.add_ends(&of_kind.activations, labels, &tail);
             collection.add_text(std::mem::take(&mut of_kind.activations.inputs));
@@ -147,7 +147,7 @@ impl Collector<'_> {
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
         self.contexts(engine, &more, (token, &gated), &mut collection)?;
         self.behind_thoughts(engine, &more, &mut collection)?;
-        self.text((engine, examiner), &mut collection)?;
+        self.text((engine, evaluator), &mut collection)?;
         let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
@@ -226,10 +226,10 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Prose as it is and as an answer, and what the base answered to the prompts of `examiner`.
+    /// Prose as it is and as an answer, and what the base answered to the prompts of `evaluator`.
     fn text(
         &self,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let _bar = self.printer.bar("collecting hidden states: text", 1);
@@ -237,7 +237,7 @@ impl Collector<'_> {
         let prose = prompts::prose();
         collection.add_text(engine.collect_text(&prose, &capture(PROSE))?.inputs);
         let (asked, answers): (Vec<String>, Vec<String>) =
-            examiner.base_answers().map(|(request, answer)| (request.clone(), answer.clone())).unzip();
+            evaluator.base_answers().map(|(request, answer)| (request.clone(), answer.clone())).unzip();
         if asked.is_empty() {
             return Ok(());
         }

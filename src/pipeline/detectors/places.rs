@@ -1,7 +1,7 @@
 //! Where gates are, and what is tried with them.
 
 use crate::arch::plan::{Ffn, Plan};
-use crate::method::search::{Candidate, Lever, Space};
+use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::pipeline::options::InjectOptions;
 
 /// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
@@ -15,14 +15,14 @@ const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
 /// together, in units of their directions, and the pull away from it as a share of the push. Early gates pull as far as late
 /// ones.
 pub(super) const SETTINGS: [(f64, f64); 3] = [(6.0, 1.33), (4.0, 1.33), (8.0, 1.33)];
-/// What is tried with `lever`: the layers, and the pulls for [`settings`].
-pub fn space(options: &InjectOptions, plan: &Plan, lever: Lever) -> Space {
+/// What is tried with `direction_source`: the layers, and the pulls for [`settings`].
+pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSource) -> Space {
     let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
     let layers = Places::of(plan, options.search.layer).late;
     let depth = |layer: usize| layer as f64 / plan.n_layer.max(1) as f64;
     let (first, last) = (layers.first().copied().unwrap_or(0), layers.last().copied().unwrap_or(0));
     Space {
-        lever,
+        direction_source,
         layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
         windows: vec![(depth(first), depth(last + 1))],
         contrasts: vec![pull],
@@ -62,9 +62,10 @@ pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
 /// The edits of `space` that are tried, the default first, or the one that the user wants.
 pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
     let of = |&(push, pull): &(f64, f64)| {
-        let (lever, layer, window) = (space.lever, space.layer.unwrap_or(0), space.windows[0]);
+        let (direction_source, layer, window) =
+            (space.direction_source, space.layer.unwrap_or(0), space.windows[0]);
         let contrast = options.search.contrast.unwrap_or(pull);
-        (Candidate { lever, layer, window, contrast }, options.search.strength.unwrap_or(push))
+        (Candidate { direction_source, layer, window, contrast }, options.search.strength.unwrap_or(push))
     };
     let mut settings: Vec<(Candidate, f64)> = SETTINGS.iter().map(of).collect();
     if options.search.strength.is_some() {

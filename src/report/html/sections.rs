@@ -255,9 +255,9 @@ pub fn search(report: &Report) -> Option<Section> {
     })
 }
 
-/// Most KL that the edits of the chosen lever might cost.
+/// Most KL that the edits of the chosen direction source might cost.
 fn kl_budget(report: &Report) -> Option<f64> {
-    let own = |p: &&Probe| p.candidate.lever == report.edit.lever;
+    let own = |p: &&Probe| p.candidate.direction_source == report.edit.direction_source;
     report.search.probes.iter().find(own).map(|probe| probe.max_kl)
 }
 
@@ -302,7 +302,7 @@ fn tell(i: usize, t: &Trial) -> String {
     format!(
         "{}: {} layer {}, strength {}, KL {}, harmful refused {}{ended}",
         i + 1,
-        t.candidate.lever_and_contrast(),
+        t.candidate.source_and_contrast(),
         t.candidate.layer,
         percent(t.strength),
         fixed(t.score.kl, 4),
@@ -327,17 +327,18 @@ fn search_tables(report: &Report) -> Vec<Table> {
         let number = format!("{}{}", i + 1, if report.search.best == Some(i) { " (best)" } else { "" });
         let c = &t.candidate;
         let front =
-            [number, c.lever_and_contrast(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
+            [number, c.source_and_contrast(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
         let within = if t.stopped { "ended".into() } else { yes(t.accepted) };
         let most = if t.stopped { "at most " } else { "" };
         let back = [format!("{most}{}", fixed(t.utility, 3)), within, yes(t.on_front)];
         [front.to_vec(), counts(&t.score).to_vec(), back.to_vec()].concat()
     });
-    let levers = report.levers.iter().map(|o| {
+    let direction_sources = report.direction_sources.iter().map(|o| {
         let trial = o.trial.map_or("–".into(), |t| count(t.score.harmful));
         let probe = &o.probe;
         let numbers = [percent(probe.strength), fixed(probe.utility, 3), fixed(o.max_kl, 3), trial];
-        [vec![o.lever.name().to_owned(), probe.candidate.layer.to_string()], numbers.to_vec()].concat()
+        [vec![o.direction_source.name().to_owned(), probe.candidate.layer.to_string()], numbers.to_vec()]
+            .concat()
     });
     vec![
         Table {
@@ -346,7 +347,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
             open: true,
             head: vec![
                 "trial",
-                "lever, κ",
+                "source, κ",
                 "layer",
                 "strength",
                 "KL",
@@ -360,11 +361,11 @@ fn search_tables(report: &Report) -> Vec<Table> {
             rows: base.chain(trials).collect(),
         },
         Table {
-            id: "lever-table",
-            caption: "Levers, each at its best probe (first tokens) and trial (answers)",
+            id: "source-table",
+            caption: "DirectionSources, each at its best probe (first tokens) and trial (answers)",
             open: false,
-            head: vec!["lever", "layer", "strength", "gain by first tokens", "KL budget", "harmful refused"],
-            rows: levers.collect(),
+            head: vec!["source", "layer", "strength", "gain by first tokens", "KL budget", "harmful refused"],
+            rows: direction_sources.collect(),
         },
     ]
 }

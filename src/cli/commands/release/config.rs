@@ -7,13 +7,13 @@
 //! # all the rest may be left out
 //! name       = "Qwen2.5-0.5B-Instruct-rosi"
 //! imatrix    = "imatrix.gguf"
-//! direction  = "edit.safetensors"                # else it is searched, as [search] says
+//! edit       = "edit.safetensors"                # else it is searched, as [search] says
 //! base-model = "Qwen/Qwen2.5-0.5B-Instruct"
 //! license    = "apache-2.0"
 //! score      = true
 //! score-prompts = 64                             # at most so many of each kind
 //! keep-bases = false
-//! [search]                                       # the flags of `rosi-gguf direction`
+//! [search]                                       # the flags of `rosi-gguf search`
 //! trials = 4
 //! prompts = ["mine.jsonl"]
 //! ```
@@ -56,7 +56,7 @@ pub struct Config {
     /// Importance matrix.
     pub imatrix: Option<PathBuf>,
     /// Stored edit.
-    pub direction: Option<PathBuf>,
+    pub edit: Option<PathBuf>,
     /// The model on Hugging Face that this is of.
     pub base_model: Option<String>,
     /// Its license, in place of what the source says.
@@ -85,7 +85,7 @@ pub struct Raw {
     /// Importance matrix.
     pub imatrix: Option<PathBuf>,
     /// Stored edit.
-    pub direction: Option<PathBuf>,
+    pub edit: Option<PathBuf>,
     /// Model on Hugging Face.
     pub base_model: Option<String>,
     /// License.
@@ -151,7 +151,7 @@ impl Config {
             output: raw.output,
             name: raw.name,
             imatrix: raw.imatrix,
-            direction: raw.direction,
+            edit: raw.edit,
             base_model: raw.base_model,
             license: raw.license,
             keep_bases: raw.keep_bases,
@@ -165,7 +165,7 @@ impl Raw {
         for path in self.sources.iter_mut().chain([&mut self.output]) {
             *path = folder.join(&path);
         }
-        for path in [&mut self.imatrix, &mut self.direction].into_iter().flatten() {
+        for path in [&mut self.imatrix, &mut self.edit].into_iter().flatten() {
             *path = folder.join(&path);
         }
         self
@@ -223,7 +223,7 @@ mod tests {
     fn a_file_says_what_flags_say() {
         let config = read(
             "sources = ['a.gguf']\noutput = 'out'\ntypes = ['q8_0', 'IQ4_XS']\nscore-prompts = 3\n\
-             [search]\ntrials = 2\nmax-kl = 0.1\nprompts = ['p.jsonl']\nlever = 'plain'\n",
+             [search]\ntrials = 2\nmax-kl = 0.1\nprompts = ['p.jsonl']\ndirection-source = 'plain'\n",
         )
         .unwrap();
         assert_eq!(config.types.iter().map(|t| t.name).collect::<Vec<_>>(), ["Q8_0", "IQ4_XS"]);
@@ -242,7 +242,7 @@ mod tests {
             (&format!("{least}score-prompts = 0"), "at least 1"),
             (&format!("{least}[search]\ntypo = 1"), "unexpected argument '--typo'"),
             (&format!("{least}[search]\ntrials = 'x'"), "invalid value 'x'"),
-            (&format!("{least}[search]\nlever = '--resume'"), "not a flag"),
+            (&format!("{least}[search]\ndirection-source = '--resume'"), "not a flag"),
             (&format!("{least}license = \"a\\nb\""), "one line each"),
         ] {
             let error = read(text).unwrap_err();

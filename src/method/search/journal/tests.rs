@@ -14,7 +14,7 @@ pub(in crate::method::search) fn head() -> Head {
         system_prompt: "auto".into(),
         contexts_sha256: "c".into(),
         thoughts: Some(256),
-        lever: None,
+        direction_source: None,
         strength: None,
         max_kl: Some(0.1 + 0.2),
         memory: 1 << 32,
@@ -25,11 +25,12 @@ pub(in crate::method::search) fn head() -> Head {
     }
 }
 
-const CANDIDATE: Candidate = Candidate { lever: Lever::Plain, layer: 3, window: (0.3, 0.8), contrast: 0.7 };
+const CANDIDATE: Candidate =
+    Candidate { direction_source: DirectionSource::Plain, layer: 3, window: (0.3, 0.8), contrast: 0.7 };
 
 fn probe(strength: f64) -> Row {
-    let quick = Quick { harmful: 1.0 / 3.0, harmless: 5e-324, alarming: 0.0 };
-    let look = Look { strength, quick: Some(quick), score: None };
+    let first_tokens = FirstTokenScore { harmful: 1.0 / 3.0, harmless: 5e-324, alarming: 0.0 };
+    let look = Look { strength, first_tokens: Some(first_tokens), score: None };
     Row::Probe { candidate: CANDIDATE, start: 0.1, look }
 }
 
@@ -56,7 +57,10 @@ fn rows_are_read_back_to_the_last_bit() {
     assert_eq!(journal.rows, [probe(0.1), trial(f64::INFINITY), trial(1e-9)]);
     assert!(journal.probe(&CANDIDATE, 0.1).is_some() && journal.probe(&CANDIDATE, 0.2).is_none());
     assert_eq!(journal.trial(&CANDIDATE, 0.3 * 0.75).unwrap().kl, 1e-9, "the last of two");
-    for other in [Candidate { layer: 4, ..CANDIDATE }, Candidate { lever: Lever::Scar, ..CANDIDATE }] {
+    for other in [
+        Candidate { layer: 4, ..CANDIDATE },
+        Candidate { direction_source: DirectionSource::Ablated, ..CANDIDATE },
+    ] {
         assert!(journal.trial(&other, 0.3 * 0.75).is_none() && journal.probe(&other, 0.1).is_none());
     }
     journal.remove();
@@ -71,7 +75,10 @@ fn a_journal_of_another_search_is_refused_by_what_differs() {
     assert!(told(Head { max_kl: Some(0.3), ..head() }).contains("max_kl was 0.30000000000000004"));
     assert!(told(Head { input_sha256: "aa".into(), ..head() }).contains("input_sha256 was \"00ff\""));
     assert!(told(Head { strength: Some(0.1), ..head() }).contains("strength was not given"));
-    assert!(told(Head { lever: Some(Lever::Scar), ..head() }).contains("is \"scar\" now"));
+    assert!(
+        told(Head { direction_source: Some(DirectionSource::Ablated), ..head() })
+            .contains("is \"ablated\" now")
+    );
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen('{', "{\"newer\":1,", 1)).unwrap();
     assert!(told(head()).contains("newer was 1 in the search that was stopped and is unknown now"));

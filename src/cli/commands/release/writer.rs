@@ -9,22 +9,22 @@ use super::config::Scoring;
 use super::{Release, WORK};
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
-use crate::eval::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::eval::{Evaluation, Evaluator, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicFile, AtomicModel, Gguf, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
 use crate::method::requant::Requant;
 use crate::method::verify::{Base, Verification};
 use crate::output::percent;
+use crate::pipeline::edit_search::EditSearch;
 use crate::pipeline::error::Error;
-use crate::pipeline::exam::{REPORT_PROMPTS, guard};
+use crate::pipeline::evaluate::{REPORT_PROMPTS, guard};
 use crate::pipeline::facts::{check_written, file_facts};
 use crate::pipeline::provenance::{Provenance, claimed_edits};
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{self, Taken};
-use crate::pipeline::study::Study;
 use crate::pipeline::write::{Change, Write};
-use crate::release::ladder::{Rung, Step};
+use crate::release::plan::{PlannedFile, Step};
 use crate::release::quantize::quantize;
 use crate::release::state::{Recipe, Row, State, same_recipe};
 use crate::report::{AnswerPair, FileFacts, MIN_SURVIVAL};
@@ -32,7 +32,7 @@ use crate::util::interrupt;
 use crate::util::leftovers::Leftover;
 
 /// Makes the files.
-pub(super) struct Climb<'a> {
+pub(super) struct ReleaseWriter<'a> {
     pub release: &'a Release<'a>,
     /// Of each source.
     pub sources: &'a [FileFacts],
@@ -59,29 +59,29 @@ struct Measured {
     answers: Vec<AnswerPair>,
 }
 
-impl Climb<'_> {
+impl ReleaseWriter<'_> {
     /// Makes what is not there yet. A file that refuses less than its base is not kept and does not stop the
     /// others: its error is returned when all are done.
     pub(super) fn all(&self, state: &mut State) -> Result<Option<Error>, Error> {
         let mut failed = None;
-        let n = self.release.ladder.rungs.len();
-        for (i, rung) in self.release.ladder.rungs.iter().enumerate() {
+        let n = self.release.plan.files.len();
+        for (i, planned) in self.release.plan.files.iter().enumerate() {
             interrupt::check()?;
-            let recipe = self.recipe(rung);
-            if self.is_done(state, rung, &recipe)? {
-                self.release.printer.say(format!("{}/{n} {} is there already", i + 1, rung.file));
+            let recipe = self.recipe(planned);
+            if self.is_done(state, planned, &recipe)? {
+                self.release.printer.say(format!("{}/{n} {} is there already", i + 1, planned.file));
                 continue;
             }
-            self.release.printer.say(format!("{}/{n} {}", i + 1, rung.file));
+            self.release.printer.say(format!("{}/{n} {}", i + 1, planned.file));
             let work = self.release.at(WORK);
             let unfinished = Leftover::new(&work);
-            let made = self.make(state, rung, recipe);
+            let made = self.make(state, planned, recipe);
             drop(unfinished);
             // Its base is gigabytes that the next run would make anew.
             let _ = std::fs::remove_dir_all(work);
             match made {
                 Err(error @ Error::LessSafe { .. }) => {
-                    self.release.printer.warn(format!("{}: {error}", rung.file));
+                    self.release.printer.warn(format!("{}: {error}", planned.file));
                     failed.get_or_insert(error);
                 }
                 made => made?,
@@ -91,10 +91,10 @@ impl Climb<'_> {
     }
 
     /// Everything that a file follows from.
-    fn recipe(&self, rung: &Rung) -> Recipe {
+    fn recipe(&self, planned: &PlannedFile) -> Recipe {
         let mut recipe = Recipe::from([
-            ("source".into(), self.sources[rung.step.source()].sha256.clone()),
-            ("type".into(), rung.label.clone()),
+            ("source".into(), self.sources[planned.step.source()].sha256.clone()),
+            ("type".into(), planned.label.clone()),
             ("edit".into(), self.edit.1.to_owned()),
             ("scoring".into(), self.release.scoring()),
             ("prompts".into(), self.prompts.sha256()),
@@ -108,14 +108,14 @@ impl Climb<'_> {
     }
 
     /// Whether the file is there with the hash of its row.
-    fn is_done(&self, state: &State, rung: &Rung, recipe: &Recipe) -> Result<bool, Error> {
-        let path = self.release.at(&rung.file);
-        let Some(row) = state.row(&rung.file).filter(|_| path.exists()) else { return Ok(false) };
-        match same_recipe(&rung.file, &row.recipe, recipe) {
+    fn is_done(&self, state: &State, planned: &PlannedFile, recipe: &Recipe) -> Result<bool, Error> {
+        let path = self.release.at(&planned.file);
+        let Some(row) = state.row(&planned.file).filter(|_| path.exists()) else { return Ok(false) };
+        match same_recipe(&planned.file, &row.recipe, recipe) {
             Err(_) if self.release.waived.overwrite => return Ok(false),
             same => same?,
         }
-        let bar = self.release.printer.bar(&format!("hashing {}", rung.file), row.bytes);
+        let bar = self.release.printer.bar(&format!("hashing {}", planned.file), row.bytes);
         let mut stop = crate::pipeline::session::stoppable(&bar);
         let found = sha256_file(&path, &mut stop).map_err(|source| Error::Io { path: path.clone(), source });
         interrupt::check()?;
@@ -123,17 +123,17 @@ impl Climb<'_> {
         if found? == row.sha256 {
             return Ok(true);
         }
-        self.release.printer.warn(format!("{} is not what was written: it is made again", rung.file));
+        self.release.printer.warn(format!("{} is not what was written: it is made again", planned.file));
         Ok(false)
     }
 
     /// The quantization that the edit is put into.
-    fn base(&self, rung: &Rung) -> Result<PathBuf, Error> {
-        let source = &self.release.sources[rung.step.source()];
-        let Step::Quantize(_, quant) = rung.step else { return Ok(source.path.clone()) };
+    fn base(&self, planned: &PlannedFile) -> Result<PathBuf, Error> {
+        let source = &self.release.sources[planned.step.source()];
+        let Step::Quantize(_, quant) = planned.step else { return Ok(source.path.clone()) };
         let folder = self.release.at(if self.release.config.keep_bases { "base" } else { WORK });
         std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
-        let path = folder.join(&rung.file);
+        let path = folder.join(&planned.file);
         let _bar = self.release.printer.bar(&format!("quantizing to {}", quant.name), 1);
         let imatrix = self.imatrix.as_ref().map(|(imatrix, _)| *imatrix);
         let _unfinished = Leftover::new(&path);
@@ -143,9 +143,9 @@ impl Climb<'_> {
     }
 
     /// Makes one file, with its row and report.
-    fn make(&self, state: &mut State, rung: &Rung, recipe: Recipe) -> Result<(), Error> {
+    fn make(&self, state: &mut State, planned: &PlannedFile, recipe: Recipe) -> Result<(), Error> {
         let started = Instant::now();
-        let base_path = self.base(rung)?;
+        let base_path = self.base(planned)?;
         let (release, printer) = (self.release, self.release.printer);
         let opened = Opened::new(&base_path, release.run.patches.as_deref())?;
         if let Some(p) = Provenance::read(&opened.gguf).filter(|_| !release.waived.allow.allow_injected) {
@@ -155,11 +155,11 @@ impl Climb<'_> {
         let base = file_facts(&opened.gguf, printer)?;
         let taken = stored::take(self.edit.0, &opened, release.waived.other_weights, printer)?;
         let imatrix = release.config.imatrix.as_deref();
-        let study = stored::study(&taken, &opened, (imatrix, None), printer)?;
-        let path = release.at(&rung.file);
-        let ours = release.waived.overwrite || state.row(&rung.file).is_some();
+        let edit_search = stored::edit_search(&taken, &opened, (imatrix, None), printer)?;
+        let path = release.at(&planned.file);
+        let ours = release.waived.overwrite || state.row(&planned.file).is_some();
         let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
-        self.write(&opened, (&study, &taken, &base), &mut file)?;
+        self.write(&opened, (&edit_search, &taken, &base), &mut file)?;
         let written = Gguf::open(file.temporary_path())?;
         // From the two files alone, as `verify` does.
         let claimed = claimed_edits(&opened.gguf, &written, &opened.plan)?;
@@ -167,8 +167,8 @@ impl Climb<'_> {
         let measured = self.measure(&opened, &written)?;
         let output = file_facts(&written, printer)?;
         let row = Row {
-            file: rung.file.clone(),
-            label: rung.label.clone(),
+            file: planned.file.clone(),
+            label: planned.label.clone(),
             sha256: output.sha256,
             bytes: output.bytes,
             base_sha256: base.sha256,
@@ -192,25 +192,25 @@ impl Climb<'_> {
     fn write(
         &self,
         opened: &Opened,
-        (study, taken, base): (&Study, &Taken, &FileFacts),
+        (edit_search, taken, base): (&EditSearch, &Taken, &FileFacts),
         file: &mut AtomicModel,
     ) -> Result<(), Error> {
         let facts = &taken.edit.facts;
-        let edits = study.edits(opened, Requant::Preserve)?;
+        let edits = edit_search.edits(opened, Requant::Preserve)?;
         let provenance = Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
             method: facts.method.name().into(),
             layer: facts.chosen.layer as u32,
-            strength: study.chosen.strength,
+            strength: edit_search.chosen.strength,
             prompts_sha256: facts.prompts_sha256.clone(),
             input_sha256: base.sha256.clone(),
-            lever: facts.chosen.lever.name().into(),
-            system_prompt: study.system_prompt.into(),
-            direction_sha256: Some(taken.file.sha256.clone()),
+            direction_source: facts.chosen.direction_source.name().into(),
+            system_prompt: edit_search.system_prompt.into(),
+            edit_sha256: Some(taken.file.sha256.clone()),
         };
-        let (source, plan, inputs) = (&opened.gguf, &opened.plan, study.found.inputs());
+        let (source, plan, inputs) = (&opened.gguf, &opened.plan, edit_search.found.inputs());
         let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve };
-        write.write(Change::Edit(&provenance, study.along()), file, self.release.printer)
+        write.write(Change::Edit(&provenance, edit_search.along()), file, self.release.printer)
     }
 
     /// Asks the base, then the file; one that refuses less than its base is never kept.
@@ -228,7 +228,7 @@ impl Climb<'_> {
             Scoring::Report(None) => Some(Questions::ALL),
         };
         let questions = limits.map(|limits| Questions::of(self.prompts, Split::Report, limits));
-        let base = questions.map(|questions| Examiner::new(&mut engine, questions)).transpose()?;
+        let base = questions.map(|questions| Evaluator::new(&mut engine, questions)).transpose()?;
         drop(engine);
         bar.set(1);
         let mut engine = self.release.load(written, template)?;
@@ -241,9 +241,9 @@ impl Climb<'_> {
             return Err(less(before, after));
         }
         let mut measured = Measured { scores: None, guard: [before, after], answers: Vec::new() };
-        if let Some((examiner, base)) = base {
-            let file: Examination = examiner.examine(&mut engine)?;
-            measured.answers = AnswerPair::all(examiner.questions().by_kind(), &base, &file, false);
+        if let Some((evaluator, base)) = base {
+            let file: Evaluation = evaluator.evaluate(&mut engine)?;
+            measured.answers = AnswerPair::all(evaluator.questions().by_kind(), &base, &file, false);
             measured.scores = Some([base.score, file.score]);
         }
         Ok(measured)

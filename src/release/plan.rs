@@ -26,7 +26,7 @@ impl Step {
 
 /// One file of the release.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rung {
+pub struct PlannedFile {
     /// Its name, without folder.
     pub file: String,
     /// Its type as people call it.
@@ -37,21 +37,21 @@ pub struct Rung {
 
 /// The files of a release, and the number of the source on which the edit is searched: the largest.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ladder {
+pub struct ReleasePlan {
     /// What all files are called before their types.
     pub name: String,
     /// The files, in the order asked for.
-    pub rungs: Vec<Rung>,
+    pub files: Vec<PlannedFile>,
     /// Where the edit comes from, when it is not given.
     pub widest: usize,
 }
 
-impl Ladder {
+impl ReleasePlan {
     /// Plans the files: one of each of `types`, made from the largest source of full precision, then each
     /// other source as it is.
     ///
     /// # Errors
-    /// [`ReleaseError::Ladder`].
+    /// [`ReleaseError::Plan`].
     pub fn plan(
         sources: &[Gguf],
         types: &[&'static QuantType],
@@ -75,9 +75,10 @@ impl Ladder {
         if name.is_empty() || name.contains(['/', '\\', '\n']) || name.starts_with('.') {
             return Err(refuse(format!("{name:?} is no name for files"), "give one with --name"));
         }
-        let mut rungs = Vec::new();
-        let mut add =
-            |label: String, step| rungs.push(Rung { file: format!("{name}-{label}.gguf"), label, step });
+        let mut files = Vec::new();
+        let mut add = |label: String, step| {
+            files.push(PlannedFile { file: format!("{name}-{label}.gguf"), label, step })
+        };
         for quant in types.iter().filter(|_| maker.is_some()) {
             let source = maker.unwrap_or(widest);
             quantize::check(&sources[source], quant, imatrix)?;
@@ -87,13 +88,13 @@ impl Ladder {
             refuse_split(&sources[i])?;
             add(parts(&sources[i]).1, Step::AsItIs(i));
         }
-        refuse_same_names(&rungs)?;
-        Ok(Self { name, rungs, widest })
+        refuse_same_names(&files)?;
+        Ok(Self { name, files, widest })
     }
 }
 
 fn refuse(problem: String, hint: &'static str) -> ReleaseError {
-    ReleaseError::Ladder { problem, hint }
+    ReleaseError::Plan { problem, hint }
 }
 
 fn refuse_split(gguf: &Gguf) -> Result<(), ReleaseError> {
@@ -104,10 +105,10 @@ fn refuse_split(gguf: &Gguf) -> Result<(), ReleaseError> {
     Err(refuse(problem, "merge it with llama-gguf-split --merge, or edit it with `rosi-gguf inject`"))
 }
 
-fn refuse_same_names(rungs: &[Rung]) -> Result<(), ReleaseError> {
-    for (i, rung) in rungs.iter().enumerate() {
-        if rungs[..i].iter().any(|other| other.file.eq_ignore_ascii_case(&rung.file)) {
-            let problem = format!("two files would be called {}", rung.file);
+fn refuse_same_names(files: &[PlannedFile]) -> Result<(), ReleaseError> {
+    for (i, planned) in files.iter().enumerate() {
+        if files[..i].iter().any(|other| other.file.eq_ignore_ascii_case(&planned.file)) {
+            let problem = format!("two files would be called {}", planned.file);
             return Err(refuse(problem, "name each type, and each source of a type, once"));
         }
     }
@@ -157,25 +158,25 @@ mod tests {
         names.iter().map(|name| QuantType::parse(name).unwrap()).collect()
     }
 
-    fn names(ladder: &Ladder) -> Vec<&str> {
-        ladder.rungs.iter().map(|r| r.file.as_str()).collect()
+    fn names(plan: &ReleasePlan) -> Vec<&str> {
+        plan.files.iter().map(|r| r.file.as_str()).collect()
     }
 
     #[test]
     fn types_come_from_the_widest_source_and_others_stay_as_they_are() {
         let sources =
             [model("m/Tiny-Q4_0.gguf", GgmlType::Q4_0, 2), model("m/Tiny.F16.gguf", GgmlType::F16, 4)];
-        let ladder = Ladder::plan(&sources, &types(&["Q8_0", "Q6_K"]), (None, false)).unwrap();
-        assert_eq!(names(&ladder), ["Tiny-rosi-Q8_0.gguf", "Tiny-rosi-Q6_K.gguf", "Tiny-rosi-Q4_0.gguf"]);
-        assert_eq!((ladder.widest, ladder.rungs[2].step), (1, Step::AsItIs(0)));
-        let as_they_are = Ladder::plan(&sources, &[], (Some("Safe"), false)).unwrap();
+        let plan = ReleasePlan::plan(&sources, &types(&["Q8_0", "Q6_K"]), (None, false)).unwrap();
+        assert_eq!(names(&plan), ["Tiny-rosi-Q8_0.gguf", "Tiny-rosi-Q6_K.gguf", "Tiny-rosi-Q4_0.gguf"]);
+        assert_eq!((plan.widest, plan.files[2].step), (1, Step::AsItIs(0)));
+        let as_they_are = ReleasePlan::plan(&sources, &[], (Some("Safe"), false)).unwrap();
         assert_eq!(names(&as_they_are), ["Safe-Q4_0.gguf", "Safe-F16.gguf"]);
     }
 
     #[test]
     fn what_cannot_be_is_told() {
         let error = |sources: &[Gguf], wanted: &[&str], name| {
-            Ladder::plan(sources, &types(wanted), (name, false)).unwrap_err().to_string()
+            ReleasePlan::plan(sources, &types(wanted), (name, false)).unwrap_err().to_string()
         };
         let quantized = [model("a-Q4_0.gguf", GgmlType::Q4_0, 2)];
         let wide = || model("a-F16.gguf", GgmlType::F16, 2);

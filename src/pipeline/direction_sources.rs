@@ -1,4 +1,4 @@
-//! Along what a model can be pushed: which levers it offers, and their directions.
+//! Along what a model can be pushed: which direction sources it offers, and their directions.
 //!
 //! A model that refuses has a direction in its answers to plain prompts. One that refuses little may show
 //! it under a safety prompt. One from whose weights refusal was removed shows it in neither way (the
@@ -7,15 +7,15 @@
 use std::collections::BTreeMap;
 
 use crate::eval::prompts::{PromptSet, safety_system_prompt};
-use crate::eval::{Examination, Examiner};
+use crate::eval::{Evaluation, Evaluator};
 use crate::llama::{Engine, LlamaEngine};
-use crate::method::abliteration::{self, FileSource, Scar};
+use crate::method::abliteration::{self, AblatedDirection, FileSource};
 use crate::method::direction::{Along, Directions, SafetyDirection, Separation};
 use crate::method::edit::Method;
-use crate::method::search::{Candidate, Lever, Space};
+use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::output::Printer;
 use crate::pipeline::error::Error;
-use crate::pipeline::material::{self, Shown};
+use crate::pipeline::features::{self, Shown};
 use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::Opened;
 use crate::util::stats::Proportion;
@@ -35,61 +35,62 @@ pub struct Offer {
     /// `safety` or `user`, and the system prompt.
     system: Option<(&'static str, String)>,
     /// What was removed.
-    pub scar: Option<Scar>,
+    pub ablated: Option<AblatedDirection>,
 }
 
 impl Offer {
-    /// Finds out. Teaches `examiner` how refusals begin under the safety prompt.
+    /// Finds out. Teaches `evaluator` how refusals begin under the safety prompt.
     ///
     /// # Errors
-    /// [`Error::NoRefusal`] when there is no lever; [`Error::Option`] when the user asks for one that the
+    /// [`Error::NoRefusal`] when there is no direction source; [`Error::Option`] when the user asks for one that the
     /// model does not offer.
     pub fn of(
         engine: &mut dyn Engine,
-        (examiner, base): (&mut Examiner, &Examination),
-        scar: Option<Scar>,
+        (evaluator, base): (&mut Evaluator, &Evaluation),
+        ablated: Option<AblatedDirection>,
         (options, printer): (&InjectOptions, &Printer),
     ) -> Result<Self, Error> {
         let plain = base.score.harmful.refused();
-        let only = |lever| options.lever == Some(lever);
-        let scar = scar.filter(|_| options.lever.is_none_or(|l| l == Lever::Scar));
-        if only(Lever::Scar) {
+        let only = |direction_source| options.direction_source == Some(direction_source);
+        let ablated =
+            ablated.filter(|_| options.direction_source.is_none_or(|l| l == DirectionSource::Ablated));
+        if only(DirectionSource::Ablated) {
             let problem = || "no direction is missing from the weights (inspect --weights)".to_owned();
-            return match scar {
-                Some(_) => Ok(Self { plain: false, system: None, scar }),
-                None => Err(Error::Option { flag: "--lever", problem: problem(), hint: None }),
+            return match ablated {
+                Some(_) => Ok(Self { plain: false, system: None, ablated }),
+                None => Err(Error::Option { flag: "--direction-source", problem: problem(), hint: None }),
             };
         }
         let mut prompted = None;
         let text = match &options.system_prompt {
-            _ if only(Lever::Plain) => None,
+            _ if only(DirectionSource::Plain) => None,
             SystemPrompt::Text(text) => Some(("user", text.as_str())),
             SystemPrompt::Off => None,
-            SystemPrompt::Auto if plain.rate() > WELL && !only(Lever::Safety) => None,
+            SystemPrompt::Auto if plain.rate() > WELL && !only(DirectionSource::Safety) => None,
             SystemPrompt::Auto => Some(("safety", safety_system_prompt())),
         };
         let mut system = None;
         if let Some((name, text)) = text {
             let _bar = printer.bar("asking the base model under a system prompt", 1);
-            let refused = examiner.learn_openings(engine, Some(text))?.refused();
+            let refused = evaluator.learn_openings(engine, Some(text))?.refused();
             prompted = Some(refused);
-            if name == "user" || only(Lever::Safety) || helps(plain, refused) {
+            if name == "user" || only(DirectionSource::Safety) || helps(plain, refused) {
                 system = Some((name, text.to_owned()));
             }
         }
         let users = system.as_ref().is_some_and(|(name, _)| *name == "user");
-        let none = plain.rate() <= HARDLY && system.is_none() && scar.is_none();
+        let none = plain.rate() <= HARDLY && system.is_none() && ablated.is_none();
         if none && !options.allow.no_refusal {
             let prompted = prompted.map_or(0, |p| p.count);
             return Err(Error::NoRefusal { plain: plain.count, prompted, total: plain.total });
         }
-        Ok(Self { plain: !users && !only(Lever::Safety), system, scar })
+        Ok(Self { plain: !users && !only(DirectionSource::Safety), system, ablated })
     }
 
-    /// `none`, `safety` or `user`: the system prompt of `lever`.
-    pub fn system_prompt(&self, lever: Lever) -> &'static str {
+    /// `none`, `safety` or `user`: the system prompt of `direction_source`.
+    pub fn system_prompt(&self, direction_source: DirectionSource) -> &'static str {
         match &self.system {
-            Some((name, _)) if lever == Lever::Safety => name,
+            Some((name, _)) if direction_source == DirectionSource::Safety => name,
             _ => "none",
         }
     }
@@ -100,12 +101,16 @@ fn helps(plain: Proportion, prompted: Proportion) -> bool {
     prompted.rate() > HARDLY && prompted.rate() - plain.rate() >= NOTICEABLY
 }
 
-/// Reads the weights for a removed direction, unless the user wants another lever.
+/// Reads the weights for a removed direction, unless the user wants another direction source.
 ///
 /// # Errors
-/// [`crate::method::abliteration::ScarError`].
-pub fn find_scar(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<Option<Scar>, Error> {
-    if options.lever.is_some_and(|lever| lever != Lever::Scar) {
+/// [`crate::method::abliteration::AblationError`].
+pub fn find_ablated(
+    opened: &Opened,
+    options: &InjectOptions,
+    printer: &Printer,
+) -> Result<Option<AblatedDirection>, Error> {
+    if options.direction_source.is_some_and(|direction_source| direction_source != DirectionSource::Ablated) {
         return Ok(None);
     }
     let bar = printer.bar("looking for a removed direction", 1);
@@ -113,26 +118,26 @@ pub fn find_scar(opened: &Opened, options: &InjectOptions, printer: &Printer) ->
     let findings = abliteration::find(&source, &mut |done, total| bar.set_of(done as u64, total as u64))?;
     drop(bar);
     printer.detail(format!("abliterated: {}", findings.describe()));
-    if let Some(scar) = &findings.scar {
-        printer.say(format!("refusal was removed from this model: {}", scar.describe()));
+    if let Some(ablated) = &findings.ablated {
+        printer.say(format!("refusal was removed from this model: {}", ablated.describe()));
     }
-    Ok(findings.scar)
+    Ok(findings.ablated)
 }
 
-/// The directions of every lever.
-pub struct Levers {
+/// The directions of every direction source.
+pub struct DirectionSources {
     /// Differences in means, with and without a safety prompt.
-    means: BTreeMap<Lever, Directions>,
+    means: BTreeMap<DirectionSource, Directions>,
     /// What was removed, per layer of the writers.
-    scar: Option<Vec<SafetyDirection>>,
-    /// The plain difference in means, whether or not it is a lever.
+    ablated: Option<Vec<SafetyDirection>>,
+    /// The plain difference in means, whether or not it is a direction source.
     plain: Directions,
-    /// Whether every layer is pushed along its own direction, whatever the lever.
+    /// Whether every layer is pushed along its own direction, whatever the direction source.
     own: bool,
 }
 
-impl Levers {
-    /// Collects what `offer` names; the scar comes later, when its sign is known.
+impl DirectionSources {
+    /// Collects what `offer` names; the ablated direction comes later, when its sign is known.
     pub fn collect(
         opened: &Opened,
         engine: &mut LlamaEngine,
@@ -142,32 +147,36 @@ impl Levers {
     ) -> Result<Self, Error> {
         let mut means = BTreeMap::new();
         if let Some((_, text)) = &offer.system {
-            let under = material::directions_under(opened, engine, prompts, text, printer)?;
-            means.insert(Lever::Safety, under);
+            let under = features::directions_under(opened, engine, prompts, text, printer)?;
+            means.insert(DirectionSource::Safety, under);
         }
-        let wanted = |lever| offer.plain && options.lever.is_none_or(|only| only == lever);
+        let wanted = |direction_source| {
+            offer.plain && options.direction_source.is_none_or(|only| only == direction_source)
+        };
         let ours = options.method != Method::Published;
-        if let Some(refusal) = shown.refusal.filter(|_| ours && wanted(Lever::Refusal)) {
-            means.insert(Lever::Refusal, refusal);
+        if let Some(refusal) = shown.refusal.filter(|_| ours && wanted(DirectionSource::Refusal)) {
+            means.insert(DirectionSource::Refusal, refusal);
         }
-        if options.lever == Some(Lever::Refusal) && means.is_empty() {
+        if options.direction_source == Some(DirectionSource::Refusal) && means.is_empty() {
             let problem = "the model refuses, or answers, too few prompts for a direction between them, or the \
                            method is the published one";
             let hint = Some("leave it out: plain prompts are the next best".into());
-            return Err(Error::Option { flag: "--lever", problem: problem.into(), hint });
+            return Err(Error::Option { flag: "--direction-source", problem: problem.into(), hint });
         }
         // What harmful and harmless prompts show is never the better of the two (docs/methods.md).
-        if means.is_empty() || (wanted(Lever::Plain) && !means.contains_key(&Lever::Refusal)) {
-            means.insert(Lever::Plain, shown.plain.clone());
+        if means.is_empty()
+            || (wanted(DirectionSource::Plain) && !means.contains_key(&DirectionSource::Refusal))
+        {
+            means.insert(DirectionSource::Plain, shown.plain.clone());
         }
-        Ok(Self { means, scar: None, plain: shown.plain, own: options.method == Method::Detector })
+        Ok(Self { means, ablated: None, plain: shown.plain, own: options.method == Method::Detector })
     }
 
-    /// The one lever of a stored edit: one direction or, along a scar and where layers have their `own`, one per layer, and
+    /// The one direction source of a stored edit: one direction or, along an ablated direction and where layers have their `own`, one per layer, and
     /// the separation that was found with it.
-    pub fn stored((lever, own): (Lever, bool), directions: Directions) -> Self {
-        let scar = (lever == Lever::Scar).then(|| directions.by_layer.clone());
-        Self { means: BTreeMap::new(), scar, plain: directions, own }
+    pub fn stored((direction_source, own): (DirectionSource, bool), directions: Directions) -> Self {
+        let ablated = (direction_source == DirectionSource::Ablated).then(|| directions.by_layer.clone());
+        Self { means: BTreeMap::new(), ablated, plain: directions, own }
     }
 
     /// What was removed, in every way in which it can be pushed: each removed direction, and both signs,
@@ -176,10 +185,10 @@ impl Levers {
     ///
     /// # Errors
     /// [`Error::Direction`] for a vector that is none.
-    pub fn ways(&self, scar: &Scar) -> Result<Vec<Vec<SafetyDirection>>, Error> {
+    pub fn ways(&self, ablated: &AblatedDirection) -> Result<Vec<Vec<SafetyDirection>>, Error> {
         let n_layer = self.plain.by_layer.len();
-        let by_layer: Vec<Vec<Vec<f32>>> = match scar.directions.as_slice() {
-            [_] => vec![own_directions(scar, n_layer)],
+        let by_layer: Vec<Vec<Vec<f32>>> = match ablated.directions.as_slice() {
+            [_] => vec![own_directions(ablated, n_layer)],
             several => several.iter().map(|d| vec![d.clone(); n_layer]).collect(),
         };
         let mut ways = Vec::new();
@@ -202,28 +211,29 @@ impl Levers {
         Ok(directions.collect::<Result<_, _>>()?)
     }
 
-    /// Takes the scar as a lever.
-    pub fn set_scar(&mut self, way: Vec<SafetyDirection>) {
-        self.scar = Some(way);
+    /// Takes the ablated direction as a direction source.
+    pub fn set_ablated(&mut self, way: Vec<SafetyDirection>) {
+        self.ablated = Some(way);
     }
 
-    /// What each lever tries.
+    /// What each direction source tries.
     pub fn spaces(&self, options: &InjectOptions) -> Vec<Space> {
-        let space = |lever| material::space_of(options, lever);
-        let mut spaces: Vec<Space> = self.means.keys().map(|&lever| space(lever)).collect();
-        if let Some(scar) = &self.scar {
-            let layer = options.search.layer.unwrap_or(scar.len() / 2);
-            spaces.push(Space { layer: Some(layer), ..space(Lever::Scar) });
+        let space = |direction_source| features::space_of(options, direction_source);
+        let mut spaces: Vec<Space> =
+            self.means.keys().map(|&direction_source| space(direction_source)).collect();
+        if let Some(ablated) = &self.ablated {
+            let layer = options.search.layer.unwrap_or(ablated.len() / 2);
+            spaces.push(Space { layer: Some(layer), ..space(DirectionSource::Ablated) });
         }
         spaces
     }
 
     /// What `candidate` pushes along.
     pub fn along(&self, candidate: &Candidate) -> Along<'_> {
-        match (candidate.lever, &self.scar) {
-            (Lever::Scar, Some(scar)) => Along::Layers(scar),
-            (lever, _) => {
-                let means = self.means.get(&lever).unwrap_or(&self.plain);
+        match (candidate.direction_source, &self.ablated) {
+            (DirectionSource::Ablated, Some(ablated)) => Along::Layers(ablated),
+            (direction_source, _) => {
+                let means = self.means.get(&direction_source).unwrap_or(&self.plain);
                 let layers = Along::Layers(&means.by_layer);
                 if self.own { layers } else { Along::One(layers.at(candidate.layer)) }
             }
@@ -236,16 +246,16 @@ impl Levers {
         Along::One(Along::Layers(&self.plain.by_layer).at(layer))
     }
 
-    /// How well the layers separate the prompts; of a scar, how well plain prompts do.
-    pub fn separation(&self, lever: Lever) -> &[Separation] {
-        &self.means.get(&lever).unwrap_or(&self.plain).separation
+    /// How well the layers separate the prompts; of an ablated direction, how well plain prompts do.
+    pub fn separation(&self, direction_source: DirectionSource) -> &[Separation] {
+        &self.means.get(&direction_source).unwrap_or(&self.plain).separation
     }
 }
 
 /// The direction that each layer lost, or the nearest layer that lost one; each turned to the side of the
 /// one before it, since refusal turns slowly from layer to layer and eigenvectors have no sign.
-fn own_directions(scar: &Scar, n_layer: usize) -> Vec<Vec<f32>> {
-    let nearest = |layer: usize| scar.layers.iter().min_by_key(|l| l.layer.abs_diff(layer));
+fn own_directions(ablated: &AblatedDirection, n_layer: usize) -> Vec<Vec<f32>> {
+    let nearest = |layer: usize| ablated.layers.iter().min_by_key(|l| l.layer.abs_diff(layer));
     let mut units: Vec<Vec<f32>> = Vec::new();
     for layer in 0..n_layer {
         let mut unit = nearest(layer).map(|l| l.unit.clone()).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Material to and from a stored edit.
+//! Features to and from a stored edit.
 
-use super::{Material, Rights, read_weights};
+use super::{Features, Rights, read_weights};
 use crate::arch::plan::Plan;
 use crate::method::edit::{self, Edit, Method};
 use crate::method::stored::{StoredEdit, StoredWriter};
@@ -9,7 +9,7 @@ use crate::pipeline::error::Error;
 use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 
-impl Material {
+impl Features {
     /// What a stored edit says, beside the weights of this model. The published right factor is by its
     /// definition that of the weights at hand, and is taken from them.
     pub fn from_stored(opened: &Opened, stored: &StoredEdit, printer: &Printer) -> Result<Self, Error> {

@@ -7,20 +7,20 @@ use std::path::Path;
 
 use crate::arch::plan::Plan;
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Examiner, chats};
+use crate::eval::{Evaluator, chats};
 use crate::imatrix::Imatrix;
 use crate::llama::activations::{self, Activations, WriterInputs};
 use crate::llama::{Capture, Engine, LlamaEngine};
 use crate::method::direction::{self, Along, Directions};
 use crate::method::edit::{self, Edit, EditError, Method, RightFactors, WriterWeights};
-use crate::method::search::{Candidate, Lever, Space};
+use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::output::{Printer, percent};
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 use crate::util::interrupt;
-use gates::{Class, Learned};
+use gates::{GateTrainer, LearnedGates};
 
 /// Tokens of all positions, per kind of prompts, whose inputs are kept.
 const SAMPLE: usize = 256;
@@ -38,33 +38,35 @@ const CONTRASTS: [f64; 2] = [1.0, 0.5];
 /// Fewest prompts that are refused, and that are answered, for a direction between them.
 pub(super) const MIN_REFUSED: usize = 16;
 
-/// The same along a scar, where what was removed is missing from all layers: wider first.
-const WINDOWS_SCAR: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
-/// κ along a scar: with none as much refusal comes back at less KL, but that of alarming prompts too.
-const CONTRASTS_SCAR: [f64; 1] = [1.0];
+/// The same along an ablated direction, where what was removed is missing from all layers: wider first.
+const WINDOWS_ABLATED: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
+/// κ along an ablated direction: with none as much refusal comes back at less KL, but that of alarming prompts too.
+const CONTRASTS_ABLATED: [f64; 1] = [1.0];
 
-/// What `method` tries with `lever`.
-pub fn space(method: Method, lever: Lever) -> Space {
+/// What `method` tries with `direction_source`.
+pub fn space(method: Method, direction_source: DirectionSource) -> Space {
     if !method.is_gated() {
         // The useful strengths of the published edit lie at 2-8 % (docs/notebook/linear-gates.md).
         return Space {
-            lever,
+            direction_source,
             layer: None,
             windows: vec![(0.0, 1.0)],
             contrasts: vec![0.0],
             first_strength: 0.04,
         };
     }
-    let (windows, contrasts) = match lever {
-        Lever::Scar => (WINDOWS_SCAR.to_vec(), CONTRASTS_SCAR.to_vec()),
-        Lever::Refusal | Lever::Plain | Lever::Safety => (vec![WINDOW], CONTRASTS.to_vec()),
+    let (windows, contrasts) = match direction_source {
+        DirectionSource::Ablated => (WINDOWS_ABLATED.to_vec(), CONTRASTS_ABLATED.to_vec()),
+        DirectionSource::Refusal | DirectionSource::Plain | DirectionSource::Safety => {
+            (vec![WINDOW], CONTRASTS.to_vec())
+        }
     };
-    Space { lever, layer: None, windows, contrasts, first_strength: 0.01 }
+    Space { direction_source, layer: None, windows, contrasts, first_strength: 0.01 }
 }
 
-/// What is tried with `lever` under `options`.
-pub fn space_of(options: &InjectOptions, lever: Lever) -> Space {
-    let space = space(options.method, lever);
+/// What is tried with `direction_source` under `options`.
+pub fn space_of(options: &InjectOptions, direction_source: DirectionSource) -> Space {
+    let space = space(options.method, direction_source);
     match options.search.contrast {
         Some(contrast) => Space { contrasts: vec![contrast], ..space },
         None => space,
@@ -72,7 +74,7 @@ pub fn space_of(options: &InjectOptions, lever: Lever) -> Space {
 }
 
 /// Right factors, and all that edits of writers need besides.
-pub struct Material {
+pub struct Features {
     /// Weights of each writer.
     pub weights: Vec<WriterWeights>,
     /// What is known of each writer's inputs, in the plan's order.
@@ -87,7 +89,7 @@ enum Rights {
     /// The same whatever is tried.
     Fixed(RightFactors),
     /// Gates, for every window and κ that is tried.
-    Gates(Vec<Learned>),
+    Gates(Vec<LearnedGates>),
 }
 
 /// What the extract split showed on its way through the model.
@@ -103,14 +105,14 @@ pub(super) struct Seen {
 impl Seen {
     /// What `texts` show as users send them.
     pub fn collect(
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         texts: Vec<String>,
         capture: &Capture,
     ) -> Result<Self, Error> {
         let (mut odds, mut refused) = (vec![0.0; texts.len()], vec![false; texts.len()]);
         let activations = engine.collect(&chats(&texts, None), capture, &mut |i, logits| {
-            odds[i] = examiner.odds(logits);
-            refused[i] = examiner.begins_refusal(logits);
+            odds[i] = evaluator.odds(logits);
+            refused[i] = evaluator.begins_refusal(logits);
         })?;
         Ok(Self { texts, activations, odds, refused })
     }
@@ -144,19 +146,19 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
     Ok(weights)
 }
 
-impl Material {
+impl Features {
     /// Collects it on the extract split, with prompts as users send them, and the directions that these
-    /// show. With a `scar`, gates are learned for it.
+    /// show. With a `ablated`, gates are learned for it.
     pub fn collect(
         opened: &Opened,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         prompts: &PromptSet,
-        (options, scar): (&InjectOptions, bool),
+        (options, ablated): (&InjectOptions, bool),
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         let weights = read_weights(opened, printer)?;
         let collector = Collector { prompts, printer };
-        let capture = capture(&opened.plan, options, prompts, scar);
+        let capture = capture(&opened.plan, options, prompts, ablated);
         if capture.share() < 1.0 {
             printer.say(format!(
                 "the writers' inputs would take more than {} MiB (--memory): {} of the prompts teach the gates",
@@ -164,7 +166,7 @@ impl Material {
                 percent(capture.share())
             ));
         }
-        let seen = PromptKind::ALL.map(|kind| collector.collect((engine, examiner), &capture, kind));
+        let seen = PromptKind::ALL.map(|kind| collector.collect((engine, evaluator), &capture, kind));
         let [harmful, harmless, alarming] = seen;
         let mut seen = [harmful?, harmless?, alarming?];
         if options.method.is_gated() {
@@ -176,14 +178,14 @@ impl Material {
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
         let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
         let rights = if options.method.is_gated() {
-            let class = Class { opened, weights: &weights, seen: &seen, options, printer };
-            let effects = if scar { None } else { class.effects(engine, examiner, shown.main())? };
-            Rights::Gates(class.learn(scar, effects.as_deref())?)
+            let trainer = GateTrainer { opened, weights: &weights, seen: &seen, options, printer };
+            let effects = if ablated { None } else { trainer.effects(engine, evaluator, shown.main())? };
+            Rights::Gates(trainer.learn(ablated, effects.as_deref())?)
         } else {
             Rights::Fixed(edit::mean_rows(&weights))
         };
-        let material = Self { rights, inputs: input_models(sets, printer), weights, mean_harmful };
-        Ok((material, shown))
+        let features = Self { rights, inputs: input_models(sets, printer), weights, mean_harmful };
+        Ok((features, shown))
     }
 
     /// Mixes what an importance matrix says of the writers' inputs into what the prompts showed.
@@ -225,7 +227,8 @@ impl Material {
                 inside
             }
             Rights::Gates(gates) => {
-                let own = |g: &&Learned| g.window == candidate.window && g.contrast == candidate.contrast;
+                let own =
+                    |g: &&LearnedGates| g.window == candidate.window && g.contrast == candidate.contrast;
                 let (window, contrast) = (candidate.window, candidate.contrast);
                 gates.iter().find(own).ok_or(EditError::NoGates { window, contrast })?.rights.clone()
             }
@@ -278,7 +281,7 @@ impl Collector<'_> {
     /// Hidden states, writers' inputs and the beginnings of answers on the prompts of one kind.
     fn collect(
         &self,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         capture: &Capture,
         kind: PromptKind,
     ) -> Result<Seen, Error> {
@@ -288,7 +291,7 @@ impl Collector<'_> {
             // The inputs of the first ones are kept, and topics lie in blocks.
             texts = scattered(texts);
         }
-        Seen::collect((engine, examiner), texts, capture)
+        Seen::collect((engine, evaluator), texts, capture)
     }
 
     /// Inputs at tokens of text that asks for nothing: gates that only know prompts open on some of it, and
@@ -314,10 +317,10 @@ pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Er
 }
 
 /// What is looked at: with a gate, only the writers that may be edited.
-fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, scar: bool) -> Capture {
+fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: bool) -> Capture {
     let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     if options.method.is_gated() {
-        let widest = if scar { WINDOWS_SCAR[0] } else { WINDOW };
+        let widest = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
         capture = capture.only(&plan.writers_in(widest));
     }
     capture.within(options.memory, n_token(options.method, prompts))

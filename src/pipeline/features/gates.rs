@@ -2,18 +2,18 @@
 //! to do ([`crate::method::gate::effects`]).
 
 use super::{Seen, WINDOW, space, space_of};
-use crate::eval::{Examiner, FEW, MAX_ODDS, chats};
+use crate::eval::{Evaluator, FEW, MAX_ODDS, chats};
 use crate::llama::{Engine, LlamaEngine, LowRank};
 use crate::method::direction::{Along, Directions};
 use crate::method::edit::{self, RightFactors, WriterWeights};
 use crate::method::gate::effects::{Moved, pushes};
-use crate::method::gate::{GateOptions, Kernel, Lessons};
-use crate::method::search::{KlBudget, Lever, Refusal, SearchError};
+use crate::method::gate::{GateOptions, Kernel, TrainingSet};
+use crate::method::search::{DirectionSource, KlBudget, Refusal, SearchError};
 use crate::output::Printer;
+use crate::pipeline::edit_search::adapters;
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
-use crate::pipeline::study::adapters;
 use crate::util::interrupt;
 use crate::util::spread::spread;
 
@@ -25,14 +25,14 @@ const DEPTH: f64 = 0.6;
 const PROMPTS_PER_EFFECT: usize = 11;
 
 /// The gates of the writers in a window.
-pub(super) struct Learned {
+pub(super) struct LearnedGates {
     pub window: (f64, f64),
     pub contrast: f64,
     pub rights: RightFactors,
 }
 
 /// Inputs for gate training.
-pub(super) struct Class<'a> {
+pub(super) struct GateTrainer<'a> {
     pub opened: &'a Opened,
     pub weights: &'a [WriterWeights],
     pub seen: &'a [Seen; 3],
@@ -40,16 +40,16 @@ pub(super) struct Class<'a> {
     pub printer: &'a Printer,
 }
 
-impl Class<'_> {
+impl GateTrainer<'_> {
     /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show has
     /// none and is left alone, and so is an expert that no token was routed to.
-    pub fn learn(&self, scar: bool, effects: Option<&[f64]>) -> Result<Vec<Learned>, Error> {
-        let of = |lever| space_of(self.options, lever);
-        // Those along a scar are among the plain ones.
-        let contrasts = of(Lever::Plain).contrasts;
+    pub fn learn(&self, ablated: bool, effects: Option<&[f64]>) -> Result<Vec<LearnedGates>, Error> {
+        let of = |direction_source| space_of(self.options, direction_source);
+        // Those along an ablated direction are among the plain ones.
+        let contrasts = of(DirectionSource::Plain).contrasts;
         let inside = |window| (window, self.opened.plan.writers_in(window));
-        let lever = if scar { Lever::Scar } else { Lever::Plain };
-        let windows: Vec<_> = of(lever).windows.into_iter().map(inside).collect();
+        let direction_source = if ablated { DirectionSource::Ablated } else { DirectionSource::Plain };
+        let windows: Vec<_> = of(direction_source).windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
         let (bar, mut done) = (self.printer.bar("learning the gates", total as u64), 0);
         let mut learned = Vec::new();
@@ -58,11 +58,11 @@ impl Class<'_> {
                 done += 1;
                 bar.set(done);
             };
-            let kernel = Kernel::of(self.lessons(), &writers, effects, &mut step)?;
+            let kernel = Kernel::of(self.training_set(), &writers, effects, &mut step)?;
             for &contrast in &contrasts {
                 interrupt::check()?;
                 let rights = self.rights(&kernel, contrast)?;
-                learned.push(Learned { window, contrast, rights });
+                learned.push(LearnedGates { window, contrast, rights });
                 step();
             }
             self.say_unrouted(learned.last());
@@ -71,8 +71,8 @@ impl Class<'_> {
     }
 
     /// Tells how many experts have no gate.
-    fn say_unrouted(&self, learned: Option<&Learned>) {
-        let Some(Learned { window, rights, .. }) = learned else { return };
+    fn say_unrouted(&self, learned: Option<&LearnedGates>) {
+        let Some(LearnedGates { window, rights, .. }) = learned else { return };
         let writers = self.opened.plan.writers.iter().zip(rights);
         let rights = writers.filter_map(|(w, right)| Some((w.n_expert, right.as_deref()?)));
         let (unrouted, total) = edit::experts_spared(rights);
@@ -83,8 +83,8 @@ impl Class<'_> {
         }
     }
 
-    fn lessons(&self) -> Lessons<'_> {
-        Lessons {
+    fn training_set(&self) -> TrainingSet<'_> {
+        TrainingSet {
             inputs: self.seen.each_ref().map(|s| s.activations.inputs.as_slice()),
             odds: self.seen.each_ref().map(|s| s.odds.as_slice()),
         }
@@ -100,13 +100,13 @@ impl Class<'_> {
     pub fn effects(
         &self,
         engine: &mut LlamaEngine,
-        examiner: &Examiner,
+        evaluator: &Evaluator,
         directions: &Directions,
     ) -> Result<Option<Vec<f64>>, Error> {
         let bar = self.printer.bar("seeing what the writers' pushes do", 1 + self.seen.len() as u64);
-        let space = space(self.options.method, Lever::Plain);
+        let space = space(self.options.method, DirectionSource::Plain);
         let writers = self.opened.plan.writers_in(WINDOW);
-        let kernel = Kernel::of(self.lessons(), &writers, None, &mut || ())?;
+        let kernel = Kernel::of(self.training_set(), &writers, None, &mut || ())?;
         let rights = self.rights(&kernel, space.contrasts[0])?;
         let layer = (DEPTH * directions.by_layer.len() as f64) as usize;
         let along = Along::Layers(&directions.by_layer).at(layer);
@@ -115,12 +115,12 @@ impl Class<'_> {
             Ok(adapters(plan, &edit::edits(plan, self.weights, &rights, along, strength)?)?)
         };
         let max_kl = self.options.search.allowed(Refusal::Whole).max_kl;
-        let few = examiner.part(FEW);
-        let budget = KlBudget { engine, examiner: &few, max_kl };
+        let few = evaluator.part(FEW);
+        let budget = KlBudget { engine, evaluator: &few, max_kl };
         let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength)?)?;
         bar.set(1);
-        let moved = self.moved((engine, examiner), &rights, &mut |kind| bar.set(2 + kind as u64))?;
+        let moved = self.moved((engine, evaluator), &rights, &mut |kind| bar.set(2 + kind as u64))?;
         engine.apply(&[])?;
         let found = moved.effects(&rights);
         self.printer.detail(match &found {
@@ -137,7 +137,7 @@ impl Class<'_> {
     /// How the gates that are applied move the prompts of all kinds; `step` hears which kind is done.
     fn moved(
         &self,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         rights: &RightFactors,
         step: &mut dyn FnMut(usize),
     ) -> Result<Moved, Error> {
@@ -151,7 +151,7 @@ impl Class<'_> {
             let asked = spread(&known, (share * seen.texts.len() as f64).ceil() as usize);
             let texts: Vec<String> = asked.iter().map(|&i| seen.texts[i].clone()).collect();
             let mut odds = vec![0.0; texts.len()];
-            engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = examiner.odds(logits))?;
+            engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = evaluator.odds(logits))?;
             for (&i, now) in asked.iter().zip(odds) {
                 moved.add(of_kind.row(i), (seen.odds[i], now), (kind == 0, MAX_ODDS));
             }

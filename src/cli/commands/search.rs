@@ -1,4 +1,4 @@
-//! `direction`: what `inject` does up to its choice, which is stored in a file of its own.
+//! `search`: what `inject` does up to its choice, which is stored in a file of its own.
 
 use std::io::Write;
 
@@ -33,7 +33,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
     let done = found.and_then(|(stored, search)| {
         let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
-        // What `inject --direction` would refuse is not stored.
+        // What `inject --edit` would refuse is not stored.
         StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
         write(file, &bytes)?;
         tell(&stored, &search, (options, bytes.len()), printer);
@@ -69,7 +69,7 @@ fn tell(
         bytes / 1000
     ));
     printer.say(format!(
-        "inject any quantization of the model with it: rosi-gguf inject MODEL.gguf --direction {}",
+        "inject any quantization of the model with it: rosi-gguf inject MODEL.gguf --edit {}",
         shell(&options.output)
     ));
     if options.json {

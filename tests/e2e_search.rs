@@ -86,7 +86,7 @@ impl Runs {
     }
 
     fn direction<'a>(&'a self, out: &'a Path, extra: &[&'a str]) -> Vec<&'a str> {
-        let args = ["direction", text(&self.model), "-o", text(out), "--layer", "14", "--method", "contrast"];
+        let args = ["search", text(&self.model), "-o", text(out), "--layer", "14", "--method", "contrast"];
         [
             &args[..],
             &["--prompts", text(&self.few), "--json", "--allow-no-refusal", "--allow-over-limits"],
@@ -96,7 +96,7 @@ impl Runs {
     }
 
     fn inject<'a>(&'a self, model: &'a Path, direction: &'a Path, out: &'a Path) -> Vec<&'a str> {
-        let args = ["inject", text(model), "--direction", text(direction), "-o", text(out)];
+        let args = ["inject", text(model), "--edit", text(direction), "-o", text(out)];
         [&args[..], &["--prompts", text(&self.few), "--json"]].concat()
     }
 }
@@ -117,11 +117,12 @@ fn an_edit_is_found_once_and_applied_to_another_quantization() {
 fn another_trial_of_the_search_is_taken_by_its_flags() {
     let runs = Runs::new();
     let (best, other) = (runs.at("best.safetensors"), runs.at("other.safetensors"));
-    let told = json(&runs.direction(&best, &["--lever", "plain", "--trials", "3"]));
+    let told = json(&runs.direction(&best, &["--direction-source", "plain", "--trials", "3"]));
     let trials = told["search"]["trials"].as_array().unwrap();
     let trial = trials.iter().find(|trial| trial["contrast"] == 0.5).expect("κ = 0.5 is tried");
     let strength = trial["strength"].to_string();
-    let flags = [&ONE[..], &["--lever", "plain", "--contrast", "0.5", "--strength", &strength]].concat();
+    let flags =
+        [&ONE[..], &["--direction-source", "plain", "--contrast", "0.5", "--strength", &strength]].concat();
     let again = json(&runs.direction(&other, &flags));
     assert_eq!(again["edit"]["chosen"]["contrast"], 0.5);
     assert_eq!(again["edit"]["strength"], trial["strength"]);
@@ -144,9 +145,9 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
     let (wide, out) = (runs.at("wide.gguf"), runs.at("out.gguf"));
     promoted(&runs.model, &wide);
     let report = json(&runs.inject(&wide, whole, &out));
-    assert_eq!(report["direction"]["sha256"], sha256(whole));
+    assert_eq!(report["stored_edit"]["sha256"], sha256(whole));
     assert_eq!(report["search"]["trials"], serde_json::json!([]));
-    for key in ["lever", "layer", "window", "contrast"] {
+    for key in ["direction_source", "layer", "window", "contrast"] {
         assert_eq!(report["edit"][key], told["edit"]["chosen"][key], "{key}");
     }
     assert_eq!(report["edit"]["strength"], told["edit"]["strength"]);
@@ -155,7 +156,7 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
     let gain = report["verification"]["gain"].as_f64().unwrap();
     assert!((0.99..1.01).contains(&gain), "{gain}");
     let edited = Gguf::open(&out).unwrap();
-    assert_eq!(edited.str("rosi.direction_sha256"), report["direction"]["sha256"].as_str());
+    assert_eq!(edited.str("rosi.edit_sha256"), report["stored_edit"]["sha256"].as_str());
     assert_eq!(edited.str("rosi.method"), Some("contrast"));
 }
 

@@ -8,7 +8,9 @@ use std::process::Command;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
-use rosi_gguf::method::abliteration::{self, FileSource, Findings, Group, HONEST_GAP, Scar, Site, Source};
+use rosi_gguf::method::abliteration::{
+    self, AblatedDirection, FileSource, Findings, Group, HONEST_GAP, Site, Source,
+};
 use rosi_gguf::method::direction;
 use rosi_gguf::method::edit::{self, EditError};
 use rosi_gguf::pipeline::plan_of;
@@ -227,35 +229,36 @@ fn find(source: &dyn Source) -> Findings {
     abliteration::find(source, &mut |_, _| ()).unwrap()
 }
 
-/// How right a scar is: layers found of those that have one, layers named wrongly, least and mean cosine.
-fn judge(m: &Model, removal: &Removal, scar: &Scar) -> (usize, usize, f64, f64) {
+/// How right an ablated direction is: layers found of those that have one, layers named wrongly, least and mean cosine.
+fn judge(m: &Model, removal: &Removal, ablated: &AblatedDirection) -> (usize, usize, f64, f64) {
     let truth = removal.layers(m.n_layer);
-    let (right, wrong): (Vec<_>, Vec<_>) = scar.layers.iter().partition(|l| truth.contains(&l.layer));
+    let (right, wrong): (Vec<_>, Vec<_>) = ablated.layers.iter().partition(|l| truth.contains(&l.layer));
     let cosines: Vec<f64> = right.iter().map(|l| cosine(removal.in_layer(l.layer), &l.unit)).collect();
     let mean = cosines.iter().sum::<f64>() / cosines.len().max(1) as f64;
     (right.len(), wrong.len(), cosines.into_iter().fold(1.0, f64::min), mean)
 }
 
-/// Expects the scar of `removal`, in every layer of it and no other, along its directions.
+/// Expects the ablated direction of `removal`, in every layer of it and no other, along its directions.
 fn expect(m: &Model, removal: &Removal, ggml_type: GgmlType, least_cosine: f64) {
     let what = format!("{} weight {} in {:?} as {ggml_type}", m.name, removal.weight, removal.share);
-    let scar = find(&m.copy(removal, ggml_type)).scar.unwrap_or_else(|| panic!("{what}: nothing found"));
-    let (right, wrong, _, mean) = judge(m, removal, &scar);
+    let ablated =
+        find(&m.copy(removal, ggml_type)).ablated.unwrap_or_else(|| panic!("{what}: nothing found"));
+    let (right, wrong, _, mean) = judge(m, removal, &ablated);
     assert_eq!((right, wrong), (removal.layers(m.n_layer).len(), 0), "{what}");
     assert!(mean > least_cosine, "{what}: {mean}");
     if removal.units.len() == 1 {
-        let common = cosine(removal.in_layer(0), &scar.directions[0]);
+        let common = cosine(removal.in_layer(0), &ablated.directions[0]);
         assert!(common > least_cosine, "{what}: {common}");
     }
 }
 
 #[test]
-fn honest_models_have_no_scar() {
+fn honest_models_have_no_ablated_direction() {
     for name in MODELS {
         let gguf = gguf(name);
         let plan = plan_of(&gguf).unwrap();
         let findings = find(&FileSource::new(&gguf, &plan));
-        assert_eq!(findings.scar, None, "{name}");
+        assert_eq!(findings.ablated, None, "{name}");
         assert!(findings.widest.unwrap().lowest.gap < HONEST_GAP, "{name}");
     }
 }
@@ -268,7 +271,7 @@ fn honest_models_have_none_after_requantization_either() {
             [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q8_0]
         {
             let findings = find(&model.copy(&Removal::nothing(), ggml_type));
-            assert_eq!(findings.scar, None, "{name} in {ggml_type}");
+            assert_eq!(findings.ablated, None, "{name} in {ggml_type}");
             assert!(findings.widest.unwrap().lowest.gap < HONEST_GAP, "{name} in {ggml_type}");
         }
     }
@@ -300,7 +303,7 @@ fn scars_of_gemma3_with_its_post_norms() {
 }
 
 #[test]
-fn scars_of_qwen() {
+fn ablated_directions_of_qwen() {
     let m = Model::open("QWEN");
     expect(&m, &Removal::of_one(0.8, 0.3..0.7, &m.meaning()), GgmlType::F32, 0.96);
     expect(&m, &Removal::of_one(1.0, 0.0..1.0, &m.meaning()), GgmlType::Q4_0, 0.999);
@@ -338,7 +341,7 @@ fn inspect_tells_it_of_a_file() {
     assert_eq!(facts(&source.path)["abliterated"], serde_json::Value::Null);
 }
 
-/// `ROSI_SCAR_TABLE="QWEN Q4_K"` prints only rows with these words.
+/// `ROSI_ABLATION_TABLE="QWEN Q4_K"` prints only rows with these words.
 #[test]
 #[ignore = "takes half an hour: prints what the table of src/method/abliteration.rs rests on"]
 fn print_the_table() {
@@ -367,13 +370,13 @@ fn print_the_table() {
 fn row(m: &Model, (label, ggml_type): (&str, GgmlType), removal: &Removal) {
     let Removal { weight, share, .. } = removal;
     let title = format!("{} {ggml_type} {label} {weight:.1} {share:?}", m.name);
-    let wanted = std::env::var("ROSI_SCAR_TABLE").unwrap_or_default();
+    let wanted = std::env::var("ROSI_ABLATION_TABLE").unwrap_or_default();
     if !wanted.split_whitespace().all(|word| title.contains(word)) {
         return;
     }
     let findings = find(&m.copy(removal, ggml_type));
     let widest = findings.widest.unwrap().lowest.gap;
-    let said = findings.scar.map_or("not found".into(), |s| {
+    let said = findings.ablated.map_or("not found".into(), |s| {
         let (right, wrong, least, mean) = judge(m, removal, &s);
         let all = removal.layers(m.n_layer).len();
         format!(

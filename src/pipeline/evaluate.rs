@@ -4,7 +4,7 @@
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
 use crate::eval::thoughts::Thoughts;
-use crate::eval::{Examination, Examiner, N_PREDICT, Questions, Score, Tally, chats};
+use crate::eval::{Evaluation, Evaluator, N_PREDICT, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
 use crate::llama::thinking::Thinker;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank, Thinking};
@@ -15,11 +15,11 @@ use crate::method::fidelity::{Fidelity, Projections, Snapshot};
 use crate::method::requant;
 use crate::method::search::{KlBudget, SearchError};
 use crate::output::Printer;
+use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
-use crate::pipeline::material;
+use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Opened};
-use crate::pipeline::study::{self, Study};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
@@ -34,7 +34,7 @@ const FOUND_OF_BUDGET: f64 = 0.9;
 pub const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
 /// Scores on the report split.
-pub struct Exam<'a> {
+pub struct Scorer<'a> {
     /// The model.
     pub opened: &'a Opened,
     /// What the user asked for.
@@ -55,8 +55,8 @@ struct Controls {
 
 /// What was measured before the file was written.
 pub struct Before {
-    examiner: Examiner,
-    base: Examination,
+    evaluator: Evaluator,
+    base: Evaluation,
     controls: Controls,
     /// The bundled harmful prompts and how the base took them, where the user brought others.
     guard: Option<(Vec<String>, Tally)>,
@@ -79,7 +79,7 @@ pub enum Control {
 /// What was measured on the written file.
 pub struct After {
     /// Its answers.
-    pub examination: Examination,
+    pub evaluation: Evaluation,
     snapshot: Snapshot,
     thinking: Option<Thoughtful>,
 }
@@ -104,8 +104,8 @@ impl Before {
     }
 
     /// Answers before and after.
-    pub fn answers(&self, after: &Examination, full: bool) -> Vec<AnswerPair> {
-        AnswerPair::all(self.examiner.questions().by_kind(), &self.base, after, full)
+    pub fn answers(&self, after: &Evaluation, full: bool) -> Vec<AnswerPair> {
+        AnswerPair::all(self.evaluator.questions().by_kind(), &self.base, after, full)
     }
 
     /// The written file beside the exact edit.
@@ -126,70 +126,71 @@ impl Before {
     }
 }
 
-impl Exam<'_> {
+impl Scorer<'_> {
     /// Base and the controls that need no file, on the model that is loaded already.
-    pub fn before(&self, engine: &mut LlamaEngine, study: &Study) -> Result<Before, Error> {
+    pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
         let bar = self.printer.bar("scoring on the report split", 2);
         let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
-        let (examiner, base) = Examiner::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
+        let (evaluator, base) = Evaluator::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);
         let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
-        engine.apply(&study.adapters(self.opened)?)?;
+        engine.apply(&edit_search.adapters(self.opened)?)?;
         let snapshots = [snapshot_of_base, self.snapshot(engine)?];
         drop(bar);
         let controls = if self.options.controls {
-            self.controls(engine, study, &examiner)?
+            self.controls(engine, edit_search, &evaluator)?
         } else {
             Controls::default()
         };
         engine.apply(&[])?;
-        Ok(Before { examiner, base, controls, guard, snapshots, thinking })
+        Ok(Before { evaluator, base, controls, guard, snapshots, thinking })
     }
 
     /// The controls, on a model to which the chosen edit is applied.
     fn controls(
         &self,
         engine: &mut LlamaEngine,
-        study: &Study,
-        examiner: &Examiner,
+        edit_search: &EditSearch,
+        evaluator: &Evaluator,
     ) -> Result<Controls, Error> {
         let bar = self.printer.bar("scoring the controls", 3);
         // With the KL of all harmless prompts, which the published edit is to meet.
-        let part = examiner.half_with_kl();
-        let exact = part.examine(engine)?.score;
+        let part = evaluator.half_with_kl();
+        let exact = part.evaluate(engine)?.score;
         bar.set(1);
-        engine.apply(&study.random_adapters(self.opened, self.options.seed)?)?;
-        let random = examiner.half().examine(engine)?.score;
+        engine.apply(&edit_search.random_adapters(self.opened, self.options.seed)?)?;
+        let random = evaluator.half().evaluate(engine)?.score;
         bar.set(2);
         let mut published = None;
-        if self.apply_published(engine, study, (examiner, exact.kl))? {
-            published = Some(part.examine(engine)?.score);
+        if self.apply_published(engine, edit_search, (evaluator, exact.kl))? {
+            published = Some(part.evaluate(engine)?.score);
         }
         Ok(Controls { exact: Some(exact), random: Some(random), published })
     }
 
     /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact edit
-    /// on the prompts of `examiner`. False where there is none to compare with.
+    /// on the prompts of `evaluator`. False where there is none to compare with.
     fn apply_published(
         &self,
         engine: &mut LlamaEngine,
-        study: &Study,
-        (examiner, kl): (&Examiner, f64),
+        edit_search: &EditSearch,
+        (evaluator, kl): (&Evaluator, f64),
     ) -> Result<bool, Error> {
         if self.options.method == Method::Published || kl <= 0.0 {
             return Ok(false);
         }
-        let (plan, layer) = (&self.opened.plan, study.chosen.candidate.layer);
-        let weights = material::read_weights(self.opened, self.printer)?;
+        let (plan, layer) = (&self.opened.plan, edit_search.chosen.candidate.layer);
+        let weights = features::read_weights(self.opened, self.printer)?;
         let rights = edit::mean_rows(&weights);
         let make = |strength: f64| -> Result<Vec<LowRank>, SearchError> {
-            let along = study.levers.published(layer);
-            Ok(study::adapters(plan, &edit::edits(plan, &weights, &rights, along, strength)?)?)
+            let along = edit_search.direction_sources.published(layer);
+            Ok(edit_search::adapters(plan, &edit::edits(plan, &weights, &rights, along, strength)?)?)
         };
-        let start = material::space(Method::Published, study.chosen.candidate.lever).first_strength;
-        let budget = KlBudget { engine: &mut *engine, examiner, max_kl: kl / FOUND_OF_BUDGET };
+        let start =
+            features::space(Method::Published, edit_search.chosen.candidate.direction_source).first_strength;
+        let budget = KlBudget { engine: &mut *engine, evaluator, max_kl: kl / FOUND_OF_BUDGET };
         let strength = budget.strength(&make, start)?;
         engine.apply(&make(strength)?)?;
         Ok(true)
@@ -223,12 +224,12 @@ impl Exam<'_> {
     pub fn after(&self, written: &Gguf, before: &Before) -> Result<After, Error> {
         let mut engine = self.load(written)?;
         let _bar = self.printer.bar("scoring the written file", 1);
-        let examination = before.examiner.examine(&mut engine)?;
+        let evaluation = before.evaluator.evaluate(&mut engine)?;
         let (old, new) = match &before.guard {
             Some((texts, old)) => {
                 (*old, Tally::of(&ask(&mut engine, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
             }
-            None => (before.base.score.harmful, examination.score.harmful),
+            None => (before.base.score.harmful, evaluation.score.harmful),
         };
         if new.refused < old.refused {
             return Err(Error::LessSafe {
@@ -237,7 +238,7 @@ impl Exam<'_> {
             });
         }
         let thinking = self.thoughtful(&mut engine)?.map(|(_, answers)| answers);
-        Ok(After { examination, snapshot: self.snapshot(&mut engine)?, thinking })
+        Ok(After { evaluation, snapshot: self.snapshot(&mut engine)?, thinking })
     }
 
     /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; none in place, where
@@ -268,7 +269,7 @@ impl Exam<'_> {
         write.write(Change::RequantizeOnly, &mut file, self.printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = self.printer.bar("scoring the control", 1);
-        Ok(before.examiner.half().examine(&mut engine)?.score)
+        Ok(before.evaluator.half().evaluate(&mut engine)?.score)
     }
 }
 

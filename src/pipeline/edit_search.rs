@@ -2,23 +2,24 @@
 
 use crate::arch::plan::{Plan, ResidualWriter};
 use crate::eval::prompts::{PromptSet, Split};
-use crate::eval::{Examination, Examiner, FEW, Questions, Score, Tally};
+use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score, Tally};
 use crate::llama::{Arithmetic, Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
-use crate::method::abliteration::Scar;
+use crate::method::abliteration::AblatedDirection;
 use crate::method::detector::Bank;
 use crate::method::direction::{self, Along, SafetyDirection};
 use crate::method::edit::{Edit, EditError, Method};
 use crate::method::requant::Requant;
 use crate::method::search::journal::Journal;
 use crate::method::search::{
-    Allowed, Candidate, KlBudget, Lever, Probe, Refusal, Search, SearchError, SearchResult, Space, Trial,
+    Allowed, Candidate, DirectionSource, KlBudget, Probe, Refusal, Search, SearchError, SearchResult, Space,
+    Trial,
 };
 use crate::output::Printer;
 use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
+use crate::pipeline::direction_sources::{self, DirectionSources, Offer};
 use crate::pipeline::error::Error;
-use crate::pipeline::levers::{self, Levers, Offer};
-use crate::pipeline::material::{self, Material, Shown};
+use crate::pipeline::features::{self, Features, Shown};
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
@@ -34,13 +35,13 @@ pub fn search_prompts(method: Method) -> [usize; 3] {
 }
 
 /// What was found out about a model.
-pub struct Study {
+pub struct EditSearch {
     /// What edits are made of.
     pub found: Found,
     /// Along what.
-    pub levers: Levers,
+    pub direction_sources: DirectionSources,
     /// What was removed from the weights before, where the weights were looked at.
-    pub scar: Option<Scar>,
+    pub ablated: Option<AblatedDirection>,
     /// Every trial.
     pub search: SearchResult,
     /// The edit that is written.
@@ -52,48 +53,54 @@ pub struct Study {
 /// What edits are made of.
 pub enum Found {
     /// Right factors of the writers.
-    Linear(Material),
+    Linear(Features),
     /// Gates of the feed-forward networks.
     Detectors(Detectors),
 }
 
 impl Found {
     /// Collects what the prompts to extract from show, with prompts as users send them, and the directions that these show.
-    /// With a `scar`, linear gates are learned for it.
+    /// With a `ablated`, linear gates are learned for it.
     ///
     /// # Errors
     /// [`Error`].
     pub fn learn(
         opened: &Opened,
-        (engine, examiner): (&mut LlamaEngine, &Examiner),
+        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
         prompts: &PromptSet,
-        (options, scar): (&InjectOptions, bool),
+        (options, ablated): (&InjectOptions, bool),
         printer: &Printer,
     ) -> Result<(Self, Shown), Error> {
         if options.method == Method::Detector {
-            let (detectors, shown) = Detectors::learn(opened, (engine, examiner), prompts, options, printer)?;
+            let (detectors, shown) =
+                Detectors::learn(opened, (engine, evaluator), prompts, options, printer)?;
             return Ok((Self::Detectors(detectors), shown));
         }
-        let both = (engine, examiner);
-        let (mut material, shown) = Material::collect(opened, both, prompts, (options, scar), printer)?;
+        let both = (engine, evaluator);
+        let (mut features, shown) = Features::collect(opened, both, prompts, (options, ablated), printer)?;
         if let Some(path) = &options.imatrix {
-            material.mix(path, &opened.plan, printer)?;
+            features.mix(path, &opened.plan, printer)?;
         }
-        Ok((Self::Linear(material), shown))
+        Ok((Self::Linear(features), shown))
     }
 
-    /// What is tried with `lever`.
-    pub fn space(&self, opened: &Opened, options: &InjectOptions, lever: Lever) -> Space {
+    /// What is tried with `direction_source`.
+    pub fn space(
+        &self,
+        opened: &Opened,
+        options: &InjectOptions,
+        direction_source: DirectionSource,
+    ) -> Space {
         match self {
-            Self::Linear(_) => material::space_of(options, lever),
-            Self::Detectors(_) => detectors::space(options, &opened.plan, lever),
+            Self::Linear(_) => features::space_of(options, direction_source),
+            Self::Detectors(_) => detectors::space(options, &opened.plan, direction_source),
         }
     }
 
     /// What is known of each writer's inputs, in the plan's order; nothing where none is edited.
     pub fn inputs(&self) -> &[InputModel] {
         match self {
-            Self::Linear(material) => &material.inputs,
+            Self::Linear(features) => &features.inputs,
             Self::Detectors(_) => &[],
         }
     }
@@ -117,12 +124,12 @@ impl Found {
         toward: Toward<'_>,
     ) -> Result<Vec<LowRank>, SearchError> {
         match self {
-            Self::Linear(material) => {
+            Self::Linear(features) => {
                 let along = match toward {
                     Toward::Refusal(along) => along,
                     Toward::Same(direction) => Along::One(direction),
                 };
-                let edits = material.edits(&opened.plan, candidate, (along, strength))?;
+                let edits = features.edits(&opened.plan, candidate, (along, strength))?;
                 Ok(adapters(&opened.plan, &edits)?)
             }
             Self::Detectors(detectors) => {
@@ -155,8 +162,8 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError>
     applied.map(checked).collect()
 }
 
-impl Study {
-    /// Runs the whole study on a loaded model, taking from the journal what is in it already. What is only compared with each
+impl EditSearch {
+    /// Runs the whole search on a loaded model, taking from the journal what is in it already. What is only compared with each
     /// other is computed in F32.
     pub fn new(
         opened: &Opened,
@@ -166,40 +173,42 @@ impl Study {
         printer: &Printer,
     ) -> Result<Self, Error> {
         let arithmetic = engine.set_arithmetic(Arithmetic::F32);
-        let scar = levers::find_scar(opened, options, printer)?;
-        let removed = scar.clone();
+        let ablated = direction_sources::find_ablated(opened, options, printer)?;
+        let removed = ablated.clone();
         let bar = printer.bar("asking the base model", 1);
         let questions = Questions::of(prompts, Split::Search, search_prompts(options.method));
-        let (mut examiner, base) = Examiner::new(engine, questions)?;
+        let (mut evaluator, base) = Evaluator::new(engine, questions)?;
         drop(bar);
         printer.say(format!(
             "base model: {} harmful prompts refused (search split)",
             base.score.harmful.refused()
         ));
-        let offer = Offer::of(engine, (&mut examiner, &base), scar, (options, printer))?;
-        if examiner.shorten(&base) {
+        let offer = Offer::of(engine, (&mut evaluator, &base), ablated, (options, printer))?;
+        if evaluator.shorten(&base) {
             printer.detail("  short answers tell as much: trials ask for these");
         }
         check_layer(options, opened.plan.n_layer)?;
-        let how = (options, offer.scar.is_some());
-        let (found, shown) = Found::learn(opened, (&mut *engine, &examiner), prompts, how, printer)?;
-        let mut levers = Levers::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
+        let how = (options, offer.ablated.is_some());
+        let (found, shown) = Found::learn(opened, (&mut *engine, &evaluator), prompts, how, printer)?;
+        let mut direction_sources =
+            DirectionSources::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
         let maker = Maker { opened, found: &found, options };
-        if let Some(scar) = &offer.scar {
-            let way = maker.turn(engine, &mut examiner, levers.ways(scar)?, printer)?;
-            levers.set_scar(way);
+        if let Some(ablated) = &offer.ablated {
+            let way = maker.turn(engine, &mut evaluator, direction_sources.ways(ablated)?, printer)?;
+            direction_sources.set_ablated(way);
         }
-        let search = maker.search((engine, journal), (&examiner, base.score), &levers, printer)?;
+        let search =
+            maker.search((engine, journal), (&evaluator, base.score), &direction_sources, printer)?;
         let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
-        let system_prompt = offer.system_prompt(candidate.lever);
+        let system_prompt = offer.system_prompt(candidate.direction_source);
         engine.set_arithmetic(arithmetic);
-        Ok(Self { found, levers, scar: removed, search, chosen, system_prompt })
+        Ok(Self { found, direction_sources, ablated: removed, search, chosen, system_prompt })
     }
 
     /// What the chosen edit is along.
     pub fn along(&self) -> Along<'_> {
-        self.levers.along(&self.chosen.candidate)
+        self.direction_sources.along(&self.chosen.candidate)
     }
 
     /// The direction of the chosen layer.
@@ -262,8 +271,8 @@ impl Study {
     pub fn edits(&self, opened: &Opened, requant: Requant) -> Result<Edits, EditError> {
         let Chosen { candidate, strength } = &self.chosen;
         match &self.found {
-            Found::Linear(material) => {
-                Ok(material.edits(&opened.plan, candidate, (self.along(), *strength))?.into())
+            Found::Linear(features) => {
+                Ok(features.edits(&opened.plan, candidate, (self.along(), *strength))?.into())
             }
             Found::Detectors(detectors) => detectors.fitted(opened, &self.banks(detectors), requant),
         }
@@ -278,24 +287,24 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    fn space(&self, lever: Lever) -> Space {
-        self.found.space(self.opened, self.options, lever)
+    fn space(&self, direction_source: DirectionSource) -> Space {
+        self.found.space(self.opened, self.options, direction_source)
     }
 
-    /// Of the `ways` in which a scar can be pushed, the one along which the model refuses the most harmful
-    /// prompts. Teaches `examiner` how the refusals begin that come back: the base may have none.
+    /// Of the `ways` in which an ablated direction can be pushed, the one along which the model refuses the most harmful
+    /// prompts. Teaches `evaluator` how the refusals begin that come back: the base may have none.
     fn turn(
         &self,
         engine: &mut LlamaEngine,
-        examiner: &mut Examiner,
+        evaluator: &mut Evaluator,
         ways: Vec<Vec<SafetyDirection>>,
         printer: &Printer,
     ) -> Result<Vec<SafetyDirection>, Error> {
         let bar = printer.bar("finding the side of refusal", ways.len() as u64);
-        let few = examiner.part(FEW);
-        let space = self.space(Lever::Scar);
+        let few = evaluator.part(FEW);
+        let space = self.space(DirectionSource::Ablated);
         let candidate = Candidate {
-            lever: Lever::Scar,
+            direction_source: DirectionSource::Ablated,
             layer: 0,
             window: space.windows[0],
             contrast: space.contrasts[0],
@@ -311,12 +320,14 @@ impl Maker<'_> {
                 (Some(strength), _) => strength,
                 (None, Found::Detectors(_)) => space.first_strength,
                 (None, Found::Linear(_)) => {
-                    KlBudget { engine, examiner: &few, max_kl }.strength(&make, space.first_strength)?
+                    KlBudget { engine, evaluator: &few, max_kl }.strength(&make, space.first_strength)?
                 }
             };
             engine.apply(&make(strength)?)?;
-            let refused = examiner.learn_openings(engine, None)?.refused;
-            printer.detail(format!("  scar way {i} strength {strength:.4}: {refused} harmful refused"));
+            let refused = evaluator.learn_openings(engine, None)?.refused;
+            printer.detail(format!(
+                "  ablated direction, way {i}, strength {strength:.4}: {refused} harmful refused"
+            ));
             if best.as_ref().is_none_or(|(most, _)| refused > *most) {
                 best = Some((refused, way));
             }
@@ -329,26 +340,26 @@ impl Maker<'_> {
     fn search(
         &self,
         (engine, journal): (&mut LlamaEngine, &mut Journal),
-        (examiner, base): (&Examiner, Score),
-        levers: &Levers,
+        (evaluator, base): (&Evaluator, Score),
+        direction_sources: &DirectionSources,
         printer: &Printer,
     ) -> Result<SearchResult, Error> {
-        let spaces: Vec<Space> = levers
+        let spaces: Vec<Space> = direction_sources
             .spaces(self.options)
             .into_iter()
             .map(|space| Space {
-                layer: space.layer.or(self.space(space.lever).layer),
-                ..self.space(space.lever)
+                layer: space.layer.or(self.space(space.direction_source).layer),
+                ..self.space(space.direction_source)
             })
             .collect();
         let make = |candidate: &Candidate, strength: f64| {
-            let toward = Toward::Refusal(levers.along(candidate));
+            let toward = Toward::Refusal(direction_sources.along(candidate));
             self.found.adapters(self.opened, (candidate, strength), toward)
         };
         let options = self.options.search;
-        let few = &examiner.part(FEW);
+        let few = &evaluator.part(FEW);
         let search =
-            Search { engine, examiner, few, base, make_edits: &make, options, spaces: &spaces, journal };
+            Search { engine, evaluator, few, base, make_edits: &make, options, spaces: &spaces, journal };
         let settings = match self.found {
             Found::Linear(_) => None,
             Found::Detectors(_) => {
@@ -403,18 +414,23 @@ fn run_search(
 
 fn describe(candidate: &Candidate) -> String {
     let (from, until) = candidate.window;
-    let Candidate { lever, layer, contrast, .. } = *candidate;
-    format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", lever.name())
+    let Candidate { direction_source, layer, contrast, .. } = *candidate;
+    format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", direction_source.name())
 }
 
 fn describe_probe(p: &Probe) -> String {
-    let quick = p.quick.map_or(String::new(), |q| {
+    let first_tokens = p.first_tokens.map_or(String::new(), |q| {
         format!(
             ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
             q.harmful, q.harmless, q.alarming
         )
     });
-    format!("  probe {} strength {:.4}{quick} utility {:+.3}", describe(&p.candidate), p.strength, p.utility)
+    format!(
+        "  probe {} strength {:.4}{first_tokens} utility {:+.3}",
+        describe(&p.candidate),
+        p.strength,
+        p.utility
+    )
 }
 
 fn describe_trial(t: &Trial) -> String {
@@ -437,7 +453,7 @@ fn describe_trial(t: &Trial) -> String {
 }
 
 /// The best accepted trial; with `--allow-over-limits` the most useful one when none was accepted.
-fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptions) -> Result<Trial, Error> {
+fn choose_trial(search: &SearchResult, base: &Evaluation, options: &InjectOptions) -> Result<Trial, Error> {
     if let Some(best) = search.best() {
         return Ok(*best);
     }
@@ -447,7 +463,7 @@ fn choose_trial(search: &SearchResult, base: &Examination, options: &InjectOptio
     if let Some(trial) = most.filter(|_| options.allow.over_limits) {
         return Ok(*trial);
     }
-    let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.lever));
+    let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.direction_source));
     let Allowed { max_kl, max_false_refusal } = options.search.allowed(refusal);
     Err(Error::NoGain {
         trials: search.trials.len(),
