@@ -110,7 +110,7 @@ impl Lab {
     /// The prompts in the order `seed`; 0 = that of the bundled files.
     pub fn draw(&mut self, seed: u64) -> Result<Draw, Failure> {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
-        let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Contrast));
+        let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Detector));
         let (evaluator, _) = Evaluator::new(&mut self.engine, questions)?;
         Ok(Draw { prompts, evaluator })
     }

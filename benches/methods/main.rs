@@ -2,7 +2,7 @@
 //! prompts it learned from. Prints Markdown tables; `scripts/bench methods` keeps them in docs/methods.md.
 //!
 //! ```text
-//! cargo bench --bench methods -- [table] [seeds]      (both when none is named)
+//! cargo bench --bench methods -- [table] [seeds] [N]      (both when none is named; N orders in place of ten)
 //! ```
 //!
 //! Gates and directions are those of the pipeline that `inject` runs. Edits are exact (adapters), so that methods are compared
@@ -17,8 +17,8 @@ use score::{Counts, Sets};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Orders of the prompts.
-const SEEDS: u64 = 10;
+/// Orders of the prompts, unless the user wants another number.
+const ORDERS: u64 = 10;
 /// What is measured in each of them.
 const IN_ORDERS: [Recipe; 3] = [Recipe::Detector, Recipe::Contrast, Recipe::Published];
 
@@ -26,7 +26,11 @@ const IN_ORDERS: [Recipe; 3] = [Recipe::Detector, Recipe::Contrast, Recipe::Publ
 const RECIPES: [Recipe; 4] = [Recipe::Detector, Recipe::RandomDetector, Recipe::Contrast, Recipe::Published];
 
 fn main() -> Result<(), Failure> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let mut wanted: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let orders = wanted.last().and_then(|last| last.parse().ok());
+    if orders.is_some() {
+        wanted.pop();
+    }
     if let Some(unknown) = wanted.iter().find(|w| !["table", "seeds"].contains(&w.as_str())) {
         return Err(format!("unknown part {unknown:?}: expected table or seeds").into());
     }
@@ -36,7 +40,7 @@ fn main() -> Result<(), Failure> {
         table(&mut lab)?;
     }
     if wants("seeds") {
-        seeds(&mut lab)?;
+        seeds(&mut lab, orders.unwrap_or(ORDERS))?;
     }
     Ok(())
 }
@@ -93,8 +97,8 @@ fn table(lab: &mut Lab) -> Result<(), Failure> {
     Ok(())
 }
 
-fn seeds(lab: &mut Lab) -> Result<(), Failure> {
-    println!("## Ten orders of the prompts\n");
+fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
+    println!("## {orders} orders of the prompts\n");
     println!(
         "Which prompts are learned from, searched on and reported on is drawn anew: eighths of each kind, four \
          to extract, two to search, two to report. Contrast and published at the KL of the detectors; change of the share \
@@ -103,7 +107,7 @@ fn seeds(lab: &mut Lab) -> Result<(), Failure> {
     println!("| order | edit | strength | harmful | harmless | alarming | broken | KL |");
     println!("|--:|---|--:|--:|--:|--:|--:|--:|");
     let mut changes = IN_ORDERS.map(|_| Vec::new());
-    for seed in 1..=SEEDS {
+    for seed in 1..=orders {
         let draw = lab.draw(seed)?;
         let mut sets = Sets::of(&draw.report(), [48, 32, 32]);
         lab.engine().apply(&[])?;
