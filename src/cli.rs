@@ -261,8 +261,8 @@ pub struct SearchArgs {
     /// passes].
     #[arg(long, value_enum, help_heading = EDIT)]
     pub method: Option<Method>,
-    /// How far detectors push, in lengths of the direction (5), or auto; of the other methods the size of the change as a
-    /// share of the edited weights (0.04 = 4 %).
+    /// How far detectors push, in lengths of the direction (6, up to 12 where the model refuses little of its own), or auto; of
+    /// the other methods the size of the change as a share of the edited weights (0.04 = 4 %).
     #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub strength: String,
     /// Layer whose direction is used, from 0, or auto; of detectors the middle one of their layers.

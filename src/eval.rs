@@ -240,6 +240,11 @@ impl Evaluator {
         Ok((evaluator, Evaluation { score, answers }))
     }
 
+    /// Harmful prompts that the base refuses.
+    pub fn base_refused(&self) -> Proportion {
+        Tally::of(&self.answers[0]).refused()
+    }
+
     /// Prompts of all kinds, and what the base answers to them.
     pub fn base_answers(&self) -> impl Iterator<Item = (&String, &String)> {
         self.questions.by_kind().into_iter().flatten().zip(self.answers.iter().flatten())

@@ -30,11 +30,11 @@ use crate::util::interrupt;
 use crate::util::linalg::mean_row;
 use crate::util::spread::{spread, spread_rows};
 use collect::{Collection, Collector, ENDING, EarlyDirections, stacked, texts};
-use places::{Places, SETTINGS};
+use places::{PULL, Places, push};
 
 pub(super) use collect::ANSWERED;
 pub use collect::inputs_memory;
-pub(super) use places::DEEPEST;
+pub(super) use places::{DEEPEST, PUSH};
 pub use places::{networks, settings, space, tensors};
 
 /// What part of the push each late gate has: less where less is still to be computed.
@@ -68,6 +68,8 @@ const ROUNDED_FOR: usize = 512;
 pub struct Detectors {
     /// By block, early before late.
     pub sites: Vec<Site>,
+    /// How far they push where nothing else is asked for, in units of their directions.
+    pub push: f64,
 }
 
 /// The gates of one network at one token.
@@ -149,7 +151,8 @@ impl Detectors {
         let bar = printer.bar("learning the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);
-        let mut detectors = Self::taught(opened, (&networks, &spots), &collection)?;
+        let push = push(evaluator.base_refused().rate());
+        let mut detectors = Self { sites: taught(opened, (&networks, &spots), &collection)?, push };
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
         let texts = spread(&harmful, MOVED);
@@ -161,33 +164,6 @@ impl Detectors {
             return Err(Error::NoNetwork { architecture, tried });
         }
         Ok((detectors, shown))
-    }
-
-    /// The gates of all `spots`.
-    fn taught(
-        opened: &Opened,
-        (networks, spots): (&[Network], &[Spot]),
-        collection: &Collection,
-    ) -> Result<Self, Error> {
-        let mut sites: Vec<Site> = Vec::new();
-        for (index, network) in networks.iter().enumerate() {
-            let own: Vec<&Spot> = spots.iter().filter(|spot| spot.network == index).collect();
-            let count = 2 * neurons_per_gate(network.activation);
-            let writer = &opened.plan.writers[network.ffn.writer];
-            let mut slots = Vec::new().into_iter();
-            for (i, spot) in own.iter().enumerate() {
-                interrupt::check()?;
-                let examples = collection.examples(index, spot.before_last);
-                if i == 0 {
-                    let inputs = examples.sample();
-                    let idlest = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
-                    slots = idlest.into_iter();
-                }
-                let slots = slots.next().unwrap_or_default();
-                sites.push(Site::new(opened, (network, slots), (spot, &examples))?);
-            }
-        }
-        Ok(Self { sites })
     }
 
     /// Learns the gates again, blind to how the inputs at each spot `moved`, f32 `[n_site][n_embd]`.
@@ -221,9 +197,8 @@ impl Detectors {
             Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
         };
         let before = means(engine)?;
-        let (push, pull) = SETTINGS[0];
         let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
-        let banks = self.banks(toward, push, push * pull);
+        let banks = self.banks(toward, self.push, self.push * PULL);
         engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
         let after = means(engine);
         engine.apply(&[])?;
@@ -294,6 +269,33 @@ impl Detectors {
     pub fn profiles(&self) -> Vec<Profile> {
         self.sites.iter().flat_map(|site| site.profiles.clone()).collect()
     }
+}
+
+/// The gates of all `spots`.
+fn taught(
+    opened: &Opened,
+    (networks, spots): (&[Network], &[Spot]),
+    collection: &Collection,
+) -> Result<Vec<Site>, Error> {
+    let mut sites: Vec<Site> = Vec::new();
+    for (index, network) in networks.iter().enumerate() {
+        let own: Vec<&Spot> = spots.iter().filter(|spot| spot.network == index).collect();
+        let count = 2 * neurons_per_gate(network.activation);
+        let writer = &opened.plan.writers[network.ffn.writer];
+        let mut slots = Vec::new().into_iter();
+        for (i, spot) in own.iter().enumerate() {
+            interrupt::check()?;
+            let examples = collection.examples(index, spot.before_last);
+            if i == 0 {
+                let inputs = examples.sample();
+                let idlest = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
+                slots = idlest.into_iter();
+            }
+            let slots = slots.next().unwrap_or_default();
+            sites.push(Site::new(opened, (network, slots), (spot, &examples))?);
+        }
+    }
+    Ok(sites)
 }
 
 /// The neurons as adapters, checked against their tensors: of networks with several sites one term a tensor.

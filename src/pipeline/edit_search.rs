@@ -93,7 +93,9 @@ impl Found {
     ) -> Space {
         match self {
             Self::Linear(_) => features::space_of(options, direction_source),
-            Self::Detectors(_) => detectors::space(options, &opened.plan, direction_source),
+            Self::Detectors(detectors) => {
+                detectors::space(options, &opened.plan, direction_source, detectors.push)
+            }
         }
     }
 

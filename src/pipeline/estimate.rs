@@ -20,7 +20,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{IS_FASTER, flops};
 use crate::method::edit::Method;
 use crate::method::search::{self, DirectionSource};
-use crate::pipeline::detectors::{self, ANSWERED, DEEPEST};
+use crate::pipeline::detectors::{self, ANSWERED, DEEPEST, PUSH};
 use crate::pipeline::edit_search::search_prompts;
 use crate::pipeline::evaluate::{FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::features;
@@ -171,7 +171,7 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
         let settings =
-            detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal), options);
+            detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal, PUSH), options);
         let n_probe = settings.iter().filter(|(_, push)| *push >= settings[0].1).count();
         // The base's first tokens, and those of each setting that is not gentler than the first; one of them answers.
         let firsts = Work::read((1 + n_probe) as f64 * asked(&few));

@@ -163,7 +163,7 @@ fn option(flag: &'static str, problem: String, hint: &str) -> Error {
 }
 
 /// What strengths mean.
-pub const STRENGTHS: &str = "detectors push by so many lengths of the direction (5); of the other methods 0.04 changes the edited weights by 4 %";
+pub const STRENGTHS: &str = "detectors push by so many lengths of the direction (6 to 12); of the other methods 0.04 changes the edited weights by 4 %";
 
 /// Refuses a strength beyond the largest of the method.
 fn check_strength(strength: Option<f64>, method: Method) -> Result<(), Error> {

@@ -210,6 +210,6 @@ impl Detectors {
                 inputs: stored.inputs.clone(),
             });
         }
-        Ok(Self { sites })
+        Ok(Self { sites, push: edit.facts.strength })
     }
 }

@@ -95,10 +95,23 @@ pub(super) struct EarlyDirections {
     pub of_layer: BTreeMap<usize, Vec<f32>>,
 }
 
-/// Which gates a network is to have.
-struct Gated {
-    early: bool,
-    late: bool,
+/// Which ends gates read.
+struct Read {
+    /// The token of early gates; late ones read the last one.
+    early_token: Option<usize>,
+    /// Of each network, whether it is to have early gates, and late ones.
+    early: Vec<bool>,
+    late: Vec<bool>,
+}
+
+impl Read {
+    /// Whether a gate of `network` reads the token so far before the last one.
+    fn includes(&self, network: usize, before_last: usize) -> bool {
+        match before_last {
+            0 => self.late[network],
+            _ => self.early[network] && self.early_token == Some(before_last),
+        }
+    }
 }
 
 /// Collects inputs.
@@ -141,13 +154,15 @@ impl Collector<'_> {
             seen.push(of_kind);
         }
         let token = collection.early_token(networks, &self.early, self.n_end)?;
-        let gated: Vec<Gated> = networks.iter().map(|network| self.gated(network)).collect();
-        collection.thin_out(token, &gated);
+        let [early, late] = [&self.early, &self.late]
+            .map(|blocks| networks.iter().map(|network| blocks.contains(&network.ffn.layer)).collect());
+        let read = Read { early_token: token, early, late };
+        collection.thin_out(&read);
         collection.tail = tail_directions(&seen);
         seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
-        self.contexts(engine, &more, (token, &gated), &mut collection)?;
+        self.contexts(engine, &more, &read, &mut collection)?;
         self.behind_thoughts(engine, &more, &mut collection)?;
-        self.text((engine, evaluator), &mut collection)?;
+        self.text(engine, evaluator, &mut collection)?;
         let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
@@ -157,10 +172,10 @@ impl Collector<'_> {
         &self,
         engine: &mut LlamaEngine,
         more: &PromptSet,
-        (token, gated): (Option<usize>, &[Gated]),
+        read: &Read,
         collection: &mut Collection,
     ) -> Result<(), Error> {
-        let tail: Vec<usize> = token.into_iter().collect();
+        let tail: Vec<usize> = read.early_token.into_iter().collect();
         for context in [Context::Plain].into_iter().chain(Context::ALL).chain([Context::Own]) {
             let mut all = match context {
                 Context::Own => contexts::place_under(self.own, more),
@@ -190,14 +205,9 @@ impl Collector<'_> {
                 collection.add_text(seen.inputs);
             }
             collection.join();
-            collection.thin_out(token, gated);
+            collection.thin_out(read);
         }
         Ok(())
-    }
-
-    fn gated(&self, network: &Network) -> Gated {
-        let [early, late] = [&self.early, &self.late].map(|blocks| blocks.contains(&network.ffn.layer));
-        Gated { early, late }
     }
 
     /// Where answers begin behind the model's own thoughts, and these thoughts as text.
@@ -229,7 +239,8 @@ impl Collector<'_> {
     /// Prose as it is and as an answer, and what the base answered to the prompts of `evaluator`.
     fn text(
         &self,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let _bar = self.printer.bar("collecting hidden states: text", 1);
@@ -388,15 +399,11 @@ impl Collection {
         EarlyDirections { before_last, of_layer: early.iter().zip(own).filter_map(direction).collect() }
     }
 
-    /// Forgets what no gate needs once the `token` of early gates is known; `gated` tells which each network has.
-    fn thin_out(&mut self, token: Option<usize>, gated: &[Gated]) {
+    /// Keeps no more than a few of the ends that no gate reads.
+    fn thin_out(&mut self, read: &Read) {
         for ends in &mut self.ends {
-            for (inputs, gated) in ends.inputs.iter_mut().zip(gated) {
-                let needed = match ends.before_last {
-                    0 => gated.late,
-                    before_last => gated.early && Some(before_last) == token,
-                };
-                if !needed {
+            for (network, inputs) in ends.inputs.iter_mut().enumerate() {
+                if !read.includes(network, ends.before_last) {
                     *inputs = spread_rows(inputs, OTHER_ENDS);
                 }
             }

@@ -11,13 +11,24 @@ pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 /// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
 /// the answer through attention, so only before the blocks that read it.
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
-/// What is tried, the default first, then a gentler one and one that pushes harder: the push towards refusal of all late gates
-/// together, in units of their directions, and the pull away from it as a share of the push. Early gates pull as far as late
-/// ones.
-pub(super) const SETTINGS: [(f64, f64); 3] = [(6.0, 1.33), (4.0, 1.33), (8.0, 1.33)];
+/// Push towards refusal of all late gates together, in units of their directions, beside refusals of the model's own.
+pub(in crate::pipeline) const PUSH: f64 = 6.0;
+/// Share of the harmful prompts from which on a model refuses enough of its own. One that refuses none needs twice the
+/// push: half-open gates, which tip the balance in others, must do it alone there (docs/notebook/removed-refusal.md).
+const OWN: f64 = 0.5;
+/// Pull away from refusal, as a share of the push. Early gates pull as far as late ones.
+pub(super) const PULL: f64 = 1.33;
+/// Parts of the push that are tried: the default, then a gentler one and a harder one.
+const PARTS: [f64; 3] = [1.0, 2.0 / 3.0, 4.0 / 3.0];
+
+/// The push for a model that refuses `rate` of the harmful prompts of its own.
+pub(super) fn push(rate: f64) -> f64 {
+    PUSH * (2.0 - (rate / OWN).min(1.0))
+}
+
 /// What is tried with `direction_source`: the layers, and the pulls for [`settings`].
-pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSource) -> Space {
-    let pull = options.search.contrast.unwrap_or(SETTINGS[0].1);
+pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSource, push: f64) -> Space {
+    let pull = options.search.contrast.unwrap_or(PULL);
     let layers = Places::of(plan, options.search.layer).late;
     let depth = |layer: usize| layer as f64 / plan.n_layer.max(1) as f64;
     let (first, last) = (layers.first().copied().unwrap_or(0), layers.last().copied().unwrap_or(0));
@@ -26,7 +37,7 @@ pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSo
         layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
         windows: vec![(depth(first), depth(last + 1))],
         contrasts: vec![pull],
-        first_strength: options.search.strength.unwrap_or(SETTINGS[0].0),
+        first_strength: options.search.strength.unwrap_or(push),
     }
 }
 
@@ -61,17 +72,11 @@ pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
 
 /// The edits of `space` that are tried, the default first, or the one that the user wants.
 pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
-    let of = |&(push, pull): &(f64, f64)| {
-        let (direction_source, layer, window) =
-            (space.direction_source, space.layer.unwrap_or(0), space.windows[0]);
-        let contrast = options.search.contrast.unwrap_or(pull);
-        (Candidate { direction_source, layer, window, contrast }, options.search.strength.unwrap_or(push))
-    };
-    let mut settings: Vec<(Candidate, f64)> = SETTINGS.iter().map(of).collect();
-    if options.search.strength.is_some() {
-        settings.truncate(1);
-    }
-    settings
+    let (direction_source, layer, window) =
+        (space.direction_source, space.layer.unwrap_or(0), space.windows[0]);
+    let candidate = Candidate { direction_source, layer, window, contrast: space.contrasts[0] };
+    let parts = if options.search.strength.is_some() { &PARTS[..1] } else { &PARTS };
+    parts.iter().map(|part| (candidate, part * space.first_strength)).collect()
 }
 
 /// The networks nearest to `depths`, or as far around `layer`.
@@ -89,4 +94,14 @@ fn places<'a>(plan: &'a Plan, layer: Option<usize>, depths: &[f64]) -> Vec<&'a F
     }
     chosen.sort_by_key(|ffn| ffn.layer);
     chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_refuses_little_is_pushed_further() {
+        assert_eq!([0.0, 0.25, 0.5, 0.9].map(push), [2.0 * PUSH, 1.5 * PUSH, PUSH, PUSH]);
+    }
 }
