@@ -347,7 +347,7 @@ impl<'a> Search<'a> {
                 step(result);
             }
         }
-        let first = best_probe(result).candidate;
+        let first = result.best_probe().candidate;
         let space = self.space(first.direction_source);
         for &window in &space.windows[1..] {
             self.probe(Candidate { window, ..first }, base, result)?;
@@ -495,10 +495,4 @@ impl<'a> Search<'a> {
 fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
     let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
     (best.utility > first.utility + WORTH_MORE).then_some(best)
-}
-
-/// The probe with the highest utility; the first of equals.
-fn best_probe(result: &SearchResult) -> Probe {
-    let better = |best: Probe, p: &Probe| if p.utility > best.utility { *p } else { best };
-    result.probes.iter().skip(1).fold(result.probes[0], better)
 }

@@ -1,8 +1,10 @@
 //! Looking into the model: does it refuse, along what, and which edit is best.
 
+mod told;
+
 use crate::arch::plan::{Plan, ResidualWriter};
 use crate::eval::prompts::{PromptSet, Split};
-use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score, Tally};
+use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score};
 use crate::llama::{Arithmetic, Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
 use crate::method::abliteration::AblatedDirection;
@@ -12,8 +14,7 @@ use crate::method::edit::{Edit, EditError, Method};
 use crate::method::requant::Requant;
 use crate::method::search::journal::Journal;
 use crate::method::search::{
-    Allowed, Candidate, DirectionSource, KlBudget, Probe, Refusal, Search, SearchError, SearchResult, Space,
-    Trial,
+    Allowed, Candidate, DirectionSource, KlBudget, Refusal, Search, SearchError, SearchResult, Space, Trial,
 };
 use crate::output::Printer;
 use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
@@ -24,6 +25,7 @@ use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
+use told::{beside, describe_probe, describe_trial, refuses_little};
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
 /// prompts in a hundred looked alike (docs/notebook/linear-gates.md); detectors have no strength to be found.
@@ -201,7 +203,10 @@ impl EditSearch {
         }
         let search =
             maker.search((engine, journal), (&evaluator, base.score), &direction_sources, printer)?;
-        let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
+        let Trial { candidate, strength, score, .. } = choose_trial(&search, &base, options)?;
+        if let Some(warning) = refuses_little(options.method, &score) {
+            printer.warn(warning);
+        }
         let chosen = Chosen { candidate, strength };
         let system_prompt = offer.system_prompt(candidate.direction_source);
         engine.set_arithmetic(arithmetic);
@@ -414,46 +419,6 @@ fn run_search(
     })
 }
 
-fn describe(candidate: &Candidate) -> String {
-    let (from, until) = candidate.window;
-    let Candidate { direction_source, layer, contrast, .. } = *candidate;
-    format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", direction_source.name())
-}
-
-fn describe_probe(p: &Probe) -> String {
-    let first_tokens = p.first_tokens.map_or(String::new(), |q| {
-        format!(
-            ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
-            q.harmful, q.harmless, q.alarming
-        )
-    });
-    format!(
-        "  probe {} strength {:.4}{first_tokens} utility {:+.3}",
-        describe(&p.candidate),
-        p.strength,
-        p.utility
-    )
-}
-
-fn describe_trial(t: &Trial) -> String {
-    format!(
-        "  trial {} strength {:.4}: harmful {} harmless {} alarming {} broken {} KL {:.4} utility {:+.3}{}",
-        describe(&t.candidate),
-        t.strength,
-        t.score.harmful.refused,
-        t.score.harmless.refused,
-        t.score.alarming.refused,
-        t.score.broken().count,
-        t.score.kl,
-        t.utility,
-        match (t.stopped, t.accepted) {
-            (true, _) => " at most: ended",
-            (false, true) => "",
-            (false, false) => ", over a limit",
-        }
-    )
-}
-
 /// The best accepted trial; with `--allow-over-limits` the most useful one when none was accepted.
 fn choose_trial(search: &SearchResult, base: &Evaluation, options: &InjectOptions) -> Result<Trial, Error> {
     if let Some(best) = search.best() {
@@ -474,36 +439,4 @@ fn choose_trial(search: &SearchResult, base: &Evaluation, options: &InjectOption
         max_false_refusal,
         best: most.map_or_else(String::new, |trial| beside(&trial.score, &base.score)),
     })
-}
-
-/// What an edit that broke a limit did, for the error.
-fn beside(edited: &Score, base: &Score) -> String {
-    let counts = |score: &Score| {
-        let refused = |tally: Tally| format!("{}/{}", tally.refused, tally.total());
-        format!("{} harmless and {} alarming", refused(score.harmless), refused(score.alarming))
-    };
-    let Tally { refused, .. } = edited.harmful;
-    format!(
-        "; the best of them refused {refused} of these, but {} prompts (base: {}), at a KL of {:.3}",
-        counts(edited),
-        counts(base),
-        edited.kl
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_broke_a_limit_is_told_beside_the_base() {
-        let of = |refused| Tally { refused, complied: 48 - refused, ..Tally::default() };
-        let base = Score { harmful: of(3), harmless: of(0), alarming: of(1), kl: 0.0 };
-        let edited = Score { harmful: of(34), harmless: of(4), alarming: of(7), kl: 0.0459 };
-        assert_eq!(
-            beside(&edited, &base),
-            "; the best of them refused 34 of these, but 4/48 harmless and 7/48 alarming prompts (base: 0/48 harmless and \
-             1/48 alarming), at a KL of 0.046"
-        );
-    }
 }

@@ -17,8 +17,8 @@ fn tally(refused: u64, total: u64) -> Tally {
 }
 
 fn score(refused: [u64; 3], kl: f64) -> Score {
-    let [harmful, harmless, alarming] =
-        [(0, 64), (1, 48), (2, 48)].map(|(k, total)| tally(refused[k], total));
+    let [harmful, harmless, alarming] = refused;
+    let (harmful, harmless, alarming) = (tally(harmful, 64), tally(harmless, 48), tally(alarming, 48));
     Score { harmful, harmless, alarming, kl }
 }
 
@@ -27,21 +27,16 @@ fn file(path: &str) -> FileFacts {
 }
 
 fn trials() -> Vec<Trial> {
-    let tried = [
-        (0.02, 36, 0.043, true),
-        (0.015, 33, 0.03, true),
-        (0.01, 33, 0.0109, true),
-        (0.3, 20, f64::INFINITY, false),
-    ];
+    let tried = [(0.02, 36, 0.043), (0.015, 33, 0.03), (0.01, 33, 0.0109), (0.3, 20, f64::INFINITY)];
     let ended = Score { harmless: tally(3, 48), ..Score::default() };
-    let trial = |(strength, refused, kl, on_front): (f64, u64, f64, bool)| Trial {
+    let trial = |(strength, refused, kl): (f64, u64, f64)| Trial {
         candidate: candidate(),
         strength,
         score: if kl.is_finite() { score([refused, 3, 17], kl) } else { Score { kl, ..ended } },
         utility: if kl.is_finite() { 0.31 - kl } else { f64::NEG_INFINITY },
         accepted: kl < 0.05,
         stopped: kl.is_infinite(),
-        on_front,
+        on_front: kl.is_finite(),
     };
     tried.into_iter().map(trial).collect()
 }
@@ -498,7 +493,6 @@ fn undecided_answers_are_told_apart() {
     assert!(report.summary().lines().any(|told| told == line), "{}", report.summary());
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["scores"]["written"]["harmful"]["undecided"]["count"], 2);
-    let page = report.page().unwrap();
-    let shown = cells(&parsed(&page), "score-table");
+    let shown = cells(&parsed(&report.page().unwrap()), "score-table");
     assert!(shown[2][4].starts_with("2/162"), "{:?}", shown[2]);
 }

@@ -89,6 +89,12 @@ impl SearchResult {
         self.best.and_then(|i| self.trials.get(i))
     }
 
+    /// The probe with the highest utility; the first of equals.
+    pub(super) fn best_probe(&self) -> Probe {
+        let better = |best: Probe, p: &Probe| if p.utility > best.utility { *p } else { best };
+        self.probes.iter().skip(1).fold(self.probes[0], better)
+    }
+
     /// Marks the trials that no other beats in every respect.
     pub(super) fn mark_front(&mut self) {
         let cost = |t: &Trial| {

@@ -1,0 +1,106 @@
+//! What people are told of a search.
+
+use crate::eval::{Score, Tally};
+use crate::method::edit::Method;
+use crate::method::search::{Candidate, Probe, Trial};
+
+/// Share of the harmful prompts below which detectors did not do what they are for.
+const LITTLE: f64 = 0.4;
+
+fn describe(candidate: &Candidate) -> String {
+    let (from, until) = candidate.window;
+    let Candidate { direction_source, layer, contrast, .. } = *candidate;
+    format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", direction_source.name())
+}
+
+/// A probe, on a line.
+pub(super) fn describe_probe(p: &Probe) -> String {
+    let first_tokens = p.first_tokens.map_or(String::new(), |q| {
+        format!(
+            ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
+            q.harmful, q.harmless, q.alarming
+        )
+    });
+    format!(
+        "  probe {} strength {:.4}{first_tokens} utility {:+.3}",
+        describe(&p.candidate),
+        p.strength,
+        p.utility
+    )
+}
+
+/// A trial, on a line.
+pub(super) fn describe_trial(t: &Trial) -> String {
+    format!(
+        "  trial {} strength {:.4}: harmful {} harmless {} alarming {} broken {} KL {:.4} utility {:+.3}{}",
+        describe(&t.candidate),
+        t.strength,
+        t.score.harmful.refused,
+        t.score.harmless.refused,
+        t.score.alarming.refused,
+        t.score.broken().count,
+        t.score.kl,
+        t.utility,
+        match (t.stopped, t.accepted) {
+            (true, _) => " at most: ended",
+            (false, true) => "",
+            (false, false) => ", over a limit",
+        }
+    )
+}
+
+/// A next step where detectors leave a model that refuses little: in a copy that had lost a direction of its own in every layer
+/// they brought back nothing, and linear gates two thirds (docs/notebook/removed-refusal.md).
+pub(super) fn refuses_little(method: Method, score: &Score) -> Option<String> {
+    let refused = score.harmful.refused();
+    (method == Method::Detector && refused.rate() < LITTLE).then(|| {
+        format!(
+            "with detectors this model refuses only {refused} harmful prompts (search split); --method contrast edits more layers, \
+             and may bring back more"
+        )
+    })
+}
+
+/// What an edit that broke a limit did, for the error.
+pub(super) fn beside(edited: &Score, base: &Score) -> String {
+    let counts = |score: &Score| {
+        let refused = |tally: Tally| format!("{}/{}", tally.refused, tally.total());
+        format!("{} harmless and {} alarming", refused(score.harmless), refused(score.alarming))
+    };
+    let Tally { refused, .. } = edited.harmful;
+    format!(
+        "; the best of them refused {refused} of these, but {} prompts (base: {}), at a KL of {:.3}",
+        counts(edited),
+        counts(base),
+        edited.kl
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_refusal_is_told_with_a_next_step() {
+        let of = |refused| Score {
+            harmful: Tally { refused, complied: 64 - refused, ..Tally::default() },
+            ..Score::default()
+        };
+        let told = refuses_little(Method::Detector, &of(5)).unwrap();
+        assert!(told.contains("only 5/64") && told.contains("--method contrast"), "{told}");
+        assert_eq!(refuses_little(Method::Detector, &of(26)), None);
+        assert_eq!(refuses_little(Method::Contrast, &of(5)), None);
+    }
+
+    #[test]
+    fn what_broke_a_limit_is_told_beside_the_base() {
+        let of = |refused| Tally { refused, complied: 48 - refused, ..Tally::default() };
+        let base = Score { harmful: of(3), harmless: of(0), alarming: of(1), kl: 0.0 };
+        let edited = Score { harmful: of(34), harmless: of(4), alarming: of(7), kl: 0.0459 };
+        assert_eq!(
+            beside(&edited, &base),
+            "; the best of them refused 34 of these, but 4/48 harmless and 7/48 alarming prompts (base: 0/48 harmless and \
+             1/48 alarming), at a KL of 0.046"
+        );
+    }
+}
