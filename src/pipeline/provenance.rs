@@ -36,7 +36,7 @@ pub struct Provenance {
     pub prompts_sha256: String,
     /// Hash of the file that was injected.
     pub input_sha256: String,
-    /// [`DirectionSource::name`](crate::method::search::Direction source::name); `plain` in files that do not say.
+    /// [`DirectionSource::name`](crate::method::search::DirectionSource::name); `plain` in files that do not say.
     pub direction_source: String,
     /// `none`, `safety` or `user`: the system prompt while extracting.
     pub system_prompt: String,
