@@ -27,7 +27,7 @@ impl Engine for StandIn {
         self.applied += 1;
         let of = |e: &LowRank| {
             let (direction_source, layer) = e.tensor.split_once('.').unwrap();
-            let direction_source = LEVERS.into_iter().find(|l| l.name() == direction_source).unwrap();
+            let direction_source = SOURCES.into_iter().find(|l| l.name() == direction_source).unwrap();
             ((direction_source, layer.parse().unwrap()), f64::from(e.b[0]))
         };
         (self.at, self.strength) = edits.first().map_or(((DirectionSource::Plain, 0), 0.0), of);
@@ -69,7 +69,7 @@ impl Engine for StandIn {
     }
 }
 
-const LEVERS: [DirectionSource; 3] =
+const SOURCES: [DirectionSource; 3] =
     [DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated];
 
 fn questions() -> Questions {
@@ -353,15 +353,15 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
         DirectionSource::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
         _ => 50.0,
     };
-    let spaces = LEVERS.map(space);
+    let spaces = SOURCES.map(space);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.search.jsonl");
     let mut journal = Journal::begin(&path, journal::tests::head());
     let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
     // Each direction source's strength is found anew on all prompts.
-    assert_eq!(journal.len(), whole.probes.len() + whole.trials.len() + LEVERS.len());
+    assert_eq!(journal.len(), whole.probes.len() + whole.trials.len() + SOURCES.len());
     assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
-    assert_eq!(whole.by_source().len(), LEVERS.len());
+    assert_eq!(whole.by_source().len(), SOURCES.len());
     let text = std::fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let mut applied = vec![most];
@@ -381,10 +381,10 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
 
 #[test]
 fn the_source_that_measures_strongest_wins() {
-    let spaces = LEVERS.map(space);
+    let spaces = SOURCES.map(space);
     // None refuses more at the first token than the base, which has no openings: answers decide. Each gains
     // more than its KL costs.
-    for strongest in LEVERS {
+    for strongest in SOURCES {
         let quality: Quality = match strongest {
             DirectionSource::Refusal => {
                 |direction_source, _| if direction_source == DirectionSource::Refusal { 90.0 } else { 40.0 }
@@ -402,7 +402,7 @@ fn the_source_that_measures_strongest_wins() {
         let result = run_with(&spaces, quality, AUTO);
         assert_eq!(result.best().unwrap().candidate.direction_source, strongest);
         let told = result.by_source();
-        assert_eq!(told.iter().map(|o| o.direction_source).collect::<Vec<_>>(), LEVERS);
+        assert_eq!(told.iter().map(|o| o.direction_source).collect::<Vec<_>>(), SOURCES);
         assert!(told.iter().all(|o| o.trial.is_some()), "each source's answers are judged: {told:?}");
     }
 }
@@ -444,7 +444,7 @@ fn a_source_that_gains_nothing_is_told_of_but_not_asked() {
 #[test]
 fn a_budget_that_the_user_gives_holds_for_every_source() {
     let quality: Quality = |_, _| 90.0;
-    let result = run_with(&LEVERS.map(space), quality, SearchOptions { max_kl: Some(0.01), ..AUTO });
+    let result = run_with(&SOURCES.map(space), quality, SearchOptions { max_kl: Some(0.01), ..AUTO });
     assert!(result.probes.iter().all(|p| p.max_kl == 0.01));
     assert!(result.best().unwrap().score.kl <= 0.01);
 }
