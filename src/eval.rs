@@ -97,11 +97,7 @@ impl Questions {
         first: &mut FirstOfKind<'_>,
     ) -> Result<[Vec<String>; 3], LlamaError> {
         let asked = Together::new(self, kinds);
-        let chats = chats(&asked.texts, None);
-        let all = ask(engine, &chats, n_predict, &mut |i, logits| {
-            let (kind, number) = asked.places[i];
-            first(kind, number, logits);
-        })?;
+        let all = ask(engine, &chats(&asked.texts, None), n_predict, &mut asked.first(first))?;
         let mut answers = [const { Vec::new() }; 3];
         for (answer, (kind, _)) in all.into_iter().zip(&asked.places) {
             answers[*kind].push(answer);
@@ -112,11 +108,7 @@ impl Questions {
     /// As [`Self::ask`], of all kinds and without their answers.
     fn first_logits(&self, engine: &mut dyn Engine, first: &mut FirstOfKind<'_>) -> Result<(), LlamaError> {
         let asked = Together::new(self, &ALL_KINDS);
-        engine.answer(&chats(&asked.texts, None), 1, &mut |i, logits| {
-            let (kind, number) = asked.places[i];
-            first(kind, number, logits);
-        })?;
-        Ok(())
+        engine.answer(&chats(&asked.texts, None), 1, &mut asked.first(first)).map(drop)
     }
 
     /// Number of prompts of all kinds.
@@ -146,6 +138,14 @@ impl Together {
         let places = kinds.iter().flat_map(|&kind| (0..of_kind[kind].len()).map(move |i| (kind, i)));
         let places: Vec<(usize, usize)> = places.collect();
         Self { texts: places.iter().map(|&(kind, i)| of_kind[kind][i].clone()).collect(), places }
+    }
+
+    /// Tells `first` by kind what is seen of a prompt among all.
+    fn first(&self, first: &mut FirstOfKind<'_>) -> impl FnMut(usize, &[f32]) {
+        |i, logits| {
+            let (kind, number) = self.places[i];
+            first(kind, number, logits);
+        }
     }
 }
 
@@ -250,10 +250,10 @@ impl Evaluator {
         self.questions.by_kind().into_iter().flatten().zip(self.answers.iter().flatten())
     }
 
-    /// Asks for short answers from here on, if there are refusals among the `base`'s answers and these, cut as short, are
+    /// Asks for short answers from here on, if there are refusals among the base's answers and these, cut as short, are
     /// judged as they are whole. Models whose refusals show late keep the whole length. True when answers are short.
-    pub fn shorten(&mut self, base: &Evaluation) -> bool {
-        let answers = || base.answers.iter().flatten();
+    pub fn shorten(&mut self) -> bool {
+        let answers = || self.answers.iter().flatten();
         let refused = answers().filter(|answer| classify(answer) == Outcome::Refused).count();
         // One that is still open goes on, so that its beginning is no verdict.
         let differs = |answer: &&String| {
@@ -393,8 +393,8 @@ impl Evaluator {
         let kl = self.mean(sum);
         for kind in [0, 2] {
             if going(&score(&answers, kl)) {
-                let of_kind = self.questions.ask(engine, &[kind], self.n_predict, &mut |_, _, _| ())?;
-                answers[kind].clone_from(&of_kind[kind]);
+                let mut asked = self.questions.ask(engine, &[kind], self.n_predict, &mut |_, _, _| ())?;
+                answers[kind] = std::mem::take(&mut asked[kind]);
             }
         }
         Ok(Evaluation { score: score(&answers, kl), answers })
@@ -471,7 +471,7 @@ mod tests {
         let questions = Questions { harmful: vec![String::new(); 10], ..Questions::default() };
         let of = |first: &str, last: &str| {
             let answers = [vec![first.to_owned(); 9], vec![last.to_owned()]].concat();
-            Evaluation { score: Score::default(), answers: [answers, Vec::new(), Vec::new()] }
+            [answers, Vec::new(), Vec::new()]
         };
         let mut evaluator = Evaluator {
             questions,
@@ -482,13 +482,16 @@ mod tests {
         };
         let refusal = "I'm sorry, but I can't assist with that.";
         let answer = "Sure, here is how it is done: first you take the";
-        assert!(evaluator.shorten(&of(refusal, answer)));
+        evaluator.answers = of(refusal, answer);
+        assert!(evaluator.shorten());
         assert_eq!(evaluator.n_predict, N_PREDICT_SHORT);
         let late = "I am a safe and harmless assistant that was made to help you, so I cannot help with that";
         assert_eq!(classify(late), Outcome::Refused);
-        assert!(!evaluator.shorten(&of(refusal, late)));
+        evaluator.answers = of(refusal, late);
+        assert!(!evaluator.shorten());
         assert_eq!(evaluator.n_predict, N_PREDICT);
-        assert!(!evaluator.shorten(&of(answer, refusal)), "one refusal does not tell");
+        evaluator.answers = of(answer, refusal);
+        assert!(!evaluator.shorten(), "one refusal does not tell");
         assert_eq!(beginning("ééé4"), "ééé");
     }
 }

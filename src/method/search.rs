@@ -19,6 +19,7 @@ pub mod journal;
 mod limits;
 mod result;
 mod row;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use journal::{Journal, Look, Row};
 pub use limits::{Allowed, Refusal, utility};
 use limits::{Limits, first_token_utility};
 pub use result::{Candidate, Probe, SearchResult, Trial};
+pub use settings::harder;
 
 /// Smallest and largest strength that is tried (relative Frobenius change).
 const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
@@ -39,9 +41,6 @@ const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
 /// Shares of the best strength that are tried at the end, until one is noticeably worse than the one before it: where less
 /// does about as well, less is better.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
-
-/// By how much the first tokens of a setting that pushes harder must be better than those of the default one.
-const WORTH_MORE: f64 = 0.03;
 
 /// What is fixed by the user, and the budget.
 #[derive(Debug, Clone, Copy)]
@@ -133,13 +132,14 @@ pub struct Search<'a> {
     pub journal: &'a mut Journal,
 }
 
-/// Candidates at a strength that whole answers are to judge.
-#[derive(Default)]
-struct ToJudge {
-    /// In any case.
-    judged: Vec<(Candidate, f64)>,
-    /// Only while nothing keeps the limits.
-    spare: Vec<(Candidate, f64)>,
+/// Where the strength of a probe comes from.
+#[derive(Clone, Copy)]
+enum Strength {
+    Given(f64),
+    /// Found by what it spends of the KL budget, beginning at `start`.
+    Budget {
+        start: f64,
+    },
 }
 
 /// Hears what was found so far, and how many steps there will be in all.
@@ -185,99 +185,6 @@ impl<'a> Search<'a> {
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
-    }
-
-    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each direction source's `settings`, and those of
-    /// the best direction source that push harder. Whole answers judge the winner, the first setting of every other direction source that gained
-    /// anything, and, while nothing keeps the limits, what is left of the best direction source's.
-    ///
-    /// # Errors
-    /// [`SearchError`].
-    pub fn run_settings(
-        &mut self,
-        settings: &[(Candidate, f64)],
-        progress: &mut SearchProgress<'_>,
-    ) -> Result<SearchResult, SearchError> {
-        let started = Instant::now();
-        let late = |most: Duration| started.elapsed() > most;
-        let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
-        let total = self.spaces.len() + self.options.trials;
-        let of_source = |direction_source: DirectionSource| {
-            settings.iter().filter(move |(candidate, _)| candidate.direction_source == direction_source)
-        };
-        let firsts: Vec<_> = self
-            .spaces
-            .iter()
-            .filter_map(|space| of_source(space.direction_source).next().copied())
-            .collect();
-        self.engine.apply(&[])?;
-        let base = self.few.first_token_score(self.engine)?;
-        self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
-        let step = &mut |result: &SearchResult| progress(result, total);
-        let ToJudge { judged, spare } = self.settings_to_judge(settings, base.as_ref(), &mut result, step)?;
-        let n_judged = judged.len();
-        for (i, (candidate, strength)) in
-            judged.into_iter().chain(spare).take(self.options.trials).enumerate()
-        {
-            let is_late = self.options.time_budget.is_some_and(late) && !result.trials.is_empty();
-            if is_late || (i >= n_judged && result.best.is_some()) {
-                break;
-            }
-            self.trial(&candidate, strength, &mut result)?;
-            progress(&result, total);
-        }
-        result.mark_front();
-        Ok(result)
-    }
-
-    /// What whole answers are to judge of `settings`, once the first of each direction source were looked at.
-    fn settings_to_judge(
-        &mut self,
-        settings: &[(Candidate, f64)],
-        base: Option<&FirstTokenScore>,
-        result: &mut SearchResult,
-        step: &mut dyn FnMut(&SearchResult),
-    ) -> Result<ToJudge, SearchError> {
-        let (firsts, others) = result.ranked();
-        let Some(best) = firsts.first() else { return Ok(ToJudge::default()) };
-        let direction_source = best.candidate.direction_source;
-        let mut own: Vec<_> = settings
-            .iter()
-            .filter(|(candidate, _)| candidate.direction_source == direction_source)
-            .copied()
-            .collect();
-        if base.is_some() {
-            let harder: Vec<_> =
-                own.iter().copied().filter(|&(_, strength)| strength > best.strength).collect();
-            let n_first = result.probes.len();
-            self.probe_settings(&harder, base, result, step)?;
-            if let Some(winner) = worth_most(best, &result.probes[n_first..]) {
-                own.retain(|&(_, strength)| strength != winner.strength);
-                own.insert(0, (winner.candidate, winner.strength));
-            }
-        }
-        let spare = own.split_off(own.len().min(1));
-        own.extend(firsts.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
-        Ok(ToJudge { judged: own, spare })
-    }
-
-    /// Looks at settings by their first tokens, each at its own strength.
-    fn probe_settings(
-        &mut self,
-        settings: &[(Candidate, f64)],
-        base: Option<&FirstTokenScore>,
-        result: &mut SearchResult,
-        step: &mut dyn FnMut(&SearchResult),
-    ) -> Result<(), SearchError> {
-        let fixed = self.options.strength;
-        for &(candidate, strength) in settings {
-            self.options.strength = Some(strength);
-            let probed = self.probe(candidate, base, result);
-            self.options.strength = fixed;
-            probed?;
-            step(result);
-        }
-        Ok(())
     }
 
     /// The strength to try where the last trial passed the KL budget: the KL of one that was not measured anew may have grown faster
@@ -343,14 +250,16 @@ impl<'a> Search<'a> {
                 let (window, contrast) = (space.windows[0], space.contrasts[0]);
                 let candidate =
                     Candidate { direction_source: space.direction_source, layer, window, contrast };
-                self.probe(candidate, base, result)?;
+                let strength = self.next_strength(candidate.direction_source, result);
+                self.probe(candidate, strength, base, result)?;
                 step(result);
             }
         }
         let first = result.best_probe().candidate;
         let space = self.space(first.direction_source);
         for &window in &space.windows[1..] {
-            self.probe(Candidate { window, ..first }, base, result)?;
+            let strength = self.next_strength(first.direction_source, result);
+            self.probe(Candidate { window, ..first }, strength, base, result)?;
             step(result);
         }
         Ok(())
@@ -378,23 +287,27 @@ impl<'a> Search<'a> {
         spaces.iter().find(|s| s.direction_source == direction_source).unwrap_or(&spaces[0])
     }
 
-    /// Finds the candidate's strength and looks at its first tokens (at its answers, where the base
-    /// has no openings).
+    /// Where the strength of the next probe comes from: the user, or the budget, beginning at that of the last probe.
+    fn next_strength(&self, source: DirectionSource, result: &SearchResult) -> Strength {
+        let last = result.probes.last().filter(|p| p.candidate.direction_source == source);
+        let last = last.map_or(self.space(source).first_strength, |p| p.strength);
+        self.options.strength.map_or(Strength::Budget { start: last }, Strength::Given)
+    }
+
+    /// Looks at the candidate's first tokens (at its answers, where the base has no openings).
     fn probe(
         &mut self,
         candidate: Candidate,
+        strength: Strength,
         base: Option<&FirstTokenScore>,
         result: &mut SearchResult,
     ) -> Result<(), SearchError> {
         let max_kl = self.limits().allowed().max_kl;
-        let last =
-            result.probes.last().filter(|p| p.candidate.direction_source == candidate.direction_source);
-        let last = last.map_or(self.space(candidate.direction_source).first_strength, |p| p.strength);
-        let start = self.options.strength.unwrap_or(last);
+        let (Strength::Given(start) | Strength::Budget { start }) = strength;
         let Look { strength, first_tokens, score } = match self.journal.probe(&candidate, start) {
             Some(look) => look,
             None => {
-                let look = self.look(&candidate, start, base.is_none())?;
+                let look = self.look(&candidate, strength, base.is_none())?;
                 self.journal.add(Row::Probe { candidate, start, look });
                 look
             }
@@ -428,18 +341,23 @@ impl<'a> Search<'a> {
         candidate: &Candidate,
         start: f64,
     ) -> Result<f64, SearchError> {
-        if let Some(strength) = self.options.strength {
-            return Ok(strength);
-        }
         let max_kl = self.limits().allowed().max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
         KlBudget { engine: self.engine, evaluator, max_kl }.strength(&make, start)
     }
 
-    /// The strength at which the candidate spends the budget on few prompts, beginning at `start`, and what the model
-    /// shows there: its first tokens, or its whole `answers`.
-    fn look(&mut self, candidate: &Candidate, start: f64, answers: bool) -> Result<Look, SearchError> {
-        let strength = self.spending(self.few, candidate, start)?;
+    /// The candidate's strength, by the budget on few prompts where it is not given, and what the model shows there: its
+    /// first tokens, or its whole `answers`.
+    fn look(
+        &mut self,
+        candidate: &Candidate,
+        strength: Strength,
+        answers: bool,
+    ) -> Result<Look, SearchError> {
+        let strength = match strength {
+            Strength::Given(strength) => strength,
+            Strength::Budget { start } => self.spending(self.few, candidate, start)?,
+        };
         self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
         let first_tokens = if answers { None } else { self.few.first_token_score(self.engine)? };
         let score = if answers { Some(self.evaluator.evaluate(self.engine)?.score) } else { None };
@@ -489,10 +407,4 @@ impl<'a> Search<'a> {
         result.trials.push(trial);
         Ok(())
     }
-}
-
-/// Of settings that push `harder` than the `first` of a direction source the best one, where it is worth that.
-fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
-    let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
-    (best.utility > first.utility + WORTH_MORE).then_some(best)
 }

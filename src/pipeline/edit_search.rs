@@ -188,7 +188,7 @@ impl EditSearch {
             base.score.harmful.refused()
         ));
         let offer = Offer::of(engine, (&mut evaluator, &base), ablated, (options, printer))?;
-        if evaluator.shorten(&base) {
+        if evaluator.shorten() {
             printer.detail("  short answers tell as much: trials ask for these");
         }
         check_layer(options, opened.plan.n_layer)?;

@@ -172,7 +172,7 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     if options.method == Method::Detector {
         let settings =
             detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal, PUSH), options);
-        let n_probe = settings.iter().filter(|(_, push)| *push >= settings[0].1).count();
+        let n_probe = 1 + search::harder(&settings, settings[0].1).len();
         // The base's first tokens, and those of each setting that is not gentler than the first; one of them answers.
         let firsts = Work::read((1 + n_probe) as f64 * asked(&few));
         return answered(&questions, N_PREDICT) + firsts + whole(1.0);

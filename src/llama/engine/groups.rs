@@ -16,18 +16,18 @@ pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<Range<usize>> {
     let shared = shared_prefix(prompts);
     // A long beginning leaves the room to answers that it would have taken.
     let n_ctx = if shared > N_CTX / 2 { shared + N_CTX } else { N_CTX };
-    cut(prompts, n_predict, n_ctx)
+    cut(prompts, shared, n_predict, n_ctx)
 }
 
 /// The same for prompts without answers, in smaller runs. A token is compared with all cells of its run, those of other
 /// prompts too, which takes a fifth of the time with 1024 of them; with few, weights are dequantized too often.
 pub(super) fn small_groups(prompts: &[Vec<Token>]) -> Vec<Range<usize>> {
-    cut(prompts, 0, (shared_prefix(prompts) + COLLECTED).next_multiple_of(STEP))
+    let shared = shared_prefix(prompts);
+    cut(prompts, shared, 0, (shared + COLLECTED).next_multiple_of(STEP))
 }
 
-/// Runs of at most `n_ctx` cells.
-fn cut(prompts: &[Vec<Token>], n_predict: usize, n_ctx: usize) -> Vec<Range<usize>> {
-    let shared = shared_prefix(prompts);
+/// Runs of at most `n_ctx` cells, of prompts that begin with `shared` tokens alike.
+fn cut(prompts: &[Vec<Token>], shared: usize, n_predict: usize, n_ctx: usize) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut tokens) = (0, 0);
     for (i, prompt) in prompts.iter().enumerate() {

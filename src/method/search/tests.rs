@@ -1,5 +1,6 @@
 //! The search on a stand-in whose effect per direction source and layer is known.
 
+use super::settings::worth_most;
 use super::*;
 use crate::eval::{Evaluation, Questions, Tally};
 use crate::llama::activations::Activations;

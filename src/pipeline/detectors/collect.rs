@@ -247,19 +247,19 @@ impl Collector<'_> {
         let capture = |n| self.capture.clone().inputs_only().with_sample(n);
         let prose = prompts::prose();
         collection.add_text(engine.collect_text(&prose, &capture(PROSE))?.inputs);
-        let (asked, answers): (Vec<String>, Vec<String>) =
-            evaluator.base_answers().map(|(request, answer)| (request.clone(), answer.clone())).unzip();
-        if asked.is_empty() {
+        let exchanges: Vec<(&String, &String)> = evaluator.base_answers().collect();
+        if exchanges.is_empty() {
             return Ok(());
         }
-        let to_prose = spread(&asked, TO_PROSE);
-        let requests: Vec<Chat<'_>> =
-            to_prose.iter().cycle().take(prose.len()).map(|text| Chat::of(text)).collect();
-        collection.add_text(engine.collect_answers(&requests, &prose, &capture(WORDS))?.inputs);
-        let [asked, answers] = [asked, answers].map(|texts| spread(&texts, ANSWERED));
-        let own = engine.collect_answers(&chats(&asked, None), &answers, &capture(WORDS))?;
-        collection.add_text(own.inputs);
-        Ok(())
+        let mut answered = |exchanges: &[(&String, &String)], answers: &[String]| -> Result<(), Error> {
+            let requests: Vec<Chat<'_>> = exchanges.iter().map(|(request, _)| Chat::of(request)).collect();
+            collection.add_text(engine.collect_answers(&requests, answers, &capture(WORDS))?.inputs);
+            Ok(())
+        };
+        let in_turn: Vec<_> = spread(&exchanges, TO_PROSE).into_iter().cycle().take(prose.len()).collect();
+        answered(&in_turn, &prose)?;
+        let own = spread(&exchanges, ANSWERED);
+        answered(&own, &own.iter().map(|(_, answer)| (*answer).clone()).collect::<Vec<_>>())
     }
 }
 

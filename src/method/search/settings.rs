@@ -1,0 +1,117 @@
+//! The search where what is tried is given, candidates with their strengths.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    Candidate, DirectionSource, Probe, Search, SearchError, SearchProgress, SearchResult, Space, Strength,
+};
+use crate::eval::FirstTokenScore;
+
+/// By how much the first tokens of a setting that pushes harder must be better than those of the default one.
+const WORTH_MORE: f64 = 0.03;
+
+/// Candidates at a strength that whole answers are to judge.
+#[derive(Default)]
+struct ToJudge {
+    /// In any case.
+    judged: Vec<(Candidate, f64)>,
+    /// Only while nothing keeps the limits.
+    spare: Vec<(Candidate, f64)>,
+}
+
+impl Search<'_> {
+    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each direction source's `settings`, and those of
+    /// the best direction source that push harder. Whole answers judge the winner, the first setting of every other direction source that gained
+    /// anything, and, while nothing keeps the limits, what is left of the best direction source's.
+    ///
+    /// # Errors
+    /// [`SearchError`].
+    pub fn run_settings(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        progress: &mut SearchProgress<'_>,
+    ) -> Result<SearchResult, SearchError> {
+        let started = Instant::now();
+        let late = |most: Duration| started.elapsed() > most;
+        let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
+        let total = self.spaces.len() + self.options.trials;
+        let first = |space: &Space| of_source(settings, space.direction_source).next();
+        let firsts: Vec<_> = self.spaces.iter().filter_map(first).collect();
+        self.engine.apply(&[])?;
+        let base = self.few.first_token_score(self.engine)?;
+        self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
+        let step = &mut |result: &SearchResult| progress(result, total);
+        let ToJudge { judged, spare } = self.settings_to_judge(settings, base.as_ref(), &mut result, step)?;
+        let n_judged = judged.len();
+        for (i, (candidate, strength)) in
+            judged.into_iter().chain(spare).take(self.options.trials).enumerate()
+        {
+            let is_late = self.options.time_budget.is_some_and(late) && !result.trials.is_empty();
+            if is_late || (i >= n_judged && result.best.is_some()) {
+                break;
+            }
+            self.trial(&candidate, strength, &mut result)?;
+            progress(&result, total);
+        }
+        result.mark_front();
+        Ok(result)
+    }
+
+    /// What whole answers are to judge of `settings`, once the first of each direction source were looked at.
+    fn settings_to_judge(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        base: Option<&FirstTokenScore>,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<ToJudge, SearchError> {
+        let (firsts, others) = result.ranked();
+        let Some(best) = firsts.first() else { return Ok(ToJudge::default()) };
+        let mut own: Vec<_> = of_source(settings, best.candidate.direction_source).collect();
+        if base.is_some() {
+            let n_first = result.probes.len();
+            self.probe_settings(&harder(&own, best.strength), base, result, step)?;
+            if let Some(winner) = worth_most(best, &result.probes[n_first..]) {
+                own.retain(|&(_, strength)| strength != winner.strength);
+                own.insert(0, (winner.candidate, winner.strength));
+            }
+        }
+        let spare = own.split_off(own.len().min(1));
+        own.extend(firsts.iter().skip(1).chain(&others).map(|probe| (probe.candidate, probe.strength)));
+        Ok(ToJudge { judged: own, spare })
+    }
+
+    /// Looks at settings by their first tokens, each at its own strength.
+    fn probe_settings(
+        &mut self,
+        settings: &[(Candidate, f64)],
+        base: Option<&FirstTokenScore>,
+        result: &mut SearchResult,
+        step: &mut dyn FnMut(&SearchResult),
+    ) -> Result<(), SearchError> {
+        for &(candidate, strength) in settings {
+            self.probe(candidate, Strength::Given(strength), base, result)?;
+            step(result);
+        }
+        Ok(())
+    }
+}
+
+/// Those of `settings` along one direction source.
+fn of_source(
+    settings: &[(Candidate, f64)],
+    source: DirectionSource,
+) -> impl Iterator<Item = (Candidate, f64)> + '_ {
+    settings.iter().copied().filter(move |(candidate, _)| candidate.direction_source == source)
+}
+
+/// Those of one direction source's `settings` that are compared with the one of strength `first`.
+pub fn harder(settings: &[(Candidate, f64)], first: f64) -> Vec<(Candidate, f64)> {
+    settings.iter().copied().filter(|&(_, strength)| strength > first).collect()
+}
+
+/// Of settings that push `harder` than the `first` of a direction source the best one, where it is worth that.
+pub(super) fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
+    let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
+    (best.utility > first.utility + WORTH_MORE).then_some(best)
+}
