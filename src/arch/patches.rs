@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -376,6 +377,10 @@ fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     for entry in fs::read_dir(dir).map_err(|error| unreadable(dir, error))? {
         let path = entry.map_err(|error| unreadable(dir, error))?.path();
         if path.extension() == Some(OsStr::new("toml")) {
+            // A pipe would be waited for.
+            if !fs::metadata(&path).is_ok_and(|found| found.is_file()) {
+                return Err(unreadable(&path, io::Error::other("expected a regular file")));
+            }
             let text = bounded::read_text(&path, MAX_BYTES).map_err(|error| unreadable(&path, error))?;
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             files.push((name.into_owned(), text));

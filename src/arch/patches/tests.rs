@@ -162,6 +162,16 @@ fn directory_errors_name_the_path() {
     assert!(error.to_string().starts_with("a.toml, line 8: unknown field `colour`"), "{error}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("a.toml");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let error = Patches::with_dir(dir.path()).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot read {}: expected a regular file", pipe.display()));
+}
+
 #[test]
 fn an_architecture_named_twice_is_refused() {
     let files = ["a.toml", "b.toml"].map(|name| (name.to_string(), toy("")));

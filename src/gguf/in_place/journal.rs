@@ -167,6 +167,10 @@ impl Journal {
     /// # Errors
     /// [`GgufError::BadJournal`] when it is none, or damaged; the open itself may fail.
     pub(super) fn open(path: &Path, write: bool) -> Result<Self, GgufError> {
+        // A pipe would be waited for.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(GgufError::BadJournal { path: path.into(), problem: "it is not a regular file" });
+        }
         let opened = OpenOptions::new().read(true).write(write).open(path);
         let file = opened.map_err(|source| match write {
             true => GgufError::from_output(path, "open", source),

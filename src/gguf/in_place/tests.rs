@@ -216,6 +216,16 @@ fn a_damaged_journal_is_refused() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_journal_that_is_a_pipe_is_not_waited_for() {
+    let (_dir, path, _) = model();
+    let made = std::process::Command::new("mkfifo").arg(journal_path(&path)).status().unwrap();
+    assert!(made.success());
+    let error = undo_now(&path).unwrap_err().to_string();
+    assert!(error.contains("it is not a regular file"), "{error}");
+}
+
 #[test]
 fn a_file_that_changed_since_it_was_hashed_is_left_alone() {
     let (_directory, path, mut base) = model();
