@@ -69,6 +69,9 @@ pub struct EvalArgs {
     /// Ask the prompts of this file instead of the bundled report split; may be repeated.
     #[arg(long = "set", value_name = "FILE")]
     pub sets: Vec<PathBuf>,
+    /// Ask under a system prompt: that of a file, or ours for safety, which `inject` also uses.
+    #[arg(long, value_name = "safety|FILE")]
+    pub system_prompt: Option<String>,
     /// A second model that judges whether each answer refuses.
     #[arg(long, value_name = "JUDGE.gguf")]
     pub judge: Option<ModelArg>,

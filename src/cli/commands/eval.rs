@@ -61,6 +61,7 @@ pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
         tokens: options.tokens,
+        system_prompt: options.system_prompt.clone(),
         judge: judge.transpose()?,
         base,
         models,
@@ -192,6 +193,11 @@ impl Eval<'_> {
         Ok((engine, report))
     }
 
+    /// What every model is asked under.
+    fn system(&self) -> Option<&str> {
+        self.options.system_prompt.as_deref()
+    }
+
     /// In what other words harmful prompts are asked too.
     fn wrappers(&self) -> &'static [Wrapper] {
         if self.options.jailbreak { &WRAPPERS } else { &[] }
@@ -202,12 +208,16 @@ impl Eval<'_> {
         let wrappers = self.wrappers();
         for set in &self.material.sets {
             for (&kind, texts) in &set.kinds {
-                session::check_prompts(engine, None, texts.iter().map(|text| (kind, text.as_str())))?;
+                session::check_prompts(
+                    engine,
+                    self.system(),
+                    texts.iter().map(|text| (kind, text.as_str())),
+                )?;
             }
             for request in set.of(PromptKind::Harmful) {
                 let wrapped: Vec<String> = wrappers.iter().map(|wrapper| wrapper.wrap(request)).collect();
                 let wrapped = wrapped.iter().map(|text| (PromptKind::Harmful, text.as_str()));
-                session::check_prompts(engine, None, wrapped)?;
+                session::check_prompts(engine, self.system(), wrapped)?;
             }
         }
         Ok(())
@@ -226,7 +236,7 @@ impl Eval<'_> {
         let mut before = 0;
         let mut answers = |texts: &[String]| -> Result<(Vec<String>, Option<Thoughts>), Error> {
             let mut first = |i: usize, _: &[f32]| bar.set((before + i) as u64);
-            let (chats, tokens) = (chats(texts, None), self.options.tokens);
+            let (chats, tokens) = (chats(texts, self.system()), self.options.tokens);
             let all = match budget {
                 Some(budget) => {
                     let mut thinker = Thinker::new(engine, budget);
@@ -282,7 +292,7 @@ impl Eval<'_> {
     ) -> Result<(), Error> {
         let name = report::short_name(&report.file.path);
         for (set, report) in self.material.sets.iter().zip(&mut report.sets) {
-            let prompts = chats(set.of(PromptKind::Harmless), None);
+            let prompts = chats(set.of(PromptKind::Harmless), self.system());
             if prompts.is_empty() {
                 continue;
             }

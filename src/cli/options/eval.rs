@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use super::search::read_text;
 use super::{RunOptions, ThinkingOptions, option};
 use crate::cli::EvalArgs;
 use crate::eval::perplexity::ChunkOptions;
+use crate::eval::prompts::safety_system_prompt;
 use crate::pipeline::error::Error;
 use crate::sources::{ModelArg, Source};
 
@@ -22,6 +24,8 @@ pub struct EvalOptions {
     pub base: Option<Source>,
     /// The user's prompt files; empty = the bundled report split.
     pub sets: Vec<PathBuf>,
+    /// The system prompt that every model is asked under, if any.
+    pub system_prompt: Option<String>,
     /// The judge.
     pub judge: Option<Source>,
     /// Most tokens of an answer.
@@ -69,6 +73,7 @@ impl EvalOptions {
             models: args.models.iter().map(&mut *find).collect::<Result<_, _>>()?,
             base: args.base.as_ref().map(&mut *find).transpose()?,
             sets: args.sets,
+            system_prompt: args.system_prompt.as_deref().map(system_prompt).transpose()?,
             judge: args.judge.as_ref().map(&mut *find).transpose()?,
             tokens: args.tokens,
             perplexity: args.perplexity,
@@ -88,5 +93,12 @@ impl EvalOptions {
         let mut all = self.models.iter().chain(&self.base).chain(&self.judge);
         let found = all.find(|source| source.path == path);
         found.map_or_else(|| path.display().to_string(), |source| source.display_name.clone())
+    }
+}
+
+fn system_prompt(text: &str) -> Result<String, Error> {
+    match text {
+        "safety" => Ok(safety_system_prompt().to_owned()),
+        path => read_text(Path::new(path)),
     }
 }

@@ -123,7 +123,7 @@ fn parse_system_prompt(text: &str) -> Result<SystemPrompt, Error> {
     }
 }
 
-fn read_text(path: &Path) -> Result<String, Error> {
+pub(super) fn read_text(path: &Path) -> Result<String, Error> {
     bounded::read_text(path, MAX_SYSTEM_PROMPT).map_err(|source| Error::Io { path: path.into(), source })
 }
 

@@ -26,6 +26,8 @@ pub struct EvalReport {
     /// Most tokens of an answer that tells by then whether it refuses; others have
     /// [`N_PREDICT_MOST`](crate::eval::answers::N_PREDICT_MOST) at most.
     pub tokens: usize,
+    /// The system prompt that the models were asked under, if any.
+    pub system_prompt: Option<String>,
     /// The judge, if one was asked.
     pub judge: Option<JudgeFacts>,
     /// The base, if one was given.

@@ -21,9 +21,10 @@ pub fn all(report: &EvalReport) -> String {
         report.models.first().map(|m| m.sets.iter().map(|s| s.source.as_str()).collect()).unwrap_or_default();
     for (i, source) in sources.into_iter().enumerate() {
         parts.push(format!(
-            "{source}, greedy answers of at most {} tokens{}\n{}",
+            "{source}, greedy answers of at most {} tokens{}{}\n{}",
             report.tokens,
             longer(report.tokens),
+            report.system_prompt.as_ref().map_or("", |_| ", under the system prompt"),
             refusals(&rows, i)
         ));
         parts.extend(thoughts(&rows, i));
@@ -248,6 +249,7 @@ mod tests {
             version: "0".into(),
             llama_cpp: "0".into(),
             tokens: 16,
+            system_prompt: None,
             judge: Some(judge),
             base: Some(base),
             models: vec![this],
