@@ -15,6 +15,8 @@ pub mod journal;
 pub mod options;
 pub mod outputs;
 pub mod provenance;
+pub mod reproduce;
+pub mod run_facts;
 pub mod session;
 pub mod stored;
 pub mod types;

@@ -210,3 +210,60 @@ fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
     };
     assert!(gates.iter().any(behind), "{gates:?}");
 }
+
+#[test]
+fn a_written_file_is_made_anew_or_it_is_said_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    for (files, edit) in [(1, &[][..]), (3, PLAIN.edit)] {
+        let case = Case { name: "plain", run: "qwen2", files, edit, ..PLAIN };
+        let model = made(&case, dir.path());
+        let out = injected(&case, &model, &few);
+        let listed = || {
+            let names = std::fs::read_dir(dir.path()).unwrap().map(|found| found.unwrap().file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = listed();
+        let args = ["-q", "reproduce", text(&out), text(&model), "--json"];
+        let system = dir.path().join("system.txt");
+        let given = [&args[..], &["--prompts", text(&few), "--system-prompt", text(&system)]].concat();
+        let told = json(&given);
+        assert_eq!(told["differences"].as_array().unwrap().len(), 0, "{told}");
+        if files == 1 {
+            let sums = Command::new("sha256sum").arg(&out).output().unwrap();
+            let sums = String::from_utf8(sums.stdout).unwrap();
+            assert_eq!(told["sha256"].as_str(), sums.split_whitespace().next(), "{told}");
+        }
+        // The order of sums may follow the number of threads, and the bytes with it.
+        let threads = std::thread::available_parallelism().unwrap().get();
+        let more = (threads + 1).to_string();
+        let said = run::command(&[&given[..], &["-t", &more]].concat()).output().unwrap();
+        let told = format!("threads was {threads} when the file was made and is {more} now");
+        assert!(run::stderr(&said).contains(&told), "{}", run::stderr(&said));
+
+        let said = run::stderr(&run::ended(&args, 1));
+        assert!(said.contains("the prompt set was ") && said.contains("--prompts"), "{said}");
+        let said = run::stderr(&run::ended(&[&args[..3], &[text(&out)], &given[4..]].concat(), 1));
+        assert!(said.contains("was injected before"), "{said}");
+
+        // One bit of a weight.
+        let mut bytes = std::fs::read(&out).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&out, bytes).unwrap();
+        let said = run::stderr(&run::ended(&given, 1));
+        assert!(
+            said.contains("has other bytes: expected sha256 ") && said.contains("it was changed since"),
+            "{said}"
+        );
+        assert_eq!(listed(), before, "something was left");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_say_how_it_was_made_is_not_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = Case { name: "plain", run: "qwen2", ..PLAIN };
+    let model = made(&case, dir.path());
+    let said = run::stderr(&run::ended(&["reproduce", text(&model), text(&model)], 1));
+    assert!(said.contains("does not tell how it was made"), "{said}");
+}

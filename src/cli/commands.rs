@@ -12,6 +12,7 @@ pub mod man;
 mod ollama;
 pub mod release;
 pub mod report;
+pub mod reproduce;
 pub mod rpc_server;
 pub mod search;
 pub mod undo;
@@ -77,6 +78,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         }
         Command::Release(args) => release::run(*args, printer),
         Command::Report(args) => report::run(&args, printer),
+        Command::Reproduce(args) => reproduce::run(*args, printer),
         Command::Undo(args) => undo::run(&args, printer),
         Command::Ask(args) => {
             let run = RunOptions::new(args.run)?;

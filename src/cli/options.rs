@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cli::{AllowArgs, InjectArgs, OffloadArgs, RunArgs, SearchCommandArgs, ThinkingArgs};
+use crate::cli::{
+    AllowArgs, InjectArgs, OffloadArgs, ReproduceArgs, RunArgs, SearchArgs, SearchCommandArgs, ThinkingArgs,
+};
 use crate::eval::prompts;
+use crate::gguf::suffixed;
 use crate::llama::Offload;
 use crate::method::edit::Method;
 use crate::method::requant::Requant;
 use crate::pipeline::error::Error;
 use crate::pipeline::options::{Allow, InjectOptions, RunOptions, ThinkingOptions};
-use crate::sources::Source;
 use crate::sources::ollama::Name;
+use crate::sources::{ModelArg, Source};
 
 mod eval;
 mod export;
@@ -127,30 +130,48 @@ impl InjectOptions {
     /// # Errors
     /// As [`Self::new`].
     pub fn for_search(args: SearchCommandArgs, source: Source) -> Result<Self, Error> {
-        let args = InjectArgs {
-            model: args.model,
-            output: Some(args.output),
-            in_place: false,
-            search: args.search,
-            edit: None,
-            requant: "preserve".into(),
-            promote: None,
-            imatrix: None,
-            report: None,
-            html: None,
-            json: args.json,
-            dry_run: false,
-            overwrite: args.overwrite,
-            allow: args.allow,
-            allow_other_weights: false,
-            save_adapter: None,
-            ollama_create: None,
-            controls: false,
-            full_answers: false,
-            seed: 0,
-            run: args.run,
-        };
-        Self::new(args, source)
+        let SearchCommandArgs { model, output, search, json, overwrite, allow, run } = args;
+        let plain = plain(model, output, (search, run));
+        Self::new(InjectArgs { json, overwrite, allow, ..plain }, source)
+    }
+
+    /// Those of `reproduce` that the file does not tell: it is made anew beside `file`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn for_reproduction(args: ReproduceArgs, file: &Path, source: Source) -> Result<Self, Error> {
+        let ReproduceArgs { model, prompts, context, system_prompt, edit, imatrix, json, run, .. } = args;
+        let system_prompt = system_prompt.unwrap_or_else(|| "auto".into());
+        let search = SearchArgs { prompts, context, system_prompt, ..SearchArgs::default() };
+        let plain = plain(model, suffixed(file, "-reproduced"), (search, run));
+        Self::new(InjectArgs { edit, imatrix, json, ..plain }, source)
+    }
+}
+
+/// The arguments of an `inject` without any flag but these.
+fn plain(model: ModelArg, output: PathBuf, (search, run): (SearchArgs, RunArgs)) -> InjectArgs {
+    InjectArgs {
+        model,
+        output: Some(output),
+        in_place: false,
+        search,
+        edit: None,
+        requant: "preserve".into(),
+        promote: None,
+        imatrix: None,
+        report: None,
+        html: None,
+        json: false,
+        dry_run: false,
+        overwrite: false,
+        allow: AllowArgs::default(),
+        allow_other_weights: false,
+        save_adapter: None,
+        ollama_create: None,
+        controls: false,
+        full_answers: false,
+        seed: 0,
+        run,
     }
 }
 

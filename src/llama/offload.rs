@@ -47,7 +47,9 @@ pub enum SplitMode {
 }
 
 /// Whether attention is computed in one fused step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttn {
     /// Yes.

@@ -19,6 +19,7 @@ use crate::method::search::SearchError;
 use crate::method::search::journal::JournalError;
 use crate::method::stored::StoredError;
 use crate::method::verify::VerifyError;
+use crate::pipeline::reproduce::ReproduceError;
 use crate::release::ReleaseError;
 use crate::report::ReportError;
 use crate::sources::SourceError;
@@ -84,6 +85,9 @@ pub enum Error {
     /// The report could not be read or shown.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// A file could not be made anew.
+    #[error(transparent)]
+    Reproduce(#[from] ReproduceError),
     /// The search could not be taken up.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -197,6 +201,7 @@ impl Error {
             Self::Lock(e) => e.hint(),
             Self::Release(e) => e.hint(),
             Self::Report(e) => e.hint(),
+            Self::Reproduce(e) => e.hint(),
             Self::Undo(e) => e.hint(),
             Self::Ollama(e) => e.hint(),
             Self::Hub(e) => e.hint(),

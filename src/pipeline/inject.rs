@@ -5,7 +5,8 @@ use std::time::{Instant, SystemTime};
 
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicModel, Gguf, GgufError};
-use crate::llama::llama_version;
+use crate::llama::{LlamaEngine, llama_version};
+use crate::method::Edits;
 use crate::method::search::journal::Journal;
 use crate::method::verify::{Base, ReadBytes, Verification};
 use crate::output::Printer;
@@ -16,6 +17,7 @@ use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited,
 use crate::pipeline::in_place;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
+use crate::pipeline::run_facts::RunFacts;
 use crate::pipeline::session::{self, Opened};
 use crate::pipeline::stored::{self, Taken};
 use crate::pipeline::write::{Change, Write};
@@ -31,6 +33,8 @@ pub struct Job<'a> {
     pub prompts: &'a PromptSet,
     /// The stored edit that is applied, in place of a search.
     pub taken: Option<&'a Taken>,
+    /// What the bytes of the output depend on.
+    pub facts: &'a RunFacts,
     /// When the model's files were last written to, before they were hashed.
     pub seen: Option<Vec<SystemTime>>,
     /// Where people are told.
@@ -96,15 +100,8 @@ impl Job<'_> {
         start: Instant,
     ) -> Result<Done, Error> {
         let Job { opened, options, prompts, taken, printer, .. } = *self;
-        let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
-        session::check_all(&engine, prompts, options, printer)?;
-        let edit_search = match taken {
-            None => EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?,
-            Some(taken) => {
-                let how = (options.imatrix.as_deref(), options.search.strength);
-                stored::edit_search(taken, opened, how, printer)?
-            }
-        };
+        let (mut engine, edit_search) = self.find(journal)?;
+        let options = &options.with_method(edit_search.method)?;
         // What a tensor's type cannot hold is known before the scores.
         let edits = edit_search.edits(opened, options.requant)?;
         let scorer = Scorer { opened, options, prompts, printer };
@@ -112,10 +109,7 @@ impl Job<'_> {
         drop(engine);
 
         let provenance = self.provenance(&edit_search, &input);
-        let inputs = edit_search.found.inputs();
-        let (source, plan, requant) = (&opened.gguf, &opened.plan, options.requant);
-        let write = Write { source, plan, edits: &edits, inputs, requant };
-        let change = (write, Change::Edit(&provenance, edit_search.along()));
+        let change = (self.write(&edit_search, &edits), Change::Edit(&provenance, edit_search.along()));
         let Written { output, verification, after, requantized } = match target {
             Target::Copy(file) => self.copy(file, change, (&scorer, &before), &input)?,
             Target::InPlace => self.in_place(change, (&scorer, &before), &input)?,
@@ -129,7 +123,7 @@ impl Job<'_> {
             stored_edit: taken.map(|taken| taken.file.clone()),
             architecture: opened.plan.architecture.clone(),
             prompts: prompt_facts(prompts),
-            edit: edit_facts(&edit_search, &edits, options),
+            edit: edit_facts(&edit_search, &edits),
             ablated: edit_search.ablated.clone(),
             direction_sources: edit_search.search.by_source(),
             separation: edit_search
@@ -154,6 +148,41 @@ impl Job<'_> {
         };
         let adapter = options.save_adapter.as_ref().map(|_| edit_search.adapter_file(opened)).transpose()?;
         Ok(Done { report, adapter })
+    }
+
+    /// Writes the file that [`Self::run`] would, without scores, and removes it again.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn rehearse(&self, input: &FileFacts, mut file: AtomicModel) -> Result<FileFacts, Error> {
+        let (engine, edit_search) = self.find(&mut Journal::off())?;
+        drop(engine);
+        let Job { opened, options, printer, .. } = *self;
+        let edits = edit_search.edits(opened, options.requant)?;
+        let provenance = self.provenance(&edit_search, input);
+        let write = self.write(&edit_search, &edits);
+        write.write(Change::Edit(&provenance, edit_search.along()), &mut file, printer)?;
+        file_facts(&Gguf::open(file.temporary_path())?, printer)
+    }
+
+    /// Finds the edit, or takes the stored one; with the engine that it was found with.
+    fn find(&self, journal: &mut Journal) -> Result<(LlamaEngine, EditSearch), Error> {
+        let Job { opened, options, prompts, taken, printer, .. } = *self;
+        let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
+        session::check_all(&engine, prompts, options, printer)?;
+        let edit_search = match taken {
+            None => EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?,
+            Some(taken) => {
+                let how = (options.imatrix.as_deref(), options.search.strength);
+                stored::edit_search(taken, opened, how, printer)?
+            }
+        };
+        Ok((engine, edit_search))
+    }
+
+    fn write<'w>(&'w self, edit_search: &'w EditSearch, edits: &'w Edits) -> Write<'w> {
+        let (source, plan) = (&self.opened.gguf, &self.opened.plan);
+        Write { source, plan, edits, inputs: edit_search.found.inputs(), requant: self.options.requant }
     }
 
     /// Writes the copy, and gives it its name when it was found good.
@@ -198,14 +227,15 @@ impl Job<'_> {
         let found_with = self.taken.map(|taken| taken.edit.facts.prompts_sha256.clone());
         Provenance {
             version: env!("CARGO_PKG_VERSION").into(),
-            method: self.options.method.name().into(),
+            method: edit_search.method.name().into(),
             layer: edit_search.chosen.candidate.layer as u32,
             strength: edit_search.chosen.strength,
             prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
             input_sha256: input.sha256.clone(),
             direction_source: edit_search.chosen.candidate.direction_source.name().into(),
             system_prompt: edit_search.system_prompt.into(),
-            edit_sha256: self.taken.map(|taken| taken.file.sha256.clone()),
+            edit_sha256: self.facts.edit_sha256.clone(),
+            run: Some(self.facts.clone()),
         }
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{LockFile, sha256_hex};
-use crate::llama::{devices, llama_version};
+use crate::llama::{cpu_features, devices, llama_version};
+use crate::method::edit::Method;
 use crate::method::search::journal::{Head, Journal};
 use crate::output::Printer;
 use crate::pipeline::error::Error;
@@ -23,15 +24,32 @@ pub fn open(
     input: &FileFacts,
     printer: &Printer,
 ) -> Result<Journal, Error> {
+    let head = head(opened, options, prompts, input);
+    let path = path(options);
+    let lock = LockFile::take(&path)?;
+    if !options.resume {
+        return Ok(Journal::begin(&path, head).locked(lock));
+    }
+    let journal = Journal::resume(&path, head)?.locked(lock);
+    printer.say(match journal.len() {
+        0 => format!("{} holds nothing yet: the search begins anew", path.display()),
+        n => format!("{n} steps of the search are taken from {}", path.display()),
+    });
+    Ok(journal)
+}
+
+/// What the measurements of a search depend on.
+pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input: &FileFacts) -> Head {
     let writers: Vec<&str> = opened.plan.writers.iter().map(|w| w.tensor.as_str()).collect();
     let offload = &options.run.offload;
-    let head = Head {
+    Head {
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
+        cpu: cpu_features(),
         input_sha256: input.sha256.clone(),
         prompts_sha256: prompts.sha256(),
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
-        method: options.method.name().into(),
+        method: options.asked_method.map_or("auto", Method::name).into(),
         system_prompt: match &options.system_prompt {
             SystemPrompt::Auto => "auto".into(),
             SystemPrompt::Off => "off".into(),
@@ -47,18 +65,7 @@ pub fn open(
         gpu_layers: devices::n_layers(offload),
         devices: devices::in_use(offload),
         flash_attn: offload.flash_attn,
-    };
-    let path = path(options);
-    let lock = LockFile::take(&path)?;
-    if !options.resume {
-        return Ok(Journal::begin(&path, head).locked(lock));
     }
-    let journal = Journal::resume(&path, head)?.locked(lock);
-    printer.say(match journal.len() {
-        0 => format!("{} holds nothing yet: the search begins anew", path.display()),
-        n => format!("{n} steps of the search are taken from {}", path.display()),
-    });
-    Ok(journal)
 }
 
 /// Where the journal of a search is kept.

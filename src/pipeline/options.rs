@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use super::error::Error;
 use crate::llama::Offload;
@@ -13,7 +14,8 @@ use crate::sources::Source;
 use crate::sources::ollama::Name;
 
 /// Whether a model that can think before it answers does so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ThinkingMode {
     /// It answers at once; `inject` also tells what it answers once it has thought.
     #[default]
@@ -25,7 +27,7 @@ pub enum ThinkingMode {
 }
 
 /// Checks that are waived.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Allow {
     /// Whether a model that was injected before is edited.
     pub injected: bool,

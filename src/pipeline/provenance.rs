@@ -13,6 +13,7 @@ use crate::method::direction::{Along, SafetyDirection};
 use crate::method::edit::{self, Edit, EditError, Method, WriterWeights};
 use crate::method::verify::KEY_PREFIX;
 use crate::pipeline::error::Error;
+use crate::pipeline::run_facts::RunFacts;
 
 /// Key of the direction, F32 `[n_embd]`; where each layer has its own, that of the layer `rosi.layer`, and
 /// every edited layer's under this key with a dot and the layer after it.
@@ -43,6 +44,9 @@ pub struct Provenance {
     /// Hash of the stored edit that was applied, if it was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edit_sha256: Option<String>,
+    /// How the run was made that wrote it, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunFacts>,
 }
 
 impl Provenance {
@@ -64,6 +68,7 @@ impl Provenance {
             direction_source: gguf.str("rosi.direction_source").unwrap_or("plain").to_owned(),
             system_prompt: text("rosi.system_prompt"),
             edit_sha256: gguf.str("rosi.edit_sha256").map(str::to_owned),
+            run: gguf.str("rosi.run").and_then(|run| serde_json::from_str(run).ok()),
         })
     }
 
@@ -91,7 +96,9 @@ impl Provenance {
     pub fn keys(&self, edits: &Edits) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
-        let direction = self.edit_sha256.iter().map(|hash| key("edit_sha256", text(hash)));
+        let edit = self.edit_sha256.iter().map(|hash| key("edit_sha256", text(hash)));
+        let run = self.run.iter().filter_map(|run| serde_json::to_string(run).ok());
+        let run = run.map(|run| key("run", Value::String(run)));
         let keys = vec![
             key("version", text(&self.version)),
             key("method", text(&self.method)),
@@ -102,7 +109,7 @@ impl Provenance {
             key("direction_source", text(&self.direction_source)),
             key("system_prompt", text(&self.system_prompt)),
         ];
-        keys.into_iter().chain(direction).chain(neurons::key(edits.planted())).collect()
+        keys.into_iter().chain(edit).chain(run).chain(neurons::key(edits.planted())).collect()
     }
 
     /// The records of the directions and, where they do not follow from the base's weights, of the right

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::arch::plan::Plan;
 use crate::cli::commands::ollama::{self, Registration};
 use crate::cli::options::same_file;
+use crate::eval::prompts::PromptSet;
 use crate::gguf::AtomicFile;
 use crate::gguf::in_place::journal_path;
 use crate::gguf::{self, Gguf, ShardName};
@@ -19,7 +20,9 @@ use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
+use crate::pipeline::run_facts::RunFacts;
 use crate::pipeline::session::Opened;
+use crate::pipeline::stored::Taken;
 use crate::pipeline::{dry_run, journal, outputs, stored, types};
 use crate::report::Report;
 
@@ -29,29 +32,14 @@ use crate::report::Report;
 /// [`Error`]; then nothing bears the output's name that did not before.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let start = Instant::now();
-    let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
-    check_input(&opened, options, printer)?;
-    let prompts = load_prompts(&options.prompts, printer)?;
-    let taken =
-        options.edit.as_deref().map(|path| stored::take(path, &opened, options.allow_other_weights, printer));
-    let taken = taken.transpose()?;
-    match options.in_place {
-        true => gguf::in_place::refuse_split(&opened.gguf)?,
-        false => refuse_input_as_output(&opened.gguf, &options.output)?,
-    }
-    // The edit of a file keeps the method by which it was found.
-    let options = &match &taken {
-        Some(taken) => options.with_method(taken.edit.facts.method)?,
-        None => with_method(options, &opened.plan)?,
-    };
-    types::check(&opened, options, taken.as_ref())?;
+    let Checked { opened, prompts, taken, options } = &Checked::new(options, printer)?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
         let output = Some(&options.output).filter(|_| !options.in_place);
         let all = [&options.report, &options.html, &options.save_adapter].into_iter().flatten().chain(output);
         outputs::look(all.map(PathBuf::as_path), options.overwrite)?;
         registration.announce(printer);
-        dry_run::run(&opened, options, &prompts, printer);
+        dry_run::run(opened, options, prompts, printer);
         return Ok(ExitStatus::Done);
     }
     // Taken now, so that an output that cannot be written is known before the work.
@@ -66,18 +54,55 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
 
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;
-    let mut journal = match &taken {
-        None => journal::open(&opened, options, &prompts, &input, printer)?,
+    let mut journal = match taken {
+        None => journal::open(opened, options, prompts, &input, printer)?,
         Some(_) => Journal::off(),
     };
     let taken = taken.as_ref();
-    let job = Job { opened: &opened, options, prompts: &prompts, taken, seen, printer };
+    let facts = &RunFacts::of(opened, options, (prompts, taken), &input, printer)?;
+    let job = Job { opened, options, prompts, taken, facts, seen, printer };
     let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);
     let done = done?;
     let status = finish(&done, options, printer)?;
     registration.finish(&done.report.output.sha256, status, options.overwrite, printer)?;
     Ok(status)
+}
+
+/// A model and what it is edited with, after all that can be checked without running it.
+pub(super) struct Checked {
+    pub opened: Opened,
+    pub prompts: PromptSet,
+    /// The stored edit that is applied in place of a search.
+    pub taken: Option<Taken>,
+    /// With the method that is taken.
+    pub options: InjectOptions,
+}
+
+impl Checked {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn new(options: &InjectOptions, printer: &Printer) -> Result<Self, Error> {
+        let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
+        check_input(&opened, options, printer)?;
+        let prompts = load_prompts(&options.prompts, printer)?;
+        let other_weights = options.allow_other_weights;
+        let taken = options.edit.as_deref().map(|path| stored::take(path, &opened, other_weights, printer));
+        let taken = taken.transpose()?;
+        match options.in_place {
+            true => gguf::in_place::refuse_split(&opened.gguf)?,
+            false => refuse_input_as_output(&opened.gguf, &options.output)?,
+        }
+        // The edit of a file keeps the method by which it was found.
+        let options = match &taken {
+            Some(taken) => options.with_method(taken.edit.facts.method)?,
+            None => with_method(options, &opened.plan)?,
+        };
+        types::check(&opened, &options, taken.as_ref())?;
+        Ok(Self { opened, prompts, taken, options })
+    }
 }
 
 /// The options with the method that is taken where none was asked for: detectors where the model has a network that every

@@ -28,19 +28,21 @@ const MAX_BYTES: u64 = 64 << 20;
 
 /// What the measurements of a search depend on. How many trials there are, the limits, the layer and κ are
 /// not in it: they decide which steps are made, not what a step measures.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// Version of this tool.
     pub version: String,
     /// Version of llama.cpp.
     pub llama_cpp: String,
+    /// What of the CPU llama.cpp uses: kernels round in their own ways.
+    pub cpu: String,
     /// Hash of the model file.
     pub input_sha256: String,
     /// Hash of the prompt set.
     pub prompts_sha256: String,
     /// Hash of the names of the writers, which `--patches` may change.
     pub writers_sha256: String,
-    /// [`crate::method::edit::Method::name`].
+    /// [`crate::method::edit::Method::name`]; `auto` where the user named none.
     pub method: String,
     /// `auto`, `off`, or the hash of the user's text.
     pub system_prompt: String,

@@ -207,6 +207,7 @@ impl ReleaseWriter<'_> {
             direction_source: facts.chosen.direction_source.name().into(),
             system_prompt: edit_search.system_prompt.into(),
             edit_sha256: Some(taken.file.sha256.clone()),
+            run: None,
         };
         let (source, plan, inputs) = (&opened.gguf, &opened.plan, edit_search.found.inputs());
         let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve };

@@ -7,6 +7,7 @@ pub(in crate::method::search) fn head() -> Head {
     Head {
         version: "0.1.0".into(),
         llama_cpp: "b1".into(),
+        cpu: "AVX2 = 1".into(),
         input_sha256: "00ff".into(),
         prompts_sha256: "11ee".into(),
         writers_sha256: "22dd".into(),

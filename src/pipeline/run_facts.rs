@@ -1,0 +1,154 @@
+//! What the bytes of a written file depend on: stored in the file as `rosi.run`, for `reproduce`.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::eval::prompts::PromptSet;
+use crate::gguf::sha256_file;
+use crate::method::edit::Method;
+use crate::method::search::SearchOptions;
+use crate::method::search::journal::Head;
+use crate::output::Printer;
+use crate::pipeline::error::Error;
+use crate::pipeline::journal;
+use crate::pipeline::options::{Allow, InjectOptions, SystemPrompt, ThinkingMode, ThinkingOptions};
+use crate::pipeline::session::{Opened, stoppable};
+use crate::pipeline::stored::Taken;
+use crate::report::FileFacts;
+
+/// What a run was asked for, and by which program and machine it was made. Files and texts are known by their hashes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// What the measurements of the search depend on.
+    pub search: Head,
+    /// The layer, if the user named one.
+    pub layer: Option<usize>,
+    /// κ, or the pull of detectors, if the user gave one.
+    pub contrast: Option<f64>,
+    /// The limit of false refusals, if the user gave one.
+    pub max_false_refusal: Option<f64>,
+    /// Edits whose answers were judged, at most.
+    pub trials: usize,
+    /// After how many seconds no trial was begun. A run with one may end differently on a machine under load.
+    pub time_budget: Option<u64>,
+    /// `auto`, `on` or `off`.
+    pub thinking: ThinkingMode,
+    /// Token limit of thoughts.
+    pub think: usize,
+    /// [`Requant::name`](crate::method::requant::Requant::name).
+    pub requant: String,
+    /// Hash of the importance matrix.
+    pub imatrix_sha256: Option<String>,
+    /// Hash of the stored edit that was applied in place of a search.
+    pub edit_sha256: Option<String>,
+    /// Whether the stored edit might be of other weights.
+    pub allow_other_weights: bool,
+    /// Which checks were waived.
+    pub allow: Allow,
+}
+
+/// A fact of two runs that is not the same.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// Name of the fact, as in `rosi.run`.
+    pub what: String,
+    /// What the file has.
+    pub then: Value,
+    /// What this run has.
+    pub now: Value,
+}
+
+impl RunFacts {
+    /// Those of a run on `opened`, whose file is `input`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for an importance matrix that cannot be read.
+    pub fn of(
+        opened: &Opened,
+        options: &InjectOptions,
+        (prompts, taken): (&PromptSet, Option<&Taken>),
+        input: &FileFacts,
+        printer: &Printer,
+    ) -> Result<Self, Error> {
+        let SearchOptions { layer, contrast, max_false_refusal, trials, time_budget, .. } = options.search;
+        let imatrix_sha256 = match &options.imatrix {
+            None => None,
+            Some(path) => {
+                let bar = printer.bar("hashing", 1);
+                let hash = sha256_file(path, &mut stoppable(&bar));
+                Some(hash.map_err(|source| Error::Io { path: path.clone(), source })?)
+            }
+        };
+        Ok(Self {
+            search: journal::head(opened, options, prompts, input),
+            layer,
+            contrast,
+            max_false_refusal,
+            trials,
+            time_budget: time_budget.map(|budget| budget.as_secs()),
+            thinking: options.thinking.asked,
+            think: options.thinking.budget,
+            requant: options.requant.name(),
+            imatrix_sha256,
+            edit_sha256: taken.map(|taken| taken.file.sha256.clone()),
+            allow_other_weights: options.allow_other_weights,
+            allow: options.allow,
+        })
+    }
+
+    /// `options` with all that these facts tell; files and texts, and how the model is run, stay those of `options`.
+    pub fn repeat(&self, options: InjectOptions) -> Result<InjectOptions, Error> {
+        let unknown = |problem| Error::Option { flag: "rosi.run", problem, hint: None };
+        let system_prompt = match (self.search.system_prompt.as_str(), options.system_prompt) {
+            ("off", _) => SystemPrompt::Off,
+            ("auto", _) => SystemPrompt::Auto,
+            (_, given) => given,
+        };
+        let search = SearchOptions {
+            layer: self.layer,
+            strength: self.search.strength,
+            contrast: self.contrast,
+            max_kl: self.search.max_kl,
+            max_false_refusal: self.max_false_refusal,
+            trials: self.trials,
+            time_budget: self.time_budget.map(Duration::from_secs),
+            to_the_end: self.allow.over_limits,
+        };
+        Ok(InjectOptions {
+            asked_method: Method::from_str(&self.search.method, false).ok(),
+            search,
+            system_prompt,
+            memory: self.search.memory,
+            requant: self.requant.parse().map_err(unknown)?,
+            thinking: ThinkingOptions { asked: self.thinking, budget: self.think },
+            direction_source: self.search.direction_source,
+            allow: self.allow,
+            allow_other_weights: self.allow_other_weights,
+            ..options
+        })
+    }
+
+    /// What differs between these facts and those of a run `now`.
+    pub fn differences(&self, now: &Self) -> Vec<Difference> {
+        let object = |value| match value {
+            Ok(Value::Object(object)) => object,
+            _ => serde_json::Map::new(),
+        };
+        let all = |facts: &Self| {
+            let mut all = object(serde_json::to_value(facts));
+            all.remove("search");
+            all.into_iter()
+                .chain(object(serde_json::to_value(&facts.search)))
+                .collect::<serde_json::Map<_, _>>()
+        };
+        let (then, now) = (all(self), all(now));
+        let differ = |(key, then): (&String, &Value)| {
+            let now = now.get(key).cloned().unwrap_or(Value::Null);
+            (now != *then).then(|| Difference { what: key.clone(), then: then.clone(), now })
+        };
+        then.iter().filter_map(differ).collect()
+    }
+}
