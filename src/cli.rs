@@ -8,7 +8,7 @@ pub mod options;
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 
 use crate::method::edit::Method;
 use crate::method::search::DirectionSource;
@@ -60,6 +60,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compare a model with its injected copy, byte by byte and tensor by tensor.
     Verify(VerifyArgs),
+    /// Make a file that `inject` wrote anew, from its model and what the file says of its making, and compare the bytes.
+    Reproduce(Box<ReproduceArgs>),
     /// Ask a model and print its greedy answers.
     Ask(AskArgs),
     /// Chat with a model, with an adapter or a second model beside it; messages come from stdin.
@@ -315,6 +317,14 @@ pub struct SearchArgs {
     pub resume: bool,
 }
 
+/// The flags as they are where none is given.
+impl Default for SearchArgs {
+    fn default() -> Self {
+        let command = Self::augment_args(clap::Command::new("search").no_binary_name(true));
+        Self::from_arg_matches(&command.get_matches_from([""; 0])).expect("every flag has a default")
+    }
+}
+
 /// Flags for models that think before they answer.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct ThinkingArgs {
@@ -398,6 +408,36 @@ pub struct VerifyArgs {
     /// Folder of patches/*.toml that add to the built-in ones or replace them.
     #[arg(long, value_name = "DIR")]
     pub patches: Option<PathBuf>,
+}
+
+/// Flags of `reproduce`.
+#[derive(Debug, Args)]
+pub struct ReproduceArgs {
+    /// The file that `inject` wrote.
+    pub file: ModelArg,
+    /// The model that it was made from.
+    pub model: ModelArg,
+    /// The prompt files that it was made with, if any.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub prompts: Vec<PathBuf>,
+    /// The system prompts given as --context, if any.
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub context: Vec<PathBuf>,
+    /// The file given as --system-prompt, if any.
+    #[arg(long, value_name = "FILE")]
+    pub system_prompt: Option<String>,
+    /// The stored edit that was applied, if any.
+    #[arg(long, value_name = "FILE")]
+    pub edit: Option<PathBuf>,
+    /// The importance matrix, if any.
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// How to run the model; as many threads as then, unless you say otherwise.
+    #[command(flatten)]
+    pub run: RunArgs,
 }
 
 /// Flags of `report`.

@@ -177,8 +177,8 @@ impl Lab {
             None => space.first_strength,
             Some(kl) => {
                 let max_kl = kl / FOUND_OF_BUDGET;
-                KlBudget { engine: &mut self.engine, evaluator: &draw.evaluator, max_kl }
-                    .strength(&make, space.first_strength)?
+                let (engine, evaluator, strongest) = (&mut self.engine, &draw.evaluator, space.strongest);
+                KlBudget { engine, evaluator, max_kl, strongest }.strength(&make, space.first_strength)?
             }
         };
         self.engine.apply(&make(strength)?)?;

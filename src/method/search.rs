@@ -31,8 +31,8 @@ use limits::{Limits, first_token_utility};
 pub use result::{Candidate, Probe, SearchResult, Trial};
 pub use settings::harder;
 
-/// Smallest and largest strength that is tried (relative Frobenius change).
-const STRENGTH_RANGE: (f64, f64) = (1e-4, 0.6);
+/// Smallest strength that is tried.
+const WEAKEST: f64 = 1e-4;
 /// Layers of the coarse look.
 const COARSE_LAYERS: usize = 3;
 /// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
@@ -91,6 +91,8 @@ pub struct Space {
     pub contrasts: Vec<f64>,
     /// First guess of the strength.
     pub first_strength: f64,
+    /// The largest.
+    pub strongest: f64,
 }
 
 /// Probes of a direction source at most, where the user wants this `layer`.
@@ -343,7 +345,8 @@ impl<'a> Search<'a> {
     ) -> Result<f64, SearchError> {
         let max_kl = self.limits().allowed().max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
-        KlBudget { engine: self.engine, evaluator, max_kl }.strength(&make, start)
+        let strongest = self.space(candidate.direction_source).strongest;
+        KlBudget { engine: self.engine, evaluator, max_kl, strongest }.strength(&make, start)
     }
 
     /// The candidate's strength, by the budget on few prompts where it is not given, and what the model shows there: its

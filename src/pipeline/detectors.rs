@@ -3,22 +3,21 @@
 
 mod collect;
 mod places;
+mod site;
 
-use ndarray::{Array2, ArrayView1};
+use ndarray::Array2;
 
-use crate::arch::plan::{Ffn, Plan, ResidualWriter};
+use crate::arch::plan::{Ffn, Plan};
 use crate::eval::prompts::{self, PromptKind, PromptSet};
 use crate::eval::{Evaluator, chats};
-use crate::gguf::TensorInfo;
 use crate::llama::activations::Part;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
 use crate::method::Edits;
-use crate::method::detector::ffn::{Network, Place, read_row};
-use crate::method::detector::train::{self, Examples, Profile, Recipe, Shut, Teacher};
+use crate::method::detector::ffn::Network;
+use crate::method::detector::train::Profile;
 use crate::method::detector::{Bank, Gate, Opens, PlantedFfn, neurons_per_gate};
 use crate::method::direction::{Along, SafetyDirection};
-use crate::method::edit::{self, EditError};
-use crate::method::post_norm;
+use crate::method::edit::EditError;
 use crate::method::requant::Requant;
 use crate::method::search::SearchError;
 use crate::output::Printer;
@@ -28,72 +27,32 @@ use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::util::interrupt;
 use crate::util::linalg::mean_row;
-use crate::util::spread::{spread, spread_rows};
-use collect::{Collection, Collector, ENDING, EarlyDirections, stacked, texts};
+use crate::util::spread::spread;
+use collect::{Collection, Collector, ENDING, EarlyDirections, texts};
 use places::{PULL, Places, push};
 
 pub(super) use collect::ANSWERED;
 pub use collect::inputs_memory;
 pub(super) use places::{DEEPEST, PUSH};
 pub use places::{networks, settings, space, tensors};
+pub use site::Site;
 
 /// What part of the push each late gate has: less where less is still to be computed.
 const LATE_SHARES: [f64; 4] = [0.3, 0.25, 0.25, 0.2];
 /// Push of early gates for each unit of the late ones.
 const EARLY_PUSH: f64 = 1.8;
 
-/// What early gates stay shut on, and late ones.
-const EARLY_RECIPE: Recipe = Recipe {
-    ridge: 0.03,
-    width: 0.7,
-    harmful: Shut { harmless: 0.953, other: 0.775 },
-    alarming: Shut { harmless: 0.91, other: 0.895 },
-};
-const LATE_RECIPE: Recipe = Recipe {
-    ridge: 0.03,
-    width: 0.7,
-    harmful: Shut { harmless: 0.965, other: 0.785 },
-    alarming: Shut { harmless: 0.945, other: 0.925 },
-};
-
 /// Texts and tokens that show which function a network computes.
 const SHOWING: usize = 3;
 const SHOWN: usize = 48;
 /// Harmful prompts that show how gates move the inputs of later ones.
 const MOVED: usize = 32;
-/// Inputs of a network for which its rows are rounded.
-const ROUNDED_FOR: usize = 512;
-
 /// Gates at some places, and all that neurons need besides.
 pub struct Detectors {
     /// By block, early before late.
     pub sites: Vec<Site>,
     /// How far they push where nothing else is asked for, in units of their directions.
     pub push: f64,
-}
-
-/// The gates of one network at one token.
-pub struct Site {
-    /// The network.
-    pub network: Network,
-    /// How far before the last token of a prompt.
-    pub before_last: usize,
-    /// Its neurons that are overwritten, ascending.
-    pub slots: Vec<usize>,
-    /// u of [`crate::method::detector`].
-    pub constant: Vec<f32>,
-    /// The gates.
-    pub gates: Vec<Gate>,
-    /// What they do to what they were learned from.
-    pub profiles: Vec<Profile>,
-    /// What the network must write for the stream to move by one, a norm's gain apart.
-    pub per_unit: f64,
-    /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
-    pub post_norm: Option<Vec<f32>>,
-    /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the direction source.
-    pub direction: Vec<f32>,
-    /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
-    pub inputs: Array2<f32>,
 }
 
 /// What gates push along.
@@ -132,11 +91,7 @@ impl Detectors {
         let networks = identify(opened, engine, &networks, printer)?;
         let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
-        let input = |network: &Network| {
-            let [input, _] = plan.readers(&network.ffn);
-            input
-        };
-        let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
+        let sites: Vec<(String, usize)> = networks.iter().map(|network| input(plan, network)).collect();
         let thoughts = options.thinking.beside_answers().filter(|_| engine.thinking().is_some());
         let collector = Collector {
             capture: Capture::of_inputs(plan, &sites),
@@ -152,11 +107,13 @@ impl Detectors {
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);
         let push = push(evaluator.base_refused().rate());
-        let mut detectors = Self { sites: taught(opened, (&networks, &spots), &collection)?, push };
+        let sites = taught(opened, (&networks, &spots), &collection)?;
+        let mut detectors = Self { sites, push };
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
+        let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
         let texts = spread(&harmful, MOVED);
-        let moved = detectors.moved(opened, engine, (&collector.capture, &texts), (&spots, &shown))?;
+        let moved = detectors.moved(opened, engine, (toward, push, push * PULL), &texts)?;
         bar.set(3);
         detectors.learn_blind(&collection, (&spots, &moved))?;
         if detectors.sites.is_empty() {
@@ -180,35 +137,38 @@ impl Detectors {
         Ok(())
     }
 
-    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts, f32
-    /// `[n_site][n_embd]`.
+    /// By what gates that push along `toward` by `push`, and pull by `pull`, move the inputs of each site, in the mean of the
+    /// prompts `texts`, f32 `[n_site][n_embd]`.
     fn moved(
         &self,
         opened: &Opened,
         engine: &mut LlamaEngine,
-        (capture, texts): (&Capture, &[String]),
-        (spots, shown): (&[Spot], &Shown),
+        (toward, push, pull): (Toward<'_>, f64, f64),
+        texts: &[String],
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let tail = spots.iter().map(|spot| spot.before_last).find(|&before_last| before_last > 0);
-        let capture = capture.clone().inputs_only().with_tail(tail.as_slice());
+        let mut networks: Vec<&Network> = self.sites.iter().map(|site| &site.network).collect();
+        networks.dedup_by_key(|network| network.ffn.layer);
+        let inputs: Vec<_> = networks.iter().map(|network| input(&opened.plan, network)).collect();
+        let tail = self.sites.iter().map(|site| site.before_last).find(|&before_last| before_last > 0);
+        let capture = Capture::of_inputs(&opened.plan, &inputs).inputs_only().with_tail(tail.as_slice());
         let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
             let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
             let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
             Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
         };
         let before = means(engine)?;
-        let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
-        let banks = self.banks(toward, self.push, self.push * PULL);
+        let banks = self.banks(toward, push, pull);
         engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
         let after = means(engine);
         engine.apply(&[])?;
         let after = after?;
-        let moved = |spot: &Spot| {
-            let token = usize::from(spot.before_last > 0);
-            let pairs = after[spot.network][token].iter().zip(&before[spot.network][token]);
+        let moved = |site: &Site| {
+            let network = networks.iter().position(|network| network.ffn.layer == site.network.ffn.layer);
+            let (network, token) = (network.unwrap_or(0), usize::from(site.is_early()));
+            let pairs = after[network][token].iter().zip(&before[network][token]);
             pairs.map(|(a, b)| (a - b) as f32).collect()
         };
-        Ok(spots.iter().map(moved).collect())
+        Ok(self.sites.iter().map(moved).collect())
     }
 
     /// The gates, pushing by `push` and pulling by `pull` in all.
@@ -367,120 +327,8 @@ fn spots(networks: &[Network], early: Option<&EarlyDirections>, late: &[usize]) 
     spots
 }
 
-fn not_finite(error: crate::util::linalg::NotPositive) -> Error {
-    crate::method::gate::GateError::from(error).into()
-}
-
-impl Site {
-    fn new(
-        opened: &Opened,
-        (network, slots): (&Network, Vec<usize>),
-        (spot, examples): (&Spot, &Examples),
-    ) -> Result<Self, Error> {
-        let writer = &opened.plan.writers[network.ffn.writer];
-        let mut site = Self {
-            per_unit: per_unit(opened, network, writer, examples)?,
-            post_norm: edit::read_gains(&opened.gguf, writer)?,
-            network: network.clone(),
-            before_last: spot.before_last,
-            slots,
-            constant: train::constant(examples).map_err(not_finite)?,
-            gates: Vec::new(),
-            profiles: Vec::new(),
-            direction: spot.direction.clone(),
-            inputs: examples.sample(),
-        };
-        site.learn(examples)?;
-        Ok(site)
-    }
-
-    /// Whether its gates open before the last token of a prompt.
-    fn is_early(&self) -> bool {
-        self.before_last > 0
-    }
-
-    /// Learns the gates from `examples`, in place of those that it has.
-    fn learn(&mut self, examples: &Examples) -> Result<(), Error> {
-        let recipe = if self.is_early() { EARLY_RECIPE } else { LATE_RECIPE };
-        let teacher = Teacher::new(examples, &self.constant, recipe);
-        let place = (self.network.ffn.layer, self.before_last);
-        (self.gates, self.profiles) = (Vec::new(), Vec::new());
-        for opens in [Opens::Harmful, Opens::Alarming] {
-            let learned = teacher.learn(opens).map_err(not_finite)?;
-            self.profiles.push(teacher.profile(&learned, place, self.network.activation));
-            self.gates.push(learned.gate);
-        }
-        Ok(())
-    }
-
-    /// What the network must write for the stream to move by `s` along it, f32 `[n_embd]`.
-    fn column(&self, s: &[f64]) -> Vec<f32> {
-        let Some(gain) = &self.post_norm else {
-            return s.iter().map(|v| (v * self.per_unit) as f32).collect();
-        };
-        let (left, push) = post_norm::through(s, gain);
-        let length = s.iter().map(|v| v * v).sum::<f64>().sqrt();
-        let size = if push > 0.0 { self.per_unit * length / push } else { 0.0 };
-        left.iter().map(|l| (l * size) as f32).collect()
-    }
-
-    /// s, f64 `[n_embd]`.
-    fn toward(&self, toward: Toward<'_>) -> Vec<f64> {
-        let of = |direction: &SafetyDirection| -> Vec<f64> {
-            direction.unit().iter().map(|&v| f64::from(v) * direction.norm()).collect()
-        };
-        match toward {
-            Toward::Refusal(_) if !self.direction.is_empty() => {
-                self.direction.iter().map(|&v| v.into()).collect()
-            }
-            Toward::Refusal(along) => of(along.at(self.network.ffn.layer)),
-            Toward::Same(direction) => of(direction),
-        }
-    }
-}
-
-impl Examples {
-    /// Inputs for which rows are rounded: three quarters where gates open, a quarter elsewhere.
-    fn sample(&self) -> Array2<f32> {
-        let (open, shut) = (ROUNDED_FOR * 3 / 4, ROUNDED_FOR / 4);
-        stacked(vec![spread_rows(&self.inputs, open), spread_rows(&self.elsewhere, shut)])
-    }
-
-    /// The same without what `direction` has of the inputs that scores learn from, so that none has a part along it.
-    fn blind_to(mut self, direction: &[f32]) -> Self {
-        let direction = ArrayView1::from(direction);
-        let square = direction.dot(&direction);
-        if square > 0.0 && square.is_finite() {
-            for mut row in self.inputs.rows_mut().into_iter().chain(self.other_tokens.rows_mut()) {
-                let along = row.dot(&direction) / square;
-                row.scaled_add(-along, &direction);
-            }
-        }
-        self
-    }
-}
-
-/// What a network must write for the stream to move by one: through the scale, the router's weights and, in the mean of the
-/// ends of prompts, the gate of a shared expert and what the norm behind it divides by.
-fn per_unit(
-    opened: &Opened,
-    network: &Network,
-    writer: &ResidualWriter,
-    examples: &Examples,
-) -> Result<f64, Error> {
-    let n_embd = opened.plan.n_embd as usize;
-    let ends = spread_rows(&examples.inputs, ROUNDED_FOR / 2);
-    let mut factor = 1.0 / (writer.residual_scale * network.routed.max(0.01));
-    let expert_gate = writer.tensor.replace("ffn_down_shexp", "ffn_gate_inp_shexp");
-    let is_gate =
-        |tensor: &&TensorInfo| tensor.name != writer.tensor && tensor.ne == [n_embd as u64, 1, 1, 1];
-    if let Some(tensor) = opened.gguf.tensor(&expert_gate).filter(is_gate) {
-        let row = read_row(&opened.gguf, &Place { tensor: tensor.name.clone(), index: 0 }, 0)?;
-        let open = ends.dot(&ArrayView1::from(&row)).mapv(|v| 1.0 / (1.0 + f64::from(-v).exp()));
-        factor /= open.mean().unwrap_or(1.0).max(0.01);
-    }
-    if writer.post_norm.is_some() {
-        factor *= network.written_rms(&opened.gguf, writer, ends.view())?;
-    }
-    Ok(factor)
+/// What a network reads.
+fn input(plan: &Plan, network: &Network) -> (String, usize) {
+    let [input, _] = plan.readers(&network.ffn);
+    input
 }

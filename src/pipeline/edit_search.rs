@@ -1,11 +1,12 @@
 //! Looking into the model: does it refuse, along what, and which edit is best.
 
+mod method;
 mod told;
 
 use crate::arch::plan::{Plan, ResidualWriter};
 use crate::eval::prompts::{PromptSet, Split};
 use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score};
-use crate::llama::{Arithmetic, Engine, LlamaEngine, LlamaError, LowRank, adapter};
+use crate::llama::{Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
 use crate::method::abliteration::AblatedDirection;
 use crate::method::detector::Bank;
@@ -25,7 +26,7 @@ use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
-use told::{beside, describe_probe, describe_trial, refuses_little};
+use told::{beside, describe_probe, describe_trial};
 
 /// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
 /// prompts in a hundred looked alike (docs/notebook/linear-gates.md); detectors have no strength to be found.
@@ -38,6 +39,8 @@ pub fn search_prompts(method: Method) -> [usize; 3] {
 
 /// What was found out about a model.
 pub struct EditSearch {
+    /// What is done to the weights.
+    pub method: Method,
     /// What edits are made of.
     pub found: Found,
     /// Along what.
@@ -167,16 +170,14 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError>
 }
 
 impl EditSearch {
-    /// Runs the whole search on a loaded model, taking from the journal what is in it already. What is only compared with each
-    /// other is computed in F32.
-    pub fn new(
+    /// Runs the whole search with one method.
+    fn of_method(
         opened: &Opened,
         (engine, journal): (&mut LlamaEngine, &mut Journal),
         prompts: &PromptSet,
         options: &InjectOptions,
         printer: &Printer,
     ) -> Result<Self, Error> {
-        let arithmetic = engine.set_arithmetic(Arithmetic::F32);
         let ablated = direction_sources::find_ablated(opened, options, printer)?;
         let removed = ablated.clone();
         let bar = printer.bar("asking the base model", 1);
@@ -203,14 +204,22 @@ impl EditSearch {
         }
         let search =
             maker.search((engine, journal), (&evaluator, base.score), &direction_sources, printer)?;
-        let Trial { candidate, strength, score, .. } = choose_trial(&search, &base, options)?;
-        if let Some(warning) = refuses_little(options.method, &score) {
-            printer.warn(warning);
-        }
+        let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
         let system_prompt = offer.system_prompt(candidate.direction_source);
-        engine.set_arithmetic(arithmetic);
-        Ok(Self { found, direction_sources, ablated: removed, search, chosen, system_prompt })
+        let method = options.method;
+        Ok(Self { method, found, direction_sources, ablated: removed, search, chosen, system_prompt })
+    }
+
+    /// The trial of the chosen edit, where it was searched.
+    fn chosen_trial(&self) -> Option<&Trial> {
+        let Chosen { candidate, strength } = self.chosen;
+        self.search.trials.iter().find(|trial| trial.candidate == candidate && trial.strength == strength)
+    }
+
+    /// Of its trial.
+    fn utility(&self) -> f64 {
+        self.chosen_trial().map_or(f64::NEG_INFINITY, |trial| trial.utility)
     }
 
     /// What the chosen edit is along.
@@ -327,7 +336,9 @@ impl Maker<'_> {
                 (Some(strength), _) => strength,
                 (None, Found::Detectors(_)) => space.first_strength,
                 (None, Found::Linear(_)) => {
-                    KlBudget { engine, evaluator: &few, max_kl }.strength(&make, space.first_strength)?
+                    let strongest = space.strongest;
+                    let budget = KlBudget { engine, evaluator: &few, max_kl, strongest };
+                    budget.strength(&make, space.first_strength)?
                 }
             };
             engine.apply(&make(strength)?)?;

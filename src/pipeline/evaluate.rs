@@ -13,7 +13,7 @@ use crate::method::direction::SafetyDirection;
 use crate::method::edit::{self, Method};
 use crate::method::fidelity::{Fidelity, Projections, Snapshot};
 use crate::method::requant;
-use crate::method::search::{KlBudget, SearchError};
+use crate::method::search::{KlBudget, SearchError, Space};
 use crate::output::Printer;
 use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
@@ -188,10 +188,10 @@ impl Scorer<'_> {
             let along = edit_search.direction_sources.published(layer);
             Ok(edit_search::adapters(plan, &edit::edits(plan, &weights, &rights, along, strength)?)?)
         };
-        let start =
-            features::space(Method::Published, edit_search.chosen.candidate.direction_source).first_strength;
-        let budget = KlBudget { engine: &mut *engine, evaluator, max_kl: kl / FOUND_OF_BUDGET };
-        let strength = budget.strength(&make, start)?;
+        let source = edit_search.chosen.candidate.direction_source;
+        let Space { first_strength, strongest, .. } = features::space(Method::Published, source);
+        let budget = KlBudget { engine: &mut *engine, evaluator, max_kl: kl / FOUND_OF_BUDGET, strongest };
+        let strength = budget.strength(&make, first_strength)?;
         engine.apply(&make(strength)?)?;
         Ok(true)
     }

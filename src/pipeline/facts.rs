@@ -11,7 +11,6 @@ use crate::method::verify::{self, Base, Verification};
 use crate::output::Printer;
 use crate::pipeline::edit_search::{EditSearch, Found};
 use crate::pipeline::error::Error;
-use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::stoppable;
 use crate::report::{EditFacts, FileFacts, PromptFacts};
 use crate::util::interrupt;
@@ -60,7 +59,7 @@ pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
 }
 
 /// What was done to the weights: `edits` are those of `edit_search`.
-pub fn edit_facts(edit_search: &EditSearch, edits: &Edits, options: &InjectOptions) -> EditFacts {
+pub fn edit_facts(edit_search: &EditSearch, edits: &Edits) -> EditFacts {
     let candidate = edit_search.chosen.candidate;
     let linear = edits.linear();
     let pushes = match &edit_search.found {
@@ -68,7 +67,7 @@ pub fn edit_facts(edit_search: &EditSearch, edits: &Edits, options: &InjectOptio
         Found::Detectors(_) => vec![edit_search.chosen.strength],
     };
     EditFacts {
-        method: options.method.name().into(),
+        method: edit_search.method.name().into(),
         direction_source: candidate.direction_source,
         system_prompt: edit_search.system_prompt.into(),
         layer: candidate.layer,

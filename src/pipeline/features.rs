@@ -43,6 +43,9 @@ const WINDOWS_ABLATED: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
 /// κ along an ablated direction: with none as much refusal comes back at less KL, but that of alarming prompts too.
 const CONTRASTS_ABLATED: [f64; 1] = [1.0];
 
+/// Largest relative change of the edited weights that is tried.
+const STRONGEST: f64 = 0.6;
+
 /// What `method` tries with `direction_source`.
 pub fn space(method: Method, direction_source: DirectionSource) -> Space {
     if !method.is_gated() {
@@ -53,6 +56,7 @@ pub fn space(method: Method, direction_source: DirectionSource) -> Space {
             windows: vec![(0.0, 1.0)],
             contrasts: vec![0.0],
             first_strength: 0.04,
+            strongest: STRONGEST,
         };
     }
     let (windows, contrasts) = match direction_source {
@@ -61,7 +65,7 @@ pub fn space(method: Method, direction_source: DirectionSource) -> Space {
             (vec![WINDOW], CONTRASTS.to_vec())
         }
     };
-    Space { direction_source, layer: None, windows, contrasts, first_strength: 0.01 }
+    Space { direction_source, layer: None, windows, contrasts, first_strength: 0.01, strongest: STRONGEST }
 }
 
 /// What is tried with `direction_source` under `options`.

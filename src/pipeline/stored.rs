@@ -51,12 +51,12 @@ pub fn search(
         format: FORMAT,
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
-        method: options.method,
+        method: edit_search.method,
         system_prompt: edit_search.system_prompt.into(),
         chosen,
         strength: edit_search.chosen.strength,
         norms: directions.iter().map(SafetyDirection::norm).collect(),
-        push: edit_facts(&edit_search, &edits, options).push,
+        push: edit_facts(&edit_search, &edits).push,
         prompts_sha256: prompts.sha256(),
         input_sha256: input.sha256.clone(),
         separation: edit_search.direction_sources.separation(chosen.direction_source).to_vec(),
@@ -140,6 +140,7 @@ pub fn edit_search(
         }
     };
     Ok(EditSearch {
+        method: facts.method,
         found,
         direction_sources: DirectionSources::stored(
             (facts.chosen.direction_source, facts.method == Method::Detector),

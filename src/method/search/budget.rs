@@ -1,7 +1,7 @@
 //! The strength that a KL budget pays for.
 
-use super::STRENGTH_RANGE;
 use super::SearchError;
+use super::WEAKEST;
 use crate::eval::Evaluator;
 use crate::llama::{Engine, LowRank};
 
@@ -30,6 +30,8 @@ pub struct KlBudget<'a> {
     pub evaluator: &'a Evaluator,
     /// The budget, nats.
     pub max_kl: f64,
+    /// The largest strength.
+    pub strongest: f64,
 }
 
 impl KlBudget<'_> {
@@ -55,7 +57,7 @@ impl KlBudget<'_> {
                 break;
             }
             let factor = next(spent);
-            strength = (strength * factor).clamp(STRENGTH_RANGE.0, STRENGTH_RANGE.1);
+            strength = (strength * factor).clamp(WEAKEST, self.strongest);
             if TRUSTED.contains(&factor) {
                 return Ok(strength);
             }

@@ -86,7 +86,7 @@ fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchErr
 fn space(direction_source: DirectionSource) -> Space {
     let layer = (direction_source == DirectionSource::Ablated).then_some(10);
     let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
-    Space { direction_source, layer, windows, contrasts, first_strength: 0.04 }
+    Space { direction_source, layer, windows, contrasts, first_strength: 0.04, strongest: 0.6 }
 }
 
 fn run(quality: Quality, options: SearchOptions) -> SearchResult {

@@ -6,7 +6,7 @@ use half::f16;
 use ndarray::{Array2, Array4, ArrayView2, Axis, s};
 
 use super::places::Places;
-use super::{EARLY_RECIPE, not_finite};
+use super::site::{EARLY_RECIPE, not_finite};
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed, Request};
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};

@@ -1,6 +1,7 @@
 //! Where gates are, and what is tried with them.
 
 use crate::arch::plan::{Ffn, Plan};
+use crate::method::edit::Method;
 use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::pipeline::options::InjectOptions;
 
@@ -38,6 +39,7 @@ pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSo
         windows: vec![(depth(first), depth(last + 1))],
         contrasts: vec![pull],
         first_strength: options.search.strength.unwrap_or(push),
+        strongest: Method::Detector.max_strength(),
     }
 }
 

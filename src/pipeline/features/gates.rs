@@ -116,7 +116,7 @@ impl GateTrainer<'_> {
         };
         let max_kl = self.options.search.allowed(Refusal::Whole).max_kl;
         let few = evaluator.part(FEW);
-        let budget = KlBudget { engine, evaluator: &few, max_kl };
+        let budget = KlBudget { engine, evaluator: &few, max_kl, strongest: space.strongest };
         let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength)?)?;
         bar.set(1);
