@@ -178,6 +178,8 @@ impl EditSearch {
         options: &InjectOptions,
         printer: &Printer,
     ) -> Result<Self, Error> {
+        // A search before this one leaves its last trial.
+        engine.apply(&[])?;
         let ablated = direction_sources::find_ablated(opened, options, printer)?;
         let removed = ablated.clone();
         let bar = printer.bar("asking the base model", 1);
