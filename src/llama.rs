@@ -30,7 +30,7 @@ pub use capture::Capture;
 pub use context_memory::ContextMemory;
 pub use control_vector::ControlVector;
 pub use engine::{Chat, Engine, EngineOptions, LlamaEngine, Message};
-pub use ffi::{Token, cpu_features, llama_version};
+pub use ffi::{Token, llama_version};
 pub use follow::{Lanes, TextModel};
 pub use length::Length;
 pub use matmul::Arithmetic;

@@ -2,6 +2,8 @@
 
 pub(crate) mod ffi;
 
+pub use ffi::cpu_features;
+
 use std::fmt;
 use std::sync::Mutex;
 

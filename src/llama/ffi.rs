@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::{Mutex, Once, OnceLock};
+use std::sync::{Mutex, Once};
 
 use llama_cpp_sys_2 as sys;
 
@@ -79,19 +79,6 @@ pub(crate) fn init_backend() {
 pub fn llama_version() -> String {
     // SAFETY: returns a static NUL-terminated string.
     unsafe { CStr::from_ptr(sys::llama_version()) }.to_string_lossy().into_owned()
-}
-
-/// What of this CPU llama.cpp uses, in its words.
-pub fn cpu_features() -> String {
-    // llama.cpp writes into one buffer at each call.
-    static TOLD: OnceLock<String> = OnceLock::new();
-    let ask = || {
-        // SAFETY: returns a NUL-terminated string in that buffer.
-        let told = unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy();
-        let features = told.split('|').map(str::trim).filter(|feature| !feature.is_empty());
-        features.collect::<Vec<_>>().join(" | ")
-    };
-    TOLD.get_or_init(ask).clone()
 }
 
 unsafe extern "C" fn load_progress(progress: f32, user: *mut c_void) -> bool {

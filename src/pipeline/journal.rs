@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{LockFile, sha256_hex};
-use crate::llama::{cpu_features, devices, llama_version};
+use crate::llama::{devices, llama_version};
 use crate::method::edit::Method;
 use crate::method::search::journal::{Head, Journal};
 use crate::output::Printer;
@@ -45,7 +45,7 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
     Head {
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
-        cpu: cpu_features(),
+        cpu: devices::cpu_features(),
         input_sha256: input.sha256.clone(),
         prompts_sha256: prompts.sha256(),
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),

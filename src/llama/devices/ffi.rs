@@ -3,6 +3,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use llama_cpp_sys_2 as sys;
@@ -184,4 +185,17 @@ impl Placement {
             params.tensor_split = self.tensor_split.as_ptr();
         }
     }
+}
+
+/// What of this CPU llama.cpp uses, in its words.
+pub fn cpu_features() -> String {
+    // llama.cpp writes into one buffer at each call.
+    static TOLD: OnceLock<String> = OnceLock::new();
+    let ask = || {
+        // SAFETY: returns a NUL-terminated string in that buffer.
+        let told = unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy();
+        let features = told.split('|').map(str::trim).filter(|feature| !feature.is_empty());
+        features.collect::<Vec<_>>().join(" | ")
+    };
+    TOLD.get_or_init(ask).clone()
 }
