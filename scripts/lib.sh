@@ -26,6 +26,11 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
+# The folder that cargo builds into.
+target_directory() {
+  cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 job_count() { nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2; }
 
 # at_least FOUND WANTED: compares dotted versions number by number (`sort -V` is not everywhere).

@@ -139,6 +139,11 @@ fn check_command(found: &Found) {
     let report = json(&[&args[..], &more].concat());
     let (ours, planted) = (Gguf::open(&out).unwrap(), Gguf::open(&found.at("own.gguf")).unwrap());
     assert_eq!(ours.tensors.len(), planted.tensors.len());
+    // How the run was made only the command knows.
+    let keys = |gguf: &Gguf| {
+        gguf.metadata.iter().map(|kv| kv.key.clone()).filter(|key| key != "rosi.run").collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&ours), keys(&planted));
     for (a, b) in ours.tensors.iter().zip(&planted.tensors) {
         let same = ours.read_tensor(a).unwrap() == planted.read_tensor(b).unwrap();
         assert!(same, "{}: the same edit gives other bytes", a.name);

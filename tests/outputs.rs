@@ -131,15 +131,14 @@ fn files_without_an_end_are_not_read_whole() {
     let patches = folder.folder.path().join("patches");
     std::fs::create_dir(&patches).unwrap();
     std::os::unix::fs::symlink("/dev/zero", patches.join("llama.toml")).unwrap();
-    for args in [
-        &["inject", &folder.model, "--dry-run", "--context", "/dev/zero"][..],
-        &["inject", &folder.model, "--dry-run", "--system-prompt", "/dev/zero"],
-        &["inspect", &folder.model, "--patches", text(&patches)],
-        &["release", text(&patches.join("llama.toml"))],
+    for (args, problem) in [
+        (&["inject", &folder.model, "--dry-run", "--context", "/dev/zero"][..], "expected at most"),
+        (&["inject", &folder.model, "--dry-run", "--system-prompt", "/dev/zero"], "expected at most"),
+        (&["inspect", &folder.model, "--patches", text(&patches)], "expected a regular file"),
+        (&["release", text(&patches.join("llama.toml"))], "expected at most"),
     ] {
         let told = folder.refused(args);
-        let bounded = ["expected at most", "expected a regular file"];
-        assert!(bounded.iter().any(|problem| told.contains(problem)), "{args:?}: {told}");
+        assert!(told.contains(problem), "{args:?}: {told}");
     }
 }
 

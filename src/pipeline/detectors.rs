@@ -47,6 +47,7 @@ const SHOWING: usize = 3;
 const SHOWN: usize = 48;
 /// Harmful prompts that show how gates move the inputs of later ones.
 const MOVED: usize = 32;
+
 /// Gates at some places, and all that neurons need besides.
 pub struct Detectors {
     /// By block, early before late.
@@ -91,7 +92,11 @@ impl Detectors {
         let networks = identify(opened, engine, &networks, printer)?;
         let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
-        let sites: Vec<(String, usize)> = networks.iter().map(|network| input(plan, network)).collect();
+        let input = |network: &Network| {
+            let [input, _] = plan.readers(&network.ffn);
+            input
+        };
+        let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
         let thoughts = options.thinking.beside_answers().filter(|_| engine.thinking().is_some());
         let collector = Collector {
             capture: Capture::of_inputs(plan, &sites),
@@ -107,13 +112,11 @@ impl Detectors {
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);
         let push = push(evaluator.base_refused().rate());
-        let sites = taught(opened, (&networks, &spots), &collection)?;
-        let mut detectors = Self { sites, push };
+        let mut detectors = Self { sites: taught(opened, (&networks, &spots), &collection)?, push };
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
-        let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
         let texts = spread(&harmful, MOVED);
-        let moved = detectors.moved(opened, engine, (toward, push, push * PULL), &texts)?;
+        let moved = detectors.moved(opened, engine, (&collector.capture, &texts), (&spots, &shown))?;
         bar.set(3);
         detectors.learn_blind(&collection, (&spots, &moved))?;
         if detectors.sites.is_empty() {
@@ -137,38 +140,35 @@ impl Detectors {
         Ok(())
     }
 
-    /// By what gates that push along `toward` by `push`, and pull by `pull`, move the inputs of each site, in the mean of the
-    /// prompts `texts`, f32 `[n_site][n_embd]`.
+    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts, f32
+    /// `[n_site][n_embd]`.
     fn moved(
         &self,
         opened: &Opened,
         engine: &mut LlamaEngine,
-        (toward, push, pull): (Toward<'_>, f64, f64),
-        texts: &[String],
+        (capture, texts): (&Capture, &[String]),
+        (spots, shown): (&[Spot], &Shown),
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let mut networks: Vec<&Network> = self.sites.iter().map(|site| &site.network).collect();
-        networks.dedup_by_key(|network| network.ffn.layer);
-        let inputs: Vec<_> = networks.iter().map(|network| input(&opened.plan, network)).collect();
-        let tail = self.sites.iter().map(|site| site.before_last).find(|&before_last| before_last > 0);
-        let capture = Capture::of_inputs(&opened.plan, &inputs).inputs_only().with_tail(tail.as_slice());
+        let tail = spots.iter().map(|spot| spot.before_last).find(|&before_last| before_last > 0);
+        let capture = capture.clone().inputs_only().with_tail(tail.as_slice());
         let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
             let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
             let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
             Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
         };
         let before = means(engine)?;
-        let banks = self.banks(toward, push, pull);
+        let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
+        let banks = self.banks(toward, self.push, self.push * PULL);
         engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
         let after = means(engine);
         engine.apply(&[])?;
         let after = after?;
-        let moved = |site: &Site| {
-            let network = networks.iter().position(|network| network.ffn.layer == site.network.ffn.layer);
-            let (network, token) = (network.unwrap_or(0), usize::from(site.is_early()));
-            let pairs = after[network][token].iter().zip(&before[network][token]);
+        let moved = |spot: &Spot| {
+            let token = usize::from(spot.before_last > 0);
+            let pairs = after[spot.network][token].iter().zip(&before[spot.network][token]);
             pairs.map(|(a, b)| (a - b) as f32).collect()
         };
-        Ok(self.sites.iter().map(moved).collect())
+        Ok(spots.iter().map(moved).collect())
     }
 
     /// The gates, pushing by `push` and pulling by `pull` in all.
@@ -325,10 +325,4 @@ fn spots(networks: &[Network], early: Option<&EarlyDirections>, late: &[usize]) 
         }
     }
     spots
-}
-
-/// What a network reads.
-fn input(plan: &Plan, network: &Network) -> (String, usize) {
-    let [input, _] = plan.readers(&network.ffn);
-    input
 }

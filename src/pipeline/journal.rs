@@ -13,18 +13,11 @@ use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::Opened;
 use crate::report::FileFacts;
 
-/// Opens the journal: the one that is there with `--resume`, else a new one.
+/// Opens the journal of the search that `head` tells: the one that is there with `--resume`, else a new one.
 ///
 /// # Errors
 /// [`Error::Journal`] when it is of another search, [`Error::Lock`] when another run is at it.
-pub fn open(
-    opened: &Opened,
-    options: &InjectOptions,
-    prompts: &PromptSet,
-    input: &FileFacts,
-    printer: &Printer,
-) -> Result<Journal, Error> {
-    let head = head(opened, options, prompts, input);
+pub fn open(head: Head, options: &InjectOptions, printer: &Printer) -> Result<Journal, Error> {
     let path = path(options);
     let lock = LockFile::take(&path)?;
     if !options.resume {

@@ -54,12 +54,12 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
 
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;
-    let mut journal = match taken {
-        None => journal::open(opened, options, prompts, &input, printer)?,
-        Some(_) => Journal::off(),
-    };
     let taken = taken.as_ref();
     let facts = &RunFacts::of(opened, options, (prompts, taken), &input, printer)?;
+    let mut journal = match taken {
+        None => journal::open(facts.search.clone(), options, printer)?,
+        Some(_) => Journal::off(),
+    };
     let job = Job { opened, options, prompts, taken, facts, seen, printer };
     let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);

@@ -29,7 +29,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let file = AtomicFile::create(&options.output, options.overwrite)?;
     outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
-    let mut journal = journal::open(&opened, options, &prompts, &input, printer)?;
+    let mut journal = journal::open(journal::head(&opened, options, &prompts, &input), options, printer)?;
     let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
     let done = found.and_then(|(stored, search)| {
         let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
