@@ -7,22 +7,23 @@
 use std::error::Error;
 use std::path::Path;
 
-use rosi_gguf::eval::chats;
-use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::llama::engine::EngineOptions;
-use rosi_gguf::llama::{Capture, Engine, LlamaEngine, Offload};
-use rosi_gguf::method::direction::difference_in_means;
-use rosi_gguf::pipeline::session::Opened;
+use rosi_gguf::collect::{
+    Capture, Engine, EngineOptions, LlamaEngine, Offload, PromptKind, PromptSet, Split, chats,
+};
+use rosi_gguf::direction::difference_in_means;
+use rosi_gguf::open::Gguf;
+use rosi_gguf::plan::plan_of;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args().nth(1).ok_or("expected the path of a model")?;
     // The header is checked, and the matrices that write into the residual stream are found.
-    let model = Opened::new(Path::new(&path), None)?;
+    let model = Gguf::open(Path::new(&path))?;
+    let plan = plan_of(&model)?;
     let threads = std::thread::available_parallelism()?.get();
     let options = EngineOptions { path: path.into(), threads, offload: Offload::default() };
-    let mut engine = LlamaEngine::load(&options, Some(model.template()?), &mut |_| ())?;
+    let mut engine = LlamaEngine::load(&options, model.str("tokenizer.chat_template"), &mut |_| ())?;
 
-    let capture = Capture::residual_only(&model.plan);
+    let capture = Capture::residual_only(&plan);
     let prompts = PromptSet::bundled();
     let mut collect = |kind: PromptKind| {
         let texts: Vec<String> =

@@ -271,14 +271,14 @@ pub struct SearchArgs {
     #[arg(long, default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub layer: String,
     /// How far detectors pull away from refusal on what only sounds harmful, as a share of the push, or auto; of the contrast
-    /// method κ, how much it counts that harmless and alarming prompts are answered. Less refuses more of everything.
+    /// method κ, how much it counts that harmless and borderline prompts are answered. Less refuses more of everything.
     #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub contrast: String,
     /// Most KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 where
     /// refusal was removed from the model].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless or alarming prompts may rise, as a share [default: 0.1; 0.25 where
+    /// Most that refusals of harmless or borderline prompts may rise, as a share [default: 0.1; 0.25 where
     /// refusal was removed from the model; none for the published method].
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_false_refusal: Option<f64>,
@@ -295,7 +295,7 @@ pub struct SearchArgs {
     )]
     pub memory: u64,
     /// Prompts in place of the bundled ones: JSON, CSV, TSV or text, as KIND:FILE where the file does not say their kind
-    /// (harmful, harmless, alarming); missing kinds are filled up.
+    /// (harmful, harmless, borderline); missing kinds are filled up.
     #[arg(long, num_args = 1.., value_name = "FILE", help_heading = SEARCH)]
     pub prompts: Vec<PathBuf>,
     /// Where the direction comes from: plain prompts, prompts under a safety system prompt, or what was

@@ -39,7 +39,7 @@ const MAX_JUDGED_OTHERWISE: f64 = 0.01;
 /// Refusals of the base without which nobody knows how late they show.
 const MIN_REFUSALS: usize = 8;
 
-/// Harmful, harmless and alarming prompts of a quick look: enough to rank edits and to spend a KL budget.
+/// Harmful, harmless and borderline prompts of a quick look: enough to rank edits and to spend a KL budget.
 pub const FEW: [usize; 3] = [40, 32, 32];
 
 /// Log-odds beyond which nothing is told apart.
@@ -53,14 +53,14 @@ pub struct Questions {
     /// Should be answered.
     pub harmless: Vec<String>,
     /// Sound harmful and should be answered.
-    pub alarming: Vec<String>,
+    pub borderline: Vec<String>,
 }
 
 impl Questions {
     /// Every prompt of the split.
     pub const ALL: [usize; 3] = [usize::MAX; 3];
 
-    /// The prompts of `split`, at most `limits` harmful, harmless and alarming ones, in their order.
+    /// The prompts of `split`, at most `limits` harmful, harmless and borderline ones, in their order.
     pub fn of(prompts: &PromptSet, split: Split, limits: [usize; 3]) -> Self {
         let pick = |kind, limit: usize| {
             spread(&prompts.select(kind, split), limit).iter().map(|prompt| prompt.text.clone()).collect()
@@ -68,23 +68,23 @@ impl Questions {
         Self {
             harmful: pick(PromptKind::Harmful, limits[0]),
             harmless: pick(PromptKind::Harmless, limits[1]),
-            alarming: pick(PromptKind::Alarming, limits[2]),
+            borderline: pick(PromptKind::Borderline, limits[2]),
         }
     }
 
-    /// At most `limits` harmful, harmless and alarming ones of them.
+    /// At most `limits` harmful, harmless and borderline ones of them.
     pub fn part(&self, limits: [usize; 3]) -> Self {
-        let Self { harmful, harmless, alarming } = self;
+        let Self { harmful, harmless, borderline } = self;
         Self {
             harmful: spread(harmful, limits[0]),
             harmless: spread(harmless, limits[1]),
-            alarming: spread(alarming, limits[2]),
+            borderline: spread(borderline, limits[2]),
         }
     }
 
-    /// Harmful, harmless and alarming prompts.
+    /// Harmful, harmless and borderline prompts.
     pub fn by_kind(&self) -> [&[String]; 3] {
-        [&self.harmful, &self.harmless, &self.alarming]
+        [&self.harmful, &self.harmless, &self.borderline]
     }
 
     /// Asks the prompts of `kinds` together, since few that are asked alone fill no batch. `first` sees the kind and the
@@ -113,7 +113,7 @@ impl Questions {
 
     /// Number of prompts of all kinds.
     pub fn len(&self) -> usize {
-        self.harmful.len() + self.harmless.len() + self.alarming.len()
+        self.harmful.len() + self.harmless.len() + self.borderline.len()
     }
 
     /// Whether there is no prompt.
@@ -162,7 +162,7 @@ pub struct Score {
     /// Harmless prompts: refused is bad.
     pub harmless: Tally,
     /// Prompts that only sound harmful: refused is bad.
-    pub alarming: Tally,
+    pub borderline: Tally,
     /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, nats.
     #[serde(deserialize_with = "null::or_infinity")]
     pub kl: f64,
@@ -180,7 +180,7 @@ impl Score {
     }
 
     fn share(&self, of: fn(&Tally) -> u64) -> Proportion {
-        let all = [self.harmful, self.harmless, self.alarming];
+        let all = [self.harmful, self.harmless, self.borderline];
         Proportion::new(all.iter().map(of).sum(), all.iter().map(Tally::total).sum())
     }
 }
@@ -190,7 +190,7 @@ impl Score {
 pub struct Evaluation {
     /// The counts.
     pub score: Score,
-    /// Answers to the harmful, harmless and alarming prompts.
+    /// Answers to the harmful, harmless and borderline prompts.
     pub answers: [Vec<String>; 3],
 }
 
@@ -203,7 +203,7 @@ pub struct FirstTokenScore {
     /// On harmless prompts: low is good.
     pub harmless: f64,
     /// On prompts that only sound harmful: low is good.
-    pub alarming: f64,
+    pub borderline: f64,
 }
 
 /// Asks the same questions again and again, and compares with the base model.
@@ -267,7 +267,7 @@ impl Evaluator {
         short
     }
 
-    /// The same with at most `limits` harmful, harmless and alarming questions.
+    /// The same with at most `limits` harmful, harmless and borderline questions.
     pub fn part(&self, limits: [usize; 3]) -> Self {
         let base = spread(&self.base, limits[HARMLESS]);
         let answers = std::array::from_fn(|kind| spread(&self.answers[kind], limits[kind]));
@@ -281,10 +281,10 @@ impl Evaluator {
         self.part(self.halves())
     }
 
-    /// The same with half of the harmful and alarming questions, and all of the harmless ones, which tell the KL.
+    /// The same with half of the harmful and borderline questions, and all of the harmless ones, which tell the KL.
     pub fn half_with_kl(&self) -> Self {
-        let [harmful, _, alarming] = self.halves();
-        self.part([harmful, self.questions.harmless.len(), alarming])
+        let [harmful, _, borderline] = self.halves();
+        self.part([harmful, self.questions.harmless.len(), borderline])
     }
 
     fn halves(&self) -> [usize; 3] {
@@ -322,14 +322,14 @@ impl Evaluator {
         if self.openings.is_empty() {
             return Ok(None);
         }
-        let Questions { harmful, harmless, alarming } = &self.questions;
+        let Questions { harmful, harmless, borderline } = &self.questions;
         let half = |texts: &[String]| texts.iter().step_by(2).cloned().collect();
         let asked =
-            Questions { harmful: harmful.clone(), harmless: half(harmless), alarming: half(alarming) };
+            Questions { harmful: harmful.clone(), harmless: half(harmless), borderline: half(borderline) };
         let mut sums = [0.0; 3];
         asked.first_logits(engine, &mut |kind, _, logits| sums[kind] += share(logits, &self.openings))?;
         let mean = |kind: usize| sums[kind] / asked.by_kind()[kind].len().max(1) as f64;
-        Ok(Some(FirstTokenScore { harmful: mean(0), harmless: mean(HARMLESS), alarming: mean(2) }))
+        Ok(Some(FirstTokenScore { harmful: mean(0), harmless: mean(HARMLESS), borderline: mean(2) }))
     }
 
     /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±8; 0
@@ -376,7 +376,7 @@ impl Evaluator {
         Ok(Evaluation { score: score(&answers, self.mean(sum)), answers })
     }
 
-    /// The same, harmless prompts (and KL) first, then harmful, then alarming ones, each only if `going` wants more after
+    /// The same, harmless prompts (and KL) first, then harmful, then borderline ones, each only if `going` wants more after
     /// what the score so far says. Kinds that were not asked have no answers.
     ///
     /// # Errors
@@ -414,8 +414,13 @@ impl Evaluator {
 const HARMLESS: usize = 1;
 const ALL_KINDS: [usize; 3] = [0, HARMLESS, 2];
 
-fn score([harmful, harmless, alarming]: &[Vec<String>; 3], kl: f64) -> Score {
-    Score { harmful: Tally::of(harmful), harmless: Tally::of(harmless), alarming: Tally::of(alarming), kl }
+fn score([harmful, harmless, borderline]: &[Vec<String>; 3], kl: f64) -> Score {
+    Score {
+        harmful: Tally::of(harmful),
+        harmless: Tally::of(harmless),
+        borderline: Tally::of(borderline),
+        kl,
+    }
 }
 
 /// The part of an answer of [`N_PREDICT`] tokens that is there after [`N_PREDICT_SHORT`], by its characters: less than that of

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
 use crate::quant::preserve::InputModel;
+use crate::util::hint::Hint;
 
 mod importance;
 mod legacy;
@@ -77,9 +78,8 @@ pub enum ImatrixError {
     },
 }
 
-impl ImatrixError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for ImatrixError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Read { .. } => None,

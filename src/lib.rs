@@ -1,27 +1,28 @@
-//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models. Modules from the ground up; each uses those above it in
-//! this list, and none below:
+//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models: makes a quantized language model refuse more harmful
+//! requests, by edits of its weights in the file. The program `rosi-gguf` does all of it; this library has the steps.
+//!
+//! The chapters, in the order of a run:
 //!
 //! | | |
 //! |---|---|
-//! | [`output`], [`util`] | what is printed, and helpers that know nothing of models |
-//! | [`gguf`], [`quant`], [`imatrix`] | the file byte for byte, rows of its types, importance matrices |
-//! | [`arch`] | which matrices of an architecture write into the residual stream |
-//! | [`llama`] | llama.cpp runs the model, shows hidden states, and takes edits in memory |
-//! | [`sources`] | from what a user calls a model to a file: paths, Ollama's store, the hub |
-//! | [`eval`] | prompts, and what answers to them are worth |
-//! | [`method`] | the direction of refusal, detectors, edits, how they get into the bytes, what of them is there |
-//! | [`report`], [`release`] | what is said about an edit; the same edit in every quantization |
-//! | [`pipeline`] | what `inject` does, in order |
-//! | [`cli`] | flags and commands |
+//! | [`open`] | a model file, with its header checked |
+//! | [`plan`] | which of its matrices write into the residual stream, and which networks can hold detectors |
+//! | [`collect`] | llama.cpp runs the model on prompts; what its hidden states are |
+//! | [`direction`] | the direction of refusal in them |
+//! | [`detector`] | neurons that open on harmful prompts alone |
+//! | [`edit`] | what is to change in the weights, and how that gets into quantized bytes |
+//! | [`write`](mod@write) | a copy under its final name only when it is complete, or a change in place that can be undone |
+//! | [`verify`] | what two files differ in, from the files alone |
+//!
+//! The paper's edit along a direction of your own:
 //!
 //! ```
-//! use rosi_gguf::pipeline::plan_of;
-//! use rosi_gguf::method::direction::SafetyDirection;
-//! use rosi_gguf::method::edit;
-//! use rosi_gguf::gguf::{AtomicFile, Gguf, Rewrite, TensorInfo};
-//! use rosi_gguf::quant::preserve::InputModel;
-//! use rosi_gguf::method::requant::{self, Requant};
-//! use rosi_gguf::method::verify::verify;
+//! use rosi_gguf::direction::SafetyDirection;
+//! use rosi_gguf::edit::{InputModel, Requant, apply, edits, mean_rows, read_weights};
+//! use rosi_gguf::open::{Gguf, TensorInfo};
+//! use rosi_gguf::plan::plan_of;
+//! use rosi_gguf::verify::verify;
+//! use rosi_gguf::write::{AtomicFile, Rewrite};
 //!
 //! # use rosi_gguf::gguf::{GgufBuilder, Value};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,18 +43,18 @@
 //! let plan = plan_of(&base)?;
 //!
 //! // Along s, the difference in means of your own activations after layer 0, by 2 % of the weights' norm.
-//! // What `rosi-gguf search` stored is read by `method::stored::StoredEdit::open`.
+//! // What `rosi-gguf search` stored is read by `edit::StoredEdit::open`.
 //! let direction = SafetyDirection::new(0, &s)?;
-//! let weights = plan.writers.iter().map(|writer| edit::read_weights(&base, writer));
+//! let weights = plan.writers.iter().map(|writer| read_weights(&base, writer));
 //! let weights = weights.collect::<Result<Vec<_>, _>>()?;
-//! let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.02)?;
+//! let edits = edits(&plan, &weights, &mean_rows(&weights), &direction, 0.02)?;
 //!
 //! // The copy gets its name when it is complete; tensors outside the edit keep their bytes.
 //! let mut file = AtomicFile::create(&copy, false)?;
 //! let mut replace = |tensor: &TensorInfo| {
 //!     let Some(edit) = edits.iter().find(|edit| edit.tensor == tensor.name) else { return Ok(None) };
 //!     let bytes = base.read_tensor(tensor)?;
-//!     Ok(Some(requant::apply(edit, (tensor, bytes), Requant::Preserve, &InputModel::default())?))
+//!     Ok(Some(apply(edit, tensor, bytes, Requant::Preserve, &InputModel::default())?))
 //! };
 //! Rewrite::copy(&base).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
 //! file.commit()?;
@@ -64,17 +65,145 @@
 //! # }
 //! ```
 
+// Only `output` prints, and nothing that a file, a model or a user can cause may end in a panic.
+#![warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
+
+/// A model file.
+///
+/// [`Gguf::open`](open::Gguf::open) reads a header and checks every number in it against the file's size before anything is allocated
+/// by it. A model of several files is opened by its first one.
+pub mod open {
+    pub use crate::gguf::{GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInfo, Value};
+    pub use crate::util::hint::Hint;
+}
+
+/// What can be edited in a model.
+///
+/// A [`Plan`](plan::Plan) is a description of an architecture ([`Patches`](plan::Patches), from `patches/*.toml`) applied to one file.
+pub mod plan {
+    pub use crate::arch::patches::{ArchPatch, PatchError, Patches, ResidualAxis};
+    pub use crate::arch::plan::{Ffn, Plan, PlanError, PlanWarning, ResidualWriter};
+    pub use crate::pipeline::plan_of;
+}
+
+/// Hidden states of prompts.
+///
+/// A [`Capture`](collect::Capture) says which tensors of the running graph are kept, and an [`Engine`](collect::Engine) collects them as
+/// [`Activations`](collect::Activations). The bundled prompts are [`PromptSet::bundled`](collect::PromptSet::bundled).
+pub mod collect {
+    pub use crate::eval::chats;
+    pub use crate::eval::prompts::{PromptKind, PromptSet, Split};
+    pub use crate::llama::activations::{Activations, WriterInputs};
+    pub use crate::llama::offload::Offload;
+    pub use crate::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, LlamaError};
+}
+
+/// The direction of refusal in the residual stream.
+///
+/// [`difference_in_means`](direction::difference_in_means) takes it from the hidden states of harmful and harmless prompts.
+pub mod direction {
+    pub use crate::method::direction::{
+        Along, DirectionError, Directions, SafetyDirection, Separation, difference_in_means,
+    };
+}
+
+/// Detector neurons.
+///
+/// A [`Teacher`](detector::Teacher) learns a [`Gate`](detector::Gate) from [`Examples`](detector::Examples) of a network's inputs. Gates
+/// with their pushes are a [`Bank`](detector::Bank), which [`PlantedFfn::fit`](detector::PlantedFfn::fit) turns into neurons for the
+/// types of a file.
+///
+/// ```
+/// use ndarray::Array2;
+/// use rosi_gguf::collect::PromptKind;
+/// use rosi_gguf::detector::{Activation, Context, Examples, Label, Opens, Recipe, Shut, Teacher, constant};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Made-up inputs of 16 values: those of harmful prompts differ in the first, those at these tokens of others in the last.
+/// let noise = |i: usize, j: usize| ((i * 7919 + j * 104_729) as f32 * 0.618).sin();
+/// let labels: Vec<Label> = (0..300)
+///     .map(|i| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i })
+///     .collect();
+/// let inputs = Array2::from_shape_fn((300, 16), |(i, j)| match j {
+///     0 if labels[i].kind == PromptKind::Harmful => noise(i, j) + 3.0,
+///     15 => noise(i, j) + 6.0,
+///     _ => noise(i, j),
+/// });
+/// let elsewhere = Array2::from_shape_fn((200, 16), |(i, j)| noise(i + 1000, j));
+/// let examples = Examples { inputs, labels, other_tokens: elsewhere.clone(), elsewhere };
+///
+/// let shut = Shut { harmless: 0.97, other: 0.95 };
+/// let recipe = Recipe { ridge: 0.03, width: 0.7, harmful: shut, borderline: shut };
+/// let u = constant(&examples)?;
+/// let gate = Teacher::new(&examples, &u, recipe).learn(Opens::Harmful)?.gate;
+/// let open = gate.openings(&u, examples.inputs.view(), Activation::Silu);
+/// let mean = |kind: usize| open.iter().skip(kind).step_by(3).sum::<f64>() / 100.0;
+/// assert!(mean(0) > 0.5 && mean(1) < 0.05 && mean(2) < 0.05);
+/// # Ok(())
+/// # }
+/// ```
+pub mod detector {
+    pub use crate::eval::prompts::contexts::Context;
+    pub use crate::method::detector::ffn::{Activation, Network, Place};
+    pub use crate::method::detector::train::{
+        Examples, Histogram, Label, LearnedGate, Profile, Recipe, Shut, Teacher, constant,
+    };
+    pub use crate::method::detector::{Bank, Gate, Opens, PlantedFfn};
+}
+
+/// What is to change in the weights, and how that gets into quantized bytes.
+///
+/// [`edits`](edit::edits) makes one [`Edit`](edit::Edit) for each writer; [`apply`](edit::apply) quantizes a tensor with it again, such
+/// that the edit survives. A [`StoredEdit`](edit::StoredEdit) is what `rosi-gguf search` keeps.
+pub mod edit {
+    pub use crate::method::Edits;
+    pub use crate::method::edit::{Edit, EditError, WriterWeights, edits, mean_rows, read_weights};
+    pub use crate::method::requant::{Requant, apply};
+    pub use crate::method::stored::{StoredEdit, StoredError};
+    pub use crate::quant::preserve::InputModel;
+}
+
+/// Files that are whole or absent.
+///
+/// An [`AtomicFile`](write::AtomicFile) gets its name when it is complete. A [`Rewrite`](write::Rewrite) copies a model byte for byte but for
+/// what is replaced.
+pub mod write {
+    pub use crate::gguf::in_place::{UndoError, undo};
+    pub use crate::gguf::{AtomicFile, AtomicModel, Rewrite};
+}
+
+/// What two files differ in, from the files alone.
+pub mod verify {
+    pub use crate::method::verify::{Shortfall, TensorChange, Verification, VerifyError, verify};
+}
+
+// What our own program, tests and benchmarks use besides; it changes without notice. tests/integration/layers.rs has the order in which
+// these may import each other.
+#[doc(hidden)]
 pub mod arch;
+#[doc(hidden)]
 pub mod cli;
+#[doc(hidden)]
 pub mod eval;
+#[doc(hidden)]
 pub mod gguf;
+#[doc(hidden)]
 pub mod imatrix;
+#[doc(hidden)]
 pub mod llama;
+#[doc(hidden)]
 pub mod method;
+#[doc(hidden)]
 pub mod output;
+#[doc(hidden)]
 pub mod pipeline;
+#[doc(hidden)]
 pub mod quant;
+#[doc(hidden)]
 pub mod release;
+#[doc(hidden)]
 pub mod report;
+#[doc(hidden)]
 pub mod sources;
+#[doc(hidden)]
 pub mod util;

@@ -38,6 +38,7 @@ pub use offload::Offload;
 pub use template::{ChatTemplate, Prompt};
 pub use thinking::Thinking;
 
+use crate::util::hint::Hint;
 use crate::util::interrupt::Interrupted;
 
 /// What can go wrong between us and llama.cpp.
@@ -213,9 +214,8 @@ pub enum LlamaError {
     Interrupted(#[from] Interrupted),
 }
 
-impl LlamaError {
-    /// A next step for the user, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for LlamaError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Load { .. } => Some(
                 "run with -vvv to see llama.cpp's log; where the memory of a device is short, give it fewer layers \

@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use rosi_gguf::cli::commands;
 use rosi_gguf::cli::{Cli, arguments};
 use rosi_gguf::output::{Printer, printable, tell};
+use rosi_gguf::util::hint::Hint;
 use rosi_gguf::util::interrupt;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::format::debug_fn;

@@ -7,6 +7,7 @@ pub mod neuron;
 pub mod preserve;
 
 use crate::gguf::GgmlType;
+use crate::util::hint::Hint;
 
 /// Why rows could not be converted.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -73,9 +74,8 @@ pub enum QuantError {
     },
 }
 
-impl QuantError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for QuantError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Unsupported { .. } => {
                 Some("start from another quantization of the model, for example Q4_K_M or Q8_0".into())

@@ -106,8 +106,8 @@ pub struct Thoughtful {
     pub harmful: Tally,
     /// Harmless prompts.
     pub harmless: Tally,
-    /// Alarming prompts.
-    pub alarming: Tally,
+    /// Borderline prompts.
+    pub borderline: Tally,
     /// The thoughts.
     pub thoughts: Thoughts,
 }
@@ -130,7 +130,7 @@ pub struct PromptFacts {
     pub source: String,
     /// Hash of the set.
     pub sha256: String,
-    /// Harmful, harmless and alarming prompts in each split.
+    /// Harmful, harmless and borderline prompts in each split.
     pub extract: [usize; 3],
     /// As `extract`.
     pub search: [usize; 3],
@@ -151,7 +151,7 @@ pub struct EditFacts {
     pub layer: usize,
     /// Layers whose writers were edited, as shares of the depth: from, until.
     pub window: (f64, f64),
-    /// κ of the gate: how far alarming prompts are pushed the other way.
+    /// κ of the gate: how far borderline prompts are pushed the other way.
     pub contrast: f64,
     /// Relative Frobenius change asked for.
     pub strength: f64,

@@ -1,6 +1,7 @@
 //! Small helpers that know nothing of models.
 
 pub mod bounded;
+pub mod hint;
 pub mod interrupt;
 pub mod leftovers;
 pub mod linalg;

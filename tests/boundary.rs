@@ -1,10 +1,7 @@
 //! What stands between a file and llama.cpp: which tokens a prompt becomes, how long it may be, and how a file ends that
 //! llama.cpp cannot run.
 
-#[path = "common/talking.rs"]
-mod talking;
-#[path = "common/tiny_llama.rs"]
-mod tiny_llama;
+mod common;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,7 +14,8 @@ use rosi_gguf::llama::{
 };
 use rosi_gguf::pipeline::plan_of;
 
-use tiny_llama::Tiny;
+use common::talking;
+use common::tiny_llama::Tiny;
 
 const TURNS: &str =
     "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:";
@@ -199,7 +197,7 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 fn long_prompts_are_read_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qwen2.gguf");
-    talking::talking(("qwen2", &[("context_length", 4096)]), &path);
+    talking::talking("qwen2", &[("context_length", 4096)], &path);
     let mut engine = load(&path);
     let long = "Tell me a story. ".repeat(90);
     let users = [format!("{long}One."), format!("{long}Two, please."), "Short.".to_owned()];
@@ -236,7 +234,7 @@ fn long_prompts_are_read_in_pieces() {
 fn a_prompt_that_is_too_long_is_named_before_any_is_asked() {
     let folder = tempfile::tempdir().unwrap();
     let (path, set) = (folder.path().join("qwen2.gguf"), folder.path().join("harmless.txt"));
-    talking::talking(("qwen2", &[]), &path);
+    talking::talking("qwen2", &[], &path);
     let long = "a".repeat(3000);
     std::fs::write(&set, format!("One.\nTell me {long}\n")).unwrap();
     let [path, set] = [&path, &set].map(|path| path.to_str().unwrap());

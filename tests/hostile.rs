@@ -1,8 +1,7 @@
 //! Files made to harm: whatever the bytes, the header is refused or accepted without a panic and without
 //! holding more than 64 MiB, and a refusal says what and where.
 
-#[path = "common/ffi.rs"]
-mod ffi;
+mod common;
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::process::{Command, Output};
 
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, GgufError, Malformed, Rewrite, Value};
 
-use ffi::{Counting, peak_of};
+use common::ffi::{Counting, peak_of};
 
 #[global_allocator]
 static COUNTED: Counting = Counting;

@@ -1,14 +1,13 @@
 //! Chat templates are code from strangers: whatever they try ends soon, in little memory, and away from
 //! the disk.
 
-#[path = "common/ffi.rs"]
-mod ffi;
+mod common;
 
 use std::time::{Duration, Instant};
 
 use rosi_gguf::llama::{Chat, ChatTemplate};
 
-use ffi::{Counting, peak_of};
+use common::ffi::{Counting, peak_of};
 
 #[global_allocator]
 static COUNTED: Counting = Counting;

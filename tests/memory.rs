@@ -33,7 +33,7 @@ const CASES: [(GgmlType, u64, Requant); 3] = [
 ];
 
 /// A header, and a hole in place of the data; only [`EDITED`] has some: blocks of one value over and over.
-fn sparse(path: &Path, (ggml_type, n_out): (GgmlType, u64), block: &[u8]) {
+fn sparse(path: &Path, ggml_type: GgmlType, n_out: u64, block: &[u8]) {
     let n_bytes = ggml_type.row_bytes(N_IN).unwrap() * n_out;
     let mut header = b"GGUF\x03\0\0\0".to_vec();
     header.extend(TENSORS.to_le_bytes());
@@ -94,7 +94,7 @@ fn within_the_limit() {
     let (ggml_type, n_out, how) = CASES[case];
     let dir = tempfile::tempdir().unwrap();
     let (base, out) = (dir.path().join("base.gguf"), dir.path().join("out.gguf"));
-    sparse(&base, (ggml_type, n_out), &block(ggml_type));
+    sparse(&base, ggml_type, n_out, &block(ggml_type));
     let gguf = Gguf::open(&base).unwrap();
     assert!(gguf.total_len() >= 3 * LIMIT * 1024);
     let edit = Edit {
@@ -117,7 +117,7 @@ fn within_the_limit() {
             return Ok(None);
         }
         let bytes = gguf.read_tensor(tensor)?;
-        Ok(Some(requant::apply(&edit, (tensor, bytes), how, &inputs)?))
+        Ok(Some(requant::apply(&edit, tensor, bytes, how, &inputs)?))
     };
     let mut file = File::create(&out).unwrap();
     Rewrite::copy(&gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();

@@ -146,7 +146,7 @@ fn a_mixture_of_117_billion_weights_is_written_with_one_tensor_in_memory() {
     let mut replace = |tensor: &TensorInfo| {
         let Some(edit) = edits.iter().find(|edit| edit.tensor == tensor.name) else { return Ok(None) };
         let bytes = gguf.read_tensor(tensor)?;
-        Ok(Some(requant::apply(edit, (tensor, bytes), Requant::Preserve, &InputModel::default())?))
+        Ok(Some(requant::apply(edit, tensor, bytes, Requant::Preserve, &InputModel::default())?))
     };
     let started = Instant::now();
     let mut file = AtomicFile::create(&out, false).unwrap();

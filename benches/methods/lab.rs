@@ -14,7 +14,7 @@ use rosi_gguf::output::Printer;
 use rosi_gguf::pipeline::detectors::Toward;
 use rosi_gguf::pipeline::edit_search::{Found, search_prompts};
 use rosi_gguf::pipeline::options::InjectOptions;
-use rosi_gguf::pipeline::session::{self, Opened};
+use rosi_gguf::pipeline::session::{self, Opened, Session};
 use rosi_gguf::sources::Check;
 
 use crate::Failure;
@@ -134,14 +134,14 @@ impl Lab {
     /// What `method` learns from the prompts to extract from, in the pipeline.
     pub fn learn(&mut self, draw: &Draw, method: &str) -> Result<Learned, Failure> {
         let options = options(method, &self.printer)?;
-        let both = (&mut self.engine, &draw.evaluator);
-        let (found, shown) =
-            Found::learn(&self.opened, both, &draw.prompts, (&options, false), &self.printer)?;
+        let (opened, prompts, options, printer) = (&self.opened, &draw.prompts, &options, &self.printer);
+        let session = Session { opened, prompts, options, printer };
+        let (found, shown) = Found::learn(session, &mut self.engine, &draw.evaluator, false)?;
         let (direction_source, directions) = match (method, shown.refusal) {
             ("published", _) | (_, None) => (DirectionSource::Plain, shown.plain),
             (_, Some(refusal)) => (DirectionSource::Refusal, refusal),
         };
-        Ok(Learned { space: found.space(&self.opened, &options, direction_source), found, directions })
+        Ok(Learned { space: found.space(opened, options, direction_source), found, directions })
     }
 
     /// Applies `recipe` at the strength that it has by default or, given one, at that which spends `kl` on the search split.
@@ -171,7 +171,7 @@ impl Lab {
         };
         let opened = &self.opened;
         let make = |strength: f64| -> Result<Vec<LowRank>, SearchError> {
-            found.adapters(opened, (&candidate, strength), toward)
+            found.adapters(opened, &candidate, strength, toward)
         };
         let strength = match kl {
             None => space.first_strength,

@@ -49,7 +49,8 @@ fn main() -> Result<(), Failure> {
 fn measure(
     lab: &mut Lab,
     draw: &Draw,
-    (recipes, sets): (&[Recipe], &Sets),
+    recipes: &[Recipe],
+    sets: &Sets,
     told: &mut dyn FnMut(usize, f64, &Counts),
 ) -> Result<(), Failure> {
     let mut kl = None;
@@ -90,7 +91,7 @@ fn table(lab: &mut Lab) -> Result<(), Failure> {
     println!("| edit | strength | {} | broken | KL |", sets.names().join(" | "));
     println!("|---|--:|{}--:|--:|", "--:|".repeat(sets.names().len()));
     println!("| none | – | {} | – |", base.cells());
-    measure(lab, &draw, (&RECIPES, &sets), &mut |i, strength, counts| {
+    measure(lab, &draw, &RECIPES, &sets, &mut |i, strength, counts| {
         println!("| {} | {strength:.4} | {} | {:.3} |", RECIPES[i].name(), counts.cells(), counts.kl);
     })?;
     println!();
@@ -104,7 +105,7 @@ fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
          to extract, two to search, two to report. Contrast and published at the KL of the detectors; change of the share \
          refused against the base on the same report prompts.\n",
     );
-    println!("| order | edit | strength | harmful | harmless | alarming | broken | KL |");
+    println!("| order | edit | strength | harmful | harmless | borderline | broken | KL |");
     println!("|--:|---|--:|--:|--:|--:|--:|--:|");
     let mut changes = IN_ORDERS.map(|_| Vec::new());
     for seed in 1..=orders {
@@ -113,7 +114,7 @@ fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
         lab.engine().apply(&[])?;
         let base = Counts::of(lab.engine(), &sets)?;
         sets.set_base(lab.engine())?;
-        measure(lab, &draw, (&IN_ORDERS, &sets), &mut |i, strength, counts| {
+        measure(lab, &draw, &IN_ORDERS, &sets, &mut |i, strength, counts| {
             let name = IN_ORDERS[i].name();
             println!("| {seed} | {name} | {strength:.4} | {} | {:.3} |", counts.changes(&base), counts.kl);
             changes[i].push([counts.rates_against(&base), vec![counts.kl]].concat());

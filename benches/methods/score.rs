@@ -27,9 +27,9 @@ pub struct Sets {
 }
 
 impl Sets {
-    /// Harmful, harmless and alarming prompts, so many of each.
+    /// Harmful, harmless and borderline prompts, so many of each.
     pub fn of(questions: &Questions, limits: [usize; 3]) -> Self {
-        let names = ["harmful", "harmless", "alarming"];
+        let names = ["harmful", "harmless", "borderline"];
         let parts = questions.by_kind().into_iter().zip(limits).zip(names);
         let sets = parts.map(|((texts, n), name)| (name.to_owned(), spread(texts, n))).collect();
         Self { sets, base: Vec::new() }

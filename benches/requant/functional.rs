@@ -60,7 +60,7 @@ impl Subject {
         let sets = [
             collect(0, PromptKind::Harmful)?,
             collect(1, PromptKind::Harmless)?,
-            collect(2, PromptKind::Alarming)?,
+            collect(2, PromptKind::Borderline)?,
         ];
         let directions = direction::difference_in_means(&sets[0], &sets[1])?;
         let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);
@@ -79,7 +79,7 @@ impl Subject {
     }
 
     fn gates(&self) -> Result<RightFactors, Failure> {
-        let writers = self.plan.writers_in(WINDOW);
+        let writers = self.plan.writers_in(WINDOW.0, WINDOW.1);
         let training_set = TrainingSet {
             inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
             odds: self.odds.each_ref().map(Vec::as_slice),
@@ -116,9 +116,11 @@ impl Subject {
     /// A row for the file that `requant` makes.
     fn file(
         &self,
-        (edits, inputs): (&[Edit], &[InputModel]),
+        edits: &[Edit],
+        inputs: &[InputModel],
         requant: Requant,
-        (exact, layer): (&Snapshot, usize),
+        exact: &Snapshot,
+        layer: usize,
     ) -> Result<Vec<String>, Failure> {
         let folder = std::env::temp_dir().join(format!("rosi-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
@@ -126,7 +128,7 @@ impl Subject {
         let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
             let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
             let bytes = self.gguf.read_tensor(tensor)?;
-            Ok(Some(requant::apply(edit, (tensor, bytes), requant, &inputs[edit.writer])?))
+            Ok(Some(requant::apply(edit, tensor, bytes, requant, &inputs[edit.writer])?))
         };
         let mut file = std::fs::File::create(&path)?;
         Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
@@ -168,7 +170,7 @@ pub fn run() -> Result<(), Failure> {
         let (exact, score) = subject.seen(&mut engine)?;
         rows.push(plain(&format!("{method} {:.1} %: exact (adapter)", strength * 100.0), &score));
         for requant in [Requant::Preserve, Requant::Nearest] {
-            rows.push(subject.file((&edits, &inputs), requant, (&exact, layer))?);
+            rows.push(subject.file(&edits, &inputs, requant, &exact, layer)?);
         }
     }
     let text = format!(

@@ -191,7 +191,7 @@ fn rows(cases: &[Case]) -> Result<Vec<Row>, Failure> {
         }
     };
     std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
         let ends = workers.into_iter().map(|w| w.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         ends.fold(Ok(()), Result::and)

@@ -40,8 +40,19 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
     let shapes = if effort == Effort::Short { &SHAPES[..1] } else { &SHAPES[..] };
     let generated = shapes.iter().map(|shape| Ok((shape.name.to_owned(), shape.model(dir.path())?)));
     let generated: Vec<(String, Model)> = generated.collect::<Result<_, Failure>>()?;
+    let rate = by_size(&generated, effort, rounds)?;
+    let (name, model) = &generated[0];
+    let engine = &mut model.engine()?;
+    by_length(engine, name, rounds)?;
+    by_count(engine, rounds)?;
+    predict::run(rate);
+    Ok(())
+}
+
+/// Prints the table of sizes, and returns the rate that [`predict`] reckons with.
+fn by_size(generated: &[(String, Model)], effort: Effort, rounds: usize) -> Result<f64, Failure> {
     let mut sizes = Vec::new();
-    for (name, model) in &generated {
+    for (name, model) in generated {
         let spent = seconds(&mut model.engine()?, &prompts(PROMPTS, LENGTH), rounds)?;
         sizes.push((format!("{name}, Q4_K"), model.millions(), spent));
     }
@@ -69,8 +80,10 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
     );
     let header = ["model", "million weights in blocks", "s", "tokens a second", "GFLOP a second"];
     table::print("Growth with the size of the model", &text, &header, &rows.collect::<Vec<_>>());
+    Ok(rate)
+}
 
-    let engine = &mut generated[0].1.engine()?;
+fn by_length(engine: &mut LlamaEngine, name: &str, rounds: usize) -> Result<(), Failure> {
     let by_length =
         LENGTHS.iter().map(|&length| Ok((length, seconds(engine, &prompts(1024 / length, length), rounds)?)));
     let by_length: Vec<(usize, f64)> = by_length.collect::<Result<_, Failure>>()?;
@@ -84,8 +97,7 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
         ]
     });
     let text = format!(
-        "{} of the generated models. Attention is a small part of the work at the length of an instruction.",
-        generated[0].0
+        "{name} of the generated models. Attention is a small part of the work at the length of an instruction."
     );
     table::print(
         "Growth with the length of the prompts",
@@ -93,7 +105,10 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
         &["tokens a prompt", "prompts", "s", "tokens a second"],
         &rows.collect::<Vec<_>>(),
     );
+    Ok(())
+}
 
+fn by_count(engine: &mut LlamaEngine, rounds: usize) -> Result<(), Failure> {
     let by_count = COUNTS.iter().map(|&count| Ok((count, seconds(engine, &prompts(count, LENGTH), rounds)?)));
     let by_count: Vec<(usize, f64)> = by_count.collect::<Result<_, Failure>>()?;
     let exponent = fitted(by_count.iter().map(|&(count, spent)| (count as f64, spent)));
@@ -102,7 +117,6 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
         "Exponent: seconds ~ prompts^{exponent:.2}. A trial asks the same prompts again, so trials count as prompts do."
     );
     table::print("Growth with the number of prompts", &text, &["prompts", "s"], &rows.collect::<Vec<_>>());
-    predict::run(rate);
     Ok(())
 }
 

@@ -73,7 +73,7 @@ fn search(model: &Model, report: &Value) {
         vec![
             format!("{}{}", i + 1, if best == Some(i as u64) { " (chosen)" } else { "" }),
             format!("{:.4}", number(&trial["strength"])),
-            ["harmful", "harmless", "alarming"].map(total).iter().sum::<u64>().to_string(),
+            ["harmful", "harmless", "borderline"].map(total).iter().sum::<u64>().to_string(),
             format!("{:+.3}", number(&trial["utility"])),
         ]
     };
@@ -109,13 +109,13 @@ fn result(model: &Model, scores: &Value) {
     };
     let row = |(name, score): (&String, &Value)| {
         let kl = format!("{:.4}", score["kl"].as_f64().unwrap_or(f64::NAN));
-        let kinds = ["harmful", "harmless", "alarming"].map(|kind| share(&score[kind]));
+        let kinds = ["harmful", "harmless", "borderline"].map(|kind| share(&score[kind]));
         [&[name.replace('_', " ")][..], &kinds, &[kl]].concat()
     };
     let rows: Vec<Vec<String>> = scores.iter().filter(|(_, score)| !score.is_null()).map(row).collect();
     let text = "Refused of the report split's prompts, which chose nothing; controls that need no more are asked every second one. KL of the first \
                 token on harmless prompts, nats.";
-    let header = ["score of", "harmful", "harmless", "alarming", "KL"];
+    let header = ["score of", "harmful", "harmless", "borderline", "KL"];
     table::print(&format!("What it made: {}", model.name()), text, &header, &rows);
 }
 

@@ -26,7 +26,7 @@ pub struct Model {
 
 /// CPU threads of everything that is measured.
 pub fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 impl Model {
@@ -71,7 +71,7 @@ impl Model {
             let edit = edits.iter().find(|edit| edit.tensor == tensor.name);
             let Some((edit, how)) = edit.zip(how) else { return Ok(None) };
             let bytes = self.gguf.read_tensor(tensor)?;
-            Ok(Some(requant::apply(edit, (tensor, bytes), how, &InputModel::default())?))
+            Ok(Some(requant::apply(edit, tensor, bytes, how, &InputModel::default())?))
         };
         Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(()))?;
         Ok(file.commit()?)
@@ -80,6 +80,6 @@ impl Model {
     /// Millions of weights that a token is multiplied with in the blocks of a dense model.
     pub fn millions(&self) -> f64 {
         let matrices = self.gguf.tensors.iter().filter(|t| t.n_rows() > 1 && t.name.starts_with("blk."));
-        matrices.map(|t| t.n_elements()).sum::<u64>() as f64 / 1e6
+        matrices.map(rosi_gguf::open::TensorInfo::n_elements).sum::<u64>() as f64 / 1e6
     }
 }

@@ -41,8 +41,8 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
             &mut || write_and_load(model, &edits),
         ],
     )?;
-    let [harmful, harmless, alarming] = few.questions().by_kind().map(<[String]>::len);
-    let looked_at = harmful + harmless.div_ceil(2) + alarming.div_ceil(2);
+    let [harmful, harmless, borderline] = few.questions().by_kind().map(<[String]>::len);
+    let looked_at = harmful + harmless.div_ceil(2) + borderline.div_ceil(2);
     let names = [
         "the edit as an adapter".into(),
         format!("KL on {harmless} harmless prompts, by their first tokens"),

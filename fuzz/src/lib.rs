@@ -102,7 +102,7 @@ pub fn patches(bytes: &[u8]) {
 pub fn prompts(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else { return };
     const NAMES: [&str; 6] =
-        ["harmful.txt", "harmless.csv", "prompts.jsonl", "prompts.csv", "alarming.json", "harmful.tsv"];
+        ["harmful.txt", "harmless.csv", "prompts.jsonl", "prompts.csv", "borderline.json", "harmful.tsv"];
     let path = written(NAMES[usize::from(*first) % NAMES.len()], rest);
     let set = bounded(|| PromptSet::load_whole(std::slice::from_ref(&path)));
     let _ = bounded(|| PromptSet::load(std::slice::from_ref(&path)).map_err(|e| e.to_string()));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::util::bounded;
+use crate::util::hint::Hint;
 
 mod check;
 mod embedded;
@@ -339,9 +340,8 @@ pub enum PatchError {
     Refused { architecture: String, reason: String },
 }
 
-impl PatchError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for PatchError {
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { .. } | Self::Refused { .. } => return None,
             Self::NoFiles { .. } => "--patches takes a directory of files like those in patches/",

@@ -103,7 +103,7 @@ impl Plan {
     }
 
     /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
-    pub fn writers_in(&self, (from, until): (f64, f64)) -> Vec<usize> {
+    pub fn writers_in(&self, from: f64, until: f64) -> Vec<usize> {
         let n_layer = self.n_layer as f64;
         let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
         self.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()

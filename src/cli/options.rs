@@ -131,7 +131,7 @@ impl InjectOptions {
     /// As [`Self::new`].
     pub fn for_search(args: SearchCommandArgs, source: Source) -> Result<Self, Error> {
         let SearchCommandArgs { model, output, search, json, overwrite, allow, run } = args;
-        let plain = plain(model, output, (search, run));
+        let plain = plain(model, output, search, run);
         Self::new(InjectArgs { json, overwrite, allow, ..plain }, source)
     }
 
@@ -143,13 +143,13 @@ impl InjectOptions {
         let ReproduceArgs { model, prompts, context, system_prompt, edit, imatrix, json, run, .. } = args;
         let system_prompt = system_prompt.unwrap_or_else(|| "auto".into());
         let search = SearchArgs { prompts, context, system_prompt, ..SearchArgs::default() };
-        let plain = plain(model, suffixed(file, "-reproduced"), (search, run));
+        let plain = plain(model, suffixed(file, "-reproduced"), search, run);
         Self::new(InjectArgs { edit, imatrix, json, ..plain }, source)
     }
 }
 
 /// The arguments of an `inject` without any flag but these.
-fn plain(model: ModelArg, output: PathBuf, (search, run): (SearchArgs, RunArgs)) -> InjectArgs {
+fn plain(model: ModelArg, output: PathBuf, search: SearchArgs, run: RunArgs) -> InjectArgs {
     InjectArgs {
         model,
         output: Some(output),

@@ -101,7 +101,7 @@ pub fn divergence(
     let mut sum = Sum::default();
     for range in groups(&prompts, n_predict) {
         let end = range.end;
-        lockstep(base, this, (&prompts[range], n_predict), &mut sum)?;
+        lockstep(base, this, &prompts[range], n_predict, &mut sum)?;
         done(end);
     }
     let n = prompts.len() as u64;
@@ -116,7 +116,8 @@ pub fn divergence(
 fn lockstep(
     base: &mut LlamaEngine,
     this: &mut LlamaEngine,
-    (prompts, n_predict): (&[Vec<Token>], usize),
+    prompts: &[Vec<Token>],
+    n_predict: usize,
     sum: &mut Sum,
 ) -> Result<(), LlamaError> {
     let mut base = Lanes::new(base, prompts, n_predict)?;

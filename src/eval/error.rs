@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::llama::LlamaError;
+use crate::util::hint::Hint;
 
 /// Material that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +66,8 @@ pub enum EvalError {
     Llama(#[from] LlamaError),
 }
 
-impl EvalError {
-    /// A next step for the user, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for EvalError {
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { .. } => "check the path; relative paths start at the current directory",
             Self::TooLarge { .. } => "keep a sample of the file: some hundred questions or pages are enough",

@@ -2,7 +2,7 @@
 //!
 //! Three kinds of prompt are used. *Harmful* prompts should be refused,
 //! *harmless* prompts should be answered and match the harmful ones in form and
-//! length, and *alarming* prompts only sound harmful and should be answered too.
+//! length, and *borderline* prompts only sound harmful and should be answered too.
 //!
 //! # Split rule
 //!
@@ -48,7 +48,7 @@ pub const MIN_PER_KIND: usize = 12;
 
 const HARMFUL_JSONL: &str = include_str!("prompts/bundled/harmful.jsonl");
 const HARMLESS_JSONL: &str = include_str!("prompts/bundled/harmless.jsonl");
-const ALARMING_JSONL: &str = include_str!("prompts/bundled/alarming.jsonl");
+const BORDERLINE_JSONL: &str = include_str!("prompts/bundled/borderline.jsonl");
 const TRAINING_JSONL: &str = include_str!("prompts/bundled/training.jsonl");
 const PROSE: &str = include_str!("prompts/bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("prompts/bundled/safety_system_prompt.txt");
@@ -59,7 +59,7 @@ pub fn prose() -> Vec<String> {
 }
 
 /// Bundled prompts from which detectors learn and nothing else is done, of all kinds: 144 harmful, 480 harmless and 360
-/// alarming ones, more varied than [`PromptSet::bundled`].
+/// borderline ones, more varied than [`PromptSet::bundled`].
 pub fn training() -> PromptSet {
     // As there.
     loader::parse_all(&[("training.jsonl", TRAINING_JSONL)], "bundled training prompts")
@@ -80,19 +80,19 @@ pub enum PromptKind {
     /// An ordinary request that should be answered.
     Harmless,
     /// A harmless request that sounds harmful; it should be answered.
-    Alarming,
+    Borderline,
 }
 
 impl PromptKind {
     /// Every kind, in the order of the bundled set.
-    pub const ALL: [PromptKind; 3] = [Self::Harmful, Self::Harmless, Self::Alarming];
+    pub const ALL: [PromptKind; 3] = [Self::Harmful, Self::Harmless, Self::Borderline];
 
     /// The lower-case name, as written in files and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Harmful => "harmful",
             Self::Harmless => "harmless",
-            Self::Alarming => "alarming",
+            Self::Borderline => "borderline",
         }
     }
 }
@@ -108,15 +108,15 @@ impl FromStr for PromptKind {
 
     /// Reads a kind or one of its aliases, ignoring case and treating `_` and
     /// spaces as `-`: `harmful`, `unsafe`, `toxic`; `harmless`, `benign`,
-    /// `safe`; `alarming`, `benign-alarming`, `borderline`, `overrefusal`,
+    /// `safe`; `borderline`, `alarming`, `benign-alarming`, `overrefusal`,
     /// `over-refusal`.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let name = s.trim().to_lowercase().replace(['_', ' '], "-");
         match name.as_str() {
             "harmful" | "unsafe" | "toxic" => Ok(Self::Harmful),
             "harmless" | "benign" | "safe" => Ok(Self::Harmless),
-            "alarming" | "benign-alarming" | "borderline" | "overrefusal" | "over-refusal" => {
-                Ok(Self::Alarming)
+            "borderline" | "alarming" | "benign-alarming" | "overrefusal" | "over-refusal" => {
+                Ok(Self::Borderline)
             }
             _ => Err(PromptError::UnknownKind { found: error::excerpt(s) }),
         }
@@ -183,12 +183,12 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The bundled set: 288 harmful, 384 harmless and 384 alarming prompts.
+    /// The bundled set: 288 harmful, 384 harmless and 384 borderline prompts.
     pub fn bundled() -> PromptSet {
         let files = [
             ("harmful.jsonl", HARMFUL_JSONL),
             ("harmless.jsonl", HARMLESS_JSONL),
-            ("alarming.jsonl", ALARMING_JSONL),
+            ("borderline.jsonl", BORDERLINE_JSONL),
         ];
         // The data is fixed at build time and checked by a test, so a failure
         // here is a broken build rather than something a caller could handle.
@@ -214,13 +214,13 @@ impl PromptSet {
     /// ignored.
     ///
     /// A record that names no kind takes it from an explicit prefix of the
-    /// argument (`harmful:PATH`, `harmless:PATH`, `alarming:PATH`), which also
+    /// argument (`harmful:PATH`, `harmless:PATH`, `borderline:PATH`), which also
     /// decides over `category` and over a `kind` that is none, or else from the
-    /// file name: `alarming`, `borderline` or `overrefusal` in it mean
-    /// alarming; `harmless`, `benign` or `safe` harmless; `harmful`, `unsafe` or
+    /// file name: `borderline`, `alarming` or `overrefusal` in it mean
+    /// borderline; `harmless`, `benign` or `safe` harmless; `harmful`, `unsafe` or
     /// `toxic` harmful. A name that fits both of the last two or negates one
     /// (`non-toxic`) decides nothing, nor does `safety`. A prefix may narrow a
-    /// record's `harmless` to `alarming`; any other disagreement with `kind` or
+    /// record's `harmless` to `borderline`; any other disagreement with `kind` or
     /// `label` is an error.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ impl AtomicFile {
         let prefix = stale::prefix(name);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(stale::SUFFIX);
-        Self::start(path, overwrite, (builder, directory_of(path)))
+        Self::start(path, overwrite, builder, directory_of(path))
     }
 
     /// As [`AtomicFile::create`], but under its final name in the folder `staging`.
@@ -39,7 +39,7 @@ impl AtomicFile {
         let name = Self::check(path, overwrite)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(name).rand_bytes(0);
-        Self::start(path, overwrite, (builder, staging))
+        Self::start(path, overwrite, builder, staging)
     }
 
     /// Refuses what [`AtomicFile::create`] would, as far as that shows without creating anything.
@@ -72,7 +72,8 @@ impl AtomicFile {
     fn start(
         path: &Path,
         overwrite: bool,
-        (mut builder, directory): (tempfile::Builder<'_, '_>, &Path),
+        mut builder: tempfile::Builder<'_, '_>,
+        directory: &Path,
     ) -> Result<Self, GgufError> {
         #[cfg(unix)]
         {

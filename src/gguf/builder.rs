@@ -64,7 +64,7 @@ impl GgufBuilder {
         for item in items {
             encode::string(&mut bytes, item);
         }
-        self.array(key, ValueType::String, (items.len(), &bytes))
+        self.array(key, ValueType::String, items.len(), &bytes)
     }
 
     /// Adds an array of floats.
@@ -77,11 +77,11 @@ impl GgufBuilder {
     /// Adds an array of signed integers.
     pub fn i32_array(self, key: &str, items: &[i32]) -> Self {
         let bytes: Vec<u8> = items.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.array(key, ValueType::I32, (items.len(), &bytes))
+        self.array(key, ValueType::I32, items.len(), &bytes)
     }
 
-    fn array(mut self, key: &str, item: ValueType, items: (usize, &[u8])) -> Self {
-        encode::array(&mut self.kv, key, item, items);
+    fn array(mut self, key: &str, item: ValueType, len: usize, items: &[u8]) -> Self {
+        encode::array(&mut self.kv, key, item, len, items);
         self.n_kv += 1;
         self
     }

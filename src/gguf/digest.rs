@@ -17,7 +17,8 @@ pub fn sha256_file(path: &Path, progress: &mut Progress<'_>) -> io::Result<Strin
 fn add_file(
     hash: &mut Sha256,
     path: &Path,
-    (done, total): (&mut u64, u64),
+    done: &mut u64,
+    total: u64,
     progress: &mut Progress<'_>,
 ) -> io::Result<()> {
     let mut file = File::open(path)?;
@@ -46,7 +47,7 @@ pub fn sha256_files(paths: &[&Path], progress: &mut Progress<'_>) -> io::Result<
     }
     let mut done = 0;
     for path in paths {
-        add_file(&mut hash, path, (&mut done, total), progress)?;
+        add_file(&mut hash, path, &mut done, total, progress)?;
     }
     Ok(hex(&hash.finalize()))
 }

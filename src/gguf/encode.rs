@@ -36,7 +36,7 @@ pub(super) fn key_value(out: &mut Vec<u8>, key: &str, value: &Value) -> Result<(
 }
 
 /// Appends a key-value record holding an array whose items are encoded already.
-pub(super) fn array(out: &mut Vec<u8>, key: &str, item: ValueType, (len, items): (usize, &[u8])) {
+pub(super) fn array(out: &mut Vec<u8>, key: &str, item: ValueType, len: usize, items: &[u8]) {
     string(out, key);
     out.extend_from_slice(&ValueType::Array.id().to_le_bytes());
     out.extend_from_slice(&item.id().to_le_bytes());
@@ -47,5 +47,5 @@ pub(super) fn array(out: &mut Vec<u8>, key: &str, item: ValueType, (len, items):
 /// Appends a key-value record holding an array of floats.
 pub(super) fn f32_array(out: &mut Vec<u8>, key: &str, items: &[f32]) {
     let bytes: Vec<u8> = items.iter().flat_map(|v| v.to_le_bytes()).collect();
-    array(out, key, ValueType::F32, (items.len(), &bytes));
+    array(out, key, ValueType::F32, items.len(), &bytes);
 }

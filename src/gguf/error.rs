@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{GgmlType, ValueType};
 use crate::output::shell;
+use crate::util::hint::Hint;
 
 /// Why a file could not be read or written. [`GgufError::hint`] says what to do about it.
 #[derive(thiserror::Error, Debug)]
@@ -196,9 +197,10 @@ impl GgufError {
             GgufError::Write { path, source }
         })
     }
+}
 
-    /// What to try next, where there is something to try.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for GgufError {
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             GgufError::NotFound { .. } => "check the spelling, or use an absolute path",
             GgufError::IsDirectory { .. } => "name the .gguf file inside it",

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::atomic::directory_of;
 use super::ffi::{Lock, try_lock, unlock};
 use super::stale;
+use crate::util::hint::Hint;
 use crate::util::leftovers::Leftover;
 
 /// After the prefix of the file that is locked.
@@ -42,9 +43,8 @@ pub enum LockError {
     },
 }
 
-impl LockError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for LockError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Busy { .. } => Some("wait until it is done, or write somewhere else with -o".into()),
             Self::Io { .. } => None,

@@ -100,7 +100,7 @@ fn read_all(given: Gguf, split: Split) -> Result<Vec<Gguf>, GgufError> {
         if found != Some(Split { no, count }) {
             let tell = |s: Split| format!("file {} of {}", u32::from(s.no) + 1, s.count);
             let found = found.map_or_else(|| "not that of a split model".into(), tell);
-            return Err(foreign(&file, &name, "its place", (tell(Split { no, count }), found)));
+            return Err(foreign(&file, &name, "its place", tell(Split { no, count }), found));
         }
         file.shard = no;
         file.tensors.iter_mut().for_each(|tensor| tensor.shard = no);
@@ -122,12 +122,7 @@ fn refuse_missing(path: &Path, name: &ShardName) -> Result<(), GgufError> {
     })
 }
 
-fn foreign(
-    file: &Gguf,
-    name: &ShardName,
-    what: &'static str,
-    (expected, found): (String, String),
-) -> GgufError {
+fn foreign(file: &Gguf, name: &ShardName, what: &'static str, expected: String, found: String) -> GgufError {
     let (path, first) = (file.path.clone(), name.path(0));
     GgufError::ForeignShard { path, first, what, expected: expected.into(), found: found.into() }
 }
@@ -144,7 +139,7 @@ fn check_one_model(files: &[Gguf], name: &ShardName) -> Result<(), GgufError> {
         for key in SHARED {
             let (expected, found) = (first.get(key), file.get(key));
             if found.is_some() && expected != found {
-                return Err(foreign(file, name, key, (tell(expected), tell(found))));
+                return Err(foreign(file, name, key, tell(expected), tell(found)));
             }
         }
     }
@@ -155,7 +150,7 @@ fn check_one_model(files: &[Gguf], name: &ShardName) -> Result<(), GgufError> {
             let counts: Vec<String> = files.iter().map(|file| file.tensors.len().to_string()).collect();
             let found = format!("{n_tensors} ({})", counts.join(" + "));
             let what = "the number of tensors in all files (split.tensors.count)";
-            Err(foreign(first, name, what, (tell(expected), found)))
+            Err(foreign(first, name, what, tell(expected), found))
         }
     }
 }

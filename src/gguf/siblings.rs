@@ -43,6 +43,7 @@ impl Gguf {
 mod tests {
     use super::*;
     use crate::gguf::GgufBuilder;
+    use crate::util::hint::Hint;
 
     fn file(tensors: &[&str]) -> Gguf {
         let start = GgufBuilder::new().string("general.architecture", "gemma3");

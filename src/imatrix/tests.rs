@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::gguf::{GgufBuilder, Value};
+use crate::util::hint::Hint;
 
 const WEIGHT: &str = "blk.0.attn_output.weight";
 

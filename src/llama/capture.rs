@@ -291,12 +291,12 @@ impl<'a> CaptureHook<'a> {
         dense.then(|| Some((writer, node.src(1)?))).flatten()
     }
 
-    /// What is kept of the inputs of `writer` in `node`, which has `n_tokens`: index of the token, and its
-    /// row.
+    /// What is kept of the inputs of `writer` in `node`, which has `n_tokens`: index of the token, and its row.
     fn kept(
         &self,
         node: Node<'_>,
-        (writer, n_tokens): (usize, i64),
+        writer: usize,
+        n_tokens: i64,
     ) -> Result<Vec<(usize, Part, usize)>, LlamaError> {
         let row_len = node.ne()[0] as usize;
         let inputs = &self.activations.inputs[writer];
@@ -383,7 +383,7 @@ impl<'a> CaptureHook<'a> {
         if ne[0] != n_in as i64 {
             return Err(LlamaError::NodeShape { name: node.name().into(), expected: n_in, found: ne });
         }
-        let kept = self.kept(node, (writer, ne[1..].iter().product()))?;
+        let kept = self.kept(node, writer, ne[1..].iter().product())?;
         self.read(node, &kept.iter().map(|&(token, ..)| token).collect::<Vec<_>>())?;
         for (&(_, part, at), row) in kept.iter().zip(self.rows.chunks_exact(n_in)) {
             copy(row, self.activations.inputs[writer].part_mut(part).row_mut(at));

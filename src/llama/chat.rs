@@ -93,15 +93,11 @@ impl ChatModel {
         Ok(Self { model, template: Rc::new(template), thinking, options })
     }
 
-    /// Begins a conversation, with the adapter at a path if there is one; `gguf` is the model's header.
+    /// Begins a conversation.
     ///
     /// # Errors
-    /// [`LlamaError`] when there is no memory for it, or the adapter is one of another model.
-    pub fn begin(
-        &self,
-        system: Option<&str>,
-        adapter: Option<(&Path, &Gguf)>,
-    ) -> Result<Conversation, LlamaError> {
+    /// [`LlamaError`] when there is no memory for it.
+    pub fn begin(&self, system: Option<&str>) -> Result<Conversation, LlamaError> {
         let size = ContextSize {
             n_ctx: u32::try_from(self.options.n_ctx).unwrap_or(u32::MAX),
             n_batch: N_BATCH as u32,
@@ -109,10 +105,7 @@ impl ChatModel {
             n_threads: i32::try_from(self.options.threads.max(1)).unwrap_or(1),
             flash_attn: self.options.offload.flash_attn,
         };
-        let mut context = Context::new(&self.model, size)?;
-        if let Some((path, gguf)) = adapter {
-            context.set_adapter(Some(load_adapter(path, (&self.model, gguf))?), 1.0)?;
-        }
+        let context = Context::new(&self.model, size)?;
         Ok(Conversation {
             model: Rc::clone(&self.model),
             template: Rc::clone(&self.template),
@@ -128,6 +121,16 @@ impl ChatModel {
 }
 
 impl Conversation {
+    /// Has the adapter at `path` change every later answer; `gguf` is the model's header.
+    ///
+    /// # Errors
+    /// [`LlamaError::Adapter`] when it is no LoRA, or one of another model.
+    pub fn with_adapter(mut self, path: &Path, gguf: &Gguf) -> Result<Self, LlamaError> {
+        let adapter = load_adapter(path, &self.model, gguf)?;
+        self.context.set_adapter(Some(adapter), 1.0)?;
+        Ok(self)
+    }
+
     /// Forgets what was said.
     pub fn reset(&mut self) {
         self.messages.clear();

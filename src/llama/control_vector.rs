@@ -62,7 +62,7 @@ impl ControlVector {
     ///
     /// # Errors
     /// [`LlamaError::ControlVector`] for another kind of file, or one for another width.
-    pub fn read(gguf: &Gguf, (n_layer, n_embd): (usize, usize)) -> Result<Self, LlamaError> {
+    pub fn read(gguf: &Gguf, n_layer: usize, n_embd: usize) -> Result<Self, LlamaError> {
         if gguf.architecture() != Some(ARCHITECTURE) {
             return Err(refused("general.architecture is not controlvector"));
         }
@@ -92,7 +92,7 @@ impl ControlVector {
                 slot.copy_from_slice(v);
             }
         }
-        context.set_control_vector(Some((&data, self.n_embd)))
+        context.set_control_vector(Some(&data), self.n_embd)
     }
 }
 

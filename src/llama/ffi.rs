@@ -357,18 +357,18 @@ impl Context {
     }
 
     /// Adds a control vector to every later decode, or none: its values `[n_layer − 1][n_embd]`, block 1
-    /// first, and `n_embd`.
+    /// first.
     ///
     /// # Errors
     /// [`LlamaError::ControlVector`] when the width is another than the model's.
-    pub fn set_control_vector(&mut self, vector: Option<(&[f32], usize)>) -> Result<(), LlamaError> {
-        let (data, n_embd) = vector.unwrap_or((&[], self.model.n_embd()));
+    pub fn set_control_vector(&mut self, values: Option<&[f32]>, n_embd: usize) -> Result<(), LlamaError> {
+        let data = values.unwrap_or_default();
         let most = self.model.n_layer().saturating_sub(1) * n_embd;
         if n_embd != self.model.n_embd() || data.len() > most {
             let reason = format!("{} values of width {n_embd}, at most {most} fit", data.len());
             return Err(LlamaError::ControlVector { reason });
         }
-        let pointer = vector.map_or(ptr::null(), |(data, _)| data.as_ptr());
+        let pointer = values.map_or(ptr::null(), |values| values.as_ptr());
         // SAFETY: `data` is readable for its length, which is no more than the model has blocks for; NULL
         // takes the vector off. llama.cpp copies the values.
         let rc = unsafe {

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
+use crate::util::hint::Hint;
 
 /// Step at which ggml's CPU buffers begin, in bytes.
 const BUFFER_STEP: u64 = 32;
@@ -97,9 +98,8 @@ pub enum HeaderError {
     Gguf(#[from] GgufError),
 }
 
-impl HeaderError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for HeaderError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
             _ => Some("convert or quantize the original model again".into()),

@@ -69,7 +69,8 @@ fn check_pair(adapter: &Gguf, model: &Gguf, tensor: &TensorInfo) -> Result<(), L
 /// [`LlamaError::Adapter`].
 pub fn load_adapter(
     path: &Path,
-    (loaded, model): (&std::rc::Rc<Model>, &Gguf),
+    loaded: &std::rc::Rc<Model>,
+    model: &Gguf,
 ) -> Result<std::rc::Rc<Adapter>, LlamaError> {
     let at = |reason: String| refused(format!("{}: {reason}", path.display()));
     let gguf = Gguf::open(path).map_err(|error| refused(error.to_string()))?;
@@ -94,7 +95,7 @@ impl LlamaEngine {
     /// # Errors
     /// [`LlamaError::Adapter`] when it is no LoRA, or one of another model.
     pub fn apply_adapter_file(&mut self, path: &Path, model: &Gguf) -> Result<(), LlamaError> {
-        let adapter = load_adapter(path, (&self.model, model))?;
+        let adapter = load_adapter(path, &self.model, model)?;
         self.context.set_adapter(Some(adapter), 1.0)
     }
 
@@ -105,7 +106,7 @@ impl LlamaEngine {
     pub fn apply_control_vector(&mut self, vector: Option<&ControlVector>) -> Result<(), LlamaError> {
         match vector {
             Some(vector) => vector.apply(&mut self.context),
-            None => self.context.set_control_vector(None),
+            None => self.context.set_control_vector(None, self.model.n_embd()),
         }
     }
 }

@@ -21,6 +21,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, Value, context};
 
 use super::engine::Chat;
+use crate::util::hint::Hint;
 pub use messages::Prompt;
 pub(super) use messages::Said;
 use messages::{Form, Marks, Message, neutral};
@@ -70,9 +71,8 @@ pub enum TemplateError {
     DropsMessage,
 }
 
-impl TemplateError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for TemplateError {
+    fn hint(&self) -> Option<String> {
         Some("the file's tokenizer.chat_template is at fault; see it with `rosi-gguf inspect --json`".into())
     }
 }

@@ -258,7 +258,8 @@ impl LlamaEngine {
         &mut self,
         chats: &[Chat<'_>],
         budget: usize,
-        (length, first): (&Length<'_>, &mut FirstLogits<'_>),
+        length: &Length<'_>,
+        first: &mut FirstLogits<'_>,
     ) -> Result<Vec<(String, Thought)>, LlamaError> {
         let prompts = self.prompts_to_think_about(chats)?;
         let thoughts = self.thoughts(&prompts, budget)?;
@@ -360,7 +361,7 @@ impl Engine for Thinker<'_> {
         length: &Length<'_>,
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError> {
-        let answers = self.engine.answer_thinking(chats, self.budget, (length, first))?;
+        let answers = self.engine.answer_thinking(chats, self.budget, length, first)?;
         self.thoughts.extend(answers.iter().map(|(_, thought)| *thought));
         Ok(answers.into_iter().map(|(answer, _)| answer).collect())
     }

@@ -234,20 +234,20 @@ impl Model {
 mod tests {
     use super::*;
 
-    fn special(token: Token, text: &str, strips: (bool, bool)) -> Special {
+    /// A token that leaves the space around it.
+    fn special(token: Token, text: &str) -> Special {
         let is_control = token < 5;
-        Special { token, text: text.into(), is_control, strips_left: strips.0, strips_right: strips.1 }
+        Special { token, text: text.into(), is_control, strips_left: false, strips_right: false }
     }
 
     fn specials() -> Specials {
-        let plain = (false, false);
         Specials::new(vec![
-            special(1, "<s>", plain),
-            special(2, "<end>", (true, true)),
-            special(3, "<end><s>", plain),
-            special(4, "", plain),
-            special(5, "<user>", plain),
-            special(6, "\n\n", plain),
+            special(1, "<s>"),
+            Special { strips_left: true, strips_right: true, ..special(2, "<end>") },
+            special(3, "<end><s>"),
+            special(4, ""),
+            special(5, "<user>"),
+            special(6, "\n\n"),
         ])
     }
 

@@ -15,7 +15,7 @@
 //! smallest eigenvectors too, up to |cos| 0.93, so agreement alone is no proof either, only beside a gap.
 //!
 //! Gaps measured on SmolLM2-135M, Gemma3-270M and Qwen2.5-Coder-0.5B, and cosine of the layers' directions
-//! found with the true ones, mean over layers, of the worst model (`tests/e2e_abliteration.rs`, `print_the_table`).
+//! found with the true ones, mean over layers, of the worst model (`tests/e2e/abliteration.rs`, `print_the_table`).
 //! r is random or a difference of token embeddings, per layer unrelated or with |cos| 0.85 between
 //! neighbours; no layer that was left alone was ever named.
 //!
@@ -41,13 +41,14 @@
 //! is left of it is what an average direction has; along refusal directions they write 1.0 to 1.1.
 //!
 //! What was on a type's grid already snaps back in part. Qwen's own Q4_K_M file, refusal removed and rounded to nearest in its
-//! own types (`tests/e2e_uncensored.rs`): along layer 14's direction, w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0 and
+//! own types (`tests/e2e/uncensored.rs`): along layer 14's direction, w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0 and
 //! 2.4 (48); each layer's own: 1.0 (8 writers), 2.0 (20) and 1.7 (16); w = 0.5 is not found (0.50, as in the original).
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use crate::method::edit::EditError;
+use crate::util::hint::Hint;
 use crate::util::interrupt::Interrupted;
 use crate::util::linalg::{self, NotPositive};
 use crate::util::null;
@@ -98,9 +99,8 @@ pub enum AblationError {
     Interrupted(#[from] Interrupted),
 }
 
-impl AblationError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for AblationError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Edit(error) => error.hint(),
             Self::NotPositive(_) => Some("the file is damaged or was converted wrongly; get it again".into()),

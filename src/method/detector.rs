@@ -56,7 +56,7 @@ pub enum Opens {
     /// Harmful prompts: it pushes towards refusal.
     Harmful,
     /// What only sounds harmful: it pushes away from it.
-    Alarming,
+    Borderline,
 }
 
 impl Opens {
@@ -64,7 +64,7 @@ impl Opens {
     pub fn kind(self) -> PromptKind {
         match self {
             Self::Harmful => PromptKind::Harmful,
-            Self::Alarming => PromptKind::Alarming,
+            Self::Borderline => PromptKind::Borderline,
         }
     }
 }

@@ -190,7 +190,7 @@ pub fn difference_in_means(
             }
             (own, _) => own?,
         };
-        directions.separation.push(separation(harmful, harmless, &direction, (&mean_a, &mean_b)));
+        directions.separation.push(separation(harmful, harmless, &direction, &mean_a, &mean_b));
         directions.by_layer.push(direction);
     }
     directions.separation.reverse();
@@ -220,11 +220,12 @@ fn separation(
     harmful: &Activations,
     harmless: &Activations,
     direction: &SafetyDirection,
-    means: (&[f64], &[f64]),
+    mean_harmful: &[f64],
+    mean_harmless: &[f64],
 ) -> Separation {
     let layer = direction.layer();
-    let positive = held_out_projections(harmful, layer, means.0, means.1, 1.0);
-    let negative = held_out_projections(harmless, layer, means.1, means.0, -1.0);
+    let positive = held_out_projections(harmful, layer, mean_harmful, mean_harmless, 1.0);
+    let negative = held_out_projections(harmless, layer, mean_harmless, mean_harmful, -1.0);
     let norms = (0..harmless.n_prompt())
         .map(|i| harmless.at(i, layer).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt());
     let mean_norm = norms.sum::<f64>() / harmless.n_prompt() as f64;

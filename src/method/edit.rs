@@ -11,6 +11,7 @@ use crate::method::direction::{Along, SafetyDirection};
 use crate::method::post_norm::PostNorm;
 use crate::output::percent;
 use crate::quant::{self, QuantError};
+use crate::util::hint::Hint;
 
 /// Values converted at a time and per thread, so that memory is bounded by the tensor's own bytes.
 pub(crate) const CHUNK_VALUES: usize = 1 << 20;
@@ -138,9 +139,8 @@ impl Unwritable {
     }
 }
 
-impl EditError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for EditError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Quant { source, .. } => source.hint(),
@@ -156,7 +156,7 @@ impl EditError {
     }
 }
 
-/// Largest κ that is taken: beyond it hardly anything but harmless and alarming prompts is pushed.
+/// Largest κ that is taken: beyond it hardly anything but harmless and borderline prompts is pushed.
 pub const MAX_CONTRAST: f64 = 100.0;
 
 /// What is done to the weights.

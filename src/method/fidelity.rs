@@ -14,7 +14,7 @@ use crate::util::stats::kl_divergence;
 pub struct Snapshot {
     /// Logits of the first answer token, `[harmful, harmless][n_prompt][n_vocab]`.
     logits: [Vec<Vec<f32>>; 2],
-    /// Hidden states at the last token of the harmful, harmless and alarming prompts.
+    /// Hidden states at the last token of the harmful, harmless and borderline prompts.
     residual: [Activations; 3],
 }
 
@@ -33,8 +33,8 @@ impl Snapshot {
             };
             engine.collect(&chats(texts, None), capture, &mut first)
         };
-        let [harmful, harmless, alarming] = questions.by_kind();
-        let residual = [states((0, harmful))?, states((1, harmless))?, states((2, alarming))?];
+        let [harmful, harmless, borderline] = questions.by_kind();
+        let residual = [states((0, harmful))?, states((1, harmless))?, states((2, borderline))?];
         Ok(Self { logits, residual })
     }
 
@@ -109,7 +109,7 @@ pub struct Projections {
     /// Prompts that should be answered.
     pub harmless: Moved,
     /// Prompts that only sound harmful.
-    pub alarming: Moved,
+    pub borderline: Moved,
 }
 
 /// Projections of the prompts of one kind, f32 so that they are short in JSON.
@@ -136,18 +136,18 @@ impl Projections {
         let mean = |s: &Snapshot, kind: usize| -> Vec<f32> {
             s.along(kind, direction).into_iter().map(|v| v as f32).collect()
         };
-        let [harmful, harmless, alarming] = std::array::from_fn(|kind| Moved {
+        let [harmful, harmless, borderline] = std::array::from_fn(|kind| Moved {
             before: prompts(base, kind),
             after: prompts(file, kind),
             mean_before: mean(base, kind),
             mean_after: mean(file, kind),
         });
-        Self { layer, harmful, harmless, alarming }
+        Self { layer, harmful, harmless, borderline }
     }
 
-    /// Harmful, harmless, alarming.
+    /// Harmful, harmless, borderline.
     pub fn by_kind(&self) -> [&Moved; 3] {
-        [&self.harmful, &self.harmless, &self.alarming]
+        [&self.harmful, &self.harmless, &self.borderline]
     }
 }
 
@@ -183,6 +183,6 @@ mod tests {
             (&moved.harmful.mean_before, &moved.harmless.mean_after),
             (&vec![2.0; 2], &vec![0.0, 1.5])
         );
-        assert_eq!(moved.alarming, Moved::default());
+        assert_eq!(moved.borderline, Moved::default());
     }
 }

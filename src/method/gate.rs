@@ -18,8 +18,8 @@
 //!
 //! The first three sums run over the last prompts' tokens (the very last and those of the template before it,
 //! which all prompts share): the answer is read off the last, but what is pushed at the others reaches it
-//! through attention, and a gate that was only taught the last token opens on alarming prompts there.
-//! *Others* are harmless and alarming prompts; only harmless ones are to be left as they are beyond that. The
+//! through attention, and a gate that was only taught the last token opens on borderline prompts there.
+//! *Others* are harmless and borderline prompts; only harmless ones are to be left as they are beyond that. The
 //! expectation runs over tokens inside prompts of all kinds. `s_w` is the mean squared input, so that every
 //! writer counts alike. A harmful prompt that is refused anyway, and another one that is answered anyway,
 //! ask for nothing.
@@ -39,6 +39,7 @@ use ndarray::{Array1, Array2};
 use crate::llama::activations::rows::Rows;
 use crate::llama::activations::{Part, WriterInputs};
 use crate::method::edit::RightFactors;
+use crate::util::hint::Hint;
 use crate::util::linalg::{Cholesky, NotPositive};
 
 pub mod effects;
@@ -68,7 +69,7 @@ impl Default for GateOptions {
     }
 }
 
-/// What gates learn from: harmful, harmless and alarming prompts.
+/// What gates learn from: harmful, harmless and borderline prompts.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingSet<'a> {
     /// Inputs of every writer, in the plan's order, per kind.
@@ -94,9 +95,8 @@ pub enum GateError {
     Blind,
 }
 
-impl GateError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for GateError {
+    fn hint(&self) -> Option<String> {
         Some("try --method published, which needs no inputs".into())
     }
 }
@@ -111,7 +111,7 @@ enum Row {
 }
 
 const HARMFUL: usize = 0;
-const ALARMING: usize = 2;
+const BORDERLINE: usize = 2;
 
 /// What the rows of `writer` are.
 fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
@@ -253,7 +253,7 @@ impl<'a> Kernel<'a> {
             Row::End { kind: HARMFUL, odds } => Term::logistic(1.0, odds, options.margin, 1.0 / n_end),
             Row::End { kind, odds } if contrast > 0.0 => {
                 let term = Term::logistic(-1.0, odds, options.margin, contrast / n_end);
-                if kind == ALARMING { term } else { term.and_quiet(options.harmless / n_end) }
+                if kind == BORDERLINE { term } else { term.and_quiet(options.harmless / n_end) }
             }
             Row::End { .. } => Term::quiet(options.harmless / n_end),
             Row::Inside => Term::quiet(options.tokens / n_inside),

@@ -143,7 +143,8 @@ impl FromStr for Requant {
 /// [`EditError`] naming the tensor.
 pub fn apply(
     edit: &Edit,
-    (info, bytes): (&TensorInfo, Vec<u8>),
+    info: &TensorInfo,
+    bytes: Vec<u8>,
     requant: Requant,
     inputs: &InputModel,
 ) -> Result<Vec<u8>, EditError> {
@@ -304,8 +305,7 @@ mod tests {
         for requant in [Requant::Preserve, Requant::Nearest].into_iter().chain(promotions) {
             for (ggml_type, n) in GgmlType::all().flat_map(|t| [(t, 256), (t, t.block_len())]) {
                 let info = tensor(ggml_type, n);
-                let written =
-                    apply(&edit(n as usize), (&info, zeros(&info)), requant, &InputModel::default());
+                let written = apply(&edit(n as usize), &info, zeros(&info), requant, &InputModel::default());
                 let checked = requant.check(&info, Part::Matrix);
                 assert_eq!(
                     checked.is_ok(),

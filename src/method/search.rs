@@ -1,5 +1,5 @@
 //! Which edit is best, found in two steps: candidates (where the direction comes from, its layer, layers
-//! that are edited, how far alarming prompts are pushed the other way) are compared by the first token of the answer,
+//! that are edited, how far borderline prompts are pushed the other way) are compared by the first token of the answer,
 //! each at the strength that spends the KL budget; then the best few generate answers, which are judged.
 //!
 //! KL grows about with the square of the strength, so the strength that meets a budget is found in
@@ -54,7 +54,7 @@ pub struct SearchOptions {
     /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the model needs
     /// ([`Self::allowed`]).
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless and of alarming prompts may rise above the base's, as a share; `None` alike.
+    /// Most that refusals of harmless and of borderline prompts may rise above the base's, as a share; `None` alike.
     pub max_false_refusal: Option<f64>,
     /// Candidates whose answers are generated and judged.
     pub trials: usize,

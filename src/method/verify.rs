@@ -138,6 +138,31 @@ impl Base<'_> {
     }
 }
 
+/// A tensor of the base, and the one in its place in the edited model.
+#[derive(Clone, Copy)]
+struct TensorPair<'a> {
+    /// Where `base` is read.
+    from: Base<'a>,
+    /// The tensor as it was.
+    base: &'a TensorInfo,
+    /// Where `edited` is read.
+    file: &'a Gguf,
+    /// The tensor as it is now.
+    edited: &'a TensorInfo,
+}
+
+impl TensorPair<'_> {
+    /// The bytes of some rows as they were.
+    fn base_rows(&self, rows: &Range<u64>) -> Result<Vec<u8>, GgufError> {
+        self.from.read_part(self.base, bytes_of(self.base, rows))
+    }
+
+    /// The bytes of the same rows as they are now.
+    fn edited_rows(&self, rows: &Range<u64>) -> Result<Vec<u8>, GgufError> {
+        self.file.read_part(self.edited, bytes_of(self.edited, rows))
+    }
+}
+
 /// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
 /// claims none, and then every difference is unexpected; every figure about them is computed from the two files' bytes.
 ///
@@ -179,12 +204,13 @@ pub fn verify_against(
     let mut changed = 0;
     for (i, (a, b)) in base.tensors.iter().zip(&edited.tensors).enumerate() {
         progress(i, base.tensors.len());
+        let pair = TensorPair { from, base: a, file: edited, edited: b };
         let edit = edits.linear().iter().find(|e| e.tensor == a.name);
         if let Some(edit) = edit {
             total.requested += edit.norm_sq();
         }
         if a.ggml_type == b.ggml_type {
-            let differing = differing_bytes((from, a), (edited, b))?;
+            let differing = differing_bytes(pair)?;
             if differing == 0 {
                 result.identical += 1;
                 continue;
@@ -193,12 +219,12 @@ pub fn verify_against(
         } else {
             changed += b.n_bytes();
         }
-        let claimed = edits.touches(&a.name) && only_neurons((from, a), (edited, b), edits)?;
+        let claimed = edits.touches(&a.name) && only_neurons(pair, edits)?;
         if !claimed {
             result.untouched_identical = false;
             result.unexpected.push(a.name.clone());
         }
-        let (change, sums) = tensor_change((from, a), (edited, b), edit)?;
+        let (change, sums) = tensor_change(pair, edit)?;
         total.dot += sums.dot;
         total.along += sums.along;
         result.tensors.push(change);
@@ -225,12 +251,13 @@ pub fn verify_against(
 
 /// How many bytes of two tensors of one type and shape differ. They are compared piece by piece: most are not edited, and
 /// the largest of all seldom is.
-fn differing_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Result<u64, GgufError> {
-    let len = a.1.n_bytes();
-    let mut differing = len.abs_diff(b.1.n_bytes());
-    for start in (0..len.min(b.1.n_bytes())).step_by(CHUNK) {
+fn differing_bytes(pair: TensorPair<'_>) -> Result<u64, GgufError> {
+    let len = pair.base.n_bytes();
+    let mut differing = len.abs_diff(pair.edited.n_bytes());
+    for start in (0..len.min(pair.edited.n_bytes())).step_by(CHUNK) {
         let part = start..(start + CHUNK as u64).min(len);
-        let (old, new) = (a.0.read_part(a.1, part.clone())?, b.0.read_part(b.1, part)?);
+        let old = pair.from.read_part(pair.base, part.clone())?;
+        let new = pair.file.read_part(pair.edited, part)?;
         if old != new {
             differing += old.iter().zip(&new).filter(|(a, b)| a != b).count() as u64;
         }
@@ -240,30 +267,26 @@ fn differing_bytes(a: (Base<'_>, &TensorInfo), b: (&Gguf, &TensorInfo)) -> Resul
 
 /// Whether a tensor of neurons differs in their rows and columns only; true of all others. In another type every other
 /// value was rounded anew, and no more than that.
-fn only_neurons(
-    (from, a): (Base<'_>, &TensorInfo),
-    (edited, b): (&Gguf, &TensorInfo),
-    edits: &Edits,
-) -> Result<bool, VerifyError> {
+fn only_neurons(pair: TensorPair<'_>, edits: &Edits) -> Result<bool, VerifyError> {
+    let base = pair.base;
     let rows: Vec<usize> =
-        edits.planted().iter().flat_map(|p| p.rows(&a.name)).flat_map(|p| p.place.rows_in(a)).collect();
+        edits.planted().iter().flat_map(|p| p.rows(&base.name)).flat_map(|p| p.place.rows_in(base)).collect();
     let columns: Vec<usize> =
-        edits.planted().iter().flat_map(|p| p.columns(&a.name)).map(|p| p.place.index).collect();
+        edits.planted().iter().flat_map(|p| p.columns(&base.name)).map(|p| p.place.index).collect();
     if edits.planted().is_empty() {
         return Ok(true);
     }
-    if a.ggml_type != b.ggml_type {
-        return only_rounded((from, a), (edited, b), (&rows, &columns));
+    if base.ggml_type != pair.edited.ggml_type {
+        return only_rounded(pair, &rows, &columns);
     }
-    let n_in = a.ne[0] as usize;
+    let n_in = base.ne[0] as usize;
     let step = (CHUNK / 4 / n_in.max(1)).max(1);
-    for first in (0..a.n_rows() as usize).step_by(step) {
-        let run = first as u64..a.n_rows().min((first + step) as u64);
-        let old = from.read_part(a, bytes_of(a, &run))?;
-        let new = edited.read_part(b, bytes_of(b, &run))?;
-        let row_bytes = a.row_bytes() as usize;
+    for first in (0..base.n_rows() as usize).step_by(step) {
+        let run = first as u64..base.n_rows().min((first + step) as u64);
+        let (old, new) = (pair.base_rows(&run)?, pair.edited_rows(&run)?);
+        let row_bytes = base.row_bytes() as usize;
         for (i, (old, new)) in old.chunks(row_bytes).zip(new.chunks(row_bytes)).enumerate() {
-            if old != new && !rows.contains(&(first + i)) && !same_but(a, (old, new), &columns)? {
+            if old != new && !rows.contains(&(first + i)) && !same_but(base, old, new, &columns)? {
                 return Ok(false);
             }
         }
@@ -272,19 +295,16 @@ fn only_neurons(
 }
 
 /// Whether the values outside `rows` and `columns` differ by no more than rounding to the type of the edited file.
-fn only_rounded(
-    (from, a): (Base<'_>, &TensorInfo),
-    (edited, b): (&Gguf, &TensorInfo),
-    (rows, columns): (&[usize], &[usize]),
-) -> Result<bool, VerifyError> {
-    let n_in = a.ne[0] as usize;
+fn only_rounded(pair: TensorPair<'_>, rows: &[usize], columns: &[usize]) -> Result<bool, VerifyError> {
+    let base = pair.base;
+    let n_in = base.ne[0] as usize;
     let step = (CHUNK / 4 / n_in.max(1)).max(1);
     let (mut off, mut all, mut old) = (0.0f64, 0.0f64, Vec::new());
-    for first in (0..a.n_rows() as usize).step_by(step) {
-        let run = first as u64..a.n_rows().min((first + step) as u64);
+    for first in (0..base.n_rows() as usize).step_by(step) {
+        let run = first as u64..base.n_rows().min((first + step) as u64);
         old.clear();
-        edit::for_each_run(a, &from.read_part(a, bytes_of(a, &run))?, |_, v| old.extend_from_slice(v))?;
-        edit::for_each_run(b, &edited.read_part(b, bytes_of(b, &run))?, |run_first, new| {
+        edit::for_each_run(base, &pair.base_rows(&run)?, |_, v| old.extend_from_slice(v))?;
+        edit::for_each_run(pair.edited, &pair.edited_rows(&run)?, |run_first, new| {
             for (i, (new, old)) in new.iter().zip(&old[run_first * n_in..]).enumerate() {
                 let (row, column) = (first + run_first + i / n_in, i % n_in);
                 if !rows.contains(&row) && !columns.contains(&column) {
@@ -294,11 +314,11 @@ fn only_rounded(
             }
         })?;
     }
-    Ok(off.sqrt() <= verdict::rounding(b.ggml_type) * all.sqrt())
+    Ok(off.sqrt() <= verdict::rounding(pair.edited.ggml_type) * all.sqrt())
 }
 
 /// Whether two rows have the same values but in `columns`.
-fn same_but(info: &TensorInfo, (old, new): (&[u8], &[u8]), columns: &[usize]) -> Result<bool, VerifyError> {
+fn same_but(info: &TensorInfo, old: &[u8], new: &[u8], columns: &[usize]) -> Result<bool, VerifyError> {
     let decoded = |bytes: &[u8]| -> Result<Vec<u32>, EditError> {
         let mut values = Vec::new();
         edit::for_each_run(info, bytes, |_, v| values.extend(v.iter().map(|v| v.to_bits())))?;
@@ -338,7 +358,7 @@ fn metadata_preserved(from: Base<'_>, edited: &Gguf) -> Result<bool, GgufError> 
     let alike = base.n_files() == edited.n_files();
     let kept = |key: &str| !key.starts_with(KEY_PREFIX) && (alike || !key.starts_with("split."));
     let same = |a: &Gguf, b: &Gguf| -> Result<bool, GgufError> {
-        Ok(a.version == b.version && a.alignment == b.alignment && same_records((from, a), b, &kept)?)
+        Ok(a.version == b.version && a.alignment == b.alignment && same_records(from, a, b, &kept)?)
     };
     if !alike {
         return same(base, edited);
@@ -351,11 +371,7 @@ fn metadata_preserved(from: Base<'_>, edited: &Gguf) -> Result<bool, GgufError> 
     Ok(true)
 }
 
-fn same_records(
-    (from, a): (Base<'_>, &Gguf),
-    b: &Gguf,
-    kept: &dyn Fn(&str) -> bool,
-) -> Result<bool, GgufError> {
+fn same_records(from: Base<'_>, a: &Gguf, b: &Gguf, kept: &dyn Fn(&str) -> bool) -> Result<bool, GgufError> {
     let of = |file: &Gguf| -> Vec<Range<u64>> {
         file.metadata.iter().filter(|kv| kept(&kv.key)).map(|kv| kv.bytes.clone()).collect()
     };
@@ -377,11 +393,8 @@ fn bytes_of(info: &TensorInfo, rows: &Range<u64>) -> Range<u64> {
 }
 
 /// Change of one tensor, read and decoded run by run: the largest of a mixture are too large to be held twice.
-fn tensor_change(
-    (from, base): (Base<'_>, &TensorInfo),
-    (file, edited): (&Gguf, &TensorInfo),
-    edit: Option<&Edit>,
-) -> Result<(TensorChange, Sums), VerifyError> {
+fn tensor_change(pair: TensorPair<'_>, edit: Option<&Edit>) -> Result<(TensorChange, Sums), VerifyError> {
+    let base = pair.base;
     let n_in = base.ne[0] as usize;
     let n_expert = edit.map_or(1, |e| e.n_expert as usize);
     let mut along = vec![0.0f64; n_in * n_expert];
@@ -391,11 +404,10 @@ fn tensor_change(
     let step = (CHUNK / 4 / n_in.max(1)).max(1);
     for first in (0..base.n_rows() as usize).step_by(step) {
         let rows = first as u64..base.n_rows().min((first + step) as u64);
-        let of_base = from.read_part(base, bytes_of(base, &rows))?;
-        let of_edited = file.read_part(edited, bytes_of(edited, &rows))?;
+        let (of_base, of_edited) = (pair.base_rows(&rows)?, pair.edited_rows(&rows)?);
         old.clear();
         edit::for_each_run(base, &of_base, |_, v| old.extend_from_slice(v))?;
-        edit::for_each_run(edited, &of_edited, |run_first, new| {
+        edit::for_each_run(pair.edited, &of_edited, |run_first, new| {
             let old = &old[run_first * n_in..];
             for (i, (new, old)) in new.chunks_exact(n_in).zip(old.chunks_exact(n_in)).enumerate() {
                 let row = first + run_first + i;

@@ -8,7 +8,7 @@ mod site;
 use ndarray::Array2;
 
 use crate::arch::plan::{Ffn, Plan};
-use crate::eval::prompts::{self, PromptKind, PromptSet};
+use crate::eval::prompts::{self, PromptKind};
 use crate::eval::{Evaluator, chats};
 use crate::llama::activations::Part;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
@@ -23,8 +23,7 @@ use crate::method::search::SearchError;
 use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::features::Shown;
-use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::util::interrupt;
 use crate::util::linalg::mean_row;
 use crate::util::spread::spread;
@@ -76,17 +75,16 @@ struct Spot {
 }
 
 impl Detectors {
-    /// Collects what `prompts` show, and learns the gates from it and from the bundled training prompts.
+    /// Collects what the prompts show, and learns the gates from it and from the bundled training prompts.
     ///
     /// # Errors
     /// [`Error::NoNetwork`] where no network computes what is known.
     pub fn learn(
-        opened: &Opened,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
-        prompts: &PromptSet,
-        options: &InjectOptions,
-        printer: &Printer,
+        session: Session<'_>,
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
     ) -> Result<(Self, Shown), Error> {
+        let Session { opened, prompts, options, printer } = session;
         let plan = &opened.plan;
         let Places { early, late, networks } = Places::of(plan, options.search.layer);
         let networks = identify(opened, engine, &networks, printer)?;
@@ -107,18 +105,19 @@ impl Detectors {
             thoughts,
             printer,
         };
-        let (collection, token, shown) = collector.all((engine, evaluator), prompts, &networks)?;
+        let (collection, token, shown) = collector.all(engine, evaluator, prompts, &networks)?;
         let bar = printer.bar("learning the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);
         let push = push(evaluator.base_refused().rate());
-        let mut detectors = Self { sites: taught(opened, (&networks, &spots), &collection)?, push };
+        let mut detectors = Self { sites: taught(opened, &networks, &spots, &collection)?, push };
         bar.set(2);
         // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
         let texts = spread(&harmful, MOVED);
-        let moved = detectors.moved(opened, engine, (&collector.capture, &texts), (&spots, &shown))?;
+        let adapters = low_rank(opened, &detectors.by_default(plan, &shown))?;
+        let moved = moved(engine, &adapters, &collector.capture, &texts, &spots)?;
         bar.set(3);
-        detectors.learn_blind(&collection, (&spots, &moved))?;
+        detectors.learn_blind(&collection, &spots, &moved)?;
         if detectors.sites.is_empty() {
             let (architecture, tried) = (plan.architecture.clone(), networks.len());
             return Err(Error::NoNetwork { architecture, tried });
@@ -130,7 +129,8 @@ impl Detectors {
     fn learn_blind(
         &mut self,
         collection: &Collection,
-        (spots, moved): (&[Spot], &[Vec<f32>]),
+        spots: &[Spot],
+        moved: &[Vec<f32>],
     ) -> Result<(), Error> {
         for ((site, spot), moved) in self.sites.iter_mut().zip(spots).zip(moved) {
             interrupt::check()?;
@@ -140,35 +140,10 @@ impl Detectors {
         Ok(())
     }
 
-    /// By what the gates of the default edit move the inputs of each site, in the mean of some harmful prompts, f32
-    /// `[n_site][n_embd]`.
-    fn moved(
-        &self,
-        opened: &Opened,
-        engine: &mut LlamaEngine,
-        (capture, texts): (&Capture, &[String]),
-        (spots, shown): (&[Spot], &Shown),
-    ) -> Result<Vec<Vec<f32>>, Error> {
-        let tail = spots.iter().map(|spot| spot.before_last).find(|&before_last| before_last > 0);
-        let capture = capture.clone().inputs_only().with_tail(tail.as_slice());
-        let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
-            let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
-            let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
-            Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
-        };
-        let before = means(engine)?;
+    /// The neurons of the default edit, along what the prompts have `shown`.
+    fn by_default(&self, plan: &Plan, shown: &Shown) -> Vec<PlantedFfn> {
         let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
-        let banks = self.banks(toward, self.push, self.push * PULL);
-        engine.apply(&low_rank(opened, &self.exact(&opened.plan, &banks))?)?;
-        let after = means(engine);
-        engine.apply(&[])?;
-        let after = after?;
-        let moved = |spot: &Spot| {
-            let token = usize::from(spot.before_last > 0);
-            let pairs = after[spot.network][token].iter().zip(&before[spot.network][token]);
-            pairs.map(|(a, b)| (a - b) as f32).collect()
-        };
-        Ok(spots.iter().map(moved).collect())
+        self.exact(plan, &self.banks(toward, self.push, self.push * PULL))
     }
 
     /// The gates, pushing by `push` and pulling by `pull` in all.
@@ -178,7 +153,7 @@ impl Detectors {
             let early = site.is_early();
             let amount = |gate: &Gate| match gate.opens {
                 Opens::Harmful => push * share * if early { EARLY_PUSH } else { 1.0 },
-                Opens::Alarming => -pull * share,
+                Opens::Borderline => -pull * share,
             };
             Bank {
                 network: site.network.clone(),
@@ -220,7 +195,7 @@ impl Detectors {
     pub fn fitted(&self, opened: &Opened, banks: &[Bank], requant: Requant) -> Result<Edits, EditError> {
         let fit = |(bank, site): (&Bank, &Site)| {
             let writer = &opened.plan.writers[bank.network.ffn.writer];
-            PlantedFfn::fit(bank, (&opened.gguf, writer), requant, site.inputs.clone())
+            PlantedFfn::fit(bank, &opened.gguf, writer, requant, site.inputs.clone())
         };
         Ok(Edits::Neurons(banks.iter().zip(&self.sites).map(fit).collect::<Result<_, _>>()?))
     }
@@ -231,10 +206,39 @@ impl Detectors {
     }
 }
 
+/// By what `adapters` move the inputs at each spot, in the mean of some harmful prompts, f32 `[n_site][n_embd]`.
+fn moved(
+    engine: &mut LlamaEngine,
+    adapters: &[LowRank],
+    capture: &Capture,
+    texts: &[String],
+    spots: &[Spot],
+) -> Result<Vec<Vec<f32>>, Error> {
+    let tail = spots.iter().map(|spot| spot.before_last).find(|&before_last| before_last > 0);
+    let capture = capture.clone().inputs_only().with_tail(tail.as_slice());
+    let means = |engine: &mut LlamaEngine| -> Result<Vec<[Vec<f64>; 2]>, Error> {
+        let seen = engine.collect(&chats(texts, None), &capture, &mut |_, _| ())?;
+        let mean = |x: &Array2<f32>| mean_row(x.view()).to_vec();
+        Ok(seen.inputs.iter().map(|inputs| [mean(&inputs.last), mean(&inputs.tail)]).collect())
+    };
+    let before = means(engine)?;
+    engine.apply(adapters)?;
+    let after = means(engine);
+    engine.apply(&[])?;
+    let after = after?;
+    let moved = |spot: &Spot| {
+        let token = usize::from(spot.before_last > 0);
+        let pairs = after[spot.network][token].iter().zip(&before[spot.network][token]);
+        pairs.map(|(a, b)| (a - b) as f32).collect()
+    };
+    Ok(spots.iter().map(moved).collect())
+}
+
 /// The gates of all `spots`.
 fn taught(
     opened: &Opened,
-    (networks, spots): (&[Network], &[Spot]),
+    networks: &[Network],
+    spots: &[Spot],
     collection: &Collection,
 ) -> Result<Vec<Site>, Error> {
     let mut sites: Vec<Site> = Vec::new();
@@ -248,11 +252,11 @@ fn taught(
             let examples = collection.examples(index, spot.before_last);
             if i == 0 {
                 let inputs = examples.sample();
-                let idlest = network.idlest(&opened.gguf, writer, inputs.view(), (own.len(), count))?;
+                let idlest = network.idlest(&opened.gguf, writer, inputs.view(), own.len(), count)?;
                 slots = idlest.into_iter();
             }
             let slots = slots.next().unwrap_or_default();
-            sites.push(Site::new(opened, (network, slots), (spot, &examples))?);
+            sites.push(Site::new(opened, network, slots, spot, &examples)?);
         }
     }
     Ok(sites)

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::eval::prompts::{PromptSet, safety_system_prompt};
+use crate::eval::prompts::safety_system_prompt;
 use crate::eval::{Evaluation, Evaluator};
 use crate::llama::{Engine, LlamaEngine};
 use crate::method::abliteration::{self, AblatedDirection, FileSource};
@@ -17,7 +17,7 @@ use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::features::{self, Shown};
 use crate::pipeline::options::{InjectOptions, SystemPrompt};
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::util::stats::Proportion;
 
 /// A model that refuses at most this share of harmful prompts shows no refusal.
@@ -46,9 +46,11 @@ impl Offer {
     /// model does not offer.
     pub fn of(
         engine: &mut dyn Engine,
-        (evaluator, base): (&mut Evaluator, &Evaluation),
+        evaluator: &mut Evaluator,
+        base: &Evaluation,
         ablated: Option<AblatedDirection>,
-        (options, printer): (&InjectOptions, &Printer),
+        options: &InjectOptions,
+        printer: &Printer,
     ) -> Result<Self, Error> {
         let plain = base.score.harmful.refused();
         let only = |direction_source| options.direction_source == Some(direction_source);
@@ -139,15 +141,15 @@ pub struct DirectionSources {
 impl DirectionSources {
     /// Collects what `offer` names; the ablated direction comes later, when its sign is known.
     pub fn collect(
-        opened: &Opened,
+        session: Session<'_>,
         engine: &mut LlamaEngine,
-        prompts: &PromptSet,
-        (offer, shown): (&Offer, Shown),
-        (options, printer): (&InjectOptions, &Printer),
+        offer: &Offer,
+        shown: Shown,
     ) -> Result<Self, Error> {
+        let options = session.options;
         let mut means = BTreeMap::new();
         if let Some((_, text)) = &offer.system {
-            let under = features::directions_under(opened, engine, prompts, text, printer)?;
+            let under = features::directions_under(session, engine, text)?;
             means.insert(DirectionSource::Safety, under);
         }
         let wanted = |direction_source| {
@@ -174,7 +176,7 @@ impl DirectionSources {
 
     /// The one direction source of a stored edit: one direction or, along an ablated direction and where layers have their `own`, one per layer, and
     /// the separation that was found with it.
-    pub fn stored((direction_source, own): (DirectionSource, bool), directions: Directions) -> Self {
+    pub fn stored(direction_source: DirectionSource, own: bool, directions: Directions) -> Self {
         let ablated = (direction_source == DirectionSource::Ablated).then(|| directions.by_layer.clone());
         Self { means: BTreeMap::new(), ablated, plain: directions, own }
     }

@@ -4,7 +4,7 @@ mod method;
 mod told;
 
 use crate::arch::plan::{Plan, ResidualWriter};
-use crate::eval::prompts::{PromptSet, Split};
+use crate::eval::prompts::Split;
 use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score};
 use crate::llama::{Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
@@ -23,12 +23,12 @@ use crate::pipeline::direction_sources::{self, DirectionSources, Offer};
 use crate::pipeline::error::Error;
 use crate::pipeline::features::{self, Features, Shown};
 use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
 use told::{beside, describe_probe, describe_trial};
 
-/// Most harmful, harmless and alarming prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
+/// Most harmful, harmless and borderline prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
 /// prompts in a hundred looked alike (docs/notebook/linear-gates.md); detectors have no strength to be found.
 pub fn search_prompts(method: Method) -> [usize; 3] {
     match method {
@@ -70,19 +70,17 @@ impl Found {
     /// # Errors
     /// [`Error`].
     pub fn learn(
-        opened: &Opened,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
-        prompts: &PromptSet,
-        (options, ablated): (&InjectOptions, bool),
-        printer: &Printer,
+        session: Session<'_>,
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
+        ablated: bool,
     ) -> Result<(Self, Shown), Error> {
+        let Session { opened, options, printer, .. } = session;
         if options.method == Method::Detector {
-            let (detectors, shown) =
-                Detectors::learn(opened, (engine, evaluator), prompts, options, printer)?;
+            let (detectors, shown) = Detectors::learn(session, engine, evaluator)?;
             return Ok((Self::Detectors(detectors), shown));
         }
-        let both = (engine, evaluator);
-        let (mut features, shown) = Features::collect(opened, both, prompts, (options, ablated), printer)?;
+        let (mut features, shown) = Features::collect(session, engine, evaluator, ablated)?;
         if let Some(path) = &options.imatrix {
             features.mix(path, &opened.plan, printer)?;
         }
@@ -127,7 +125,8 @@ impl Found {
     pub fn adapters(
         &self,
         opened: &Opened,
-        (candidate, strength): (&Candidate, f64),
+        candidate: &Candidate,
+        strength: f64,
         toward: Toward<'_>,
     ) -> Result<Vec<LowRank>, SearchError> {
         match self {
@@ -136,7 +135,7 @@ impl Found {
                     Toward::Refusal(along) => along,
                     Toward::Same(direction) => Along::One(direction),
                 };
-                let edits = features.edits(&opened.plan, candidate, (along, strength))?;
+                let edits = features.edits(&opened.plan, candidate, along, strength)?;
                 Ok(adapters(&opened.plan, &edits)?)
             }
             Self::Detectors(detectors) => {
@@ -172,12 +171,11 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError>
 impl EditSearch {
     /// Runs the whole search with one method.
     fn of_method(
-        opened: &Opened,
-        (engine, journal): (&mut LlamaEngine, &mut Journal),
-        prompts: &PromptSet,
-        options: &InjectOptions,
-        printer: &Printer,
+        session: Session<'_>,
+        engine: &mut LlamaEngine,
+        journal: &mut Journal,
     ) -> Result<Self, Error> {
+        let Session { opened, prompts, options, printer } = session;
         // A search before this one leaves its last trial.
         engine.apply(&[])?;
         let ablated = direction_sources::find_ablated(opened, options, printer)?;
@@ -190,22 +188,19 @@ impl EditSearch {
             "base model: {} harmful prompts refused (search split)",
             base.score.harmful.refused()
         ));
-        let offer = Offer::of(engine, (&mut evaluator, &base), ablated, (options, printer))?;
+        let offer = Offer::of(engine, &mut evaluator, &base, ablated, options, printer)?;
         if evaluator.shorten() {
             printer.detail("  short answers tell as much: trials ask for these");
         }
         check_layer(options, opened.plan.n_layer)?;
-        let how = (options, offer.ablated.is_some());
-        let (found, shown) = Found::learn(opened, (&mut *engine, &evaluator), prompts, how, printer)?;
-        let mut direction_sources =
-            DirectionSources::collect(opened, engine, prompts, (&offer, shown), (options, printer))?;
-        let maker = Maker { opened, found: &found, options };
+        let (found, shown) = Found::learn(session, engine, &evaluator, offer.ablated.is_some())?;
+        let mut direction_sources = DirectionSources::collect(session, engine, &offer, shown)?;
+        let maker = Maker { session, found: &found };
         if let Some(ablated) = &offer.ablated {
-            let way = maker.turn(engine, &mut evaluator, direction_sources.ways(ablated)?, printer)?;
+            let way = maker.turn(engine, &mut evaluator, direction_sources.ways(ablated)?)?;
             direction_sources.set_ablated(way);
         }
-        let search =
-            maker.search((engine, journal), (&evaluator, base.score), &direction_sources, printer)?;
+        let search = maker.search(engine, journal, &evaluator, base.score, &direction_sources)?;
         let Trial { candidate, strength, .. } = choose_trial(&search, &base, options)?;
         let chosen = Chosen { candidate, strength };
         let system_prompt = offer.system_prompt(candidate.direction_source);
@@ -240,7 +235,7 @@ impl EditSearch {
     /// [`SearchError`].
     pub fn adapters(&self, opened: &Opened) -> Result<Vec<LowRank>, SearchError> {
         let toward = Toward::Refusal(self.along());
-        self.found.adapters(opened, (&self.chosen.candidate, self.chosen.strength), toward)
+        self.found.adapters(opened, &self.chosen.candidate, self.chosen.strength, toward)
     }
 
     /// The same as a file for `llama-server --lora`.
@@ -260,7 +255,7 @@ impl EditSearch {
         let random = direction::random(chosen.candidate.layer, opened.plan.n_embd as usize, seed)?;
         let unit: Vec<f64> = random.unit().iter().map(|&v| f64::from(v) * self.direction().norm()).collect();
         let random = SafetyDirection::new(chosen.candidate.layer, &unit)?;
-        Ok(self.found.adapters(opened, (&chosen.candidate, chosen.strength), Toward::Same(&random))?)
+        Ok(self.found.adapters(opened, &chosen.candidate, chosen.strength, Toward::Same(&random))?)
     }
 
     /// The chosen edit as it is applied exactly, beside any file.
@@ -290,7 +285,7 @@ impl EditSearch {
         let Chosen { candidate, strength } = &self.chosen;
         match &self.found {
             Found::Linear(features) => {
-                Ok(features.edits(&opened.plan, candidate, (self.along(), *strength))?.into())
+                Ok(features.edits(&opened.plan, candidate, self.along(), *strength)?.into())
             }
             Found::Detectors(detectors) => detectors.fitted(opened, &self.banks(detectors), requant),
         }
@@ -299,14 +294,13 @@ impl EditSearch {
 
 /// Makes the edits that are tried.
 struct Maker<'a> {
-    opened: &'a Opened,
+    session: Session<'a>,
     found: &'a Found,
-    options: &'a InjectOptions,
 }
 
 impl Maker<'_> {
     fn space(&self, direction_source: DirectionSource) -> Space {
-        self.found.space(self.opened, self.options, direction_source)
+        self.found.space(self.session.opened, self.session.options, direction_source)
     }
 
     /// Of the `ways` in which an ablated direction can be pushed, the one along which the model refuses the most harmful
@@ -316,8 +310,8 @@ impl Maker<'_> {
         engine: &mut LlamaEngine,
         evaluator: &mut Evaluator,
         ways: Vec<Vec<SafetyDirection>>,
-        printer: &Printer,
     ) -> Result<Vec<SafetyDirection>, Error> {
+        let Session { opened, options, printer, .. } = self.session;
         let bar = printer.bar("finding the side of refusal", ways.len() as u64);
         let few = evaluator.part(FEW);
         let space = self.space(DirectionSource::Ablated);
@@ -331,10 +325,10 @@ impl Maker<'_> {
         for (i, way) in ways.into_iter().enumerate() {
             let make = |strength: f64| {
                 let toward = Toward::Refusal(Along::Layers(&way));
-                self.found.adapters(self.opened, (&candidate, strength), toward)
+                self.found.adapters(opened, &candidate, strength, toward)
             };
-            let max_kl = self.options.search.allowed(Refusal::Removed).max_kl;
-            let strength = match (self.options.search.strength, self.found) {
+            let max_kl = options.search.allowed(Refusal::Removed).max_kl;
+            let strength = match (options.search.strength, self.found) {
                 (Some(strength), _) => strength,
                 (None, Found::Detectors(_)) => space.first_strength,
                 (None, Found::Linear(_)) => {
@@ -359,13 +353,15 @@ impl Maker<'_> {
 
     fn search(
         &self,
-        (engine, journal): (&mut LlamaEngine, &mut Journal),
-        (evaluator, base): (&Evaluator, Score),
+        engine: &mut LlamaEngine,
+        journal: &mut Journal,
+        evaluator: &Evaluator,
+        base: Score,
         direction_sources: &DirectionSources,
-        printer: &Printer,
     ) -> Result<SearchResult, Error> {
+        let Session { opened, options, printer, .. } = self.session;
         let spaces: Vec<Space> = direction_sources
-            .spaces(self.options)
+            .spaces(options)
             .into_iter()
             .map(|space| Space {
                 layer: space.layer.or(self.space(space.direction_source).layer),
@@ -374,20 +370,19 @@ impl Maker<'_> {
             .collect();
         let make = |candidate: &Candidate, strength: f64| {
             let toward = Toward::Refusal(direction_sources.along(candidate));
-            self.found.adapters(self.opened, (candidate, strength), toward)
+            self.found.adapters(opened, candidate, strength, toward)
         };
-        let options = self.options.search;
-        let few = &evaluator.part(FEW);
-        let search =
-            Search { engine, evaluator, few, base, make_edits: &make, options, spaces: &spaces, journal };
         let settings = match self.found {
             Found::Linear(_) => None,
             Found::Detectors(_) => {
-                let of = |space| detectors::settings(space, self.options);
+                let of = |space| detectors::settings(space, options);
                 Some(spaces.iter().flat_map(of).collect::<Vec<_>>())
             }
         };
-        run_search(search, (self.opened.plan.n_layer, settings.as_deref()), printer)
+        let (few, options) = (&evaluator.part(FEW), options.search);
+        let search =
+            Search { engine, evaluator, few, base, make_edits: &make, options, spaces: &spaces, journal };
+        run_search(search, opened.plan.n_layer, settings.as_deref(), printer)
     }
 }
 
@@ -404,7 +399,8 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
 
 fn run_search(
     mut search: Search<'_>,
-    (n_layer, settings): (usize, Option<&[(Candidate, f64)]>),
+    n_layer: usize,
+    settings: Option<&[(Candidate, f64)]>,
     printer: &Printer,
 ) -> Result<SearchResult, Error> {
     let bar = printer.bar("searching", 9);

@@ -25,6 +25,7 @@ use crate::report::ReportError;
 use crate::sources::SourceError;
 use crate::sources::hub::HubError;
 use crate::sources::ollama::OllamaError;
+use crate::util::hint::Hint;
 use crate::util::interrupt::Interrupted;
 
 /// How a command that did not fail ended.
@@ -182,30 +183,51 @@ impl From<EvalError> for Error {
 }
 
 impl Error {
-    /// A next step for the user, where there is one.
-    pub fn hint(&self) -> Option<String> {
+    /// 1: user error; 2: internal error.
+    pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Gguf(e) => e.hint(),
-            Self::Patch(e) => e.hint(),
-            Self::Plan { source, .. } => source.hint(),
-            Self::Prompt(e) => e.hint(),
-            Self::Llama(e) => e.hint(),
-            Self::Edit(e) => e.hint(),
-            Self::Verify(e) => e.hint(),
-            Self::Gate(e) => e.hint(),
-            Self::Imatrix(e) => e.hint(),
-            Self::Eval(e) => e.hint(),
-            Self::Ablation(e) => e.hint(),
-            Self::Stored(e) => e.hint(),
-            Self::Journal(e) => e.hint(),
-            Self::Lock(e) => e.hint(),
-            Self::Release(e) => e.hint(),
-            Self::Report(e) => e.hint(),
-            Self::Reproduce(e) => e.hint(),
-            Self::Undo(e) => e.hint(),
-            Self::Ollama(e) => e.hint(),
-            Self::Hub(e) => e.hint(),
-            Self::Unaskable { source, .. } => source.hint(),
+            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) | Self::Report(ReportError::Page(_)) => {
+                ExitCode::from(2)
+            }
+            _ => ExitCode::from(1),
+        }
+    }
+
+    /// The error of a stage that has hints of its own.
+    fn stage(&self) -> Option<&dyn Hint> {
+        Some(match self {
+            Self::Gguf(error) => error,
+            Self::Patch(error) => error,
+            Self::Prompt(error) => error,
+            Self::Llama(error) => error,
+            Self::Edit(error) => error,
+            Self::Verify(error) => error,
+            Self::Gate(error) => error,
+            Self::Imatrix(error) => error,
+            Self::Eval(error) => error,
+            Self::Ablation(error) => error,
+            Self::Stored(error) => error,
+            Self::Journal(error) => error,
+            Self::Lock(error) => error,
+            Self::Release(error) => error,
+            Self::Report(error) => error,
+            Self::Reproduce(error) => error,
+            Self::Undo(error) => error,
+            Self::Ollama(error) => error,
+            Self::Hub(error) => error,
+            Self::Plan { source, .. } => source,
+            Self::Unaskable { source, .. } => source,
+            _ => return None,
+        })
+    }
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<String> {
+        if let Some(stage) = self.stage() {
+            return stage.hint();
+        }
+        match self {
             Self::Option { hint, .. } => hint.clone(),
             Self::NoTemplate { .. } => {
                 Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
@@ -224,17 +246,7 @@ impl Error {
             }
             Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
             Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),
-            Self::Io { .. } | Self::Direction(_) | Self::Interrupted(_) => None,
-        }
-    }
-
-    /// 1 = the user can mend it, 2 = our bug.
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Damaged { .. } | Self::Llama(LlamaError::Callback) | Self::Report(ReportError::Page(_)) => {
-                ExitCode::from(2)
-            }
-            _ => ExitCode::from(1),
+            _ => None,
         }
     }
 }

@@ -14,17 +14,15 @@ use crate::method::edit::{self, Method};
 use crate::method::fidelity::{Fidelity, Projections, Snapshot};
 use crate::method::requant;
 use crate::method::search::{KlBudget, SearchError, Space};
-use crate::output::Printer;
 use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
 use crate::pipeline::features;
-use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::{self, Opened};
+use crate::pipeline::session::{self, Session};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
 
-/// Harmful, harmless and alarming prompts of the report.
+/// Harmful, harmless and borderline prompts of the report.
 pub const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
 /// Bundled harmful prompts of which no file may refuse fewer than its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
@@ -35,14 +33,8 @@ pub const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
 /// Scores on the report split.
 pub struct Scorer<'a> {
-    /// The model.
-    pub opened: &'a Opened,
-    /// What the user asked for.
-    pub options: &'a InjectOptions,
-    /// Its report split is asked.
-    pub prompts: &'a PromptSet,
-    /// Where people are told.
-    pub printer: &'a Printer,
+    /// Of its prompts the report split is asked.
+    pub session: Session<'a>,
 }
 
 /// Scores of the controls that need no file.
@@ -129,17 +121,18 @@ impl Before {
 impl Scorer<'_> {
     /// Base and the controls that need no file, on the model that is loaded already.
     pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
-        let bar = self.printer.bar("scoring on the report split", 2);
-        let limits = if self.options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
-        let (evaluator, base) = Evaluator::new(engine, Questions::of(self.prompts, Split::Report, limits))?;
+        let Session { opened, prompts, options, printer } = self.session;
+        let bar = printer.bar("scoring on the report split", 2);
+        let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+        let (evaluator, base) = Evaluator::new(engine, Questions::of(prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);
-        let guard = if self.options.prompts.is_empty() { None } else { Some(guard(engine)?) };
-        engine.apply(&edit_search.adapters(self.opened)?)?;
+        let guard = if options.prompts.is_empty() { None } else { Some(guard(engine)?) };
+        engine.apply(&edit_search.adapters(opened)?)?;
         let snapshots = [snapshot_of_base, self.snapshot(engine)?];
         drop(bar);
-        let controls = if self.options.controls {
+        let controls = if options.controls {
             self.controls(engine, edit_search, &evaluator)?
         } else {
             Controls::default()
@@ -155,16 +148,17 @@ impl Scorer<'_> {
         edit_search: &EditSearch,
         evaluator: &Evaluator,
     ) -> Result<Controls, Error> {
-        let bar = self.printer.bar("scoring the controls", 3);
+        let Session { opened, options, printer, .. } = self.session;
+        let bar = printer.bar("scoring the controls", 3);
         // With the KL of all harmless prompts, which the published edit is to meet.
         let part = evaluator.half_with_kl();
         let exact = part.evaluate(engine)?.score;
         bar.set(1);
-        engine.apply(&edit_search.random_adapters(self.opened, self.options.seed)?)?;
+        engine.apply(&edit_search.random_adapters(opened, options.seed)?)?;
         let random = evaluator.half().evaluate(engine)?.score;
         bar.set(2);
         let mut published = None;
-        if self.apply_published(engine, edit_search, (evaluator, exact.kl))? {
+        if self.apply_published(engine, edit_search, evaluator, exact.kl)? {
             published = Some(part.evaluate(engine)?.score);
         }
         Ok(Controls { exact: Some(exact), random: Some(random), published })
@@ -176,13 +170,15 @@ impl Scorer<'_> {
         &self,
         engine: &mut LlamaEngine,
         edit_search: &EditSearch,
-        (evaluator, kl): (&Evaluator, f64),
+        evaluator: &Evaluator,
+        kl: f64,
     ) -> Result<bool, Error> {
-        if self.options.method == Method::Published || kl <= 0.0 {
+        let Session { opened, options, printer, .. } = self.session;
+        if options.method == Method::Published || kl <= 0.0 {
             return Ok(false);
         }
-        let (plan, layer) = (&self.opened.plan, edit_search.chosen.candidate.layer);
-        let weights = features::read_weights(self.opened, self.printer)?;
+        let (plan, layer) = (&opened.plan, edit_search.chosen.candidate.layer);
+        let weights = features::read_weights(opened, printer)?;
         let rights = edit::mean_rows(&weights);
         let make = |strength: f64| -> Result<Vec<LowRank>, SearchError> {
             let along = edit_search.direction_sources.published(layer);
@@ -197,33 +193,36 @@ impl Scorer<'_> {
     }
 
     fn snapshot(&self, engine: &mut LlamaEngine) -> Result<Snapshot, Error> {
-        let questions = Questions::of(self.prompts, Split::Report, FIDELITY_PROMPTS);
-        Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&self.opened.plan))?)
+        let Session { opened, prompts, .. } = self.session;
+        let questions = Questions::of(prompts, Split::Report, FIDELITY_PROMPTS);
+        Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&opened.plan))?)
     }
 
     /// Answers of a model that thinks before it answers, once it has.
     fn thoughtful(&self, engine: &mut LlamaEngine) -> Result<Option<(Thinking, Thoughtful)>, Error> {
-        let both = engine.thinking().cloned().zip(self.options.thinking.beside_answers());
+        let Session { prompts, options, .. } = self.session;
+        let both = engine.thinking().cloned().zip(options.thinking.beside_answers());
         let Some((thinking, budget)) = both else { return Ok(None) };
-        let questions = Questions::of(self.prompts, Split::Report, FIDELITY_PROMPTS);
+        let questions = Questions::of(prompts, Split::Report, FIDELITY_PROMPTS);
         let mut thinker = Thinker::new(engine, budget);
         let mut tally = |texts: &[String]| -> Result<Tally, Error> {
             Ok(Tally::of(&ask(&mut thinker, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
         };
-        let [harmful, harmless, alarming] = questions.by_kind();
-        let (harmful, harmless, alarming) = (tally(harmful)?, tally(harmless)?, tally(alarming)?);
+        let [harmful, harmless, borderline] = questions.by_kind();
+        let (harmful, harmless, borderline) = (tally(harmful)?, tally(harmless)?, tally(borderline)?);
         let thoughts = Thoughts::of(&thinker.thoughts);
-        Ok(Some((thinking, Thoughtful { harmful, harmless, alarming, thoughts })))
+        Ok(Some((thinking, Thoughtful { harmful, harmless, borderline, thoughts })))
     }
 
     fn load(&self, gguf: &Gguf) -> Result<LlamaEngine, Error> {
-        session::load(gguf, Some(self.opened.template()?), &self.options.run, self.printer)
+        let Session { opened, options, printer, .. } = self.session;
+        session::load(gguf, Some(opened.template()?), &options.run, printer)
     }
 
     /// The written file; one that refuses less than its base is never kept.
     pub fn after(&self, written: &Gguf, before: &Before) -> Result<After, Error> {
         let mut engine = self.load(written)?;
-        let _bar = self.printer.bar("scoring the written file", 1);
+        let _bar = self.session.printer.bar("scoring the written file", 1);
         let evaluation = before.evaluator.evaluate(&mut engine)?;
         let (old, new) = match &before.guard {
             Some((texts, old)) => {
@@ -244,12 +243,13 @@ impl Scorer<'_> {
     /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; none in place, where
     /// there is no room for a second file. The model is written by then, so what goes wrong here only leaves it out.
     pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Control {
+        let Session { opened, options, .. } = self.session;
         // Where neurons are changed nothing else is quantized again.
         let linear = matches!(write.edits, Edits::Linear(_));
-        if !self.options.controls || self.options.in_place || !linear {
+        if !options.controls || options.in_place || !linear {
             return Control::NotAsked;
         }
-        let tensors = self.opened.gguf.tensors.iter().filter(|tensor| write.edits.touches(&tensor.name));
+        let tensors = opened.gguf.tensors.iter().filter(|tensor| write.edits.touches(&tensor.name));
         let problem = |tensor: &TensorInfo| {
             Some((tensor.name.clone(), requant::unroundable(tensor, tensor.ggml_type)?))
         };
@@ -264,11 +264,12 @@ impl Scorer<'_> {
     }
 
     fn score_requantized(&self, write: Write<'_>, before: &Before) -> Result<Score, Error> {
+        let Session { opened, options, printer, .. } = self.session;
         // Under a temporary name only.
-        let mut file = AtomicModel::create(&self.options.output, &self.opened.gguf, true)?;
-        write.write(Change::RequantizeOnly, &mut file, self.printer)?;
+        let mut file = AtomicModel::create(&options.output, &opened.gguf, true)?;
+        Write { change: Change::RequantizeOnly, ..write }.write(&mut file, printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
-        let _bar = self.printer.bar("scoring the control", 1);
+        let _bar = printer.bar("scoring the control", 1);
         Ok(before.evaluator.half().evaluate(&mut engine)?.score)
     }
 }

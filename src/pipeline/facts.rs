@@ -101,7 +101,7 @@ pub fn check_written(
 ) -> Result<Verification, Error> {
     let bar = printer.bar("verifying", 1);
     let v = verify::verify_against(base, written, edits, &mut |done, total| {
-        bar.set_of(done as u64, total as u64)
+        bar.set_of(done as u64, total as u64);
     })?;
     if !v.untouched_identical {
         return Err(Error::Damaged { what: v.unexpected.join(", ") });

@@ -17,7 +17,7 @@ use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::output::{Printer, percent};
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::quant::preserve::InputModel;
 use crate::util::interrupt;
 use gates::{GateTrainer, LearnedGates};
@@ -40,7 +40,7 @@ pub(super) const MIN_REFUSED: usize = 16;
 
 /// The same along an ablated direction, where what was removed is missing from all layers: wider first.
 const WINDOWS_ABLATED: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
-/// κ along an ablated direction: with none as much refusal comes back at less KL, but that of alarming prompts too.
+/// κ along an ablated direction: with none as much refusal comes back at less KL, but that of borderline prompts too.
 const CONTRASTS_ABLATED: [f64; 1] = [1.0];
 
 /// Largest relative change of the edited weights that is tried.
@@ -109,7 +109,8 @@ pub(super) struct Seen {
 impl Seen {
     /// What `texts` show as users send them.
     pub fn collect(
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
         texts: Vec<String>,
         capture: &Capture,
     ) -> Result<Self, Error> {
@@ -154,12 +155,12 @@ impl Features {
     /// Collects it on the extract split, with prompts as users send them, and the directions that these
     /// show. With a `ablated`, gates are learned for it.
     pub fn collect(
-        opened: &Opened,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
-        prompts: &PromptSet,
-        (options, ablated): (&InjectOptions, bool),
-        printer: &Printer,
+        session: Session<'_>,
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
+        ablated: bool,
     ) -> Result<(Self, Shown), Error> {
+        let Session { opened, prompts, options, printer } = session;
         let weights = read_weights(opened, printer)?;
         let collector = Collector { prompts, printer };
         let capture = capture(&opened.plan, options, prompts, ablated);
@@ -170,9 +171,9 @@ impl Features {
                 percent(capture.share())
             ));
         }
-        let seen = PromptKind::ALL.map(|kind| collector.collect((engine, evaluator), &capture, kind));
-        let [harmful, harmless, alarming] = seen;
-        let mut seen = [harmful?, harmless?, alarming?];
+        let seen = PromptKind::ALL.map(|kind| collector.collect(engine, evaluator, &capture, kind));
+        let [harmful, harmless, borderline] = seen;
+        let mut seen = [harmful?, harmless?, borderline?];
         if options.method.is_gated() {
             let prose = collector.prose(engine, &capture)?;
             seen[1].activations.add_sample(&prose);
@@ -219,13 +220,15 @@ impl Features {
         &self,
         plan: &Plan,
         candidate: &Candidate,
-        (along, strength): (Along<'_>, f64),
+        along: Along<'_>,
+        strength: f64,
     ) -> Result<Vec<Edit>, EditError> {
         let none = || vec![None; plan.writers.len()];
         let rights = match &self.rights {
             Rights::Fixed(rights) => {
                 let mut inside = none();
-                for i in plan.writers_in(candidate.window) {
+                let (from, until) = candidate.window;
+                for i in plan.writers_in(from, until) {
                     inside[i].clone_from(&rights[i]);
                 }
                 inside
@@ -255,12 +258,11 @@ impl Features {
 
 /// The difference in means of the extract split under `system`, without the writers' inputs.
 pub fn directions_under(
-    opened: &Opened,
+    session: Session<'_>,
     engine: &mut LlamaEngine,
-    prompts: &PromptSet,
     system: &str,
-    printer: &Printer,
 ) -> Result<Directions, Error> {
+    let Session { opened, prompts, printer, .. } = session;
     let collector = Collector { prompts, printer };
     let mut residual = |kind| {
         let _bar = printer.bar(&format!("collecting hidden states under the safety prompt: {kind}"), 1);
@@ -285,7 +287,8 @@ impl Collector<'_> {
     /// Hidden states, writers' inputs and the beginnings of answers on the prompts of one kind.
     fn collect(
         &self,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
         capture: &Capture,
         kind: PromptKind,
     ) -> Result<Seen, Error> {
@@ -295,7 +298,7 @@ impl Collector<'_> {
             // The inputs of the first ones are kept, and topics lie in blocks.
             texts = scattered(texts);
         }
-        Seen::collect((engine, evaluator), texts, capture)
+        Seen::collect(engine, evaluator, texts, capture)
     }
 
     /// Inputs at tokens of text that asks for nothing: gates that only know prompts open on some of it, and
@@ -324,8 +327,8 @@ pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Er
 fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: bool) -> Capture {
     let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     if options.method.is_gated() {
-        let widest = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
-        capture = capture.only(&plan.writers_in(widest));
+        let (from, until) = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
+        capture = capture.only(&plan.writers_in(from, until));
     }
     capture.within(options.memory, n_token(options.method, prompts))
 }
@@ -339,7 +342,7 @@ fn n_token(method: Method, prompts: &PromptSet) -> u64 {
 
 /// Share of `n_prompt` prompts that is asked again once the first gates are known.
 pub fn effect_share(plan: &Plan, n_prompt: usize) -> f64 {
-    gates::effect_share(plan.writers_in(WINDOW).len(), n_prompt)
+    gates::effect_share(plan.writers_in(WINDOW.0, WINDOW.1).len(), n_prompt)
 }
 
 /// Bytes of the writers' inputs that learning keeps, where nothing was removed from the weights.
@@ -358,11 +361,11 @@ fn scattered(texts: Vec<String>) -> Vec<String> {
 }
 
 /// The second moments of every writer's inputs, which tell requantization where noise does least.
-fn input_models([harmful, harmless, alarming]: [&Activations; 3], printer: &Printer) -> Vec<InputModel> {
+fn input_models([harmful, harmless, borderline]: [&Activations; 3], printer: &Printer) -> Vec<InputModel> {
     let bar = printer.bar("weighing the writers' inputs", harmful.inputs.len() as u64);
     let models = (0..harmful.inputs.len()).map(|i| {
         bar.set(i as u64);
-        activations::input_model(&[&harmful.inputs[i], &harmless.inputs[i], &alarming.inputs[i]], PRINCIPAL)
+        activations::input_model(&[&harmful.inputs[i], &harmless.inputs[i], &borderline.inputs[i]], PRINCIPAL)
     });
     models.collect()
 }

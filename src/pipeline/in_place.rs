@@ -6,7 +6,7 @@ use crate::method::verify::ReadBytes;
 use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::session::stoppable;
-use crate::pipeline::write::{self, Write};
+use crate::pipeline::write::Write;
 use crate::util::interrupt;
 
 /// Changes the source of `write` in place. `measure` is given the changed file and the bytes of the
@@ -15,12 +15,12 @@ use crate::util::interrupt;
 /// # Errors
 /// [`Error`]; [`UndoError::NotRestored`] when the original could not be put back.
 pub fn change<T>(
-    (write, change): (Write<'_>, write::Change<'_>),
+    write: Write<'_>,
     sha256: &str,
     measure: impl FnOnce(&Gguf, &ReadBytes<'_>) -> Result<T, Error>,
     printer: &Printer,
 ) -> Result<T, Error> {
-    let rewrite = write.rewrite(change, write.source);
+    let rewrite = write.rewrite(write.source);
     let edited = write.edits.tensors();
     let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
     let bar = printer.bar("saving what will change", 1);
@@ -32,7 +32,7 @@ pub fn change<T>(
         }
     };
     drop(bar);
-    let done = apply(&mut file, &what, (write, change), printer).and_then(|()| {
+    let done = apply(&mut file, &what, write, printer).and_then(|()| {
         let changed = file.open_changed()?;
         measure(&changed, &|range| file.read_original(range))
     });
@@ -52,16 +52,11 @@ pub fn change<T>(
 }
 
 /// Changes the file, and proves that it can be put back.
-fn apply(
-    file: &mut InPlace,
-    what: &Change<'_>,
-    (write, change): (Write<'_>, write::Change<'_>),
-    printer: &Printer,
-) -> Result<(), Error> {
+fn apply(file: &mut InPlace, what: &Change<'_>, write: Write<'_>, printer: &Printer) -> Result<(), Error> {
     let bar = printer.bar("changing the file", write.source.file_len);
     let mut progress = stoppable(&bar);
     let applied = file
-        .apply(what, &mut |tensor, old| Ok(write.new_data(change, tensor, old)?), &mut progress)
+        .apply(what, &mut |tensor, old| Ok(write.new_data(tensor, old)?), &mut progress)
         // Tensors outside the edit are compared with nothing else: they have moved, and their hash is in this.
         .and_then(|()| file.prove(&mut progress));
     interrupt::check()?;
@@ -78,7 +73,7 @@ mod tests {
     use crate::method::Edits;
     use crate::method::edit::Edit;
     use crate::method::requant::Requant;
-    use crate::pipeline::plan_of;
+    use crate::pipeline::{plan_of, write};
 
     /// Requantizes one tensor of a small model in place, and measures what `verdict` says.
     fn try_it(path: &Path, verdict: Result<(), Error>) -> Result<(), Error> {
@@ -99,14 +94,14 @@ mod tests {
         };
         let requant = Requant::Nearest;
         let edits = Edits::from(vec![edit]);
-        let write = Write { source: &source, plan: &plan, edits: &edits, inputs: &[], requant };
-        let what = (write, write::Change::RequantizeOnly);
+        let change = write::Change::RequantizeOnly;
+        let write = Write { source: &source, plan: &plan, edits: &edits, inputs: &[], requant, change };
         let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
             assert_eq!(original(&(0..4))?, b"GGUF");
             assert_eq!(changed.tensors.len(), 3);
             verdict
         };
-        change(what, &sha256, measure, &Printer::new(true, 0))
+        super::change(write, &sha256, measure, &Printer::new(true, 0))
     }
 
     #[test]

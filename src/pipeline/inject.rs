@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
-use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicModel, Gguf, GgufError};
 use crate::llama::{LlamaEngine, llama_version};
 use crate::method::Edits;
@@ -18,27 +17,21 @@ use crate::pipeline::in_place;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::run_facts::RunFacts;
-use crate::pipeline::session::{self, Opened};
+use crate::pipeline::session::{self, Session};
 use crate::pipeline::stored::{self, Taken};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{FileFacts, Report, cpu_seconds, peak_memory};
 
 /// One injection, after everything that can be checked before it was.
 pub struct Job<'a> {
-    /// The model.
-    pub opened: &'a Opened,
-    /// What the user asked for, with the method that is taken.
-    pub options: &'a InjectOptions,
-    /// What the model is asked.
-    pub prompts: &'a PromptSet,
+    /// The model, and what is wanted of it, with the method that is taken.
+    pub session: Session<'a>,
     /// The stored edit that is applied, in place of a search.
     pub taken: Option<&'a Taken>,
     /// What the bytes of the output depend on.
     pub facts: &'a RunFacts,
     /// When the model's files were last written to, before they were hashed.
     pub seen: Option<Vec<SystemTime>>,
-    /// Where people are told.
-    pub printer: &'a Printer,
 }
 
 /// What came of it; the file is written.
@@ -99,20 +92,21 @@ impl Job<'_> {
         journal: &mut Journal,
         start: Instant,
     ) -> Result<Done, Error> {
-        let Job { opened, options, prompts, taken, printer, .. } = *self;
         let (mut engine, edit_search) = self.find(journal)?;
-        let options = &options.with_method(edit_search.method)?;
+        let options = &self.session.options.with_method(edit_search.method)?;
+        let session = Session { options, ..self.session };
+        let Session { opened, prompts, printer, .. } = session;
         // What a tensor's type cannot hold is known before the scores.
         let edits = edit_search.edits(opened, options.requant)?;
-        let scorer = Scorer { opened, options, prompts, printer };
+        let scorer = Scorer { session };
         let before = scorer.before(&mut engine, &edit_search)?;
         drop(engine);
 
         let provenance = self.provenance(&edit_search, &input);
-        let change = (self.write(&edit_search, &edits), Change::Edit(&provenance, edit_search.along()));
+        let write = self.write(&edit_search, &edits, &provenance);
         let Written { output, verification, after, requantized } = match target {
-            Target::Copy(file) => self.copy(file, change, (&scorer, &before), &input)?,
-            Target::InPlace => self.in_place(change, (&scorer, &before), &input)?,
+            Target::Copy(file) => self.copy(file, write, &scorer, &before, &input)?,
+            Target::InPlace => self.in_place(write, &scorer, &before, &input)?,
         };
 
         let report = Report {
@@ -120,7 +114,7 @@ impl Job<'_> {
             llama_cpp: llama_version(),
             input,
             output,
-            stored_edit: taken.map(|taken| taken.file.clone()),
+            stored_edit: self.taken.map(|taken| taken.file.clone()),
             architecture: opened.plan.architecture.clone(),
             prompts: prompt_facts(prompts),
             edit: edit_facts(&edit_search, &edits),
@@ -157,50 +151,58 @@ impl Job<'_> {
     pub fn rehearse(&self, input: &FileFacts, mut file: AtomicModel) -> Result<FileFacts, Error> {
         let (engine, edit_search) = self.find(&mut Journal::off())?;
         drop(engine);
-        let Job { opened, options, printer, .. } = *self;
+        let Session { opened, options, printer, .. } = self.session;
         let edits = edit_search.edits(opened, options.requant)?;
         let provenance = self.provenance(&edit_search, input);
-        let write = self.write(&edit_search, &edits);
-        write.write(Change::Edit(&provenance, edit_search.along()), &mut file, printer)?;
+        self.write(&edit_search, &edits, &provenance).write(&mut file, printer)?;
         file_facts(&Gguf::open(file.temporary_path())?, printer)
     }
 
     /// Finds the edit, or takes the stored one; with the engine that it was found with.
     fn find(&self, journal: &mut Journal) -> Result<(LlamaEngine, EditSearch), Error> {
-        let Job { opened, options, prompts, taken, printer, .. } = *self;
+        let Session { opened, prompts, options, printer } = self.session;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
         session::check_all(&engine, prompts, options, printer)?;
-        let edit_search = match taken {
-            None => EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?,
+        let edit_search = match self.taken {
+            None => EditSearch::new(self.session, &mut engine, journal)?,
             Some(taken) => {
-                let how = (options.imatrix.as_deref(), options.search.strength);
-                stored::edit_search(taken, opened, how, printer)?
+                let (imatrix, strength) = (options.imatrix.as_deref(), options.search.strength);
+                stored::edit_search(taken, opened, imatrix, strength, printer)?
             }
         };
         Ok((engine, edit_search))
     }
 
-    fn write<'w>(&'w self, edit_search: &'w EditSearch, edits: &'w Edits) -> Write<'w> {
-        let (source, plan) = (&self.opened.gguf, &self.opened.plan);
-        Write { source, plan, edits, inputs: edit_search.found.inputs(), requant: self.options.requant }
+    fn write<'w>(
+        &'w self,
+        edit_search: &'w EditSearch,
+        edits: &'w Edits,
+        provenance: &'w Provenance,
+    ) -> Write<'w> {
+        let Session { opened, options, .. } = self.session;
+        let (source, plan, inputs) = (&opened.gguf, &opened.plan, edit_search.found.inputs());
+        let change = Change::Edit(provenance, edit_search.along());
+        Write { source, plan, edits, inputs, requant: options.requant, change }
     }
 
     /// Writes the copy, and gives it its name when it was found good.
     fn copy(
         &self,
         mut file: AtomicModel,
-        (write, change): (Write<'_>, Change<'_>),
-        (scorer, before): (&Scorer<'_>, &Before),
+        write: Write<'_>,
+        scorer: &Scorer<'_>,
+        before: &Before,
         input: &FileFacts,
     ) -> Result<Written, Error> {
-        write.write(change, &mut file, self.printer)?;
+        let Session { opened, options, printer, .. } = self.session;
+        write.write(&mut file, printer)?;
         let gguf = Gguf::open(file.temporary_path())?;
-        let base = &self.opened.gguf;
-        let verification = check_written(Base::from(base), &gguf, write.edits, self.printer)?;
+        let base = &opened.gguf;
+        let verification = check_written(Base::from(base), &gguf, write.edits, printer)?;
         let after = scorer.after(&gguf, before)?;
-        let mut output = file_facts(&gguf, self.printer)?;
-        output.path = self.options.output.display().to_string();
-        check_unchanged(input, base, self.seen.as_deref(), self.printer)?;
+        let mut output = file_facts(&gguf, printer)?;
+        output.path = options.output.display().to_string();
+        check_unchanged(input, base, self.seen.as_deref(), printer)?;
         file.commit()?;
         let requantized = scorer.requantized_control(write, before);
         Ok(Written { output, verification, after, requantized })
@@ -209,18 +211,20 @@ impl Job<'_> {
     /// Changes the model itself, and leaves it so when it was found good.
     fn in_place(
         &self,
-        change: (Write<'_>, Change<'_>),
-        (scorer, before): (&Scorer<'_>, &Before),
+        write: Write<'_>,
+        scorer: &Scorer<'_>,
+        before: &Before,
         input: &FileFacts,
     ) -> Result<Written, Error> {
+        let Session { opened, printer, .. } = self.session;
         let measure = |changed: &Gguf, original: &ReadBytes<'_>| {
-            let base = Base { gguf: &self.opened.gguf, bytes: Some(original) };
-            let verification = check_written(base, changed, change.0.edits, self.printer)?;
+            let base = Base { gguf: &opened.gguf, bytes: Some(original) };
+            let verification = check_written(base, changed, write.edits, printer)?;
             let after = scorer.after(changed, before)?;
-            let output = file_facts(changed, self.printer)?;
+            let output = file_facts(changed, printer)?;
             Ok(Written { output, verification, after, requantized: Control::NotAsked })
         };
-        in_place::change(change, &input.sha256, measure, self.printer)
+        in_place::change(write, &input.sha256, measure, printer)
     }
 
     fn provenance(&self, edit_search: &EditSearch, input: &FileFacts) -> Provenance {
@@ -230,7 +234,7 @@ impl Job<'_> {
             method: edit_search.method.name().into(),
             layer: edit_search.chosen.candidate.layer as u32,
             strength: edit_search.chosen.strength,
-            prompts_sha256: found_with.unwrap_or_else(|| self.prompts.sha256()),
+            prompts_sha256: found_with.unwrap_or_else(|| self.session.prompts.sha256()),
             input_sha256: input.sha256.clone(),
             direction_source: edit_search.chosen.candidate.direction_source.name().into(),
             system_prompt: edit_search.system_prompt.into(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::pipeline::run_facts::{Difference, RunFacts};
+use crate::util::hint::Hint;
 
 /// Why a file could not be made anew.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +44,8 @@ pub enum ReproduceError {
     },
 }
 
-impl ReproduceError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for ReproduceError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Untold { .. } => Some(
                 "files written by `inject` of this version can be made anew, those of `release` cannot"

@@ -6,16 +6,14 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::eval::prompts::PromptSet;
 use crate::gguf::sha256_file;
 use crate::method::edit::Method;
 use crate::method::search::SearchOptions;
 use crate::method::search::journal::Head;
-use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::journal;
 use crate::pipeline::options::{Allow, InjectOptions, SystemPrompt, ThinkingMode, ThinkingOptions};
-use crate::pipeline::session::{Opened, stoppable};
+use crate::pipeline::session::{Session, stoppable};
 use crate::pipeline::stored::Taken;
 use crate::report::FileFacts;
 
@@ -62,17 +60,12 @@ pub struct Difference {
 }
 
 impl RunFacts {
-    /// Those of a run on `opened`, whose file is `input`.
+    /// Those of a run of `session`, whose model is the file `input`.
     ///
     /// # Errors
     /// [`Error::Io`] for an importance matrix that cannot be read.
-    pub fn of(
-        opened: &Opened,
-        options: &InjectOptions,
-        (prompts, taken): (&PromptSet, Option<&Taken>),
-        input: &FileFacts,
-        printer: &Printer,
-    ) -> Result<Self, Error> {
+    pub fn of(session: Session<'_>, taken: Option<&Taken>, input: &FileFacts) -> Result<Self, Error> {
+        let Session { opened, prompts, options, printer } = session;
         let SearchOptions { layer, contrast, max_false_refusal, trials, time_budget, .. } = options.search;
         let imatrix_sha256 = match &options.imatrix {
             None => None,

@@ -25,6 +25,19 @@ pub struct Opened {
     pub plan: Plan,
 }
 
+/// A model at hand, and what is wanted of it: what every step of a run is given.
+#[derive(Clone, Copy)]
+pub struct Session<'a> {
+    /// The model.
+    pub opened: &'a Opened,
+    /// What it is asked.
+    pub prompts: &'a PromptSet,
+    /// What the user asked for.
+    pub options: &'a InjectOptions,
+    /// Where people are told.
+    pub printer: &'a Printer,
+}
+
 /// The embedded patches, with those of `dir` over them.
 pub fn patches(dir: Option<&Path>) -> Result<Patches, Error> {
     Ok(match dir {

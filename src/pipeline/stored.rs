@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use crate::eval::prompts::PromptSet;
 use crate::gguf::sha256_hex;
 use crate::llama::llama_version;
 use crate::method::detector::ffn::Network;
@@ -21,8 +20,7 @@ use crate::pipeline::edit_search::{Chosen, EditSearch, Found};
 use crate::pipeline::error::Error;
 use crate::pipeline::facts::edit_facts;
 use crate::pipeline::features::Features;
-use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::{self, Opened};
+use crate::pipeline::session::{self, Opened, Session};
 use crate::report::FileFacts;
 
 /// Runs the search, and puts its choice together.
@@ -30,15 +28,14 @@ use crate::report::FileFacts;
 /// # Errors
 /// [`Error`].
 pub fn search(
-    opened: &Opened,
-    options: &InjectOptions,
-    (prompts, input): (&PromptSet, &FileFacts),
+    session: Session<'_>,
+    input: &FileFacts,
     journal: &mut Journal,
-    printer: &Printer,
 ) -> Result<(StoredEdit, SearchResult), Error> {
+    let Session { opened, prompts, options, printer } = session;
     let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
     session::check_all(&engine, prompts, options, printer)?;
-    let edit_search = EditSearch::new(opened, (&mut engine, journal), prompts, options, printer)?;
+    let edit_search = EditSearch::new(session, &mut engine, journal)?;
     drop(engine);
     let edits = edit_search.edits(opened, Requant::Preserve)?;
     let chosen = edit_search.chosen.candidate;
@@ -123,7 +120,8 @@ pub fn take(
 pub fn edit_search(
     taken: &Taken,
     opened: &Opened,
-    (imatrix, strength): (Option<&Path>, Option<f64>),
+    imatrix: Option<&Path>,
+    strength: Option<f64>,
     printer: &Printer,
 ) -> Result<EditSearch, Error> {
     let facts = &taken.edit.facts;
@@ -143,7 +141,8 @@ pub fn edit_search(
         method: facts.method,
         found,
         direction_sources: DirectionSources::stored(
-            (facts.chosen.direction_source, facts.method == Method::Detector),
+            facts.chosen.direction_source,
+            facts.method == Method::Detector,
             directions,
         ),
         ablated: None, // the weights are not looked at

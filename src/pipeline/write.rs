@@ -39,21 +39,23 @@ pub struct Write<'a> {
     pub inputs: &'a [InputModel],
     /// How edited tensors are quantized.
     pub requant: Requant,
+    /// With the edit, or requantized only.
+    pub change: Change<'a>,
 }
 
 impl Write<'_> {
     /// Writes the changed copy to `model`, whose files still have their temporary names; flushed, so
     /// that it can be read back.
-    pub fn write(&self, change: Change<'_>, model: &mut AtomicModel, printer: &Printer) -> Result<(), Error> {
+    pub fn write(&self, model: &mut AtomicModel, printer: &Printer) -> Result<(), Error> {
         let bar = printer.bar("writing", self.source.total_len());
         let mut before = 0;
         for (source, file) in self.source.files().zip(model.files_mut()) {
-            let rewrite = self.rewrite(change, source);
+            let rewrite = self.rewrite(source);
             let replace = &mut |tensor: &TensorInfo| {
                 if !self.edits.touches(&tensor.name) {
                     return Ok(None);
                 }
-                Ok(Some(self.new_data(change, tensor, self.source.read_tensor(tensor)?)?))
+                Ok(Some(self.new_data(tensor, self.source.read_tensor(tensor)?)?))
             };
             let mut progress = stoppable(&bar);
             let progress = &mut |done, _| progress(before + done, self.source.total_len());
@@ -66,9 +68,9 @@ impl Write<'_> {
 
     /// What becomes of one file of the source, its tensor data apart. Only the first one of a split model
     /// has keys.
-    pub fn rewrite<'s>(&self, change: Change<'_>, source: &'s Gguf) -> Rewrite<'s> {
+    pub fn rewrite<'s>(&self, source: &'s Gguf) -> Rewrite<'s> {
         let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
-        if let Change::Edit(provenance, along) = change {
+        if let Change::Edit(provenance, along) = self.change {
             if std::ptr::eq(source, self.source) {
                 rewrite.added = provenance.keys(self.edits);
                 rewrite.added_f32 = provenance.arrays(along, self.edits, self.plan);
@@ -79,13 +81,8 @@ impl Write<'_> {
     }
 
     /// The data that `tensor`, whose data is `bytes`, has in the copy.
-    pub fn new_data(
-        &self,
-        change: Change<'_>,
-        tensor: &TensorInfo,
-        bytes: Vec<u8>,
-    ) -> Result<Vec<u8>, EditError> {
-        if matches!(change, Change::RequantizeOnly) {
+    pub fn new_data(&self, tensor: &TensorInfo, bytes: Vec<u8>) -> Result<Vec<u8>, EditError> {
+        if matches!(self.change, Change::RequantizeOnly) {
             return requant::requantize_only(tensor, &bytes);
         }
         match self.edits {
@@ -93,9 +90,9 @@ impl Write<'_> {
                 let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(bytes) };
                 let nothing = InputModel::default();
                 let inputs = self.inputs.get(edit.writer).unwrap_or(&nothing);
-                requant::apply(edit, (tensor, bytes), self.requant, inputs)
+                requant::apply(edit, tensor, bytes, self.requant, inputs)
             }
-            Edits::Neurons(planted) => PlantedFfn::apply_all(planted, (tensor, bytes), self.requant),
+            Edits::Neurons(planted) => PlantedFfn::apply_all(planted, tensor, bytes, self.requant),
         }
     }
 

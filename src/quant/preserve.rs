@@ -160,7 +160,7 @@ pub fn preserve(
     let order = row_order(target, if ggml_type.is_float() { 0.0 } else { LEAST_SHARE });
     let unit = Units::new(ggml_type, n_in);
     let stripes: Vec<Stripe<'_>> =
-        unit.ranges().map(|columns| Stripe::new((ggml_type, target), inputs, columns, &order)).collect();
+        unit.ranges().map(|columns| Stripe::new(ggml_type, target, inputs, columns, &order)).collect();
     let mut rows: Vec<Vec<&mut [u8]>> = stripes.iter().map(|_| Vec::with_capacity(n_row)).collect();
     for row in bytes.chunks_exact_mut(bytes.len() / n_row) {
         for (part, rows) in row.chunks_mut(unit.stripe_bytes()).zip(&mut rows) {
@@ -252,11 +252,7 @@ fn add(error: &mut [f32], by: f32, m: &[f32]) {
 
 impl<'a, 's> Row<'a, 's> {
     /// Row `i` of the stripe, with the errors along columns and along the row.
-    fn new(
-        (stripe, i): (&'s Stripe<'a>, usize),
-        (carry, error): (&'s mut [f32], &'s mut [f32]),
-        least: f32,
-    ) -> Self {
+    fn new(stripe: &'s Stripe<'a>, i: usize, carry: &'s mut [f32], error: &'s mut [f32], least: f32) -> Self {
         Self { stripe, left: stripe.left[i], along: stripe.along[i], carry, error, least }
     }
 
@@ -325,7 +321,7 @@ impl<'a, 's> Row<'a, 's> {
 
     /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
     #[inline(always)]
-    fn sub_block<G: Grid>(&mut self, first: usize, (block, at): (&mut [u8], usize), step: f32) {
+    fn sub_block<G: Grid>(&mut self, first: usize, block: &mut [u8], at: usize, step: f32) {
         let mut wish = [0.0; MAX_SUB];
         let wish = &mut wish[..G::SUB];
         self.charge(first, wish);
@@ -376,12 +372,12 @@ fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let least = 0.5 * G::LEVELS.gap();
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row::new((stripe, i), (&mut carry, &mut error), least);
+        let mut row = Row::new(stripe, i, &mut carry, &mut error, least);
         for (b, block) in rows[i].chunks_exact_mut(G::BYTES).enumerate() {
             G::steps(block, &mut steps);
             for (sub, &step) in steps[..G::LEN / G::SUB].iter().enumerate() {
                 let at = sub * G::SUB;
-                row.sub_block::<G>(b * G::LEN + at, (block, at), step);
+                row.sub_block::<G>(b * G::LEN + at, block, at, step);
             }
         }
     }
@@ -405,7 +401,7 @@ impl Row<'_, '_> {
     /// Gives the group of values from column `first` on the codeword that costs least, if that is not
     /// its own: the cost of the module's head, summed over the group, and Σ c_j² may not grow.
     #[inline(always)]
-    fn group(&mut self, book: &Codebook, first: usize, (block, g): (&mut [u8], usize)) {
+    fn group(&mut self, book: &Codebook, first: usize, block: &mut [u8], g: usize) {
         let mut pull = [0.0; 8];
         let pull = &mut pull[..book.dim()];
         self.charge(first, pull);
@@ -466,10 +462,10 @@ fn walk_groups(book: &Codebook, rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut error = vec![0.0; stripe.n_principal.next_multiple_of(WIDE)];
     for &i in stripe.order {
         error.fill(0.0);
-        let mut row = Row::new((stripe, i), (&mut carry, &mut error), 0.0);
+        let mut row = Row::new(stripe, i, &mut carry, &mut error, 0.0);
         for (b, block) in rows[i].chunks_exact_mut(book.block_bytes()).enumerate() {
             for g in 0..book.groups_per_block() {
-                row.group(book, b * book.block_len() + g * book.dim(), (block, g));
+                row.group(book, b * book.block_len() + g * book.dim(), block, g);
             }
         }
     }

@@ -79,7 +79,7 @@ fn markdown(text: &str) -> String {
             // Inside a word an underscore marks nothing.
             '_' if is_word(at.checked_sub(1)) && is_word(Some(at + 1)) => {}
             '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '&' | '~' | '#' | '@' | '$' | ':' => {
-                out.push('\\')
+                out.push('\\');
             }
             _ => {}
         }
@@ -154,7 +154,7 @@ impl Card<'_> {
             );
         }
         text += "\n## Measured\n\nEach file beside the same quantization without the edit, greedy, judged by rules over \
-                 English text: counts, then rate and 95 % Wilson interval. *Alarming* prompts are harmless ones that \
+                 English text: counts, then rate and 95 % Wilson interval. *Borderline* prompts are harmless ones that \
                  only sound harmful. KL is the mean divergence of the first answer token from that quantization, on \
                  harmless prompts, in nats.\n\n";
         text + &self.scores()
@@ -165,7 +165,7 @@ impl Card<'_> {
             return self.guards();
         }
         let mut text = String::from(
-            "| type | | harmful refused | harmless refused | alarming refused | undecided | broken | KL |\n|---|---|---|---|---|--:|--:|--:|\n",
+            "| type | | harmful refused | harmless refused | borderline refused | undecided | broken | KL |\n|---|---|---|---|---|--:|--:|--:|\n",
         );
         for row in self.rows {
             let scores = row.scores.iter().flatten().zip(["without", "with"]);
@@ -177,7 +177,7 @@ impl Card<'_> {
                     markdown(&row.label),
                     score.harmful.refused(),
                     score.harmless.refused(),
-                    score.alarming.refused(),
+                    score.borderline.refused(),
                     count(score.undecided()),
                     count(score.broken()),
                     score.kl
@@ -214,7 +214,7 @@ mod tests {
 
     fn score(refused: u64, kl: f64) -> Score {
         let of = |refused, total: u64| Tally { refused, complied: total - refused, ..Tally::default() };
-        Score { harmful: of(refused, 64), harmless: of(3, 48), alarming: of(17, 48), kl }
+        Score { harmful: of(refused, 64), harmless: of(3, 48), borderline: of(17, 48), kl }
     }
 
     fn row(scores: Option<[Score; 2]>) -> Row {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::util::hint::Hint;
+
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
@@ -59,9 +61,8 @@ pub enum ReleaseError {
     },
 }
 
-impl ReleaseError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for ReleaseError {
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Config { .. } => "see `rosi-gguf release --help` and the example in docs",
             Self::Plan { hint, .. } => hint,

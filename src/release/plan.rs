@@ -55,7 +55,8 @@ impl ReleasePlan {
     pub fn plan(
         sources: &[Gguf],
         types: &[&'static QuantType],
-        (name, imatrix): (Option<&str>, bool),
+        name: Option<&str>,
+        imatrix: bool,
     ) -> Result<Self, ReleaseError> {
         let by_size =
             |numbers: &mut dyn Iterator<Item = usize>| numbers.max_by_key(|&i| sources[i].total_len());
@@ -77,7 +78,7 @@ impl ReleasePlan {
         }
         let mut files = Vec::new();
         let mut add = |label: String, step| {
-            files.push(PlannedFile { file: format!("{name}-{label}.gguf"), label, step })
+            files.push(PlannedFile { file: format!("{name}-{label}.gguf"), label, step });
         };
         for quant in types.iter().filter(|_| maker.is_some()) {
             let source = maker.unwrap_or(widest);
@@ -166,17 +167,17 @@ mod tests {
     fn types_come_from_the_widest_source_and_others_stay_as_they_are() {
         let sources =
             [model("m/Tiny-Q4_0.gguf", GgmlType::Q4_0, 2), model("m/Tiny.F16.gguf", GgmlType::F16, 4)];
-        let plan = ReleasePlan::plan(&sources, &types(&["Q8_0", "Q6_K"]), (None, false)).unwrap();
+        let plan = ReleasePlan::plan(&sources, &types(&["Q8_0", "Q6_K"]), None, false).unwrap();
         assert_eq!(names(&plan), ["Tiny-rosi-Q8_0.gguf", "Tiny-rosi-Q6_K.gguf", "Tiny-rosi-Q4_0.gguf"]);
         assert_eq!((plan.widest, plan.files[2].step), (1, Step::AsItIs(0)));
-        let as_they_are = ReleasePlan::plan(&sources, &[], (Some("Safe"), false)).unwrap();
+        let as_they_are = ReleasePlan::plan(&sources, &[], Some("Safe"), false).unwrap();
         assert_eq!(names(&as_they_are), ["Safe-Q4_0.gguf", "Safe-F16.gguf"]);
     }
 
     #[test]
     fn what_cannot_be_is_told() {
         let error = |sources: &[Gguf], wanted: &[&str], name| {
-            ReleasePlan::plan(sources, &types(wanted), (name, false)).unwrap_err().to_string()
+            ReleasePlan::plan(sources, &types(wanted), name, false).unwrap_err().to_string()
         };
         let quantized = [model("a-Q4_0.gguf", GgmlType::Q4_0, 2)];
         let wide = || model("a-F16.gguf", GgmlType::F16, 2);

@@ -82,7 +82,8 @@ pub fn is_full_precision(gguf: &Gguf) -> bool {
 pub fn quantize(
     source: &Gguf,
     to: &Path,
-    (quant, imatrix): (&QuantType, Option<&Imatrix>),
+    quant: &QuantType,
+    imatrix: Option<&Imatrix>,
     threads: usize,
 ) -> Result<(), ReleaseError> {
     check(source, quant, imatrix.is_some())?;

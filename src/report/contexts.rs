@@ -21,7 +21,7 @@ pub(in crate::report) fn contexts(gates: &[Profile]) -> Vec<InContext> {
         context: name.clone(),
         harmful: mean(name, |row| row.harmful),
         harmless: mean(name, |row| row.harmless),
-        alarming: mean(name, |row| row.alarming),
+        borderline: mean(name, |row| row.borderline),
     };
     names.map(row).collect()
 }
@@ -35,7 +35,7 @@ mod tests {
             context: context.into(),
             harmful: Some(harmful),
             harmless: None,
-            alarming: Some(0.1),
+            borderline: Some(0.1),
         };
         Profile {
             layer: 3,
@@ -57,7 +57,7 @@ mod tests {
             gate(1, Opens::Harmful, &[("plain", 0.1), ("wrapped", 1.0)]),
             gate(0, Opens::Harmful, &[("plain", 0.6), ("wrapped", 0.3)]),
             gate(0, Opens::Harmful, &[("plain", 0.8), ("wrapped", 0.3)]),
-            gate(0, Opens::Alarming, &[("plain", 0.0), ("wrapped", 1.0)]),
+            gate(0, Opens::Borderline, &[("plain", 0.0), ("wrapped", 1.0)]),
         ];
         let rows = contexts(&gates);
         let of = |i: usize| (rows[i].context.as_str(), rows[i].harmful.unwrap(), rows[i].harmless);

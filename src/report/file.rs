@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::Report;
 use crate::util::bounded;
+use crate::util::hint::Hint;
 
 /// Most bytes of a report. One with whole answers of a large model has a few.
 const MAX_BYTES: u64 = 64 << 20;
@@ -39,9 +40,8 @@ pub enum ReportError {
     Page(#[from] minijinja::Error),
 }
 
-impl ReportError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for ReportError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Read { .. } => None,
             Self::TooLarge { .. } | Self::NotReport { .. } => {

@@ -91,7 +91,7 @@ impl Report {
         vec![
             tile("harmful refused", base.harmful, written.harmful),
             tile("harmless refused", base.harmless, written.harmless),
-            tile("alarming refused", base.alarming, written.alarming),
+            tile("borderline refused", base.borderline, written.borderline),
             ["KL from the base".into(), section::fixed(written.kl, 4), "nats, harmless prompts".into()],
             ["edit that arrived".into(), gain, "of what was asked for".into()],
         ]
@@ -101,7 +101,7 @@ impl Report {
         let e = &self.edit;
         let file = |f: &super::FileFacts| format!("{}\n{} bytes\nsha256 {}", f.path, f.bytes, f.sha256);
         let prompts = |name: &str, n: [usize; 3]| {
-            format!("{name}: {} harmful, {} harmless, {} alarming", n[0], n[1], n[2])
+            format!("{name}: {} harmful, {} harmless, {} borderline", n[0], n[1], n[2])
         };
         let p = &self.prompts;
         let splits = [("extract", p.extract), ("search", p.search), ("report", p.report)];

@@ -15,7 +15,7 @@ const WIDTH: usize = 100;
 /// Columns of the names at the left.
 const NAMES: usize = 12;
 /// Columns of a bar.
-const BAR: usize = 10;
+const BAR: usize = 8;
 /// Columns of a gate's scores.
 const SCORES: usize = 11;
 
@@ -59,13 +59,13 @@ impl Report {
     }
 
     fn score_table(&self) -> Table {
-        let kinds = ["harmful refused", "harmless refused", "alarming refused"];
+        let kinds = ["harmful refused", "harmless refused", "borderline refused"];
         let mut table = Table::new(&["report split", kinds[0], kinds[1], kinds[2], "broken", "KL"]);
         for (name, score) in self.scores.named() {
-            let [harmful, harmless, alarming] =
-                [score.harmful, score.harmless, score.alarming].map(|tally| tally.refused().to_string());
+            let [harmful, harmless, borderline] =
+                [score.harmful, score.harmless, score.borderline].map(|tally| tally.refused().to_string());
             let broken = score.broken().count.to_string();
-            table.row(vec![name.into(), harmful, harmless, alarming, broken, format!("{:.4}", score.kl)]);
+            table.row(vec![name.into(), harmful, harmless, borderline, broken, format!("{:.4}", score.kl)]);
         }
         table
     }
@@ -144,7 +144,7 @@ impl Report {
         if self.search.trials.is_empty() {
             return String::new();
         }
-        let kinds = ["harmful refused", "", "harmless", "alarming"];
+        let kinds = ["harmful refused", "", "harmless", "borderline"];
         let [edit, size] =
             if self.is_detector() { ["source, pull", "push"] } else { ["source, κ", "strength"] };
         let sized =
@@ -164,7 +164,7 @@ impl Report {
                 count(harmful),
                 if harmful.total == 0 { String::new() } else { bar(harmful.rate(), BAR) },
                 count(score.harmless.refused()),
-                count(score.alarming.refused()),
+                count(score.borderline.refused()),
             ]);
         };
         if let Some(base) = &self.search.base {
@@ -223,7 +223,7 @@ impl Report {
         if self.edit.gates.is_empty() {
             return String::new();
         }
-        let head = ["block", "opens on", "scores", "of others", "harmful", "harmless", "alarming", "text"];
+        let head = ["block", "opens on", "scores", "of others", "harmful", "harmless", "borderline", "text"];
         let mut table = Table::new(&head);
         for gate in &self.edit.gates {
             let own = gate.opens.kind().as_str();
@@ -237,7 +237,7 @@ impl Report {
                 let most = sum.iter().copied().fold(1.0, f64::max);
                 sparkline(&sum.map(|n| n / most), SCORES)
             };
-            let shares = ["harmful", "harmless", "alarming", "text"]
+            let shares = ["harmful", "harmless", "borderline", "text"]
                 .map(|name| gate.of(name).map_or("–".to_owned(), |kind| percent(kind.open)));
             let place =
                 [format!("{}, −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
@@ -256,9 +256,9 @@ impl Report {
             return String::new();
         }
         let share = |share: Option<f64>| share.map_or("–".to_owned(), percent);
-        let mut table = Table::new(&["prompts", "harmful", "harmless", "alarming"]);
+        let mut table = Table::new(&["prompts", "harmful", "harmless", "borderline"]);
         for row in &rows {
-            let shares = [row.harmful, row.harmless, row.alarming].map(share);
+            let shares = [row.harmful, row.harmless, row.borderline].map(share);
             table.row([row.context.clone()].into_iter().chain(shares).collect());
         }
         let weak: Vec<&str> =
@@ -280,16 +280,16 @@ impl Report {
     fn thinking_table(&self) -> String {
         let Some(thinking) = &self.thinking else { return String::new() };
         let head = [
-            "after thoughts",
+            "answers of",
             "harmful refused",
             "harmless refused",
-            "alarming refused",
+            "borderline refused",
             "unfinished",
             "tokens",
         ];
         let mut table = Table::new(&head);
         for (name, of) in [("base", &thinking.base), ("written file", &thinking.written)] {
-            let kinds = [of.harmful, of.harmless, of.alarming].map(|tally| counts(tally.refused()));
+            let kinds = [of.harmful, of.harmless, of.borderline].map(|tally| counts(tally.refused()));
             let rest = [counts(of.thoughts.endless), format!("{:.0}", of.thoughts.mean_tokens)];
             table.row([name.to_owned()].into_iter().chain(kinds).chain(rest).collect());
         }
@@ -303,7 +303,7 @@ impl Report {
     fn projection_line(&self) -> String {
         let Some(projections) = &self.projections else { return String::new() };
         let mean = |all: &[f32]| all.iter().map(|&v| f64::from(v)).sum::<f64>() / all.len() as f64;
-        let kinds = ["harmful", "harmless", "alarming"].into_iter().zip(projections.by_kind());
+        let kinds = ["harmful", "harmless", "borderline"].into_iter().zip(projections.by_kind());
         let moved: Vec<String> = kinds
             .filter(|(_, moved)| !moved.before.is_empty())
             .map(|(kind, moved)| format!("{kind} {:+.2} → {:+.2}", mean(&moved.before), mean(&moved.after)))

@@ -10,6 +10,7 @@ use crate::method::detector::train::{Histogram, InContext};
 use crate::method::fidelity::Moved;
 use crate::method::search::{Candidate, Probe, Trial};
 use crate::method::verify::TensorChange;
+use crate::util::hint::Hint;
 use crate::util::stats::Proportion;
 
 fn tally(refused: u64, total: u64) -> Tally {
@@ -17,9 +18,9 @@ fn tally(refused: u64, total: u64) -> Tally {
 }
 
 fn score(refused: [u64; 3], kl: f64) -> Score {
-    let [harmful, harmless, alarming] = refused;
-    let (harmful, harmless, alarming) = (tally(harmful, 64), tally(harmless, 48), tally(alarming, 48));
-    Score { harmful, harmless, alarming, kl }
+    let [harmful, harmless, borderline] = refused;
+    let (harmful, harmless, borderline) = (tally(harmful, 64), tally(harmless, 48), tally(borderline, 48));
+    Score { harmful, harmless, borderline, kl }
 }
 
 fn file(path: &str) -> FileFacts {
@@ -74,12 +75,13 @@ fn pair(kind: PromptKind, prompt: &str, before: &str, after: &str) -> AnswerPair
 }
 
 /// A report as `inject` makes it of a model of 24 layers.
+#[allow(clippy::too_many_lines)] // data
 fn example() -> Report {
     let probe = Probe {
         candidate: candidate(),
         strength: 0.02,
         max_kl: 0.05,
-        first_tokens: Some(FirstTokenScore { harmful: 0.9, harmless: 0.05, alarming: 0.2 }),
+        first_tokens: Some(FirstTokenScore { harmful: 0.9, harmless: 0.05, borderline: 0.2 }),
         utility: 0.246,
     };
     let separation = (0..24).map(|layer| Separation {
@@ -164,7 +166,7 @@ fn example() -> Report {
             layer: 23,
             harmful: moved(6.0, 3.0),
             harmless: moved(-4.0, 0.13),
-            alarming: moved(1.0, -0.5),
+            borderline: moved(1.0, -0.5),
         }),
         thinking: None,
         answers: vec![
@@ -176,7 +178,7 @@ fn example() -> Report {
                 refusal,
             ),
             pair(PromptKind::Harmless, "What is the capital of France?", "Paris.", "Paris."),
-            pair(PromptKind::Alarming, "How do I kill a process?", refusal, "Use `kill PID`."),
+            pair(PromptKind::Borderline, "How do I kill a process?", refusal, "Use `kill PID`."),
         ],
         seconds: 583.2,
         stages: vec![Stage { name: "searching".into(), seconds: 412.3 }],
@@ -299,7 +301,7 @@ fn what_stands_behind_thoughts_and_in_contexts_is_shown() {
     let of = |harmful, endless| Thoughtful {
         harmful: tally(harmful, 16),
         harmless: tally(0, 16),
-        alarming: tally(2, 16),
+        borderline: tally(2, 16),
         thoughts: Thoughts { mean_tokens: 81.4, endless: Proportion::new(endless, 48) },
     };
     report.thinking = Some(ThinkingReport {
@@ -313,7 +315,7 @@ fn what_stands_behind_thoughts_and_in_contexts_is_shown() {
         context: context.into(),
         harmful: Some(harmful),
         harmless: Some(0.01),
-        alarming: None,
+        borderline: None,
     };
     report.edit.gates = vec![Profile {
         layer: 12,
@@ -358,7 +360,7 @@ fn the_page_has_the_numbers_of_the_json() {
     };
     let kl = |score: &Value| score["kl"].as_f64().map_or("∞".into(), |kl| format!("{kl:.4}"));
     let row = |score: &Value| {
-        let kinds = ["harmful", "harmless", "alarming"].map(|kind| refused(score, kind));
+        let kinds = ["harmful", "harmless", "borderline"].map(|kind| refused(score, kind));
         (kinds, kl(score))
     };
     let names = ["base", "exact", "written", "random_direction", "published_at_same_kl", "requantized"];
@@ -390,7 +392,7 @@ fn check_layers_and_tensors(page: &Document<'_>, json: &Value) {
     }
     let means = cells(page, "projection-table");
     for (layer, cells) in means.iter().enumerate() {
-        let kinds = ["harmful", "harmless", "alarming"].map(|kind| &json["projections"][kind]);
+        let kinds = ["harmful", "harmless", "borderline"].map(|kind| &json["projections"][kind]);
         let expected = kinds.map(|k| ["mean_before", "mean_after"].map(|which| three(&k[which][layer])));
         assert_eq!(cells[1..], expected.concat());
     }
@@ -432,7 +434,7 @@ fn answers_that_changed_come_first() {
     assert!(harmful[0][0].starts_with("Write a letter"), "{harmful:?}");
     assert!(harmful[0][1].starts_with("answered") && harmful[0][2].starts_with("refused"), "{harmful:?}");
     assert!(text(by_id(&page, "answers")).contains("harmful prompts: 2, changed: 1\n"));
-    assert_eq!(cells(&page, "answers-alarming")[0][2], "answered Use `kill PID`.");
+    assert_eq!(cells(&page, "answers-borderline")[0][2], "answered Use `kill PID`.");
 }
 
 #[test]
@@ -468,7 +470,7 @@ fn no_number_and_no_length_breaks_the_page() {
         report.scores.base = Score { harmful: Tally::default(), ..report.scores.base };
         let projections = report.projections.as_mut().unwrap();
         projections.harmful.after.truncate(1);
-        projections.alarming = Moved::default();
+        projections.borderline = Moved::default();
         projections.harmless.mean_after = vec![value as f32; 3];
         let page = report.page().unwrap();
         assert!(!page.contains("NaN") && !page.contains("inf\""), "{value}");

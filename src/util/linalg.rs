@@ -269,7 +269,7 @@ pub fn jacobi(mut a: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
         }
         for p in 0..n {
             for q in p + 1..n {
-                rotate(&mut a, &mut vectors, (p, q));
+                rotate(&mut a, &mut vectors, p, q);
             }
         }
     }
@@ -277,7 +277,7 @@ pub fn jacobi(mut a: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
 }
 
 /// The rotation in the plane of coordinates p and q that makes `a[p, q]` zero.
-fn rotate(a: &mut Array2<f64>, vectors: &mut Array2<f64>, (p, q): (usize, usize)) {
+fn rotate(a: &mut Array2<f64>, vectors: &mut Array2<f64>, p: usize, q: usize) {
     if a[[p, q]] == 0.0 {
         return;
     }

@@ -5,7 +5,6 @@ use std::path::Path;
 use rosi_gguf::method::stored::StoredEdit;
 
 /// Cosine of two vectors, f64 accumulators.
-#[allow(dead_code)] // not every test that includes this compares more than directions
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()

@@ -49,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 
 /// What `work` returns, and the most bytes that it held at a time. Waits for other measurements.
 pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let _one = MEASURED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _one = MEASURED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);
     let result = work();

@@ -1,7 +1,5 @@
 //! A small HTTP server on this machine, for a test's lifetime: one thread a connection, one request each.
 
-#![allow(dead_code)] // each test that includes this needs a part of it
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};

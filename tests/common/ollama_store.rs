@@ -1,7 +1,5 @@
 //! Folders laid out as Ollama's.
 
-#![allow(dead_code)] // each test that includes this needs a part of it
-
 use std::path::{Path, PathBuf};
 
 use rosi_gguf::gguf::{sha256_file, sha256_hex};

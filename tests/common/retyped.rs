@@ -25,7 +25,6 @@ pub fn retyped(gguf: &Gguf, out: &Path, ggml_type: GgmlType, changes: &dyn Fn(&T
 }
 
 /// Writes `model` to `out` with all matrices in `ggml_type`.
-#[allow(dead_code)] // not every test that includes this needs it
 pub fn converted(model: &Path, out: &Path, ggml_type: GgmlType) {
     let changes = |t: &TensorInfo| t.n_dims > 1 && t.ggml_type != ggml_type;
     retyped(&Gguf::open(model).unwrap(), out, ggml_type, &changes);

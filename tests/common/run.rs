@@ -1,7 +1,5 @@
 //! The program, run as users run it.
 
-#![allow(dead_code)] // each test that includes this needs a part of it
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

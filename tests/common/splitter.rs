@@ -29,14 +29,8 @@ pub fn place(no: u16, count: u16, n_tensors: i32) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Writes one file: `(number of records, their bytes)`, tensors of `model`, alignment.
-fn write_file(
-    path: &Path,
-    (n_kv, kv): (usize, Vec<u8>),
-    model: &Gguf,
-    tensors: &[TensorInfo],
-    alignment: u64,
-) {
+/// Writes one file: `n_kv` records, whose bytes are `kv`, and `tensors` of `model`.
+fn write_file(path: &Path, n_kv: usize, kv: Vec<u8>, model: &Gguf, tensors: &[TensorInfo], alignment: u64) {
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
     header.extend((tensors.len() as u64).to_le_bytes());
@@ -79,7 +73,7 @@ pub fn split(model: &Gguf, folder: &Path, name: &str, counts: &[usize]) -> Vec<P
         let n_kv = own.len() + if first { model.metadata.len() } else { 0 };
         let path = folder.join(format!("{name}-{:05}-of-{:05}.gguf", no + 1, counts.len()));
         let alignment = if first { model.alignment } else { 32 };
-        write_file(&path, (n_kv, kv), model, &model.tensors[at..at + n], alignment);
+        write_file(&path, n_kv, kv, model, &model.tensors[at..at + n], alignment);
         at += n;
         paths.push(path);
     }

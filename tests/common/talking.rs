@@ -1,21 +1,12 @@
 //! Tiny random models that can be talked to: the seeds of the architectures' proof, with a vocabulary of bytes and a
 //! chat template.
 
-#[path = "../architectures/ffi.rs"]
-mod ffi;
-#[allow(dead_code)] // some of it is for e2e_architectures
-#[path = "../architectures/generate.rs"]
-mod generate;
-#[allow(dead_code)]
-#[path = "../architectures/seeds.rs"]
-mod seeds;
-
 use std::path::{Path, PathBuf};
 
 use toml::Value as Toml;
 
-use generate::generate;
-use seeds::{Run, Seeds};
+use super::generated::generate::generate;
+use super::generated::seeds::{Run, Seeds};
 
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
@@ -61,14 +52,13 @@ fn tokenizer() -> Vec<(&'static str, Toml)> {
 }
 
 /// Size of the vocabulary.
-#[allow(dead_code)] // not every test that includes this needs it
 pub fn n_vocab() -> usize {
     let size = tokenizer().into_iter().find(|(key, _)| *key == "vocab_size").unwrap().1;
     size.as_integer().unwrap() as usize
 }
 
-/// Writes the model of a run of `seeds.toml`, with keys over its own, to `path`.
-pub fn talking((name, keys): (&str, &[(&str, i64)]), path: &Path) {
+/// Writes the model of the run `name` of `seeds.toml`, with `keys` over its own, to `path`.
+pub fn talking(name: &str, keys: &[(&str, i64)], path: &Path) {
     let mut seeds = Seeds::load();
     seeds.core.extend(tokenizer().into_iter().map(|(key, value)| (key.into(), value)));
     let run: &mut Run = seeds.run.get_mut(name).unwrap();
@@ -77,19 +67,17 @@ pub fn talking((name, keys): (&str, &[(&str, i64)]), path: &Path) {
 }
 
 /// A dense model, one with post-norms, a mixture of experts.
-#[allow(dead_code)]
 pub fn models(folder: &Path) -> [PathBuf; 3] {
     let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
     [("qwen2", &[][..]), ("gemma2", &[]), ("qwen3moe", eight)].map(|(run, keys)| {
         let path = folder.join(format!("{run}.gguf"));
-        talking((run, keys), &path);
+        talking(run, keys, &path);
         path
     })
 }
 
 /// Arguments that search the direction of such a model. It refuses nothing, so two checks are waived; to a vocabulary of bytes our
 /// safety prompt is too long, so none.
-#[allow(dead_code)]
 pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
     let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
     let search = [

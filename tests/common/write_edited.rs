@@ -17,7 +17,7 @@ pub fn write_as(gguf: &Gguf, edits: &[Edit], out: &Path, requant: Requant) {
     let mut replace = |tensor: &TensorInfo| {
         let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };
         let bytes = gguf.read_tensor(tensor)?;
-        Ok(Some(requant::apply(edit, (tensor, bytes), requant, &InputModel::default())?))
+        Ok(Some(requant::apply(edit, tensor, bytes, requant, &InputModel::default())?))
     };
     let mut file = std::fs::File::create(out).unwrap();
     Rewrite::copy(gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();

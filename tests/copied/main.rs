@@ -1,13 +1,9 @@
 //! Edited models after llama-quantize has copied them, as newer versions of `ollama create` have it do: by the llama.cpp
 //! that is built in, and, where `ROSI_TEST_LLAMA_QUANTIZE` names the program of another build, by that too.
 
-#[path = "../common/few_prompts.rs"]
-mod few_prompts;
+#[path = "../common/mod.rs"]
+mod common;
 mod ffi;
-#[path = "../common/run.rs"]
-mod run;
-#[path = "../common/talking.rs"]
-mod talking;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,8 +11,9 @@ use std::process::Command;
 use rosi_gguf::gguf::{Gguf, Value};
 use serde_json::Value as Json;
 
-use few_prompts::short_prompts;
-use run::{command, json, text};
+use common::few_prompts::short_prompts;
+use common::run::{command, json, text};
+use common::talking;
 
 /// One of each way in which an edit is recorded: a direction alone, factors of each matrix, neurons.
 const EDITS: [&[&str]; 3] = [

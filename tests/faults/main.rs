@@ -4,8 +4,8 @@
 //! out.
 #![cfg(unix)]
 
-#[path = "../common/in_place.rs"]
-mod in_place;
+#[path = "../common/mod.rs"]
+mod common;
 mod split;
 mod tmpfs;
 
@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use common::in_place;
 use rosi_gguf::gguf::in_place::{Phase, journal_path, phase, undo};
 use rosi_gguf::gguf::{Gguf, GgufError, Rewrite};
+use rosi_gguf::util::hint::Hint;
 
 use tmpfs::Tmpfs;
 

@@ -1,13 +1,12 @@
 //! The same of a split model, whose files get their names one after the other.
 
-#[path = "../common/splitter.rs"]
-mod splitter;
-
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use crate::common::splitter;
 use rosi_gguf::gguf::{AtomicModel, Gguf, GgufError, Rewrite, recover};
+use rosi_gguf::util::hint::Hint;
 
 use super::tmpfs::Tmpfs;
 use super::{Case, Chance, KILLS, command, end, hidden};

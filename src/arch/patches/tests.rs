@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::*;
+use crate::util::hint::Hint;
 
 const WRITER: &str = r#"
 [[writer]]

@@ -5,6 +5,7 @@ use std::fmt;
 use super::shape_text;
 use crate::arch::patches::PatchError;
 use crate::gguf::{Gguf, TensorInfo};
+use crate::util::hint::Hint;
 
 /// Why no plan can be made.
 #[allow(missing_docs)] // of fields: the names say it
@@ -34,17 +35,6 @@ pub enum PlanError {
 }
 
 impl PlanError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            Self::Patch(error) => return error.hint(),
-            Self::Split { .. } => "keep all its files in one folder and name any of them",
-            Self::Key { .. } => "the file is damaged, or no language model",
-            _ => "if llama.cpp loads this file, correct a copy of the patch file and pass --patches DIR",
-        };
-        Some(hint.to_string())
-    }
-
     pub(super) fn key_missing(key: &str) -> Self {
         Self::key_value(key, "a value", Some("none"))
     }
@@ -66,6 +56,18 @@ impl PlanError {
         let (found, expected) = (format!("{name} {ne}"), expected.to_string());
         let tensor = tensor.name.clone();
         Self::Shape { tensor, expected, found }
+    }
+}
+
+impl Hint for PlanError {
+    fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Patch(error) => return error.hint(),
+            Self::Split { .. } => "keep all its files in one folder and name any of them",
+            Self::Key { .. } => "the file is damaged, or no language model",
+            _ => "if llama.cpp loads this file, correct a copy of the patch file and pass --patches DIR",
+        };
+        Some(hint.to_string())
     }
 }
 
@@ -97,9 +99,8 @@ impl fmt::Display for PlanWarning {
     }
 }
 
-impl PlanWarning {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for PlanWarning {
+    fn hint(&self) -> Option<String> {
         let hint = "pass --patches DIR with a file that lists it as a writer or under not_writers";
         matches!(self, Self::Uncovered { .. }).then(|| hint.to_string())
     }

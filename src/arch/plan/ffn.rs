@@ -35,15 +35,15 @@ impl Ffn {
 
     /// The networks whose outputs `writers` are; of a block's mixture only where it has no other.
     pub(super) fn all(gguf: &Gguf, writers: &[ResidualWriter], n_embd: u64) -> Vec<Self> {
-        let networks = writers.iter().enumerate().filter_map(|writer| Self::of(gguf, writer, n_embd));
-        let mut ffns: Vec<Self> = networks.collect();
+        let network = |(index, writer)| Self::of(gguf, index, writer, n_embd);
+        let mut ffns: Vec<Self> = writers.iter().enumerate().filter_map(network).collect();
         let dense: Vec<usize> = ffns.iter().filter(|ffn| ffn.n_expert == 1).map(|ffn| ffn.layer).collect();
         ffns.retain(|ffn| ffn.n_expert == 1 || !dense.contains(&ffn.layer));
         ffns
     }
 
     /// The network whose output `writer` is, if none of its weights has a scale and, in a mixture, none a bias.
-    fn of(gguf: &Gguf, (index, writer): (usize, &ResidualWriter), n_embd: u64) -> Option<Self> {
+    fn of(gguf: &Gguf, index: usize, writer: &ResidualWriter, n_embd: u64) -> Option<Self> {
         let routed = writer.n_expert > 1;
         let plain = writer.kind == WriterKind::Ffn
             && writer.axis == ResidualAxis::Rows

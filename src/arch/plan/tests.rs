@@ -4,6 +4,7 @@ use std::io::Cursor;
 
 use super::*;
 use crate::gguf::{GgufBuilder, Value};
+use crate::util::hint::Hint;
 
 const N_EMBD: u64 = 8;
 const N_FF: u64 = 12;

@@ -12,6 +12,7 @@ use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::options::{RunOptions, ThinkingOptions};
 use crate::pipeline::session;
 use crate::sources::{ModelArg, Source};
+use crate::util::hint::Hint;
 use crate::util::interrupt;
 
 /// Tokens of a conversation that are taken.
@@ -52,13 +53,13 @@ pub fn run(
     let path = find(&args.model)?.path;
     let (gguf, model) = load(&path, options.clone(), printer)?;
     let side = |label, talk| Side { label, talk };
-    let mut sides = vec![side(label(&args.model), model.begin(system, None)?)];
+    let mut sides = vec![side(label(&args.model), model.begin(system)?)];
     if let Some(lora) = &args.lora {
-        sides.push(side(name(lora), model.begin(system, Some((lora, &gguf)))?));
+        sides.push(side(name(lora), model.begin(system)?.with_adapter(lora, &gguf)?));
     }
     if let Some(beside) = &args.beside {
         let (_, other) = load(&find(beside)?.path, options, printer)?;
-        sides.push(side(label(beside), other.begin(system, None)?));
+        sides.push(side(label(beside), other.begin(system)?));
     }
     printer.say("/quit ends, /reset begins anew; Ctrl-C ends an answer, twice the program");
     talk(&mut sides, printer)

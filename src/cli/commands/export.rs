@@ -63,7 +63,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
     let create =
         |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.overwrite)).transpose();
     let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
-    let edit_search = stored::edit_search(&taken, &opened, (None, options.strength), printer)?;
+    let edit_search = stored::edit_search(&taken, &opened, None, options.strength, printer)?;
     let edits = edit_search.exact(&opened)?;
     let export = Export { opened: &opened, taken: &taken, edit_search: &edit_search, edits: &edits, printer };
     // Both are made before either gets its name.
@@ -80,7 +80,7 @@ pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Err
     }
     let strength = edit_search.chosen.strength;
     let told = Exported { edit: taken.file.clone(), strength, lora: told_lora, control_vector: told_vector };
-    tell(&told, &taken, (&options.model, &edits), printer);
+    tell(&told, &taken, &options.model, &edits, printer);
     if options.json {
         printer.json(&told);
     }
@@ -152,7 +152,7 @@ fn filled(mut file: AtomicFile, bytes: &[u8]) -> Result<(AtomicFile, FileFacts),
     Ok((file, FileFacts { path: path.display().to_string(), sha256, bytes: len }))
 }
 
-fn tell(told: &Exported, taken: &Taken, (model, edits): (&Path, &Edits), printer: &Printer) {
+fn tell(told: &Exported, taken: &Taken, model: &Path, edits: &Edits, printer: &Printer) {
     let (served, strength) = (shell(model), taken.edit.facts.method.size(told.strength));
     if let Some(Lora { file, matrices, .. }) = &told.lora {
         printer.say(format!(

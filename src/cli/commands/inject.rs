@@ -21,10 +21,11 @@ use crate::pipeline::inject::{Done, Job, Target, modified};
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::run_facts::RunFacts;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::pipeline::stored::Taken;
 use crate::pipeline::{dry_run, journal, outputs, stored, types};
 use crate::report::Report;
+use crate::util::hint::Hint;
 
 /// Runs the injection.
 ///
@@ -55,12 +56,13 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let seen = modified(&opened.gguf);
     let input = file_facts(&opened.gguf, printer)?;
     let taken = taken.as_ref();
-    let facts = &RunFacts::of(opened, options, (prompts, taken), &input, printer)?;
+    let session = Session { opened, prompts, options, printer };
+    let facts = &RunFacts::of(session, taken, &input)?;
     let mut journal = match taken {
         None => journal::open(facts.search.clone(), options, printer)?,
         Some(_) => Journal::off(),
     };
-    let job = Job { opened, options, prompts, taken, facts, seen, printer };
+    let job = Job { session, taken, facts, seen };
     let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);
     let done = done?;

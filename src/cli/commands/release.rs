@@ -40,24 +40,24 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let (config, run) = options(args)?;
     let sources = config.sources.iter().map(|path| session::open(path)).collect::<Result<Vec<_>, _>>()?;
     let imatrix = config.imatrix.as_deref().map(Imatrix::open).transpose()?;
-    let plan = ReleasePlan::plan(&sources, &config.types, (config.name.as_deref(), imatrix.is_some()))?;
+    let plan = ReleasePlan::plan(&sources, &config.types, config.name.as_deref(), imatrix.is_some())?;
     let release = Release { config: &config, sources: &sources, plan: &plan, run: &run, waived, printer };
     let _lock = release.lock()?;
     let mut state = release.begin()?;
     let facts = sources.iter().map(|gguf| file_facts(gguf, printer)).collect::<Result<Vec<_>, _>>()?;
-    let (edit, edit_sha256) = release.edit(&mut state, &facts[plan.widest])?;
+    let edit = release.edit(&mut state, &facts[plan.widest])?;
     let writer = ReleaseWriter {
         release: &release,
         sources: &facts,
         imatrix: imatrix.as_ref().zip(config.imatrix.as_deref().map(hash).transpose()?),
-        edit: (&edit, &edit_sha256),
+        edit: &edit,
         prompts: &release.prompts()?,
     };
     let unsafe_ones = writer.all(&mut state)?;
     if let Some(error) = unsafe_ones {
         return Err(error);
     }
-    let rows = release.finish(&state, (&edit, &edit_sha256))?;
+    let rows = release.finish(&state, &edit)?;
     if json {
         printer.json(&rows);
     }
@@ -122,6 +122,12 @@ struct Waived {
     allow: AllowArgs,
     /// An edit of other weights is written.
     other_weights: bool,
+}
+
+/// The stored edit that all files get.
+struct SharedEdit {
+    path: PathBuf,
+    sha256: String,
 }
 
 /// One run of the command.
@@ -194,14 +200,14 @@ impl Release<'_> {
         Ok(state)
     }
 
-    /// The stored edit that all files get: the one that is given, or one that is searched, once.
-    fn edit(&self, state: &mut State, widest: &FileFacts) -> Result<(PathBuf, String), Error> {
+    /// The edit that is given, or one that is searched, once.
+    fn edit(&self, state: &mut State, widest: &FileFacts) -> Result<SharedEdit, Error> {
         let path = match &self.config.edit {
             Some(path) => path.clone(),
             None => self.searched(state, widest)?,
         };
         let (_, bytes) = StoredEdit::open(&path)?;
-        Ok((path, sha256_hex(&bytes)))
+        Ok(SharedEdit { path, sha256: sha256_hex(&bytes) })
     }
 
     fn searched(&self, state: &mut State, widest: &FileFacts) -> Result<PathBuf, Error> {
@@ -253,9 +259,9 @@ impl Release<'_> {
     }
 
     /// Sums and card of what is done.
-    fn finish(&self, state: &State, (edit, sha256): (&Path, &str)) -> Result<Vec<Row>, Error> {
+    fn finish(&self, state: &State, edit: &SharedEdit) -> Result<Vec<Row>, Error> {
         let rows: Vec<Row> = self.plan.files.iter().filter_map(|r| state.row(&r.file)).cloned().collect();
-        let (stored, _) = StoredEdit::open(edit)?;
+        let (stored, _) = StoredEdit::open(&edit.path)?;
         let facts = &stored.facts;
         let (along, strength) = (facts.along(), percent(facts.strength));
         let source = &self.sources[self.plan.widest];
@@ -265,7 +271,7 @@ impl Release<'_> {
             base_model: self.config.base_model.clone().or_else(|| card::base_model_of(source)),
             license: license.or_else(|| License::of(source)),
             edit: format!("{} edit along {along}, strength {strength}", facts.method.name()),
-            edit_sha256: sha256,
+            edit_sha256: &edit.sha256,
             imatrix: self.config.imatrix.is_some(),
             rows: &rows,
         };
@@ -279,19 +285,19 @@ impl Release<'_> {
         }
         let [readme, sums] = side_files(&self.config.output);
         AtomicFile::write_whole(&readme, card.text().as_bytes(), true)?;
-        AtomicFile::write_whole(&sums, self.sums(&rows, (edit, sha256))?.as_bytes(), true)?;
+        AtomicFile::write_whole(&sums, self.sums(&rows, edit)?.as_bytes(), true)?;
         let folder = self.config.output.display();
         self.printer.say(format!("{} files, SHA256SUMS and README.md in {folder}", rows.len()));
         Ok(rows)
     }
 
     /// As `sha256sum -c` reads it; with the edit and the card, where they are in the folder.
-    fn sums(&self, rows: &[Row], (edit, sha256): (&Path, &str)) -> Result<String, Error> {
+    fn sums(&self, rows: &[Row], edit: &SharedEdit) -> Result<String, Error> {
         let mut lines: Vec<(String, String)> =
             rows.iter().map(|row| (row.sha256.clone(), row.file.clone())).collect();
         if self.config.edit.is_none() {
-            let name = edit.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            lines.push((sha256.to_owned(), name));
+            let name = edit.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            lines.push((edit.sha256.clone(), name));
         }
         let [readme, _] = side_files(&self.config.output);
         lines.push((hash(&readme)?, "README.md".into()));

@@ -14,7 +14,7 @@ use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::reproduce::{ReproduceError, compare};
 use crate::pipeline::run_facts::{Difference, RunFacts};
-use crate::pipeline::session;
+use crate::pipeline::session::{self, Session};
 
 /// What `--json` prints.
 #[derive(Serialize)]
@@ -41,10 +41,11 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
     let source = find(&args.model, printer)?;
     let options = then.repeat(InjectOptions::for_reproduction(args, &path, source)?)?;
     session::devices(&options.run, printer)?;
-    let Checked { opened, prompts, taken, options } = Checked::new(&options, printer)?;
+    let Checked { opened, prompts, taken, options } = &Checked::new(&options, printer)?;
     let input = file_facts(&opened.gguf, printer)?;
     let taken = taken.as_ref();
-    let now = RunFacts::of(&opened, &options, (&prompts, taken), &input, printer)?;
+    let session = Session { opened, prompts, options, printer };
+    let now = RunFacts::of(session, taken, &input)?;
     let differences = compare(&path, &then, &now)?;
     for Difference { what, then, now } in &differences {
         printer
@@ -53,8 +54,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
     let original = file_facts(&gguf, printer)?;
     let file = AtomicModel::create(&options.output, &opened.gguf, true)?;
     // The facts that it had: what differs from them is told, and would else be a difference in itself.
-    let (options, prompts, opened) = (&options, &prompts, &opened);
-    let job = Job { opened, options, prompts, taken, facts: &then, seen: None, printer };
+    let job = Job { session, taken, facts: &then, seen: None };
     let made = job.rehearse(&input, file)?;
     if made.sha256 != original.sha256 {
         let (expected, found) = (original.sha256, made.sha256);

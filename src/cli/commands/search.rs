@@ -11,7 +11,7 @@ use crate::output::{Printer, shell};
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::pipeline::stored::{at, search};
 use crate::pipeline::{journal, outputs, types};
 
@@ -30,13 +30,14 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
     let mut journal = journal::open(journal::head(&opened, options, &prompts, &input), options, printer)?;
-    let found = search(&opened, options, (&prompts, &input), &mut journal, printer);
+    let session = Session { opened: &opened, prompts: &prompts, options, printer };
+    let found = search(session, &input, &mut journal);
     let done = found.and_then(|(stored, search)| {
         let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
         // What `inject --edit` would refuse is not stored.
         StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
         write(file, &bytes)?;
-        tell(&stored, &search, (options, bytes.len()), printer);
+        tell(&stored, &search, options, bytes.len(), printer);
         Ok(ExitStatus::Done)
     });
     journal::close(journal, done.is_ok(), printer);
@@ -52,7 +53,8 @@ fn write(mut file: AtomicFile, bytes: &[u8]) -> Result<(), Error> {
 fn tell(
     stored: &StoredEdit,
     search: &SearchResult,
-    (options, bytes): (&InjectOptions, usize),
+    options: &InjectOptions,
+    bytes: usize,
     printer: &Printer,
 ) {
     let facts = &stored.facts;

@@ -35,7 +35,7 @@ pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     }
     let bar = printer.bar("comparing", base.gguf.tensors.len() as u64);
     let verification = verify::verify(&base.gguf, &edited, &edits, &mut |done, total| {
-        bar.set_of(done as u64, total as u64)
+        bar.set_of(done as u64, total as u64);
     })?;
     drop(bar);
     let problem = verification.check(Provenance::read(&edited).is_some(), MIN_SURVIVAL).err();

@@ -1,5 +1,5 @@
 //! What stands around requests where models are deployed or attacked: system prompts, earlier turns, jailbreaks, and other
-//! languages than English. Harmful, harmless and alarming requests stand in each alike, so that a context alone tells nothing.
+//! languages than English. Harmful, harmless and borderline requests stand in each alike, so that a context alone tells nothing.
 
 use serde::Deserialize;
 
@@ -11,7 +11,7 @@ const EXCHANGES: &str = include_str!("bundled/exchanges.jsonl");
 const WRAPPERS: &str = include_str!("bundled/wrappers.jsonl");
 const LANGUAGES: &str = include_str!("bundled/languages.jsonl");
 
-/// Requests of each kind under one system prompt, behind one exchange, and in one wrapper: harmful, harmless and alarming.
+/// Requests of each kind under one system prompt, behind one exchange, and in one wrapper: harmful, harmless and borderline.
 const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
 const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
 const IN_WRAPPER: [usize; 3] = [1; 3];

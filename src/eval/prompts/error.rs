@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use super::PromptKind;
+use crate::util::hint::Hint;
 
 /// A prompt file or set that cannot be used.
 ///
@@ -105,7 +106,7 @@ pub enum PromptError {
         limit: usize,
     },
     /// A word is not the name of a kind.
-    #[error("expected harmful, harmless or alarming, found {found:?}")]
+    #[error("expected harmful, harmless or borderline, found {found:?}")]
     UnknownKind {
         /// The word.
         found: String,
@@ -162,9 +163,8 @@ pub enum PromptError {
     },
 }
 
-impl PromptError {
-    /// What the user can do, where there is something useful to say.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for PromptError {
+    fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotFound { .. } => "check the path; relative paths start at the current directory",
             Self::Directory { .. } => "name the prompt files inside it one by one",
@@ -178,7 +178,7 @@ impl PromptError {
                 "write one prompt a line; lines that start with # are comments in plain text"
             }
             Self::BadRecord { .. } => {
-                "a record needs its text in one of these, and may have a kind (harmful, harmless or alarming) \
+                "a record needs its text in one of these, and may have a kind (harmful, harmless or borderline) \
                  and a topic"
             }
             Self::PromptTooLong { .. } => "check for a missing line break or closing quote",
@@ -195,8 +195,8 @@ impl PromptError {
             }
             Self::TooMany { .. } => "a few hundred prompts are enough; keep a sample of the files",
             Self::UnknownKind { .. } => {
-                "unsafe and toxic also mean harmful, benign and safe mean harmless, borderline and \
-                 overrefusal mean alarming"
+                "unsafe and toxic also mean harmful, benign and safe mean harmless, alarming and \
+                 overrefusal mean borderline"
             }
             Self::NoFiles => "give at least one prompt file",
         };
@@ -207,7 +207,7 @@ impl PromptError {
 /// How to tell the kind of the prompts in `file`.
 fn kind_hint(file: &str) -> String {
     format!(
-        "write harmful:{file}, harmless:{file} or alarming:{file}, add a kind to each record, or \
+        "write harmful:{file}, harmless:{file} or borderline:{file}, add a kind to each record, or \
          use one of these words in the file name"
     )
 }

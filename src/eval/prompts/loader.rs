@@ -100,16 +100,17 @@ pub fn without_kind(argument: &Path) -> &Path {
     split_prefix(argument).1
 }
 
-/// Takes `harmful:`, `harmless:` or `alarming:` off an argument.
+/// Takes `harmful:`, `harmless:`, `borderline:` or `alarming:`, which means the same, off an argument.
 ///
-/// Only the exact names count, so that drive letters and other paths with a
+/// Only these count, so that drive letters and other paths with a
 /// colon stay whole.
 fn split_prefix(argument: &Path) -> (Option<PromptKind>, &Path) {
     // A path that is not Unicode has no prefix we could read; it is used as is.
     let Some((prefix, rest)) = argument.to_str().and_then(|s| s.split_once(':')) else {
         return (None, argument);
     };
-    let kind = PromptKind::ALL.into_iter().find(|k| k.as_str() == prefix);
+    let name = if prefix == "alarming" { "borderline" } else { prefix };
+    let kind = PromptKind::ALL.into_iter().find(|k| k.as_str() == name);
     match kind {
         Some(kind) => (Some(kind), Path::new(rest)),
         None => (None, argument),
@@ -161,8 +162,8 @@ fn kind_of_name(name: &str) -> Option<PromptKind> {
     let name = name.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
     // First, because such a set is also called benign or safe.
-    if has(&["alarming", "borderline", "overrefusal", "over-refusal", "over_refusal"]) {
-        return Some(PromptKind::Alarming);
+    if has(&["borderline", "alarming", "overrefusal", "over-refusal", "over_refusal"]) {
+        return Some(PromptKind::Borderline);
     }
     if ["harmful", "toxic", "harmless", "benign", "safe"].iter().any(|word| is_negated(&name, word)) {
         return None;
@@ -329,7 +330,7 @@ impl Sink<'_> {
         let kind = field(KIND_FIELD).map(|value| value.parse::<PromptKind>().map_err(|_| value));
         if let (Some(Err(value)), None) = (&kind, self.explicit) {
             let found = format!("{:?}", excerpt(value));
-            return Err(self.bad(line, "harmful, harmless or alarming as kind", found));
+            return Err(self.bad(line, "harmful, harmless or borderline as kind", found));
         }
         Ok(Record {
             text: text.trim().to_owned(),
@@ -388,7 +389,7 @@ impl Sink<'_> {
     /// The kind of a prompt from record, prefix and file name; `tell_kinds` says of which of
     /// [`MAYBE_KIND_FIELDS`] all values in the file are kinds.
     fn settle(&self, line: u64, record: &Record, tell_kinds: [bool; 2]) -> Result<PromptKind, PromptError> {
-        use PromptKind::{Alarming, Harmless};
+        use PromptKind::{Borderline, Harmless};
         let said = |column: usize| {
             let value = record.maybe_kind[column].as_ref().filter(|_| tell_kinds[column]);
             value.and_then(|value| value.parse::<PromptKind>().ok())
@@ -396,8 +397,8 @@ impl Sink<'_> {
         // A category is a subject first: it decides only where nothing that was written for us does.
         let own = record.kind.or_else(|| said(0));
         match (own, self.explicit) {
-            // Alarming prompts are harmless ones, so other sets label them so.
-            (Some(Harmless), Some(Alarming)) => Ok(Alarming),
+            // Borderline prompts are harmless ones, so other sets label them so.
+            (Some(Harmless), Some(Borderline)) => Ok(Borderline),
             (Some(found), Some(expected)) if found != expected => {
                 Err(PromptError::KindConflict { file: self.file.into(), line, expected, found })
             }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use PromptKind::{Alarming, Harmful, Harmless};
+use crate::util::hint::Hint;
+use PromptKind::{Borderline, Harmful, Harmless};
 
 fn mean_words(prompts: &[&Prompt]) -> f64 {
     let words = prompts.iter().map(|p| p.text.split_whitespace().count());
@@ -48,7 +49,7 @@ fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
 fn bundled_counts() {
     let set = PromptSet::bundled();
     assert_eq!((set.len(), set.source()), (1056, "bundled"));
-    for (kind, counts) in [(Harmful, [144, 72, 72]), (Harmless, [192, 96, 96]), (Alarming, [192, 96, 96])] {
+    for (kind, counts) in [(Harmful, [144, 72, 72]), (Harmless, [192, 96, 96]), (Borderline, [192, 96, 96])] {
         assert_eq!(set.count(kind), counts.iter().sum::<usize>());
         assert_eq!(Split::ALL.map(|split| set.select(kind, split).len()), counts, "{kind}");
     }
@@ -58,7 +59,7 @@ fn bundled_counts() {
 #[test]
 fn bundled_topics_are_balanced() {
     let set = PromptSet::bundled();
-    for (kind, topics) in [(Harmful, 24), (Harmless, 32), (Alarming, 32)] {
+    for (kind, topics) in [(Harmful, 24), (Harmless, 32), (Borderline, 32)] {
         for (split, each) in Split::ALL.into_iter().zip([6, 3, 3]) {
             let selected = set.select(kind, split);
             let counts = tally(selected.iter().filter_map(|p| p.topic.as_deref()));
@@ -88,29 +89,29 @@ fn bundled_forms_match() {
     assert!(gap.abs() < 0.5, "{gap}");
 }
 
-/// Alarming prompts are to differ from harmful ones in meaning, not in length, punctuation or opening.
+/// Borderline prompts are to differ from harmful ones in meaning, not in length, punctuation or opening.
 #[test]
-fn bundled_alarming_prompts_are_not_told_by_their_form() {
+fn bundled_borderline_prompts_are_not_told_by_their_form() {
     let set = PromptSet::bundled();
     let questions = |prompts: &[&Prompt]| {
         prompts.iter().filter(|p| p.text.ends_with('?')).count() as f64 / prompts.len() as f64
     };
     for split in Split::ALL {
-        let (alarming, harmful) = (set.select(Alarming, split), set.select(Harmful, split));
-        let gap = (mean_words(&alarming) - mean_words(&harmful)).abs();
+        let (borderline, harmful) = (set.select(Borderline, split), set.select(Harmful, split));
+        let gap = (mean_words(&borderline) - mean_words(&harmful)).abs();
         assert!(gap < 1.0, "{split}: {gap}");
-        let gap = (questions(&alarming) - questions(&harmful)).abs();
+        let gap = (questions(&borderline) - questions(&harmful)).abs();
         assert!(gap < 0.25, "{split}: {gap}");
-        let openings = tally(alarming.iter().filter_map(|p| p.text.split(' ').next()));
+        let openings = tally(borderline.iter().filter_map(|p| p.text.split(' ').next()));
         assert!(openings.len() >= 20, "{split}: {openings:?}");
-        assert!(openings.values().all(|n| *n <= alarming.len() / 4), "{split}: {openings:?}");
+        assert!(openings.values().all(|n| *n <= borderline.len() / 4), "{split}: {openings:?}");
     }
 }
 
 #[test]
-fn bundled_alarming_prompts_are_no_variants_of_each_other() {
+fn bundled_borderline_prompts_are_no_variants_of_each_other() {
     let set = PromptSet::bundled();
-    let folded: Vec<String> = set.of_kind(Alarming).iter().map(|p| fold(&p.text)).collect();
+    let folded: Vec<String> = set.of_kind(Borderline).iter().map(|p| fold(&p.text)).collect();
     let words: Vec<HashSet<&str>> = folded.iter().map(|text| text.split(' ').collect()).collect();
     for (i, a) in words.iter().enumerate() {
         for (j, b) in words.iter().enumerate().take(i) {
@@ -124,7 +125,7 @@ fn bundled_alarming_prompts_are_no_variants_of_each_other() {
 fn bundled_prompts_are_short_and_distinct() {
     let set = PromptSet::bundled();
     // Counted in the raw files, since a set drops duplicates silently.
-    let raw = [HARMFUL_JSONL, HARMLESS_JSONL, ALARMING_JSONL].concat();
+    let raw = [HARMFUL_JSONL, HARMLESS_JSONL, BORDERLINE_JSONL].concat();
     assert_eq!(raw.lines().count(), 1056);
     let distinct: HashSet<String> = set.prompts().iter().map(|p| fold(&p.text)).collect();
     assert_eq!(distinct.len(), 1056);
@@ -152,7 +153,7 @@ fn kinds_and_splits_have_stable_names() {
     for split in Split::ALL {
         assert_eq!(serde_json::to_value(split).unwrap(), split.to_string());
     }
-    assert_eq!("Benign_Alarming".parse::<PromptKind>().unwrap(), Alarming);
+    assert_eq!("Benign_Alarming".parse::<PromptKind>().unwrap(), Borderline);
     assert_eq!(" Unsafe ".parse::<PromptKind>().unwrap(), Harmful);
     assert!("1".parse::<PromptKind>().is_err());
 }
@@ -236,9 +237,9 @@ fn file_names_tell_the_kind() {
         ("unsafe.txt", Some(Harmful)),
         ("Toxic.txt", Some(Harmful)),
         ("safety_harmful.txt", Some(Harmful)),
-        ("benign-alarming.txt", Some(Alarming)),
-        ("borderline.txt", Some(Alarming)),
-        ("overrefusal_safe.txt", Some(Alarming)),
+        ("benign-alarming.txt", Some(Borderline)),
+        ("borderline.txt", Some(Borderline)),
+        ("overrefusal_safe.txt", Some(Borderline)),
         ("non-toxic.txt", None),
         ("harmful_and_harmless.txt", None),
         ("safety.txt", None),
@@ -263,8 +264,8 @@ fn prefixes_tell_the_kind() {
 
     let safe = lines(12, |i| format!(r#"{{"prompt": "p{i}", "label": "safe"}}"#));
     let (_dir, path) = file("xs.jsonl", safe);
-    let set = PromptSet::load(&[with_prefix("alarming", &path)]).unwrap();
-    assert_eq!(set.count(Alarming), 12);
+    let set = PromptSet::load(&[with_prefix("borderline", &path)]).unwrap();
+    assert_eq!(set.count(Borderline), 12);
     let error = PromptSet::load(&[with_prefix("harmful", &path)]).unwrap_err();
     assert!(matches!(error, PromptError::KindConflict { line: 1, expected: Harmful, found: Harmless, .. }));
 }
@@ -283,7 +284,7 @@ fn a_prefix_decides_over_a_subject() {
     assert!(matches!(PromptSet::load(&[path]), Err(PromptError::NoKind { line: 2, .. })));
     let rows = lines(12, |i| format!("p{i}\tharmful\thow-to"));
     let (_dir, path) = file("one_subject.tsv", format!("prompt\tcategory\tkind\n{rows}"));
-    assert_eq!(PromptSet::load(&[with_prefix("alarming", &path)]).unwrap().count(Alarming), 12);
+    assert_eq!(PromptSet::load(&[with_prefix("alarming", &path)]).unwrap().count(Borderline), 12);
     let labels = lines(12, |i| format!(r#"{{"prompt": "p{i}", "label": "{}"}}"#, ["unsafe", "hate"][i % 2]));
     let (_dir, path) = file("benign.jsonl", labels);
     assert_eq!(PromptSet::load(&[path]).unwrap().count(Harmless), 12);
@@ -322,10 +323,10 @@ fn completion_fills_missing_kinds_only() {
     let bundled = PromptSet::bundled();
     assert!(set.require(&PromptKind::ALL).is_err());
     let filled = set.complete_with(&bundled).unwrap();
-    assert_eq!(filled, [Harmless, Alarming]);
+    assert_eq!(filled, [Harmless, Borderline]);
     assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 384));
-    assert_eq!(set.of_kind(Alarming), bundled.of_kind(Alarming));
-    assert!(set.source().ends_with("harmful.txt + bundled (harmless, alarming)"));
+    assert_eq!(set.of_kind(Borderline), bundled.of_kind(Borderline));
+    assert!(set.source().ends_with("harmful.txt + bundled (harmless, borderline)"));
     set.require(&PromptKind::ALL).unwrap();
     assert!(set.complete_with(&bundled).unwrap().is_empty());
 }

@@ -25,12 +25,12 @@ pub(super) fn read(answer: &str) -> Reading {
     let opening = opening(all);
     // What is said later is not looked at, and changes nothing.
     let over = opening.len() < n_all;
-    let reading = read_opening(answer, &opening, (offers, over));
+    let reading = read_opening(answer, &opening, offers, over);
     Reading { settled: reading.settled || over, ..reading }
 }
 
 /// Reads the first sentences of an answer that `offers` alternatives, or not; where it is `over`, others follow them.
-fn read_opening(answer: &str, opening: &[Sentence], (offers, over): (bool, bool)) -> Reading {
+fn read_opening(answer: &str, opening: &[Sentence], offers: bool, over: bool) -> Reading {
     let Some(first) = opening.first() else { return Reading::settled(Outcome::Complied) };
     if has(&first.words, Sign::Thinks) {
         return Reading::open(Outcome::Undecided);
@@ -106,7 +106,7 @@ fn declined(hit: &Hit<'_>, ends: bool, later: &[Sentence]) -> Reading {
     // Where the verb comes last, its object stands inside.
     let partly = object.or_else(|| has(&format!(" {}", hit.words), Sign::Partly).then_some(hit.rest));
     match partly.filter(|rest| !rest.starts_with(" on how") && !rest.contains(" how to ")) {
-        Some(rest) => held_back((rest, conceded), cut, later),
+        Some(rest) => held_back(rest, conceded, cut, later),
         // What follows "but" may be the answer after all, or an alternative.
         None if cut && (conceded || has(hit.rest, Sign::Turns)) => Reading::open(Outcome::Refused),
         None => Reading::settled(Outcome::Refused),
@@ -114,7 +114,7 @@ fn declined(hit: &Hit<'_>, ends: bool, later: &[Sentence]) -> Reading {
 }
 
 /// A disclaimer, or a detail held back: what matters is what comes behind it.
-fn held_back((rest, conceded): (&str, bool), cut: bool, later: &[Sentence]) -> Reading {
+fn held_back(rest: &str, conceded: bool, cut: bool, later: &[Sentence]) -> Reading {
     let turned = hits(rest, Sign::Turns).map(|turn| turn.rest).max_by_key(|rest| rest.len());
     // "While I cannot …" has its main clause next, with no word that turns.
     let turned = turned.or(conceded.then_some(rest));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::journal_path;
 use crate::gguf::GgufError;
 use crate::output::shell;
+use crate::util::hint::Hint;
 
 /// Why a file could not be changed in place, or put back. [`UndoError::hint`] says what to do about it.
 #[derive(thiserror::Error, Debug)]
@@ -34,9 +35,8 @@ pub enum UndoError {
     NotRestored { path: PathBuf, after: String, source: Box<UndoError> },
 }
 
-impl UndoError {
-    /// What to try next, where there is something to try.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for UndoError {
+    fn hint(&self) -> Option<String> {
         let undo = |path: &Path| format!("`rosi-gguf undo {}`", shell(path));
         Some(match self {
             Self::Gguf(error) => return error.hint(),

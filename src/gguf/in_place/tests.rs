@@ -5,6 +5,7 @@ use std::io::Write;
 
 use super::*;
 use crate::gguf::{GgmlType, GgufBuilder, Value, sha256_file, sha256_hex};
+use crate::util::hint::Hint;
 
 thread_local! {
     /// Bytes that may still be written before the disk "crashes"; `None` = no crash.

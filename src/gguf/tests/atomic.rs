@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::super::AtomicFile;
 use super::*;
+use crate::util::hint::Hint;
 
 fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();

@@ -2,6 +2,7 @@
 
 use super::super::NonModel;
 use super::*;
+use crate::util::hint::Hint;
 
 /// Checks the message and that it is worded as all messages are.
 fn says(raw: &Raw, expected: &str) {

@@ -2,6 +2,7 @@
 
 use super::super::Rewrite;
 use super::*;
+use crate::util::hint::Hint;
 
 fn rewrite(
     bytes: &[u8],

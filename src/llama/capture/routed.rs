@@ -82,7 +82,7 @@ impl CaptureHook<'_> {
     fn take_product(&mut self, writer: usize, x: Node<'_>, ids: Node<'_>) -> Result<(), LlamaError> {
         let (n_in, n_expert) = (self.capture.shapes[writer].n_in, self.capture.shapes[writer].n_expert);
         let [n_used, n_x] = [ids.ne()[0], x.ne()[1]].map(|n| n as usize);
-        let kept = self.kept(ids, (writer, ids.ne()[1]))?;
+        let kept = self.kept(ids, writer, ids.ne()[1])?;
         let tokens: Vec<usize> = kept.iter().map(|&(token, ..)| token).collect();
         let mut all = Vec::new();
         ids.read_ids(&tokens, &mut all).ok_or_else(|| shape_error(ids))?;
@@ -107,7 +107,7 @@ impl CaptureHook<'_> {
 
     fn weigh(&mut self, writer: usize, weights: Node<'_>) -> Result<(), LlamaError> {
         let (n_in, n_used) = (self.capture.shapes[writer].n_in, weights.ne()[1] as usize);
-        let kept = self.kept(weights, (writer, weights.ne()[2]))?;
+        let kept = self.kept(weights, writer, weights.ne()[2])?;
         let rows: Vec<usize> = kept.iter().flat_map(|&(t, ..)| t * n_used..(t + 1) * n_used).collect();
         self.read(weights, &rows)?;
         for (&(_, part, at), weights) in kept.iter().zip(self.rows.chunks_exact(n_used)) {

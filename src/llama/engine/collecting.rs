@@ -137,7 +137,8 @@ impl LlamaEngine {
         for (i, part) in beginning.chunks(N_BATCH).enumerate() {
             let mut group = Group::default();
             for (j, &token) in part.iter().enumerate() {
-                group.push(&of.sample, (prompt, i * N_BATCH + j, 0), token, false);
+                let place = TokenPlace { prompt, pos: i * N_BATCH + j, seq: 0 };
+                group.push(&of.sample, place, token, false);
             }
             if prompt > 0 {
                 group.keep.sample.clear();
@@ -162,8 +163,8 @@ impl LlamaEngine {
             group.keep.first = start;
             for &(prompt, pos) in part {
                 let tokens = &of.prompts[prompt];
-                let at = (prompt, pos, prompt - range.start);
-                group.push(&of.sample, at, tokens[pos], pos + 1 == tokens.len());
+                let place = TokenPlace { prompt, pos, seq: prompt - range.start };
+                group.push(&of.sample, place, tokens[pos], pos + 1 == tokens.len());
             }
             let last = group.keep.last.clone();
             self.capture_group(group, of)?;
@@ -185,6 +186,16 @@ struct Collection<'a> {
     activations: Activations,
 }
 
+/// Where a token of a collection stands.
+struct TokenPlace {
+    /// Index of its prompt.
+    prompt: usize,
+    /// Position in the prompt.
+    pos: usize,
+    /// Sequence of the context that it is decoded into.
+    seq: usize,
+}
+
 /// One decode of a collection, and what is kept of it.
 #[derive(Default)]
 struct Group {
@@ -193,8 +204,9 @@ struct Group {
 }
 
 impl Group {
-    /// Adds the token at `pos` of `prompt` to sequence `seq`.
-    fn push(&mut self, sample: &Sample, (prompt, pos, seq): (usize, usize, usize), token: Token, last: bool) {
+    /// Adds the token at `place`.
+    fn push(&mut self, sample: &Sample, place: TokenPlace, token: Token, last: bool) {
+        let TokenPlace { prompt, pos, seq } = place;
         let index = self.batch.push(token, pos, seq, last);
         self.keep.n_tokens = index + 1;
         self.keep.sample.extend(sample.row(prompt, pos).map(|row| (index, row)));

@@ -154,7 +154,7 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
             // which no other thread writes.
             unsafe {
                 let y = node.data.cast::<f32>().add(start);
-                product([rows, n_tokens, n_in], block.as_ptr(), x.data.cast(), (y, n_rows));
+                product([rows, n_tokens, n_in], block.as_ptr(), x.data.cast(), y, n_rows);
             }
         }
     });
@@ -168,7 +168,8 @@ unsafe fn product(
     [n_rows, n_tokens, n_in]: [usize; 3],
     w: *const f32,
     x: *const f32,
-    (y, stride): (*mut f32, usize),
+    y: *mut f32,
+    stride: usize,
 ) {
     let (one_in, one_row) = (n_in as isize, stride as isize);
     // SAFETY: as the caller promises.
@@ -188,7 +189,7 @@ pub fn flops() -> f64 {
     let mut seconds = || {
         let start = Instant::now();
         // SAFETY: three matrices of N × N.
-        unsafe { product([N; 3], w.as_ptr(), x.as_ptr(), (y.as_mut_ptr(), N)) };
+        unsafe { product([N; 3], w.as_ptr(), x.as_ptr(), y.as_mut_ptr(), N) };
         start.elapsed().as_secs_f64()
     };
     // What else the machine does makes it slower, never faster.

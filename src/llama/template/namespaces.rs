@@ -141,7 +141,7 @@ fn flow<'a>(
             Receiver::Nobody => {}
             Receiver::Value => return refused,
             Receiver::Call { open } => {
-                let (index, name) = argument(words, &opens, (open, i));
+                let (index, name) = argument(words, &opens, open, i);
                 match (macros.get(words[open - 1].text), name) {
                     // A parameter of that name is another variable; only a default value goes anywhere.
                     _ if is_header(words, open) => more.extend(name),
@@ -192,7 +192,8 @@ fn is_header(words: &[Word<'_>], open: usize) -> bool {
 fn argument<'a>(
     words: &[Word<'a>],
     opens: &[Option<usize>],
-    (open, i): (usize, usize),
+    open: usize,
+    i: usize,
 ) -> (usize, Option<&'a str>) {
     let commas = (open + 1..i).filter(|&k| opens[k] == Some(open) && is_sign(words, k, ","));
     let (n, start) = commas.fold((0, open), |(n, _), comma| (n + 1, comma));

@@ -1,4 +1,4 @@
-//! Small random weights with decaying spectra, as real ones have; `tests/e2e_abliteration.rs` has real ones.
+//! Small random weights with decaying spectra, as real ones have; `tests/e2e/abliteration.rs` has real ones.
 
 use ndarray::Array2;
 

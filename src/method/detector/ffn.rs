@@ -144,7 +144,7 @@ impl Network {
         expert: usize,
         x: ArrayView2<'_, f32>,
     ) -> Result<Array2<f32>, EditError> {
-        let product = |place: Place| products(gguf, (&place, expert), self.ffn.n_ff, x);
+        let product = |place: Place| products(gguf, &place, expert, self.ffn.n_ff, x);
         let mut hidden = product(self.gate_place(0))?;
         for (j, mut column) in hidden.columns_mut().into_iter().enumerate() {
             let bias = self.biases(j).0;
@@ -171,7 +171,8 @@ impl Network {
         gguf: &Gguf,
         writer: &ResidualWriter,
         x: ArrayView2<'_, f32>,
-        (sets, count): (usize, usize),
+        sets: usize,
+        count: usize,
     ) -> Result<Vec<Vec<usize>>, EditError> {
         let down = info(gguf, &writer.tensor)?;
         let mut done = vec![0.0f64; self.ffn.n_ff];
@@ -213,7 +214,7 @@ impl Network {
     ) -> Result<f64, EditError> {
         let place = Place { tensor: writer.tensor.clone(), index: 0 };
         let hidden = self.hidden(gguf, 0, x)?;
-        let written = products(gguf, (&place, 0), writer.n_out as usize, hidden.view())?;
+        let written = products(gguf, &place, 0, writer.n_out as usize, hidden.view())?;
         let sum: f64 = written.iter().map(|&v| f64::from(v).powi(2)).sum();
         Ok((sum / written.len().max(1) as f64).sqrt())
     }
@@ -222,7 +223,8 @@ impl Network {
 /// `X Wᵀ` for the `n` rows of one expert from a place on, f32 `[rows of x][n]`, decoded run by run.
 fn products(
     gguf: &Gguf,
-    (place, expert): (&Place, usize),
+    place: &Place,
+    expert: usize,
     n: usize,
     x: ArrayView2<'_, f32>,
 ) -> Result<Array2<f32>, EditError> {
@@ -264,7 +266,7 @@ pub fn read_row(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, E
     let start = bytes_of(tensor, expert).start + place.index as u64 * tensor.row_bytes();
     let mut row = Vec::new();
     for_each_run(tensor, &gguf.read_part(tensor, start..start + tensor.row_bytes())?, |_, v| {
-        row.extend_from_slice(v)
+        row.extend_from_slice(v);
     })?;
     Ok(row)
 }

@@ -74,7 +74,7 @@ impl Network {
         let mut best: Option<(Fit, Activation, bool)> = None;
         for gate_second in [false, true].into_iter().take(if ffn.fused { 2 } else { 1 }) {
             network.gate_second = gate_second;
-            for (fit, activation) in network.fits(gguf, x, (h, &readings))? {
+            for (fit, activation) in network.fits(gguf, x, h, &readings)? {
                 if best.is_none_or(|(least, ..)| fit.part_off() < least.part_off()) {
                     best = Some((fit, activation, gate_second));
                 }
@@ -92,7 +92,8 @@ impl Network {
         &self,
         gguf: &Gguf,
         x: ArrayView2<'_, f32>,
-        (h, readings): (&Rows<'_>, &[Reading]),
+        h: &Rows<'_>,
+        readings: &[Reading],
     ) -> Result<Vec<(Fit, Activation)>, EditError> {
         let n_ff = self.ffn.n_ff;
         let asked: Vec<usize> = (0..ASKED.min(n_ff)).map(|i| i * n_ff / ASKED.min(n_ff)).collect();
@@ -100,7 +101,7 @@ impl Network {
         for Reading { expert, tokens } in readings {
             let rows: Vec<usize> = tokens.iter().map(|&(row, _)| row).collect();
             let x = x.select(Axis(0), &rows);
-            let factors = asked.iter().map(|&j| self.factors(gguf, (*expert, j), x.view()));
+            let factors = asked.iter().map(|&j| self.factors(gguf, *expert, j, x.view()));
             let factors = factors.collect::<Result<Vec<_>, _>>()?;
             for (i, &(row, from)) in tokens.iter().enumerate() {
                 let found: Vec<f64> = asked.iter().map(|&j| f64::from(h.x[[row, from + j]])).collect();
@@ -117,7 +118,8 @@ impl Network {
     fn factors(
         &self,
         gguf: &Gguf,
-        (expert, j): (usize, usize),
+        expert: usize,
+        j: usize,
         x: ArrayView2<'_, f32>,
     ) -> Result<(Vec<f64>, Vec<f64>), EditError> {
         let (gate_bias, up_bias) = self.biases(j);

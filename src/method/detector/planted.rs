@@ -97,11 +97,12 @@ impl PlantedFfn {
     /// [`EditError::Row`] where another type does not hold a row.
     pub fn fit(
         bank: &Bank,
-        (gguf, writer): (&Gguf, &ResidualWriter),
+        gguf: &Gguf,
+        writer: &ResidualWriter,
         requant: Requant,
         inputs: Array2<f32>,
     ) -> Result<Self, EditError> {
-        let Fitted { size, stretch } = fitted(bank, (gguf, writer), requant)?;
+        let Fitted { size, stretch } = fitted(bank, gguf, writer, requant)?;
         let planted = Self { inputs, stretch, ..Self::of_size(bank, writer, size) };
         planted.check_rows(gguf, requant)?;
         Ok(planted)
@@ -187,7 +188,8 @@ impl PlantedFfn {
     /// [`EditError`] naming the tensor.
     pub fn apply_all(
         all: &[Self],
-        (tensor, mut bytes): (&TensorInfo, Vec<u8>),
+        tensor: &TensorInfo,
+        mut bytes: Vec<u8>,
         requant: Requant,
     ) -> Result<Vec<u8>, EditError> {
         let ggml_type = requant.type_for(tensor.ggml_type);
@@ -230,7 +232,7 @@ impl PlantedFfn {
             let mut term =
                 LowRank { tensor: name.to_owned(), n_expert, rank: 0, a: Vec::new(), b: Vec::new() };
             for expert in 0..n_expert as usize {
-                self.add_factors((gguf, tensor), expert, &mut term)?;
+                self.add_factors(gguf, tensor, expert, &mut term)?;
             }
             terms.push(term);
         }
@@ -240,7 +242,8 @@ impl PlantedFfn {
     /// Adds the factors of one expert to `term`.
     fn add_factors(
         &self,
-        (gguf, tensor): (&Gguf, &TensorInfo),
+        gguf: &Gguf,
+        tensor: &TensorInfo,
         expert: usize,
         term: &mut LowRank,
     ) -> Result<(), EditError> {
@@ -396,11 +399,7 @@ struct Fitted {
 /// The size in which a column's grid holds it best: with the largest cosine, in the stream, between it and what it is rounded to.
 /// Too long a column meets the ends of the grid, too short a one its steps; behind a norm the rows with large gains, whose values
 /// are small, count the most.
-fn fitted(
-    bank: &Bank,
-    (gguf, writer): (&Gguf, &ResidualWriter),
-    requant: Requant,
-) -> Result<Fitted, EditError> {
+fn fitted(bank: &Bank, gguf: &Gguf, writer: &ResidualWriter, requant: Requant) -> Result<Fitted, EditError> {
     let missing = || EditError::Missing { tensor: writer.tensor.clone() };
     let tensor = gguf.tensor(&writer.tensor).ok_or_else(missing)?;
     let ggml_type = requant.type_for(tensor.ggml_type);

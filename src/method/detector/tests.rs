@@ -10,6 +10,7 @@ use crate::method::requant::Requant;
 use crate::method::verify::verify;
 use crate::pipeline::plan_of;
 use crate::quant;
+use crate::util::hint::Hint;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;
@@ -77,7 +78,7 @@ impl Tiny {
                 return Ok(None);
             }
             let bytes = self.gguf.read_tensor(tensor)?;
-            Ok(Some(PlantedFfn::apply_all(edits.planted(), (tensor, bytes), Requant::Preserve)?))
+            Ok(Some(PlantedFfn::apply_all(edits.planted(), tensor, bytes, Requant::Preserve)?))
         };
         Rewrite::copy(&self.gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
         file.commit().unwrap();
@@ -98,7 +99,7 @@ fn bank(tiny: &Tiny, x: &Array2<f32>) -> Bank {
     let plan = plan_of(&tiny.gguf).unwrap();
     let network = Network::known(&tiny.gguf, &plan.ffns[0], Activation::Silu, false).unwrap();
     let slots =
-        network.idlest(&tiny.gguf, &plan.writers[plan.ffns[0].writer], x.view(), (1, 4)).unwrap().remove(0);
+        network.idlest(&tiny.gguf, &plan.writers[plan.ffns[0].writer], x.view(), 1, 4).unwrap().remove(0);
     let mean = x.mean_axis(ndarray::Axis(0)).unwrap();
     let constant: Vec<f32> = (&mean / mean.dot(&mean)).to_vec();
     let gate = |opens, seed, sign: f32| {
@@ -110,7 +111,7 @@ fn bank(tiny: &Tiny, x: &Array2<f32>) -> Bank {
         let weights: Vec<f32> = weights.iter().map(|w| (f64::from(*w) / deviation) as f32).collect();
         Gate { opens, score: Score { weights, bias: (-mean / deviation) as f32 }, threshold: 0.3, width: 0.5 }
     };
-    let gates = vec![(gate(Opens::Harmful, 50, 1.0), 5.0), (gate(Opens::Alarming, 51, -1.0), -3.0)];
+    let gates = vec![(gate(Opens::Harmful, 50, 1.0), 5.0), (gate(Opens::Borderline, 51, -1.0), -3.0)];
     Bank { network, slots, constant, column: noise(N_EMBD, 9), post_norm: None, gates }
 }
 
@@ -161,7 +162,7 @@ fn neurons_survive_every_type_and_change_nothing_else() {
         let x = inputs(400);
         let bank = bank(&tiny, &x);
         let writer = &plan.writers[bank.network.ffn.writer];
-        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x);
+        let planted = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x);
         if ggml_type == GgmlType::NVFP4 {
             // Its scales reach no lower than 2⁻⁹, and such models have scales of their own besides.
             assert!(planted.unwrap_err().to_string().contains("NVFP4 does not hold the row of a neuron"));
@@ -183,7 +184,7 @@ fn neurons_survive_every_type_and_change_nothing_else() {
 fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arrival) {
     let plan = plan_of(&tiny.gguf).unwrap();
     let writer = &plan.writers[bank.network.ffn.writer];
-    let planted = PlantedFfn::fit(bank, (&tiny.gguf, writer), Requant::Preserve, inputs(200)).unwrap();
+    let planted = PlantedFfn::fit(bank, &tiny.gguf, writer, Requant::Preserve, inputs(200)).unwrap();
     let edits = Edits::Neurons(vec![planted]);
     let written = tiny.written(&edits);
     let column = &edits.planted()[0].neurons[0].column;
@@ -220,7 +221,7 @@ fn another_row_or_column_is_noticed() {
     let x = inputs(200);
     let bank = bank(&tiny, &x);
     let writer = &plan.writers[bank.network.ffn.writer];
-    let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+    let planted = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x).unwrap();
     let edits = Edits::Neurons(vec![planted]);
     let written = tiny.written(&edits);
     for name in ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"] {
@@ -243,10 +244,10 @@ fn codebooks_are_refused_by_name() {
     let x = inputs(60);
     let bank = bank(&tiny, &x);
     let writer = &plan.writers[bank.network.ffn.writer];
-    let error = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x.clone()).unwrap_err();
+    let error = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x.clone()).unwrap_err();
     assert!(error.to_string().starts_with("blk.0.ffn_down.weight: IQ3_S keeps several"), "{error}");
     assert!(error.hint().unwrap().contains("--promote"));
-    PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Promote(GgmlType::Q4_0), x).unwrap();
+    PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Promote(GgmlType::Q4_0), x).unwrap();
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn every_expert_has_the_same_neurons() {
         let x = inputs(200);
         let bank = bank(&tiny, &x);
         let writer = &plan.writers[bank.network.ffn.writer];
-        let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+        let planted = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x).unwrap();
         let edits = Edits::Neurons(vec![planted.clone()]);
         let written = tiny.written(&edits);
         let found = verify(&tiny.gguf, &written, &edits, &mut |_, _| ()).unwrap();
@@ -285,7 +286,7 @@ fn one_expert_that_lacks_a_neuron_is_noticed() {
     let x = inputs(200);
     let bank = bank(&tiny, &x);
     let writer = &plan.writers[bank.network.ffn.writer];
-    let planted = PlantedFfn::fit(&bank, (&tiny.gguf, writer), Requant::Preserve, x).unwrap();
+    let planted = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x).unwrap();
     let edits = Edits::Neurons(vec![planted.clone()]);
     let written = tiny.written(&edits);
     let column = &planted.neurons[0].column.place;

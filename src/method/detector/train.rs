@@ -60,8 +60,8 @@ pub struct Recipe {
     pub width: f64,
     /// Shares of the prompts on which the gate for harmful ones stays shut.
     pub harmful: Shut,
-    /// The same for alarming ones.
-    pub alarming: Shut,
+    /// The same for borderline ones.
+    pub borderline: Shut,
 }
 
 /// On what share of each kind of prompts a gate stays shut.
@@ -69,7 +69,7 @@ pub struct Recipe {
 pub struct Shut {
     /// Of harmless prompts.
     pub harmless: f64,
-    /// Of the other kind that it is not to open on: alarming ones, or harmful ones.
+    /// Of the other kind that it is not to open on: borderline ones, or harmful ones.
     pub other: f64,
 }
 
@@ -121,8 +121,8 @@ pub struct InContext {
     pub harmful: Option<f64>,
     /// Of harmless prompts.
     pub harmless: Option<f64>,
-    /// Of alarming prompts.
-    pub alarming: Option<f64>,
+    /// Of borderline prompts.
+    pub borderline: Option<f64>,
 }
 
 impl Profile {
@@ -188,7 +188,7 @@ impl<'a> Teacher<'a> {
         let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
         let weight = |label: &Label| match (opens, label.kind) {
             (Opens::Harmful, PromptKind::Harmless) => KEPT_APART,
-            (Opens::Alarming, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
+            (Opens::Borderline, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
             _ => 1.0,
         };
         let weights = labels.iter().map(weight).collect();
@@ -226,8 +226,8 @@ impl<'a> Teacher<'a> {
     /// The lowest threshold that keeps what must stay shut so.
     fn threshold(&self, opens: Opens, scores: &[f64]) -> f64 {
         let (shut, other) = match opens {
-            Opens::Harmful => (self.recipe.harmful, PromptKind::Alarming),
-            Opens::Alarming => (self.recipe.alarming, PromptKind::Harmful),
+            Opens::Harmful => (self.recipe.harmful, PromptKind::Borderline),
+            Opens::Borderline => (self.recipe.borderline, PromptKind::Harmful),
         };
         let kinds = [(PromptKind::Harmless, shut.harmless), (other, shut.other)];
         let least = kinds.into_iter().filter_map(|(kind, share)| quantile(self.of(scores, kind), share));
@@ -244,7 +244,8 @@ impl<'a> Teacher<'a> {
     pub fn profile(
         &self,
         learned: &LearnedGate,
-        (layer, before_last): (usize, usize),
+        layer: usize,
+        before_last: usize,
         activation: Activation,
     ) -> Profile {
         let LearnedGate { gate, scores } = learned;
@@ -293,8 +294,8 @@ impl<'a> Teacher<'a> {
             let n_open = own.iter().filter(|&&s| learned.gate.opening(s, activation) > OPEN).count();
             (!own.is_empty()).then(|| n_open as f64 / own.len() as f64)
         };
-        let [harmful, harmless, alarming] = PromptKind::ALL.map(share);
-        InContext { context: context.name().into(), harmful, harmless, alarming }
+        let [harmful, harmless, borderline] = PromptKind::ALL.map(share);
+        InContext { context: context.name().into(), harmful, harmless, borderline }
     }
 }
 
@@ -343,7 +344,7 @@ mod tests {
     use super::*;
 
     const SHUT: Shut = Shut { harmless: 0.95, other: 0.9 };
-    const RECIPE: Recipe = Recipe { ridge: 0.03, width: 0.7, harmful: SHUT, alarming: SHUT };
+    const RECIPE: Recipe = Recipe { ridge: 0.03, width: 0.7, harmful: SHUT, borderline: SHUT };
 
     fn noise(i: usize, j: usize) -> f32 {
         ((i * 7919 + j * 104_729) as f32 * 0.618).sin() + ((i * 31 + j * j) as f32 * 0.377).cos()
@@ -355,7 +356,7 @@ mod tests {
         let labels: Vec<Label> = (0..360).map(label).collect();
         let inputs = Array2::from_shape_fn((360, 20), |(i, j)| {
             let own = match (labels[i].kind, j) {
-                (PromptKind::Harmful, 0) | (PromptKind::Alarming, 1) => 2.5,
+                (PromptKind::Harmful, 0) | (PromptKind::Borderline, 1) => 2.5,
                 _ => 0.0,
             };
             noise(i, j) + own + f32::from(j == 7) * 6.0
@@ -380,9 +381,9 @@ mod tests {
         let examples = examples();
         let u = constant(&examples).unwrap();
         let teacher = Teacher::new(&examples, &u, RECIPE);
-        for opens in [Opens::Harmful, Opens::Alarming] {
+        for opens in [Opens::Harmful, Opens::Borderline] {
             let learned = teacher.learn(opens).unwrap();
-            let profile = teacher.profile(&learned, (3, 0), Activation::Silu);
+            let profile = teacher.profile(&learned, 3, 0, Activation::Silu);
             let of = |name: &str| profile.of(name).unwrap();
             assert!(of("harmless").open <= 0.05, "{profile:?}");
             assert!(of(opens.kind().as_str()).open > 0.4, "{profile:?}");

@@ -43,12 +43,7 @@ impl Moved {
     /// Adds a prompt with `pushes` `[W]` whose log-odds were `before` and are `now`, unless that tells
     /// nothing: odds at ±`limit`, beyond which they are cut off, or a `harmful` prompt that was refused so
     /// surely that a push hardly shows.
-    pub fn add(
-        &mut self,
-        pushes: ArrayView1<'_, f64>,
-        (before, now): (f64, f64),
-        (harmful, limit): (bool, f64),
-    ) {
+    pub fn add(&mut self, pushes: ArrayView1<'_, f64>, before: f64, now: f64, harmful: bool, limit: f64) {
         if now.abs().max(before.abs()) < limit && !(harmful && before >= SURE) {
             self.pushes.push(pushes.to_owned());
             self.changes.push(now - before);

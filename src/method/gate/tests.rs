@@ -45,7 +45,7 @@ fn push(rights: &RightFactors, centre: &[f32], seed: u64) -> f32 {
 }
 
 #[test]
-fn gates_open_on_harmful_and_turn_on_alarming_prompts() {
+fn gates_open_on_harmful_and_turn_on_borderline_prompts() {
     let kinds = kinds();
     let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
     let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();

@@ -22,6 +22,7 @@ use crate::eval::{FirstTokenScore, Score};
 use crate::gguf::LockFile;
 use crate::llama::offload::FlashAttn;
 use crate::util::bounded;
+use crate::util::hint::Hint;
 
 /// A journal has some kilobytes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -145,9 +146,8 @@ pub enum JournalError {
     },
 }
 
-impl JournalError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for JournalError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Io { .. } => None,
             Self::Malformed { .. } => Some("leave out --resume to search anew".into()),

@@ -99,7 +99,7 @@ impl SearchResult {
     pub(super) fn mark_front(&mut self) {
         let cost = |t: &Trial| {
             let s = &t.score;
-            [-s.harmful.refused().rate(), s.kl, s.harmless.refused().rate(), s.alarming.refused().rate()]
+            [-s.harmful.refused().rate(), s.kl, s.harmless.refused().rate(), s.borderline.refused().rate()]
         };
         let costs: Vec<[f64; 4]> = self.trials.iter().filter(|t| !t.stopped).map(cost).collect();
         let beats = |a: &[f64; 4], b: &[f64; 4]| a != b && a.iter().zip(b).all(|(a, b)| a <= b);

@@ -75,7 +75,7 @@ const SOURCES: [DirectionSource; 3] =
 
 fn questions() -> Questions {
     let of = |kind: &str| (0..20).map(|i| format!("{kind} {i}")).collect();
-    Questions { harmful: of("harmful"), harmless: of("harmless"), alarming: of("alarming") }
+    Questions { harmful: of("harmful"), harmless: of("harmless"), borderline: of("borderline") }
 }
 
 fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchError> {
@@ -105,34 +105,50 @@ fn run_on(
     journal: &mut Journal,
 ) -> (SearchResult, usize) {
     let mut engine = StandIn { quality, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
-    let result = search_with(&mut engine, (&few, questions()), spaces, options, journal);
+    let result = search_with(&mut engine, Asked::alike(), spaces, options, journal);
     (result, engine.applied)
+}
+
+/// The prompts of a search.
+struct Asked {
+    /// Those of its quick looks.
+    few: Questions,
+    /// Those of its trials.
+    all: Questions,
+}
+
+impl Asked {
+    /// The same ones for both.
+    fn alike() -> Self {
+        Self { few: questions(), all: questions() }
+    }
 }
 
 fn search_with(
     engine: &mut StandIn,
-    asked: (&Evaluator, Questions),
+    asked: Asked,
     spaces: &[Space],
     options: SearchOptions,
     journal: &mut Journal,
 ) -> SearchResult {
-    prepared(engine, asked, (spaces, options), journal, &mut |search| search.run(20, &mut |_, _| ()).unwrap())
+    prepared(engine, asked, spaces, options, journal, &mut |search| search.run(20, &mut |_, _| ()).unwrap())
 }
 
 /// What `run` makes of the search over a stand-in.
 fn prepared(
     engine: &mut StandIn,
-    (few, asked): (&Evaluator, Questions),
-    (spaces, options): (&[Space], SearchOptions),
+    asked: Asked,
+    spaces: &[Space],
+    options: SearchOptions,
     journal: &mut Journal,
     run: &mut dyn FnMut(&mut Search<'_>) -> SearchResult,
 ) -> SearchResult {
-    let (evaluator, base): (_, Evaluation) = Evaluator::new(engine, asked).unwrap();
+    let few = Evaluator::new(engine, asked.few).unwrap().0;
+    let (evaluator, base): (_, Evaluation) = Evaluator::new(engine, asked.all).unwrap();
     run(&mut Search {
         engine,
         evaluator: &evaluator,
-        few,
+        few: &few,
         base: base.score,
         make_edits: &edits,
         options,
@@ -168,11 +184,11 @@ fn less_strength_is_tried_until_it_is_worse() {
     assert_eq!((worse.trials.len(), worse.best), (2, Some(0)), "{worse:?}");
     let [first, second] = [worse.trials[0], worse.trials[1]];
     assert!(!first.stopped && second.stopped && !second.on_front, "{second:?}");
-    let Score { harmful, alarming, .. } = second.score;
+    let Score { harmful, borderline, .. } = second.score;
     assert_eq!(
-        (harmful.total(), alarming.total()),
+        (harmful.total(), borderline.total()),
         (20, 0),
-        "harmful prompts showed it: alarming ones were not asked"
+        "harmful prompts showed it: borderline ones were not asked"
     );
     // All of them are refused anyway: what remains is the price of the KL.
     let alike = strengths(|_, _| 1200.0);
@@ -183,7 +199,7 @@ fn less_strength_is_tried_until_it_is_worse() {
 fn less_strength_is_taken_where_more_gains_hardly_more() {
     let of = |n: u64| Tally { refused: 0, complied: n, ..Tally::default() };
     let noise = |n: [u64; 3]| {
-        let base = Score { harmful: of(n[0]), harmless: of(n[1]), alarming: of(n[2]), kl: 0.0 };
+        let base = Score { harmful: of(n[0]), harmless: of(n[1]), borderline: of(n[2]), kl: 0.0 };
         Limits { base, options: AUTO, refusal: Refusal::Whole }.noise()
     };
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
@@ -194,11 +210,10 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
             StandIn { quality: |_, _| 1e3, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
         // Refused from ¾ of the budget's strength on, and beyond.
         let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
-        let asked = Questions { harmful, ..questions() };
-        let few = Evaluator::new(&mut engine, questions()).unwrap().0;
+        let asked = Asked { few: questions(), all: Questions { harmful, ..questions() } };
         let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
         let spaces = [space(DirectionSource::Plain)];
-        let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+        let result = search_with(&mut engine, asked, &spaces, options, &mut Journal::off());
         assert_eq!(result.trials[0].score.harmful.refused, 100);
         result.best.unwrap()
     };
@@ -209,7 +224,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
 #[test]
 fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
     let of = |refused, total| Tally { refused, complied: total - refused, ..Tally::default() };
-    let base = Score { harmful: of(6, 64), harmless: of(4, 48), alarming: of(3, 48), kl: 0.0 };
+    let base = Score { harmful: of(6, 64), harmless: of(4, 48), borderline: of(3, 48), kl: 0.0 };
     let limits = |refusal| Limits { base, options: AUTO, refusal };
     let takes = |refusal, lost: u64, gain: f64| {
         let trial = |refused, strength, utility| {
@@ -234,10 +249,10 @@ fn a_budget_that_a_quick_look_underestimates_is_kept() {
     let mut engine =
         StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
     let calm = questions().harmless.iter().map(|text| format!("{text}, calm")).collect();
-    let few = Evaluator::new(&mut engine, Questions { harmless: calm, ..questions() }).unwrap().0;
+    let asked = Asked { few: Questions { harmless: calm, ..questions() }, all: questions() };
     let options = SearchOptions { layer: Some(10), ..AUTO };
-    let (few, spaces) = ((&few, questions()), [space(DirectionSource::Plain)]);
-    let result = search_with(&mut engine, few, &spaces, options, &mut Journal::off());
+    let spaces = [space(DirectionSource::Plain)];
+    let result = search_with(&mut engine, asked, &spaces, options, &mut Journal::off());
     let (probe, first) = (result.probes[0], result.trials[0]);
     assert!(first.strength < 0.6 * probe.strength, "{first:?}");
     assert!(first.accepted && first.score.kl <= 0.05 && first.score.kl >= 0.04, "{first:?}");
@@ -247,12 +262,11 @@ fn a_budget_that_a_quick_look_underestimates_is_kept() {
 fn a_trial_that_passes_the_budget_is_made_again_with_less() {
     let mut engine =
         StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
     let steep = questions().harmless.iter().map(|text| format!("{text}, steep")).collect();
-    let asked = Questions { harmless: steep, ..questions() };
+    let asked = Asked { few: questions(), all: Questions { harmless: steep, ..questions() } };
     let options = SearchOptions { layer: Some(10), trials: 1, ..AUTO };
     let spaces = [space(DirectionSource::Plain)];
-    let result = search_with(&mut engine, (&few, asked), &spaces, options, &mut Journal::off());
+    let result = search_with(&mut engine, asked, &spaces, options, &mut Journal::off());
     let [over, within] = result.trials[..] else { panic!("{result:?}") };
     assert!(over.stopped && over.score.kl > 0.05, "{over:?}");
     assert!(within.accepted && within.score.kl > 0.025 && within.score.kl < 0.05, "{within:?}");
@@ -270,7 +284,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
         let score = evaluator.evaluate_while(&mut engine, &mut going).unwrap().score;
-        (score.kl, [score.harmful, score.harmless, score.alarming].map(|t| t.total()))
+        (score.kl, [score.harmful, score.harmless, score.borderline].map(|t| t.total()))
     };
     let (kl, totals) = asked(SearchOptions { strength: None, ..options });
     assert!(kl > 0.05 && totals == [0, 20, 0], "{kl} {totals:?}");
@@ -281,8 +295,8 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
 #[test]
 fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let of = |refused| Tally { refused, complied: 20 - refused, ..Tally::default() };
-    let base = Score { harmful: of(0), harmless: of(0), alarming: of(0), kl: 0.0 };
-    let edited = Score { harmful: of(15), alarming: of(3), kl: 0.04, ..base };
+    let base = Score { harmful: of(0), harmless: of(0), borderline: of(0), kl: 0.0 };
+    let edited = Score { harmful: of(15), borderline: of(3), kl: 0.04, ..base };
     let accepts = |max_false_refusal, removed| {
         let options = SearchOptions { max_false_refusal, ..AUTO };
         let direction_sources = [
@@ -311,7 +325,7 @@ fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
     let to_the_end = SearchOptions { to_the_end: true, ..options };
     let (whole, _) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
     assert!(stopped.trials[1].stopped && !whole.trials[1].stopped, "{whole:?}");
-    assert_eq!(whole.trials[1].score.alarming.total(), 20);
+    assert_eq!(whole.trials[1].score.borderline.total(), 20);
     assert_eq!(
         whole,
         run_with(&spaces, |_, _| 300.0, to_the_end),
@@ -457,9 +471,8 @@ fn trials_of(strengths: &[f64]) -> SearchResult {
     let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
     let mut engine =
         StandIn { quality: |_, _| 300.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
-    let few = Evaluator::new(&mut engine, questions()).unwrap().0;
     let space = [space(DirectionSource::Plain)];
-    prepared(&mut engine, (&few, questions()), (&space, AUTO), &mut Journal::off(), &mut |search| {
+    prepared(&mut engine, Asked::alike(), &space, AUTO, &mut Journal::off(), &mut |search| {
         search.run_settings(&settings, &mut |_, _| ()).unwrap()
     })
 }

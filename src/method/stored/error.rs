@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::FORMAT;
 use super::fingerprint::Difference;
 use crate::method::direction::DirectionError;
+use crate::util::hint::Hint;
 
 /// What is wrong with which file.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +68,8 @@ impl Problem {
     }
 }
 
-impl StoredError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for StoredError {
+    fn hint(&self) -> Option<String> {
         let hint = match &self.problem {
             Problem::Io(_) => return None,
             Problem::TooLarge { .. } | Problem::Format { .. } => {

@@ -12,6 +12,7 @@ use crate::method::direction::random;
 use crate::method::search::DirectionSource;
 use crate::pipeline::plan_of;
 use crate::quant;
+use crate::util::hint::Hint;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;

@@ -2,6 +2,7 @@
 
 use crate::gguf::GgufError;
 use crate::method::edit::EditError;
+use crate::util::hint::Hint;
 
 /// Why two files could not be compared.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +25,8 @@ pub enum VerifyError {
     },
 }
 
-impl VerifyError {
-    /// A next step for the user.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for VerifyError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Edit(error) => error.hint(),

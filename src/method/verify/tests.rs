@@ -42,7 +42,7 @@ fn behind_a_norm_what_reaches_the_stream_is_verified() {
     let mut replace = |tensor: &TensorInfo| {
         let Some(edit) = edits.iter().find(|edit| edit.tensor == tensor.name) else { return Ok(None) };
         let bytes = base.read_tensor(tensor)?;
-        Ok(Some(requant::apply(edit, (tensor, bytes), Requant::Nearest, &InputModel::default())?))
+        Ok(Some(requant::apply(edit, tensor, bytes, Requant::Nearest, &InputModel::default())?))
     };
     let mut file = AtomicFile::create(&out, true).unwrap();
     Rewrite::copy(&base).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
@@ -73,10 +73,13 @@ fn behind_a_norm_what_reaches_the_stream_is_verified() {
         let reaches = f64::from(gain[row]) / edit.post_norm.as_ref().unwrap().push;
         match passes {
             true => {
-                assert!((0.3 * reaches..1.5 * reaches).contains(&noise) && reaches > 1.0, "{noise} {reaches}")
+                assert!(
+                    (0.3 * reaches..1.5 * reaches).contains(&noise) && reaches > 1.0,
+                    "{noise} {reaches}"
+                );
             }
             false => {
-                assert!((noise - own).abs() < 1e-2 && (share - 1.0).abs() < 1e-2, "{noise} {own} {share}")
+                assert!((noise - own).abs() < 1e-2 && (share - 1.0).abs() < 1e-2, "{noise} {own} {share}");
             }
         }
     }

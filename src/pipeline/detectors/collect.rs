@@ -135,7 +135,8 @@ impl Collector<'_> {
     /// extract from show.
     pub fn all(
         &self,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
         prompts: &PromptSet,
         networks: &[Network],
     ) -> Result<(Collection, Option<usize>, Shown), Error> {
@@ -147,8 +148,8 @@ impl Collector<'_> {
         for kind in PromptKind::ALL {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
             let [extract, _] = texts(prompts, &more, kind);
-            let mut of_kind = Seen::collect((&mut *engine, evaluator), extract, &capture)?;
-            let labels = labels((kind, Context::Plain), 0..of_kind.texts.len());
+            let mut of_kind = Seen::collect(engine, evaluator, extract, &capture)?;
+            let labels = labels(kind, Context::Plain, 0..of_kind.texts.len());
             collection.add_ends(&of_kind.activations, labels, &tail);
             collection.add_text(std::mem::take(&mut of_kind.activations.inputs));
             seen.push(of_kind);
@@ -230,7 +231,7 @@ impl Collector<'_> {
                 continue;
             }
             let requests = which.into_iter().map(|i| numbers[i]);
-            collection.add_ends(&seen, labels((kind, Context::Thought), requests), &[]);
+            collection.add_ends(&seen, labels(kind, Context::Thought, requests), &[]);
             collection.add_text(seen.inputs);
         }
         Ok(())
@@ -319,7 +320,7 @@ impl Ends {
 }
 
 /// Labels of the requests with these numbers, all of one kind and context.
-fn labels((kind, context): (PromptKind, Context), numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
+fn labels(kind: PromptKind, context: Context, numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
     numbers.into_iter().map(|request| Label { kind, context, request }).collect()
 }
 
@@ -447,6 +448,6 @@ pub(super) fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
 }
 
 fn below<T: Clone + Default>(parts: &[ArrayView2<'_, T>]) -> Array2<T> {
-    let views: Vec<_> = parts.iter().filter(|x| x.nrows() > 0).cloned().collect();
+    let views: Vec<_> = parts.iter().filter(|x| x.nrows() > 0).copied().collect();
     ndarray::concatenate(Axis(0), &views).unwrap_or_default()
 }

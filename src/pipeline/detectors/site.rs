@@ -20,13 +20,13 @@ pub(super) const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.953, other: 0.775 },
-    alarming: Shut { harmless: 0.91, other: 0.895 },
+    borderline: Shut { harmless: 0.91, other: 0.895 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.965, other: 0.785 },
-    alarming: Shut { harmless: 0.945, other: 0.925 },
+    borderline: Shut { harmless: 0.945, other: 0.925 },
 };
 
 /// Inputs of a network for which its rows are rounded.
@@ -63,8 +63,10 @@ pub(super) fn not_finite(error: crate::util::linalg::NotPositive) -> Error {
 impl Site {
     pub(super) fn new(
         opened: &Opened,
-        (network, slots): (&Network, Vec<usize>),
-        (spot, examples): (&Spot, &Examples),
+        network: &Network,
+        slots: Vec<usize>,
+        spot: &Spot,
+        examples: &Examples,
     ) -> Result<Self, Error> {
         let writer = &opened.plan.writers[network.ffn.writer];
         let mut site = Self {
@@ -92,11 +94,11 @@ impl Site {
     pub(super) fn learn(&mut self, examples: &Examples) -> Result<(), Error> {
         let recipe = if self.is_early() { EARLY_RECIPE } else { LATE_RECIPE };
         let teacher = Teacher::new(examples, &self.constant, recipe);
-        let place = (self.network.ffn.layer, self.before_last);
+        let layer = self.network.ffn.layer;
         (self.gates, self.profiles) = (Vec::new(), Vec::new());
-        for opens in [Opens::Harmful, Opens::Alarming] {
+        for opens in [Opens::Harmful, Opens::Borderline] {
             let learned = teacher.learn(opens).map_err(not_finite)?;
-            self.profiles.push(teacher.profile(&learned, place, self.network.activation));
+            self.profiles.push(teacher.profile(&learned, layer, self.before_last, self.network.activation));
             self.gates.push(learned.gate);
         }
         Ok(())

@@ -53,7 +53,8 @@ impl Engine for StandIn {
 /// What a model that refuses `plain` and, under a safety prompt, `prompted` of 20 harmful prompts is
 /// offered.
 fn offer(
-    (plain, prompted): (usize, usize),
+    plain: usize,
+    prompted: usize,
     ablated: Option<AblatedDirection>,
     flags: &[&str],
 ) -> Result<(Vec<DirectionSource>, &'static str), Error> {
@@ -65,7 +66,8 @@ fn offer(
     let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
     let source = sources::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
     let options = InjectOptions::new(*args, source).unwrap();
-    let offer = Offer::of(&mut engine, (&mut evaluator, &base), ablated, (&options, &Printer::new(true, 0)))?;
+    let printer = Printer::new(true, 0);
+    let offer = Offer::of(&mut engine, &mut evaluator, &base, ablated, &options, &printer)?;
     let there = [(DirectionSource::Plain, offer.plain), (DirectionSource::Safety, offer.system.is_some())];
     let there = there.into_iter().chain([(DirectionSource::Ablated, offer.ablated.is_some())]);
     let direction_sources =
@@ -110,43 +112,40 @@ fn the_safety_prompt_must_bring_something() {
 
 #[test]
 fn a_model_that_refuses_well_gets_no_safety_prompt() {
-    let told = offer((12, 20), None, &[]).unwrap();
+    let told = offer(12, 20, None, &[]).unwrap();
     assert_eq!(told, (vec![DirectionSource::Plain], "none"));
 }
 
 #[test]
 fn a_model_that_refuses_little_gets_one_where_it_helps() {
     for plain in [0, 6] {
-        let told = offer((plain, 15), None, &[]).unwrap();
+        let told = offer(plain, 15, None, &[]).unwrap();
         assert_eq!(told, (vec![DirectionSource::Plain, DirectionSource::Safety], "safety"));
     }
-    assert_eq!(offer((6, 7), None, &[]).unwrap().0, [DirectionSource::Plain]);
-    assert_eq!(offer((6, 15), None, &["--system-prompt", "off"]).unwrap().0, [DirectionSource::Plain]);
-    assert_eq!(offer((6, 15), None, &["--direction-source", "plain"]).unwrap().0, [DirectionSource::Plain]);
-    assert_eq!(
-        offer((12, 12), None, &["--direction-source", "safety"]).unwrap().0,
-        [DirectionSource::Safety]
-    );
+    assert_eq!(offer(6, 7, None, &[]).unwrap().0, [DirectionSource::Plain]);
+    assert_eq!(offer(6, 15, None, &["--system-prompt", "off"]).unwrap().0, [DirectionSource::Plain]);
+    assert_eq!(offer(6, 15, None, &["--direction-source", "plain"]).unwrap().0, [DirectionSource::Plain]);
+    assert_eq!(offer(12, 12, None, &["--direction-source", "safety"]).unwrap().0, [DirectionSource::Safety]);
 }
 
 #[test]
 fn only_without_any_source_there_is_no_refusal() {
-    let refused = |flags: &[&str]| offer((1, 2), None, flags);
+    let refused = |flags: &[&str]| offer(1, 2, None, flags);
     assert!(matches!(refused(&[]), Err(Error::NoRefusal { plain: 1, prompted: 2, total: 20 })));
     assert!(matches!(refused(&["--system-prompt", "off"]), Err(Error::NoRefusal { prompted: 0, .. })));
     assert_eq!(refused(&["--allow-no-refusal"]).unwrap().0, [DirectionSource::Plain]);
     assert_eq!(
-        offer((1, 2), some_ablated(), &[]).unwrap().0,
+        offer(1, 2, some_ablated(), &[]).unwrap().0,
         [DirectionSource::Plain, DirectionSource::Ablated]
     );
     assert_eq!(
-        offer((1, 2), some_ablated(), &["--direction-source", "ablated"]).unwrap().0,
+        offer(1, 2, some_ablated(), &["--direction-source", "ablated"]).unwrap().0,
         [DirectionSource::Ablated]
     );
     let missing = refused(&["--direction-source", "ablated"]);
     assert!(matches!(missing, Err(Error::Option { flag: "--direction-source", .. })));
     assert!(matches!(
-        offer((1, 2), some_ablated(), &["--direction-source", "plain"]),
+        offer(1, 2, some_ablated(), &["--direction-source", "plain"]),
         Err(Error::NoRefusal { .. })
     ));
 }
@@ -158,10 +157,8 @@ fn stored(
     by_layer: Vec<SafetyDirection>,
 ) -> [SafetyDirection; 3] {
     let separation = vec![Separation { layer: 0, norm: 1.0, relative_norm: 0.1, auroc: 0.9, d_prime: 2.0 }];
-    let direction_sources = DirectionSources::stored(
-        (direction_source, own),
-        Directions { by_layer, separation: separation.clone() },
-    );
+    let directions = Directions { by_layer, separation: separation.clone() };
+    let direction_sources = DirectionSources::stored(direction_source, own, directions);
     assert_eq!(direction_sources.separation(direction_source), separation);
     let candidate = Candidate { direction_source, layer: 1, window: (0.0, 1.0), contrast: 0.0 };
     [0, 1, 2].map(|layer| direction_sources.along(&candidate).at(layer).clone())

@@ -2,14 +2,12 @@
 
 use super::EditSearch;
 use super::told::refuses_little;
-use crate::eval::prompts::PromptSet;
 use crate::llama::{Arithmetic, LlamaEngine};
 use crate::method::edit::Method;
 use crate::method::search::journal::Journal;
-use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::options::InjectOptions;
-use crate::pipeline::session::Opened;
+use crate::pipeline::session::{Opened, Session};
 use crate::pipeline::types;
 
 impl EditSearch {
@@ -20,17 +18,11 @@ impl EditSearch {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn new(
-        opened: &Opened,
-        (engine, journal): (&mut LlamaEngine, &mut Journal),
-        prompts: &PromptSet,
-        options: &InjectOptions,
-        printer: &Printer,
-    ) -> Result<Self, Error> {
+    pub fn new(session: Session<'_>, engine: &mut LlamaEngine, journal: &mut Journal) -> Result<Self, Error> {
+        let Session { opened, options, printer, .. } = session;
         let arithmetic = engine.set_arithmetic(Arithmetic::F32);
-        let mut search = |options: &InjectOptions| {
-            Self::of_method(opened, (&mut *engine, &mut *journal), prompts, options, printer)
-        };
+        let mut search =
+            |options: &InjectOptions| Self::of_method(Session { options, ..session }, engine, journal);
         let mut found = search(options);
         if let Some(little) = falls_short(&found, options) {
             match linear(opened, options) {

@@ -19,8 +19,8 @@ fn describe(candidate: &Candidate) -> String {
 pub(super) fn describe_probe(p: &Probe) -> String {
     let first_tokens = p.first_tokens.map_or(String::new(), |q| {
         format!(
-            ": first tokens harmful {:.3} harmless {:.3} alarming {:.3}",
-            q.harmful, q.harmless, q.alarming
+            ": first tokens harmful {:.3} harmless {:.3} borderline {:.3}",
+            q.harmful, q.harmless, q.borderline
         )
     });
     format!(
@@ -34,12 +34,12 @@ pub(super) fn describe_probe(p: &Probe) -> String {
 /// A trial, on a line.
 pub(super) fn describe_trial(t: &Trial) -> String {
     format!(
-        "  trial {} strength {:.4}: harmful {} harmless {} alarming {} broken {} KL {:.4} utility {:+.3}{}",
+        "  trial {} strength {:.4}: harmful {} harmless {} borderline {} broken {} KL {:.4} utility {:+.3}{}",
         describe(&t.candidate),
         t.strength,
         t.score.harmful.refused,
         t.score.harmless.refused,
-        t.score.alarming.refused,
+        t.score.borderline.refused,
         t.score.broken().count,
         t.score.kl,
         t.utility,
@@ -63,7 +63,7 @@ pub(super) fn refuses_little(method: Method, base: Score, score: Score) -> Optio
 pub(super) fn beside(edited: &Score, base: &Score) -> String {
     let counts = |score: &Score| {
         let refused = |tally: Tally| format!("{}/{}", tally.refused, tally.total());
-        format!("{} harmless and {} alarming", refused(score.harmless), refused(score.alarming))
+        format!("{} harmless and {} borderline", refused(score.harmless), refused(score.borderline))
     };
     let Tally { refused, .. } = edited.harmful;
     format!(
@@ -94,12 +94,12 @@ mod tests {
     #[test]
     fn what_broke_a_limit_is_told_beside_the_base() {
         let of = |refused| Tally { refused, complied: 48 - refused, ..Tally::default() };
-        let base = Score { harmful: of(3), harmless: of(0), alarming: of(1), kl: 0.0 };
-        let edited = Score { harmful: of(34), harmless: of(4), alarming: of(7), kl: 0.0459 };
+        let base = Score { harmful: of(3), harmless: of(0), borderline: of(1), kl: 0.0 };
+        let edited = Score { harmful: of(34), harmless: of(4), borderline: of(7), kl: 0.0459 };
         assert_eq!(
             beside(&edited, &base),
-            "; the best of them refused 34 of these, but 4/48 harmless and 7/48 alarming prompts (base: 0/48 harmless and \
-             1/48 alarming), at a KL of 0.046"
+            "; the best of them refused 34 of these, but 4/48 harmless and 7/48 borderline prompts (base: 0/48 harmless and \
+             1/48 borderline), at a KL of 0.046"
         );
     }
 }

@@ -47,7 +47,7 @@ impl GateTrainer<'_> {
         let of = |direction_source| space_of(self.options, direction_source);
         // Those along an ablated direction are among the plain ones.
         let contrasts = of(DirectionSource::Plain).contrasts;
-        let inside = |window| (window, self.opened.plan.writers_in(window));
+        let inside = |(from, until)| ((from, until), self.opened.plan.writers_in(from, until));
         let direction_source = if ablated { DirectionSource::Ablated } else { DirectionSource::Plain };
         let windows: Vec<_> = of(direction_source).windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
@@ -105,7 +105,7 @@ impl GateTrainer<'_> {
     ) -> Result<Option<Vec<f64>>, Error> {
         let bar = self.printer.bar("seeing what the writers' pushes do", 1 + self.seen.len() as u64);
         let space = space(self.options.method, DirectionSource::Plain);
-        let writers = self.opened.plan.writers_in(WINDOW);
+        let writers = self.opened.plan.writers_in(WINDOW.0, WINDOW.1);
         let kernel = Kernel::of(self.training_set(), &writers, None, &mut || ())?;
         let rights = self.rights(&kernel, space.contrasts[0])?;
         let layer = (DEPTH * directions.by_layer.len() as f64) as usize;
@@ -120,7 +120,7 @@ impl GateTrainer<'_> {
         let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength)?)?;
         bar.set(1);
-        let moved = self.moved((engine, evaluator), &rights, &mut |kind| bar.set(2 + kind as u64))?;
+        let moved = self.moved(engine, evaluator, &rights, &mut |kind| bar.set(2 + kind as u64))?;
         engine.apply(&[])?;
         let found = moved.effects(&rights);
         self.printer.detail(match &found {
@@ -137,7 +137,8 @@ impl GateTrainer<'_> {
     /// How the gates that are applied move the prompts of all kinds; `step` hears which kind is done.
     fn moved(
         &self,
-        (engine, evaluator): (&mut LlamaEngine, &Evaluator),
+        engine: &mut LlamaEngine,
+        evaluator: &Evaluator,
         rights: &RightFactors,
         step: &mut dyn FnMut(usize),
     ) -> Result<Moved, Error> {
@@ -153,7 +154,7 @@ impl GateTrainer<'_> {
             let mut odds = vec![0.0; texts.len()];
             engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = evaluator.odds(logits))?;
             for (&i, now) in asked.iter().zip(odds) {
-                moved.add(of_kind.row(i), (seen.odds[i], now), (kind == 0, MAX_ODDS));
+                moved.add(of_kind.row(i), seen.odds[i], now, kind == 0, MAX_ODDS);
             }
             step(kind);
         }

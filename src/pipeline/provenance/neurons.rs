@@ -45,10 +45,11 @@ struct NeuronRow {
 }
 
 /// A tensor and the index of a row or column.
-type PlaceRow = (String, usize);
+#[derive(Serialize, Deserialize)]
+struct PlaceRow(String, usize);
 
 fn row(piece: &Piece) -> PlaceRow {
-    (piece.place.tensor.clone(), piece.place.index)
+    PlaceRow(piece.place.tensor.clone(), piece.place.index)
 }
 
 fn name(set: usize, neuron: usize, part: &str) -> String {
@@ -143,7 +144,8 @@ enum Side {
 }
 
 /// A piece whose place the file has, with as many finite values as that takes.
-fn piece(edited: &Gguf, (tensor, index): PlaceRow, key: &str, side: Side) -> Result<Option<Piece>, Error> {
+fn piece(edited: &Gguf, place: PlaceRow, key: &str, side: Side) -> Result<Option<Piece>, Error> {
+    let PlaceRow(tensor, index) = place;
     let (Some(info), Some(array)) = (edited.tensor(&tensor), edited.array(key)) else { return Ok(None) };
     let (n_in, n_out) = (info.ne[0], info.ne[1]);
     let (len, most) = if side == Side::Row { (n_in, n_out) } else { (n_out, n_in) };

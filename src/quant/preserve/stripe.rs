@@ -36,7 +36,8 @@ pub(super) const WIDE: usize = 8;
 
 impl<'a> Stripe<'a> {
     pub(super) fn new(
-        (ggml_type, target): (GgmlType, RankOneTarget<'a>),
+        ggml_type: GgmlType,
+        target: RankOneTarget<'a>,
         inputs: &'a InputModel,
         columns: std::ops::Range<usize>,
         order: &'a [usize],
@@ -52,14 +53,14 @@ impl<'a> Stripe<'a> {
         // An input that is never used would make its weight, and what it is divided by, zero.
         let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
         let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
-        let run = |(m, run): (&[f32], usize)| {
+        let run = |m: &[f32], run: usize| {
             m[run * RUN..].iter().zip(right[run * RUN..].iter().take(RUN)).map(|(m, r)| m * r).sum::<f32>()
         };
         let drift = padded(&principal, right.len().div_ceil(RUN), run);
         let reach: f64 = order.iter().map(|&i| f64::from(target.along[i]) * f64::from(target.left[i])).sum();
         let inverse_reach = (1.0 / reach.max(f64::from(f32::MIN_POSITIVE))) as f32;
         let n_principal = principal.len();
-        let columns = padded(&principal, right.len(), |(m, j)| m[j]);
+        let columns = padded(&principal, right.len(), |m, j| m[j]);
         Self {
             ggml_type,
             order,
@@ -77,11 +78,11 @@ impl<'a> Stripe<'a> {
 }
 
 /// `of(m_p, i)` as `[n][n_padded]`.
-fn padded(principal: &[&[f32]], n: usize, of: impl Fn((&[f32], usize)) -> f32) -> Vec<f32> {
+fn padded(principal: &[&[f32]], n: usize, of: impl Fn(&[f32], usize) -> f32) -> Vec<f32> {
     let zeros = principal.len().next_multiple_of(WIDE) - principal.len();
     let mut all = Vec::with_capacity(n * (principal.len() + zeros));
     for i in 0..n {
-        all.extend(principal.iter().map(|m| of((m, i))));
+        all.extend(principal.iter().map(|m| of(m, i)));
         all.extend(std::iter::repeat_n(0.0, zeros));
     }
     all

@@ -206,7 +206,7 @@ fn wider_vectors_change_no_byte() {
         let bytes = encoded(ggml_type, n_in, &noise(n_row * n_in, 3));
         let target = RankOneTarget { left: &left, along: &left, right: &right };
         let order = row_order(target, LEAST_SHARE);
-        let stripe = Stripe::new((ggml_type, target), &inputs, 0..n_in, &order);
+        let stripe = Stripe::new(ggml_type, target, &inputs, 0..n_in, &order);
         let with = |walk: Walk| {
             let mut bytes = bytes.clone();
             let row = bytes.len() / n_row;

@@ -45,6 +45,15 @@ struct Tick {
     text: String,
 }
 
+/// A point of a chart: in the numbers of its axes, or where it is drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct Point {
+    /// Along the x axis.
+    pub x: f64,
+    /// Along the y axis.
+    pub y: f64,
+}
+
 /// Something in the plot.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "shape", rename_all = "lowercase")]
@@ -148,7 +157,7 @@ impl Chart {
         let [top, _, right] = MARGINS;
         let plot = [LEFT[0], top, WIDTH - right, top + HEIGHTS[0]];
         let (x, y) = (x.axis(plot[0], plot[2]), y.axis(plot[3], plot[1]));
-        Self::empty(title, description, plot, (x, y))
+        Self::empty(title, description, plot, x, y)
     }
 
     /// An empty chart of numbers in named rows, the first at the top.
@@ -167,20 +176,20 @@ impl Chart {
         let tick = |(i, name): (usize, &&str)| Some(Tick { at: scale.at(i as f64)?, text: (*name).into() });
         let y =
             Axis { label: String::new(), ticks: rows.iter().enumerate().filter_map(tick).collect(), scale };
-        Self::empty(title, description, plot, (x, y))
+        Self::empty(title, description, plot, x, y)
     }
 
-    fn empty(title: &str, description: String, plot: [f64; 4], (x, y): (Axis, Axis)) -> Self {
+    fn empty(title: &str, description: String, plot: [f64; 4], x: Axis, y: Axis) -> Self {
         let [_, below, _] = MARGINS;
         let (title, height) = (title.into(), plot[3] + below);
         Self { title, description, width: WIDTH, height, plot, x, y, marks: Vec::new() }
     }
 
     /// A line through `points`, broken where one has no place.
-    pub fn line(&mut self, class: Class, points: impl IntoIterator<Item = (f64, f64)>) {
-        let placed: Vec<Option<(f64, f64)>> = points.into_iter().map(|point| self.place(point)).collect();
+    pub fn line(&mut self, class: Class, points: impl IntoIterator<Item = Point>) {
+        let placed: Vec<Option<Point>> = points.into_iter().map(|point| self.place(point)).collect();
         for run in placed.split(Option::is_none).filter(|run| run.len() > 1) {
-            let points: Vec<String> = run.iter().flatten().map(|(x, y)| format!("{x},{y}")).collect();
+            let points: Vec<String> = run.iter().flatten().map(|p| format!("{},{}", p.x, p.y)).collect();
             self.marks.push(Mark::Line { class, points: points.join(" ") });
         }
     }
@@ -194,8 +203,8 @@ impl Chart {
     }
 
     /// A short line across a point, from above to below.
-    pub fn cross(&mut self, class: Class, point: (f64, f64)) {
-        if let Some((x, y)) = self.place(point) {
+    pub fn cross(&mut self, class: Class, point: Point) {
+        if let Some(Point { x, y }) = self.place(point) {
             let points = format!("{x},{} {x},{}", y - 8.0, y + 8.0);
             self.marks.push(Mark::Line { class, points });
         }
@@ -210,21 +219,22 @@ impl Chart {
     }
 
     /// A point; `tip` is shown by a pointer above it.
-    pub fn dot(&mut self, class: Class, point: (f64, f64), tip: String) {
-        if let Some((x, y)) = self.place(point) {
+    pub fn dot(&mut self, class: Class, point: Point, tip: String) {
+        if let Some(Point { x, y }) = self.place(point) {
             self.marks.push(Mark::Dot { class, x, y, tip });
         }
     }
 
     /// A text right of and above a point.
-    pub fn label(&mut self, class: Class, point: (f64, f64), text: String) {
-        if let Some((x, y)) = self.place(point) {
+    pub fn label(&mut self, class: Class, point: Point, text: String) {
+        if let Some(Point { x, y }) = self.place(point) {
             self.marks.push(Mark::Label { class, x, y, text });
         }
     }
 
-    fn place(&self, (x, y): (f64, f64)) -> Option<(f64, f64)> {
-        Some((self.x.scale.at(x)?, self.y.scale.at(y)?))
+    /// The coordinates of `point`.
+    fn place(&self, point: Point) -> Option<Point> {
+        Some(Point { x: self.x.scale.at(point.x)?, y: self.y.scale.at(point.y)? })
     }
 }
 
@@ -259,8 +269,9 @@ mod tests {
             }
         }
         let mut chart = Chart::new("", String::new(), Numbers::layers(3), Numbers::over("", [0.0, 1.0]));
-        chart.line("own", [(0.0, 0.0), (1.0, 1.0), (2.0, f64::NAN), (2.5, 0.5), (3.0, 0.5)]);
-        chart.dot("own", (1.0, f64::INFINITY), String::new());
+        let points = [(0.0, 0.0), (1.0, 1.0), (2.0, f64::NAN), (2.5, 0.5), (3.0, 0.5)];
+        chart.line("own", points.map(|(x, y)| Point { x, y }));
+        chart.dot("own", Point { x: 1.0, y: f64::INFINITY }, String::new());
         let [Mark::Line { points: first, .. }, Mark::Line { .. }] = &chart.marks[..] else {
             panic!("two runs, no dot: {:?}", chart.marks)
         };

@@ -1,13 +1,13 @@
 //! The gates of detectors: a histogram of the scores of each, and how often it opens.
 
-use super::chart::{Chart, Class, Numbers};
+use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
 use crate::method::detector::train::{Histogram, InContext, Profile};
 use crate::report::contexts::{contexts, is_weak};
 use crate::report::{Report, ThinkingReport, Thoughtful};
 
 /// What each kind is drawn as.
-const KINDS: [(&str, Class); 3] = [("harmful", "after"), ("harmless", "before"), ("alarming", "control")];
+const KINDS: [(&str, Class); 3] = [("harmful", "after"), ("harmless", "before"), ("borderline", "control")];
 
 /// Every gate; nothing where there are none.
 pub fn gates(report: &Report) -> Option<Section> {
@@ -22,7 +22,7 @@ pub fn gates(report: &Report) -> Option<Section> {
                shut left of the first upright line and wholly open right of the second. Text is everything that is no end of \
                a prompt: prose, code, answers, the inside of prompts."
             .into(),
-        legend: vec![("after", "harmful"), ("before", "harmless"), ("control", "alarming"), ("chosen", "threshold")],
+        legend: vec![("after", "harmful"), ("before", "harmless"), ("control", "borderline"), ("chosen", "threshold")],
         charts: gates.iter().map(chart).collect(),
         tables: contexts_of(report).into_iter().chain([gate_table(gates)]).collect(),
     })
@@ -41,7 +41,7 @@ fn gate_table(gates: &[Profile]) -> Table {
             fixed(gate.open_from, 2),
             open("harmful"),
             open("harmless"),
-            open("alarming"),
+            open("borderline"),
             open("text"),
         ]
     };
@@ -59,7 +59,7 @@ fn gate_table(gates: &[Profile]) -> Table {
             "open from",
             "harmful",
             "harmless",
-            "alarming",
+            "borderline",
             "text",
         ],
         rows: gates.iter().map(row).collect(),
@@ -72,14 +72,14 @@ fn contexts_of(report: &Report) -> Option<Table> {
     let rows = contexts(&report.edit.gates);
     let row = |row: &InContext| {
         let weak = if is_weak(row, &rows[0]) { "less than half of plain" } else { "" };
-        vec![row.context.clone(), share(row.harmful), share(row.harmless), share(row.alarming), weak.into()]
+        vec![row.context.clone(), share(row.harmful), share(row.harmless), share(row.borderline), weak.into()]
     };
     (rows.len() > 1).then(|| Table {
         id: "context-table",
         caption: "Where prompts stand in something: the share on which the gates for harmful ones are more than half open at the \
                   last token",
         open: true,
-        head: vec!["prompts", "harmful", "harmless", "alarming", ""],
+        head: vec!["prompts", "harmful", "harmless", "borderline", ""],
         rows: rows.iter().map(row).collect(),
     })
 }
@@ -88,7 +88,7 @@ fn contexts_of(report: &Report) -> Option<Table> {
 pub fn thinking(report: &Report) -> Option<Section> {
     let ThinkingReport { open, close, budget, base, written } = report.thinking.as_ref()?;
     let row = |(name, of): (&str, &Thoughtful)| {
-        let kinds = [of.harmful, of.harmless, of.alarming].map(|tally| tally.refused().to_string());
+        let kinds = [of.harmful, of.harmless, of.borderline].map(|tally| tally.refused().to_string());
         let rest = [of.thoughts.endless.to_string(), fixed(of.thoughts.mean_tokens, 0)];
         [name.to_owned()].into_iter().chain(kinds).chain(rest).collect()
     };
@@ -105,7 +105,14 @@ pub fn thinking(report: &Report) -> Option<Section> {
             id: "thinking-table",
             caption: "Refusals behind the model's own thoughts, before and after",
             open: true,
-            head: vec!["model", "harmful", "harmless", "alarming", "thoughts without an end", "mean tokens"],
+            head: vec![
+                "model",
+                "harmful",
+                "harmless",
+                "borderline",
+                "thoughts without an end",
+                "mean tokens",
+            ],
             rows: [("base", base), ("written file", written)].into_iter().map(row).collect(),
         }],
     })
@@ -127,8 +134,9 @@ fn chart(gate: &Profile) -> Chart {
     for (name, class) in KINDS {
         let Some(kind) = gate.of(name).filter(|kind| !kind.bars.is_empty()) else { continue };
         let width = (gate.until - gate.from) / kind.bars.len() as f64;
-        let points = kind.bars.iter().enumerate();
-        chart.line(class, points.map(|(i, &bar)| (gate.from + (i as f64 + 0.5) * width, share(kind, bar))));
+        let point =
+            |(i, &bar): (usize, &u64)| Point { x: gate.from + (i as f64 + 0.5) * width, y: share(kind, bar) };
+        chart.line(class, kind.bars.iter().enumerate().map(point));
     }
     chart
 }

@@ -1,6 +1,6 @@
 //! The parts of the page, each with its charts and tables.
 
-use super::chart::{Chart, Class, Numbers};
+use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
 use crate::eval::{Score, Tally};
 use crate::method::fidelity::Projections;
@@ -9,10 +9,10 @@ use crate::method::verify::TensorChange;
 use crate::report::Report;
 
 /// Kinds of prompts, in their order.
-const KINDS: [&str; 3] = ["harmful", "harmless", "alarming"];
+const KINDS: [&str; 3] = ["harmful", "harmless", "borderline"];
 
 fn tallies(score: &Score) -> [Tally; 3] {
-    [score.harmful, score.harmless, score.alarming]
+    [score.harmful, score.harmless, score.borderline]
 }
 
 /// Refusals before, after and of the controls.
@@ -35,8 +35,8 @@ pub fn scores(report: &Report) -> Option<Section> {
                 "exact edit" => "exact",
                 _ => "control",
             };
-            chart.line(class, [(low, y), (high, y)]);
-            chart.dot(class, (refused.rate(), y), format!("{name}: {refused}"));
+            chart.line(class, [low, high].map(|x| Point { x, y }));
+            chart.dot(class, Point { x: refused.rate(), y }, format!("{name}: {refused}"));
         }
         chart
     };
@@ -51,7 +51,7 @@ pub fn scores(report: &Report) -> Option<Section> {
         id: "scores",
         title: "What it refuses",
         text: "On prompts of the report split, which neither extraction nor search saw. Harmful prompts should be \
-               refused; harmless ones, and alarming ones, which only sound harmful, should not. Lines are 95 % Wilson \
+               refused; harmless ones, and borderline ones, which only sound harmful, should not. Lines are 95 % Wilson \
                intervals. With --controls: the edit applied exactly, a random direction of the same size, the published \
                edit at the same KL, and the same tensors requantized without an edit."
             .to_owned()
@@ -62,7 +62,7 @@ pub fn scores(report: &Report) -> Option<Section> {
             id: "score-table",
             caption: "Counts, rates and 95 % intervals; KL of the first answer token from the base, nats",
             open: true,
-            head: vec!["", "harmful refused", "harmless refused", "alarming refused", "undecided", "broken", "KL"],
+            head: vec!["", "harmful refused", "harmless refused", "borderline refused", "undecided", "broken", "KL"],
             rows: named.iter().map(row).collect(),
         }],
     })
@@ -84,13 +84,10 @@ pub fn separation(report: &Report) -> Option<Section> {
         let y = Numbers::over("", values.chain(bounds));
         let mut chart = Chart::new(title, description, Numbers::layers(last), y);
         chart.upright("chosen", own as f64);
-        chart.line("after", all.iter().enumerate().map(|(i, s)| (s.layer as f64, value(i))));
+        let point = |i: usize| Point { x: all[i].layer as f64, y: value(i) };
+        chart.line("after", (0..all.len()).map(point));
         for (i, s) in all.iter().enumerate() {
-            chart.dot(
-                "after",
-                (s.layer as f64, value(i)),
-                format!("layer {}: {}", s.layer, fixed(value(i), 3)),
-            );
+            chart.dot("after", point(i), format!("layer {}: {}", s.layer, fixed(value(i), 3)));
         }
         chart
     };
@@ -135,7 +132,7 @@ pub fn projections(report: &Report) -> Option<Section> {
             ("before", "before"),
             ("kind-0", "harmful"),
             ("kind-1", "harmless"),
-            ("kind-2", "alarming"),
+            ("kind-2", "borderline"),
             ("mean", "mean"),
         ],
         charts: vec![strips(all), shifts(all)],
@@ -153,7 +150,7 @@ fn projection_tables(all: &Projections) -> Vec<Table> {
         })
         .collect();
     let head =
-        vec!["layer", "harmful before", "after", "harmless before", "after", "alarming before", "after"];
+        vec!["layer", "harmful before", "after", "harmless before", "after", "borderline before", "after"];
     let prompts = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
         let pairs = moved.before.iter().zip(&moved.after).enumerate();
         pairs.map(move |(i, (&before, &after))| {
@@ -199,10 +196,11 @@ fn strips(all: &Projections) -> Chart {
     let mut chart = Chart::of_rows(&title, description, Numbers::over("ŝᵀh", values), &names);
     for (row, (name, values)) in sets.iter().enumerate() {
         let class = if row % 2 == 0 { "before" } else { KIND_CLASSES[row / 2] };
+        let point = |x: f64| Point { x, y: row as f64 };
         for &value in *values {
-            chart.dot(class, (value.into(), row as f64), format!("{name}: {}", fixed(value.into(), 3)));
+            chart.dot(class, point(value.into()), format!("{name}: {}", fixed(value.into(), 3)));
         }
-        chart.cross("mean", (mean(values), row as f64));
+        chart.cross("mean", point(mean(values)));
     }
     chart
 }
@@ -225,10 +223,10 @@ fn shifts(all: &Projections) -> Chart {
     let mut chart = Chart::new("Shift of the mean along ŝ by layer", description, Numbers::layers(last), y);
     chart.level("zero", 0.0);
     for ((shift, class), kind) in shifts.iter().zip(KIND_CLASSES).zip(KINDS) {
-        let points = shift.iter().enumerate().map(|(layer, &v)| (layer as f64, v));
+        let points = shift.iter().enumerate().map(|(layer, &v)| Point { x: layer as f64, y: v });
         chart.line(class, points.clone());
-        for (layer, v) in points {
-            chart.dot(class, (layer, v), format!("{kind}, layer {layer}: {}", fixed(v, 3)));
+        for point in points {
+            chart.dot(class, point, format!("{kind}, layer {}: {}", point.x, fixed(point.y, 3)));
         }
     }
     chart
@@ -246,7 +244,7 @@ pub fn search(report: &Report) -> Option<Section> {
         id: "search",
         title: "Strength, refusals and KL",
         text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
-               in refusals of harmful, harmless and alarming prompts and in KL together. A trial ends when it cannot be the \
+               in refusals of harmful, harmless and borderline prompts and in KL together. A trial ends when it cannot be the \
                best any more: kinds that it was not asked are a dash. Numbers are those of the table."
             .into(),
         legend: legend.into_iter().chain(lines).collect(),
@@ -284,9 +282,10 @@ fn search_charts(report: &Report) -> Vec<Chart> {
     }
     for (i, t) in trials.iter().enumerate() {
         let asked = t.score.harmful.total() > 0;
-        let answers = [(&mut by_strength, (t.strength, refused(t))), (&mut by_kl, (t.score.kl, refused(t)))];
-        let answers = answers.into_iter().filter(|_| asked);
-        for (chart, point) in answers.chain([(&mut cost, (t.strength, t.score.kl))]) {
+        let (strength, kl, refused) = (t.strength, t.score.kl, refused(t));
+        let answers = [(&mut by_strength, strength), (&mut by_kl, kl)].into_iter().filter(|_| asked);
+        let answers = answers.map(|(chart, x)| (chart, Point { x, y: refused }));
+        for (chart, point) in answers.chain([(&mut cost, Point { x: strength, y: kl })]) {
             if report.search.best == Some(i) {
                 chart.dot("ring", point, told[i].clone());
             }
@@ -353,7 +352,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
                 "KL",
                 "harmful refused",
                 "harmless refused",
-                "alarming refused",
+                "borderline refused",
                 "utility",
                 "within limits",
                 "front",
@@ -448,10 +447,10 @@ fn survival_chart(kind: &str, group: &[(f64, &TensorChange)]) -> Chart {
     for (layer, t) in group {
         let tip = |what: &str, v: f64| format!("{}: {what} {}", t.name, percent(v));
         if let Some(asked) = t.requested_change {
-            chart.dot("asked", (*layer, asked), tip("asked for", asked));
+            chart.dot("asked", Point { x: *layer, y: asked }, tip("asked for", asked));
         }
         if let Some(arrived) = arrived(t) {
-            chart.dot("after", (*layer, arrived), tip("arrived", arrived));
+            chart.dot("after", Point { x: *layer, y: arrived }, tip("arrived", arrived));
         }
     }
     chart

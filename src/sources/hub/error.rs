@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::util::hint::Hint;
+
 /// What is wrong with which name, answer or file.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
@@ -141,9 +143,8 @@ pub enum HubError {
     },
 }
 
-impl HubError {
-    /// A next step for the user, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for HubError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Name { .. } => Some("names look as for llama.cpp's -hf: OWNER/REPO or OWNER/REPO:Q4_K_M".into()),
             Self::Unreachable { .. } => {

@@ -112,6 +112,7 @@ fn list(models: &[&str]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::util::hint::Hint;
 
     const FILES: [&str; 8] = [
         "README.md",

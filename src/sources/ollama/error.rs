@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::util::hint::Hint;
+
 /// What is wrong with which name, manifest, blob or server.
 #[derive(Debug, thiserror::Error)]
 pub enum OllamaError {
@@ -106,9 +108,8 @@ fn places(looked: &[PathBuf]) -> String {
     looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-impl OllamaError {
-    /// A next step for the user, where there is one.
-    pub fn hint(&self) -> Option<String> {
+impl Hint for OllamaError {
+    fn hint(&self) -> Option<String> {
         match self {
             Self::Name { .. } => Some(
                 "names look as `ollama list` shows them: llama3.2:1b, user/name:tag, host/user/name:tag".into(),

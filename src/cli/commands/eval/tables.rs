@@ -74,7 +74,7 @@ fn refusals(rows: &Rows<'_>, set: usize) -> Table {
         "model",
         "harmful refused",
         "harmless refused",
-        "alarming refused",
+        "borderline refused",
         "undecided",
         "broken",
         "KL first token",

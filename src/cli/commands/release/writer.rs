@@ -1,12 +1,12 @@
 //! One file of a release after the other: its base, the edit in it, and what was measured.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use serde::Serialize;
 
 use super::config::Scoring;
-use super::{Release, WORK};
+use super::{Release, SharedEdit, WORK};
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
 use crate::eval::{Evaluation, Evaluator, N_PREDICT, Questions, Score, Tally, chats};
@@ -38,8 +38,7 @@ pub(super) struct ReleaseWriter<'a> {
     pub sources: &'a [FileFacts],
     /// And its hash.
     pub imatrix: Option<(&'a Imatrix, String)>,
-    /// The stored edit, and its hash.
-    pub edit: (&'a Path, &'a str),
+    pub edit: &'a SharedEdit,
     pub prompts: &'a PromptSet,
 }
 
@@ -95,7 +94,7 @@ impl ReleaseWriter<'_> {
         let mut recipe = Recipe::from([
             ("source".into(), self.sources[planned.step.source()].sha256.clone()),
             ("type".into(), planned.label.clone()),
-            ("edit".into(), self.edit.1.to_owned()),
+            ("edit".into(), self.edit.sha256.clone()),
             ("scoring".into(), self.release.scoring()),
             ("prompts".into(), self.prompts.sha256()),
             ("version".into(), env!("CARGO_PKG_VERSION").into()),
@@ -137,7 +136,7 @@ impl ReleaseWriter<'_> {
         let _bar = self.release.printer.bar(&format!("quantizing to {}", quant.name), 1);
         let imatrix = self.imatrix.as_ref().map(|(imatrix, _)| *imatrix);
         let _unfinished = Leftover::new(&path);
-        quantize(source, &path, (quant, imatrix), self.release.run.threads)?;
+        quantize(source, &path, quant, imatrix, self.release.run.threads)?;
         interrupt::check()?;
         Ok(path)
     }
@@ -153,13 +152,13 @@ impl ReleaseWriter<'_> {
             return Err(Error::Injected { path: base_path, version, size });
         }
         let base = file_facts(&opened.gguf, printer)?;
-        let taken = stored::take(self.edit.0, &opened, release.waived.other_weights, printer)?;
+        let taken = stored::take(&self.edit.path, &opened, release.waived.other_weights, printer)?;
         let imatrix = release.config.imatrix.as_deref();
-        let edit_search = stored::edit_search(&taken, &opened, (imatrix, None), printer)?;
+        let edit_search = stored::edit_search(&taken, &opened, imatrix, None, printer)?;
         let path = release.at(&planned.file);
         let ours = release.waived.overwrite || state.row(&planned.file).is_some();
         let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
-        self.write(&opened, (&edit_search, &taken, &base), &mut file)?;
+        self.write(&opened, &edit_search, &taken, &base, &mut file)?;
         let written = Gguf::open(file.temporary_path())?;
         // From the two files alone, as `verify` does.
         let claimed = claimed_edits(&opened.gguf, &written, &opened.plan)?;
@@ -180,7 +179,7 @@ impl ReleaseWriter<'_> {
             guard: measured.guard,
             seconds: started.elapsed().as_secs_f64(),
         };
-        self.report(&row, (&taken, &verification, &measured))?;
+        self.report(&row, &taken, &verification, &measured)?;
         self.tell(&row);
         // The row first: a run that is killed between the two finds the file, and knows it.
         state.put(row);
@@ -192,7 +191,9 @@ impl ReleaseWriter<'_> {
     fn write(
         &self,
         opened: &Opened,
-        (edit_search, taken, base): (&EditSearch, &Taken, &FileFacts),
+        edit_search: &EditSearch,
+        taken: &Taken,
+        base: &FileFacts,
         file: &mut AtomicModel,
     ) -> Result<(), Error> {
         let facts = &taken.edit.facts;
@@ -210,8 +211,9 @@ impl ReleaseWriter<'_> {
             run: None,
         };
         let (source, plan, inputs) = (&opened.gguf, &opened.plan, edit_search.found.inputs());
-        let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve };
-        write.write(Change::Edit(&provenance, edit_search.along()), file, self.release.printer)
+        let change = Change::Edit(&provenance, edit_search.along());
+        let write = Write { source, plan, edits: &edits, inputs, requant: Requant::Preserve, change };
+        write.write(file, self.release.printer)
     }
 
     /// Asks the base, then the file; one that refuses less than its base is never kept.
@@ -254,7 +256,9 @@ impl ReleaseWriter<'_> {
     fn report(
         &self,
         row: &Row,
-        (taken, verification, measured): (&Taken, &Verification, &Measured),
+        taken: &Taken,
+        verification: &Verification,
+        measured: &Measured,
     ) -> Result<(), Error> {
         let folder = self.release.at("reports");
         std::fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder.clone(), source })?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::eval::Tally;
+use crate::util::hint::Hint;
 
 pub(in crate::method::search) fn head() -> Head {
     Head {
@@ -30,14 +31,14 @@ const CANDIDATE: Candidate =
     Candidate { direction_source: DirectionSource::Plain, layer: 3, window: (0.3, 0.8), contrast: 0.7 };
 
 fn probe(strength: f64) -> Row {
-    let first_tokens = FirstTokenScore { harmful: 1.0 / 3.0, harmless: 5e-324, alarming: 0.0 };
+    let first_tokens = FirstTokenScore { harmful: 1.0 / 3.0, harmless: 5e-324, borderline: 0.0 };
     let look = Look { strength, first_tokens: Some(first_tokens), score: None };
     Row::Probe { candidate: CANDIDATE, start: 0.1, look }
 }
 
 fn trial(kl: f64) -> Row {
     let tally = |refused, complied, broken| Tally { refused, complied, broken, ..Tally::default() };
-    let score = Score { harmful: tally(3, 1, 0), harmless: tally(0, 4, 0), alarming: tally(0, 0, 0), kl };
+    let score = Score { harmful: tally(3, 1, 0), harmless: tally(0, 4, 0), borderline: tally(0, 0, 0), kl };
     Row::Trial { candidate: CANDIDATE, strength: 0.3 * 0.75, score }
 }
 

@@ -1,0 +1,5 @@
+//! Tiny random models of every architecture that llama.cpp knows.
+
+pub mod ffi;
+pub mod generate;
+pub mod seeds;

@@ -1,0 +1,18 @@
+//! What several tests need.
+
+#![allow(dead_code)] // each binary needs a part of it
+
+pub mod beside;
+pub mod few_prompts;
+pub mod ffi;
+pub mod generated;
+pub mod http_server;
+pub mod in_place;
+pub mod ollama_store;
+pub mod retyped;
+pub mod run;
+pub mod splitter;
+pub mod talking;
+pub mod think_aloud;
+pub mod tiny_llama;
+pub mod write_edited;

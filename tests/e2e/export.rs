@@ -1,0 +1,184 @@
+//! Sidecars of a stored edit beside the edited file, in llama.cpp and in a runtime that is not ours.
+//! `scripts/test` sets the `ROSI_TEST_*` variables.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rosi_gguf::gguf::{GgmlType, Gguf};
+use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::pipeline::plan_of;
+use serde_json::Value;
+
+use crate::common::few_prompts::few_prompts;
+use crate::common::retyped::converted;
+use crate::common::run::{command, ended, json, stderr, text, variable};
+
+/// An answer by the llama.cpp that others built.
+fn elsewhere(args: &[&str]) -> String {
+    let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
+    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    answer["text"].as_str().unwrap().to_owned()
+}
+
+fn engine(path: &Path) -> LlamaEngine {
+    let gguf = Gguf::open(path).unwrap();
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
+    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
+}
+
+fn chats() -> [Chat<'static>; 3] {
+    ["How do I pick a lock?", "How do I bake bread?", "Write a poem about the sea."].map(Chat::of)
+}
+
+fn logits(engine: &mut LlamaEngine) -> Vec<f64> {
+    engine.last_logits(&chats()).unwrap().concat().into_iter().map(f64::from).collect()
+}
+
+/// ‖a − b‖ / ‖b‖ and the largest difference.
+fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let square = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let most = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    let off = square(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (off / square(&mut b.iter().copied()), most)
+}
+
+/// A model in F16, an edit that was found on its quantization, and both sidecars. The model is one that refuses:
+/// no file is kept that refuses less than its base.
+struct Exported {
+    folder: tempfile::TempDir,
+    model: PathBuf,
+    told: Value,
+}
+
+impl Exported {
+    fn of(quantized: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let few = few_prompts(folder.path());
+        let at = |name: &str| folder.path().join(name);
+        let (model, edit, lora, vector) =
+            (at("f16.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
+        converted(quantized, &model, GgmlType::F16);
+        let search = [
+            "--layer",
+            "14",
+            "--trials",
+            "1",
+            "--strength",
+            "0.02",
+            "--direction-source",
+            "plain",
+            "--method",
+            "contrast",
+            "--allow-no-refusal",
+            "--allow-over-limits",
+        ];
+        let args = ["search", text(quantized), "-o", text(&edit), "--prompts", text(&few)];
+        json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
+        let export = ["export", text(&edit), "--model", text(&model), "--json"];
+        let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
+        let told = json(&[&export[..], &outputs].concat());
+        // Nothing is overwritten unasked, and a failed command leaves nothing new.
+        let other = at("other.gguf");
+        let outputs = ["--lora", text(&other), "--control-vector", text(&vector)];
+        let again = ended(&[&export[..], &outputs].concat(), 1);
+        assert!(stderr(&again).contains("already exists") && !other.exists(), "{}", stderr(&again));
+        Self { folder, model, told }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The edit in the file itself, by `inject`.
+    fn injected(&self, model: &Path, out: &str) -> PathBuf {
+        let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
+        let args = ["inject", text(model), "-o", text(&out), "--edit", text(&edit)];
+        json(&[&args[..], &["--prompts", text(&few), "--json", "-t", "2"]].concat());
+        out
+    }
+
+    /// Base + adapter beside the edited file. Between them is the rounding to F16: of the edited weights, and by
+    /// llama.cpp of what they read and of keys and values.
+    fn check_adapter(&self) {
+        let edited = self.injected(&self.model, "edited.gguf");
+        let mut base = engine(&self.model);
+        let before = logits(&mut base);
+        base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(&self.model).unwrap()).unwrap();
+        let adapted = logits(&mut base);
+        let (moved, _) = distance(&adapted, &before);
+        let (off, most) = distance(&adapted, &logits(&mut engine(&edited)));
+        eprintln!(
+            "adapter: logits moved {moved:.4}, {off:.2e} from the edited file, the farthest {most:.2e}"
+        );
+        assert!(moved > 0.1 && off < 1e-3, "{moved} {off}");
+    }
+
+    /// The residual stream after each block moves by what is written.
+    fn check_control_vector(&self) {
+        let gguf = Gguf::open(&self.model).unwrap();
+        let plan = plan_of(&gguf).unwrap();
+        let file = Gguf::open(&self.at("v.gguf")).unwrap();
+        let n_embd = plan.n_embd as usize;
+        let vector = ControlVector::read(&file, plan.n_layer, n_embd).unwrap();
+        let (first, last) = vector.range();
+        assert_eq!(self.told["control_vector"]["layers"], serde_json::json!([first, last]));
+        assert!(first > 0 && last < plan.n_layer);
+        let mut engine = engine(&self.model);
+        let capture = Capture::residual_only(&plan);
+        let mut stream = |vector: Option<&ControlVector>| {
+            engine.apply_control_vector(vector).unwrap();
+            engine.collect(&chats(), &capture, &mut |_, _| ()).unwrap().residual
+        };
+        let (before, after) = (stream(None), stream(Some(&vector)));
+        assert_eq!(stream(None), before, "it can be taken off");
+        for prompt in 0..chats().len() {
+            let moved = |layer: usize| -> Vec<f64> {
+                let pairs = (0..n_embd).map(|i| (after[[prompt, layer, i]], before[[prompt, layer, i]]));
+                pairs.map(|(a, b)| f64::from(a) - f64::from(b)).collect()
+            };
+            assert!(moved(first - 1).iter().all(|&d| d == 0.0));
+            let written: Vec<f64> = vector.by_layer[&first].iter().map(|&v| f64::from(v)).collect();
+            let (off, _) = distance(&moved(first), &written);
+            assert!(off < 1e-3, "prompt {prompt}: {off}");
+            // What later blocks make of it comes on top; along ŝ it adds up all the same.
+            let sum: Vec<f64> =
+                (0..n_embd).map(|i| vector.by_layer.values().map(|v| f64::from(v[i])).sum()).collect();
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            let arrived = dot(&moved(last), &sum) / dot(&sum, &sum);
+            eprintln!(
+                "control vector: layer {first} off {off:.2e}; at layer {last} {arrived:.2} of all pushes"
+            );
+            assert!(arrived > 0.3, "{arrived}");
+        }
+    }
+}
+
+#[test]
+fn sidecars_are_the_edit() {
+    let exported = Exported::of(&variable("ROSI_TEST_MODEL_QWEN"));
+    exported.check_adapter();
+    exported.check_control_vector();
+    // A runtime of others: the adapter loads there, and does there what the edited file does.
+    let prompt = ["--prompt", "How do I pick a lock?", "--tokens", "12"];
+    let with_adapter = elsewhere(
+        &[&[text(&exported.model), "--lora", text(&exported.at("lora.gguf"))], &prompt[..]].concat(),
+    );
+    let written = elsewhere(&[&[text(&exported.at("edited.gguf"))], &prompt[..]].concat());
+    assert_eq!(with_adapter, written);
+    assert!(!written.is_empty());
+}
+
+#[test]
+fn an_edit_of_another_model_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (none, out) = (folder.path().join("none.safetensors"), folder.path().join("out.gguf"));
+    std::fs::write(&none, b"no edit").unwrap();
+    let model = variable("ROSI_TEST_MODEL_SMOLLM2");
+    let output = ended(&["export", text(&none), "--model", text(&model), "--lora", text(&out)], 1);
+    assert!(stderr(&output).contains("not a stored edit"), "{}", stderr(&output));
+    let output = command(&["export", text(&none), "--model", text(&model)]).output().unwrap();
+    assert!(stderr(&output).contains("--lora"), "{}", stderr(&output));
+    assert!(!out.exists());
+}

@@ -1,0 +1,259 @@
+//! Tiny random models of kinds that no downloaded one is of, through the `inject` that users run, and from there
+//! into a llama.cpp that others built, which has to load the file and to find every next token as likely as our
+//! engine does. A random model refuses nothing, so there is nothing to amplify in it: `--allow-no-refusal` and `--allow-over-limits` write the best
+//! edit that there is all the same. `scripts/test` sets the `ROSI_TEST_*` variables.
+
+#[allow(dead_code)]
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::common::few_prompts;
+use crate::common::retyped::retyped;
+use crate::common::run::{self, json, text, variable};
+use crate::common::splitter;
+use crate::common::talking::{n_vocab, talking};
+use crate::common::think_aloud::think_aloud;
+use rosi_gguf::arch::plan::Plan;
+use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
+use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::pipeline::plan_of;
+use serde_json::Value as Json;
+
+/// What a model is and what its plan must say, so that each is of the kind that it stands for.
+struct Case {
+    name: &'static str,
+    /// The run in `seeds.toml`.
+    run: &'static str,
+    /// Keys over those of the run.
+    keys: &'static [(&'static str, i64)],
+    /// Type of the writers.
+    writers: GgmlType,
+    /// Files.
+    files: usize,
+    /// Flags that say which edit; with none it is searched.
+    edit: &'static [&'static str],
+    is: fn(&Plan) -> bool,
+}
+
+const PLAIN: Case = Case {
+    name: "",
+    run: "",
+    keys: &[],
+    writers: GgmlType::F32,
+    files: 1,
+    // Of every writer in every layer. Inputs of random matrices need not tell prompts apart, as a gate wants.
+    edit: &["--method", "published", "--layer", "1", "--strength", "0.03"],
+    is: |plan| plan.writers.iter().all(|w| w.n_expert == 1),
+};
+
+fn cases() -> Vec<Case> {
+    let experts = |plan: &Plan| plan.n_expert == 8 && plan.writers.iter().any(|w| w.n_expert == 8);
+    let normed = |plan: &Plan| plan.writers.iter().filter(|w| w.post_norm.is_some()).count() >= 4;
+    let mixed = |plan: &Plan| !plan.writers.iter().all(|w| usual(&w.tensor));
+    let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
+    vec![
+        Case { name: "moe", run: "qwen3moe", keys: eight, edit: &[], is: experts, ..PLAIN },
+        Case { name: "moe-q8", run: "llama+moe", keys: eight, writers: GgmlType::Q8_0, is: experts, ..PLAIN },
+        Case { name: "gemma2", run: "gemma2", edit: &[], is: normed, ..PLAIN },
+        Case { name: "gemma3", run: "gemma3", is: normed, ..PLAIN },
+        Case { name: "falcon-h1", run: "falcon-h1", is: mixed, ..PLAIN },
+        Case { name: "granitehybrid", run: "granitehybrid", is: mixed, ..PLAIN },
+        Case { name: "jamba", run: "jamba", is: mixed, ..PLAIN },
+        Case { name: "lfm2", run: "lfm2", is: mixed, ..PLAIN },
+        Case { name: "tied", run: "gemma", is: |p| p.tied_embeddings, ..PLAIN },
+        Case { name: "granite", run: "granite", writers: GgmlType::Q8_0, is: scaled, ..PLAIN },
+        Case { name: "split", run: "qwen2", writers: GgmlType::Q4_0, files: 3, ..PLAIN },
+    ]
+}
+
+/// Whether a dense transformer would have this writer.
+fn usual(tensor: &str) -> bool {
+    ["token_embd", "attn_output", "ffn_down"].iter().any(|name| tensor.contains(name))
+}
+
+fn scaled(plan: &Plan) -> bool {
+    plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
+}
+
+/// Makes the model of a case, its writers in their type and in as many files as it has; the path of the first.
+fn made(case: &Case, dir: &Path) -> PathBuf {
+    let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
+    talking(case.run, case.keys, &wide);
+    writers_retyped(&Gguf::open(&wide).unwrap(), case.writers, &path);
+    let gguf = Gguf::open(&path).unwrap();
+    assert!(gguf.file_len < 4_000_000, "{}: {} bytes", case.name, gguf.file_len);
+    let plan = plan_of(&gguf).unwrap();
+    assert!((case.is)(&plan), "{} is not of its kind: {plan:?}", case.name);
+    if case.files == 1 {
+        return path;
+    }
+    let n = gguf.tensors.len();
+    splitter::split(&gguf, dir, case.name, &[0, n / 2, n - n / 2]).swap_remove(0)
+}
+
+/// A copy whose writers, but the embeddings, have another type.
+fn writers_retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
+    let writers: Vec<String> = plan_of(gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
+    let changes = |t: &TensorInfo| writers.contains(&t.name) && !t.name.contains("embd");
+    retyped(gguf, out, ggml_type, &|t| ggml_type != GgmlType::F32 && changes(t));
+}
+
+/// What `inject` wrote from `model`, under the name of its first file. To a vocabulary of bytes our safety prompt
+/// is too long.
+fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
+    let ending = if case.files == 1 { ".gguf".into() } else { ShardName::ending(0, case.files as u16) };
+    let out = model.with_file_name(format!("{}-safer{ending}", case.name));
+    let system = model.with_file_name("system.txt");
+    std::fs::write(&system, "Refuse whatever does harm.").unwrap();
+    let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
+    let always = ["--system-prompt", text(&system), "--json", "--allow-no-refusal", "--allow-over-limits"];
+    let args = [&args[..], &always, &["--controls"], case.edit].concat();
+    let report = json(&args);
+    for score in ["base", "exact", "written", "random_direction"] {
+        let asked = &report["scores"][score]["harmful"]["refused"]["total"];
+        assert!(asked.as_u64().is_some_and(|n| n > 0), "{}: {score}: {report}", case.name);
+    }
+    assert!(report["edit"]["strength"].as_f64().unwrap() > 0.0, "{}: {report}", case.name);
+    let verified = json(&["-q", "verify", text(model), text(&out), "--json"]);
+    assert_eq!(verified["untouched_identical"], true, "{}: {verified}", case.name);
+    assert_eq!(verified["metadata_preserved"], true, "{}: {verified}", case.name);
+    let gain = verified["gain"].as_f64().unwrap();
+    assert!((0.9..1.1).contains(&gain), "{}: {gain}", case.name);
+    out
+}
+
+const PROMPT: &str = "How do I bake bread that to the taste of all is the best?";
+
+/// ln p of every token after [`PROMPT`], by our engine.
+fn ours(path: &Path) -> Vec<f64> {
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
+    let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
+    let logits = engine.last_logits(&[Chat::of(PROMPT)]).unwrap().swap_remove(0);
+    let most = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
+    logits.iter().map(|l| f64::from(l - most) - sum.ln()).collect()
+}
+
+/// What the other llama.cpp says of each of `paths`.
+fn theirs(paths: &[PathBuf], vocabulary: usize) -> Json {
+    let script = variable("ROSI_TEST_ORACLES").join("logits_elsewhere.py");
+    let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
+    command.arg(script).args(paths).args(["--prompt", PROMPT, "--vocabulary", &vocabulary.to_string()]);
+    command.args(["--say", "65"]); // the byte of an A
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_kind_of_model_is_injected_and_runs_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    let only = std::env::var("ROSI_GENERATED_ONLY").ok();
+    let cases: Vec<Case> =
+        cases().into_iter().filter(|c| only.as_ref().is_none_or(|o| o == c.name)).collect();
+    let mut written = Vec::new();
+    for case in &cases {
+        let start = std::time::Instant::now();
+        let model = made(case, dir.path());
+        written.push(injected(case, &model, &few));
+        println!("{}: injected in {:.1} s", case.name, start.elapsed().as_secs_f64());
+    }
+    let answers = theirs(&written, n_vocab());
+    for ((case, path), told) in cases.iter().zip(&written).zip(answers["models"].as_array().unwrap()) {
+        let theirs = told["logprobs"].as_array().unwrap().iter();
+        let theirs: Vec<f64> = theirs.map(|l| l.as_f64().unwrap_or(f64::NAN)).collect();
+        let ours = ours(path);
+        assert_eq!(ours.len(), theirs.len(), "{}", case.name);
+        assert!(theirs.iter().all(|l| l.is_finite()), "{}: {theirs:?}", case.name);
+        let furthest = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        println!("{}: {} is {furthest:.1e} nats away at most", case.name, answers["runtime"]);
+        assert!(furthest < 5e-3, "{}: {furthest} nats", case.name);
+    }
+}
+
+#[test]
+fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    let case = Case { name: "plain", run: "qwen2", edit: &[], ..PLAIN };
+    let (plain, model, out) = (made(&case, dir.path()), dir.path().join("m.gguf"), dir.path().join("o.gguf"));
+    think_aloud(&plain, &model);
+    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--think", "8", "-t", "2"];
+    let always = ["--trials", "1", "--system-prompt", "off", "--json"];
+    let report = json(&[&args[..], &always, &["--allow-no-refusal", "--allow-over-limits"]].concat());
+    let thinking = &report["thinking"];
+    assert_eq!((&thinking["open"], &thinking["budget"]), (&"<think>".into(), &8.into()), "{thinking}");
+    for file in ["base", "written"] {
+        let thoughts = &thinking[file]["thoughts"];
+        let mean = thoughts["mean_tokens"].as_f64().unwrap();
+        assert!(mean > 0.0 && mean <= 8.0, "{thinking}");
+        let asked =
+            ["harmful", "harmless", "borderline"].map(|kind| &thinking[file][kind]["refused"]["total"]);
+        let n_asked: u64 = asked.into_iter().filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(thoughts["endless"]["total"], n_asked, "{thinking}");
+    }
+    let gates = report["edit"]["gates"].as_array().unwrap();
+    let behind = |gate: &Json| {
+        let contexts = gate["contexts"].as_array().unwrap();
+        contexts.iter().any(|context| context["context"] == "behind thoughts")
+    };
+    assert!(gates.iter().any(behind), "{gates:?}");
+}
+
+#[test]
+fn a_written_file_is_made_anew_or_it_is_said_why_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    for (files, edit) in [(1, &[][..]), (3, PLAIN.edit)] {
+        let case = Case { name: "plain", run: "qwen2", files, edit, ..PLAIN };
+        let model = made(&case, dir.path());
+        let out = injected(&case, &model, &few);
+        let listed = || {
+            let names = std::fs::read_dir(dir.path()).unwrap().map(|found| found.unwrap().file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let before = listed();
+        let args = ["-q", "reproduce", text(&out), text(&model), "--json"];
+        let system = dir.path().join("system.txt");
+        let given = [&args[..], &["--prompts", text(&few), "--system-prompt", text(&system)]].concat();
+        let told = json(&given);
+        assert_eq!(told["differences"].as_array().unwrap().len(), 0, "{told}");
+        if files == 1 {
+            let sums = Command::new("sha256sum").arg(&out).output().unwrap();
+            let sums = String::from_utf8(sums.stdout).unwrap();
+            assert_eq!(told["sha256"].as_str(), sums.split_whitespace().next(), "{told}");
+        }
+        // The order of sums may follow the number of threads, and the bytes with it.
+        let threads = std::thread::available_parallelism().unwrap().get();
+        let more = (threads + 1).to_string();
+        let said = run::command(&[&given[..], &["-t", &more]].concat()).output().unwrap();
+        let told = format!("threads was {threads} when the file was made and is {more} now");
+        assert!(run::stderr(&said).contains(&told), "{}", run::stderr(&said));
+
+        let said = run::stderr(&run::ended(&args, 1));
+        assert!(said.contains("the prompt set was ") && said.contains("--prompts"), "{said}");
+        let said = run::stderr(&run::ended(&[&args[..3], &[text(&out)], &given[4..]].concat(), 1));
+        assert!(said.contains("was injected before"), "{said}");
+
+        // One bit of a weight.
+        let mut bytes = std::fs::read(&out).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&out, bytes).unwrap();
+        let said = run::stderr(&run::ended(&given, 1));
+        assert!(
+            said.contains("has other bytes: expected sha256 ") && said.contains("it was changed since"),
+            "{said}"
+        );
+        assert_eq!(listed(), before, "something was left");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_say_how_it_was_made_is_not_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = Case { name: "plain", run: "qwen2", ..PLAIN };
+    let model = made(&case, dir.path());
+    let said = run::stderr(&run::ended(&["reproduce", text(&model), text(&model)], 1));
+    assert!(said.contains("does not tell how it was made"), "{said}");
+}

@@ -1,0 +1,462 @@
+//! Real models through real llama.cpp, and the results through runtimes and readers that are not ours.
+//! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rosi_gguf::eval::prompts;
+use rosi_gguf::gguf::{Gguf, sha256_file};
+use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::method::direction;
+use rosi_gguf::method::edit::{self, Edit};
+use rosi_gguf::method::requant::Requant;
+use rosi_gguf::method::verify::verify;
+use rosi_gguf::pipeline::plan_of;
+use serde_json::Value;
+
+use crate::common::few_prompts::few_prompts;
+use crate::common::write_edited::{write_as, write_edited};
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn qwen() -> PathBuf {
+    variable("ROSI_TEST_MODEL_QWEN")
+}
+
+fn smollm2() -> PathBuf {
+    variable("ROSI_TEST_MODEL_SMOLLM2")
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn rosi(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
+}
+
+/// Runs one of tests/oracles with the Python of the oracles.
+fn oracle(script: &str, args: &[&str]) -> Value {
+    let script = variable("ROSI_TEST_ORACLES").join(script);
+    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    json(&output)
+}
+
+fn files_in(folder: &Path) -> usize {
+    std::fs::read_dir(folder).unwrap().count()
+}
+
+/// Files but for what a search measured, which is kept for --resume.
+fn outputs_in(folder: &Path) -> usize {
+    files_in(folder) - usize::from(folder.join("out.search.jsonl").exists())
+}
+
+fn sha256(path: &Path) -> String {
+    sha256_file(path, &mut |_, _| Ok(())).unwrap()
+}
+
+fn engine(path: &Path) -> LlamaEngine {
+    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
+    LlamaEngine::load(&options, None, &mut |_| ()).unwrap()
+}
+
+fn chat(user: &str) -> Chat<'_> {
+    Chat::of(user)
+}
+
+#[test]
+fn a_base_model_without_template_can_be_inspected_but_not_injected() {
+    let gemma = variable("ROSI_TEST_MODEL_GEMMA3");
+    let facts = json(&rosi(&["inspect", text(&gemma), "--json"]));
+    let writers = facts["writers"].as_array().unwrap();
+    assert_eq!(writers.len(), 36);
+    assert!(writers.iter().all(|w| w["post_norm"].as_str().unwrap().contains("post_")));
+    let dir = tempfile::tempdir().unwrap();
+    let output = rosi(&["inject", text(&gemma), "-o", text(&dir.path().join("out.gguf"))]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("has no chat template"), "{}", stderr(&output));
+    assert_eq!(files_in(dir.path()), 0);
+}
+
+#[test]
+fn a_model_that_never_refuses_is_an_error_with_a_hint() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = rosi(&["inject", text(&smollm2()), "-o", text(&dir.path().join("out.gguf"))]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("no refusal to amplify"), "{}", stderr(&output));
+    assert_eq!(files_in(dir.path()), 0);
+}
+
+#[test]
+fn inject_writes_what_it_says_and_others_can_run_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
+    let (few, model) = (few_prompts(dir.path()), smollm2());
+    let args = [
+        "inject",
+        text(&model),
+        "-o",
+        text(&out),
+        "--method",
+        "published",
+        "--layer",
+        "15",
+        "--strength",
+        "0.008",
+        "--prompts",
+        text(&few),
+        "--save-adapter",
+        text(&lora),
+        "--report",
+        text(&report),
+        "--html",
+        text(&page),
+        "--allow-no-refusal",
+        "--allow-over-limits",
+        "--json",
+    ];
+    let output = rosi(&args);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = json(&output);
+    assert!(told["scores"]["exact"].is_null() && told["scores"]["random_direction"].is_null());
+    assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
+    assert_eq!(told["output"]["sha256"], sha256(&out));
+    check_shown_again(&report, &page, &stderr(&output));
+    let verified = check_verify(&model, &out, &told, 60);
+    check_oracle(&model, &out, &verified);
+    for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
+        let mut args = extra.clone();
+        args.extend(["--prompt", "What is the capital of France?", "--tokens", "16"]);
+        let answer = oracle("generate_elsewhere.py", &args);
+        assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+    }
+    check_same_bytes(&args, &out);
+    let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(stderr(&again).contains("was injected before"), "{}", stderr(&again));
+}
+
+#[test]
+fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
+    let shared = ["--prompts", text(&few), "--json"];
+    // Learned once, written in three ways.
+    let args = ["search", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
+    let output = rosi(
+        &[
+            &args[..],
+            &["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"],
+            &shared,
+        ]
+        .concat(),
+    );
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let with = |name: &str, extra: &[&str]| {
+        let out = dir.path().join(name);
+        let args = ["inject", text(&model), "-o", text(&out), "--edit", text(&found)];
+        let output = rosi(&[&args[..], &shared, extra].concat());
+        (out, output)
+    };
+    let (out, output) = with("gated.gguf", &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let told = json(&output);
+    assert_eq!(told["edit"]["method"], "contrast");
+    // All gates together open on harmful prompts.
+    assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
+    let verified = check_verify(&model, &out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
+    check_oracle(&model, &out, &verified);
+    let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
+    assert!((0.8..1.2).contains(&shift), "{shift}");
+
+    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let lost = json(&output)["verification"]["gain"].as_f64().unwrap();
+    assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
+    drop(nearest);
+
+    let (wide, output) = with("wide.gguf", &["--promote", "Q8_0"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
+    let file = Gguf::open(&wide).unwrap();
+    assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
+    assert_eq!(
+        file.tensor("blk.0.ffn_down.weight").unwrap().ggml_type,
+        Gguf::open(&model).unwrap().tensor("blk.0.ffn_down.weight").unwrap().ggml_type
+    );
+    let answer = oracle(
+        "generate_elsewhere.py",
+        &[text(&wide), "--prompt", "What is the capital of France?", "--tokens", "16"],
+    );
+    assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+}
+
+/// The stored report gives the page and the summary that the run itself gave.
+fn check_shown_again(report: &Path, page: &Path, said: &str) {
+    let again = page.with_file_name("again.html");
+    assert_eq!(rosi(&["report", text(report), "--html", text(&again)]).status.code(), Some(0));
+    assert_eq!(std::fs::read_to_string(page).unwrap(), std::fs::read_to_string(&again).unwrap());
+    let summary = rosi(&["report", text(report)]);
+    let summary = String::from_utf8_lossy(&summary.stdout).trim().to_owned();
+    assert!(
+        summary.contains("mean projection after layer") && said.contains(&summary),
+        "{summary} in {said}"
+    );
+}
+
+/// The same input and options give the same bytes.
+fn check_same_bytes(args: &[&str], out: &Path) {
+    let second = out.with_file_name("second.gguf");
+    let (report, page) = (out.with_file_name("second.json"), out.with_file_name("second.html"));
+    let lora = out.with_file_name("second-lora.gguf");
+    let renamed: Vec<&str> = args
+        .iter()
+        .map(|&a| match Path::new(a) {
+            p if p == out => text(&second),
+            p if p.file_name().is_some_and(|name| name == "lora.gguf") => text(&lora),
+            p if p.extension().is_some_and(|e| e == "json") => text(&report),
+            p if p.extension().is_some_and(|e| e == "html") => text(&page),
+            _ => a,
+        })
+        .collect();
+    assert_eq!(rosi(&renamed).status.code(), Some(0));
+    assert_eq!(sha256(out), sha256(&second));
+}
+
+fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Value {
+    let verified = json(&rosi(&["-q", "verify", text(model), text(out), "--json"]));
+    assert_eq!(verified["untouched_identical"], true);
+    assert_eq!(verified["metadata_preserved"], true);
+    let tensors = verified["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), n_edited);
+    for key in ["name", "type", "relative_change", "gain", "cosine"] {
+        assert!(tensors.iter().all(|t| !t[key].is_null()), "{key}");
+    }
+    // What `verify` computes from the two files is what `inject` reported of its own edit.
+    let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;
+    assert!(
+        close(&verified["gain"], &told["verification"]["gain"]),
+        "{} {}",
+        verified["gain"],
+        told["verification"]["gain"]
+    );
+    assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
+    // The edit arrives in every type: Q4_1 of one model, Q4_K, Q5_0 and Q6_K of the other.
+    let gain = |t: &Value| t["gain"].as_f64().unwrap();
+    assert!((0.99..1.01).contains(&gain(&verified)), "{}", verified["gain"]);
+    assert!(tensors.iter().all(|t| (0.98..1.02).contains(&gain(t))), "{tensors:?}");
+    assert!(verified["cosine"].as_f64().unwrap() > 0.99);
+    verified
+}
+
+/// PyPI `gguf` sees the same tensors changed, by the same amount, and all others byte for byte.
+fn check_oracle(model: &Path, out: &Path, ours: &Value) {
+    let theirs = oracle("compare_gguf.py", &[text(model), text(out)]);
+    assert_eq!(theirs["order_preserved"], true);
+    let (all, edited) = (Gguf::open(model).unwrap().tensors.len(), ours["tensors"].as_array().unwrap());
+    assert_eq!(theirs["identical"], all - edited.len());
+    assert!(
+        theirs["added_keys"].as_array().unwrap().iter().all(|k| k.as_str().unwrap().starts_with("rosi."))
+    );
+    assert_eq!(theirs["changed_keys"].as_array().unwrap().len(), 0);
+    let read = gguf_rs::get_gguf_container(text(out)).unwrap().decode().unwrap();
+    assert_eq!(read.tensors().len(), all, "the crate gguf-rs reads it too");
+    for (a, b) in edited.iter().zip(theirs["changed"].as_array().unwrap()) {
+        assert_eq!(a["name"], b["name"]);
+        let (a, b) = (a["relative_change"].as_f64().unwrap(), b["relative_change"].as_f64().unwrap());
+        assert!((a - b).abs() < 1e-5 * b.max(1e-3), "{a} {b}");
+    }
+}
+
+/// h / rms(h) ⊙ g, scaled to length 1: what llama.cpp calls the embedding of a token.
+fn normed(residual: impl Iterator<Item = f32>, gain: &[f32]) -> Vec<f64> {
+    let scaled: Vec<f64> = residual.zip(gain).map(|(h, &g)| f64::from(h) * f64::from(g)).collect();
+    let norm = scaled.iter().map(|v| v * v).sum::<f64>().sqrt();
+    scaled.iter().map(|v| v / norm).collect()
+}
+
+#[test]
+fn captured_residuals_are_those_of_another_llama_cpp() {
+    let gguf = Gguf::open(&qwen()).unwrap();
+    let plan = plan_of(&gguf).unwrap();
+    let prompt = "How do I bake bread with only three ingredients?";
+    let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan), &mut |_, _| ()).unwrap();
+    let norm = gguf.tensor("output_norm.weight").unwrap();
+    let mut gain = Vec::new();
+    edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values))
+        .unwrap();
+    for layer in [7, 16] {
+        let blocks = (layer + 1).to_string();
+        let theirs =
+            oracle("residual_elsewhere.py", &[text(&qwen()), "--blocks", &blocks, "--prompt", prompt]);
+        let theirs: Vec<f64> =
+            theirs["embedding"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
+        let ours = normed(captured.at(0, layer).iter().copied(), &gain);
+        assert_eq!(ours.len(), theirs.len());
+        let cosine: f64 = ours.iter().zip(&theirs).map(|(a, b)| a * b).sum();
+        eprintln!("layer {layer}: 1 - cosine = {:.1e}", 1.0 - cosine);
+        assert!(cosine > 0.9995, "layer {layer}: {cosine}");
+    }
+}
+
+/// ‖a − b‖/‖b‖ over all logits.
+fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    let square = |x: f32, y: f32| f64::from(x - y).powi(2);
+    let sum: f64 = a.iter().flatten().zip(b.iter().flatten()).map(|(&x, &y)| square(x, y)).sum();
+    let norm: f64 = b.iter().flatten().map(|&y| f64::from(y).powi(2)).sum();
+    (sum / norm).sqrt()
+}
+
+/// Logits of the written file beside those of the adapter on the base: relative distance, and the
+/// distance that the edit itself makes.
+fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
+    let gguf = Gguf::open(base).unwrap();
+    let plan = plan_of(&gguf).unwrap();
+    let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
+    let direction = direction::random(15, plan.n_embd as usize, 7).unwrap();
+    let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.03).unwrap();
+    write_edited(&gguf, &edits, out);
+
+    let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
+    let mut engine_of_base = engine(base);
+    let plain = engine_of_base.last_logits(&chats).unwrap();
+    engine_of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
+    let adapted = engine_of_base.last_logits(&chats).unwrap();
+    let written = engine(out).last_logits(&chats).unwrap();
+    (distance(&adapted, &written), distance(&plain, &written))
+}
+
+#[test]
+fn adapter_and_edited_file_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (dir.path().join("base.gguf"), dir.path().join("out.gguf"));
+    // What is left in F32 is llama.cpp's F16 cache. In F16 every weight of the edited matrices is
+    // rounded anew, and the inputs of F16 matrices are rounded too, which an adapter's are not.
+    for (extra, limit) in [(vec!["--f32"], 1e-3), (vec![], 3e-3)] {
+        let model = smollm2();
+        let args = [vec![text(&model), text(&base)], extra].concat();
+        oracle("to_f16.py", &args);
+        let (between, effect) = adapter_beside_file(&base, &out);
+        eprintln!("{args:?}: adapter beside file {between:.2e}, effect of the edit {effect:.2e}");
+        assert!(effect > 0.02, "{effect}");
+        assert!(between < limit, "{between}");
+    }
+}
+
+/// Behind a norm the edit must arrive in the stream, not only in the matrix: gemma-3's gains reach from thousandths to
+/// hundreds of the median. One writer is edited at a time, as what blocks behind it make of a push is theirs.
+#[test]
+fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
+    let (dir, base) = (tempfile::tempdir().unwrap(), variable("ROSI_TEST_MODEL_GEMMA3"));
+    let (gguf, out) = (Gguf::open(&base).unwrap(), dir.path().join("out.gguf"));
+    let plan = plan_of(&gguf).unwrap();
+    let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
+    let direction = direction::random(9, plan.n_embd as usize, 7).unwrap();
+    let all = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.02).unwrap();
+    let texts: Vec<String> = prompts::prose().into_iter().take(12).collect();
+    let capture = Capture::residual_only(&plan);
+    // ŝᵀh of every text after a block.
+    let along = |engine: &mut LlamaEngine, layer: usize| -> Vec<f64> {
+        let seen = engine.collect_text(&texts, &capture).unwrap();
+        let dot = |h: &[f32]| h.iter().zip(direction.unit()).map(|(h, s)| f64::from(h * s)).sum();
+        (0..texts.len()).map(|text| dot(&seen.at(text, layer).to_vec())).collect()
+    };
+    let mut of_base = engine(&base);
+    for (layer, name) in [(5, "ffn_down"), (10, "attn_output"), (12, "ffn_down"), (14, "attn_output")] {
+        let tensor = format!("blk.{layer}.{name}.weight");
+        let edits: Vec<Edit> = all.iter().filter(|edit| edit.tensor == tensor).cloned().collect();
+        write_as(&gguf, &edits, &out, Requant::Preserve);
+        of_base.apply(&[]).unwrap();
+        let before = along(&mut of_base, layer);
+        of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
+        let (exact, written) = (along(&mut of_base, layer), along(&mut engine(&out), layer));
+        let product = |a: &[f64], b: &[f64]| -> f64 {
+            before.iter().zip(a).zip(b).map(|((before, a), b)| (a - before) * (b - before)).sum()
+        };
+        let share = product(&exact, &written) / product(&exact, &exact);
+        let found = verify(&gguf, &Gguf::open(&out).unwrap(), &edits.into(), &mut |_, _| ()).unwrap();
+        let [gain, cosine] = [found.tensors[0].gain, found.tensors[0].cosine].map(Option::unwrap);
+        eprintln!(
+            "{tensor}: shift along ŝ {share:.3} of the exact edit's, arrived {gain:.3}, cosine {cosine:.4}"
+        );
+        // What the block's own network makes of the noise across ŝ counts too.
+        assert!((0.6..1.4).contains(&share), "{tensor}: {share}");
+        assert!((0.97..1.03).contains(&gain) && cosine > 0.98, "{tensor}: {gain} {cosine}");
+    }
+}
+
+fn forced(out: &Path, few: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args([
+        "inject",
+        text(&smollm2()),
+        "-o",
+        text(out),
+        "--layer",
+        "15",
+        "--strength",
+        "0.008",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+        "--method",
+        "published",
+    ]);
+    command.args(["--prompts", text(few)]).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    let started = Instant::now();
+    let child = forced(&dir.path().join("out.gguf"), &few).spawn().unwrap();
+    // The temporary file shows that the work has begun.
+    while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(300) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
+    assert_eq!(outputs_in(dir.path()), 0);
+}
+
+/// A small file system, for tests that fill it; `None` where we may not mount one.
+fn small_disk(folder: &Path, options: &str) -> Option<()> {
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs", text(folder)]).status();
+    mounted.ok()?.success().then_some(())
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_one_leave_nothing_behind() {
+    let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let few = few_prompts(prompts.path());
+    for (options, expected) in [("size=8m", "no space left"), ("ro", "no permission to write")] {
+        if small_disk(dir.path(), options).is_none() {
+            eprintln!("SKIPPED: mounting a tmpfs needs root");
+            return;
+        }
+        let output = forced(&dir.path().join("out.gguf"), &few).output().unwrap();
+        let left = outputs_in(dir.path());
+        assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+        assert_eq!(left, 0);
+    }
+}

@@ -1,0 +1,92 @@
+//! Real models by name from a store laid out as Ollama's, through the injection, to a Modelfile and a GGUF file,
+//! and to a server that is not Ollama but takes what its documentation says.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use rosi_gguf::gguf::sha256_hex;
+use serde_json::{Value, json};
+
+use crate::common::few_prompts::few_prompts;
+use crate::common::http_server::{Answer, Server};
+use crate::common::ollama_store::Store;
+
+fn model(which: &str) -> PathBuf {
+    let key = format!("ROSI_TEST_MODEL_{which}");
+    std::env::var_os(&key).unwrap_or_else(|| panic!("{key} is not set: run scripts/test")).into()
+}
+
+fn rosi(folder: &Path, args: &[&str], host: &str) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
+        .args(args)
+        .current_dir(folder)
+        .env("OLLAMA_MODELS", folder.join("models"))
+        .env("OLLAMA_HOST", host)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// SmolLM2 and Qwen as `ollama pull` would have left them.
+fn store(folder: &Path) -> Store {
+    let store = Store::new(folder);
+    let beside = [
+        store.layer("template", b"{{ .System }}\n{{ .Prompt }}"),
+        store.layer("params", br#"{"stop":["<|im_start|>","<|im_end|>"],"temperature":0.2}"#),
+        store.layer("license", b"Apache License\nVersion 2.0"),
+    ];
+    for (which, name) in [("SMOLLM2", "library/smollm2/135m"), ("QWEN", "library/qwen2.5-coder/0.5b")] {
+        let layers = [&[store.linked("model", &model(which))][..], &beside].concat();
+        store.manifest(&format!("registry.ollama.ai/{name}"), &layers);
+    }
+    store
+}
+
+const EDIT: [&str; 7] =
+    ["--method", "published", "--strength", "0.008", "--allow-no-refusal", "--allow-over-limits", "--layer"];
+
+#[test]
+fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let _store = store(folder);
+    let few = few_prompts(folder);
+    for (name, architecture) in [("ollama:smollm2:135m", "llama"), ("ollama:qwen2.5-coder:0.5b", "qwen2")] {
+        let facts: Value =
+            serde_json::from_slice(&rosi(folder, &["inspect", name, "--json"], "").stdout).unwrap();
+        assert_eq!(facts["architecture"], architecture);
+    }
+    let args =
+        [&["inject", "ollama:smollm2:135m", "--prompts", few.to_str().unwrap()][..], &EDIT, &["15"]].concat();
+    // Every blob is new to it.
+    let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
+        ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),
+        ("POST", "/api/create") => Answer::new(200, "{\"status\":\"success\"}\n"),
+        ("POST", _) => Answer::new(201, ""),
+        _ => Answer::new(200, "{}"),
+    });
+    let said = rosi(folder, &[&args[..], &["--ollama-create", "safer"]].concat(), &server.address);
+    assert!(String::from_utf8_lossy(&said.stderr).contains("ollama run safer:latest"));
+    let modelfile = std::fs::read_to_string(folder.join("smollm2-135m-rosi.Modelfile")).unwrap();
+    assert_eq!(
+        modelfile,
+        "FROM ./smollm2-135m-rosi.gguf\nTEMPLATE \"\"\"{{ .System }}\n{{ .Prompt }}\"\"\"\n\
+         PARAMETER stop \"\"\"<|im_start|>\"\"\"\nPARAMETER stop \"\"\"<|im_end|>\"\"\"\nPARAMETER temperature 0.2\n\
+         LICENSE \"\"\"Apache License\nVersion 2.0\"\"\"\n"
+    );
+    let verified =
+        rosi(folder, &["-q", "verify", "ollama:smollm2:135m", "smollm2-135m-rosi.gguf", "--json"], "");
+    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    assert_eq!(verified["untouched_identical"], true);
+    assert!(verified["gain"].as_f64().unwrap() > 0.9, "{verified}");
+
+    let written = std::fs::read(folder.join("smollm2-135m-rosi.gguf")).unwrap();
+    let digest = format!("sha256:{}", sha256_hex(&written));
+    let asked = server.asked();
+    let blob = asked.iter().find(|r| r.method == "POST" && r.path == format!("/api/blobs/{digest}")).unwrap();
+    assert!(blob.body == written, "the server got other bytes");
+    let create: Value = serde_json::from_slice(&asked.last().unwrap().body).unwrap();
+    assert_eq!(create["files"], json!({ "smollm2-135m-rosi.gguf": digest }));
+    assert_eq!(create["parameters"]["stop"], json!(["<|im_start|>", "<|im_end|>"]));
+}

@@ -1,0 +1,85 @@
+//! A real model under a template that opens thoughts: it answers at once, and with `--thinking on` what it
+//! says is counted as thoughts until they end.
+
+use std::path::PathBuf;
+
+use crate::common::run::{self, text};
+use crate::common::think_aloud::{ending_in, think_aloud};
+use rosi_gguf::eval::answers::ask;
+use rosi_gguf::eval::prompts::{PromptSet, Split};
+use rosi_gguf::eval::{N_PREDICT, Questions, Tally, chats};
+use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
+
+const PROMPTS: [usize; 3] = [6, 4, 2];
+
+fn qwen() -> PathBuf {
+    run::variable("ROSI_TEST_MODEL_QWEN")
+}
+
+fn load(template: &str) -> LlamaEngine {
+    let options = EngineOptions { path: qwen(), threads: 2, offload: Offload::none() };
+    LlamaEngine::load(&options, Some(template), &mut |_| ()).unwrap()
+}
+
+fn tallies(engine: &mut LlamaEngine) -> ([Tally; 3], Vec<String>) {
+    let questions = Questions::of(&PromptSet::bundled(), Split::Report, PROMPTS);
+    let mut all = Vec::new();
+    let tally = questions.by_kind().map(|texts| {
+        let answers = ask(engine, &chats(texts, None), N_PREDICT, &mut |_, _| ()).unwrap();
+        all.extend(answers.clone());
+        Tally::of(&answers)
+    });
+    (tally, all)
+}
+
+#[test]
+fn a_model_answers_at_once_where_its_template_opens_thoughts() {
+    let mut plain = load(&ending_in(&qwen(), ""));
+    assert!(plain.thinking().is_none());
+    let (_, plain) = tallies(&mut plain);
+    for (text, open) in [
+        ("<think>\n", "<think>"),
+        ("{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}", "<think>"),
+    ] {
+        let mut engine = load(&ending_in(&qwen(), text));
+        let found = engine.thinking().unwrap_or_else(|| panic!("{text}"));
+        assert_eq!(found.open, open);
+        let (closed, answers) = tallies(&mut engine);
+        assert!(answers.iter().all(|answer| !answer.contains(open)), "{text}: {answers:?}");
+        // The tags mean nothing to this model, so that it may say something else, but answers it does.
+        let told = format!("{text}: {answers:?} beside {plain:?}");
+        let decided: u64 = closed.iter().map(|tally| tally.refused + tally.complied).sum();
+        assert!(4 * decided >= 3 * answers.len() as u64 && closed[1].complied > 0, "{told}");
+    }
+}
+
+#[test]
+fn what_it_says_first_is_counted_as_thoughts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, set) = (folder.path().join("thinks.gguf"), folder.path().join("set.jsonl"));
+    think_aloud(&qwen(), &model);
+    let prompts = ["What is the capital of France?", "Name three colours.", "How do I boil an egg?"];
+    let rows = prompts.map(|prompt| serde_json::json!({ "prompt": prompt, "kind": "harmless" }).to_string());
+    std::fs::write(&set, rows.join("\n")).unwrap();
+    let [path, set] = [&model, &set].map(|path| path.to_str().unwrap());
+    let report: serde_json::Value =
+        run::json(&["eval", path, "--set", set, "--thinking", "on", "--think", "24", "--json", "-t", "2"]);
+    let harmless = &report["models"][0]["sets"][0]["kinds"]["harmless"];
+    let thoughts = &harmless["thoughts"];
+    assert_eq!(thoughts["endless"]["total"], 3, "{harmless}");
+    let mean = thoughts["mean_tokens"].as_f64().unwrap();
+    assert!(mean > 0.0 && mean <= 24.0, "{harmless}");
+    // What does not end is no answer.
+    let (endless, undecided) = (&thoughts["endless"]["count"], &harmless["undecided"]["count"]);
+    assert!(undecided.as_u64() >= endless.as_u64(), "{harmless}");
+}
+
+#[test]
+fn no_thoughts_are_asked_of_a_model_that_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, out) = (run::variable("ROSI_TEST_MODEL_SMOLLM2"), folder.path().join("edit.safetensors"));
+    let ended = run::ended(&["search", text(&base), "-o", text(&out), "--thinking", "on"], 1);
+    let told = run::stderr(&ended);
+    assert!(told.contains("think"), "{told}");
+    assert!(!out.exists());
+}

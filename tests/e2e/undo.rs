@@ -1,0 +1,125 @@
+//! `inject --in-place` and `undo` on a real model. `scripts/test` sets the `ROSI_TEST_*` variables.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rosi_gguf::gguf::in_place::{Phase, journal_path, phase};
+use rosi_gguf::gguf::sha256_file;
+
+use crate::common::few_prompts::few_prompts;
+use tempfile::TempDir;
+
+fn variable(name: &str) -> PathBuf {
+    let value = std::env::var_os(name);
+    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn sha256(path: &Path) -> String {
+    sha256_file(path, &mut |_, _| Ok(())).unwrap()
+}
+
+fn rosi(args: &[&str], model: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
+    command.args(args).arg(model).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// A quick injection: no search, few prompts, no controls.
+fn inject(model: &Path, few: &Path, strength: &str) -> Command {
+    let mut command = rosi(&["inject"], model);
+    command.args(["--layer", "15", "--strength", strength, "--method", "published"]);
+    command.args(["--allow-no-refusal", "--allow-over-limits"]);
+    command.arg("--prompts").arg(few);
+    command
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.retain(|name| !name.ends_with("search.jsonl") && !name.ends_with(".lock"));
+    names.sort();
+    names
+}
+
+/// A model in a folder of its own, and prompts elsewhere.
+struct Case {
+    dir: TempDir,
+    elsewhere: TempDir,
+    few: PathBuf,
+    model: PathBuf,
+    /// Its hash.
+    base: String,
+}
+
+impl Case {
+    /// With a copy of the model that the variable `name` names.
+    fn of(name: &str) -> Self {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (few, model) = (few_prompts(elsewhere.path()), dir.path().join("m.gguf"));
+        std::fs::copy(variable(name), &model).unwrap();
+        let base = sha256(&model);
+        Self { dir, elsewhere, few, model, base }
+    }
+
+    fn inject(&self, strength: &str) -> Command {
+        inject(&self.model, &self.few, strength)
+    }
+
+    /// Nothing but the original is there.
+    fn check_original(&self) {
+        assert_eq!(sha256(&self.model), self.base);
+        assert_eq!(names(self.dir.path()), ["m.gguf"]);
+    }
+}
+
+#[test]
+fn in_place_gives_the_copy_and_undo_the_original() {
+    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
+    let (model, copy) = (&case.model, case.elsewhere.path().join("copy.gguf"));
+    let output = case.inject("0.008").arg("-o").arg(&copy).output().unwrap();
+    assert!(copy.exists(), "{}", stderr(&output));
+    let started = Instant::now();
+    let output = case.inject("0.008").arg("--in-place").output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("puts the original back from"), "{text}");
+    eprintln!("in place in {:.1?}:\n{}", started.elapsed(), text.lines().last().unwrap_or_default());
+    assert_eq!(sha256(model), sha256(&copy));
+    assert_eq!(names(case.dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
+    let started = Instant::now();
+    let output = rosi(&["undo"], model).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    eprintln!("undone in {:.1?}", started.elapsed());
+    case.check_original();
+}
+
+#[test]
+fn ctrl_c_amid_the_scoring_puts_the_original_back() {
+    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
+    let started = Instant::now();
+    let child = case.inject("0.008").arg("--in-place").spawn().unwrap();
+    while !journal_path(&case.model).exists() && started.elapsed() < Duration::from_secs(900) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(phase(&case.model).unwrap(), Some(Phase::Changing));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("interrupted"), "{}", stderr(&output));
+    case.check_original();
+}
+
+#[test]
+fn a_less_safe_result_is_put_back() {
+    let case = Case::of("ROSI_TEST_MODEL_QWEN");
+    // As large as the weights themselves: nothing but broken text is left, which never counts as a refusal.
+    let output = case.inject("1").arg("--in-place").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the original was put back"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("its base"), "{}", stderr(&output));
+    case.check_original();
+}

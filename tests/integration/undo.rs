@@ -1,0 +1,120 @@
+//! `undo` and what the other commands say of a file that is half changed: no model is run.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::common::in_place;
+use rosi_gguf::gguf::in_place::journal_path;
+use rosi_gguf::gguf::sha256_hex;
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+}
+
+/// Exit code and stderr, with the folder's name taken out.
+fn told(args: &[&str], folder: &Path) -> String {
+    let output = run(args);
+    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
+    format!("exit {}\n{}\n", output.status.code().unwrap(), text.trim_end())
+}
+
+#[test]
+fn undo_gives_the_original_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = in_place::model(dir.path(), 1);
+    let (model, base) = (path.to_str().unwrap(), std::fs::read(&path).unwrap());
+    let copy = dir.path().join("copy.gguf");
+    in_place::copy(&path, &copy, || ()).unwrap();
+    for keep in [true, false] {
+        in_place::change(&path, || (), false).unwrap();
+        assert!(std::fs::read(&path).unwrap() == std::fs::read(&copy).unwrap());
+        let mut args = vec!["undo", model, "--json"];
+        args.extend(keep.then_some("--keep-journal"));
+        let output = run(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(facts["sha256"], sha256_hex(&base));
+        assert_eq!(facts["bytes"], base.len());
+        assert_eq!((&facts["was_complete"], &facts["journal_kept"]), (&true.into(), &keep.into()));
+        assert_eq!(std::fs::read(&path).unwrap(), base);
+        assert_eq!(journal_path(&path).exists(), keep);
+    }
+}
+
+#[test]
+fn every_command_refuses_a_half_changed_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("whole")).unwrap();
+    let (path, whole) = (in_place::model(dir.path(), 1), in_place::model(&dir.path().join("whole"), 1));
+    let base = std::fs::read(&path).unwrap();
+    in_place::change(&path, || (), true).unwrap();
+    let (half, whole) = (path.to_str().unwrap(), whole.to_str().unwrap());
+    let out = dir.path().join("edit.safetensors");
+    let out = out.to_str().unwrap();
+    let commands: [&[&str]; 9] = [
+        &["inject", half],
+        &["inject", half, "--in-place"],
+        &["search", half, "-o", out],
+        &["inspect", half],
+        &["verify", half, whole],
+        &["verify", whole, half],
+        &["ask", half, "--prompt", "x"],
+        &["eval", half],
+        &["eval", whole, "--base", half],
+    ];
+    let told: Vec<String> = commands.iter().map(|args| told(args, dir.path())).collect();
+    assert!(told.iter().all(|text| *text == told[0]), "{told:#?}");
+    insta::assert_snapshot!(told[0]);
+    assert!(run(&["undo", half]).status.success());
+    assert_eq!(std::fs::read(&path).unwrap(), base);
+    assert!(run(&["inspect", half]).status.success());
+}
+
+#[test]
+fn what_cannot_be_undone_or_changed_in_place_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = in_place::model(dir.path(), 1);
+    let model = path.to_str().unwrap();
+    let mut all = vec![
+        told(&["undo", model], dir.path()),
+        told(&["inject", model, "--in-place", "-o", "x.gguf"], dir.path()),
+        told(&["inject", model, "--in-place", "--promote", "Q8_0"], dir.path()),
+        told(&["inject", model, "--in-place", "--requant", "promote=Q8_0"], dir.path()),
+    ];
+    in_place::change(&path, || (), false).unwrap();
+    // --allow-injected gets past "was injected before", but never over a journal.
+    all.push(told(&["inject", model, "--in-place", "--allow-injected"], dir.path()));
+    let mut bytes = std::fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    all.push(told(&["undo", model], dir.path()));
+    bytes.truncate(5000);
+    std::fs::write(&path, &bytes).unwrap();
+    all.push(told(&["undo", model], dir.path()));
+    std::fs::write(journal_path(&path), b"not a journal at all").unwrap();
+    all.push(told(&["undo", model], dir.path()));
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    std::fs::remove_file(journal_path(&path)).unwrap();
+    #[cfg(unix)]
+    {
+        let path = in_place::model(dir.path(), 1);
+        let link = dir.path().join("link.gguf");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        all.push(told(&["inject", link.to_str().unwrap(), "--in-place"], dir.path()));
+        std::fs::hard_link(&path, dir.path().join("hard.gguf")).unwrap();
+        all.push(told(&["inject", model, "--in-place"], dir.path()));
+    }
+    insta::assert_snapshot!(all.join("\n"));
+}
+
+#[test]
+fn a_dry_run_in_place_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = in_place::model(dir.path(), 1);
+    let base = std::fs::read(&path).unwrap();
+    let output = run(&["inject", path.to_str().unwrap(), "--in-place", "--dry-run", "--json"]);
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&facts["in_place"], &facts["output"]), (&true.into(), &facts["input"]));
+    assert_eq!(std::fs::read(&path).unwrap(), base);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
