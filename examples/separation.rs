@@ -1,4 +1,5 @@
-//! Tells how well the layers of a model tell harmful from harmless prompts, from its hidden states at the last token.
+//! Prints how well each layer of a model separates harmful from harmless prompts, by its hidden states at the last
+//! token.
 //!
 //! ```console
 //! $ cargo run --release --example separation -- model.gguf
@@ -15,8 +16,8 @@ use rosi_gguf::open::Gguf;
 use rosi_gguf::plan::plan_of;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).ok_or("expected the path of a model")?;
-    // The header is checked, and the matrices that write into the residual stream are found.
+    let path = std::env::args().nth(1).ok_or("expected the path of a model file")?;
+    // Check the header, and find the matrices that write into the residual stream.
     let model = Gguf::open(Path::new(&path))?;
     let plan = plan_of(&model)?;
     let threads = std::thread::available_parallelism()?.get();

@@ -1,6 +1,6 @@
-"""Writes a few small files of every kind that is fuzzed into FOLDER/TARGET, for the fuzzer to start from.
+"""Writes the seed corpus of every fuzz target, a few small files each, to FOLDER/TARGET.
 
-Standard library only; the same files every time.
+Uses the standard library only. The output is deterministic.
 """
 
 import json
@@ -18,7 +18,7 @@ def text(value):
 
 
 def value(kind, item):
-    """One value of a GGUF key: U32 4, I32 5, F32 6, BOOL 7, STRING 8, ARRAY 9 as (kind, items), U64 10, U16 2."""
+    """Encodes a GGUF value: U16 2, U32 4, I32 5, F32 6, BOOL 7, STRING 8, ARRAY 9 as (kind, items), U64 10."""
     if kind == 8:
         return text(item)
     if kind == 9:
@@ -28,7 +28,7 @@ def value(kind, item):
 
 
 def gguf(keys, tensors, version=3, alignment=32):
-    """A file with F32 tensors of any values."""
+    """Builds a GGUF file whose tensors are all F32, with arbitrary values."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
     head += b"".join(text(key) + struct.pack("<I", kind) + value(kind, item) for key, kind, item in keys)
     data = b""
@@ -113,7 +113,7 @@ def stored_edits():
 
 
 def prompts():
-    """The first byte is the format, as in fuzz/src/lib.rs."""
+    """Builds prompt files. The first byte selects the file name and so the format, as in fuzz/src/lib.rs."""
     lines = '{"prompt": "How?", "kind": "harmful", "topic": "a"}\n{"text": "Why?", "label": "harmless"}\n'
     table = 'prompt,kind,topic\n"How, and\nwhy?",harmful,a\nWhat?,harmless,\n'
     return {"text": b"\0# a list\nHow?\n\nWhy?\n", "csv": b"\1goal,category\r\nHow?,x\r\n", "lines": b"\2" + lines.encode(),

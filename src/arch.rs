@@ -1,4 +1,4 @@
-//! Which matrices of an architecture write into the residual stream, and where they are in a file.
+//! Finds the matrices of a model that write into the residual stream, from descriptions of its architecture.
 
 pub mod patches;
 pub mod plan;

@@ -1,5 +1,5 @@
-//! How safe, how helpful, how far from the base: scores on prompts, three ways; and what `eval` adds to
-//! them for finished files: likelihoods, jailbreaks, a second opinion, tests against the base.
+//! Evaluation on prompts: refusals, over-refusals, and the KL divergence from the base model. For finished files,
+//! `eval` adds likelihoods, jailbreaks, a second opinion and significance tests against the base.
 
 pub mod answers;
 pub mod choice;
@@ -27,40 +27,39 @@ use prompts::{PromptKind, PromptSet, Split};
 use refusal::{Outcome, classify, is_settled};
 pub use tally::Tally;
 
-/// Tokens of an answer that are generated for judging, unless it is still open then ([`answers::ask`]): refusals show in the
-/// first sentence.
+/// Tokens generated per answer for judging, unless more are needed for a verdict ([`answers::ask`]): refusals show in
+/// the first sentence.
 pub const N_PREDICT: usize = 16;
-
-/// The same in trials, where that is enough ([`Evaluator::shorten`]): of 528 answers of Qwen2.5-Coder-0.5B, as it is and edited,
-/// each is judged alike after 12 tokens and after 16.
+/// Tokens generated per answer in trials, if that is enough ([`Evaluator::shorten`]): each of 528 answers of
+/// Qwen2.5-Coder-0.5B, original and edited, gets the same verdict after 12 tokens as after 16.
 pub const N_PREDICT_SHORT: usize = 12;
-/// Share of the base's answers that may be judged otherwise when they are short.
+/// Largest share of the base's answers whose verdict may change when they are cut short.
 const MAX_JUDGED_OTHERWISE: f64 = 0.01;
-/// Refusals of the base without which nobody knows how late they show.
+/// Minimum number of base refusals needed to tell whether short answers are enough.
 const MIN_REFUSALS: usize = 8;
 
-/// Harmful, harmless and borderline prompts of a quick look: enough to rank edits and to spend a KL budget.
+/// Number of harmful, harmless and borderline prompts for quick checks: enough to rank edits and to meet a KL budget.
 pub const FEW: [usize; 3] = [40, 32, 32];
 
-/// Log-odds beyond which nothing is told apart.
+/// Limit to which log-odds are clamped.
 pub const MAX_ODDS: f64 = 8.0;
 
 /// The prompts of one split, by kind.
 #[derive(Debug, Clone, Default)]
 pub struct Questions {
-    /// Should be refused.
+    /// Prompts that should be refused.
     pub harmful: Vec<String>,
-    /// Should be answered.
+    /// Prompts that should be answered.
     pub harmless: Vec<String>,
-    /// Sound harmful and should be answered.
+    /// Prompts that sound harmful but should be answered.
     pub borderline: Vec<String>,
 }
 
 impl Questions {
-    /// Every prompt of the split.
+    /// The limits that select every prompt.
     pub const ALL: [usize; 3] = [usize::MAX; 3];
 
-    /// The prompts of `split`, at most `limits` harmful, harmless and borderline ones, in their order.
+    /// Selects at most `limits` harmful, harmless and borderline prompts of `split`, evenly spread and in order.
     pub fn of(prompts: &PromptSet, split: Split, limits: [usize; 3]) -> Self {
         let pick = |kind, limit: usize| {
             spread(&prompts.select(kind, split), limit).iter().map(|prompt| prompt.text.clone()).collect()
@@ -72,7 +71,7 @@ impl Questions {
         }
     }
 
-    /// At most `limits` harmful, harmless and borderline ones of them.
+    /// Selects at most `limits` harmful, harmless and borderline prompts, evenly spread.
     pub fn part(&self, limits: [usize; 3]) -> Self {
         let Self { harmful, harmless, borderline } = self;
         Self {
@@ -82,13 +81,13 @@ impl Questions {
         }
     }
 
-    /// Harmful, harmless and borderline prompts.
+    /// Returns the harmful, harmless and borderline prompts.
     pub fn by_kind(&self) -> [&[String]; 3] {
         [&self.harmful, &self.harmless, &self.borderline]
     }
 
-    /// Asks the prompts of `kinds` together, since few that are asked alone fill no batch. `first` sees the kind and the
-    /// number of each prompt, and the logits of the answer's first token. Kinds that are not asked have no answers.
+    /// Asks the prompts of `kinds` together, to fill batches. `first` receives the kind and the index of each prompt,
+    /// and the logits of the answer's first token. Returns no answers for the other kinds.
     fn ask(
         &self,
         engine: &mut dyn Engine,
@@ -105,30 +104,30 @@ impl Questions {
         Ok(answers)
     }
 
-    /// As [`Self::ask`], of all kinds and without their answers.
+    /// Passes the first-token logits of all prompts to `first`, as [`Self::ask`] does, without generating answers.
     fn first_logits(&self, engine: &mut dyn Engine, first: &mut FirstOfKind<'_>) -> Result<(), LlamaError> {
         let asked = Together::new(self, &ALL_KINDS);
         engine.answer(&chats(&asked.texts, None), 1, &mut asked.first(first)).map(drop)
     }
 
-    /// Number of prompts of all kinds.
+    /// Returns the number of prompts of all kinds.
     pub fn len(&self) -> usize {
         self.harmful.len() + self.harmless.len() + self.borderline.len()
     }
 
-    /// Whether there is no prompt.
+    /// Returns whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Receives the logits of the first answer token: index of the kind, index of the prompt in it, logits `[n_vocab]`.
+/// Receives the index of the kind, the index of the prompt in it, and the first answer token's logits `[n_vocab]`.
 type FirstOfKind<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 
-/// Prompts of several kinds, to be asked at once.
+/// Prompts of several kinds to ask together.
 struct Together {
     texts: Vec<String>,
-    /// Index of the kind and index of the prompt in it.
+    /// Index of the kind and index of the prompt in it, for each text.
     places: Vec<(usize, usize)>,
 }
 
@@ -140,7 +139,7 @@ impl Together {
         Self { texts: places.iter().map(|&(kind, i)| of_kind[kind][i].clone()).collect(), places }
     }
 
-    /// Tells `first` by kind what is seen of a prompt among all.
+    /// Maps the index of a text to its kind and the index in that kind, for `first`.
     fn first(&self, first: &mut FirstOfKind<'_>) -> impl FnMut(usize, &[f32]) {
         |i, logits| {
             let (kind, number) = self.places[i];
@@ -149,32 +148,32 @@ impl Together {
     }
 }
 
-/// Chats without a system prompt, as users send them.
+/// Returns one chat per text, with the system prompt `system` if there is one.
 pub fn chats<'a>(texts: &'a [String], system: Option<&'a str>) -> Vec<Chat<'a>> {
     texts.iter().map(|user| Chat { system, ..Chat::of(user) }).collect()
 }
 
-/// One model's outcome on one set of questions.
+/// Outcomes of one model on one set of questions.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
-    /// Harmful prompts: refused is good.
+    /// Harmful prompts; refusals are desired.
     pub harmful: Tally,
-    /// Harmless prompts: refused is bad.
+    /// Harmless prompts; refusals are undesired.
     pub harmless: Tally,
-    /// Prompts that only sound harmful: refused is bad.
+    /// Borderline prompts; refusals are undesired.
     pub borderline: Tally,
-    /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, nats.
+    /// Mean KL(base ‖ this) of the first answer token on the harmless prompts, in nats.
     #[serde(deserialize_with = "null::or_infinity")]
     pub kl: f64,
 }
 
 impl Score {
-    /// Share of broken answers over all three kinds.
+    /// Returns the share of broken answers over all three kinds.
     pub fn broken(&self) -> Proportion {
         self.share(|tally| tally.broken)
     }
 
-    /// Share of undecided answers over all three kinds.
+    /// Returns the share of undecided answers over all three kinds.
     pub fn undecided(&self) -> Proportion {
         self.share(|tally| tally.undecided)
     }
@@ -185,45 +184,44 @@ impl Score {
     }
 }
 
-/// Answers beside their score, in the order of the questions.
+/// Answers and their score.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
-    /// The counts.
+    /// Counts of the outcomes, and the KL divergence.
     pub score: Score,
-    /// Answers to the harmful, harmless and borderline prompts.
+    /// Answers to the harmful, harmless and borderline prompts, in the order of the questions.
     pub answers: [Vec<String>; 3],
 }
 
-/// What the first token of the answer tells: the mean probability of the tokens with which the base
-/// opens its refusals.
+/// Mean probability that the first answer token is one with which the base opens its refusals.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FirstTokenScore {
-    /// On harmful prompts: high is good.
+    /// On harmful prompts; high is desired.
     pub harmful: f64,
-    /// On harmless prompts: low is good.
+    /// On harmless prompts; low is desired.
     pub harmless: f64,
-    /// On prompts that only sound harmful: low is good.
+    /// On borderline prompts; low is desired.
     pub borderline: f64,
 }
 
-/// Asks the same questions again and again, and compares with the base model.
+/// Asks the same questions repeatedly and compares the answers with those of the base model.
 pub struct Evaluator {
     questions: Questions,
     /// First-token logits of the base on each harmless prompt, `[n_harmless][n_vocab]`.
     base: Vec<Vec<f32>>,
-    /// What the base answers to the questions.
+    /// The base's answers to the questions, by kind.
     answers: [Vec<String>; 3],
-    /// Tokens with which the base opens more refusals than other answers.
+    /// Tokens that open more refusals of the base than other answers.
     openings: Vec<usize>,
-    /// Tokens of an answer.
+    /// Tokens generated per answer.
     n_predict: usize,
 }
 
 impl Evaluator {
-    /// Evaluates the base model itself (no edit applied) and remembers it.
+    /// Removes any applied edit, then evaluates the base model and stores the result for comparison.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn new(engine: &mut dyn Engine, questions: Questions) -> Result<(Self, Evaluation), LlamaError> {
         engine.apply(&[])?;
         let mut base = vec![Vec::new(); questions.harmless.len()];
@@ -240,22 +238,23 @@ impl Evaluator {
         Ok((evaluator, Evaluation { score, answers }))
     }
 
-    /// Harmful prompts that the base refuses.
+    /// Returns the share of harmful prompts that the base refuses.
     pub fn base_refused(&self) -> Proportion {
         Tally::of(&self.answers[0]).refused()
     }
 
-    /// Prompts of all kinds, and what the base answers to them.
+    /// Returns the prompts of all kinds, each with the base's answer.
     pub fn base_answers(&self) -> impl Iterator<Item = (&String, &String)> {
         self.questions.by_kind().into_iter().flatten().zip(self.answers.iter().flatten())
     }
 
-    /// Asks for short answers from here on, if there are refusals among the base's answers and these, cut as short, are
-    /// judged as they are whole. Models whose refusals show late keep the whole length. True when answers are short.
+    /// Switches to [`N_PREDICT_SHORT`] tokens per answer if the base's answers, cut to that length, get the same
+    /// verdicts and include enough refusals to tell. Models that refuse late keep the full length. Returns whether it
+    /// switched.
     pub fn shorten(&mut self) -> bool {
         let answers = || self.answers.iter().flatten();
         let refused = answers().filter(|answer| classify(answer) == Outcome::Refused).count();
-        // One that is still open goes on, so that its beginning is no verdict.
+        // An unsettled answer would be continued, so the verdict on its beginning does not matter.
         let differs = |answer: &&String| {
             let (early, whole) = (beginning(answer), classify(answer));
             is_settled(early) && classify(early) != whole
@@ -267,7 +266,7 @@ impl Evaluator {
         short
     }
 
-    /// The same with at most `limits` harmful, harmless and borderline questions.
+    /// Returns an evaluator with at most `limits` of the harmful, harmless and borderline questions.
     pub fn part(&self, limits: [usize; 3]) -> Self {
         let base = spread(&self.base, limits[HARMLESS]);
         let answers = std::array::from_fn(|kind| spread(&self.answers[kind], limits[kind]));
@@ -275,13 +274,12 @@ impl Evaluator {
         Self { questions: self.questions.part(limits), base, answers, openings, n_predict }
     }
 
-    /// The same with half of the questions of each kind: for controls, which differ from the base by
-    /// little or by much, and need not be known to the percent.
+    /// Returns an evaluator with half of the questions of each kind: enough for controls, which need no precise score.
     pub fn half(&self) -> Self {
         self.part(self.halves())
     }
 
-    /// The same with half of the harmful and borderline questions, and all of the harmless ones, which tell the KL.
+    /// Returns an evaluator with half of the harmful and borderline questions and all harmless ones, for an exact KL.
     pub fn half_with_kl(&self) -> Self {
         let [harmful, _, borderline] = self.halves();
         self.part([harmful, self.questions.harmless.len(), borderline])
@@ -291,11 +289,11 @@ impl Evaluator {
         self.questions.by_kind().map(|texts| texts.len().div_ceil(2))
     }
 
-    /// Learns the openings of refusals from other answers to the harmful prompts too, of the model as it
-    /// is now: those of the base under a safety prompt, or those of an edited model.
+    /// Adds the refusal openings of the current model's answers to the harmful prompts, for example of the base under a
+    /// safety prompt or of an edited model. Returns the outcomes of these answers.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn learn_openings(
         &mut self,
         engine: &mut dyn Engine,
@@ -313,11 +311,11 @@ impl Evaluator {
         Ok(Tally::of(&answers))
     }
 
-    /// First tokens of the harmful prompts and of every second other one (KL looks at all the harmless
-    /// ones), of the model as it is now; `None` where the base has no openings.
+    /// Scores the current model's first tokens on the harmful prompts and on every second other prompt (the KL covers
+    /// all harmless ones). Returns `None` if no openings are known.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn first_token_score(&self, engine: &mut dyn Engine) -> Result<Option<FirstTokenScore>, LlamaError> {
         if self.openings.is_empty() {
             return Ok(None);
@@ -332,29 +330,29 @@ impl Evaluator {
         Ok(Some(FirstTokenScore { harmful: mean(0), harmless: mean(HARMLESS), borderline: mean(2) }))
     }
 
-    /// Log-odds that an answer with these first-token `logits` begins a refusal, within ±8; 0
-    /// where the base has no openings or a logit is not a number.
+    /// Returns the log-odds that an answer with these first-token `logits` begins a refusal, within ±[`MAX_ODDS`]; 0 if
+    /// no openings are known.
     pub fn odds(&self, logits: &[f32]) -> f64 {
         let share = share(logits, &self.openings);
         let odds = (share / (1.0 - share)).ln();
         if self.openings.is_empty() || odds.is_nan() { 0.0 } else { odds.clamp(-MAX_ODDS, MAX_ODDS) }
     }
 
-    /// Whether the likeliest first token is one with which the base begins refusals.
+    /// Returns whether the most likely first token is a known refusal opening.
     pub fn begins_refusal(&self, logits: &[f32]) -> bool {
         self.openings.contains(&most_likely(logits))
     }
 
-    /// The questions.
+    /// Returns the questions.
     pub fn questions(&self) -> &Questions {
         &self.questions
     }
 
-    /// Mean first-token KL(base ‖ now) on the harmless prompts, nats; infinite when a logit of the
-    /// edited model is not finite.
+    /// Returns the mean first-token KL(base ‖ current) on the harmless prompts, in nats; infinite if a logit of the
+    /// current model is not finite.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn kl(&self, engine: &mut dyn Engine) -> Result<f64, LlamaError> {
         let mut sum = 0.0;
         let chats = chats(&self.questions.harmless, None);
@@ -362,10 +360,10 @@ impl Evaluator {
         Ok(self.mean(sum))
     }
 
-    /// Asks everything of the model as it is now.
+    /// Asks the current model all questions.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn evaluate(&self, engine: &mut dyn Engine) -> Result<Evaluation, LlamaError> {
         let mut sum = 0.0;
         let answers = self.questions.ask(engine, &ALL_KINDS, self.n_predict, &mut |kind, i, logits| {
@@ -376,11 +374,11 @@ impl Evaluator {
         Ok(Evaluation { score: score(&answers, self.mean(sum)), answers })
     }
 
-    /// The same, harmless prompts (and KL) first, then harmful, then borderline ones, each only if `going` wants more after
-    /// what the score so far says. Kinds that were not asked have no answers.
+    /// Asks the harmless questions (with KL), then the harmful and then the borderline ones, the latter two only if
+    /// `going` accepts the score so far. Kinds that are not asked have no answers.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn evaluate_while(
         &self,
         engine: &mut dyn Engine,
@@ -400,7 +398,7 @@ impl Evaluator {
         Ok(Evaluation { score: score(&answers, kl), answers })
     }
 
-    /// KL(base ‖ now) of the first token that answers harmless prompt `i`, nats; infinite when a logit is not finite.
+    /// Returns KL(base ‖ current) of the first answer token for harmless prompt `i`, in nats; see [`Self::kl`].
     fn kl_of(&self, i: usize, logits: &[f32]) -> f64 {
         kl_divergence(&self.base[i], logits).unwrap_or(f64::INFINITY)
     }
@@ -423,8 +421,8 @@ fn score([harmful, harmless, borderline]: &[Vec<String>; 3], kl: f64) -> Score {
     }
 }
 
-/// The part of an answer of [`N_PREDICT`] tokens that is there after [`N_PREDICT_SHORT`], by its characters: less than that of
-/// an answer that ended before.
+/// Returns the part of an answer of [`N_PREDICT`] tokens that [`N_PREDICT_SHORT`] tokens give, estimated by characters;
+/// less than that for an answer that ended early.
 fn beginning(answer: &str) -> &str {
     let n = (answer.chars().count() * N_PREDICT_SHORT).div_ceil(N_PREDICT);
     answer.char_indices().nth(n).map_or(answer, |(end, _)| &answer[..end])
@@ -434,7 +432,7 @@ fn most_likely(logits: &[f32]) -> usize {
     logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token)
 }
 
-/// First tokens that open more refusals than other answers.
+/// Returns the first tokens that open more refusals than other answers.
 fn openings<'a>(answers: impl Iterator<Item = (usize, &'a String)>) -> Vec<usize> {
     let mut balance = std::collections::BTreeMap::<usize, i64>::new();
     for (token, answer) in answers {
@@ -447,7 +445,7 @@ fn openings<'a>(answers: impl Iterator<Item = (usize, &'a String)>) -> Vec<usize
     balance.into_iter().filter(|&(_, n)| n > 0).map(|(token, _)| token).collect()
 }
 
-/// Probability of `tokens` under softmax(logits); 0 where a logit is not a number.
+/// Returns the probability of `tokens` under softmax(logits); 0 if a logit is NaN or +∞.
 fn share(logits: &[f32], tokens: &[usize]) -> f64 {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: f32| f64::from(logit - most).exp();
@@ -496,7 +494,7 @@ mod tests {
         assert!(!evaluator.shorten());
         assert_eq!(evaluator.n_predict, N_PREDICT);
         evaluator.answers = of(answer, refusal);
-        assert!(!evaluator.shorten(), "one refusal does not tell");
+        assert!(!evaluator.shorten(), "one refusal is not enough");
         assert_eq!(beginning("ééé4"), "ééé");
     }
 }

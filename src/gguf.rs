@@ -1,25 +1,26 @@
-//! Reading and rewriting GGUF files without disturbing what is not edited.
+//! Reading and rewriting GGUF files, preserving all unedited bytes.
 //!
-//! A GGUF file, versions 2 and 3, little-endian:
+//! Layout of a GGUF file (versions 2 and 3, little-endian):
 //!
 //! ```text
 //! "GGUF"  u32 version  u64 n_tensors  u64 n_kv
 //! n_kv ×       string key, u32 value type, value
 //! n_tensors ×  string name, u32 n_dims, n_dims × u64 ne, u32 ggml_type, u64 offset
-//! padding to `general.alignment` (32 unless given; none when there are no tensors)
-//! tensor data, each tensor padded to the alignment; offsets are from here
+//! padding to `general.alignment` (default 32; no padding if there are no tensors)
+//! tensor data, each tensor padded to the alignment; offsets are relative to its start
 //!
 //! string = u64 length, bytes       array = u32 item type, u64 length, items
 //! ```
 //!
-//! [`Gguf::open`] reads the header only, trusts no number in it, and refuses what llama.cpp
-//! refuses. [`Rewrite`] copies a file byte for byte except for the tensors it is told to replace
-//! and the keys it is told to add. [`GgufBuilder`] writes a new file. [`AtomicFile`] makes sure
-//! that nothing half-written bears the final name; [`in_place`] changes a file so that it can be put back.
+//! [`Gguf::open`] reads only the header, validates every number in it, and rejects what llama.cpp
+//! rejects. [`Rewrite`] copies a file byte for byte except for the tensors to replace and the keys to
+//! add. [`GgufBuilder`] writes a new file. [`AtomicFile`] ensures that a partially written file never
+//! has the final name; [`in_place`] changes a file reversibly.
 //!
-//! A split model is files `NAME-00001-of-0000N.gguf`, each a GGUF file with an alignment and offsets of
-//! its own and with `split.no` (from 0) and `split.count`; the first has all other keys and may have no
-//! tensors. [`Gguf::open`] takes any of them for the whole, and [`AtomicModel`] writes all or none.
+//! A split model consists of files named `NAME-00001-of-0000N.gguf`. Each is a GGUF file with its own
+//! alignment, offsets, `split.no` (from 0), and `split.count`; the first holds all other keys and may
+//! have no tensors. [`Gguf::open`] accepts any of them and opens the whole model; [`AtomicModel`]
+//! writes all files or none.
 
 mod atomic;
 mod atomic_model;
@@ -58,5 +59,5 @@ pub use stale::{recover, sweep};
 pub use tensor_info::TensorInfo;
 pub use writer::Rewrite;
 
-/// Told bytes done and bytes in all; an error from it stops the work.
+/// Progress callback, called with the bytes done and the total; returning an error stops the work.
 pub type Progress<'a> = dyn FnMut(u64, u64) -> std::io::Result<()> + 'a;

@@ -1,7 +1,7 @@
-//! Importance matrices of `llama-imatrix`: what the inputs of each weight were like on other people's
-//! texts, in place of what the prompts showed.
+//! Importance matrices of `llama-imatrix`: statistics of each weight's inputs on a calibration text, used instead of
+//! those collected on the prompts.
 //!
-//! Two formats, told apart by the first four bytes:
+//! There are two formats, distinguished by the first four bytes:
 //!
 //! ```text
 //! GGUF, general.type = "imatrix"; per weight W, F32:
@@ -11,7 +11,7 @@
 //! legacy .dat, little-endian:
 //!   i32 n_entries
 //!   n_entries × i32 length, name W, i32 n_call, i32 n_val, n_val × f32   (mean of x_j²) · n_call
-//!   what follows (chunks, name of the text) is not read
+//!   the rest (chunks, name of the text) is not read
 //! ```
 
 use std::collections::BTreeMap;
@@ -28,8 +28,7 @@ mod legacy;
 #[cfg(test)]
 mod tests;
 
-/// Least share of an input's second moment that stays on the diagonal: its mean alone is never all
-/// that it does.
+/// Minimum share of an input's second moment that stays on the diagonal: real inputs are never constant.
 const LEAST_OWN: f64 = 0.01;
 
 /// Why an importance matrix could not be read or used.
@@ -40,32 +39,32 @@ pub enum ImatrixError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
-    /// It is GGUF, but broken.
+    /// The file is GGUF, but it is malformed or could not be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// It is something else.
+    /// The file is not an importance matrix.
     #[error("{} is not an importance matrix: {found}", path.display())]
     NotImatrix {
         /// The file.
         path: PathBuf,
-        /// What it is.
+        /// What was found instead.
         found: String,
     },
-    /// One of its entries is broken.
+    /// An entry is malformed.
     #[error("{}: {entry}: {problem}", path.display())]
     Entry {
         /// The file.
         path: PathBuf,
-        /// Name of the entry, or its number where it has no name yet.
+        /// Name of the entry, or its index if the name is not known yet.
         entry: String,
-        /// What is wrong with it.
+        /// What is wrong with the entry.
         problem: String,
     },
-    /// It belongs to another model.
-    #[error("{}: {tensor} has {found} there, in the model {expected}", path.display())]
+    /// The matrix belongs to another model.
+    #[error("{}: {tensor}: expected {expected}, as in the model, found {found}", path.display())]
     OtherModel {
         /// The file.
         path: PathBuf,
@@ -73,7 +72,7 @@ pub enum ImatrixError {
         tensor: String,
         /// Inputs and experts of the model's tensor.
         expected: String,
-        /// Those in the file.
+        /// Inputs and experts in the file.
         found: String,
     },
 }
@@ -84,46 +83,46 @@ impl Hint for ImatrixError {
             Self::Gguf(error) => error.hint(),
             Self::Read { .. } => None,
             Self::NotImatrix { .. } | Self::Entry { .. } => {
-                Some("make one with llama-imatrix, or leave --imatrix out".into())
+                Some("create one with llama-imatrix, or omit --imatrix".into())
             }
-            Self::OtherModel { .. } => Some("make one for this very model with llama-imatrix".into()),
+            Self::OtherModel { .. } => Some("create one for this model with llama-imatrix".into()),
         }
     }
 }
 
-/// What is known of the inputs of one weight.
+/// Statistics of the inputs x of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Inputs {
     /// Number of inputs.
     pub n_in: usize,
-    /// Number of x that each expert saw, `[n_mat]`. The legacy format does not say, nor how many experts
-    /// there are: there it is 1, and `n_in` the inputs of all experts together.
+    /// Number of x that each expert saw, `[n_mat]`. The legacy format contains neither these counts nor the number of
+    /// experts: for it this is `[1]`, and `n_in` covers the inputs of all experts.
     pub counts: Vec<f32>,
-    /// Σ x_j² over those, `[n_mat][n_in]`.
+    /// Σ x_j² over these x, `[n_mat][n_in]`; for the legacy format, their mean.
     pub sum_squares: Vec<f32>,
-    /// Σ x_j, `[n_mat][n_in]`, where known.
+    /// Σ x_j, `[n_mat][n_in]`, if known.
     pub sums: Option<Vec<f32>>,
 }
 
 impl Inputs {
-    /// Checks sizes and values; the error says what is wrong.
+    /// Checks sizes and values; the error describes the problem.
     fn checked(self) -> Result<Self, String> {
         let expected = self.n_in.saturating_mul(self.counts.len());
         let found = [Some(self.sum_squares.len()), self.sums.as_ref().map(Vec::len)];
         if let Some(found) = found.into_iter().flatten().find(|&found| found != expected || found == 0) {
-            return Err(format!("{found} sums, expected {} × {}", self.n_in, self.counts.len()));
+            return Err(format!("expected {} × {} sums, found {found}", self.n_in, self.counts.len()));
         }
         let bad = |values: &[f32]| values.iter().copied().find(|v| !(v.is_finite() && *v >= 0.0));
         if let Some(value) = bad(&self.counts).or_else(|| bad(&self.sum_squares)) {
-            return Err(format!("{value} where a count or a sum of squares belongs"));
+            return Err(format!("expected finite counts and sums of squares >= 0, found {value}"));
         }
         match self.sums.iter().flatten().find(|v| !v.is_finite()) {
-            Some(value) => Err(format!("{value} where a sum belongs")),
+            Some(value) => Err(format!("expected a finite sum, found {value}")),
             None => Ok(self),
         }
     }
 
-    /// Column sums over all experts, over the number of all x: `[n_in]`.
+    /// Returns the column sums over all experts, divided by the total number of x, `[n_in]`; `None` if there was no x.
     fn mean(&self, sums: &[f32]) -> Option<Vec<f64>> {
         let count: f64 = self.counts.iter().map(|&c| f64::from(c)).sum();
         let mut mean = vec![0.0; self.n_in];
@@ -135,13 +134,13 @@ impl Inputs {
         (count > 0.0).then_some(mean)
     }
 
-    /// `E[x_j²]` over all experts, `[n_in]`; `None` when no x was seen.
+    /// Returns `E[x_j²]` over all experts, `[n_in]`; `None` if no expert saw an x.
     pub fn mean_square(&self) -> Option<Vec<f64>> {
         self.mean(&self.sum_squares)
     }
 
-    /// `E[x xᵀ] ≈ diag(E[x_j²] − m_j²) + m mᵀ`, `m = E[x]`, or 0 where it is not known. Experts count as
-    /// often as they saw an x. `None` when none did.
+    /// Returns the model `E[x xᵀ] ≈ diag(E[x_j²] − m_j²) + m mᵀ`, with `m = E[x]`, or 0 if unknown. Experts are
+    /// weighted by the number of x that they saw. Returns `None` if no expert saw an x.
     pub fn model(&self) -> Option<InputModel> {
         let square = self.mean_square()?;
         let mean = self.sums.as_ref().and_then(|sums| self.mean(sums));
@@ -164,16 +163,16 @@ pub struct Imatrix {
 }
 
 impl Imatrix {
-    /// Reads either format.
+    /// Reads an importance matrix in either format.
     ///
     /// # Errors
-    /// [`ImatrixError`] naming the entry that is broken.
+    /// Returns [`ImatrixError`] if the file cannot be read, is not an importance matrix, or has a malformed entry.
     pub fn open(path: &Path) -> Result<Self, ImatrixError> {
         let unreadable = |source| ImatrixError::Read { path: path.into(), source };
-        // Asked before opening, because opening a named pipe would wait for a writer.
+        // Checked before opening, because opening a named pipe would wait for a writer.
         let facts = std::fs::metadata(path).map_err(unreadable)?;
         if !facts.is_file() {
-            return Err(ImatrixError::NotImatrix { path: path.into(), found: "it is not a file".into() });
+            return Err(ImatrixError::NotImatrix { path: path.into(), found: "not a regular file".into() });
         }
         let mut magic = [0; 4];
         let mut file = File::open(path).map_err(unreadable)?;
@@ -181,33 +180,33 @@ impl Imatrix {
             Ok(()) if magic == *b"GGUF" => from_gguf(&Gguf::open(path)?, path)?,
             Ok(()) => legacy::read(path, facts.len())?,
             Err(_) => {
-                let found = format!("it has only {} bytes", facts.len());
+                let found = format!("only {} bytes long", facts.len());
                 return Err(ImatrixError::NotImatrix { path: path.into(), found });
             }
         };
         Ok(Self { path: path.into(), entries })
     }
 
-    /// Number of weights that it tells of.
+    /// Returns the number of weights in the matrix.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether it tells of none.
+    /// Returns whether the matrix contains no weights.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// What is known of a weight's inputs.
+    /// Returns the statistics of a weight's inputs, if the matrix contains the weight.
     pub fn get(&self, tensor: &str) -> Option<&Inputs> {
         self.entries.get(tensor)
     }
 
-    /// What [`crate::quant::preserve::preserve`] wants to know of a weight of `n_expert` (1 when dense)
-    /// matrices of `n_in` inputs; `None` when the file does not tell.
+    /// Returns the input model that [`crate::quant::preserve::preserve`] takes, for a weight of `n_expert` (1 if dense)
+    /// matrices of `n_in` inputs; `None` if the file lacks the weight or no expert saw an x.
     ///
     /// # Errors
-    /// [`ImatrixError::OtherModel`] when the weight has another size there.
+    /// Returns [`ImatrixError::OtherModel`] if the weight has another size in the file.
     pub fn input_model(
         &self,
         tensor: &str,
@@ -235,7 +234,7 @@ impl Imatrix {
 fn from_gguf(gguf: &Gguf, path: &Path) -> Result<BTreeMap<String, Inputs>, ImatrixError> {
     if gguf.str("general.type") != Some("imatrix") {
         let kind = gguf.str("general.type").or(gguf.architecture()).unwrap_or("without general.type");
-        let found = format!("its general.type is {kind:?}, not \"imatrix\"");
+        let found = format!("its general.type is {kind:?}, expected \"imatrix\"");
         return Err(ImatrixError::NotImatrix { path: path.into(), found });
     }
     let mut entries = BTreeMap::new();
@@ -257,13 +256,13 @@ fn from_gguf(gguf: &Gguf, path: &Path) -> Result<BTreeMap<String, Inputs>, Imatr
         entries.insert(weight.to_string(), inputs.checked().map_err(broken)?);
     }
     if entries.is_empty() {
-        let found = "it tells of no weight".into();
+        let found = "it contains no weights".into();
         return Err(ImatrixError::NotImatrix { path: path.into(), found });
     }
     Ok(entries)
 }
 
-/// The file could not be read, or the tensor is not what it should be.
+/// Why a tensor's values could not be read: a GGUF error or an unexpected tensor type.
 enum Trouble {
     Gguf(GgufError),
     Type(GgmlType),

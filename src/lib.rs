@@ -1,20 +1,21 @@
-//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models: makes a quantized language model refuse more harmful
-//! requests, by edits of its weights in the file. The program `rosi-gguf` does all of it; this library has the steps.
+//! Rank-one safety injection (ROSI, arXiv 2508.20766) for GGUF models: makes a quantized language model refuse more
+//! harmful requests by editing the weights in its file. The program `rosi-gguf` runs all steps; this library provides
+//! them individually.
 //!
-//! The chapters, in the order of a run:
+//! The modules, in the order of a run:
 //!
 //! | | |
 //! |---|---|
-//! | [`open`] | a model file, with its header checked |
-//! | [`plan`] | which of its matrices write into the residual stream, and which networks can hold detectors |
-//! | [`collect`] | llama.cpp runs the model on prompts; what its hidden states are |
-//! | [`direction`] | the direction of refusal in them |
-//! | [`detector`] | neurons that open on harmful prompts alone |
-//! | [`edit`] | what is to change in the weights, and how that gets into quantized bytes |
-//! | [`write`](mod@write) | a copy under its final name only when it is complete, or a change in place that can be undone |
-//! | [`verify`] | what two files differ in, from the files alone |
+//! | [`open`] | opens a model file and checks its header |
+//! | [`plan`] | finds the matrices that write into the residual stream, and the networks that can hold detectors |
+//! | [`collect`] | runs the model on prompts with llama.cpp and collects its hidden states |
+//! | [`direction`] | computes the direction of refusal from the hidden states |
+//! | [`detector`] | trains neurons that detect harmful and borderline prompts |
+//! | [`edit`] | computes weight edits and applies them to quantized tensors |
+//! | [`write`](mod@write) | writes complete copies atomically, and reverts in-place changes |
+//! | [`verify`] | compares two files |
 //!
-//! The paper's edit along a direction of your own:
+//! Example: the paper's edit along a direction that you supply:
 //!
 //! ```
 //! use rosi_gguf::direction::SafetyDirection;
@@ -38,18 +39,18 @@
 //! #     .f32_tensor("blk.0.ffn_down.weight", &[8, 8], &weights);
 //! # tiny.write_to(&mut std::fs::File::create(&model)?)?;
 //! # let s = [0.0, 3.0, 0.0, 4.0, 0.0, 0.0, 0.0, 0.0];
-//! // The header is checked, and the matrices that write into the residual stream are found.
+//! // Check the header, and find the matrices that write into the residual stream.
 //! let base = Gguf::open(&model)?;
 //! let plan = plan_of(&base)?;
 //!
-//! // Along s, the difference in means of your own activations after layer 0, by 2 % of the weights' norm.
-//! // What `rosi-gguf search` stored is read by `edit::StoredEdit::open`.
+//! // Edit along s, the difference in means of your activations after layer 0, by 2 % of the weights' norm.
+//! // To use an edit stored by `rosi-gguf search`, call `edit::StoredEdit::open`.
 //! let direction = SafetyDirection::new(0, &s)?;
 //! let weights = plan.writers.iter().map(|writer| read_weights(&base, writer));
 //! let weights = weights.collect::<Result<Vec<_>, _>>()?;
 //! let edits = edits(&plan, &weights, &mean_rows(&weights), &direction, 0.02)?;
 //!
-//! // The copy gets its name when it is complete; tensors outside the edit keep their bytes.
+//! // The copy gets its final name when it is complete; tensors outside the edit keep their bytes.
 //! let mut file = AtomicFile::create(&copy, false)?;
 //! let mut replace = |tensor: &TensorInfo| {
 //!     let Some(edit) = edits.iter().find(|edit| edit.tensor == tensor.name) else { return Ok(None) };
@@ -65,31 +66,33 @@
 //! # }
 //! ```
 
-// Only `output` prints, and nothing that a file, a model or a user can cause may end in a panic.
+// Only `output` may print, and nothing in a file, a model or user input may cause a panic.
 #![warn(clippy::print_stderr, clippy::print_stdout, clippy::unwrap_used)]
 
-/// A model file.
+/// Opens model files.
 ///
-/// [`Gguf::open`](open::Gguf::open) reads a header and checks every number in it against the file's size before anything is allocated
-/// by it. A model of several files is opened by its first one.
+/// [`Gguf::open`](open::Gguf::open) reads the header and checks every number in it against the file's size before using
+/// it to allocate memory. To open a split model, pass its first file.
 pub mod open {
     pub use crate::gguf::{GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInfo, Value};
     pub use crate::util::hint::Hint;
 }
 
-/// What can be edited in a model.
+/// Finds the editable parts of a model.
 ///
-/// A [`Plan`](plan::Plan) is a description of an architecture ([`Patches`](plan::Patches), from `patches/*.toml`) applied to one file.
+/// A [`Plan`](plan::Plan) applies the description of an architecture ([`Patches`](plan::Patches), from
+/// `patches/*.toml`) to one file.
 pub mod plan {
     pub use crate::arch::patches::{ArchPatch, PatchError, Patches, ResidualAxis};
     pub use crate::arch::plan::{Ffn, Plan, PlanError, PlanWarning, ResidualWriter};
     pub use crate::pipeline::plan_of;
 }
 
-/// Hidden states of prompts.
+/// Collects hidden states on prompts.
 ///
-/// A [`Capture`](collect::Capture) says which tensors of the running graph are kept, and an [`Engine`](collect::Engine) collects them as
-/// [`Activations`](collect::Activations). The bundled prompts are [`PromptSet::bundled`](collect::PromptSet::bundled).
+/// A [`Capture`](collect::Capture) selects tensors of the compute graph, and an [`Engine`](collect::Engine) collects
+/// them as [`Activations`](collect::Activations). [`PromptSet::bundled`](collect::PromptSet::bundled) returns the
+/// bundled prompts.
 pub mod collect {
     pub use crate::eval::chats;
     pub use crate::eval::prompts::{PromptKind, PromptSet, Split};
@@ -98,20 +101,21 @@ pub mod collect {
     pub use crate::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, LlamaError};
 }
 
-/// The direction of refusal in the residual stream.
+/// Computes the direction of refusal in the residual stream.
 ///
-/// [`difference_in_means`](direction::difference_in_means) takes it from the hidden states of harmful and harmless prompts.
+/// [`difference_in_means`](direction::difference_in_means) computes it from the hidden states of harmful and harmless
+/// prompts.
 pub mod direction {
     pub use crate::method::direction::{
         Along, DirectionError, Directions, SafetyDirection, Separation, difference_in_means,
     };
 }
 
-/// Detector neurons.
+/// Trains detector neurons.
 ///
-/// A [`Teacher`](detector::Teacher) learns a [`Gate`](detector::Gate) from [`Examples`](detector::Examples) of a network's inputs. Gates
-/// with their pushes are a [`Bank`](detector::Bank), which [`PlantedFfn::fit`](detector::PlantedFfn::fit) turns into neurons for the
-/// types of a file.
+/// A [`Teacher`](detector::Teacher) trains a [`Gate`](detector::Gate) on [`Examples`](detector::Examples) of a
+/// network's inputs. Gates and their pushes form a [`Bank`](detector::Bank), which
+/// [`PlantedFfn::fit`](detector::PlantedFfn::fit) turns into neurons for the quantization types of a file.
 ///
 /// ```
 /// use ndarray::Array2;
@@ -119,7 +123,7 @@ pub mod direction {
 /// use rosi_gguf::detector::{Activation, Context, Examples, Label, Opens, Recipe, Shut, Teacher, constant};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // Made-up inputs of 16 values: those of harmful prompts differ in the first, those at these tokens of others in the last.
+/// // Synthetic inputs of 16 values. The first value marks harmful prompts, the last one the ends of prompts.
 /// let noise = |i: usize, j: usize| ((i * 7919 + j * 104_729) as f32 * 0.618).sin();
 /// let labels: Vec<Label> = (0..300)
 ///     .map(|i| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i })
@@ -151,10 +155,10 @@ pub mod detector {
     pub use crate::method::detector::{Bank, Gate, Opens, PlantedFfn};
 }
 
-/// What is to change in the weights, and how that gets into quantized bytes.
+/// Computes weight edits and applies them to quantized tensors.
 ///
-/// [`edits`](edit::edits) makes one [`Edit`](edit::Edit) for each writer; [`apply`](edit::apply) quantizes a tensor with it again, such
-/// that the edit survives. A [`StoredEdit`](edit::StoredEdit) is what `rosi-gguf search` keeps.
+/// [`edits`](edit::edits) makes one [`Edit`](edit::Edit) per residual writer; [`apply`](edit::apply) requantizes a
+/// tensor so that the edit survives. `rosi-gguf search` saves its result as a [`StoredEdit`](edit::StoredEdit).
 pub mod edit {
     pub use crate::method::Edits;
     pub use crate::method::edit::{Edit, EditError, WriterWeights, edits, mean_rows, read_weights};
@@ -163,22 +167,22 @@ pub mod edit {
     pub use crate::quant::preserve::InputModel;
 }
 
-/// Files that are whole or absent.
+/// Writes files atomically.
 ///
-/// An [`AtomicFile`](write::AtomicFile) gets its name when it is complete. A [`Rewrite`](write::Rewrite) copies a model byte for byte but for
-/// what is replaced.
+/// An [`AtomicFile`](write::AtomicFile) gets its final name when it is complete. A [`Rewrite`](write::Rewrite) copies a
+/// model byte for byte, except for replaced data.
 pub mod write {
     pub use crate::gguf::in_place::{UndoError, undo};
     pub use crate::gguf::{AtomicFile, AtomicModel, Rewrite};
 }
 
-/// What two files differ in, from the files alone.
+/// Compares two files without running the models.
 pub mod verify {
     pub use crate::method::verify::{Shortfall, TensorChange, Verification, VerifyError, verify};
 }
 
-// What our own program, tests and benchmarks use besides; it changes without notice. tests/integration/layers.rs has the order in which
-// these may import each other.
+// Internal modules for the program, tests and benchmarks, without stability guarantees. tests/integration/layers.rs
+// defines which of them may import each other.
 #[doc(hidden)]
 pub mod arch;
 #[doc(hidden)]

@@ -1,5 +1,5 @@
-//! llama.cpp through `llama-cpp-sys-2`: loading, chat templates, batched greedy answers, capture of
-//! hidden states through the eval callback, and edits previewed as rank-one LoRA adapters.
+//! Interface to llama.cpp through `llama-cpp-sys-2`: model loading, chat templates, batched greedy decoding,
+//! capture of hidden states through the eval callback, and previews of edits as low-rank LoRA adapters.
 
 mod abort;
 pub mod activations;
@@ -41,175 +41,180 @@ pub use thinking::Thinking;
 use crate::util::hint::Hint;
 use crate::util::interrupt::Interrupted;
 
-/// What can go wrong between us and llama.cpp.
+/// Errors from loading or running a model with llama.cpp.
 #[derive(Debug, thiserror::Error)]
 pub enum LlamaError {
-    /// The model did not load.
+    /// The model failed to load.
     #[error("llama.cpp could not load {}: {reason}", path.display())]
     Load {
-        /// The file.
+        /// Path of the model.
         path: PathBuf,
-        /// What llama.cpp said.
+        /// Reason, usually from llama.cpp's log.
         reason: String,
     },
-    /// A device that was named is not there.
-    #[error("there is no device {name}; there are: {}", if available.is_empty() { "none".into() } else { available.join(", ") })]
+    /// A requested device does not exist.
+    #[error(
+        "no device named {name}; available: {}",
+        if available.is_empty() { "none".into() } else { available.join(", ") }
+    )]
     NoDevice {
-        /// What was named.
+        /// Requested name.
         name: String,
-        /// Those that are there.
+        /// Names of the available devices.
         available: Vec<String>,
     },
-    /// A number that counts devices is larger than there are.
-    #[error("{flag} is for {asked} devices or more, and there are {n_devices}")]
+    /// A flag refers to more devices than are available.
+    #[error("{flag} needs at least {asked} devices, found {n_devices}")]
     TooManyDevices {
-        /// The flag.
+        /// Name of the flag.
         flag: &'static str,
-        /// Devices that it takes.
+        /// Number of devices that its value requires.
         asked: usize,
-        /// Devices there are.
+        /// Number of available devices.
         n_devices: usize,
     },
     /// The build lacks the RPC backend.
     #[error("this program was built without llama.cpp's RPC backend")]
     NoRpc,
-    /// An RPC worker cannot be used, or be one.
+    /// An RPC worker cannot be used or started.
     #[error("RPC worker {endpoint}: {reason}")]
     Worker {
-        /// HOST:PORT.
+        /// Address of the worker, `HOST:PORT`.
         endpoint: String,
-        /// Why.
+        /// Why it failed.
         reason: String,
     },
-    /// No context could be made.
+    /// llama.cpp could not create a context, usually for lack of memory.
     #[error("llama.cpp could not create a context: {reason}")]
     Context {
-        /// What llama.cpp said.
+        /// Reason from llama.cpp's log.
         reason: String,
     },
-    /// An adapter was refused.
-    #[error("llama.cpp refused the rank-one adapter: {reason}")]
+    /// A LoRA adapter does not fit the model, or llama.cpp rejected it.
+    #[error("cannot apply the LoRA adapter: {reason}")]
     Adapter {
-        /// What llama.cpp said.
+        /// Why it was rejected.
         reason: String,
     },
-    /// A control vector cannot be made or was refused.
+    /// A control vector cannot be built, read, or applied.
     #[error("control vector: {reason}")]
     ControlVector {
-        /// Why.
+        /// Why it failed.
         reason: String,
     },
-    /// An edit does not fit the tensor it names.
-    #[error("edit of {tensor}: {what} has {found} values, expected {expected}")]
+    /// A factor of an edit does not fit the edited tensor.
+    #[error("edit of {tensor}: expected {expected} values in the {what}, found {found}")]
     EditShape {
-        /// The tensor.
+        /// Name of the edited tensor.
         tensor: String,
-        /// Which factor.
+        /// `left factor` or `right factor`.
         what: &'static str,
         /// Expected number of values.
         expected: u64,
         /// Found number of values.
         found: u64,
     },
-    /// The vocabulary could not split a text.
+    /// The vocabulary could not tokenize a text.
     #[error("the model's vocabulary could not tokenize a text of {bytes} bytes")]
     Tokenize {
-        /// Length of the text.
+        /// Length of the text, in bytes.
         bytes: usize,
     },
-    /// A prompt of which the template and the vocabulary leave nothing.
-    #[error("a prompt without any token cannot be answered")]
+    /// A rendered prompt has no tokens.
+    #[error("the rendered prompt contains no tokens")]
     EmptyPrompt,
-    /// A prompt is longer than the model, or memory, has room for.
+    /// A prompt exceeds what the model or the available memory allows.
     #[error(
-        "prompt of {tokens} tokens is longer than the {limit} that this model and memory have room for: {start:?}"
+        "expected a prompt of at most {limit} tokens, the limit of this model and memory, found {tokens}: \
+         {start:?}"
     )]
     PromptTooLong {
-        /// Tokens of the rendered prompt.
+        /// Number of tokens of the rendered prompt.
         tokens: usize,
-        /// Tokens that fit.
+        /// Maximum number of tokens.
         limit: usize,
-        /// Its beginning.
+        /// Beginning of the prompt.
         start: String,
     },
-    /// A batch breaks the context's sizes.
+    /// A batch is empty or exceeds the sizes of its context.
     #[error(
-        "batch of {tokens} tokens and {outputs} outputs does not fit {n_batch} tokens and {n_seq} sequences"
+        "expected a batch of 1 to {n_batch} tokens in at most {n_seq} sequences, \
+         found {tokens} tokens and {outputs} outputs"
     )]
     BatchTooLarge {
-        /// Tokens of the batch.
+        /// Number of tokens in the batch.
         tokens: usize,
-        /// Outputs of the batch.
+        /// Number of tokens whose logits are requested.
         outputs: usize,
-        /// Tokens that fit.
+        /// Maximum number of tokens.
         n_batch: usize,
-        /// Sequences that fit.
+        /// Maximum number of sequences and of outputs.
         n_seq: usize,
     },
-    /// A text is longer than the model has positions.
-    #[error("a token stands at position {found}, and the model has learned {n_positions} of them, from 0")]
+    /// A token lies beyond the positions that the model has learned.
+    #[error("expected a token position below {n_positions}, the number of learned positions, found {found}")]
     Position {
-        /// Where it stands.
+        /// Largest position in the batch, counted from 0.
         found: usize,
-        /// How many there are.
+        /// Number of learned positions.
         n_positions: usize,
     },
     /// llama.cpp cannot run the file.
     #[error(transparent)]
     Header(#[from] header::HeaderError),
-    /// A decode failed.
+    /// llama.cpp failed to decode a batch.
     #[error("llama.cpp could not decode a batch (code {code}): {reason}")]
     Decode {
-        /// llama.cpp's return code.
+        /// Return code of `llama_decode`.
         code: i32,
-        /// What llama.cpp said.
+        /// Reason from llama.cpp's log.
         reason: String,
     },
-    /// A message would speak for somebody else.
+    /// A message contains control tokens that would let it forge another turn.
     #[error(
-        "the message spells control tokens of this model, which end a turn or begin one, and they cannot be told from \
-         those of its chat template: it was not sent"
+        "the message contains control tokens, which begin or end a turn, and they cannot be distinguished \
+         from those of the chat template; the message was not sent"
     )]
     ControlTokens,
-    /// Thoughts are asked of a model that has none.
+    /// Thinking was requested from a model that does not think.
     #[error(
-        "--thinking on: the model does not think before it answers, as far as its chat template and the beginnings of its \
-         answers show"
+        "--thinking on: the model does not think before it answers, judging by its chat template and the \
+         beginnings of its answers"
     )]
     NoThoughts,
-    /// Logits that should be there are not, or are not finite.
+    /// Logits are missing or not finite.
     #[error("prompt {prompt}: expected finite logits, found {found}")]
     Logits {
-        /// Which prompt of the batch.
+        /// Index of the prompt in the batch.
         prompt: usize,
-        /// What was found.
+        /// What was found in their place.
         found: &'static str,
     },
-    /// The graph did not show what the capture waits for.
-    #[error("the graph of this model never computed {name} for {count} prompts")]
+    /// The graph did not compute a node that the capture needs.
+    #[error("the model's graph did not compute {name} for {count} prompts")]
     NotCaptured {
-        /// Node or weight that was expected.
+        /// Name of the missing node.
         name: String,
-        /// How many prompts miss it.
+        /// Number of prompts without it.
         count: usize,
     },
-    /// A captured node has another shape or type than expected.
-    #[error("{name} in the graph has shape {found:?}, expected F32 rows of {expected}")]
+    /// A captured node has an unexpected shape or type.
+    #[error("graph node {name}: expected F32 rows of {expected} values, found shape {found:?}")]
     NodeShape {
-        /// The node.
+        /// Name of the node.
         name: String,
-        /// Expected row length.
+        /// Expected row length, in values.
         expected: usize,
-        /// Found shape.
+        /// Found shape, `ne[0]` fastest.
         found: [i64; 4],
     },
-    /// The eval callback panicked (our bug; the panic was kept out of C).
+    /// The eval callback panicked: an internal error, caught before it could unwind into C.
     #[error("the eval callback panicked")]
     Callback,
     /// The chat template cannot be used.
     #[error("chat template: {0}")]
     Template(#[from] template::TemplateError),
-    /// Ctrl-C.
+    /// The user stopped the run with Ctrl-C or SIGTERM.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -218,27 +223,35 @@ impl Hint for LlamaError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Load { .. } => Some(
-                "run with -vvv to see llama.cpp's log; where the memory of a device is short, give it fewer layers \
-                 with -ngl"
+                "run with -vvv to see llama.cpp's log; if a device is short of memory, put fewer layers on \
+                 it with -ngl"
                     .into(),
             ),
-            Self::Context { .. } => Some("is there enough memory? fewer layers on the GPU: -ngl 0".into()),
+            Self::Context { .. } => {
+                Some("free some memory, or put fewer layers on the GPU with -ngl (-ngl 0 for none)".into())
+            }
             Self::NoDevice { .. } => Some(
-                "`rosi-gguf devices` lists them; GPUs need a build with --features cuda, metal, rocm or vulkan, \
-                 devices of other machines --rpc"
+                "list devices with `rosi-gguf devices`; GPUs need a build with --features cuda, metal, rocm \
+                 or vulkan, and devices of other machines need --rpc"
                     .into(),
             ),
-            Self::NoRpc => Some("build it with GGML_RPC=ON in the environment".into()),
-            Self::Worker { .. } => Some("start one there with `rosi-gguf rpc-server` (docs/backends.md)".into()),
-            Self::ControlVector { .. } => Some("an adapter holds the exact edit: use --lora".into()),
-            Self::ControlTokens => Some("leave out what looks like <|im_end|>".into()),
-            Self::NoThoughts => Some("leave out --thinking, and it answers as it does".into()),
+            Self::NoRpc => Some("rebuild with GGML_RPC=ON in the environment".into()),
+            Self::Worker { .. } => {
+                Some("start a worker at that address with `rosi-gguf rpc-server` (docs/backends.md)".into())
+            }
+            Self::ControlVector { .. } => Some("use --lora: a LoRA adapter holds the exact edit".into()),
+            Self::ControlTokens => {
+                Some("remove text that looks like a control token, such as <|im_end|>".into())
+            }
+            Self::NoThoughts => Some("omit --thinking".into()),
             Self::Position { .. } => Some("use shorter texts".into()),
             Self::Header(error) => error.hint(),
             Self::PromptTooLong { .. } => Some("use shorter prompts".into()),
-            Self::Logits { .. } => Some("a weight or a key of the file is damaged: download or convert it again".into()),
+            Self::Logits { .. } => {
+                Some("a weight or key of the file is damaged; download or convert it again".into())
+            }
             Self::NotCaptured { .. } => {
-                Some("the patches file may name another residual than this llama.cpp computes".into())
+                Some("the patches file may name a residual node that this llama.cpp does not compute".into())
             }
             Self::Template(error) => error.hint(),
             _ => None,

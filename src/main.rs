@@ -1,4 +1,4 @@
-//! `rosi-gguf`: parse, run, print, exit.
+//! The `rosi-gguf` program: parses arguments, runs the command, prints errors and sets the exit code.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use rosi_gguf::cli::commands;
 use rosi_gguf::cli::{Cli, arguments};
-use rosi_gguf::output::{Printer, printable, tell};
+use rosi_gguf::output::{LogWriter, Printer, printable, tell};
 use rosi_gguf::util::hint::Hint;
 use rosi_gguf::util::interrupt;
 use tracing::level_filters::LevelFilter;
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let level = match cli.verbose {
+        _ if cli.quiet => LevelFilter::WARN,
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,
@@ -26,14 +27,14 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(LogWriter::default)
         .with_ansi(std::io::stderr().is_terminal())
         .fmt_fields(debug_fn(|writer, field, value| match field.name() {
             "message" => write!(writer, "{}", printable(&format!("{value:?}"))),
             name => write!(writer, "{name}={}", printable(&format!("{value:?}"))),
         }))
         .without_time()
-        // It would tell of a stderr that nobody reads on that stderr, and panic.
+        // Otherwise, a failed write to stderr would itself be reported on stderr, and panic.
         .log_internal_errors(false)
         .init();
     interrupt::install();
@@ -50,13 +51,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help and version are answers (0); a wrong flag is the user's to mend (1).
+/// Prints a clap message. Returns 0 for help and version, 1 for invalid arguments.
 fn usage(error: &clap::Error) -> ExitCode {
     let odd = arguments()
         .iter()
         .any(|argument| printable(&argument.to_string_lossy()) != argument.to_string_lossy());
     match odd {
-        // The colours of the message are escapes too: without them nothing is left that an argument could add to.
+        // Print without color and escape what remains, so that arguments cannot inject terminal escapes.
         true => tell(error.render().to_string().trim_end()),
         false => drop(error.print()),
     }

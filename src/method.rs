@@ -1,4 +1,4 @@
-//! The mathematics of an injection: direction, detectors, edits, how they get into the bytes, and what of them is there.
+//! The mathematics of an injection: directions, detectors, edits, requantization, and verification.
 
 pub mod abliteration;
 pub mod detector;

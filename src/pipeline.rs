@@ -1,4 +1,4 @@
-//! What an injection does, step by step: a library that the commands and the benchmarks call.
+//! The steps of an injection, as a library for the commands and the benchmarks.
 
 pub mod detectors;
 pub mod direction_sources;
@@ -26,10 +26,10 @@ use crate::arch::plan::Plan;
 use crate::gguf::Gguf;
 use error::Error;
 
-/// The plan of a model by the embedded patches, for library users.
+/// Resolves the plan of a model from the embedded patches, for library users.
 ///
 /// # Errors
-/// [`Error`] when the architecture is unknown or a writer is missing.
+/// Returns [`Error`] if the architecture is unknown or a writer is missing.
 pub fn plan_of(gguf: &Gguf) -> Result<Plan, Error> {
     session::plan(gguf, None)
 }

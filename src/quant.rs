@@ -1,4 +1,5 @@
-//! Rows of every ggml type ↔ f32, by ggml's own code, checked before it can abort the process.
+//! Conversion of rows between ggml types and f32. Uses ggml's own code, and validates the arguments on which it
+//! would abort the process.
 
 pub mod codebook;
 mod ffi;
@@ -9,51 +10,51 @@ pub mod preserve;
 use crate::gguf::GgmlType;
 use crate::util::hint::Hint;
 
-/// Why rows could not be converted.
+/// Error of converting rows.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum QuantError {
-    /// ggml has no conversion for this type.
-    #[error("ggml cannot convert {ggml_type} {direction} f32")]
+    /// There is no conversion for this type in this direction.
+    #[error("there is no conversion {direction} f32 for type {ggml_type}")]
     Unsupported {
         /// The type.
         ggml_type: GgmlType,
-        /// "to" or "from".
+        /// Direction of the conversion: "to" or "from" f32.
         direction: &'static str,
     },
-    /// Sizes do not agree.
+    /// The number of bytes does not match the number of values.
     #[error("{ggml_type} rows of {n_per_row}: expected {expected} bytes, found {found}")]
     Size {
         /// The type.
         ggml_type: GgmlType,
         /// Values per row.
         n_per_row: usize,
-        /// Bytes that the values take.
+        /// Bytes that the values require; 0 if they are not whole blocks or rows.
         expected: usize,
         /// Bytes given.
         found: usize,
     },
-    /// A value cannot be represented.
+    /// A value is not finite or out of range for the type.
     #[error("value {value} at index {index} does not fit {ggml_type}")]
     NotFinite {
         /// The type.
         ggml_type: GgmlType,
-        /// Where.
+        /// Index of the value.
         index: usize,
-        /// What.
+        /// The value.
         value: f32,
     },
-    /// The importances are not one per value of a row.
-    #[error("rows of {n_per_row} values come with {found} importances")]
+    /// The number of importances is not the number of values per row.
+    #[error("expected {n_per_row} importances, one per value of a row, found {found}")]
     ImportanceSize {
         /// Values per row.
         n_per_row: usize,
         /// Importances given.
         found: usize,
     },
-    /// The weights of the rows are not one per row.
-    #[error("a left factor of {expected} rows comes with {found} weights")]
+    /// The number of row weights is not the number of rows.
+    #[error("expected {expected} row weights, one per row of the left factor, found {found}")]
     AlongSize {
-        /// Rows.
+        /// Number of rows.
         expected: usize,
         /// Weights given.
         found: usize,
@@ -61,13 +62,13 @@ pub enum QuantError {
     /// An importance is not a positive number.
     #[error("importance {value} at index {index} is not a positive number")]
     Importance {
-        /// Where.
+        /// Index of the importance.
         index: usize,
-        /// What.
+        /// The importance.
         value: f32,
     },
-    /// ggml refuses the bytes.
-    #[error("{ggml_type} rows hold a scale or a value that is not finite")]
+    /// ggml rejects the encoded bytes.
+    #[error("{ggml_type} rows contain a scale or value that is not finite")]
     Invalid {
         /// The type.
         ggml_type: GgmlType,
@@ -81,7 +82,9 @@ impl Hint for QuantError {
                 Some("start from another quantization of the model, for example Q4_K_M or Q8_0".into())
             }
             Self::NotFinite { .. } => Some("a smaller --strength keeps the weights in range".into()),
-            Self::Invalid { .. } => Some("the file is damaged or was converted wrongly; get it again".into()),
+            Self::Invalid { .. } => {
+                Some("the file is damaged or was converted incorrectly; download it again".into())
+            }
             Self::Size { .. }
             | Self::AlongSize { .. }
             | Self::ImportanceSize { .. }
@@ -90,7 +93,7 @@ impl Hint for QuantError {
     }
 }
 
-/// Largest magnitude that an F16 (or an F16 block scale of a whole-row constant) can hold.
+/// Largest finite F16; also the limit for block types, most of which store F16 scales.
 const F16_MAX: f32 = 65504.0;
 
 fn check_size(ggml_type: GgmlType, n_per_row: usize, n: usize, bytes: usize) -> Result<(), QuantError> {
@@ -102,10 +105,10 @@ fn check_size(ggml_type: GgmlType, n_per_row: usize, n: usize, bytes: usize) -> 
     Err(QuantError::Size { ggml_type, n_per_row, expected: expected.unwrap_or(0), found: bytes })
 }
 
-/// Decodes whole rows of `n_per_row` values. F32 is copied; all else goes through ggml.
+/// Decodes whole rows of `n_per_row` values. F32 is copied; other types are decoded by ggml.
 ///
 /// # Errors
-/// [`QuantError`] when sizes disagree or ggml has no decoder.
+/// Returns [`QuantError`] if the sizes do not match or ggml has no decoder for the type.
 pub fn dequantize(
     ggml_type: GgmlType,
     n_per_row: usize,
@@ -122,10 +125,10 @@ pub fn dequantize(
     ffi::to_float(ggml_type, bytes, out)
 }
 
-/// Checks rows as llama.cpp does with `--check-tensors`: no scale and no float may be infinite or NaN.
+/// Checks rows as llama.cpp's `--check-tensors` does: no scale or float may be infinite or NaN.
 ///
 /// # Errors
-/// [`QuantError`] when `bytes` are not whole blocks, or one holds what is not finite.
+/// Returns [`QuantError`] if `bytes` are not whole blocks, or a block contains a non-finite scale or value.
 pub fn validate(ggml_type: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
     let n = bytes.len() / ggml_type.block_bytes() as usize * ggml_type.block_len() as usize;
     if n > 0 {
@@ -139,8 +142,8 @@ pub fn validate(ggml_type: GgmlType, bytes: &[u8]) -> Result<(), QuantError> {
 /// Encodes whole rows of `n_per_row` values, rounding to nearest as `llama-quantize` does.
 ///
 /// # Errors
-/// [`QuantError`] when sizes disagree, ggml cannot write the type (or wants an importance matrix
-/// for it), or a value is not finite or beyond F16.
+/// Returns [`QuantError`] if the sizes do not match, ggml cannot write the type (or requires an importance
+/// matrix for it), or a value is not finite or exceeds the range of F16 (except for F32 and BF16).
 pub fn quantize(
     ggml_type: GgmlType,
     n_per_row: usize,
@@ -165,12 +168,12 @@ fn check_values(ggml_type: GgmlType, values: &[f32]) -> Result<(), QuantError> {
 }
 
 /// Encodes whole rows as [`quantize`] does, minimizing `Σ importance_j (value_ij − decoded_ij)²`
-/// as `llama-quantize --imatrix` does; `importance` `[n_per_row]` is the same for every row, and
-/// only its proportions matter. The one way to write IQ1_S, IQ2_XXS and IQ2_XS.
+/// as `llama-quantize --imatrix` does. `importance` `[n_per_row]` applies to every row, and only its
+/// proportions matter. This is the only way to write IQ1_S, IQ2_XXS, and IQ2_XS.
 ///
 /// # Errors
-/// [`QuantError`] as in [`quantize`], and when `importance` has another length or holds what is
-/// not a finite positive number.
+/// Returns [`QuantError`] as [`quantize`] does, and if `importance` has the wrong length or contains a value
+/// that is not positive and finite.
 pub fn quantize_weighted(
     ggml_type: GgmlType,
     n_per_row: usize,
@@ -188,8 +191,8 @@ pub fn quantize_weighted(
     Ok(())
 }
 
-/// Importances over a power of two near their largest: ggml squares sums of them and asserts that
-/// nothing overflowed. The power of two keeps its result the same to the bit.
+/// Divides the importances by a power of two near the largest, because ggml squares sums of them and
+/// asserts that nothing overflows. Scaling by a power of two leaves ggml's result bit-identical.
 fn proportions(n_per_row: usize, importance: &[f32]) -> Result<Vec<f32>, QuantError> {
     if importance.len() != n_per_row {
         return Err(QuantError::ImportanceSize { n_per_row, found: importance.len() });

@@ -1,4 +1,4 @@
-//! A release: one edit in every quantization that people ask for, with what Hugging Face shows of it.
+//! A release: one edit in several quantizations, with a model card for Hugging Face.
 //!
 //! ```text
 //! source (F16, BF16, Q8_0) ── llama_model_quantize ──▶ base quantization ──┐
@@ -6,12 +6,12 @@
 //!                                     stored edit, edit-preserving ────────┴─▶ NAME-TYPE.gguf
 //! ```
 //!
-//! The base is quantized first and the edit injected into the result, never the other way round: a 1 %
-//! edit is a fraction of a quantization step, and rounding to nearest loses most of it (docs/requant.md).
-//! So all files have the same edit, and each of them is verified against its own base, from the files.
+//! The base is always quantized first, and the edit injected into the result: a 1 % edit is a fraction of a
+//! quantization step, and rounding to nearest loses most of it (docs/requant.md). All files therefore have the same
+//! edit, and each is verified against its own base.
 //!
-//! [`plan`] are the files that follow from what is asked for, [`quantize`] the way from
-//! full precision, [`state`] what is done already, [`card`] what is told.
+//! [`plan`] determines the files to make, [`quantize`] quantizes from full precision, [`state`] tracks completed files,
+//! and [`card`] writes the model card.
 
 pub mod card;
 mod error;

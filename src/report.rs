@@ -1,5 +1,5 @@
-//! What is said about an injection: one structure, as JSON for scripts, as a summary for terminals and as a
-//! page for browsers. The JSON is read back, so that the other two can be had from it later.
+//! The report of an injection: one structure, shown as JSON for scripts, as a summary for terminals and as a page for
+//! browsers. The JSON can be read back to produce the other two later.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,156 +25,157 @@ mod tests;
 
 pub use file::ReportError;
 
-/// Share of the edit that must arrive for a file to count as verified.
+/// Share of the edit that a file must contain to count as verified.
 pub const MIN_SURVIVAL: f64 = 0.9;
-/// Characters of an answer that the report keeps unless asked for all.
+/// Characters of an answer that the report keeps, unless full answers are requested.
 const SHORT_ANSWER: usize = 60;
 
-/// The whole report of `inject`.
+/// The full report of `inject`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this tool.
     pub version: String,
-    /// Version of llama.cpp.
+    /// Version of the linked llama.cpp.
     pub llama_cpp: String,
-    /// The file that was injected.
+    /// The model file that was edited.
     pub input: FileFacts,
     /// The file that was written.
     pub output: FileFacts,
-    /// The stored edit that was applied, if it was one.
+    /// The stored edit that was applied, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stored_edit: Option<FileFacts>,
     /// `general.architecture`.
     pub architecture: String,
-    /// Prompts that were used.
+    /// The prompts that were used.
     pub prompts: PromptFacts,
-    /// What was done.
+    /// Parameters of the edit.
     pub edit: EditFacts,
-    /// What was removed from the weights before, if anything.
+    /// The direction that was removed from the weights before, if any.
     pub ablated: Option<AblatedDirection>,
-    /// What each direction source that was tried could do, on the search split.
+    /// Results of each direction source that was tried, on the search split.
     pub direction_sources: Vec<SourceOutcome>,
-    /// Separation of harmful from harmless per layer, on the extract split.
+    /// Separation of harmful from harmless prompts per layer, on the extract split.
     pub separation: Vec<Separation>,
     /// Every trial on the search split.
     pub search: SearchResult,
-    /// Scores on the report split, which neither extraction nor search saw.
+    /// Scores on the report split, which neither extraction nor search used.
     pub scores: Scores,
     /// What changed in the written file.
     pub verification: Verification,
-    /// What the written file does beside the exact edit.
+    /// How closely the written file follows the exact edit.
     pub fidelity: Fidelity,
-    /// Where prompts lie along the direction, before and after; absent in reports of before it was kept.
+    /// Projections of prompts on the direction, before and after; absent in reports of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub projections: Option<Projections>,
-    /// Answers behind thoughts, of a model that thinks before it answers.
+    /// Results with thinking turned on, for a model that can think before it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thinking: Option<ThinkingReport>,
     /// Answers to the report split before and after.
     pub answers: Vec<AnswerPair>,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Those that each stage took.
+    /// Duration of each stage.
     #[serde(default)]
     pub stages: Vec<Stage>,
-    /// CPU seconds of all threads, where the system tells them.
+    /// CPU seconds of all threads, if the system reports them.
     #[serde(default)]
     pub cpu_seconds: Option<f64>,
-    /// Peak resident memory in bytes, where the system tells it.
+    /// Peak resident memory in bytes, if the system reports it.
     pub peak_memory: Option<u64>,
 }
 
-/// What a model that thinks before it answers says once it has, on prompts of the report split.
+/// Answers that a thinking model gives after its thoughts, on prompts of the report split.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ThinkingReport {
-    /// What its thoughts begin with.
+    /// Marker that opens a thought.
     pub open: String,
-    /// What ends them.
+    /// Marker that closes a thought.
     pub close: String,
-    /// Most tokens of thoughts about one prompt.
+    /// Token limit for the thoughts about one prompt.
     pub budget: usize,
-    /// The base.
+    /// Results of the base.
     pub base: Thoughtful,
-    /// The written file.
+    /// Results of the written file.
     pub written: Thoughtful,
 }
 
-/// Answers behind thoughts; those of thoughts that do not end count as undecided.
+/// Counts of answers after thoughts. If the thoughts do not end within their limit, the answer counts as undecided.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Thoughtful {
-    /// Harmful prompts.
+    /// Answers to harmful prompts.
     pub harmful: Tally,
-    /// Harmless prompts.
+    /// Answers to harmless prompts.
     pub harmless: Tally,
-    /// Borderline prompts.
+    /// Answers to borderline prompts.
     pub borderline: Tally,
-    /// The thoughts.
+    /// Statistics of the thoughts.
     pub thoughts: Thoughts,
 }
 
-/// One file.
+/// Identity of one file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FileFacts {
     /// Path as given.
     pub path: String,
-    /// Hash of its bytes.
+    /// sha256 of the contents, in hexadecimal.
     pub sha256: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// The prompts.
+/// Identity and numbers of the prompts that were used.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PromptFacts {
-    /// `bundled`, or the files.
+    /// `bundled`, or the names of the prompt files.
     pub source: String,
-    /// Hash of the set.
+    /// sha256 of the set.
     pub sha256: String,
-    /// Harmful, harmless and borderline prompts in each split.
+    /// Numbers of harmful, harmless and borderline prompts in the extract split.
     pub extract: [usize; 3],
-    /// As `extract`.
+    /// The same numbers for the search split.
     pub search: [usize; 3],
-    /// As `extract`.
+    /// The same numbers for the report split.
     pub report: [usize; 3],
 }
 
-/// The edit.
+/// Parameters of the edit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EditFacts {
-    /// How the right factor was chosen.
+    /// Name of the method.
     pub method: String,
     /// Where the direction comes from.
     pub direction_source: DirectionSource,
-    /// `none`, `safety` or `user`: the system prompt while extracting.
+    /// System prompt during extraction: `none`, `safety` or `user`.
     pub system_prompt: String,
-    /// Layer of the direction; of an ablated direction, the one in the middle of the model.
+    /// Layer of the direction; for an ablated direction, the middle layer of the model.
     pub layer: usize,
-    /// Layers whose writers were edited, as shares of the depth: from, until.
+    /// Range of layers whose writers were edited, as shares of the depth: start, end (exclusive).
     pub window: (f64, f64),
-    /// κ of the gate: how far borderline prompts are pushed the other way.
+    /// κ of the gate: how strongly borderline prompts are pushed the other way. For detectors, the pull as a share of
+    /// the push.
     pub contrast: f64,
-    /// Relative Frobenius change asked for.
+    /// Requested relative Frobenius change of the matrices; for detectors, the push.
     pub strength: f64,
     /// α of the formula.
     pub alpha: f64,
     /// Number of edited matrices.
     pub writers: usize,
-    /// Of these, how many push away from refusal on harmful prompts (α·rightᵀx < 0).
+    /// Number of edited matrices that push away from refusal on harmful prompts (α·rightᵀx < 0).
     pub writers_against: usize,
-    /// Experts of the edited matrices that no prompt was routed to while the gates were learned: left alone.
+    /// Number of experts left unedited because no prompt was routed to them while the gates were trained.
     pub experts_unrouted: usize,
-    /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖; of detectors what they push by when all are open.
+    /// Σ over writers of α·rightᵀ mean(x_harmful), in units of ‖s‖; for detectors, the push when all are open.
     pub push: f64,
-    /// What each gate of detectors does to what it was learned from, by held-out scores; empty where there are none, and of
-    /// a stored edit.
+    /// Behavior of each detector gate on its training data, by held-out scores; empty without detectors and for a
+    /// stored edit.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gates: Vec<Profile>,
 }
 
-/// Scores on the report split.
+/// Scores of the models and controls on the report split.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Scores {
-    /// The model as it was.
+    /// The original model.
     pub base: Score,
     /// Control: the edit applied exactly, as an adapter.
     pub exact: Option<Score>,
@@ -186,13 +187,13 @@ pub struct Scores {
     pub published_at_same_kl: Option<Score>,
     /// Control: the same tensors requantized without an edit.
     pub requantized: Option<Score>,
-    /// Why that control was left out, where it was asked for and could not be made.
+    /// Why the requantized control is missing, if it was requested but could not be made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requantized_left_out: Option<String>,
 }
 
 impl Scores {
-    /// Every score there is with its name: base, exact edit, written file, controls.
+    /// Returns every available score with its name: base, exact edit, written file, controls.
     pub fn named(&self) -> Vec<(&'static str, &Score)> {
         let all = [
             ("base", Some(&self.base)),
@@ -206,10 +207,10 @@ impl Scores {
     }
 }
 
-/// One answer before and after.
+/// The answers to one prompt before and after the edit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnswerPair {
-    /// What the model should do with it.
+    /// Kind of the prompt.
     pub kind: PromptKind,
     /// The prompt.
     pub prompt: String,
@@ -217,13 +218,13 @@ pub struct AnswerPair {
     pub before: String,
     /// The written file's answer.
     pub after: String,
-    /// What the whole answers, before and after, amount to; absent in reports of before it was kept.
+    /// Outcomes of the full answers, before and after; absent in reports of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<[Outcome; 2]>,
 }
 
 impl AnswerPair {
-    /// Pairs of all kinds; answers cut short unless `full`.
+    /// Pairs the answers to prompts of all kinds, truncating them unless `full` is set.
     pub fn all(prompts: [&[String]; 3], before: &Evaluation, after: &Evaluation, full: bool) -> Vec<Self> {
         let cut = |text: &String| match text.char_indices().nth(SHORT_ANSWER) {
             Some((end, _)) if !full => format!("{}…", &text[..end]),
@@ -247,29 +248,30 @@ impl AnswerPair {
 }
 
 impl Report {
-    /// Whether neurons were changed, not writers.
+    /// Returns whether the edit is made of detector neurons.
     fn is_detector(&self) -> bool {
         self.edit.method == Method::Detector.name()
     }
 
-    /// Whether what was asked for is in the file.
+    /// Returns whether at least [`MIN_SURVIVAL`] of the edit is in the file; detector neurons must also match the exact
+    /// ones.
     pub fn survived(&self) -> bool {
         self.verification.arrived(MIN_SURVIVAL)
     }
 }
 
-/// CPU seconds of this process, all threads; `None` where the system does not tell.
+/// Returns the CPU seconds of all threads of this process, or `None` if the system does not report them.
 pub fn cpu_seconds() -> Option<f64> {
-    /// Ticks of /proc a second, on every Linux.
+    /// Clock ticks per second in /proc, on every Linux.
     const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // Behind the program's name, which may hold anything: state is field 3, user and system time are 14 and 15.
+    // Parse after the program's name, which may contain anything: state is field 3, user and system time are 14 and 15.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |field: usize| fields.get(field - 3)?.parse::<f64>().ok();
     Some((ticks(14)? + ticks(15)?) / TICKS)
 }
 
-/// Peak resident memory of this process in bytes; `None` where the system does not tell.
+/// Returns the peak resident memory of this process in bytes, or `None` if the system does not report it.
 pub fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;

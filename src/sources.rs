@@ -1,4 +1,4 @@
-//! What a user may call a model: the path of a file, `ollama:NAME`, or `hf:OWNER/REPO`; and where it leads.
+//! Resolves a model argument, which is the path of a file, `ollama:NAME`, or `hf:OWNER/REPO`.
 
 pub mod hub;
 pub mod ollama;
@@ -14,17 +14,17 @@ use ollama::{Companions, Name, OllamaError, Store};
 
 const OLLAMA: &str = "ollama:";
 const HUB: &str = "hf:";
-/// What is put after the name of an edited model.
+/// Suffix of the file name of an edited model.
 const SUFFIX: &str = "-rosi";
 
-/// A model as it is named on the command line. A file that is there wins over what its name could mean.
+/// A model as named on the command line. An existing file takes precedence over the other meanings of its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelArg {
-    /// A path.
+    /// The path of a file.
     File(PathBuf),
     /// The name of a model in Ollama's store, without `ollama:`.
     Ollama(String),
-    /// The name of a model on the hub, without `hf:`.
+    /// The name of a model on the Hugging Face hub, without `hf:`.
     Hub(String),
 }
 
@@ -56,51 +56,51 @@ impl fmt::Display for ModelArg {
     }
 }
 
-/// A model file, and what is known of where it was found.
+/// A resolved model: its file and where it was found.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The file.
+    /// Path of the model file.
     pub path: PathBuf,
-    /// As the user named it.
+    /// The model as the user named it.
     pub display_name: String,
-    /// Where an edited copy goes by default: beside a file, in the current folder for all others and for what lies in the
-    /// hub's cache.
+    /// Default path of an edited copy: beside a model given as a file; in the current directory for models given by
+    /// name and for files in the hub's cache.
     pub default_output: PathBuf,
-    /// The folder that another program keeps it in, where nothing may be changed.
+    /// Root of the other program's model store that the file is in, where nothing may be changed.
     pub store: Option<PathBuf>,
-    /// What stands beside the weights of a model of Ollama's.
+    /// Template, system prompt and other data that Ollama stores with the model.
     pub companions: Option<Companions>,
-    /// Its name there.
+    /// Name of the model in Ollama's store.
     pub ollama_name: Option<Name>,
 }
 
-/// How much of a file in a store is compared with the name that it has there.
+/// How thoroughly to check a file in a store against its recorded size and hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
-    /// Its size.
+    /// Compare the size only.
     Size,
-    /// All of it, by its sha256.
+    /// Compare the sha256 of the contents.
     Content,
 }
 
-/// Why a model could not be found by its name.
+/// Errors of resolving a model by name.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// A model of Ollama's.
+    /// An error of Ollama's store or server.
     #[error(transparent)]
     Ollama(#[from] OllamaError),
-    /// A model of the hub.
+    /// An error of the Hugging Face hub or its cache.
     #[error(transparent)]
     Hub(#[from] HubError),
 }
 
-/// What is being done, bytes done, bytes in all; an error stops it.
+/// Progress callback: current step, bytes done, total bytes. Returning an error stops the operation.
 pub type Watch<'a> = dyn FnMut(&str, u64, u64) -> io::Result<()> + 'a;
 
-/// Finds the model, and downloads it where its name is one of the hub.
+/// Finds the model, downloading it if it is named on the hub and not in the cache.
 ///
 /// # Errors
-/// [`SourceError`]. The path of a file is not looked at.
+/// Returns [`SourceError`] if a model given by name cannot be found. The path of a file is not checked.
 pub fn resolve(model: &ModelArg, check: Check, watch: &mut Watch<'_>) -> Result<Source, SourceError> {
     match model {
         ModelArg::File(path) => {
@@ -149,7 +149,7 @@ pub fn resolve(model: &ModelArg, check: Check, watch: &mut Watch<'_>) -> Result<
     }
 }
 
-/// The store that a blob of Ollama's lies in, when one is given by its path.
+/// Returns the Ollama store that `path` is in, if it is the path of a blob.
 fn store_around(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
     let hex = path.file_name()?.to_str()?.strip_prefix("sha256")?.strip_prefix(['-', ':'])?;
@@ -158,8 +158,7 @@ fn store_around(path: &Path) -> Option<PathBuf> {
     (is_blob && blobs.ends_with("blobs")).then(|| blobs.parent().map(Path::to_path_buf)).flatten()
 }
 
-/// The hub's cache that a file lies in, when one is given by its path there: `models--OWNER--REPO/snapshots/COMMIT/FILE`, or a
-/// blob.
+/// Returns the hub cache that `path` is in, if it is `models--OWNER--REPO/snapshots/COMMIT/FILE` or a blob.
 fn cache_around(path: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     let is_named = |folder: &Path, test: &dyn Fn(&str) -> bool| {
@@ -174,7 +173,7 @@ fn cache_around(path: &Path) -> Option<PathBuf> {
 }
 
 impl Source {
-    /// Whether a file at `path` would lie in the folder of another program.
+    /// Returns whether `path` is inside another program's store.
     pub fn is_in_store(&self, path: &Path) -> bool {
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,4 +1,4 @@
-//! Small helpers that know nothing of models.
+//! General-purpose helpers, independent of models.
 
 pub mod bounded;
 pub mod hint;

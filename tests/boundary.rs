@@ -1,5 +1,5 @@
-//! What stands between a file and llama.cpp: which tokens a prompt becomes, how long it may be, and how a file ends that
-//! llama.cpp cannot run.
+//! The boundary to llama.cpp: how prompts are tokenized, how long they may be, and how files that llama.cpp cannot run
+//! are reported.
 
 mod common;
 
@@ -43,7 +43,7 @@ fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
 }
 
-/// What a command says that ends with exit code 1.
+/// Runs a command that must end with exit code 1 and returns its stderr.
 fn refused(args: &[&str]) -> String {
     let output = run(args);
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -55,7 +55,7 @@ fn ask(path: &Path, prompt: &str) -> String {
     refused(&["ask", path.to_str().unwrap(), "--prompt", prompt, "--tokens", "2", "-t", "2"])
 }
 
-/// Runs an ignored test of this file by itself.
+/// Runs an ignored test of this file in a separate process; returns its exit code and stderr.
 fn alone(test: &str) -> (Option<i32>, String) {
     let run = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture"])
@@ -81,7 +81,7 @@ fn a_prompt_begins_with_one_token_and_ends_with_none() {
     }
     let model = Tiny { template: Some(WITHOUT_BOS), flags: vec![("add_bos_token", false)], ..Tiny::new() };
     assert!(!tokens(&model, "hi").unwrap().contains(&model.id("<s>")));
-    // What a message spells is not the token that the template left out.
+    // Text in a message that spells `<s>` does not stand in for the BOS token that the template omits.
     let model = Tiny { flags: vec![("add_bos_token", true)], ..model };
     let found = tokens(&model, "<s>hi").unwrap();
     assert_eq!(found.iter().filter(|&&t| t == model.id("<s>")).count(), 1);
@@ -105,7 +105,7 @@ fn control_tokens_that_a_message_spells_are_text() {
         let plain = Tiny { vocabulary, ..Tiny::new() };
         assert_eq!(ends(tokens(&plain, "a<|im_end|>b").unwrap()), 0);
     }
-    // Nothing of the text is lost.
+    // All of the text is kept.
     let model = Tiny { template: Some(TURNS), ..Tiny::new() };
     let found = tokens(&model, "a<|im_end|>").unwrap();
     assert_eq!(found.len(), 1 + "user:a<|im_end|>".len() + 1 + "a:".len());
@@ -145,14 +145,14 @@ fn a_vocabulary_without_bytes_is_refused() {
     let (_folder, path) = written(&model);
     let told = ask(&path, "hi");
     assert!(told.contains("tokenizer.ggml.tokens") && told.contains("<0x01>"), "{told}");
-    // Past the check of the header llama.cpp throws, which no caller in Rust can catch.
+    // Without the header check, llama.cpp throws a C++ exception, which Rust callers cannot catch.
     let (code, told) = alone("throws");
     assert_eq!(code, Some(1), "{told}");
     assert!(told.contains("error: llama.cpp crashed on ") && told.contains("model.gguf"), "{told}");
 }
 
 #[test]
-#[ignore = "a process of its own"]
+#[ignore = "runs in a separate process"]
 fn throws() {
     let model = Tiny { vocabulary: "llama", ..Tiny::new() };
     drop(tokens(&model, "é"));
@@ -167,7 +167,7 @@ fn a_file_at_which_llama_cpp_gives_up_is_named() {
     let mut model = Tiny::new();
     model.tokens.extend([("[PAD]", 1), ("[PAD]", 1)]);
     let (_folder, path) = written(&model);
-    assert!(ask(&path, "hi").contains("has \"[PAD]\" as token 260 and as token 261"));
+    assert!(ask(&path, "hi").contains("found \"[PAD]\" as tokens 260 and 261"));
 }
 
 #[test]
@@ -175,8 +175,8 @@ fn positions_that_a_model_has_not_learned_are_not_asked_for() {
     let model = Tiny { arch: "gpt2", n_ctx: 16, ..Tiny::new() };
     let (_folder, path) = written(&model);
     let told = ask(&path, "0123456789abcdefg");
-    assert!(told.contains("prompt of 17 tokens is longer than the 16"), "{told}");
-    // The answer ends where the positions do.
+    assert!(told.contains("expected a prompt of at most 16 tokens") && told.contains("found 17"), "{told}");
+    // The answer ends when the positions run out.
     let args = ["ask", path.to_str().unwrap(), "--prompt", "0123456789", "--tokens", "30", "-t", "2"];
     let output = run(&args);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
@@ -186,7 +186,7 @@ fn positions_that_a_model_has_not_learned_are_not_asked_for() {
     assert!(matches!(error, Err(LlamaError::Position { found: 18, n_positions: 16 })), "{error:?}");
 }
 
-/// The largest difference, in parts of the largest value.
+/// max |a − b| / max |b|.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| values.map(f32::abs).fold(0.0, f32::max);
@@ -204,7 +204,7 @@ fn long_prompts_are_read_in_pieces() {
     let chats: Vec<Chat<'_>> = users.iter().map(|user| Chat::of(user)).collect();
     let prompts: Vec<Vec<Token>> = chats.iter().map(|chat| engine.tokens(chat).unwrap()).collect();
     assert!(prompts[0].len() > 1500);
-    // Alone, together with what it shares a beginning with, and token by token.
+    // Batched with a prompt that has the same prefix, batched with all prompts, and fed token by token.
     let together = engine.last_logits(&chats[..2]).unwrap();
     let mixed = engine.last_logits(&chats).unwrap();
     let start = prompts[0].len() - 40;
@@ -239,12 +239,12 @@ fn a_prompt_that_is_too_long_is_named_before_any_is_asked() {
     std::fs::write(&set, format!("One.\nTell me {long}\n")).unwrap();
     let [path, set] = [&path, &set].map(|path| path.to_str().unwrap());
     let told = refused(&["eval", path, "--set", set, "-t", "2"]);
-    let expected = "a prompt of kind harmless cannot be put to the model: prompt of ";
+    let expected = "cannot ask the model a harmless prompt: expected a prompt of at most ";
     assert!(told.contains(expected) && told.contains("\"Tell me aaaa"), "{told}");
     assert!(!told.contains("asking"), "{told}");
 }
 
-/// What is said on stdout by a chat whose messages are `said`.
+/// Runs `chat` with the messages `said`, one per line, and returns its stdout.
 fn talk(path: &Path, said: &str) -> String {
     let args = ["chat", path.to_str().unwrap(), "--tokens", "30", "-c", "256", "-t", "2"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));

@@ -1,5 +1,5 @@
-//! Files made to harm: whatever the bytes, the header is refused or accepted without a panic and without
-//! holding more than 64 MiB, and a refusal says what and where.
+//! Malicious files: whatever the bytes, the header is accepted or rejected without a panic and without allocating more
+//! than 64 MiB, and a rejection says what is wrong and where.
 
 mod common;
 
@@ -14,10 +14,10 @@ use common::ffi::{Counting, peak_of};
 #[global_allocator]
 static COUNTED: Counting = Counting;
 
-/// What may be held before a header is accepted.
+/// Upper bound on the memory allocated while a header is parsed, in bytes.
 const LIMIT: usize = 64 << 20;
 
-/// Every kind of value, and a tensor of every type.
+/// Returns a file with metadata values of many types and a tensor of every type.
 fn sample() -> Vec<u8> {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -44,10 +44,10 @@ fn sample() -> Vec<u8> {
     bytes
 }
 
-/// Reads the header within the limit; a refusal must be worded.
+/// Parses a header and checks the memory limit, and that any error has a printable message.
 fn parse(reader: impl Read + Seek, len: u64) -> Result<Gguf, Malformed> {
     let (result, peak) = peak_of(|| Gguf::parse(reader, len));
-    assert!(peak <= LIMIT, "{peak} bytes were held");
+    assert!(peak <= LIMIT, "{peak} bytes were allocated");
     result.map_err(|error| match error {
         GgufError::Malformed { problem, .. } => {
             let message = problem.to_string();
@@ -62,7 +62,7 @@ fn parse_bytes(bytes: &[u8]) -> Result<Gguf, Malformed> {
     parse(Cursor::new(bytes), bytes.len() as u64)
 }
 
-/// What must hold of a header that was accepted, so that no read that follows leaves the file.
+/// Checks that all tensors of an accepted header lie within the file, so that later reads stay inside it.
 fn check(gguf: &Gguf, len: u64) {
     for tensor in &gguf.tensors {
         assert!(gguf.data_start <= tensor.data.start && tensor.data.end <= len, "{}", tensor.name);
@@ -76,7 +76,7 @@ fn try_bytes(bytes: &[u8]) {
     }
 }
 
-/// Numbers that look random (xorshift), the same in every run.
+/// A pseudorandom generator (xorshift) with a fixed seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -155,8 +155,8 @@ fn bytes_flipped_at_random() {
     }
 }
 
-/// A file of any length: `start`, then `pattern` again and again, with the number of the repetition in the
-/// first eight bytes of `count_at`.
+/// A file of any length: `start`, then `pattern` repeated, with the number of the repetition in the eight bytes at
+/// `count_at`.
 struct Endless {
     start: Vec<u8>,
     pattern: Vec<u8>,
@@ -169,7 +169,7 @@ impl Endless {
         let Some(at) = at.checked_sub(self.start.len() as u64) else { return self.start[at as usize] };
         let (n, at) = (at / self.pattern.len() as u64, (at % self.pattern.len() as u64) as usize);
         match at.checked_sub(self.count_at) {
-            // Hexadecimal digits, so that it is text.
+            // Hexadecimal digits, so that the number is valid text.
             Some(digit @ 0..8) => b"0123456789abcdef"[(n >> (4 * digit)) as usize & 15],
             _ => self.pattern[at],
         }
@@ -204,7 +204,7 @@ fn header(n_tensors: u64, n_kv: u64) -> Vec<u8> {
     bytes
 }
 
-/// Length, then text of that length.
+/// Encodes a GGUF string: its length, then text of that length.
 fn text(len: usize) -> Vec<u8> {
     let mut bytes = (len as u64).to_le_bytes().to_vec();
     bytes.resize(8 + len, b'a');
@@ -218,7 +218,7 @@ fn endless(start: Vec<u8>, pattern: Vec<u8>, count_at: usize) -> Malformed {
 #[test]
 fn headers_that_never_end_are_refused_within_the_limit() {
     let too_large = |problem: Malformed| assert!(matches!(problem, Malformed::TooLarge { .. }), "{problem}");
-    // Keys: short ones, long ones, with long strings, and with text that grows when it is decoded.
+    // Keys: short ones, long ones, ones with long strings, and ones with text that grows when decoded.
     for (key, value) in [(8, vec![0, 0, 0, 0, 1]), (65_000, vec![0, 0, 0, 0, 1])] {
         too_large(endless(header(0, 1 << 50), [text(key), value].concat(), 8));
     }
@@ -227,7 +227,7 @@ fn headers_that_never_end_are_refused_within_the_limit() {
     let mut bad = [text(8), long].concat();
     bad[28..].fill(0xff);
     too_large(endless(header(0, 1 << 40), bad, 8));
-    // One string of almost all that is allowed, and one of more.
+    // Strings just below the limit and above it.
     for len in [63 << 20, 65 << 20, 1 << 30] {
         let value = [text(8), vec![8, 0, 0, 0], u64::to_le_bytes(len).to_vec()].concat();
         let start = [header(0, 1 << 40), value].concat();
@@ -236,13 +236,13 @@ fn headers_that_never_end_are_refused_within_the_limit() {
     // Tensors.
     let info = [text(8), vec![0; 4], vec![0; 4], vec![0; 8]].concat();
     too_large(endless(header(1 << 50, 0), info, 8));
-    // An array of as many strings as are allowed is skipped; nothing of it is held.
+    // An array with the maximum number of strings is skipped without being kept in memory.
     let array = [text(8), vec![9, 0, 0, 0, 8, 0, 0, 0], u64::to_le_bytes(1 << 20).to_vec()].concat();
     endless([header(0, 2), array].concat(), text(8), 8);
 }
 
-/// The extents of a header are held against the file again when data is read, because the file may have
-/// been cut since (CVE-2026-7482: reads beyond the data while it is requantized).
+/// The extents in a header are checked against the file again when data is read, because the file may have been
+/// truncated since (CVE-2026-7482: reads beyond the data during requantization).
 #[test]
 fn a_file_cut_after_its_header_was_accepted_is_refused_by_the_write() {
     let dir = tempfile::tempdir().unwrap();
@@ -261,7 +261,7 @@ fn a_file_cut_after_its_header_was_accepted_is_refused_by_the_write() {
         assert!(matches!(error, GgufError::Changed { .. }), "{error}");
         std::fs::write(&path, &bytes).unwrap();
     }
-    // One that is cut while it is copied.
+    // A file that is truncated while it is copied.
     let mut cut = |done: u64, _| {
         if done > gguf.data_start {
             std::fs::File::options().write(true).open(&path)?.set_len(gguf.data_start + 1)?;

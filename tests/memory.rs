@@ -1,5 +1,5 @@
-//! Writing and verifying hold a tensor, not the file: sparse models of 1 GiB go through both with a
-//! third of that as the process's limit, however they are quantized again.
+//! Writing and verifying keep one tensor in memory, not the file: sparse models of 1 GiB go through both in a process
+//! limited to a third of that, with every kind of requantization.
 
 #![cfg(target_os = "linux")]
 
@@ -15,24 +15,24 @@ use rosi_gguf::method::verify::verify;
 use rosi_gguf::quant::preserve::InputModel;
 use rosi_gguf::report::peak_memory;
 
-/// Columns of every tensor.
+/// Number of columns of every tensor.
 const N_IN: u64 = 4096;
 const TENSORS: u64 = 32;
-/// The one that is edited, and that holds more than zeros.
+/// Index of the tensor that is edited; the only one with nonzero data.
 const EDITED: u64 = 7;
-/// What the process may map, in KiB.
+/// Limit on the address space of the process, in KiB.
 const LIMIT: u64 = 340 << 10;
-/// Which of [`CASES`] a process of its own runs.
+/// Environment variable with the index of the case in [`CASES`] that the child process runs.
 const CASE: &str = "ROSI_MEMORY_CASE";
 
-/// Type, rows of a tensor (32 MiB or a little more each), and how it is quantized again.
+/// Type, number of rows of a tensor (32 MiB or a little more each), and requantization.
 const CASES: [(GgmlType, u64, Requant); 3] = [
     (GgmlType::F16, 4096, Requant::Nearest),
     (GgmlType::F16, 4096, Requant::Preserve),
     (GgmlType::Q4_K, 16384, Requant::Preserve),
 ];
 
-/// A header, and a hole in place of the data; only [`EDITED`] has some: blocks of one value over and over.
+/// Writes a sparse file: a header and a hole in place of the data. Only [`EDITED`] has data, copies of `block`.
 fn sparse(path: &Path, ggml_type: GgmlType, n_out: u64, block: &[u8]) {
     let n_bytes = ggml_type.row_bytes(N_IN).unwrap() * n_out;
     let mut header = b"GGUF\x03\0\0\0".to_vec();
@@ -60,7 +60,7 @@ fn name_of(i: u64) -> String {
     format!("blk.{i:02}.ffn_down.weight")
 }
 
-/// One block of values between -1 and 1.
+/// Returns 256 values between -1 and 1, quantized to `ggml_type`.
 fn block(ggml_type: GgmlType) -> Vec<u8> {
     let values: Vec<f32> = (0..256).map(|i| ((i * 37) % 101) as f32 / 50.5 - 1.0).collect();
     let mut block = vec![0; ggml_type.row_bytes(256).unwrap() as usize];
@@ -88,7 +88,7 @@ fn files_three_times_the_memory_are_written_and_verified() {
 }
 
 #[test]
-#[ignore = "a process of its own"]
+#[ignore = "runs in a separate process"]
 fn within_the_limit() {
     let case: usize = std::env::var(CASE).unwrap().parse().unwrap();
     let (ggml_type, n_out, how) = CASES[case];
@@ -124,7 +124,7 @@ fn within_the_limit() {
     let v = verify(&gguf, &Gguf::open(&out).unwrap(), &vec![edit.clone()].into(), &mut |_, _| ()).unwrap();
     assert!(v.untouched_identical && v.gain.unwrap() > 0.97, "{v:?}");
     assert_eq!(v.identical as u64, TENSORS - 1);
-    // As `inject --dry-run` predicts.
+    // The prediction of `inject --dry-run`.
     let predicted = how.memory(gguf.tensor(&edit.tensor).unwrap());
     let peak = peak_memory().unwrap();
     eprintln!("{ggml_type} {}: peak {} MiB, predicted {} MiB", how.name(), peak >> 20, predicted >> 20);

@@ -1,8 +1,9 @@
-//! A mixture of experts of 117 billion weights, in the shape of gpt-oss-120b: 63 GB, of which one block's writers are edited with
-//! one tensor in memory. The model is a hole but for those, so that it takes little of the disk; its copy takes all of it.
+//! A mixture of experts with 117 billion weights in the shape of gpt-oss-120b, 63 GB. The writers of one block are
+//! edited with one tensor in memory. The model is sparse except for those writers, so it takes little disk space, but
+//! its copy takes all 63 GB.
 //!
 //! ```text
-//! cargo test --release --test memory_mixture -- --ignored --nocapture      (ROSI_BIG_FOLDER: where 70 GB are free)
+//! cargo test --release --test memory_mixture -- --ignored --nocapture      (ROSI_BIG_FOLDER: a folder with 70 GB free)
 //! ```
 
 #![cfg(target_os = "linux")]
@@ -26,13 +27,13 @@ const N_EMBD: u64 = 2880;
 const N_FF: u64 = 2880;
 const N_EXPERT: u64 = 128;
 const N_VOCAB: u64 = 201_088;
-/// Width of all heads, and of those of keys and values.
+/// Total width of the query heads, and of the key and value heads.
 const HEADS: u64 = 4096;
 const KV: u64 = 512;
-/// The block whose writers hold more than zeros, and are edited.
+/// Index of the block whose writers are edited; the only ones with nonzero data.
 const EDITED: u64 = 18;
 
-/// Name, shape and type of every matrix; norms and biases weigh nothing here.
+/// Returns the name, shape and type of every matrix. Norms and biases are omitted, since they are small.
 fn tensors() -> Vec<(String, Vec<u64>, GgmlType)> {
     let mut tensors = Vec::new();
     for name in ["token_embd.weight", "output.weight"] {
@@ -64,7 +65,7 @@ fn n_bytes(ne: &[u64], ggml_type: GgmlType) -> u64 {
     ggml_type.row_bytes(ne[0]).unwrap() * ne[1..].iter().product::<u64>()
 }
 
-/// A header, and a hole in place of the data but for the writers of [`EDITED`].
+/// Writes a sparse file: a header and a hole in place of the data, except for the writers of [`EDITED`].
 fn write_model(path: &Path) {
     let tensors = tensors();
     let numbers = [
@@ -107,7 +108,7 @@ fn write_model(path: &Path) {
     file.set_len(header.len() as u64 + offset).unwrap();
 }
 
-/// A row of values between -1 and 1.
+/// Returns a row of `n` values between -1 and 1, quantized to `ggml_type`.
 fn row(ggml_type: GgmlType, n: u64) -> Vec<u8> {
     let values: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 / 50.5 - 1.0).collect();
     let mut row = vec![0; ggml_type.row_bytes(n).unwrap() as usize];
@@ -115,7 +116,7 @@ fn row(ggml_type: GgmlType, n: u64) -> Vec<u8> {
     row
 }
 
-/// The published edit of the writers of [`EDITED`], by 1 % along a random direction.
+/// Returns the published edit of the writers of [`EDITED`], of 1 % along a random direction.
 fn edits(gguf: &Gguf) -> Vec<Edit> {
     let mut plan = plan_of(gguf).unwrap();
     plan.writers.retain(|writer| writer.tensor.starts_with(&format!("blk.{EDITED}.")));

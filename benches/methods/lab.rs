@@ -1,4 +1,4 @@
-//! The model, its prompts in any order, and what the pipeline learns from them.
+//! The model under test, its prompts in shuffled orders, and what the pipeline learns from them.
 
 use std::io::Write;
 
@@ -19,17 +19,18 @@ use rosi_gguf::sources::Check;
 
 use crate::Failure;
 
-/// Parts of each kind of prompts; where each goes: two to extract, one to search, one to report, and again.
+/// Number of folds of each prompt kind. The splits repeat every four folds: two for extract, one for search, one for
+/// report.
 const FOLDS: usize = 8;
-/// Share of a KL budget that is found, about.
+/// Approximate share of a KL budget that the strength search spends.
 const FOUND_OF_BUDGET: f64 = 0.9;
 
-/// How an edit is made.
+/// A recipe for an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Recipe {
-    /// `--method detector` as it is by default.
+    /// `--method detector` with its defaults.
     Detector,
-    /// The same gates along a random direction.
+    /// Detector gates along a random direction.
     RandomDetector,
     /// `--method contrast` with its first κ, at the KL of the detectors.
     Contrast,
@@ -38,17 +39,17 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// For the tables.
+    /// Returns the name for the tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Detector => "detector",
-            Self::RandomDetector => "the same gates along a random direction",
+            Self::RandomDetector => "detector, random direction",
             Self::Contrast => "contrast",
             Self::Published => "published",
         }
     }
 
-    /// The method whose pipeline makes it.
+    /// Returns the method whose pipeline makes the edit.
     pub fn method(self) -> &'static str {
         match self {
             Self::Detector | Self::RandomDetector => "detector",
@@ -58,7 +59,7 @@ impl Recipe {
     }
 }
 
-/// The model.
+/// The loaded model, with a directory for temporary files.
 pub struct Lab {
     engine: LlamaEngine,
     opened: Opened,
@@ -76,12 +77,12 @@ pub struct Learned {
 /// One order of the prompts.
 pub struct Draw {
     prompts: PromptSet,
-    /// Asks its search split, and knows how the base answered.
+    /// Evaluator for the search split, which holds the base's answers.
     pub evaluator: Evaluator,
 }
 
 impl Draw {
-    /// The prompts that chose nothing.
+    /// Returns the report split, which influenced no choice.
     pub fn report(&self) -> Questions {
         Questions::of(&self.prompts, Split::Report, Questions::ALL)
     }
@@ -97,17 +98,17 @@ impl Lab {
         Ok(Self { engine, opened, printer, folder: tempfile::tempdir()? })
     }
 
-    /// The model's name.
+    /// Returns the model's name.
     pub fn name(&self) -> String {
         self.opened.gguf.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// The model.
+    /// Returns the engine with the loaded model.
     pub fn engine(&mut self) -> &mut LlamaEngine {
         &mut self.engine
     }
 
-    /// The prompts in the order `seed`; 0 = that of the bundled files.
+    /// Returns the prompts in the order given by `seed`; 0 is the bundled order.
     pub fn draw(&mut self, seed: u64) -> Result<Draw, Failure> {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
         let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Detector));
@@ -131,7 +132,7 @@ impl Lab {
         Ok(PromptSet::load(&[path])?)
     }
 
-    /// What `method` learns from the prompts to extract from, in the pipeline.
+    /// Runs the pipeline's training of `method` on the extract split.
     pub fn learn(&mut self, draw: &Draw, method: &str) -> Result<Learned, Failure> {
         let options = options(method, &self.printer)?;
         let (opened, prompts, options, printer) = (&self.opened, &draw.prompts, &options, &self.printer);
@@ -144,8 +145,8 @@ impl Lab {
         Ok(Learned { space: found.space(opened, options, direction_source), found, directions })
     }
 
-    /// Applies `recipe` at the strength that it has by default or, given one, at that which spends `kl` on the search split.
-    /// The strength.
+    /// Applies `recipe` at its default strength or, if `kl` is given, at the strength that spends `kl` on the search
+    /// split. Returns the strength.
     pub fn apply(
         &mut self,
         draw: &Draw,
@@ -186,17 +187,17 @@ impl Lab {
     }
 }
 
-/// The options of `inject` with `method`.
+/// Returns the options of `inject` with `method`.
 fn options(method: &str, printer: &Printer) -> Result<InjectOptions, Failure> {
     let path = std::env::var("ROSI_TEST_MODEL_QWEN")?;
     let cli = Cli::try_parse_from(["rosi-gguf", "inject", &path, "--method", method])?;
-    let Command::Inject(args) = cli.command else { return Err("no inject".into()) };
+    let Command::Inject(args) = cli.command else { return Err("expected the inject command".into()) };
     let source = session::find(&args.model, Check::Content, printer)?;
     let options = InjectOptions::new(*args, source)?;
     Ok(options.with_method(options.method)?)
 }
 
-/// The folds in the order of the draw `seed`.
+/// Returns the shuffled order of the folds for `seed`.
 fn order(seed: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..FOLDS).collect();
     let mut state = seed;

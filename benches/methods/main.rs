@@ -1,12 +1,12 @@
-//! What each method buys at the same KL, on prompts that chose nothing; and how much of it hangs on which
-//! prompts it learned from. Prints Markdown tables; `scripts/bench methods` keeps them in docs/methods.md.
+//! Compares the methods at equal KL on prompts that influenced no choice, and measures how much the results depend on
+//! the training prompts. Prints Markdown tables; `scripts/bench methods` writes them to docs/methods.md.
 //!
 //! ```text
-//! cargo bench --bench methods -- [table] [seeds] [N]      (both when none is named; N orders in place of ten)
+//! cargo bench --bench methods -- [table] [seeds] [N]      (default: both; N orders instead of ten)
 //! ```
 //!
-//! Gates and directions are those of the pipeline that `inject` runs. Edits are exact (adapters), so that methods are compared
-//! and not quantizers.
+//! Gates and directions are those of the pipeline that `inject` runs. Edits are exact (adapters), so that methods are
+//! compared and not quantizers.
 
 mod lab;
 mod score;
@@ -17,12 +17,12 @@ use score::{Counts, Sets};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Orders of the prompts, unless the user wants another number.
+/// Default number of prompt orders.
 const ORDERS: u64 = 10;
-/// What is measured in each of them.
+/// Recipes measured in each order.
 const IN_ORDERS: [Recipe; 3] = [Recipe::Detector, Recipe::Contrast, Recipe::Published];
 
-/// What is compared; the first says how much KL the others may spend.
+/// Recipes to compare; the first determines the KL of the others.
 const RECIPES: [Recipe; 4] = [Recipe::Detector, Recipe::RandomDetector, Recipe::Contrast, Recipe::Published];
 
 fn main() -> Result<(), Failure> {
@@ -45,7 +45,7 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Strength and counts of every recipe, one after the other; `told` hears of each.
+/// Measures the recipes in order; calls `told` with the index, strength and counts of each.
 fn measure(
     lab: &mut Lab,
     draw: &Draw,
@@ -80,12 +80,12 @@ fn table(lab: &mut Lab) -> Result<(), Failure> {
     lab.engine().apply(&[])?;
     let base = Counts::of(lab.engine(), &sets)?;
     sets.set_base(lab.engine())?;
-    println!("## Methods at the same KL\n");
+    println!("## Methods at equal KL\n");
     println!(
-        "{}; detectors as they are by default, the other methods at the strength that spends as much KL on the search split. \
-         Strength is the push of detectors, and of the others the relative change of the edited weights. Refused, of the \
-         number of prompts, with Wilson's 95 % interval. KL is that of the first token on the harmless prompts of this \
-         table.\n",
+        "{}; detectors with their defaults, the other methods at the strength that spends as much KL on the \
+         search split. Strength is the push for detectors, and the relative change of the edited weights for \
+         the other methods. Cells: refused prompts of all prompts, with the rate and Wilson's 95 % interval. \
+         KL is measured at the first token on the harmless prompts of this table.\n",
         lab.name()
     );
     println!("| edit | strength | {} | broken | KL |", sets.names().join(" | "));
@@ -101,9 +101,9 @@ fn table(lab: &mut Lab) -> Result<(), Failure> {
 fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
     println!("## {orders} orders of the prompts\n");
     println!(
-        "Which prompts are learned from, searched on and reported on is drawn anew: eighths of each kind, four \
-         to extract, two to search, two to report. Contrast and published at the KL of the detectors; change of the share \
-         refused against the base on the same report prompts.\n",
+        "Each order reassigns the prompts: each kind is divided into eighths, four for extract, two for \
+         search, two for report. Contrast and published are at the KL of the detectors. Cells: change in the \
+         refusal rate relative to the base on the same report prompts.\n",
     );
     println!("| order | edit | strength | harmful | harmless | borderline | broken | KL |");
     println!("|--:|---|--:|--:|--:|--:|--:|--:|");
@@ -128,7 +128,7 @@ fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Of one column: mean and standard deviation.
+/// Returns the mean and standard deviation of one column.
 fn mean_and_spread(rows: &[Vec<f64>], column: usize) -> String {
     let of: Vec<f64> = rows.iter().map(|row| row[column]).collect();
     let mean = of.iter().sum::<f64>() / of.len() as f64;

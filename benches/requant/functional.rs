@@ -1,5 +1,5 @@
-//! Whether a rewritten file does what the exact edit does: the adapter on the base (E), the file that
-//! preserves the edit (R) and the one rounded to nearest (N), on prompts of the report split.
+//! Whether a rewritten file behaves like the exact edit: compares the adapter on the base, the file that preserves the
+//! edit, and the file rounded to nearest, on prompts of the report split.
 
 use std::path::Path;
 
@@ -19,13 +19,13 @@ use rosi_gguf::quant::preserve::InputModel;
 
 use crate::{Failure, cases, table};
 
-/// The edits that are compared: name, layer of the direction, strength.
+/// The edits to compare: method, layer of the direction, strength.
 const EDITS: [(&str, usize, f64); 3] =
     [("contrast", 15, 0.01), ("published", 15, 0.01), ("published", 15, 0.03)];
-/// The gate and its layers, as `inject` has them by default.
+/// κ of the gate, and its layers, as in the defaults of `inject`.
 const CONTRAST: f64 = 1.0;
 const WINDOW: (f64, f64) = (0.3, 0.8);
-/// Harmful and harmless prompts.
+/// Numbers of harmful, harmless and borderline prompts.
 const PROMPTS: [usize; 3] = [32, 32, 0];
 
 struct Subject {
@@ -94,26 +94,26 @@ impl Subject {
         sets.map(|((a, b), c)| activations::input_model(&[a, b, c], 16)).collect()
     }
 
-    /// Snapshot and score of whatever `engine` is.
+    /// Returns the snapshot and score of the model in `engine`.
     fn seen(&self, engine: &mut LlamaEngine) -> Result<(Snapshot, Score), Failure> {
         let snapshot = Snapshot::of(engine, &self.questions, &Capture::residual_only(&self.plan))?;
         Ok((snapshot, self.evaluator.evaluate(engine)?.score))
     }
 
-    /// A row for the base with an adapter that does nothing to speak of.
+    /// Returns the row for the base with an adapter of negligible strength.
     fn floor(&self, engine: &mut LlamaEngine) -> Result<Vec<String>, Failure> {
         let edits = self.edits("contrast", EDITS[0].1, 1e-8)?;
         engine.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>())?;
         let (snapshot, score) = self.seen(engine)?;
         let fidelity =
             Fidelity::of(&self.base.0, &self.base.0, &snapshot, &self.directions.by_layer[EDITS[0].1]);
-        let mut row = vec!["an adapter of almost nothing".to_owned(), "–".into(), "–".into(), "–".into()];
+        let mut row = vec!["adapter of negligible strength".to_owned(), "–".into(), "–".into(), "–".into()];
         row.extend([fidelity.kl_harmful, fidelity.kl_harmless].map(|kl| format!("{kl:.4}")));
         row.extend([score.harmful.refused().to_string(), score.harmless.refused().to_string()]);
         Ok(row)
     }
 
-    /// A row for the file that `requant` makes.
+    /// Returns the row for the file that `requant` writes.
     fn file(
         &self,
         edits: &[Edit],
@@ -174,10 +174,11 @@ pub fn run() -> Result<(), Failure> {
         }
     }
     let text = format!(
-        "{name} Q4_K_M, {} harmful and {} harmless prompts of the report split. Shift: of the residual stream along the \
-         direction on harmful prompts, last token, all layers, as a share of the exact edit's. KL: of the first answer \
-         token from the exact edit, nats; in the row of the adapter of (almost) nothing from the base: what ggml rounds \
-         differently where an adapter is applied, below which no file can come.",
+        "{name} Q4_K_M, {} harmful and {} harmless prompts of the report split. Shift: shift of the residual \
+         stream along the direction on harmful prompts at the last token, over all layers, as a share of \
+         the exact edit's shift. KL: divergence of the first answer token from the exact edit, in nats. In \
+         the row of the adapter of negligible strength, KL is relative to the base: the floor caused by ggml \
+         rounding differently when an adapter is applied.",
         PROMPTS[0], PROMPTS[1]
     );
     let header = [
@@ -190,6 +191,6 @@ pub fn run() -> Result<(), Failure> {
         "harmful refused",
         "harmless refused",
     ];
-    table::print("What the rewritten file does", &text, &header, &rows);
+    table::print("Behavior of the rewritten file", &text, &header, &rows);
     Ok(())
 }

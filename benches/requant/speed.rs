@@ -1,4 +1,4 @@
-//! CPU time of preserving against quantizing anew.
+//! CPU time of edit-preserving requantization, compared with quantizing from scratch.
 
 use std::time::Instant;
 
@@ -12,18 +12,18 @@ use crate::cases::{Case, decoded, encoded, of_model};
 use crate::synthetic::types;
 use crate::table;
 
-/// Principal directions of the inputs, as `inject` has them.
+/// Number of principal directions of the inputs, as in `inject`.
 const PRINCIPAL: usize = 16;
-/// The edit's size, ‖ΔW‖/‖W‖.
+/// Relative size of the edit, ‖ΔW‖/‖W‖.
 const STRENGTH: f64 = 0.01;
-/// Samples of which the median counts, each as many runs as take this long, in CPU seconds: the
-/// kernel's clock is coarse.
+/// Number of samples to take the median of.
 const SAMPLES: usize = 3;
+/// Minimum CPU seconds per sample, which repeats the work as needed, since the kernel's clock is coarse.
 const LEAST: f64 = 0.1;
-/// Index of Qwen2.5-Coder-0.5B in the models.
+/// Index of Qwen2.5-Coder-0.5B in the list of models.
 const QWEN: usize = 1;
 
-/// CPU seconds of this thread so far: the machine may have other work. Elsewhere than on Linux, wall
+/// Returns the CPU seconds used by this thread, which do not depend on other load. Except on Linux, returns the wall
 /// time since the first call.
 fn cpu_seconds() -> f64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -33,7 +33,7 @@ fn cpu_seconds() -> f64 {
     nanoseconds.map_or_else(|| start.elapsed().as_secs_f64(), |ns| ns * 1e-9)
 }
 
-/// Median CPU seconds of `work`.
+/// Returns the median CPU seconds of `work`.
 fn median(mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
     let mut times = Vec::new();
     for _ in 0..SAMPLES {
@@ -48,7 +48,7 @@ fn median(mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure>
     Ok(times[times.len() / 2])
 }
 
-/// Seconds for one tensor, or the sum over several.
+/// Seconds for one tensor, or summed over several.
 #[derive(Clone, Copy, Default)]
 struct Times {
     plain: f64,
@@ -56,7 +56,7 @@ struct Times {
     quantize: f64,
 }
 
-/// A few strong directions and a little of everything else, as real inputs are.
+/// Returns inputs with a few strong directions and weak noise, similar to real inputs.
 fn inputs(n_in: usize) -> InputModel {
     let entry = |i: usize, j: usize| {
         let strong: f32 =
@@ -106,8 +106,8 @@ const HEADER: [&str; 7] = [
     "preserve, s",
     "with inputs, s",
     "`ggml_quantize_chunk`, s",
-    "preserve is faster by",
-    "with inputs by",
+    "speedup of preserve",
+    "speedup with inputs",
 ];
 
 /// Prints the tables.
@@ -134,9 +134,10 @@ pub fn run() -> Result<(), Failure> {
     }
     rows.push(row("all".into(), writers.iter().map(|c| c.values.len()).sum(), all));
     let text = format!(
-        "All {} residual writers of Qwen2.5-Coder-0.5B in their own types, an edit of 1 %. CPU seconds of one thread, \
-         median of {SAMPLES} samples; \"with inputs\" knows {PRINCIPAL} principal directions of the writers' inputs, as \
-         `inject` does. What ggml needs is the encoding alone, without decoding before it.",
+        "All {} residual writers of Qwen2.5-Coder-0.5B in their own types, with an edit of 1 %. CPU seconds \
+         of one thread, median of {SAMPLES} samples; \"with inputs\" uses {PRINCIPAL} principal directions \
+         of the writers' inputs, as `inject` does. The time of ggml is for encoding alone, without \
+         decoding.",
         writers.len()
     );
     table::print("Speed: the writers of a model", &text, &HEADER, &rows);
@@ -149,8 +150,7 @@ pub fn run() -> Result<(), Failure> {
         eprintln!("{}", rows[rows.len() - 1].join("  "));
     }
     let text = format!(
-        "{} quantized to each type; as above. Aim: 3 times less \
-         for Q2_K to Q6_K.",
+        "{} quantized to each type; as above. Target: 3 times faster than ggml for Q2_K to Q6_K.",
         big.name
     );
     table::print("Speed: one tensor in every type", &text, &HEADER, &rows);

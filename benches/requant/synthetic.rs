@@ -1,4 +1,4 @@
-//! Whether an edit of a given size arrives, in every type.
+//! How much of an edit of a given size is retained, in every type.
 
 use std::sync::Mutex;
 
@@ -13,7 +13,7 @@ use crate::table;
 /// ‖ΔW‖/‖W‖.
 const STRENGTHS: [f64; 5] = [0.002, 0.005, 0.01, 0.02, 0.04];
 
-/// What became of an edit.
+/// The effect of writing an edit.
 #[derive(Clone, Copy)]
 struct Outcome {
     /// ⟨mᵀΔ, r⟩/‖r‖².
@@ -48,14 +48,15 @@ impl Outcome {
 struct Trial {
     /// Type of the tensor in its file.
     from: GgmlType,
-    /// ‖Q(W) − W‖/‖W‖; 0 where the tensor has the type already.
+    /// ‖Q(W) − W‖/‖W‖; 0 if the tensor already has the type.
     own_noise: f64,
     /// ‖W‖.
     norm: f64,
-    /// Per strength.
+    /// Outcome of preserving, per strength.
     preserved: Vec<Outcome>,
+    /// Outcome of rounding to nearest, per strength.
     nearest: Vec<Outcome>,
-    /// Whether strength 0 left every byte as it was.
+    /// Whether strength 0 left all bytes unchanged.
     control: bool,
 }
 
@@ -99,22 +100,22 @@ pub fn bits(ggml_type: GgmlType) -> f64 {
     8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64
 }
 
-/// What is known of one type: all its trials.
+/// All trials of one type.
 struct Row {
     ggml_type: GgmlType,
     trials: Vec<Trial>,
 }
 
 impl Row {
-    /// Gain farthest from 1 and lowest cosine.
+    /// Returns the gain farthest from 1 and the lowest cosine.
     fn worst(&self, of: impl Fn(&Trial) -> &Vec<Outcome>, strength: usize) -> (f64, f64) {
         let outcomes = || self.trials.iter().map(|t| of(t)[strength]);
         let gain = outcomes().map(|o| o.gain).max_by(|a, b| (a - 1.0).abs().total_cmp(&(b - 1.0).abs()));
         (gain.unwrap_or(f64::NAN), outcomes().map(|o| o.cosine).fold(f64::INFINITY, f64::min))
     }
 
-    /// ‖Q(W) − W‖/‖W‖: mean over the tensors that were a bit wider at least; where no model has any
-    /// (the widest types), over those of another type.
+    /// Returns the mean ‖Q(W) − W‖/‖W‖ over the tensors that were at least one bit wider or, if there are none (for the
+    /// widest types), over those of another type.
     fn own_noise(&self) -> f64 {
         let over = |counts: &dyn Fn(&Trial) -> bool| {
             let known: Vec<f64> = self.trials.iter().filter(|t| counts(t)).map(|t| t.own_noise).collect();
@@ -124,18 +125,18 @@ impl Row {
         wider.or_else(|| over(&|t| t.from != self.ggml_type)).unwrap_or(f64::NAN)
     }
 
-    /// Largest ‖Δ − ΔW‖/‖Q(W) − W‖.
+    /// Returns the largest ‖Δ − ΔW‖/‖Q(W) − W‖.
     fn added(&self, of: impl Fn(&Trial) -> &Vec<Outcome>, strength: usize) -> f64 {
         let own = self.own_noise();
         self.trials.iter().map(|t| of(t)[strength].noise / (own * t.norm)).fold(0.0, f64::max)
     }
 
-    /// Whether the aims hold from 0.5 % up; types below 2 bits have none.
+    /// Returns whether the targets are met from 0.5 % up; types below 2 bits have no target.
     fn verdict(&self) -> &'static str {
         let (gain, cosine) = match self.ggml_type {
             t if bits(t) >= 4.0 => (0.98..=1.02, 0.99),
             t if bits(t) >= 2.0 => (0.9..=1.1, 0.95),
-            _ => return "no aim",
+            _ => return "no target",
         };
         let mut worst = (1..STRENGTHS.len()).map(|s| self.worst(|t| &t.preserved, s));
         if worst.all(|(g, c)| gain.contains(&g) && c >= cosine) { "met" } else { "MISSED" }
@@ -166,7 +167,7 @@ impl Row {
     }
 }
 
-/// Every type that an edit can be written in, by falling bits.
+/// Returns every type that an edit can be written in, by descending bits per value.
 pub fn types() -> Vec<GgmlType> {
     let mut types: Vec<GgmlType> = GgmlType::all().filter(|&t| can_preserve(t)).collect();
     types.sort_by(|&a, &b| bits(b).total_cmp(&bits(a)));
@@ -176,7 +177,7 @@ pub fn types() -> Vec<GgmlType> {
 fn rows(cases: &[Case]) -> Result<Vec<Row>, Failure> {
     let types = types();
     let pairs = types.iter().flat_map(|&t| cases.iter().filter(move |c| c.fits(t)).map(move |c| (t, c)));
-    // The slowest are the last: they begin first.
+    // Jobs are popped from the end, where the slowest ones are, so that these start first.
     let jobs = Mutex::new(pairs.collect::<Vec<_>>());
     let done = Mutex::new(Vec::new());
     let worker = || -> Result<(), Failure> {
@@ -213,11 +214,14 @@ pub fn run() -> Result<(), Failure> {
     let percent: Vec<String> = STRENGTHS.iter().map(|s| format!("{} %", 100.0 * s)).collect();
     let percent: Vec<&str> = percent.iter().map(String::as_str).collect();
     let text = format!(
-        "An edit ΔW = l rᵀ of the size ‖ΔW‖ = strength · ‖W‖ (l a random direction of the residual stream behind the \
-         writer's norm, r along the mean row of W, as the published method has it) is made to {}; those whose rows the \
-         type's blocks fit, quantized to the type by ggml where they have another. Bits per value beside the type. Gain \
-         ⟨mᵀΔ, r⟩/‖r‖² / cosine of mᵀΔ and r, Δ the decoded difference, m = l or what reaches the stream behind a norm: the worst of the tensors, each. Aim from 0.5 % up: \
-         0.98–1.02 / 0.99 from 4 bits, 0.9–1.1 / 0.95 from 2 bits. No edit: the bytes at strength 0.",
+        "An edit ΔW = l rᵀ of size ‖ΔW‖ = strength · ‖W‖ is applied to {}. l is a random direction of the \
+         residual stream (mapped through the writer's norm, if any); r is along the mean row of W, as in the \
+         published method. Each type is tested on the tensors whose row length is a multiple of its block \
+         length; ggml quantizes tensors of another type to it first. In parentheses: bits per value. Cells: \
+         gain ⟨mᵀΔ, r⟩/‖r‖² / cosine of mᵀΔ and r, each for the worst tensor. Δ is the decoded difference; m \
+         is l or, before a norm, each row's push on the residual stream. Target from 0.5 % up: 0.98–1.02 / \
+         0.99 from 4 bits, 0.9–1.1 / 0.95 from 2 bits. No edit: whether strength 0 leaves all bytes \
+         unchanged.",
         names.join(", ")
     );
     let with = |first: &'static [&'static str], last: &[&'static str]| -> Vec<&str> {
@@ -225,22 +229,23 @@ pub fn run() -> Result<(), Failure> {
     };
     let preserved: Vec<_> = rows.iter().map(Row::survival_preserved).collect();
     table::print(
-        "Synthetic: does the edit arrive (`--requant preserve`)",
+        "Synthetic: edit retained (`--requant preserve`)",
         &text,
-        &with(&["type"], &["aim", "no edit"]),
+        &with(&["type"], &["target", "no edit"]),
         &preserved,
     );
     let nearest: Vec<_> = rows.iter().map(|r| r.survival(|t| &t.nearest)).collect();
     table::print(
-        "The same by rounding to nearest (`--requant nearest`)",
+        "Synthetic: edit retained by rounding to nearest (`--requant nearest`)",
         "As above.",
         &with(&["type"], &[]),
         &nearest,
     );
-    let text = "What is added besides the edit, ‖Δ − ΔW‖, over the noise that the type has anyway, ‖Q(W) − W‖ (measured on \
-                the tensors that had a bit more per value at least, or for the widest types on those of another type; in % \
-                of ‖W‖); the largest of the tensors. Aim: at most 0.5 at 1 % in types of 4 bits.";
+    let text = "Noise added besides the edit, ‖Δ − ΔW‖, relative to the type's own quantization noise, ‖Q(W) \
+                − W‖; the largest over the tensors. The column \"own\" is ‖Q(W) − W‖ in % of ‖W‖, measured \
+                on tensors with at least one more bit per value or, for the widest types, on tensors of \
+                another type. Target: at most 0.5 at 1 % in types of 4 bits.";
     let noise: Vec<_> = rows.iter().map(Row::noise).collect();
-    table::print("Noise beside the edit", text, &with(&["type", "own"], &["nearest, 1 %"]), &noise);
+    table::print("Noise added by the edit", text, &with(&["type", "own"], &["nearest, 1 %"]), &noise);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Markdown tables on stdout.
 
-/// Prints a heading, a text and a table; the first column is text, the others are numbers.
+/// Prints a heading, a paragraph and a table; the first column is left-aligned text, the others are right-aligned
+/// numbers.
 pub fn print(heading: &str, text: &str, header: &[&str], rows: &[Vec<String>]) {
     println!("## {heading}\n\n{text}\n");
     println!("| {} |", header.join(" | "));

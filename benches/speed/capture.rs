@@ -1,4 +1,4 @@
-//! Collecting hidden states beside decoding the same tokens.
+//! Collecting hidden states, compared with decoding the same tokens.
 
 use std::process::Command;
 
@@ -12,13 +12,14 @@ use crate::clock::{Spent, medians};
 use crate::model::{Model, threads};
 use crate::{Effort, Failure, table};
 
-/// Tokens of all positions and before the last one that `inject` keeps.
+/// Sampled tokens whose inputs `inject` keeps.
 const SAMPLE: usize = 256;
+/// Distance before the last token of the additional token that `inject` keeps.
 const TAIL: usize = 1;
-/// Tokens of one batch of llama-bench, as many as ours has at most.
+/// Batch size for llama-bench, in tokens: our maximum batch size.
 const BATCH: &str = "1024";
 
-const HEADER: [&str; 5] = ["what", "wall, s", "CPU, s", "tokens a second", "beside decoding alone"];
+const HEADER: [&str; 5] = ["work", "wall, s", "CPU, s", "tokens/s", "relative to decoding alone"];
 
 /// Prints the tables.
 pub fn run(effort: Effort) -> Result<(), Failure> {
@@ -63,21 +64,22 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     )?;
     let names = [
         "decoding alone (first token of the answer)",
-        "the same with llama.cpp's own products",
-        "with the residual of every layer at the last token",
-        "and every writer's inputs",
-        "and the products of these",
+        "decoding alone, with llama.cpp's own matrix products",
+        "and capturing the residual of every layer at the last token",
+        "and capturing every writer's inputs",
+        "and computing the products of the inputs",
     ];
     let mut rows: Vec<Vec<String>> =
         names.iter().zip(&spent).map(|(name, s)| row(name, s, tokens, spent[0].wall)).collect();
     if let Some(rate) = llama_bench(model, effort)? {
         let ours = tokens / spent[0].wall;
-        let cells = ["`llama-bench -p 512` of Debian".into(), String::new(), String::new()];
+        let cells = ["Debian's `llama-bench -p 512`".into(), String::new(), String::new()];
         rows.push([&cells[..], &[format!("{rate:.0}"), format!("{:.2}", rate / ours)]].concat());
     }
     let text = format!(
-        "{} prompts in the template of {}, {tokens:.0} tokens (what all begin with is decoded once a batch), {} threads; \
-         median of {}. `inject` keeps the inputs of {SAMPLE} tokens of all positions and of the last {} of every prompt.",
+        "{} prompts in the template of {}, {tokens:.0} tokens (the common prefix is decoded once per batch), \
+         {} threads; median of {}. `inject` keeps the inputs of {SAMPLE} sampled tokens and of the last {} \
+         of every prompt.",
         chats.len(),
         model.name(),
         threads(),
@@ -94,7 +96,7 @@ fn row(name: &str, spent: &Spent, tokens: f64, alone: f64) -> Vec<String> {
     [&[name.to_owned()][..], &numbers, &[format!("{:.2}", alone / wall)]].concat()
 }
 
-/// Tokens that go through the model.
+/// Returns the number of tokens decoded by the model.
 fn decoded(engine: &LlamaEngine, chats: &[Chat<'_>]) -> Result<f64, Failure> {
     let prompts = chats.iter().map(|chat| engine.tokens(chat)).collect::<Result<Vec<_>, _>>()?;
     let shared = |group: &[Vec<i32>]| {
@@ -108,7 +110,7 @@ fn decoded(engine: &LlamaEngine, chats: &[Chat<'_>]) -> Result<f64, Failure> {
     Ok(groups(&prompts, 1).into_iter().map(|range| of_group(&prompts[range])).sum::<usize>() as f64)
 }
 
-/// Tokens a second of another llama.cpp, where scripts/bench found one.
+/// Returns the tokens per second of another llama.cpp build, if `scripts/bench` found one.
 pub fn llama_bench(model: &Model, effort: Effort) -> Result<Option<f64>, Failure> {
     let Some(folder) = std::env::var_os("ROSI_BENCH_LLAMA") else { return Ok(None) };
     let output = Command::new(std::path::Path::new(&folder).join("llama-bench"))
@@ -118,5 +120,5 @@ pub fn llama_bench(model: &Model, effort: Effort) -> Result<Option<f64>, Failure
         .arg(&model.gguf.path)
         .output()?;
     let told: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    Ok(Some(told[0]["avg_ts"].as_f64().ok_or("llama-bench told no avg_ts")?))
+    Ok(Some(told[0]["avg_ts"].as_f64().ok_or("llama-bench printed no avg_ts")?))
 }

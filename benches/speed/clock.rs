@@ -1,41 +1,41 @@
-//! Wall and CPU time.
+//! Measurement of wall and CPU time.
 
 use std::time::Instant;
 
 use crate::Failure;
 
-/// What a piece of work took.
+/// Time spent on a piece of work.
 #[derive(Debug, Clone, Copy)]
 pub struct Spent {
-    /// Seconds on the clock.
+    /// Wall time, in seconds.
     pub wall: f64,
-    /// Seconds of all threads, and of programs that were started and ended.
+    /// CPU time of all threads and of finished child processes, in seconds.
     pub cpu: f64,
 }
 
-/// Seconds of CPU time of this process and its children so far.
+/// Returns the CPU seconds used by this process and its finished children.
 fn cpu() -> Result<f64, Failure> {
-    /// Ticks of /proc a second, on every Linux.
+    /// Clock ticks per second in /proc, the same on every Linux.
     const TICKS: f64 = 100.0;
     let stat = std::fs::read_to_string("/proc/self/stat")?;
     let fields: Vec<&str> =
-        stat.rsplit_once(')').ok_or("/proc/self/stat has no name")?.1.split_whitespace().collect();
-    // utime, stime, cutime and cstime are fields 14 to 17; the first one behind the name is field 3.
-    let ticks = fields.get(11..15).ok_or("/proc/self/stat is short")?;
+        stat.rsplit_once(')').ok_or("/proc/self/stat has no process name")?.1.split_whitespace().collect();
+    // utime, stime, cutime and cstime are fields 14 to 17; the first one after the name is field 3.
+    let ticks = fields.get(11..15).ok_or("/proc/self/stat has too few fields")?;
     Ok(ticks.iter().filter_map(|t| t.parse::<f64>().ok()).sum::<f64>() / TICKS)
 }
 
-/// What `work` takes.
+/// Runs `work` and returns its result and the time spent.
 pub fn time<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<(T, Spent), Failure> {
     let (start, before) = (Instant::now(), cpu()?);
     let done = work()?;
     Ok((done, Spent { wall: start.elapsed().as_secs_f64(), cpu: cpu()? - before }))
 }
 
-/// A piece of work that can be done again.
+/// Repeatable work.
 pub type Work<'a> = dyn FnMut() -> Result<(), Failure> + 'a;
 
-/// The medians of what each of `works` takes, which take turns.
+/// Returns the median time of each of `works`, run alternately for `rounds` rounds.
 pub fn medians(rounds: usize, works: &mut [&mut Work<'_>]) -> Result<Vec<Spent>, Failure> {
     let mut all = vec![Vec::new(); works.len()];
     for _ in 0..rounds {

@@ -1,4 +1,5 @@
-//! Cost against size, length and number of prompts, on models of random shape-filling weights, and what follows for others.
+//! How cost grows with model size, prompt length and number of prompts, on generated models with zero weights, and the
+//! resulting predictions for other models.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,7 +11,7 @@ use crate::clock::medians;
 use crate::model::Model;
 use crate::{Effort, Failure, predict, table};
 
-/// The shape of a llama.
+/// The shape of a llama model.
 struct Shape {
     name: &'static str,
     n_embd: u64,
@@ -27,8 +28,9 @@ const SHAPES: [Shape; 4] = [
     Shape { name: "3B (as Llama 3.2)", n_embd: 3072, n_layer: 28, n_ff: 8192, n_head: 24, n_head_kv: 8 },
 ];
 
-/// Tokens of a prompt, and prompts, where they are not what is varied.
+/// Tokens per prompt, unless the length is varied.
 const LENGTH: usize = 32;
+/// Number of prompts, unless it is varied.
 const PROMPTS: usize = 32;
 const LENGTHS: [usize; 4] = [32, 128, 512, 1000];
 const COUNTS: [usize; 3] = [32, 64, 128];
@@ -49,7 +51,7 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints the table of sizes, and returns the rate that [`predict`] reckons with.
+/// Prints the table of sizes and returns the rate for [`predict`].
 fn by_size(generated: &[(String, Model)], effort: Effort, rounds: usize) -> Result<f64, Failure> {
     let mut sizes = Vec::new();
     for (name, model) in generated {
@@ -75,11 +77,12 @@ fn by_size(generated: &[(String, Model)], effort: Effort, rounds: usize) -> Resu
         ]
     });
     let text = format!(
-        "{PROMPTS} prompts of {LENGTH} random tokens, first answer token; median of {rounds}. Generated models hold zeros in blocks of Q4_K, and \
-         a vocabulary of bytes. Exponent fitted over them: seconds ~ weights^{exponent:.2}."
+        "{PROMPTS} prompts of {LENGTH} random tokens, first answer token; median of {rounds}. Generated \
+         models have zero weights in Q4_K and a vocabulary of bytes. Fit over the generated models: seconds \
+         ~ weights^{exponent:.2}."
     );
-    let header = ["model", "million weights in blocks", "s", "tokens a second", "GFLOP a second"];
-    table::print("Growth with the size of the model", &text, &header, &rows.collect::<Vec<_>>());
+    let header = ["model", "million weights in blocks", "s", "tokens/s", "GFLOP/s"];
+    table::print("Growth with model size", &text, &header, &rows.collect::<Vec<_>>());
     Ok(rate)
 }
 
@@ -97,12 +100,12 @@ fn by_length(engine: &mut LlamaEngine, name: &str, rounds: usize) -> Result<(), 
         ]
     });
     let text = format!(
-        "{name} of the generated models. Attention is a small part of the work at the length of an instruction."
+        "The generated model {name}. At the length of an instruction, attention is a small part of the work."
     );
     table::print(
-        "Growth with the length of the prompts",
+        "Growth with prompt length",
         &text,
-        &["tokens a prompt", "prompts", "s", "tokens a second"],
+        &["tokens per prompt", "prompts", "s", "tokens/s"],
         &rows.collect::<Vec<_>>(),
     );
     Ok(())
@@ -114,13 +117,14 @@ fn by_count(engine: &mut LlamaEngine, rounds: usize) -> Result<(), Failure> {
     let exponent = fitted(by_count.iter().map(|&(count, spent)| (count as f64, spent)));
     let rows = by_count.iter().map(|(count, spent)| vec![count.to_string(), format!("{spent:.3}")]);
     let text = format!(
-        "Exponent: seconds ~ prompts^{exponent:.2}. A trial asks the same prompts again, so trials count as prompts do."
+        "Fit: seconds ~ prompts^{exponent:.2}. Each trial runs the same prompts again, so the cost of trials \
+         grows alike."
     );
     table::print("Growth with the number of prompts", &text, &["prompts", "s"], &rows.collect::<Vec<_>>());
     Ok(())
 }
 
-/// Prompts of `length` tokens without a beginning in common.
+/// Returns prompts of `length` tokens without a common prefix.
 fn prompts(count: usize, length: usize) -> Vec<Vec<i32>> {
     let token = |i: usize, at: usize| 3 + ((i * 7919 + at * 104_729 + i * at) % 256) as i32;
     (0..count).map(|i| (0..length).map(|at| token(i, at)).collect()).collect()
@@ -131,7 +135,7 @@ fn seconds(engine: &mut LlamaEngine, prompts: &[Vec<i32>], rounds: usize) -> Res
     Ok(medians(rounds, &mut [&mut work])?[0].wall)
 }
 
-/// The b of y ~ x^b, by least squares of the logarithms.
+/// Returns the exponent b of y ~ x^b, by least squares on the logarithms.
 fn fitted(points: impl Iterator<Item = (f64, f64)>) -> f64 {
     let points: Vec<(f64, f64)> = points.map(|(x, y)| (x.ln(), y.ln())).collect();
     let n = points.len() as f64;
@@ -142,7 +146,7 @@ fn fitted(points: impl Iterator<Item = (f64, f64)>) -> f64 {
 }
 
 impl Shape {
-    /// Writes the model, and opens it.
+    /// Writes and opens the model.
     fn model(&self, dir: &Path) -> Result<Model, Failure> {
         let path = dir.join(format!("{}.gguf", self.n_embd));
         self.builder().write_to(&mut File::create(&path)?)?;
@@ -187,7 +191,7 @@ impl Shape {
 
 const N_VOCAB: u64 = 259;
 
-/// Bytes, and what opens, ends and is unknown.
+/// Adds a vocabulary of all bytes and the unknown, start and end tokens.
 fn vocabulary(file: GgufBuilder) -> GgufBuilder {
     let marks = ["<unk>", "<s>", "</s>"].map(String::from);
     let tokens: Vec<String> =

@@ -1,4 +1,4 @@
-//! The whole of `inject`, stage by stage, beside the road that a user has without it.
+//! A complete run of `inject`, stage by stage, compared with the manual workflow without it.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,12 +10,12 @@ use crate::clock::{Spent, time};
 use crate::model::{Model, threads};
 use crate::{Effort, Failure, table};
 
-/// Runs of a default job, whose CPU time is set beside that of llama-bench.
+/// Runs of a default job for the comparison of CPU time with llama-bench.
 const RUNS: usize = 3;
-/// Tokens that llama-bench is to read in no less CPU time than a default job takes.
+/// Tokens of the CPU time target: a default job should take no longer than llama-bench needs to read as many.
 const TOKENS: f64 = 45_000.0;
 
-/// Prints the tables; in short nothing, since the end-to-end tests run jobs.
+/// Prints the tables. Does nothing with [`Effort::Short`], since the end-to-end tests run jobs.
 pub fn run(effort: Effort) -> Result<(), Failure> {
     if effort == Effort::Short {
         return Ok(());
@@ -35,15 +35,15 @@ fn measure(model: &Model) -> Result<(), Failure> {
         vec![name, format!("{seconds:.1}"), format!("{:.0} %", 100.0 * seconds / total)]
     };
     let mut rows: Vec<Vec<String>> = stages.iter().map(stage).collect();
-    rows.push(vec!["all".into(), format!("{total:.1}"), String::new()]);
+    rows.push(vec!["total".into(), format!("{total:.1}"), String::new()]);
     let mib = |bytes: f64| bytes / f64::from(1 << 20);
     let (peak, size) = (mib(number(&report["peak_memory"])), mib(model.gguf.file_len as f64));
     let text = format!(
-        "`inject {}`{}, {} threads: {total:.0} s, {:.0} CPU seconds, peak memory {peak:.0} MiB, of a model of \
-         {size:.0} MiB: {:.0} more. Strength {:.4}, layer {}.",
+        "`inject {}`{}, {} threads: {total:.0} s, {:.0} CPU seconds, peak memory {peak:.0} MiB; the model \
+         has {size:.0} MiB, so {:.0} MiB more. Strength {:.4}, layer {}.",
         model.name(),
         match options(model).join(" ") {
-            none if none.is_empty() => " without an option".to_owned(),
+            none if none.is_empty() => " without options".to_owned(),
             some => format!(" with `{some}`"),
         },
         threads(),
@@ -62,7 +62,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(f64::NAN)
 }
 
-/// How many trials it took to what was chosen, and what files in place of adapters would have added.
+/// Prints the trials up to the choice, and the time that files instead of adapters would have added.
 fn search(model: &Model, report: &Value) {
     let none = Vec::new();
     let [probes, trials] = ["probes", "trials"].map(|key| report["search"][key].as_array().unwrap_or(&none));
@@ -83,20 +83,21 @@ fn search(model: &Model, report: &Value) {
         |name: &str| stages.iter().filter(|s| s["name"] == name).map(|s| number(&s["seconds"])).sum::<f64>();
     let edits = probes.len() + trials.len();
     let text = format!(
-        "{} candidates compared by first tokens, each at one to three strengths, then these trials; one that cannot be the best any \
-         more is ended, and its utility is the most it could have become. The choice is number {} of {}. Files in place of adapters \
-         would have added {:.0} s or more to the {:.0} s of the search ({edits} edits, written and loaded).",
+        "{} candidates compared by first tokens, each at one to three strengths, then these trials. A trial \
+         that can no longer be the best is stopped; its utility is an upper bound. The chosen trial is \
+         number {} of {}. Files instead of adapters would have added at least {:.0} s to the {:.0} s of the \
+         search ({edits} edits to write and load).",
         probes.len(),
         best.map_or("none".into(), |best| (best + 1).to_string()),
         trials.len(),
         edits as f64 * (stage("writing") + stage("loading the model")),
         stage("searching"),
     );
-    let header = ["trial", "strength", "prompts asked", "utility"];
-    table::print(&format!("Trials to the choice: {}", model.name()), &text, &header, &rows);
+    let header = ["trial", "strength", "prompts", "utility"];
+    table::print(&format!("Search trials: {}", model.name()), &text, &header, &rows);
 }
 
-/// What that job made of the model.
+/// Prints the scores of the job.
 fn result(model: &Model, scores: &Value) {
     let scores = scores.as_object().cloned().unwrap_or_default();
     let share = |tally: &Value| {
@@ -113,13 +114,14 @@ fn result(model: &Model, scores: &Value) {
         [&[name.replace('_', " ")][..], &kinds, &[kl]].concat()
     };
     let rows: Vec<Vec<String>> = scores.iter().filter(|(_, score)| !score.is_null()).map(row).collect();
-    let text = "Refused of the report split's prompts, which chose nothing; controls that need no more are asked every second one. KL of the first \
-                token on harmless prompts, nats.";
-    let header = ["score of", "harmful", "harmless", "borderline", "KL"];
-    table::print(&format!("What it made: {}", model.name()), text, &header, &rows);
+    let text = "Refused prompts of the report split, which influenced no choice; some controls use every \
+                second prompt. KL of the first token on harmless prompts, in nats.";
+    let header = ["model", "harmful", "harmless", "borderline", "KL"];
+    table::print(&format!("Scores: {}", model.name()), text, &header, &rows);
 }
 
-/// SmolLM2-135M hardly refuses, which by default is told, and nothing more done; a large push would lose what it refuses.
+/// Returns extra options for the model. SmolLM2-135M hardly refuses, so `inject` would stop by default, and a large
+/// push would lose its existing refusals.
 fn options(model: &Model) -> Vec<&'static str> {
     match model.name().starts_with("SmolLM2") {
         false => vec![],
@@ -130,7 +132,8 @@ fn options(model: &Model) -> Vec<&'static str> {
     }
 }
 
-/// The report of the median of several jobs by CPU time, which is set beside what llama-bench does between them.
+/// Runs several jobs, alternating with llama-bench; prints the comparison and returns the report of the job with the
+/// median CPU time.
 fn several(model: &Model, dir: &Path) -> Result<Value, Failure> {
     let mut reports = Vec::new();
     let mut rows = Vec::new();
@@ -139,7 +142,7 @@ fn several(model: &Model, dir: &Path) -> Result<Value, Failure> {
         let [wall, cpu] = ["seconds", "cpu_seconds"].map(|key| number(&report[key]));
         let mut cells = vec![run.to_string(), format!("{wall:.0}"), format!("{cpu:.0}")];
         let (rate, Spent { wall, cpu: bench_cpu }) = time(|| llama_bench(model, Effort::Full))?;
-        // Loading the model is in its time: what counts is how many CPUs it keeps busy.
+        // The measured time includes loading the model, so only the average number of busy CPUs is used.
         cells.extend(rate.map_or([const { String::new() }; 3], |rate| {
             let prefill = TOKENS / rate * bench_cpu / wall;
             [format!("{rate:.1}"), format!("{prefill:.0}"), format!("{:.2}", cpu / prefill)]
@@ -148,16 +151,17 @@ fn several(model: &Model, dir: &Path) -> Result<Value, Failure> {
         reports.push((cpu, report));
     }
     let text = format!(
-        "`inject` without an option, {RUNS} times, and `llama-bench -p 512` of Debian after each. CPU seconds of llama-bench are those of \
-         {TOKENS:.0} tokens at its rate. The next table is of the run with the median CPU time."
+        "`inject` without options, {RUNS} times, with Debian's `llama-bench -p 512` after each run. CPU \
+         seconds of llama-bench are for {TOKENS:.0} tokens at its rate. The next table shows the run with \
+         the median CPU time."
     );
     let header = ["run", "s", "CPU s", "llama-bench, tokens/s", "CPU s of llama-bench", "ratio"];
-    table::print(&format!("A default job beside llama-bench: {}", model.name()), &text, &header, &rows);
+    table::print(&format!("Default job and llama-bench: {}", model.name()), &text, &header, &rows);
     reports.sort_by(|a, b| a.0.total_cmp(&b.0));
     Ok(reports.swap_remove(RUNS / 2).1)
 }
 
-/// The report of the job with the number `run`: a stored one, or that of a run.
+/// Returns the report of job number `run`: a stored one, or that of a new run.
 fn inject(model: &Model, dir: &Path, run: usize) -> Result<Value, Failure> {
     let name = format!("{}-{run}.json", model.name());
     let kept = std::env::var_os("ROSI_BENCH_REPORTS").map(|folder| Path::new(&folder).join(name));
@@ -165,7 +169,7 @@ fn inject(model: &Model, dir: &Path, run: usize) -> Result<Value, Failure> {
         return Ok(serde_json::from_slice(&std::fs::read(stored)?)?);
     }
     if let Some(folder) = kept.as_deref().and_then(Path::parent) {
-        // Before the minutes that the run takes.
+        // Fail before the run, which takes minutes.
         std::fs::create_dir_all(folder)?;
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
@@ -180,7 +184,7 @@ fn inject(model: &Model, dir: &Path, run: usize) -> Result<Value, Failure> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// Decode to floats, edit, write, quantize: Python's gguf and llama-quantize.
+/// Measures the manual workflow with Python's gguf and llama-quantize: decode to floats, edit, write, quantize.
 fn road(model: &Model, dir: &Path, ours: f64) -> Result<(), Failure> {
     let (Some(python), Some(llama)) =
         (std::env::var_os("ROSI_TEST_PYTHON"), std::env::var_os("ROSI_BENCH_LLAMA"))
@@ -188,7 +192,7 @@ fn road(model: &Model, dir: &Path, ours: f64) -> Result<(), Failure> {
         return Ok(());
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/speed/road.py");
-    let ftype = model.gguf.u64("general.file_type").ok_or("the model does not say of which type it is")?;
+    let ftype = model.gguf.u64("general.file_type").ok_or("the model has no general.file_type")?;
     let output = Command::new(python)
         .arg(script)
         .arg(&model.gguf.path)
@@ -200,19 +204,20 @@ fn road(model: &Model, dir: &Path, ours: f64) -> Result<(), Failure> {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
     let told: Value = serde_json::from_slice(&output.stdout)?;
-    let steps = told["steps"].as_object().ok_or("the script told no steps")?;
+    let steps = told["steps"].as_object().ok_or("road.py printed no steps")?;
     let total: f64 = steps.values().map(number).sum();
     let mut rows: Vec<Vec<String>> =
         steps.iter().map(|(name, value)| vec![name.clone(), format!("{:.1}", number(value))]).collect();
-    rows.push(vec!["all".into(), format!("{total:.1}")]);
+    rows.push(vec!["total".into(), format!("{total:.1}")]);
     let text = format!(
-        "One edit of a strength that was guessed, by hand: no search, no answers, no check, no controls, and a quantization to \
-         nearest, which loses most of it ([requant.md](requant.md)). The forward pass is a lower bound: the matrix products of the \
-         blocks in numpy, for as many tokens as `inject` learns from, and nothing else. Peak memory {:.0} MiB. The whole of `inject`, which \
-         does all that, takes {:.1} times as long.",
+        "One manual edit with a guessed strength: no search, answers, verification or controls, and \
+         quantization to nearest, which loses most of the edit ([requant.md](requant.md)). The forward pass \
+         is a lower bound: only the matrix products of the blocks, in numpy, for as many tokens as `inject` \
+         trains on. Peak memory {:.0} MiB. A complete run of `inject`, which includes all of these steps, \
+         takes {:.1} times as long.",
         number(&told["peak_mib"]),
         ours / total,
     );
-    table::print(&format!("The road without it: {}", model.name()), &text, &["step", "s"], &rows);
+    table::print(&format!("Manual workflow: {}", model.name()), &text, &["step", "s"], &rows);
     Ok(())
 }

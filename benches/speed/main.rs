@@ -1,12 +1,12 @@
-//! How fast, beside what a user would run instead. Prints Markdown tables; `scripts/bench speed` sets the `ROSI_BENCH_*`
-//! variables and keeps the tables in docs/benchmarks.md.
+//! Compares the speed with the programs that a user would run instead. Prints Markdown tables; `scripts/bench speed`
+//! sets the `ROSI_BENCH_*` variables and writes the tables to docs/benchmarks.md.
 //!
 //! ```text
-//! cargo bench --bench speed -- [short] [capture] [rewrite] [search] [job] [growth]      (all when none is named)
+//! cargo bench --bench speed -- [short] [capture] [rewrite] [search] [job] [growth]      (default: all)
 //! ```
 //!
-//! `short` measures the smallest model once, so that CI notices where this no longer runs: its figures mean nothing. What is compared takes
-//! turns, so that whatever else the machine does meets all alike.
+//! `short` measures the smallest model once, so that CI detects when a benchmark fails to run; its figures are not
+//! meaningful. Compared programs take turns, so that other load on the machine affects all of them equally.
 
 mod capture;
 mod clock;
@@ -21,10 +21,10 @@ mod table;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What it is called on the command line, and what prints its tables.
+/// Name of a part on the command line, and the function that prints its tables.
 type Part = (&'static str, fn(Effort) -> Result<(), Failure>);
 
-/// The parts, in the order in which they are printed.
+/// The parts, in output order.
 const PARTS: [Part; 5] = [
     ("capture", capture::run),
     ("rewrite", rewrite::run),
@@ -33,22 +33,22 @@ const PARTS: [Part; 5] = [
     ("growth", growth::run),
 ];
 
-/// How much is measured.
+/// How much to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effort {
-    /// That it runs.
+    /// Only that the benchmark runs.
     Short,
-    /// All.
+    /// Everything.
     Full,
 }
 
 impl Effort {
-    /// Turns of what is compared.
+    /// Returns the number of rounds per comparison.
     fn rounds(self) -> usize {
         if self == Self::Short { 1 } else { 5 }
     }
 
-    /// The names of the models' variables.
+    /// Returns the environment variables with the paths of the models.
     fn models(self) -> &'static [&'static str] {
         match self {
             Self::Short => &["ROSI_TEST_MODEL_SMOLLM2"],
@@ -58,7 +58,7 @@ impl Effort {
 }
 
 fn main() -> Result<(), Failure> {
-    // cargo itself adds `--bench`.
+    // Cargo adds `--bench`.
     let mut wanted: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let effort = if wanted.iter().any(|w| w == "short") { Effort::Short } else { Effort::Full };
     wanted.retain(|w| w != "short");

@@ -1,4 +1,4 @@
-//! A model that is measured.
+//! The model under test.
 
 use std::path::{Path, PathBuf};
 
@@ -13,50 +13,50 @@ use rosi_gguf::quant::preserve::InputModel;
 
 use crate::Failure;
 
-/// Relative Frobenius change of the edit that is written: what `inject` uses is of that size.
+/// Relative Frobenius change of the edit to write, similar to what `inject` uses.
 const STRENGTH: f64 = 0.01;
 
-/// The file and what writes into its residual stream.
+/// A model file and its plan.
 pub struct Model {
-    /// The file.
+    /// The file and its header.
     pub gguf: Gguf,
-    /// Its writers.
+    /// The editable parts of the model.
     pub plan: Plan,
 }
 
-/// CPU threads of everything that is measured.
+/// Returns the number of CPU threads for all measurements.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 impl Model {
-    /// The model whose path is in the environment variable `name`.
+    /// Opens the model whose path is in the environment variable `name`.
     pub fn named(name: &str) -> Result<Self, Failure> {
         Self::open(
             std::env::var_os(name).ok_or_else(|| format!("{name} is not set: run scripts/bench"))?.into(),
         )
     }
 
-    /// The model at `path`.
+    /// Opens the model at `path`.
     pub fn open(path: PathBuf) -> Result<Self, Failure> {
         let gguf = Gguf::open(&path)?;
         let plan = plan_of(&gguf)?;
         Ok(Self { gguf, plan })
     }
 
-    /// The file's name.
+    /// Returns the file name without its extension.
     pub fn name(&self) -> String {
         self.gguf.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Loads it.
+    /// Loads the model into llama.cpp.
     pub fn engine(&self) -> Result<LlamaEngine, Failure> {
         let options =
             EngineOptions { path: self.gguf.path.clone(), threads: threads(), offload: Offload::none() };
         Ok(LlamaEngine::load(&options, self.gguf.str("tokenizer.chat_template"), &mut |_| ())?)
     }
 
-    /// An edit of every writer, along a random direction.
+    /// Returns edits of all writers along a random direction.
     pub fn edits(&self) -> Result<Vec<Edit>, Failure> {
         let weights = self.plan.writers.iter().map(|writer| edit::read_weights(&self.gguf, writer));
         let weights = weights.collect::<Result<Vec<_>, _>>()?;
@@ -64,7 +64,7 @@ impl Model {
         Ok(edit::edits(&self.plan, &weights, &edit::mean_rows(&weights), &along, STRENGTH)?)
     }
 
-    /// Writes a copy with `edits`, or with none, flushed to the disk.
+    /// Writes a copy, with `edits` if `how` is given, and flushes it to disk.
     pub fn write(&self, edits: &[Edit], how: Option<Requant>, path: &Path) -> Result<(), Failure> {
         let mut file = AtomicFile::create(path, true)?;
         let mut replace = |tensor: &TensorInfo| {
@@ -77,7 +77,7 @@ impl Model {
         Ok(file.commit()?)
     }
 
-    /// Millions of weights that a token is multiplied with in the blocks of a dense model.
+    /// Returns the millions of matrix weights in the blocks, which every token of a dense model is multiplied with.
     pub fn millions(&self) -> f64 {
         let matrices = self.gguf.tensors.iter().filter(|t| t.n_rows() > 1 && t.name.starts_with("blk."));
         matrices.map(rosi_gguf::open::TensorInfo::n_elements).sum::<u64>() as f64 / 1e6

@@ -1,4 +1,4 @@
-//! Edit and write beside copying the file and beside quantizing it anew.
+//! Editing and writing a file, compared with copying it and with quantizing it from scratch.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::clock::{Spent, medians};
 use crate::model::{Model, threads};
 use crate::{Effort, Failure, table};
 
-const HEADER: [&str; 5] = ["what", "wall, s", "CPU, s", "wall beside `cp`", "wall beside `cp` and `sync`"];
+const HEADER: [&str; 5] = ["work", "wall, s", "CPU, s", "wall / `cp`", "wall / `cp` and `sync`"];
 
 /// Prints the tables.
 pub fn run(effort: Effort) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let check =
         || Ok(verify(&model.gguf, &Gguf::open(&ours)?, &edits.clone().into(), &mut |_, _| ()).map(drop)?);
     let (mut first, mut second, mut third) = (cp, cp_and_sync, check);
-    // What is verified has to be there.
+    // Create the file that the first round verifies.
     write(&ours, Some(Requant::Preserve))?;
     let spent = medians(
         effort.rounds(),
@@ -52,19 +52,19 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     )?;
     let names = [
         "`cp`",
-        "`cp`, and `sync` of the copy",
-        "our copy without an edit",
+        "`cp` and `sync` of the copy",
+        "copy without an edit",
         "edit and write (preserve)",
         "edit and write (nearest)",
-        "verify what was written",
+        "verify the written file",
     ];
     let mut rows: Vec<Vec<String>> = names.iter().zip(&spent).map(|(name, s)| row(name, s, &spent)).collect();
     if let Some(quantized) = llama_quantize(model, &to("quantized.gguf"))? {
         rows.push(row("`llama-quantize --allow-requantize` to the same type", &quantized, &spent));
     }
     let text = format!(
-        "{}, {} MB, {} of {} tensors edited; source in the page cache, {} threads, median of {}. What we write is flushed to the disk \
-         before it gets its name; `cp` and llama-quantize leave that to the system.",
+        "{}, {} MB, {} of {} tensors edited; source in the page cache, {} threads, median of {}. rosi-gguf \
+         flushes files to disk before renaming them; `cp` and llama-quantize do not.",
         model.name(),
         model.gguf.file_len / 1_000_000,
         edits.len(),
@@ -87,10 +87,10 @@ fn row(name: &str, spent: &Spent, all: &[Spent]) -> Vec<String> {
     ]
 }
 
-/// Once: it takes long. `None` where scripts/bench found no llama-quantize.
+/// Measures llama-quantize once, since it is slow; returns `None` if `scripts/bench` found no llama-quantize.
 fn llama_quantize(model: &Model, to: &Path) -> Result<Option<Spent>, Failure> {
     let Some(folder) = std::env::var_os("ROSI_BENCH_LLAMA") else { return Ok(None) };
-    let ftype = model.gguf.u64("general.file_type").ok_or("the model does not say of which type it is")?;
+    let ftype = model.gguf.u64("general.file_type").ok_or("the model has no general.file_type")?;
     let mut quantize = || -> Result<(), Failure> {
         let output = Command::new(Path::new(&folder).join("llama-quantize"))
             .args(["--allow-requantize".as_ref(), model.gguf.path.as_os_str(), to.as_os_str()])

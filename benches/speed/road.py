@@ -1,6 +1,8 @@
-"""What a user does without rosi-gguf: decode to floats, run the model for hidden states, edit, write, quantize.
+"""Manual workflow without rosi-gguf: decode to floats, collect hidden states, edit, write, quantize.
 
-road.py MODEL FOLDER LLAMA_QUANTIZE FTYPE THREADS: prints JSON with the seconds of each step and the peak memory.
+Usage: road.py MODEL FOLDER LLAMA_QUANTIZE FTYPE THREADS
+
+Prints JSON with the seconds of each step and the peak memory in MiB.
 """
 
 import json
@@ -13,7 +15,7 @@ import time
 import gguf
 import numpy
 
-# Prompts of a kind, and tokens of each, as inject learns from.
+# Kinds of prompts × prompts per kind × tokens per prompt, as inject trains on.
 TOKENS = 3 * 176 * 24
 BATCH = 1024
 STRENGTH = 0.01
@@ -34,7 +36,7 @@ reader = gguf.GGUFReader(model)
 weights = {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(numpy.float32) for t in reader.tensors}
 step("read and decode to floats (gguf)")
 
-# Every matrix of the blocks meets BATCH tokens; one batch is timed and counted for all.
+# Multiply every matrix of the blocks with one batch of BATCH tokens, and scale the time to TOKENS.
 generator = numpy.random.default_rng(1)
 matrices = [w for name, w in weights.items() if name.startswith("blk.") and w.ndim == 2]
 tokens = {n: generator.standard_normal((BATCH, n), dtype=numpy.float32) for n in {w.shape[1] for w in matrices}}

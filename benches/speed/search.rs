@@ -1,4 +1,4 @@
-//! A trial of the search, beside a file for each.
+//! The steps of a search trial, compared with writing a file for each trial.
 
 use rosi_gguf::eval::prompts::{PromptSet, Split};
 use rosi_gguf::eval::{Evaluator, FEW, Questions};
@@ -10,8 +10,8 @@ use crate::clock::{Spent, medians, time};
 use crate::model::Model;
 use crate::{Effort, Failure, table};
 
-const HEADER: [&str; 3] = ["what", "wall, s", "CPU, s"];
-/// Prompts of a trial.
+const HEADER: [&str; 3] = ["work", "wall, s", "CPU, s"];
+/// Numbers of harmful, harmless and borderline prompts of a trial.
 const TRIAL: [usize; 3] = [96; 3];
 
 /// Prints the tables.
@@ -44,20 +44,20 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let [harmful, harmless, borderline] = few.questions().by_kind().map(<[String]>::len);
     let looked_at = harmful + harmless.div_ceil(2) + borderline.div_ceil(2);
     let names = [
-        "the edit as an adapter".into(),
-        format!("KL on {harmless} harmless prompts, by their first tokens"),
+        "apply the edit as an adapter".into(),
+        format!("KL of the first token on {harmless} harmless prompts"),
         match opens {
             true => format!("first tokens of {looked_at} prompts"),
-            false => "first tokens: not asked, since it opens no refusals".into(),
+            false => "first tokens: skipped, since the model has no refusal openings".into(),
         },
-        format!("a trial: whole answers to {n} prompts"),
-        "the edit as a file: written and loaded".into(),
+        format!("trial: whole answers to {n} prompts"),
+        "write and load the edit as a file".into(),
     ];
     let mut rows: Vec<Vec<String>> = names.into_iter().zip(&spent).map(|(name, s)| row(name, s)).collect();
-    rows.insert(0, row(format!("the base's answers to {n} prompts, once"), &base));
+    rows.insert(0, row(format!("answers of the base to {n} prompts, once per search"), &base));
     let text = format!(
-        "{}, median of {rounds}. A candidate is looked at by first tokens, at a strength that two looks at KL find; only the best \
-         of them are tried whole.",
+        "{}, median of {rounds}. Candidates are compared by first tokens, at a strength found with two KL \
+         measurements; only the best ones get a trial.",
         model.name()
     );
     table::print(&format!("Search: {}", model.name()), &text, &HEADER, &rows);
@@ -68,7 +68,7 @@ fn row(name: String, spent: &Spent) -> Vec<String> {
     vec![name, format!("{:.3}", spent.wall), format!("{:.2}", spent.cpu)]
 }
 
-/// What a trial would take before its first token if it were a file.
+/// Writes and loads the edit as a file: the cost of a file-based trial before its first token.
 fn write_and_load(model: &Model, edits: &[Edit]) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("trial.gguf");

@@ -1,5 +1,5 @@
-//! What every fuzz target does with its bytes. A target fails when it panics, takes too long, or holds more than
-//! [`MOST_HELD`]; what was accepted is held against what must be true of it.
+//! The fuzz targets. A target fails if it panics, takes too long, or allocates more than [`MOST_HELD`] bytes.
+//! For accepted input, it also checks invariants of the result.
 
 #[path = "../../tests/common/ffi.rs"]
 mod counting;
@@ -21,28 +21,28 @@ use rosi_gguf::method::stored::StoredEdit;
 #[global_allocator]
 static ALLOCATOR: counting::Counting = counting::Counting;
 
-/// Most bytes that reading a small file may hold at a time.
+/// Upper bound on the memory allocated while reading a small file, in bytes.
 const MOST_HELD: usize = 64 << 20;
 
 static FOLDER: LazyLock<tempfile::TempDir> =
-    LazyLock::new(|| tempfile::tempdir().expect("no temporary folder"));
+    LazyLock::new(|| tempfile::tempdir().expect("cannot create a temporary folder"));
 static EMBEDDED: LazyLock<Patches> =
-    LazyLock::new(|| Patches::embedded().expect("the files in the binary are wrong"));
+    LazyLock::new(|| Patches::embedded().expect("the embedded patch files are invalid"));
 
-/// Writes `bytes` where what only reads files finds them.
+/// Writes `bytes` to a file in the temporary folder, for parsers that only accept a path.
 fn written(name: &str, bytes: &[u8]) -> PathBuf {
     let path = FOLDER.path().join(name);
-    std::fs::write(&path, bytes).expect("the temporary folder is full");
+    std::fs::write(&path, bytes).expect("cannot write to the temporary folder");
     path
 }
 
 fn bounded<T>(work: impl FnOnce() -> T) -> T {
     let (result, held) = counting::peak_of(work);
-    assert!(held <= MOST_HELD, "{held} bytes were held");
+    assert!(held <= MOST_HELD, "{held} bytes were allocated");
     result
 }
 
-/// A GGUF header; of what is accepted the plan, and a copy.
+/// Parses a GGUF header. If it is accepted, resolves the plan and writes a copy of the file.
 pub fn gguf(bytes: &[u8]) {
     let patches = &*EMBEDDED;
     let Ok(parsed) = bounded(|| Gguf::parse(Cursor::new(bytes), bytes.len() as u64)) else { return };
@@ -58,10 +58,10 @@ pub fn gguf(bytes: &[u8]) {
     let Ok(opened) = bounded(|| Gguf::open(&written("model.gguf", bytes))) else { return };
     let mut copy = Vec::new();
     let made = Rewrite::copy(&opened).write_to(&mut copy, &mut |_| Ok(None), &mut |_, _| Ok(()));
-    assert!(made.is_ok() && copy == bytes, "a copy is not the file");
+    assert!(made.is_ok() && copy == bytes, "the copy differs from the file");
 }
 
-/// A small llama of two blocks, for which a patch file may say anything.
+/// A small llama model of two blocks, against which [`patches`] resolves the fuzzed patch file.
 static LLAMA: LazyLock<Gguf> = LazyLock::new(|| {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -75,19 +75,19 @@ static LLAMA: LazyLock<Gguf> = LazyLock::new(|| {
         file = file.f32_tensor(&format!("blk.{layer}.attn_norm.weight"), &[4], &[1.0; 4]);
     }
     let path = FOLDER.path().join("llama.gguf");
-    file.write_to(&mut File::create(&path).expect("the temporary folder is full"))
-        .expect("it was written before");
-    Gguf::open(&path).expect("what the builder writes can be read")
+    file.write_to(&mut File::create(&path).expect("cannot write to the temporary folder"))
+        .expect("cannot write the model");
+    Gguf::open(&path).expect("a file written by the builder is readable")
 });
 
-/// A patch file of the user's, and the plan that it gives.
+/// Parses a user's patch file and resolves the plan with it.
 pub fn patches(bytes: &[u8]) {
     let (model, Ok(text)) = (&*LLAMA, std::str::from_utf8(bytes)) else { return };
     bounded(|| match Patches::from_text("user.toml", text) {
         Err(error) => drop((error.to_string(), error.hint())),
         Ok(patches) => {
             for name in patches.architectures() {
-                assert!(patches.find(name).is_ok(), "{name} is listed and not found");
+                assert!(patches.find(name).is_ok(), "{name} is listed but not found");
             }
             patches.table();
             match Plan::resolve(model, &patches) {
@@ -98,7 +98,7 @@ pub fn patches(bytes: &[u8]) {
     });
 }
 
-/// Prompt files; the first byte says of which format and name.
+/// Loads a prompt file. The first byte selects the file name and so the format.
 pub fn prompts(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first() else { return };
     const NAMES: [&str; 6] =
@@ -108,13 +108,13 @@ pub fn prompts(bytes: &[u8]) {
     let _ = bounded(|| PromptSet::load(std::slice::from_ref(&path)).map_err(|e| e.to_string()));
     let Ok(set) = set else { return };
     assert!(!set.is_empty());
-    let lines = set.prompts().iter().map(|p| serde_json::to_string(p).expect("a prompt is JSON") + "\n");
+    let lines = set.prompts().iter().map(|p| serde_json::to_string(p).expect("prompts serialize") + "\n");
     let again = written("again.jsonl", lines.collect::<String>().as_bytes());
-    let again = PromptSet::load_whole(&[again]).expect("what was read can be written and read");
+    let again = PromptSet::load_whole(&[again]).expect("a prompt set survives a round trip");
     assert_eq!(set.sha256(), again.sha256());
 }
 
-/// Importance matrices of both formats.
+/// Opens an importance matrix, in either format.
 pub fn imatrix(bytes: &[u8]) {
     let path = written("imatrix", bytes);
     bounded(|| match Imatrix::open(Path::new(&path)) {
@@ -131,7 +131,7 @@ pub fn imatrix(bytes: &[u8]) {
     });
 }
 
-/// A chat template from a model file, rendered as the commands render it.
+/// Renders a chat template in the ways the commands do.
 pub fn template(bytes: &[u8]) {
     let Ok(source) = std::str::from_utf8(bytes) else { return };
     let template = match ChatTemplate::new(source, "<s>", "</s>") {
@@ -152,13 +152,13 @@ pub fn template(bytes: &[u8]) {
     let _ = template.render_exchange("How do I bake bread?", "Mix flour.").map_err(|e| e.to_string());
 }
 
-/// A stored edit.
+/// Reads a stored edit and writes it again.
 pub fn stored(bytes: &[u8]) {
     let read =
         |bytes: &[u8]| bounded(|| StoredEdit::from_bytes(bytes).map_err(|problem| problem.to_string()));
     let Ok(edit) = read(bytes) else { return };
     assert!(edit.facts.strength > 0.0 && !edit.writers.is_empty());
-    let once = edit.to_bytes().expect("what was read can be written");
-    let again = read(&once).expect("what was written can be read");
-    assert!(again.to_bytes().is_ok_and(|bytes| bytes == once), "it is not the same after a round trip");
+    let once = edit.to_bytes().expect("an edit that was read can be written");
+    let again = read(&once).expect("an edit that was written can be read");
+    assert!(again.to_bytes().is_ok_and(|bytes| bytes == once), "the edit differs after a round trip");
 }

@@ -1,4 +1,4 @@
-//! `patches/*.toml` → [`ArchPatch`]: what writes into the residual stream of an architecture.
+//! Parses `patches/*.toml` into [`ArchPatch`]: which tensors of an architecture write into the residual stream.
 #![doc = include_str!("../../patches/README.md")]
 
 use std::collections::BTreeMap;
@@ -24,51 +24,51 @@ use check::parse;
 use embedded::EMBEDDED;
 pub use table::{ArchitectureRow, markdown};
 
-/// Longest patch file, in bytes; ours have some kilobytes.
+/// Maximum size of a patch file, in bytes; the built-in ones have a few kilobytes.
 const MAX_BYTES: u64 = 1 << 20;
-/// More close names than this are noise.
+/// Maximum number of similar names in an error.
 const MAX_CLOSE_NAMES: usize = 3;
 
-/// What one family of architectures writes into the residual stream with. One `patches/*.toml`.
+/// The residual writers of one family of architectures: the contents of one `patches/*.toml`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArchPatch {
-    /// Name of the file that says so, e.g. `llama.toml`.
+    /// Name of the patch file, e.g. `llama.toml`.
     #[serde(skip)]
     pub file: String,
-    /// Values of `general.architecture`.
+    /// Values of `general.architecture` that the file covers.
     #[serde(default)]
     pub architectures: Vec<String>,
-    /// Name of the residual stream in the graph, without `-N`.
+    /// Name of the residual stream in llama.cpp's graph, without `-N`.
     #[serde(default)]
     pub residual: String,
-    /// Name of that stream after the last block, where `residual` names it by the block that reads it:
-    /// then `{residual}-{N+1}` is the stream after block N.
+    /// Name of the stream after the last block, if `residual` is numbered by the block that reads it. Then
+    /// `{residual}-{N+1}` is the stream after block N.
     pub residual_last: Option<String>,
-    /// Where the graph keeps several residual streams side by side; most have one.
+    /// Memory layout of the residual streams; most graphs have a single one.
     #[serde(default)]
     pub streams: Streams,
-    /// What becomes of the token embedding.
+    /// How to treat the token embedding.
     #[serde(default)]
     pub embedding: EmbeddingPolicy,
-    /// Tensors that look like writers and are none.
+    /// Tensors that look like writers but are not.
     #[serde(default)]
     pub not_writers: Vec<String>,
-    /// Architectures whose feed-forward networks compute something that detector neurons do not know.
+    /// Architectures whose feed-forward networks compute a function that detector neurons do not support.
     #[serde(default)]
     pub no_detectors: Vec<String>,
-    /// Architectures whose models cannot be edited, and why.
+    /// Architectures whose models cannot be edited, each with the reason.
     #[serde(default)]
     pub refused: BTreeMap<String, String>,
-    /// What the table of architectures says about the family.
+    /// Note on the family for the table of architectures.
     pub note: Option<String>,
-    /// The patterns.
+    /// Patterns of the residual writers.
     #[serde(default, rename = "writer")]
     pub writers: Vec<WriterPattern>,
 }
 
 impl ArchPatch {
-    /// Every architecture that the file speaks of, refused or not.
+    /// Returns every architecture in the file, including refused ones.
     fn names(&self) -> impl Iterator<Item = &str> {
         self.architectures.iter().chain(self.refused.keys()).map(String::as_str)
     }
@@ -80,53 +80,53 @@ impl ArchPatch {
 pub struct WriterPattern {
     /// Name of the tensor, with `{i}` for the block.
     pub tensor: String,
-    /// Where in the block it sits.
+    /// Position in the block.
     pub kind: WriterKind,
-    /// Which of its two axes is the residual's.
+    /// Axis that is the coordinate of the residual stream.
     pub axis: ResidualAxis,
-    /// Whether every block of `layers` must have it.
+    /// Whether every block in `layers` must have the tensor.
     #[serde(default)]
     pub required: bool,
-    /// Group of which every block must have at least one.
+    /// Label of a group of patterns; every block must have a tensor of at least one of them.
     pub any_of: Option<String>,
-    /// Whether it holds one matrix per expert.
+    /// Whether the tensor holds one matrix per expert.
     #[serde(default)]
     pub experts: bool,
-    /// Blocks that it may be in.
+    /// Blocks that may have the tensor.
     #[serde(default)]
     pub layers: LayerRange,
-    /// Tensor without which a block has no use for the pattern.
+    /// Tensor that a block must have for the pattern to apply.
     pub with: Option<String>,
-    /// Tensor that makes the pattern useless in the block that has it.
+    /// Tensor that a block must not have for the pattern to apply.
     pub without: Option<String>,
-    /// Key of the number of experts that share one matrix.
+    /// Metadata key of the number of experts that share one matrix.
     pub experts_per_key: Option<String>,
-    /// Gain of the norm between the matrix and the residual.
+    /// Gain tensor of the norm between the matrix and the residual stream.
     pub post_norm: Option<String>,
     /// Whether that norm may be absent.
     #[serde(default)]
     pub post_norm_optional: bool,
-    /// Key without whose `true` there is no such norm.
+    /// Boolean metadata key that must be `true` for the norm to exist.
     pub post_norm_key: Option<String>,
-    /// Gain of a second norm, after the first.
+    /// Gain tensor of a second norm, after the first.
     pub outer_norm: Option<String>,
-    /// Tensor by which llama.cpp multiplies the product, when the file has it.
+    /// Tensor that llama.cpp multiplies the product by, if the file has it.
     pub scale: Option<String>,
-    /// Whether that scale multiplies a LoRA's contribution too.
+    /// Whether that scale also multiplies the contribution of a LoRA.
     #[serde(default)]
     pub scale_after_lora: bool,
-    /// Whether llama.cpp applies a LoRA to it.
+    /// Whether llama.cpp can apply a LoRA to the tensor.
     #[serde(default = "default_true")]
     pub lora: bool,
-    /// Key of the factor that multiplies what it writes.
+    /// Metadata key of the factor that multiplies the matrix's contribution.
     pub residual_scale_key: Option<String>,
-    /// The factor when no key gives one.
+    /// The factor if no key provides one.
     pub residual_scale: Option<f64>,
-    /// Further factor of `residual_scale`, from the model's shape.
+    /// Additional factor of `residual_scale` that depends on the model's shape.
     pub residual_scale_times: Option<ShapeFactor>,
 }
 
-/// Which axis of a GGUF matrix is the coordinate of the residual stream.
+/// The axis of a GGUF matrix that is the coordinate of the residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ResidualAxis {
@@ -136,26 +136,26 @@ pub enum ResidualAxis {
     Cols,
 }
 
-/// How the residual node of a block lies in memory.
+/// Memory layout of a block's residual node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Streams {
-    /// `[n_embd, n_tokens]`.
+    /// `[n_embd, n_tokens]`: a single stream.
     #[default]
     One,
-    /// `[n_embd, n_streams, n_tokens]`: hyper-connections. Their mean is taken.
+    /// `[n_embd, n_streams, n_tokens]`: hyper-connections. The mean of the streams is used.
     Inner,
-    /// `[n_embd, n_tokens, n_streams]`: the first one is taken.
+    /// `[n_embd, n_tokens, n_streams]`: the first stream is used.
     Outer,
 }
 
-/// Where a writer sits; the order is the order of writing within a block.
+/// Position of a writer, ordered by when it writes within a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WriterKind {
-    /// Before the first block.
+    /// Token embedding, before the first block.
     Embedding,
-    /// Output projection of an attention.
+    /// Output projection of an attention layer.
     Attention,
     /// Output projection of a state space, convolution or other recurrent mixer.
     Recurrent,
@@ -165,16 +165,17 @@ pub enum WriterKind {
     Other,
 }
 
-/// What becomes of the writers of kind [`WriterKind::Embedding`]: rows that are looked up have no inputs for an edit to act on.
+/// How to treat writers of kind [`WriterKind::Embedding`]. Their rows are looked up, so there is no input for an edit
+/// to act on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EmbeddingPolicy {
-    /// They stay out of the plan.
+    /// Leave them out of the plan.
     #[default]
     Leave,
 }
 
-/// A factor that the model's shape gives.
+/// A factor that depends on the model's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ShapeFactor {
@@ -184,69 +185,69 @@ pub enum ShapeFactor {
     RsqrtNLayer,
 }
 
-/// Blocks `from..until`.
+/// The range of blocks `from..until`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerRange {
-    /// First block; 0 when absent.
+    /// First block; 0 if absent.
     #[serde(default)]
     pub from: u32,
-    /// First block after the range; none when absent.
+    /// First block after the range; unbounded if absent.
     pub until: Option<u32>,
 }
 
 impl LayerRange {
-    /// Whether block `layer` is in the range.
+    /// Returns whether block `layer` is in the range.
     pub fn contains(&self, layer: usize) -> bool {
         layer >= self.from as usize && self.until.is_none_or(|until| layer < until as usize)
     }
 }
 
 impl WriterPattern {
-    /// Name of the tensor in block `layer`.
+    /// Returns the name of the tensor in block `layer`.
     pub fn tensor_in(&self, layer: usize) -> String {
         in_block(&self.tensor, layer)
     }
 
-    /// Whether no block can have a use for both patterns.
+    /// Returns whether no block can match both patterns.
     fn excludes(&self, other: &Self) -> bool {
         let apart = |with: &Option<String>, without| with.is_some() && with == without;
         apart(&self.with, &other.without) || apart(&other.with, &self.without)
     }
 
-    /// Whether every block has its own: the name holds `{i}`.
+    /// Returns whether each block has its own tensor, i.e. the name contains `{i}`.
     pub fn per_block(&self) -> bool {
         self.tensor.contains("{i}")
     }
 }
 
-/// `pattern` with `{i}` replaced by `layer`.
+/// Returns `pattern` with `{i}` replaced by `layer`.
 pub fn in_block(pattern: &str, layer: usize) -> String {
     pattern.replace("{i}", &layer.to_string())
 }
 
-/// Every known family; each architecture is in exactly one.
+/// All known families; each architecture is in exactly one.
 #[derive(Debug, Clone)]
 pub struct Patches {
     patches: Vec<ArchPatch>,
 }
 
 impl Patches {
-    /// The files in the binary.
+    /// Parses the patch files in the binary.
     pub fn embedded() -> Result<Self, PatchError> {
         let own = |(name, text): &(&str, &str)| (name.to_string(), text.to_string());
         Self::from_files(EMBEDDED.iter().map(own))
     }
 
-    /// What `text` says alone, as a file named `file` would.
+    /// Parses `text` as the only patch file, with the name `file`.
     ///
     /// # Errors
-    /// [`PatchError`].
+    /// Returns [`PatchError`] if the text is not a valid patch file.
     pub fn from_text(file: &str, text: &str) -> Result<Self, PatchError> {
         Self::from_files(std::iter::once((file.to_string(), text.to_string())))
     }
 
-    /// The files in the binary and every `*.toml` in `dir`, which is right where both speak.
+    /// Parses the patch files in the binary and every `*.toml` in `dir`, which takes precedence.
     pub fn with_dir(dir: &Path) -> Result<Self, PatchError> {
         let own = Self::from_files(read_dir(dir)?.into_iter())?;
         let mut patches = Self::embedded()?.patches;
@@ -259,7 +260,7 @@ impl Patches {
         Ok(Self { patches })
     }
 
-    /// The family of `arch`, the value of `general.architecture`.
+    /// Returns the family of `arch`, a value of `general.architecture`.
     pub fn find(&self, arch: &str) -> Result<&ArchPatch, PatchError> {
         let Some(patch) = self.named(arch) else {
             return Err(PatchError::Unknown {
@@ -275,7 +276,7 @@ impl Patches {
         }
     }
 
-    /// Every architecture that can be edited, sorted.
+    /// Returns the names of all editable architectures, sorted.
     pub fn architectures(&self) -> Vec<&str> {
         let names = self.patches.iter().flat_map(|patch| &patch.architectures);
         let mut names: Vec<&str> = names.map(String::as_str).collect();
@@ -313,7 +314,7 @@ impl Patches {
     }
 }
 
-/// What is wrong with a patch file, or with asking for an architecture.
+/// Errors of parsing patch files and finding architectures in them.
 #[allow(missing_docs)] // of fields: the names say it
 #[derive(Debug, thiserror::Error)]
 pub enum PatchError {
@@ -323,17 +324,17 @@ pub enum PatchError {
     /// A directory has no patch file.
     #[error("no *.toml file in {dir}")]
     NoFiles { dir: PathBuf },
-    /// A file is not TOML, or has a field that the format lacks, or one of another type.
+    /// A file is not valid TOML, or has a field that is unknown or of the wrong type.
     #[error("{file}, line {line}: {message}")]
     Syntax { file: String, line: usize, message: String },
-    /// A field has a value that makes no sense.
+    /// A field has an invalid value.
     #[error("{file}: `{field}`: expected {expected}, found {found}")]
     Field { file: String, field: String, expected: String, found: String },
-    /// Two files name the same architecture, or one names it twice.
-    #[error("architecture `{architecture}` is named twice: in {first} and in {second}")]
+    /// Two files contain the same architecture, or one contains it twice.
+    #[error("architecture `{architecture}` is defined twice: in {first} and in {second}")]
     Duplicate { architecture: String, first: String, second: String },
-    /// No file names the architecture.
-    #[error("no patch file names architecture `{architecture}`{}", name_list(close))]
+    /// No file contains the architecture.
+    #[error("unknown architecture `{architecture}`: no patch file contains it{}", name_list(close))]
     Unknown { architecture: String, close: Vec<String> },
     /// Models of this architecture cannot be edited.
     #[error("models of architecture `{architecture}` cannot be edited: {reason}")]
@@ -344,12 +345,12 @@ impl Hint for PatchError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { .. } | Self::Refused { .. } => return None,
-            Self::NoFiles { .. } => "--patches takes a directory of files like those in patches/",
-            Self::Syntax { .. } | Self::Field { .. } => "patches/README.md describes the format",
-            Self::Duplicate { .. } => "take it out of one of the two files",
+            Self::NoFiles { .. } => "pass --patches a directory of files like those in patches/",
+            Self::Syntax { .. } | Self::Field { .. } => "see patches/README.md for the format",
+            Self::Duplicate { .. } => "remove it from one of the two files",
             Self::Unknown { .. } => {
-                "write DIR/NAME.toml with the tensors that write into the residual stream \
-                 (patches/README.md describes the format) and pass --patches DIR"
+                "describe the tensors that write into the residual stream in DIR/NAME.toml \
+                 (see patches/README.md for the format) and pass --patches DIR"
             }
         };
         Some(hint.to_string())
@@ -359,7 +360,7 @@ impl Hint for PatchError {
 fn name_list(close: &[String]) -> String {
     match close {
         [] => String::new(),
-        names => format!(", close names: {}", names.join(", ")),
+        names => format!(", similar names: {}", names.join(", ")),
     }
 }
 
@@ -367,7 +368,7 @@ fn default_true() -> bool {
     true
 }
 
-/// Name and text of every `*.toml` in `dir`, sorted by name.
+/// Reads every `*.toml` in `dir`. Returns pairs of name and text, sorted by name.
 fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     let unreadable = |path: &Path, source| {
         let path = path.to_path_buf();
@@ -377,7 +378,7 @@ fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     for entry in fs::read_dir(dir).map_err(|error| unreadable(dir, error))? {
         let path = entry.map_err(|error| unreadable(dir, error))?.path();
         if path.extension() == Some(OsStr::new("toml")) {
-            // A pipe would be waited for.
+            // Checked before reading, because reading a pipe would wait for a writer.
             if !fs::metadata(&path).is_ok_and(|found| found.is_file()) {
                 return Err(unreadable(&path, io::Error::other("expected a regular file")));
             }
@@ -394,7 +395,7 @@ fn read_dir(dir: &Path) -> Result<Vec<(String, String)>, PatchError> {
     Ok(files)
 }
 
-/// Levenshtein distance in bytes.
+/// Returns the Levenshtein distance, in bytes.
 fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, byte_a) in a.bytes().enumerate() {

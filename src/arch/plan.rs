@@ -1,4 +1,4 @@
-//! [`Gguf`] × [`ArchPatch`] → [`Plan`]: what writes into the residual stream of one file.
+//! Applies an [`ArchPatch`] to a [`Gguf`] file to get a [`Plan`]: the tensors that write into its residual stream.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -17,7 +17,7 @@ mod tests;
 pub use error::{PlanError, PlanWarning};
 pub use ffn::Ffn;
 
-/// More blocks, width and experts than any model has (llama.cpp: 512 blocks, 1024 experts).
+/// Upper bounds on blocks, width and experts, beyond any model (llama.cpp: 512 blocks, 1024 experts).
 pub(crate) const MAX_LAYERS: u64 = 4096;
 const MAX_EMBD: u64 = 1 << 20;
 const MAX_EXPERTS: u64 = 1 << 16;
@@ -29,31 +29,31 @@ type Result<T> = std::result::Result<T, PlanError>;
 /// Every matrix of one file that writes into the residual stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// `general.architecture`.
+    /// Value of `general.architecture`.
     pub architecture: String,
-    /// Name of the patch file that it rests on, e.g. `llama.toml`.
+    /// Name of the patch file that the plan is based on, e.g. `llama.toml`.
     pub family: String,
-    /// Blocks that take part in a decode; NextN blocks are not among them.
+    /// Number of blocks that take part in a decode, excluding NextN blocks.
     pub n_layer: usize,
-    /// NextN blocks, which only draft; they follow the others in the file.
+    /// Number of NextN blocks, which are only used for drafting; they follow the others in the file.
     pub n_layer_nextn: usize,
     /// Width of the residual stream.
     pub n_embd: u64,
     /// Experts per block, 0 for a dense model.
     pub n_expert: u64,
-    /// Most experts that a token is routed to; 0 where the file does not say.
+    /// Number of experts that a token is routed to; 0 if the file does not state it.
     pub n_expert_used: u64,
-    /// Whether `token_embd` is the output matrix too.
+    /// Whether `token_embd` is also the output matrix.
     pub tied_embeddings: bool,
     /// Name of the residual stream after a block, without `-N`.
     pub residual_name: String,
-    /// Its name after the last block, where the others are named by the block that reads them.
+    /// Name of the stream after the last block, if the others are numbered by the block that reads them.
     pub residual_last: Option<String>,
-    /// How that node lies in memory.
+    /// Memory layout of the residual node.
     pub streams: Streams,
     /// The writers, by block, then in the order in which they write.
     pub writers: Vec<ResidualWriter>,
-    /// The writers of NextN blocks: to be edited in the file, never in an adapter.
+    /// The writers of NextN blocks, which are edited in the file but never in an adapter.
     pub nextn_writers: Vec<ResidualWriter>,
     /// The dense feed-forward networks, by block.
     pub ffns: Vec<Ffn>,
@@ -61,55 +61,55 @@ pub struct Plan {
     pub warnings: Vec<PlanWarning>,
 }
 
-/// One tensor `W [n_out, n_in]` (per expert) that writes `h ← h + r · norm(s · W x)`, with
-/// `r` = `residual_scale`, `s` = `scale`, `norm` = the RMS norm with gain `post_norm`, if any.
+/// One tensor `W [n_out, n_in]` (per expert) that writes `h ← h + r · norm(s · W x)`, where `r` is `residual_scale`,
+/// `s` is `scale`, and `norm` is the RMS norm with gain `post_norm`, if any.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResidualWriter {
     /// Block; 0 for a tensor outside the blocks.
     pub layer: usize,
     /// Name of the tensor.
     pub tensor: String,
-    /// Where in the block it sits.
+    /// Position in the block.
     pub kind: WriterKind,
-    /// Which of its axes is the residual's.
+    /// Axis that is the coordinate of the residual stream.
     pub axis: ResidualAxis,
-    /// Length of `x`; for [`ResidualAxis::Cols`] the number of rows to choose from.
+    /// Length of `x`; for [`ResidualAxis::Cols`], the number of rows to look up.
     pub n_in: u64,
-    /// `n_embd`.
+    /// Length of the output, `n_embd`.
     pub n_out: u64,
-    /// Number of matrices in the tensor, 1 when dense.
+    /// Number of matrices in the tensor, 1 if dense.
     pub n_expert: u64,
-    /// How the weights are stored.
+    /// Quantization type of the weights.
     pub ggml_type: GgmlType,
-    /// Gain (the factor itself, F32 or F16 `[n_embd]`) of the norm between `W x` and the residual.
+    /// Gain tensor (the factor itself, F32 or F16 `[n_embd]`) of the norm between `W x` and the residual stream.
     pub post_norm: Option<String>,
-    /// Gain, likewise, of a second norm between the first and the residual.
+    /// Gain tensor of a second norm, between the first and the residual stream.
     pub outer_norm: Option<String>,
-    /// F32 `[1]` or `[n_expert]`, multiplies `W x`: divide an edit of the file by it.
+    /// Tensor F32 `[1]` or `[n_expert]` that multiplies `W x`; an edit of the file must be divided by it.
     pub scale: Option<String>,
-    /// Whether `scale` multiplies what a LoRA adds too: then divide the adapter by it as well.
+    /// Whether `scale` also multiplies the contribution of a LoRA, so that an adapter must be divided by it as well.
     pub scale_after_lora: bool,
-    /// Factor of what is written, after norm and scale.
+    /// Factor of the writer's contribution, after norm and scale.
     pub residual_scale: f64,
-    /// Whether llama.cpp applies a LoRA to it.
+    /// Whether llama.cpp can apply a LoRA to the tensor.
     pub lora: bool,
 }
 
 impl Plan {
-    /// The matrices that read the inputs of `ffn` and its hidden values, each with the length of what it reads.
+    /// Returns the matrices that read the inputs and the hidden values of `ffn`, each with the length of its input.
     pub fn readers(&self, ffn: &Ffn) -> [(String, usize); 2] {
         let input = ffn.router.as_ref().unwrap_or(&ffn.up);
         [(input.clone(), self.n_embd as usize), (self.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
     }
 
-    /// Indices of the writers of the layers in a window of the depth: from, until, as shares.
+    /// Returns the indices of the writers whose layers are in the window `from..until`, as shares of the depth.
     pub fn writers_in(&self, from: f64, until: f64) -> Vec<usize> {
         let n_layer = self.n_layer as f64;
         let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
         self.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()
     }
 
-    /// Finds the writers of `gguf`, or says what is missing.
+    /// Finds the writers of `gguf`.
     pub fn resolve(gguf: &Gguf, patches: &Patches) -> Result<Self> {
         if let Some(split) = gguf.split().filter(|split| gguf.n_files() != usize::from(split.count)) {
             return Err(PlanError::Split { count: split.count });
@@ -155,7 +155,7 @@ impl Plan {
         })
     }
 
-    /// Name of the residual stream after block `layer` in llama.cpp's graph, e.g. `l_out-3`.
+    /// Returns the name of the residual stream after block `layer` in llama.cpp's graph, e.g. `l_out-3`.
     pub fn residual_node(&self, layer: usize) -> String {
         match &self.residual_last {
             None => format!("{}-{layer}", self.residual_name),
@@ -165,7 +165,7 @@ impl Plan {
     }
 }
 
-/// A file, its shape and its family.
+/// A model file with its shape and its family.
 struct Model<'a> {
     gguf: &'a Gguf,
     architecture: &'a str,
@@ -184,7 +184,7 @@ impl<'a> Model<'a> {
             integer(gguf, &key, 1, most)?.ok_or_else(|| PlanError::key_missing(&key))
         };
         let n_block = required("block_count", MAX_LAYERS)?;
-        // `block_count` counts the NextN blocks, which are the last ones (llama_hparams::n_layer).
+        // `block_count` includes the NextN blocks, which come last (llama_hparams::n_layer).
         let n_nextn = optional("nextn_predict_layers", n_block - 1)?.unwrap_or(0);
         Ok(Self {
             gguf,
@@ -197,7 +197,7 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// The writers of `layers`, with block 0 those outside; a NextN block may lack any.
+    /// Returns the writers in `layers`; block 0 includes those outside the blocks. A NextN block may lack any of them.
     fn writers(&self, layers: Range<usize>) -> Result<Vec<ResidualWriter>> {
         let mut writers = Vec::new();
         for layer in layers {
@@ -214,7 +214,7 @@ impl<'a> Model<'a> {
         Ok(writers)
     }
 
-    /// Whether block `layer` is one of those that the pattern is about.
+    /// Returns whether the pattern applies to block `layer`.
     fn in_use(&self, pattern: &WriterPattern, layer: usize) -> bool {
         let has = |name: &String| self.gguf.tensor(&in_block(name, layer)).is_some();
         let placed = match pattern.per_block() {
@@ -224,7 +224,7 @@ impl<'a> Model<'a> {
         placed && pattern.with.as_ref().is_none_or(has) && !pattern.without.as_ref().is_some_and(has)
     }
 
-    /// How many matrices a tensor of experts has.
+    /// Returns the number of matrices in a tensor of experts.
     fn experts(&self, pattern: &WriterPattern) -> Result<u64> {
         let Some(key) = &pattern.experts_per_key else {
             return Ok(self.n_expert);
@@ -234,7 +234,7 @@ impl<'a> Model<'a> {
         shared.map(|shared| self.n_expert / shared).ok_or_else(|| PlanError::key_missing(&key))
     }
 
-    /// Every tensor that looks like a writer and is neither in `writers` nor in `nextn`.
+    /// Returns a warning for every tensor that looks like a writer but is neither in `writers` nor in `nextn`.
     fn uncovered(&self, writers: &[ResidualWriter], nextn: &[ResidualWriter]) -> Vec<PlanWarning> {
         let known = writers.iter().chain(nextn);
         let known: HashSet<&str> = known.map(|writer| writer.tensor.as_str()).collect();
@@ -254,7 +254,7 @@ impl<'a> Model<'a> {
         warnings
     }
 
-    /// The block of `tensor` if name and shape are those of a writer.
+    /// Returns the block of `tensor` if it has the name and shape of a writer.
     fn looks_like_writer(&self, tensor: &TensorInfo) -> Option<usize> {
         let (layer, name) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
         let mut parts = ["out", "down", "proj"].iter();
@@ -265,7 +265,7 @@ impl<'a> Model<'a> {
     }
 }
 
-/// A pattern in one block.
+/// A pattern applied to one block.
 struct Slot<'a> {
     model: &'a Model<'a>,
     pattern: &'a WriterPattern,
@@ -289,7 +289,7 @@ impl Slot<'_> {
             return Err(PlanError::shape(tensor, &shape_text(expected, Some(free))));
         }
         let (scale, normed) = (self.scale(n_expert)?, self.is_normed());
-        // GGML_ASSERT in llm_graph_context::build_ffn: llama.cpp would abort.
+        // llama.cpp would abort: GGML_ASSERT in llm_graph_context::build_ffn.
         let nvfp4 = tensor.ggml_type == GgmlType::NVFP4;
         let aborts = nvfp4 && scale.is_some() && pattern.scale_after_lora;
         Ok(ResidualWriter {
@@ -310,7 +310,7 @@ impl Slot<'_> {
         })
     }
 
-    /// Refuses the absence of the tensor unless the patch allows it.
+    /// Returns an error if the tensor is absent, unless the patch allows it.
     fn check_absent(&self) -> Result<()> {
         let (pattern, layer) = (self.pattern, self.layer);
         let mut candidates = vec![pattern.tensor_in(layer)];
@@ -329,7 +329,7 @@ impl Slot<'_> {
         Err(PlanError::MissingWriter { layer, candidates, family })
     }
 
-    /// Whether the key of the norm, if there is one, says that the graph has the norm.
+    /// Returns whether the graph has the norm: if the norm has a key, the key must be true.
     fn is_normed(&self) -> bool {
         let Model { gguf, architecture, .. } = self.model;
         let key = self.pattern.post_norm_key.as_ref().map(|key| key.replace("{arch}", architecture));
@@ -384,7 +384,7 @@ impl Slot<'_> {
     }
 }
 
-/// An unsigned integer of the header; `None` when there is no such key.
+/// Returns an unsigned integer of the metadata, or `None` if the key is absent.
 fn integer(gguf: &Gguf, key: &str, least: u64, most: u64) -> Result<Option<u64>> {
     let value = gguf.u64(key);
     let ok = value.is_some_and(|value| (least..=most).contains(&value));
@@ -395,7 +395,7 @@ fn integer(gguf: &Gguf, key: &str, least: u64, most: u64) -> Result<Option<u64>>
     Err(PlanError::key_value(key, &expected, value))
 }
 
-/// Refuses a tensor that is not `[len]` of one of `types`.
+/// Returns an error unless the tensor is a vector `[len]` of one of `types`.
 fn check_vector(tensor: &TensorInfo, types: &[GgmlType], len: u64) -> Result<()> {
     if types.contains(&tensor.ggml_type) && tensor.ne == [len, 1, 1, 1] {
         return Ok(());
@@ -405,7 +405,7 @@ fn check_vector(tensor: &TensorInfo, types: &[GgmlType], len: u64) -> Result<()>
     Err(PlanError::shape(tensor, &expected))
 }
 
-/// `[2048, 512]`; the axis `free` may have any length.
+/// Formats a shape, e.g. `[2048, 512]`; the axis `free`, which may have any length, becomes `n`.
 fn shape_text(ne: [u64; 4], free: Option<usize>) -> String {
     let used = ne.iter().rposition(|len| *len != 1).unwrap_or(0);
     let mut names = ne.map(|len| len.to_string());

@@ -1,4 +1,4 @@
-//! The commands: from arguments through the pipeline to what is printed.
+//! The commands: validate arguments, run the pipeline, print the results.
 
 pub mod ask;
 pub mod chat;
@@ -28,13 +28,13 @@ use crate::pipeline::options::{InjectOptions, RunOptions};
 use crate::pipeline::{outputs, session};
 use crate::sources::{Check, ModelArg, Source};
 
-/// The model of that name, all of it checked where its store says what it should be.
+/// Finds a model, and verifies its full contents if its store records a hash.
 fn find(model: &ModelArg, printer: &Printer) -> Result<Source, Error> {
     session::find(model, Check::Content, printer)
 }
 
-/// The names that are given, before a model is downloaded or hashed. Whether a file that is there is the model itself is
-/// known later.
+/// Checks the output paths before a model is downloaded or hashed. An existing file at the output path of a model file
+/// passes: only later is it known whether that is the model itself.
 fn check_outputs(args: &InjectArgs) -> Result<(), Error> {
     if args.dry_run {
         return Ok(());
@@ -48,7 +48,7 @@ fn check_outputs(args: &InjectArgs) -> Result<(), Error> {
 /// Runs one command.
 ///
 /// # Errors
-/// The first stage that failed.
+/// Returns the error of the first stage that failed.
 pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
     match command {
         Command::Inject(args) => {
@@ -56,7 +56,7 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
             let source = find(&args.model, printer)?;
             let options = InjectOptions::new(*args, source)?;
             if !options.dry_run {
-                // Before the model is hashed, which takes minutes for a large one.
+                // Before hashing the model, which takes minutes for a large one.
                 session::devices(&options.run, printer)?;
             }
             inject::run(&options, printer)

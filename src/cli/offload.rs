@@ -1,4 +1,4 @@
-//! Flags for GPUs and RPC workers; names, values and defaults are llama.cpp's.
+//! Flags for GPUs and RPC workers, with llama.cpp's names, values and defaults.
 
 use std::ffi::OsString;
 
@@ -7,7 +7,7 @@ use clap::Args;
 use super::MACHINE;
 use crate::llama::offload::{Endpoint, FlashAttn, GpuLayers, SplitMode};
 
-/// What llama.cpp spells with one dash, which clap reads as several flags.
+/// llama.cpp's flags of several letters after one dash, which clap would parse as several flags, and their long forms.
 const SHORT: [(&str, &str); 6] = [
     ("-ngl", "--gpu-layers"),
     ("-dev", "--device"),
@@ -17,8 +17,8 @@ const SHORT: [(&str, &str); 6] = [
     ("-fa", "--flash-attn"),
 ];
 
-/// The arguments of this process, as clap can read them. llama.cpp's programs take `--list-devices` wherever it
-/// stands and then do nothing else, so it becomes the command `devices`, with the workers that are named.
+/// Returns the arguments of this process in a form that clap can parse. llama.cpp's programs accept `--list-devices`
+/// anywhere and then do nothing else, so it becomes the command `devices`, with the workers given as `--rpc`.
 pub fn arguments() -> Vec<OsString> {
     spelled_out(std::env::args_os().collect())
 }
@@ -38,28 +38,29 @@ fn spelled_out(mut args: Vec<OsString>) -> Vec<OsString> {
 /// Flags of every command that runs a model.
 #[derive(Debug, Default, Args)]
 pub struct OffloadArgs {
-    /// Layers on devices: auto, all, or how many; also `-ngl` [default: auto, that is all if there is a device].
+    /// Layers to run on devices: auto, all, or a number; also `-ngl` [default: auto, which means all if there is a
+    /// device].
     #[arg(
         long, visible_alias = "n-gpu-layers", value_name = "auto|all|N", allow_hyphen_values = true,
         help_heading = MACHINE
     )]
     pub gpu_layers: Option<GpuLayers>,
-    /// Devices to use, as `--list-devices` names them, or none; also `-dev` [default: all].
+    /// Devices to use, as named by `--list-devices`, or none; also `-dev` [default: all].
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", help_heading = MACHINE)]
     pub device: Vec<String>,
-    /// How several devices share a model; also `-sm` [default: layer].
+    /// How to split a model across devices; also `-sm` [default: layer].
     #[arg(long, value_enum, value_name = "MODE", help_heading = MACHINE)]
     pub split_mode: Option<SplitMode>,
     /// The device for `--split-mode none`, from 0; also `-mg`.
     #[arg(long, default_value_t = 0, value_name = "INDEX", help_heading = MACHINE)]
     pub main_gpu: u16,
-    /// Shares of the devices, e.g. 3,1; also `-ts` [default: by free memory].
+    /// Proportions of the model per device, e.g. 3,1; also `-ts` [default: by free memory].
     #[arg(long, value_delimiter = ',', value_name = "N0,N1,…", help_heading = MACHINE)]
     pub tensor_split: Vec<f32>,
-    /// Fused attention: on, off or auto; also `-fa` [default: off, with which results do not depend on the batch].
+    /// Fused attention: on, off or auto; also `-fa` [default: off, so that results do not depend on the batch].
     #[arg(long, value_enum, value_name = "on|off|auto", help_heading = MACHINE)]
     pub flash_attn: Option<FlashAttn>,
-    /// Workers (`rosi-gguf rpc-server`, llama.cpp's rpc-server) whose devices to use as well.
+    /// RPC workers (`rosi-gguf rpc-server` or llama.cpp's rpc-server) whose devices to use as well.
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…", help_heading = MACHINE)]
     pub rpc: Vec<Endpoint>,
 }
@@ -67,7 +68,7 @@ pub struct OffloadArgs {
 /// Flags of `devices`.
 #[derive(Debug, Args)]
 pub struct DevicesArgs {
-    /// Workers whose devices to list as well.
+    /// RPC workers whose devices to list as well.
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…")]
     pub rpc: Vec<Endpoint>,
     /// Print JSON.
@@ -75,19 +76,19 @@ pub struct DevicesArgs {
     pub json: bool,
 }
 
-/// Flags of `rpc-server`; names and defaults as those of llama.cpp's own.
+/// Flags of `rpc-server`, with llama.cpp's names and defaults.
 #[derive(Debug, Args)]
 pub struct RpcServerArgs {
-    /// The address to listen on. Whoever can reach it can use it: there is no password and no encryption.
+    /// Address to listen on. Anyone who can reach it can use it: there is no password and no encryption.
     #[arg(short = 'H', long, default_value = "127.0.0.1")]
     pub host: String,
-    /// The port to listen on.
+    /// Port to listen on.
     #[arg(short, long, default_value_t = 50052)]
     pub port: u16,
-    /// CPU threads, where the CPU is lent [default: all cores].
+    /// CPU threads, if the CPU is shared [default: all cores].
     #[arg(short, long)]
     pub threads: Option<usize>,
-    /// Devices to lend; also `-dev` [default: all GPUs, the CPU if there is none].
+    /// Devices to share; also `-dev` [default: all GPUs, or the CPU if there is none].
     #[arg(short, long, value_delimiter = ',', value_name = "NAME,…")]
     pub device: Vec<String>,
 }

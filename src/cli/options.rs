@@ -1,4 +1,4 @@
-//! Validated options: what the commands take. The only place that reads the text of a flag.
+//! Validated options for the commands. Only this module parses the text of flags.
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use crate::pipeline::error::Error;
 use crate::pipeline::options::{Allow, InjectOptions, RunOptions, ThinkingOptions};
 use crate::sources::ollama::Name;
 use crate::sources::{ModelArg, Source};
+use crate::util::linalg;
 
 mod eval;
 mod export;
@@ -40,16 +41,18 @@ impl From<ThinkingArgs> for ThinkingOptions {
 }
 
 impl RunOptions {
-    /// Checks the flags.
+    /// Validates the flags. The number of threads holds for this whole process, not just for llama.cpp.
     ///
     /// # Errors
-    /// [`Error::Option`] for zero threads, and shares of devices that are none.
+    /// Returns [`Error::Option`] for an invalid number of threads or invalid device proportions.
     pub fn new(args: RunArgs) -> Result<Self, Error> {
-        Ok(Self { threads: threads(args.threads)?, offload: offload(args.offload)?, patches: args.patches })
+        let threads = threads(args.threads)?;
+        linalg::limit_threads(threads);
+        Ok(Self { threads, offload: offload(args.offload)?, patches: args.patches })
     }
 }
 
-/// CPU threads, all cores by default.
+/// Returns the number of CPU threads, all cores by default.
 pub(crate) fn threads(threads: Option<usize>) -> Result<usize, Error> {
     let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
     match threads.unwrap_or_else(cores) {
@@ -62,7 +65,7 @@ fn offload(args: OffloadArgs) -> Result<Offload, Error> {
     let shares = &args.tensor_split;
     let no_share = |&share: &f32| !(share.is_finite() && share >= 0.0);
     if shares.iter().any(no_share) || (!shares.is_empty() && shares.iter().sum::<f32>() <= 0.0) {
-        let problem = format!("expected shares from 0, not all of them 0, found {shares:?}");
+        let problem = format!("expected non-negative numbers, at least one above 0, found {shares:?}");
         return Err(option("--tensor-split", problem, None));
     }
     let devices = (!args.device.is_empty()).then_some(args.device);
@@ -78,11 +81,11 @@ fn offload(args: OffloadArgs) -> Result<Offload, Error> {
 }
 
 impl InjectOptions {
-    /// Checks the flags; `source` is what the model's name led to.
+    /// Validates the flags; `source` is the model that the model argument resolved to.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the flag; [`Error::Io`] for a system prompt that cannot be read;
-    /// [`Error::Ollama`] for a name that Ollama would not take.
+    /// Returns [`Error::Option`] naming the invalid flag, [`Error::Io`] if a system prompt cannot be read, or
+    /// [`Error::Ollama`] for an invalid Ollama model name.
     pub fn new(args: InjectArgs, source: Source) -> Result<Self, Error> {
         let requant = parse_requant(&args.requant, args.promote.as_deref())?;
         let output = output(&args, &source, requant)?;
@@ -125,20 +128,20 @@ impl InjectOptions {
         })
     }
 
-    /// Those of `search`: a run that ends with the search.
+    /// Returns the options of `search`, a run that ends after the search.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Same as [`Self::new`].
     pub fn for_search(args: SearchCommandArgs, source: Source) -> Result<Self, Error> {
         let SearchCommandArgs { model, output, search, json, overwrite, allow, run } = args;
         let plain = plain(model, output, search, run);
         Self::new(InjectArgs { json, overwrite, allow, ..plain }, source)
     }
 
-    /// Those of `reproduce` that the file does not tell: it is made anew beside `file`.
+    /// Returns the options of `reproduce` that are not recorded in the file. The copy is written beside `file`.
     ///
     /// # Errors
-    /// As [`Self::new`].
+    /// Same as [`Self::new`].
     pub fn for_reproduction(args: ReproduceArgs, file: &Path, source: Source) -> Result<Self, Error> {
         let ReproduceArgs { model, prompts, context, system_prompt, edit, imatrix, json, run, .. } = args;
         let system_prompt = system_prompt.unwrap_or_else(|| "auto".into());
@@ -148,7 +151,7 @@ impl InjectOptions {
     }
 }
 
-/// The arguments of an `inject` without any flag but these.
+/// Returns the arguments of an `inject` run with only these flags set.
 fn plain(model: ModelArg, output: PathBuf, search: SearchArgs, run: RunArgs) -> InjectArgs {
     InjectArgs {
         model,
@@ -175,55 +178,55 @@ fn plain(model: ModelArg, output: PathBuf, search: SearchArgs, run: RunArgs) -> 
     }
 }
 
-/// The file that is written. What another program keeps is never changed, nor added to.
+/// Returns the path of the output file. Another program's store is never changed or added to.
 fn output(args: &InjectArgs, source: &Source, requant: Requant) -> Result<PathBuf, Error> {
     if args.in_place {
         if let Some(store) = &source.store {
             let problem =
-                format!("{} is a file of {}, named by its content", source.display_name, store.display());
-            return Err(option("--in-place", problem, Some("write a copy: leave out --in-place".into())));
+                format!("{} is in {}, which names files by content", source.display_name, store.display());
+            return Err(option("--in-place", problem, Some("omit --in-place to write a copy".into())));
         }
         return match requant {
             Requant::Promote(_) => {
-                let hint = Some("write a copy, or leave the types as they are".into());
-                Err(option("--requant", "promote does not go with --in-place: the file grows".into(), hint))
+                let hint = Some("omit --in-place to write a copy, or omit the promotion".into());
+                Err(option("--requant", "promote conflicts with --in-place: the file grows".into(), hint))
             }
             _ => Ok(source.path.clone()),
         };
     }
     let output = args.output.clone().unwrap_or_else(|| source.default_output.clone());
     if same_file(&output, &source.path) {
-        let hint = "give another name with -o; only --in-place changes the input".to_owned();
-        return Err(option("--output", format!("{} is the input itself", output.display()), Some(hint)));
+        let hint = "choose another path with -o; only --in-place changes the input".to_owned();
+        return Err(option("--output", format!("{} is the input file", output.display()), Some(hint)));
     }
     if source.is_in_store(&output) {
-        let problem = format!("{} lies in the folder that another program keeps models in", output.display());
-        return Err(option("--output", problem, Some("give a path elsewhere with -o".into())));
+        let problem = format!("{} is inside another program's model store", output.display());
+        return Err(option("--output", problem, Some("choose a path elsewhere with -o".into())));
     }
     Ok(output)
 }
 
-/// What is read beside the model.
+/// Returns the files that are read in addition to the model.
 fn inputs(args: &InjectArgs) -> Vec<&Path> {
     let one = [&args.edit, &args.imatrix].into_iter().flatten().chain(&args.search.context);
     let prompts = args.search.prompts.iter().map(|path| prompts::without_kind(path));
     one.map(PathBuf::as_path).chain(prompts).collect()
 }
 
-/// Refuses an output that is one of the `taken` files or a former output: it would take its place.
+/// Rejects an output path that is also one of the `taken` files or an earlier output, which it would overwrite.
 pub(crate) fn apart(outputs: &[(&'static str, &Option<PathBuf>)], taken: &[&Path]) -> Result<(), Error> {
     let mut taken = taken.to_vec();
     for (flag, path) in outputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))) {
         if taken.iter().any(|other| same_file(other, path)) {
-            let problem = format!("{} is another file of this command", path.display());
-            return Err(option(flag, problem, Some("give each output a name of its own".into())));
+            let problem = format!("{} is already used for another file of this command", path.display());
+            return Err(option(flag, problem, Some("give each output its own path".into())));
         }
         taken.push(path);
     }
     Ok(())
 }
 
-/// Whether two paths lead to one file, which need not be there yet.
+/// Returns whether two paths refer to the same file, which need not exist yet.
 pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
     let place = |path: &Path| {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -1,18 +1,18 @@
-//! Answers that are long enough to be judged.
+//! Generation of answers that are long enough to be judged.
 
 use super::refusal::is_settled;
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Chat, Engine, Length, LlamaError};
 
-/// Most tokens of an answer that is still open: of those that end their first tokens in a hedge or a disclaimer, nearly all
-/// have told by then.
+/// Maximum number of tokens of an unsettled answer: nearly all answers that begin with a hedge or a disclaimer are
+/// settled by then.
 pub const N_PREDICT_MOST: usize = 64;
 
-/// Greedy answers of `n_predict` tokens, for judging. Those that end in a hedge or a disclaimer, as far as
-/// [`is_settled`] knows, go on until that is over, up to [`N_PREDICT_MOST`] tokens; no other answer costs more.
+/// Generates greedy answers of `n_predict` tokens for judging. Answers that are not settled then ([`is_settled`]), such
+/// as those that end in a hedge or a disclaimer, continue until they are, up to [`N_PREDICT_MOST`] tokens.
 ///
 /// # Errors
-/// [`LlamaError`] when rendering or decoding fails.
+/// Returns [`LlamaError`] if rendering or decoding fails.
 pub fn ask(
     engine: &mut dyn Engine,
     chats: &[Chat<'_>],
@@ -30,7 +30,7 @@ mod tests {
     use crate::llama::activations::Activations;
     use crate::llama::{Capture, LowRank};
 
-    /// Answers every chat with its own text, a token a word.
+    /// Answers every chat with its own text, one token per word.
     struct Echo {
         tokens: usize,
     }
@@ -90,7 +90,7 @@ mod tests {
         let (answers, tokens) = asked(&[picks, refuses, plain], 6);
         let tally = Tally::of(&answers);
         assert_eq!((tally.complied, tally.refused, tally.undecided), (2, 1, 0), "{answers:?}");
-        assert_eq!(answers[2].split(' ').count(), 6, "only what is open goes on");
+        assert_eq!(answers[2].split(' ').count(), 6, "only unsettled answers continue");
         assert!(tokens < 6 + 2 * 16 && answers[0].len() < picks.len() && answers[1].len() < refuses.len());
         let short = [picks, refuses].map(|text| text.split(' ').take(6).collect::<Vec<_>>().join(" "));
         assert_eq!(Tally::of(&short).undecided, 2);
@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(tokens, N_PREDICT_MOST);
         let tally = Tally::of(&answers);
         assert_eq!((tally.undecided, tally.total(), tally.refused().total), (1, 1, 1));
-        assert_eq!(asked(&[&thinks], 100).1, 100, "more than the most is never taken away");
+        assert_eq!(asked(&[&thinks], 100).1, 100, "a larger n_predict is kept");
     }
 
     #[test]

@@ -1,16 +1,16 @@
-//! Multiple choice: which of the given answers does the model find most likely?
+//! Multiple choice: picks the answer that the model finds most likely.
 //!
-//! Each answer is read after the question as plain text, without the chat template, as is usual for
-//! MMLU, ARC and HellaSwag: `Question: …\nAnswer:` and then a space and the answer, or, for HellaSwag,
-//! the beginning and then a space and the ending. With `c` the answer's tokens and `q` the question's:
+//! Each answer follows the question as plain text, without the chat template, as is usual for MMLU, ARC and
+//! HellaSwag: `Question: …\nAnswer:`, a space and the answer, or, for HellaSwag, the beginning, a space and the
+//! ending. With `c` the answer's tokens and `q` the question's:
 //!
 //! ```text
 //! score = Σ_i ln p(c_i | q, c_<i) / bytes(answer)
 //! ```
 //!
-//! in f64, so that long answers are not at a disadvantage and vocabularies can be compared; the highest
-//! score is the pick, the first among equals. Where the tokens of question and answer run into each
-//! other, scoring begins at the first token that the question alone does not have.
+//! in f64. Dividing by bytes avoids a penalty on long answers and makes vocabularies comparable. The model picks the
+//! answer with the highest score; ties go to the first. If tokenizing question and answer together changes the
+//! question's last tokens, scoring begins at the first changed token.
 
 mod loader;
 
@@ -24,36 +24,36 @@ use crate::util::stats::Proportion;
 /// A question with its answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// What stands before the answer, without the space between.
+    /// The text before the answer, without the space between.
     pub context: String,
     /// The answers, two to [`MAX_CHOICES`].
     pub choices: Vec<String>,
-    /// Index of the right one.
+    /// Index of the right answer.
     pub answer: usize,
 }
 
-/// Most answers of a question.
+/// Maximum number of answers per question.
 pub const MAX_CHOICES: usize = 26;
 
-/// How a model chose.
+/// The picks of one model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choices {
-    /// Right picks by log-likelihood per byte: what is reported.
+    /// Right picks by log-likelihood per byte, the reported measure.
     pub correct: Proportion,
-    /// Right picks by log-likelihood of the whole answer, which favours short ones.
+    /// Right picks by log-likelihood of the whole answer, which favors short answers.
     pub correct_by_sum: Proportion,
-    /// Share that blind picking would get right.
+    /// Expected share of right picks at random.
     pub chance: f64,
-    /// Pick per question (by log-likelihood per byte), from 0.
+    /// Index of the picked answer per question, by log-likelihood per byte.
     pub picks: Vec<usize>,
-    /// Whether it was right.
+    /// Whether the pick is right, per question.
     pub right: Vec<bool>,
 }
 
-/// Puts every item to the model; `done` hears how many are finished.
+/// Has the model answer every item; `done` receives the number of finished items.
 ///
 /// # Errors
-/// [`LlamaError`] when an item does not fit the cache, or decoding fails.
+/// Returns [`LlamaError`] if an item does not fit in the cache or decoding fails.
 pub fn choose(
     model: &mut dyn TextModel,
     items: &[Item],
@@ -79,7 +79,7 @@ pub fn choose(
     })
 }
 
-/// `Σ ln p` of each answer of `item`, nats.
+/// Returns `Σ ln p` of each answer of `item`, in nats.
 fn log_likelihoods(model: &mut dyn TextModel, item: &Item) -> Result<Vec<f64>, LlamaError> {
     let context = model.text_tokens(&item.context, true)?;
     let mut whole = Vec::with_capacity(item.choices.len());
@@ -92,13 +92,13 @@ fn log_likelihoods(model: &mut dyn TextModel, item: &Item) -> Result<Vec<f64>, L
     Ok(rows.iter().map(|row| row.iter().sum()).collect())
 }
 
-/// Length of the common beginning, leaving at least one token of `b`.
+/// Returns the length of the common prefix, leaving at least one token of `b`.
 fn common_prefix(a: &[Token], b: &[Token]) -> usize {
     let longest = a.len().min(b.len().saturating_sub(1));
     (0..longest).find(|&i| a[i] != b[i]).unwrap_or(longest)
 }
 
-/// Index of the highest value; the first among equals.
+/// Returns the index of the highest value; ties go to the first.
 fn highest(values: impl Iterator<Item = f64>) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (i, value) in values.enumerate() {
@@ -121,11 +121,11 @@ mod tests {
 
     #[test]
     fn the_likelier_answer_is_picked_and_length_does_not_count() {
-        // Likes x after anything.
+        // Prefers x after any byte.
         let mut model = Bytes::new(|_, b| if b == b'x' { 3.0 } else { 0.0 });
         let items = [
             item("Q:", &["abc", "axx", "bbb"], 1),
-            // By the whole answer the short one wins, by byte the long one.
+            // The short answer wins by the whole answer, the long one per byte.
             item("Q:", &["a", "xxxxxxxxxxxxxxxxxxxxxxxxxxxx"], 1),
             item("Q:", &["xx", "ab"], 1),
         ];
@@ -137,7 +137,7 @@ mod tests {
         assert_eq!(found.correct_by_sum.count, 1);
         assert!((found.chance - (1.0 / 3.0 + 0.5 + 0.5) / 3.0).abs() < 1e-12);
         assert_eq!(heard, 3);
-        // The question is read once, and only the answers with their space are scored.
+        // The question is read once; only the answers, with the space before them, are scored.
         let (context, continuations) = &model.read[0];
         assert_eq!((context.len(), continuations[0].len()), (2, 4));
     }

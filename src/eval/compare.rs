@@ -1,4 +1,4 @@
-//! Two models on the same prompts: who refuses what, and how far apart they speak.
+//! Comparison of two models on the same prompts: which refuses what, and the KL divergence between them.
 
 use serde::Serialize;
 
@@ -10,18 +10,18 @@ use crate::util::stats::{kl_divergence, mcnemar};
 /// Yes/no outcomes of two models on the same items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Paired {
-    /// Number of items.
+    /// Number of items that both models have.
     pub items: u64,
-    /// Items on which only the base says yes.
+    /// Number of items on which only the base says yes.
     pub only_base: u64,
-    /// Items on which only the other model says yes.
+    /// Number of items on which only the other model says yes.
     pub only_this: u64,
-    /// Exact two-sided McNemar test of the two counts before; see [`mcnemar`].
+    /// p-value of the exact two-sided McNemar test on `only_base` and `only_this`; see [`mcnemar`].
     pub p: f64,
 }
 
 impl Paired {
-    /// Counts the pairs; items that one side lacks are left out.
+    /// Counts the pairs and tests them; ignores items that one side lacks.
     pub fn new(base: impl IntoIterator<Item = bool>, this: impl IntoIterator<Item = bool>) -> Self {
         let (mut items, mut only_base, mut only_this) = (0, 0, 0);
         for (base, this) in base.into_iter().zip(this) {
@@ -32,7 +32,7 @@ impl Paired {
         Self { items, only_base, only_this, p: mcnemar(only_base, only_this) }
     }
 
-    /// Refused or not, prompt by prompt. Broken answers are no refusals.
+    /// Compares refusals prompt by prompt. All other outcomes, including broken answers, count as not refused.
     pub fn refusals(base: &[Outcome], this: &[Outcome]) -> Self {
         let refused = |outcomes: &[Outcome]| -> Vec<bool> {
             outcomes.iter().map(|&outcome| outcome == Outcome::Refused).collect()
@@ -41,22 +41,22 @@ impl Paired {
     }
 }
 
-/// Mean KL(base ‖ this) in nats over prompts and over the base's own answers.
+/// Mean KL(base ‖ this) in nats, over prompts and over the base's own answers.
 ///
-/// With `p` the base's and `q` this model's distribution of the next token, `x` a prompt and `y` the
-/// base's greedy answer to it, of at most `n_predict` tokens:
+/// Let `p` be the base's and `q` this model's next-token distribution, `x` a prompt, and `y` the base's
+/// greedy answer to it, of at most `n_predict` tokens:
 ///
 /// ```text
 /// first_token = mean over x of KL(p(·|x) ‖ q(·|x))
 /// per_token   = mean over x and t < |y| of KL(p(·|x, y_<t) ‖ q(·|x, y_<t))
 /// ```
 ///
-/// The end of an answer counts as one of its tokens. Both models are fed the same tokens, those of the
-/// base (teacher forcing). Infinite when a logit of this model is no number; see [`kl_divergence`].
+/// The end of an answer counts as one of its tokens. Both models are fed the base's tokens (teacher
+/// forcing). Infinite if a logit of this model is NaN or infinite; see [`kl_divergence`].
 ///
-/// In a quantized file ggml rounds the inputs of every matrix too, so the smallest change of a weight is
-/// enough for other roundings all the way up: an edit of nothing (1e-6) to SmolLM2-135M Q4_1 gave 0.0021
-/// and 0.0012 over 32 prompts, to its F32 copy 4e-8 and 2e-8. The same file twice gives exactly 0.
+/// For a quantized file, ggml also rounds the inputs of every matrix, so even the smallest change of a weight
+/// changes the rounding in all later layers: a negligible edit (1e-6) gave 0.0021 and 0.0012 over 32 prompts for
+/// SmolLM2-135M Q4_1, but 4e-8 and 2e-8 for its F32 copy. Comparing a file with itself gives exactly 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Divergence {
     /// Over the first token of each answer.
@@ -76,14 +76,14 @@ struct Sum {
     tokens: u64,
 }
 
-/// Runs both models in lockstep over the base's answers to `chats`: one row of logits of each at a
-/// time, so no logits are kept. `done` hears how many prompts are finished.
+/// Runs both models in lockstep over the base's answers to `chats`, comparing one row of logits at a time, so that none
+/// are stored. `done` receives the number of finished prompts.
 ///
-/// `None` when there is nothing to compare: no prompt, or vocabularies (or templates) that turn a
-/// prompt into other tokens.
+/// Returns `None` if there are no prompts, or if the models' vocabularies or templates turn a prompt into different
+/// tokens.
 ///
 /// # Errors
-/// [`LlamaError`] when rendering or decoding fails.
+/// Returns [`LlamaError`] if rendering or decoding fails.
 pub fn divergence(
     base: &mut LlamaEngine,
     this: &mut LlamaEngine,

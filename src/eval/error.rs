@@ -1,4 +1,4 @@
-//! What can go wrong with the material of an evaluation.
+//! Errors of evaluation data.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::llama::LlamaError;
 use crate::util::hint::Hint;
 
-/// Material that cannot be used.
+/// Why evaluation data could not be used, or an evaluation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// A file cannot be read.
@@ -14,17 +14,17 @@ pub enum EvalError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A file is above the size limit.
+    /// A file exceeds the size limit.
     #[error("{} is too large: expected at most {limit} bytes, found {found}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// The limit in bytes.
         limit: u64,
-        /// The size in bytes, or as far as the file was read.
+        /// The number of bytes read, one above the limit.
         found: u64,
     },
     /// A file is not UTF-8.
@@ -32,7 +32,7 @@ pub enum EvalError {
     InvalidUtf8 {
         /// The file.
         path: PathBuf,
-        /// The line of the first invalid byte, from 1.
+        /// The line of the first invalid byte, starting at 1.
         line: usize,
     },
     /// A multiple-choice record does not have the expected form.
@@ -40,25 +40,25 @@ pub enum EvalError {
     BadItem {
         /// The file.
         file: String,
-        /// The line of the record, from 1.
+        /// The line of the record, starting at 1.
         line: usize,
-        /// What should have been there.
+        /// What was expected.
         expected: &'static str,
-        /// What is there.
+        /// What was found instead.
         found: String,
     },
-    /// A file of multiple-choice questions holds none.
-    #[error("{file} is empty: expected a multiple-choice question a line, found none")]
+    /// A file of multiple-choice questions contains none.
+    #[error("{file} is empty: expected one multiple-choice question per line, found none")]
     NoItems {
         /// The file.
         file: String,
     },
     /// A text has too few tokens for one chunk.
-    #[error("the text has {found} tokens, expected at least one chunk of {expected}")]
+    #[error("text too short: expected at least one chunk of {expected} tokens, found {found} tokens")]
     TextTooShort {
-        /// Tokens of a chunk.
+        /// Tokens per chunk.
         expected: usize,
-        /// Tokens of the text.
+        /// Tokens in the text.
         found: usize,
     },
     /// The model failed.
@@ -70,13 +70,13 @@ impl Hint for EvalError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Read { .. } => "check the path; relative paths start at the current directory",
-            Self::TooLarge { .. } => "keep a sample of the file: some hundred questions or pages are enough",
+            Self::TooLarge { .. } => "use a sample of the file; a few hundred questions or pages are enough",
             Self::InvalidUtf8 { .. } => "save the file as UTF-8",
             Self::BadItem { .. } | Self::NoItems { .. } => {
-                "a record is a JSON object on one line with question, choices and answer (or ARC's answerKey, \
-                 or HellaSwag's ctx, endings and label)"
+                "a record is a JSON object on one line with question, choices and answer (or ARC's \
+                 answerKey, or HellaSwag's ctx, endings and label)"
             }
-            Self::TextTooShort { .. } => "use a longer text, or a smaller --ctx-size",
+            Self::TextTooShort { .. } => "use a longer text or a smaller --ctx-size",
             Self::Llama(error) => return error.hint(),
         };
         Some(hint.to_owned())

@@ -1,16 +1,16 @@
-//! Does a refusal outlast a change of words? Four known ways to put a request so that models forget
-//! to refuse it, as templates of ours around the plain request. They hold no knowledge of any harm.
+//! Jailbreaks: four known techniques that make models comply with requests they would otherwise refuse, as our own
+//! templates around the plain request. The templates contain no harmful knowledge.
 //!
-//! The ways: prefix injection and refusal suppression (A. Wei et al., "Jailbroken: How Does LLM Safety
+//! The techniques: prefix injection and refusal suppression (A. Wei et al., "Jailbroken: How Does LLM Safety
 //! Training Fail?", 2023), role-play (X. Shen et al., "Do Anything Now", 2023), past tense
 //! (M. Andriushchenko and N. Flammarion, "Does Refusal Training in LLMs Generalize to the Past
-//! Tense?", 2024; there another model rewrites each request, here it is only put as a story of the past).
+//! Tense?", 2024; there, another model rewrites each request; here, the request is only framed as history).
 
 use serde::Serialize;
 
 use super::Tally;
 
-/// A way to put a request.
+/// A jailbreak template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wrapper {
     /// Its name in reports.
@@ -19,7 +19,7 @@ pub struct Wrapper {
     after: &'static str,
 }
 
-/// Every way, in the order of reports.
+/// All templates, in report order.
 pub const WRAPPERS: [Wrapper; 4] = [
     Wrapper {
         name: "prefix injection",
@@ -47,18 +47,18 @@ pub const WRAPPERS: [Wrapper; 4] = [
 ];
 
 impl Wrapper {
-    /// The request, put this way.
+    /// Inserts the request into the template.
     pub fn wrap(&self, request: &str) -> String {
         format!("{}{request}{}", self.before, self.after)
     }
 }
 
-/// How harmful requests fared that were put one way.
+/// Outcomes of the harmful requests in one template.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Wrapped {
-    /// The way.
+    /// Name of the template.
     pub wrapper: &'static str,
-    /// Refused is good.
+    /// Outcome counts; refusals are desired.
     #[serde(flatten)]
     pub tally: Tally,
     /// The answers, in the order of the harmful prompts.
@@ -66,7 +66,7 @@ pub struct Wrapped {
 }
 
 impl Wrapped {
-    /// Judges `answers` to requests that `wrapper` wrapped.
+    /// Counts the outcomes of `answers` to requests wrapped by `wrapper`.
     pub fn new(wrapper: &Wrapper, answers: Vec<String>) -> Self {
         Self { wrapper: wrapper.name, tally: Tally::of(&answers), answers }
     }

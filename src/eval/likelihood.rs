@@ -1,21 +1,21 @@
-//! Log-likelihoods of given text.
+//! Log-likelihoods of a given text.
 
 use crate::llama::{LlamaError, TextModel, Token};
 use crate::util::stats::log_sum_exp;
 
-/// `ln p(token)` in nats under the softmax of `logits` `[n_vocab]`, in f64:
+/// Returns `ln p(token)` in nats under the softmax of `logits` `[n_vocab]`, computed in f64 as
 /// `l_token − max l − ln Σ exp(l − max l)`.
 ///
-/// `None` when the row holds a NaN or +infinity, masks every token, or has no such token.
+/// Returns `None` if the row contains a NaN or +infinity, masks every token, or lacks the token.
 pub fn log_prob(logits: &[f32], token: Token) -> Option<f64> {
     let logit = *logits.get(usize::try_from(token).ok()?)?;
     Some(f64::from(logit) - log_sum_exp(logits)?)
 }
 
-/// Log-probability of every token of each continuation, given `context` and the tokens before it.
+/// Returns the log-probability of every token of each continuation, given `context` and the tokens before it, in nats.
 ///
 /// # Errors
-/// [`LlamaError`]; [`LlamaError::Logits`] when a row is no distribution.
+/// Returns [`LlamaError`] if decoding fails, and [`LlamaError::Logits`] if a row is not a distribution.
 pub fn log_probs(
     model: &mut dyn TextModel,
     context: &[Token],
@@ -32,21 +32,20 @@ pub fn log_probs(
     found.into_iter().enumerate().map(whole).collect()
 }
 
-/// A stand-in for tests: every byte is a token, and after a byte the next one is the same byte with
-/// `ln` odds of 2 over each other byte, or whatever `odds` says.
+/// A test model in which every byte is a token, with logits from `odds`.
 #[cfg(test)]
 pub struct Bytes {
-    /// Logit of a byte after another.
+    /// Logit of the second byte after the first.
     pub odds: fn(u8, u8) -> f32,
-    /// Whether the vocabulary wants byte 1 before every text.
+    /// Whether the vocabulary requires byte 1 (BOS) before every text.
     pub bos: bool,
-    /// Contexts and continuations that were read.
+    /// Contexts and continuations read so far.
     pub read: Vec<(Vec<Token>, Vec<Vec<Token>>)>,
 }
 
 #[cfg(test)]
 impl Bytes {
-    /// With `odds` and no BOS.
+    /// Creates a model with `odds` and no BOS.
     pub fn new(odds: fn(u8, u8) -> f32) -> Self {
         Self { odds, bos: false, read: Vec::new() }
     }

@@ -1,17 +1,17 @@
-//! Reading the files that an evaluation is fed.
+//! Reading of evaluation data files.
 
 use std::path::Path;
 
 use super::error::EvalError;
 use crate::util::bounded;
 
-/// Largest file that is read, in bytes.
+/// Maximum size of a data file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Reads a text file of at most [`MAX_FILE_BYTES`].
+/// Reads a text file of at most [`MAX_FILE_BYTES`], without a byte order mark.
 ///
 /// # Errors
-/// [`EvalError`] when it cannot be read, is too large, or is not UTF-8.
+/// Returns [`EvalError`] if the file cannot be read, is too large, or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String, EvalError> {
     let read = bounded::read(path, MAX_FILE_BYTES);
     let bytes = read.map_err(|source| EvalError::Read { path: path.into(), source })?;

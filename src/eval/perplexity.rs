@@ -1,15 +1,15 @@
-//! Perplexity on a text, as `llama-perplexity -c N` measures it.
+//! Perplexity on a text, computed as by `llama-perplexity -c N`.
 //!
-//! The text is tokenized as a whole and cut into chunks of `n_ctx` tokens without overlap; the first
-//! token of each becomes BOS where the vocabulary wants one. Only the second half of a chunk is scored, so
+//! The text is tokenized as a whole and cut into non-overlapping chunks of `n_ctx` tokens; the first
+//! token of each is replaced by BOS if the vocabulary requires it. Only the second half of a chunk is scored, so
 //! that every scored token has at least `n_ctx / 2` tokens before it:
 //!
 //! ```text
 //! NLL = −(1/N) Σ ln p(t_i | t_0 … t_{i−1}),  i = n_ctx/2 + 1 … n_ctx − 1 of every chunk;  PPL = exp(NLL)
 //! ```
 //!
-//! in f64. The standard error takes tokens as independent, `PPL · sd(ln p)/√(N − 1)`, as llama.cpp does.
-//! Perplexities of models with different vocabularies, or with another `n_ctx`, cannot be compared.
+//! in f64. The standard error, `PPL · sd(ln p)/√(N − 1)`, treats tokens as independent, as llama.cpp does.
+//! Perplexities with different vocabularies or different `n_ctx` are not comparable.
 
 use serde::Serialize;
 
@@ -17,30 +17,30 @@ use super::error::EvalError;
 use super::likelihood::log_probs;
 use crate::llama::{LlamaError, TextModel, Token};
 
-/// Bytes that are tokenized at a time: the vocabulary takes 1 MiB at most.
+/// Bytes to tokenize at a time: the vocabulary takes at most 1 MiB.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// How a text is cut.
+/// How to cut a text into chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkOptions {
-    /// Tokens of a chunk, at least 4.
+    /// Tokens per chunk; values below 4 are treated as 4.
     pub n_ctx: usize,
-    /// Most chunks that are read.
+    /// Maximum number of chunks to read.
     pub chunks: usize,
 }
 
 /// How well a model predicts a text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Perplexity {
-    /// Tokens of a chunk.
+    /// Tokens per chunk.
     pub n_ctx: usize,
-    /// Chunks that were read.
+    /// Number of chunks read.
     pub chunks: usize,
-    /// Tokens that were scored.
+    /// Number of tokens scored.
     pub tokens: u64,
-    /// Mean negative log-likelihood of a scored token, nats.
+    /// Mean negative log-likelihood per scored token, in nats.
     pub nll: f64,
-    /// exp of `nll`.
+    /// Perplexity, exp(`nll`).
     pub ppl: f64,
     /// Standard error of `ppl`; NaN for fewer than two tokens.
     pub error: f64,
@@ -60,7 +60,8 @@ impl Perplexity {
 /// Cuts `text` into chunks of tokens.
 ///
 /// # Errors
-/// [`EvalError::TextTooShort`] for less than one chunk; [`EvalError::Llama`] from the vocabulary.
+/// Returns [`EvalError::TextTooShort`] if the text has fewer tokens than one chunk, and [`EvalError::Llama`] if
+/// tokenization fails.
 pub fn chunks(
     model: &dyn TextModel,
     text: &str,
@@ -87,8 +88,8 @@ pub fn chunks(
     Ok(tokens.chunks_exact(n_ctx).take(options.chunks).map(chunk).collect())
 }
 
-/// Cuts a long text at line ends, where tokens end too: each piece has at most `limit` bytes, but for a
-/// line that is longer by itself, which is cut between characters.
+/// Cuts a long text into pieces of at most `limit` bytes, at line ends, where tokens end too. A line longer than
+/// `limit` is cut between characters.
 fn pieces(text: &str, limit: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -106,8 +107,8 @@ fn pieces(text: &str, limit: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The last character boundary up to `limit`, but after one character at least
-/// (`str::floor_char_boundary` is younger than our oldest compiler).
+/// Returns the last character boundary up to `limit`, but at least the end of the first character
+/// (`str::floor_char_boundary` is newer than our minimum Rust version).
 fn floor_char_boundary(text: &str, limit: usize) -> usize {
     if limit >= text.len() {
         return text.len();
@@ -116,10 +117,10 @@ fn floor_char_boundary(text: &str, limit: usize) -> usize {
     (first..=limit).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(first)
 }
 
-/// Reads `chunks` and scores their second halves; `done` hears of each chunk.
+/// Reads `chunks` and scores their second halves; `done` receives the number of finished chunks.
 ///
 /// # Errors
-/// [`LlamaError`] when decoding fails or the logits are no distribution.
+/// Returns [`LlamaError`] if decoding fails or the logits are not a distribution.
 pub fn perplexity(
     model: &mut dyn TextModel,
     chunks: &[Vec<Token>],
@@ -149,7 +150,7 @@ mod tests {
         let mut heard = Vec::new();
         let found = perplexity(&mut model, &chunks, OPTIONS, &mut |n| heard.push(n)).unwrap();
         assert!((found.ppl - 256.0).abs() < 1e-9 && found.error.abs() < 1e-9, "{found:?}");
-        // Of eight tokens, 5, 6 and 7 are scored.
+        // Of the eight tokens 0 to 7, tokens 5, 6 and 7 are scored.
         assert_eq!((found.chunks, found.tokens, heard), (3, 9, vec![1, 2, 3]));
     }
 
@@ -168,7 +169,7 @@ mod tests {
         model.bos = true;
         let text = "abcdefghijklmnopqrstuvwxyz";
         let found = chunks(&model, text, OPTIONS).unwrap();
-        // BOS and a to g; h gives way to BOS.
+        // The first chunk is BOS and a to g; the second would start with h, which BOS replaces.
         assert_eq!(
             found[0],
             [&[1], &text.as_bytes()[..7]].concat().iter().map(|&b| Token::from(b)).collect::<Vec<_>>()

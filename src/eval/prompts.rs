@@ -1,18 +1,18 @@
 //! Evaluation prompts: the bundled sets, the user's own files, and their splits.
 //!
-//! Three kinds of prompt are used. *Harmful* prompts should be refused,
-//! *harmless* prompts should be answered and match the harmful ones in form and
-//! length, and *borderline* prompts only sound harmful and should be answered too.
+//! There are three kinds of prompts. *Harmful* prompts should be refused.
+//! *Harmless* prompts should be answered; they match the harmful ones in form and
+//! length. *Borderline* prompts only sound harmful and should be answered, too.
 //!
 //! # Split rule
 //!
-//! Exact duplicates are removed first; two texts are the same when they agree
-//! after trimming, folding runs of whitespace into one space and lower-casing,
-//! and the first one stays. What is left of each kind is numbered from 0 in file
+//! Duplicates are removed first: two texts are duplicates if they agree after
+//! trimming, folding runs of whitespace into one space and lower-casing; the first
+//! one stays. The remaining prompts of each kind are numbered from 0 in file
 //! order, and the number modulo 4 gives the [`Split`]: 0 and 1 extract, 2 search,
-//! 3 report. Half of the prompts go to extract because a gate learns from them,
-//! and more of them make it generalise. No prompt used to choose a setting is
-//! ever used to report on it. The bundled files keep their topics in contiguous
+//! 3 report. Half of the prompts go to extract because gates learn from them and
+//! generalize better with more of them. No prompt that is used to choose a setting
+//! is ever used to report on it. The bundled files keep their topics in contiguous
 //! blocks of 12, so each split has the same share (6, 3 and 3) of every topic.
 //! A text that appears under two different kinds is an error.
 //!
@@ -36,13 +36,13 @@ use sha2::{Digest, Sha256};
 pub use error::PromptError;
 pub use loader::without_kind;
 
-/// Largest prompt file that is read, in bytes.
+/// Maximum size of a prompt file, in bytes.
 pub const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
-/// Longest single prompt, in bytes of UTF-8.
+/// Maximum length of a prompt, in bytes of UTF-8.
 pub const MAX_PROMPT_BYTES: usize = 8 * 1024;
-/// Most prompts taken from all files together, counted before duplicates go.
+/// Maximum number of prompts in all files together, including duplicates.
 pub const MAX_PROMPTS: usize = 100_000;
-/// Fewest distinct prompts of a kind that are worth splitting: 6 to extract from, 3 to search on and
+/// Minimum number of distinct prompts of a kind for splitting: 6 to extract from, 3 to search on and
 /// 3 to report on.
 pub const MIN_PER_KIND: usize = 12;
 
@@ -53,20 +53,20 @@ const TRAINING_JSONL: &str = include_str!("prompts/bundled/training.jsonl");
 const PROSE: &str = include_str!("prompts/bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("prompts/bundled/safety_system_prompt.txt");
 
-/// Passages of many sorts (a story, a recipe, a program, a letter, …) that ask for nothing.
+/// Returns passages of various kinds (a story, a recipe, a program, a letter, …) that request nothing.
 pub fn prose() -> Vec<String> {
     PROSE.split("\n\n").map(|passage| passage.trim().to_owned()).collect()
 }
 
-/// Bundled prompts from which detectors learn and nothing else is done, of all kinds: 144 harmful, 480 harmless and 360
-/// borderline ones, more varied than [`PromptSet::bundled`].
+/// Returns the bundled prompts that are used only to train detectors: 144 harmful, 480 harmless and 360 borderline
+/// ones, more varied than [`PromptSet::bundled`].
 pub fn training() -> PromptSet {
-    // As there.
+    // The data is fixed at build time and checked by a test.
     loader::parse_all(&[("training.jsonl", TRAINING_JSONL)], "bundled training prompts")
         .expect("they are valid")
 }
 
-/// The bundled safety system prompt, without surrounding whitespace.
+/// Returns the bundled safety system prompt, without surrounding whitespace.
 pub fn safety_system_prompt() -> &'static str {
     SAFETY_SYSTEM_PROMPT.trim()
 }
@@ -87,7 +87,7 @@ impl PromptKind {
     /// Every kind, in the order of the bundled set.
     pub const ALL: [PromptKind; 3] = [Self::Harmful, Self::Harmless, Self::Borderline];
 
-    /// The lower-case name, as written in files and reports.
+    /// Returns the lower-case name, as written in files and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Harmful => "harmful",
@@ -131,7 +131,7 @@ pub enum Split {
     Extract,
     /// Position 2 modulo 4: layers and strengths are chosen on these.
     Search,
-    /// Position 3 modulo 4: held out, only reported on.
+    /// Position 3 modulo 4: held out for reporting only.
     Report,
 }
 
@@ -139,7 +139,7 @@ impl Split {
     /// Every split, in the order of its remainders modulo 4.
     pub const ALL: [Split; 3] = [Self::Extract, Self::Search, Self::Report];
 
-    /// The lower-case name, as written in reports.
+    /// Returns the lower-case name, as written in reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Extract => "extract",
@@ -148,7 +148,7 @@ impl Split {
         }
     }
 
-    /// The split of the prompt at `position` within its kind.
+    /// Returns the split of the prompt at `position` within its kind.
     pub fn of_position(position: usize) -> Split {
         match position % 4 {
             0 | 1 => Self::Extract,
@@ -175,7 +175,7 @@ pub struct Prompt {
     pub topic: Option<String>,
 }
 
-/// An ordered set of distinct prompts with its origin.
+/// An ordered set of distinct prompts and its origin.
 #[derive(Debug, Clone)]
 pub struct PromptSet {
     prompts: Vec<Prompt>,
@@ -183,7 +183,7 @@ pub struct PromptSet {
 }
 
 impl PromptSet {
-    /// The bundled set: 288 harmful, 384 harmless and 384 borderline prompts.
+    /// Returns the bundled set: 288 harmful, 384 harmless and 384 borderline prompts.
     pub fn bundled() -> PromptSet {
         let files = [
             ("harmful.jsonl", HARMFUL_JSONL),
@@ -199,52 +199,51 @@ impl PromptSet {
     ///
     /// The format follows the file extension:
     ///
-    /// * `.jsonl`, `.ndjson`, `.json`: one JSON object a line, or objects, arrays of
-    ///   objects or strings, or objects that hold one such array, laid out in any way.
-    /// * `.csv`, `.tsv`, `.tab`: fields between commas or tabs, with a header row.
-    /// * `.txt`, `.text` or no extension: one prompt a line; blank lines and
+    /// * `.jsonl`, `.ndjson`, `.json`: one JSON object per line; or, in any layout, objects,
+    ///   arrays of objects or strings, or objects that contain one such array.
+    /// * `.csv`, `.tsv`, `.tab`: fields separated by commas or tabs, with a header row.
+    /// * `.txt`, `.text` or no extension: one prompt per line; blank lines and
     ///   lines that start with `#` are skipped.
     ///
-    /// Field and column names ignore case. The text is the first that is present
-    /// of `prompt`, `text`, `instruction`, `goal`. The kind is the value of
-    /// `kind`, which must then be a valid kind, or else that of `label` or
-    /// `category`, if all values of that field in the file are kinds; a field with
-    /// other values (numbers, subjects) says nothing about the kind. The topic is
-    /// `topic`, or else a `category` that is not the kind. All further fields are
-    /// ignored.
+    /// Field and column names are case-insensitive. The text is the first present
+    /// field of `prompt`, `text`, `instruction`, `goal`, `behavior`, `question`,
+    /// `query` and `input`. The kind is the value of `kind`, which must be a valid
+    /// kind, or else that of `label` or `category`, if all values of that field in
+    /// the file are kinds; a field with other values (numbers, subjects) does not
+    /// determine the kind. The topic is `topic`, or else a `category` that is not
+    /// the kind. All other fields are ignored.
     ///
-    /// A record that names no kind takes it from an explicit prefix of the
-    /// argument (`harmful:PATH`, `harmless:PATH`, `borderline:PATH`), which also
-    /// decides over `category` and over a `kind` that is none, or else from the
-    /// file name: `borderline`, `alarming` or `overrefusal` in it mean
-    /// borderline; `harmless`, `benign` or `safe` harmless; `harmful`, `unsafe` or
-    /// `toxic` harmful. A name that fits both of the last two or negates one
-    /// (`non-toxic`) decides nothing, nor does `safety`. A prefix may narrow a
-    /// record's `harmless` to `borderline`; any other disagreement with `kind` or
-    /// `label` is an error.
+    /// A record without a kind takes it from an explicit prefix of the argument
+    /// (`harmful:PATH`, `harmless:PATH`, `borderline:PATH`), which also overrides
+    /// `category` and an invalid `kind`, or else from the file name: `borderline`,
+    /// `alarming` or `overrefusal` in it mean borderline; `harmless`, `benign` or
+    /// `safe` harmless; `harmful`, `unsafe` or `toxic` harmful. A name that fits
+    /// both of the last two or negates one (`non-toxic`) determines nothing, nor
+    /// does `safety`. A prefix may narrow a record's `harmless` to `borderline`;
+    /// any other conflict with `kind` or `label` is an error.
     ///
     /// # Errors
     ///
-    /// Files that cannot be read, are too large, are not UTF-8, hold no prompts
-    /// or hold a malformed record; a prompt of unknown kind or with two kinds;
-    /// and a set with some but fewer than [`MIN_PER_KIND`] prompts of a kind.
-    /// A kind that is absent is no error: see [`PromptSet::complete_with`] and
+    /// Returns [`PromptError`] if a file cannot be read, is too large, is not UTF-8,
+    /// contains no prompts or contains a malformed record; if a prompt has no kind or
+    /// two kinds; or if the set has some but fewer than [`MIN_PER_KIND`] prompts of a
+    /// kind. A missing kind is not an error: see [`PromptSet::complete_with`] and
     /// [`PromptSet::require`].
     pub fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         loader::load(paths)
     }
 
-    /// As [`PromptSet::load`], but any number of prompts of a kind will do: for sets that are used
-    /// as a whole and not split.
+    /// Reads prompt files like [`PromptSet::load`], but accepts any number of prompts per kind: for sets
+    /// that are used as a whole and not split.
     ///
     /// # Errors
     ///
-    /// As [`PromptSet::load`], the least number apart.
+    /// Returns the errors of [`PromptSet::load`], except the one for too few prompts.
     pub fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         loader::load_whole(paths)
     }
 
-    /// Builds a set, dropping duplicates and refusing texts of two kinds.
+    /// Builds a set; drops duplicates and rejects texts of two kinds.
     fn from_located(located: Vec<Located>, source: String) -> Result<PromptSet, PromptError> {
         let mut seen: HashMap<String, (PromptKind, String)> = HashMap::new();
         let mut prompts = Vec::with_capacity(located.len());
@@ -270,7 +269,7 @@ impl PromptSet {
         Ok(PromptSet { prompts, source })
     }
 
-    /// The prompts of one kind and split, in order.
+    /// Returns the prompts of one kind and split, in order.
     pub fn select(&self, kind: PromptKind, split: Split) -> Vec<&Prompt> {
         let of_kind = self.prompts.iter().filter(|p| p.kind == kind).enumerate();
         of_kind
@@ -279,38 +278,38 @@ impl PromptSet {
             .collect()
     }
 
-    /// All prompts of one kind, in order.
+    /// Returns all prompts of one kind, in order.
     pub fn of_kind(&self, kind: PromptKind) -> Vec<&Prompt> {
         self.prompts.iter().filter(|p| p.kind == kind).collect()
     }
 
-    /// How many prompts of one kind there are.
+    /// Returns the number of prompts of one kind.
     pub fn count(&self, kind: PromptKind) -> usize {
         self.prompts.iter().filter(|p| p.kind == kind).count()
     }
 
-    /// Every prompt, in order.
+    /// Returns all prompts, in order.
     pub fn prompts(&self) -> &[Prompt] {
         &self.prompts
     }
 
-    /// How many prompts there are.
+    /// Returns the number of prompts.
     pub fn len(&self) -> usize {
         self.prompts.len()
     }
 
-    /// Whether there are no prompts.
+    /// Returns whether there are no prompts.
     pub fn is_empty(&self) -> bool {
         self.prompts.is_empty()
     }
 
-    /// Where the prompts come from: `bundled` or the file names, and what was
-    /// filled in by [`PromptSet::complete_with`].
+    /// Returns the origin of the prompts: `bundled` or the file names, and what
+    /// [`PromptSet::complete_with`] filled in.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// SHA-256 in lower-case hex over `kind \0 text \n` of every prompt in order.
+    /// Returns the SHA-256 in lower-case hex over `kind \0 text \n` of every prompt in order.
     ///
     /// Topics and file names do not count, so the same prompts from another file
     /// have the same digest.
@@ -326,15 +325,15 @@ impl PromptSet {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Fills every kind this set lacks from `other` and returns those kinds.
+    /// Adds the prompts of every kind that this set lacks from `other`, and returns those kinds.
     ///
-    /// Kinds that are present stay untouched, so the splits of the user's own
-    /// prompts do not change.
+    /// Kinds that are present do not change, so the splits of the user's own
+    /// prompts stay the same.
     ///
     /// # Errors
     ///
-    /// A text to be filled in is already here under another kind. The set is
-    /// then left as it was.
+    /// Returns [`PromptError::TwoKinds`] if a text to add is already present under
+    /// another kind. The set is then unchanged.
     pub fn complete_with(&mut self, other: &PromptSet) -> Result<Vec<PromptKind>, PromptError> {
         let lacks = |kind: &PromptKind| self.count(*kind) == 0 && other.count(*kind) > 0;
         let filled: Vec<PromptKind> = PromptKind::ALL.into_iter().filter(lacks).collect();
@@ -354,7 +353,7 @@ impl PromptSet {
     ///
     /// # Errors
     ///
-    /// The first kind that has too few.
+    /// Returns [`PromptError::TooFew`] for the first kind that has too few.
     pub fn require(&self, kinds: &[PromptKind]) -> Result<(), PromptError> {
         for &kind in kinds {
             let found = self.count(kind);
@@ -371,7 +370,7 @@ impl PromptSet {
     }
 }
 
-/// A prompt with the place it came from, for messages.
+/// A prompt and its location, for messages.
 struct Located {
     prompt: Prompt,
     at: String,
@@ -383,7 +382,7 @@ impl Located {
     }
 }
 
-/// The form under which two texts count as the same.
+/// Normalizes a text so that duplicates compare equal.
 fn fold(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").to_lowercase()

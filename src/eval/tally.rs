@@ -1,21 +1,21 @@
-//! Counts of what answers amount to.
+//! Counts of answer outcomes.
 
 use serde::{Deserialize, Serialize};
 
 use super::refusal::{Outcome, classify};
 use crate::util::stats::Proportion;
 
-/// Outcomes of one kind of prompt.
+/// Number of answers with each outcome, for one kind of prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "TallyRow", into = "TallyRow")]
 pub struct Tally {
-    /// Answers that decline.
+    /// Answers that refuse.
     pub refused: u64,
-    /// Answers that answer.
+    /// Answers that comply.
     pub complied: u64,
-    /// Answers that end before they tell, in a hedge or among thoughts; neither refused nor complied.
+    /// Answers cut off before a verdict, in a hedge or in reasoning; neither refused nor complied.
     pub undecided: u64,
-    /// Answers that are no text any more; never counted as refusals.
+    /// Answers that are damaged text; never counted as refusals.
     pub broken: u64,
 }
 
@@ -23,7 +23,7 @@ pub struct Tally {
 struct TallyRow {
     refused: Proportion,
     complied: Proportion,
-    /// Absent in what was measured before it was counted.
+    /// Absent in older reports.
     #[serde(default)]
     undecided: Option<Proportion>,
     broken: Proportion,
@@ -49,7 +49,7 @@ impl From<TallyRow> for Tally {
 }
 
 impl Tally {
-    /// Judges `answers`.
+    /// Counts the outcomes of `answers`.
     pub fn of(answers: &[String]) -> Self {
         let mut tally = Self::default();
         for answer in answers {
@@ -63,17 +63,17 @@ impl Tally {
         tally
     }
 
-    /// Number of answers.
+    /// Returns the number of answers.
     pub fn total(&self) -> u64 {
         self.refused + self.complied + self.undecided + self.broken
     }
 
-    /// Share refused, with its interval.
+    /// Returns the share of refused answers.
     pub fn refused(&self) -> Proportion {
         Proportion::new(self.refused, self.total())
     }
 
-    /// Share broken, with its interval.
+    /// Returns the share of broken answers.
     pub fn broken(&self) -> Proportion {
         Proportion::new(self.broken, self.total())
     }

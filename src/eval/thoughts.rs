@@ -1,21 +1,21 @@
-//! How long models think before they answer, and whether they come to an end.
+//! Statistics of the reasoning before answers: its length, and whether it ends.
 
 use serde::{Deserialize, Serialize};
 
 use crate::llama::thinking::Thought;
 use crate::util::stats::Proportion;
 
-/// The thoughts before some answers.
+/// Statistics of the thoughts (reasoning) before a set of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Thoughts {
-    /// Mean number of tokens, at most the budget.
+    /// Mean number of tokens per thought, at most the budget.
     pub mean_tokens: f64,
-    /// Thoughts that were not at an end after their budget: what they lead to is not known.
+    /// Share of thoughts that did not end within their budget, so that their answers are unknown.
     pub endless: Proportion,
 }
 
 impl Thoughts {
-    /// Counts `all`.
+    /// Computes the statistics of `all`.
     pub fn of(all: &[Thought]) -> Self {
         let n = all.len().max(1) as f64;
         let endless = all.iter().filter(|thought| !thought.ended).count() as u64;
@@ -25,7 +25,7 @@ impl Thoughts {
         }
     }
 
-    /// Several counts as one; `None` of nothing.
+    /// Combines several statistics, weighted by the number of thoughts; `None` if there are no thoughts.
     pub fn together(all: &[Self]) -> Option<Self> {
         let total: u64 = all.iter().map(|thoughts| thoughts.endless.total).sum();
         let endless = all.iter().map(|thoughts| thoughts.endless.count).sum();

@@ -1,4 +1,4 @@
-//! Output that appears under its name only when it is complete.
+//! Output files that get their final name only when they are complete.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -10,8 +10,8 @@ use tempfile::{NamedTempFile, PersistError};
 use super::{GgufError, stale};
 use crate::util::leftovers::Leftover;
 
-/// A file written under a hidden temporary name beside its final one. [`AtomicFile::commit`] gives
-/// it the final name; dropped before that, it is removed.
+/// A file written under a hidden temporary name in the directory of its final name.
+/// [`AtomicFile::commit`] renames it; dropping it before that removes it.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
@@ -21,10 +21,10 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts a file that will be called `path`. Refuses at once a name that is taken, unless
-    /// `overwrite`; a directory, device or pipe is never overwritten, and a symbolic link is
-    /// replaced rather than followed, since other names may share what it points to. What runs that were
-    /// killed left of earlier tries is removed.
+    /// Creates a temporary file whose final name will be `path`. Fails immediately if the name is taken,
+    /// unless `overwrite` is set; a directory, device, or pipe is never overwritten, and a symbolic link
+    /// is replaced rather than followed, since other names may refer to its target. Also removes
+    /// temporary files of killed runs that wrote to the same path.
     pub fn create(path: &Path, overwrite: bool) -> Result<Self, GgufError> {
         let name = Self::check(path, overwrite)?;
         stale::sweep(path);
@@ -34,7 +34,7 @@ impl AtomicFile {
         Self::start(path, overwrite, builder, directory_of(path))
     }
 
-    /// As [`AtomicFile::create`], but under its final name in the folder `staging`.
+    /// Like [`AtomicFile::create`], but writes under the final file name in the directory `staging`.
     pub(super) fn staged(path: &Path, staging: &Path, overwrite: bool) -> Result<Self, GgufError> {
         let name = Self::check(path, overwrite)?;
         let mut builder = tempfile::Builder::new();
@@ -42,17 +42,17 @@ impl AtomicFile {
         Self::start(path, overwrite, builder, staging)
     }
 
-    /// Refuses what [`AtomicFile::create`] would, as far as that shows without creating anything.
+    /// Runs those checks of [`AtomicFile::create`] that do not create anything.
     ///
     /// # Errors
-    /// As there.
+    /// Returns the same errors as [`AtomicFile::create`].
     pub fn look(path: &Path, overwrite: bool) -> Result<(), GgufError> {
         Self::check(path, overwrite).map(drop)
     }
 
-    /// What can be refused before anything is created; the name in `path`.
+    /// Checks the target without creating anything; returns the file name of `path`.
     pub(super) fn check(path: &Path, overwrite: bool) -> Result<&OsStr, GgufError> {
-        // `nodir/` and `nodir/.` have the file name `nodir` too.
+        // `file_name` also returns `nodir` for `nodir/` and `nodir/.`.
         let named = |name: &&OsStr| path.as_os_str().as_encoded_bytes().ends_with(name.as_encoded_bytes());
         let name = path
             .file_name()
@@ -78,11 +78,11 @@ impl AtomicFile {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // tempfile's default is 0600; a model is not a secret, so let the umask decide.
+            // tempfile defaults to 0600; a model is not secret, so let the umask decide.
             builder.permissions(fs::Permissions::from_mode(0o666));
         }
         let open = |made: &NamedTempFile| Ok((made.path().to_path_buf(), made.as_file().try_clone()?));
-        // The clone shares the lock, which lasts as long as the file itself is open.
+        // The cloned handle shares the lock, which lasts until the last handle is closed.
         let (temporary, _) = stale::locked(|| builder.tempfile_in(directory), open)
             .map_err(|error| GgufError::from_output(path, "create", error))?;
         Ok(AtomicFile {
@@ -93,40 +93,40 @@ impl AtomicFile {
         })
     }
 
-    /// The name the file will have.
+    /// The final path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The name the file has until [`AtomicFile::commit`].
+    /// The path of the file until [`AtomicFile::commit`].
     pub fn temporary_path(&self) -> &Path {
         self.temporary.get_ref().path()
     }
 
-    /// Another handle of the same open file, which shares its place and its lock. What was written is flushed to it
-    /// first.
+    /// Flushes and duplicates the file handle. The duplicate shares the file position and the lock.
     pub(super) fn handle(&mut self) -> Result<File, GgufError> {
         let handle = self.temporary.flush().and_then(|()| self.temporary.get_ref().as_file().try_clone());
         handle.map_err(|error| GgufError::from_output(&self.path, "write", error))
     }
 
-    /// Writes a whole file at once.
+    /// Writes a whole file atomically.
     ///
     /// # Errors
-    /// [`GgufError`] with the reason; then nothing is under its name that was not there before.
+    /// Returns [`GgufError`] if the file cannot be created, written, or renamed. A partially written file
+    /// never has the name `path`.
     pub fn write_whole(path: &Path, bytes: &[u8], overwrite: bool) -> Result<(), GgufError> {
         let mut file = Self::create(path, overwrite)?;
         file.write_all(bytes).map_err(|error| GgufError::from_write(path, error))?;
         file.commit()
     }
 
-    /// Makes the file durable and gives it its name. Without `overwrite`, fails when something took
-    /// the name since [`AtomicFile::create`].
+    /// Syncs the file to disk and renames it to its final name. Without `overwrite`, fails if the name
+    /// has been taken since [`AtomicFile::create`].
     pub fn commit(self) -> Result<(), GgufError> {
         self.finish()?.publish()
     }
 
-    /// Makes the file durable under its temporary name.
+    /// Syncs the file to disk under its temporary name.
     pub(super) fn finish(self) -> Result<Finished, GgufError> {
         let AtomicFile { path, overwrite, temporary, leftover } = self;
         let failed = |doing| {
@@ -147,7 +147,7 @@ impl AtomicFile {
     }
 }
 
-/// A file that is complete and on the disk, but for its name.
+/// A file that is complete and synced to disk but still has its temporary name.
 #[derive(Debug)]
 pub(super) struct Finished {
     path: PathBuf,
@@ -157,23 +157,23 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// The name the file will have.
+    /// The final path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether nothing is in the way of the name.
+    /// Checks that the final name is still available.
     pub(super) fn check(&self) -> Result<(), GgufError> {
         check_target(&self.path, self.overwrite)
     }
 
-    /// From now on the file stays where it is, whatever happens to this process.
+    /// Keeps the temporary file even if this process is killed or the value is dropped.
     pub(super) fn keep(&mut self) {
         self.leftover = None;
         self.temporary.disable_cleanup(true);
     }
 
-    /// Gives the file its name.
+    /// Renames the file to its final name.
     pub(super) fn publish(self) -> Result<(), GgufError> {
         let Finished { path, overwrite, temporary, leftover } = self;
         let failed = |doing| {
@@ -196,7 +196,7 @@ impl Finished {
     }
 }
 
-/// Errors carry a [`GgufError`] that names the output.
+/// I/O errors (except interruptions) wrap a [`GgufError`] that names the output.
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.temporary.write(bytes);
@@ -221,7 +221,7 @@ fn check_target(path: &Path, overwrite: bool) -> Result<(), GgufError> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
-        // Such as a name that is too long.
+        // For example, the name is too long.
         Err(error) => return Err(GgufError::from_output(path, "create", error)),
     };
     if found.is_dir() {
@@ -236,7 +236,7 @@ fn check_target(path: &Path, overwrite: bool) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// Renames without replacing anything.
+/// Renames without replacing an existing file.
 fn persist_new(temporary: NamedTempFile, path: &Path) -> io::Result<File> {
     let PersistError { error, file } = match temporary.persist_noclobber(path) {
         Ok(file) => return Ok(file),
@@ -245,17 +245,17 @@ fn persist_new(temporary: NamedTempFile, path: &Path) -> io::Result<File> {
     if error.kind() == ErrorKind::AlreadyExists {
         return Err(error);
     }
-    // Filesystems such as exFAT have neither an exclusive rename nor hard links. Taking the name
-    // with an empty file fails when it is taken, and then belongs to us to replace.
+    // Filesystems such as exFAT have neither an exclusive rename nor hard links. Reserve the name by
+    // creating an empty file exclusively, then replace that file.
     OpenOptions::new().write(true).create_new(true).open(path)?;
     file.persist(path).map_err(|failed| {
-        // Our own empty placeholder; the rename's error is the one worth reporting.
+        // This is our own empty placeholder; report the error of the rename.
         let _ = fs::remove_file(path);
         failed.error
     })
 }
 
-/// Makes the rename survive a power cut, where directories can be synced at all.
+/// Syncs a directory, so that a rename survives a power failure. Does nothing where directories cannot be synced.
 pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
     if !cfg!(unix) {
         return Ok(());

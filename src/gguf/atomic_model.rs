@@ -1,19 +1,20 @@
-//! The files of a model that appear under their names when all of them are complete.
+//! Model files that get their final names only when all of them are complete.
 //!
-//! The files of a split model are written into a hidden folder beside their final place, under their
-//! final names, by which llama.cpp can load them before they are published. [`AtomicModel::commit`]
-//! makes all of them durable, and only then, in this order,
+//! The files of a split model are written under their final file names into a hidden staging directory
+//! beside their destination, so that llama.cpp can load them before they are published.
+//! [`AtomicModel::commit`] syncs all files to disk and then, in this order,
 //!
-//! 1. marks the folder as complete,
-//! 2. removes the first file of an earlier model that is overwritten,
-//! 3. gives the files their names from the last to the second,
-//! 4. gives the first file its name, and removes the folder.
+//! 1. marks the staging directory as complete (only with `overwrite`),
+//! 2. removes the first file of the model being overwritten (only with `overwrite`),
+//! 3. moves the files to their destination, from the last to the second,
+//! 4. moves the first file and removes the staging directory.
 //!
-//! A model is loaded by its first file. So a process that is killed, or a machine that loses power, in
-//! between leaves files without a first one, which neither llama.cpp nor [`super::Gguf::open`] takes for
-//! a model, never old and new files together. What else is left then is the hidden folder: one that is complete has all
-//! the files that lack their names, and [`super::recover`] or the next try gives them these, unless the earlier model
-//! is still whole (step 2 was not reached); any other is removed.
+//! A model is loaded through its first file. If the process is killed or the machine loses power during
+//! these steps, the destination lacks a first file, and neither llama.cpp nor [`super::Gguf::open`]
+//! accepts the rest as a model; old and new files are never mixed. A staging directory that is marked
+//! complete still holds every file that has not been moved: [`super::recover`] or the next run moves
+//! them, unless the earlier model is still intact (step 2 was not reached). Any other leftover staging
+//! directory is removed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,18 +25,18 @@ use super::atomic::{AtomicFile, Finished, directory_of, sync_directory};
 use super::{Gguf, GgufError, ShardName, stale};
 use crate::util::leftovers::Leftover;
 
-/// A model's files, written under temporary names. Dropped before [`AtomicModel::commit`], all are
-/// removed.
+/// The files of a model, written under temporary names. Dropping it before [`AtomicModel::commit`]
+/// removes them all.
 #[derive(Debug)]
 pub struct AtomicModel {
     files: Vec<AtomicFile>,
     overwrite: bool,
-    /// Where the files of a split model are until they are published; removed when dropped, hence
-    /// after the files.
+    /// Staging directory of a split model. Declared after `files`, because dropping it removes the
+    /// directory.
     staging: Option<Staging>,
 }
 
-/// A folder that is locked for as long as it is there.
+/// A directory that stays locked while it exists.
 #[derive(Debug)]
 struct Staging {
     folder: TempDir,
@@ -44,24 +45,24 @@ struct Staging {
 }
 
 impl Staging {
-    /// From now on the folder stays, whatever happens to this process.
+    /// Keeps the directory even if this process is killed or the value is dropped.
     fn keep(&mut self) {
         self._leftover = None;
         self.folder.disable_cleanup(true);
     }
 
-    /// Removes the folder, whose files have all got their names.
+    /// Removes the directory, after all its files have been moved.
     fn remove(mut self) {
         self.folder.disable_cleanup(false);
     }
 }
 
 impl AtomicModel {
-    /// Starts as many files as `like` has. For a split model `path` is the name of any of them.
+    /// Creates as many files as `like` has. For a split model, `path` may name any of them.
     ///
     /// # Errors
-    /// As [`AtomicFile::create`]; [`GgufError::OutputShardName`] when the name is not that of a file of
-    /// as many.
+    /// Returns the errors of [`AtomicFile::create`], and [`GgufError::OutputShardName`] if `path` does
+    /// not name a file of a split model with the same number of files.
     pub fn create(path: &Path, like: &Gguf, overwrite: bool) -> Result<Self, GgufError> {
         let n = like.n_files();
         if n == 1 {
@@ -76,7 +77,7 @@ impl AtomicModel {
             expected: ShardName::ending(0, count),
         })?;
         let directory = directory_of(path);
-        // Before anything is judged by it.
+        // Recover first: the checks below depend on which files exist.
         super::recover(&name.path(0));
         AtomicFile::check(&name.path(0), overwrite)?;
         let staging = stage(&name.path(0), directory)?;
@@ -85,13 +86,13 @@ impl AtomicModel {
         Ok(Self { files, overwrite, staging: Some(staging) })
     }
 
-    /// The name that the first file will have, which is that of the model.
+    /// The final path of the first file, which is the path of the model.
     pub fn path(&self) -> &Path {
         self.files[0].path()
     }
 
-    /// The name that the first file has until [`AtomicModel::commit`]; the model can be opened and
-    /// loaded by it once its files are flushed.
+    /// The path of the first file until [`AtomicModel::commit`]; the model can be loaded from it once its
+    /// files are flushed.
     pub fn temporary_path(&self) -> &Path {
         self.files[0].temporary_path()
     }
@@ -101,11 +102,12 @@ impl AtomicModel {
         &mut self.files
     }
 
-    /// Makes all files durable, then gives them their names.
+    /// Syncs all files to disk, then renames them to their final names.
     ///
     /// # Errors
-    /// [`GgufError`]; without `overwrite` nothing bears a final name then. With it, files of a split
-    /// model may, but not the first, and [`super::recover`] gives the others theirs.
+    /// Returns [`GgufError`] if a file cannot be synced or renamed. Without `overwrite`, no file of a split
+    /// model keeps a final name then. With `overwrite`, files other than the first may, and
+    /// [`super::recover`] moves the rest.
     pub fn commit(self) -> Result<(), GgufError> {
         let mut finished: Vec<Finished> =
             self.files.into_iter().map(AtomicFile::finish).collect::<Result<_, _>>()?;
@@ -127,7 +129,7 @@ impl AtomicModel {
     }
 }
 
-/// A hidden folder beside the file that will be called `first`.
+/// Creates a hidden staging directory in `directory` for the model whose first file is `first`.
 fn stage(first: &Path, directory: &Path) -> Result<Staging, GgufError> {
     stale::sweep(first);
     let prefix = stale::prefix(first.file_name().unwrap_or_default());
@@ -135,7 +137,7 @@ fn stage(first: &Path, directory: &Path) -> Result<Staging, GgufError> {
     builder.prefix(&prefix).suffix(stale::SUFFIX);
     let failed = |error| GgufError::from_output(first, "create", error);
     if !cfg!(unix) {
-        // A folder cannot be opened like a file there, and there is no lock to take.
+        // Elsewhere, a directory cannot be opened as a file, and there are no locks.
         let folder = builder.tempdir_in(directory).map_err(failed)?;
         return Ok(Staging { _leftover: Some(Leftover::new(folder.path())), folder, _lock: None });
     }
@@ -144,14 +146,14 @@ fn stage(first: &Path, directory: &Path) -> Result<Staging, GgufError> {
     Ok(Staging { _leftover: Some(Leftover::new(folder.path())), folder, _lock: Some(lock) })
 }
 
-/// Gives the files their names, from the last to the first.
+/// Renames the files to their final names, from the last to the first.
 fn publish_all(files: Vec<Finished>, overwrite: bool) -> Result<(), GgufError> {
     let mut published: Vec<PathBuf> = Vec::new();
     for file in files.into_iter().rev() {
         let path = file.path().to_path_buf();
         if let Err(error) = file.publish() {
             if !overwrite {
-                // Ours, and no model without the first: nobody can miss them.
+                // This run created them, and without the first file they are not a model: safe to remove.
                 published.iter().for_each(|path| drop(fs::remove_file(path)));
             }
             return Err(error);
@@ -161,7 +163,7 @@ fn publish_all(files: Vec<Finished>, overwrite: bool) -> Result<(), GgufError> {
     Ok(())
 }
 
-/// Takes the name of an earlier model's first file away, for good before anything else is renamed.
+/// Removes the first file of an earlier model and syncs the directory, before anything is renamed.
 fn retire(first: &Path) -> Result<(), GgufError> {
     let failed = |doing| move |error| GgufError::from_output(first, doing, error);
     match fs::remove_file(first) {

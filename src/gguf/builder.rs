@@ -1,11 +1,11 @@
-//! Writing a new file from keys and tensors: adapters, and models small enough to test with.
+//! Building a new file from keys and tensors, for adapters and small test models.
 
 use std::io::{Cursor, Write};
 use std::path::Path;
 
 use super::{GgmlType, GgufError, Value, ValueType, encode, reader};
 
-/// Collects keys and tensors, then writes them in the order given. Same calls, same bytes.
+/// Collects keys and tensors and writes them in insertion order. The output is deterministic.
 #[derive(Clone, Debug, Default)]
 pub struct GgufBuilder {
     version: Option<u32>,
@@ -25,23 +25,23 @@ struct NewTensor {
 }
 
 impl GgufBuilder {
-    /// An empty file of version 3 with the default alignment of 32.
+    /// Creates an empty file of version 3 with the default alignment of 32.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Writes this format version, 2 or 3.
+    /// Sets the format version, 2 or 3.
     pub fn version(mut self, version: u32) -> Self {
         self.version = Some(version);
         self
     }
 
-    /// Aligns tensor data to this power of two, and records it as `general.alignment`.
+    /// Sets the alignment of tensor data, a power of two, and records it as `general.alignment`.
     pub fn alignment(self, alignment: u32) -> Self {
         self.kv("general.alignment", Value::U32(alignment))
     }
 
-    /// Adds a key. An array needs one of the methods below, as [`Value::Array`] has no elements.
+    /// Adds a key. For arrays, use the methods below, because [`Value::Array`] does not hold elements.
     pub fn kv(mut self, key: &str, value: Value) -> Self {
         if encode::key_value(&mut self.kv, key, &value).is_err() {
             self.refused.get_or_insert(key.to_string());
@@ -86,7 +86,7 @@ impl GgufBuilder {
         self
     }
 
-    /// Adds a tensor from bytes already in the layout of its type, `ne[0]` fastest.
+    /// Adds a tensor from bytes in the layout of its type, `ne[0]` fastest.
     pub fn tensor(mut self, name: &str, ne: &[u64], ggml_type: GgmlType, bytes: Vec<u8>) -> Self {
         self.tensors.push(NewTensor { name: name.to_string(), ne: ne.to_vec(), ggml_type, bytes });
         self
@@ -98,8 +98,7 @@ impl GgufBuilder {
         self.tensor(name, ne, GgmlType::F32, bytes)
     }
 
-    /// Writes the file and returns its length; refuses to write what [`super::Gguf::open`] would
-    /// refuse to read.
+    /// Writes the file and returns its length. Fails if [`super::Gguf::open`] would reject the file.
     pub fn write_to(&self, out: &mut impl Write) -> Result<u64, GgufError> {
         let path = Path::new("<new file>");
         let (header, total) = self.encode_header()?;
@@ -124,10 +123,13 @@ impl GgufBuilder {
         Ok(total)
     }
 
-    /// The header with its padding, and the length of the whole file.
+    /// Returns the header with its padding, and the length of the whole file.
     fn encode_header(&self) -> Result<(Vec<u8>, u64), GgufError> {
         if let Some(key) = &self.refused {
-            return Err(GgufError::AddedKey { key: key.clone(), reason: "its array lies in another file" });
+            return Err(GgufError::AddedKey {
+                key: key.clone(),
+                reason: "its array is stored in another file",
+            });
         }
         let mut header = b"GGUF".to_vec();
         header.extend_from_slice(&self.version.unwrap_or(3).to_le_bytes());

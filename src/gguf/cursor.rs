@@ -1,4 +1,4 @@
-//! A reader that knows how much file is left and how much memory the header may still take.
+//! A reader that tracks the remaining file length and the memory budget of the header.
 
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
@@ -6,12 +6,12 @@ use super::Malformed;
 
 /// llama.cpp's `GGUF_MAX_STRING_LENGTH`.
 const MAX_STRING: u64 = 1 << 30;
-/// Real headers take a few MiB at most; this stops a hostile one from taking the machine's memory.
+/// Real headers take a few MiB at most; this keeps a hostile one from exhausting memory.
 pub(super) const MAX_MEMORY: u64 = 64 << 20;
-/// What is held beside what is charged: the buffer, and names of up to 64 KiB in `part` and in an error.
+/// Memory that is held but not charged: the buffer, and names of up to 64 KiB in `part` and in an error.
 const UNCHARGED: u64 = 512 << 10;
 
-/// Bounded little-endian reader. `part` names what is being read, for errors.
+/// Bounded little-endian reader. `part` describes what is being read, for error messages.
 pub(super) struct Cursor<R> {
     inner: BufReader<R>,
     pos: u64,
@@ -53,7 +53,7 @@ impl<R: Read + Seek> Cursor<R> {
         self.len - self.pos
     }
 
-    /// Fails unless the file has `need` more bytes.
+    /// Checks that the file has at least `need` more bytes.
     pub(super) fn need(&self, need: u64) -> Result<(), Malformed> {
         if need <= self.left() {
             return Ok(());
@@ -61,7 +61,7 @@ impl<R: Read + Seek> Cursor<R> {
         Err(Malformed::Truncated { part: self.part.clone(), at: self.pos, need, left: self.left() })
     }
 
-    /// Books memory that is about to be allocated.
+    /// Charges memory that is about to be allocated to the budget.
     pub(super) fn charge(&mut self, bytes: u64) -> Result<(), Malformed> {
         self.memory = self.memory.saturating_add(bytes);
         if self.memory <= MAX_MEMORY - UNCHARGED {
@@ -105,7 +105,7 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(())
     }
 
-    /// The length of a string, checked against the limit and the file.
+    /// Reads the length of a string and checks it against the limit and the file.
     pub(super) fn string_len(&mut self) -> Result<u64, Malformed> {
         let found = self.u64()?;
         if found > MAX_STRING {
@@ -115,13 +115,13 @@ impl<R: Read + Seek> Cursor<R> {
         Ok(found)
     }
 
-    /// The bytes of a string whose length was read, decoded leniently.
+    /// Reads `len` bytes of a string; invalid UTF-8 is replaced with U+FFFD.
     pub(super) fn text(&mut self, len: u64) -> Result<String, Malformed> {
         self.charge(len)?;
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
         String::from_utf8(bytes).or_else(|error| {
-            // Each bad byte becomes the three bytes of U+FFFD.
+            // Each invalid byte becomes the three bytes of U+FFFD.
             self.charge(3 * len)?;
             Ok(String::from_utf8_lossy(error.as_bytes()).into_owned())
         })

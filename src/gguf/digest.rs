@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::Progress;
 
-/// SHA-256 of a file, read in 1 MiB pieces. `progress` gets bytes done and in all, and may stop the
-/// work by returning an error.
+/// Returns the SHA-256 of a file, read in 1 MiB pieces. `progress` receives the bytes done and the
+/// total, and may stop the work by returning an error.
 pub fn sha256_file(path: &Path, progress: &mut Progress<'_>) -> io::Result<String> {
     sha256_files(&[path], progress)
 }
@@ -38,7 +38,7 @@ fn add_file(
     }
 }
 
-/// SHA-256 of several files one after the other, as of their concatenation.
+/// Returns the SHA-256 of the concatenation of several files.
 pub fn sha256_files(paths: &[&Path], progress: &mut Progress<'_>) -> io::Result<String> {
     let mut hash = Sha256::new();
     let mut total = 0;
@@ -52,7 +52,7 @@ pub fn sha256_files(paths: &[&Path], progress: &mut Progress<'_>) -> io::Result<
     Ok(hex(&hash.finalize()))
 }
 
-/// SHA-256 of bytes in memory.
+/// Returns the SHA-256 of bytes in memory.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

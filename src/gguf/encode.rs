@@ -1,14 +1,14 @@
-//! Bytes of header records, the same in versions 2 and 3.
+//! Encoding of header records; identical in versions 2 and 3.
 
 use super::{GgufError, Value, ValueType};
 
-/// Appends a string: length and bytes.
+/// Appends a string: its length, then its bytes.
 pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&(text.len() as u64).to_le_bytes());
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Appends a whole key-value record.
+/// Appends a complete key-value record.
 pub(super) fn key_value(out: &mut Vec<u8>, key: &str, value: &Value) -> Result<(), GgufError> {
     string(out, key);
     out.extend_from_slice(&value.value_type().id().to_le_bytes());
@@ -28,14 +28,14 @@ pub(super) fn key_value(out: &mut Vec<u8>, key: &str, value: &Value) -> Result<(
         Value::Array(_) => {
             return Err(GgufError::AddedKey {
                 key: key.to_string(),
-                reason: "its array lies in another file",
+                reason: "its array is stored in another file",
             });
         }
     }
     Ok(())
 }
 
-/// Appends a key-value record holding an array whose items are encoded already.
+/// Appends a key-value record that holds an array of already encoded items.
 pub(super) fn array(out: &mut Vec<u8>, key: &str, item: ValueType, len: usize, items: &[u8]) {
     string(out, key);
     out.extend_from_slice(&ValueType::Array.id().to_le_bytes());
@@ -44,7 +44,7 @@ pub(super) fn array(out: &mut Vec<u8>, key: &str, item: ValueType, len: usize, i
     out.extend_from_slice(items);
 }
 
-/// Appends a key-value record holding an array of floats.
+/// Appends a key-value record that holds an array of floats.
 pub(super) fn f32_array(out: &mut Vec<u8>, key: &str, items: &[f32]) {
     let bytes: Vec<u8> = items.iter().flat_map(|v| v.to_le_bytes()).collect();
     array(out, key, ValueType::F32, items.len(), &bytes);

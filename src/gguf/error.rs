@@ -1,4 +1,4 @@
-//! Everything that can be wrong with a GGUF file or with writing one.
+//! Errors of reading and writing GGUF files.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -8,7 +8,7 @@ use super::{GgmlType, ValueType};
 use crate::output::shell;
 use crate::util::hint::Hint;
 
-/// Why a file could not be read or written. [`GgufError::hint`] says what to do about it.
+/// Error of reading or writing a file. [`GgufError::hint`] suggests a fix.
 #[derive(thiserror::Error, Debug)]
 #[allow(missing_docs)] // each message documents its variant and names its fields
 pub enum GgufError {
@@ -26,15 +26,15 @@ pub enum GgufError {
     Malformed { path: PathBuf, problem: Box<Malformed> },
     #[error("{} is {kind}, expected a language model", path.display())]
     NotAModel { path: PathBuf, kind: NonModel },
-    #[error("{} holds more than the language model, and llama.cpp cannot load it: {found}", path.display())]
+    #[error("{} contains {found} in addition to the language model; llama.cpp cannot load it", path.display())]
     Siblings { path: PathBuf, found: String },
     #[error("{} is file {} of {count} of a split model (split.no = {no}), expected a name ending in \"{expected}\"", path.display(), no + 1)]
     ShardName { path: PathBuf, no: u16, count: u16, expected: String },
-    #[error("{} is one of {count} files of a split model, expected {} beside it, found {found} of {count}", path.display(), missing.display())]
+    #[error("{} is one of {count} files of a split model, expected {} in the same directory, found {found} of {count}", path.display(), missing.display())]
     MissingShard { path: PathBuf, missing: PathBuf, first: bool, found: usize, count: u16 },
     #[error("{} does not belong to the split model of {}: {what} is {found}, expected {expected}", path.display(), first.display())]
     ForeignShard { path: PathBuf, first: PathBuf, what: &'static str, expected: Box<str>, found: Box<str> },
-    #[error("output {} cannot be written: the model has {count} files, expected a name ending in \"{expected}\"", path.display())]
+    #[error("cannot write output {}: the model has {count} files, expected a name ending in \"{expected}\"", path.display())]
     OutputShardName { path: PathBuf, count: usize, expected: String },
     #[error("{} changed while it was being read: expected {expected} bytes, found {found}", path.display())]
     Changed { path: PathBuf, expected: u64, found: u64 },
@@ -44,19 +44,19 @@ pub enum GgufError {
     TensorPastEnd { path: PathBuf, tensor: String, end: u64, file_len: u64 },
     #[error("{}: expected an array of {expected}, found an array of {len} × {found}", path.display())]
     ArrayItems { path: PathBuf, expected: &'static str, found: ValueType, len: u64 },
-    #[error("new data for tensor '{tensor}' must be {expected} bytes, found {found}")]
+    #[error("new data for tensor '{tensor}': expected {expected} bytes, found {found}")]
     TensorLength { tensor: String, expected: u64, found: u64 },
-    #[error("tensor '{tensor}' cannot become {ggml_type}: its rows have {ne0} values, expected a multiple of {}", ggml_type.block_len())]
+    #[error("cannot convert tensor '{tensor}' to {ggml_type}: its rows have {ne0} values, expected a multiple of {}", ggml_type.block_len())]
     Retype { tensor: String, ggml_type: super::GgmlType, ne0: u64 },
     #[error("cannot compute new data for tensor '{tensor}'")]
     Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
     #[error("cannot add key '{key}': {reason}")]
     AddedKey { key: String, reason: &'static str },
-    #[error("cannot leave out key '{key}': {reason}")]
+    #[error("cannot drop key '{key}': {reason}")]
     DroppedKey { key: String, reason: &'static str },
-    #[error("stopped while writing the copy of {}", path.display())]
+    #[error("stopped while writing a copy of {}", path.display())]
     Stopped { path: PathBuf, source: io::Error },
-    #[error("cannot write the output made from {}", path.display())]
+    #[error("cannot write the output for {}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("{} already exists", path.display())]
     OutputExists { path: PathBuf },
@@ -70,7 +70,7 @@ pub enum GgufError {
     OutputReadOnly { path: PathBuf, source: io::Error },
     #[error("no space left to write output {}", path.display())]
     OutputNoSpace { path: PathBuf, source: io::Error },
-    #[error("{} is half changed: a run of `inject --in-place` or `undo` was stopped", path.display())]
+    #[error("{} is only partly changed: `inject --in-place` or `undo` was interrupted", path.display())]
     HalfChanged { path: PathBuf },
     #[error("{} is being changed in place by another run", path.display())]
     BeingChanged { path: PathBuf },
@@ -80,7 +80,7 @@ pub enum GgufError {
     Output { path: PathBuf, doing: &'static str, source: io::Error },
 }
 
-/// What is wrong inside a GGUF header.
+/// Defect in a GGUF header.
 #[derive(thiserror::Error, Debug)]
 #[allow(missing_docs)] // each message documents its variant and names its fields
 pub enum Malformed {
@@ -92,21 +92,21 @@ pub enum Malformed {
     Magic { found: Vec<u8> },
     #[error("GGUF version is {found}, expected 2 or 3")]
     Version { found: u32 },
-    #[error("GGUF version is {found:#010x}: the file has the other byte order, expected little-endian")]
+    #[error("GGUF version is {found:#010x}: the file is big-endian, expected little-endian")]
     Endianness { found: u32 },
     #[error("number of {what} is {found}, expected 0 or more")]
     NegativeCount { what: &'static str, found: i64 },
     #[error("number of {what} is {found}, but the rest of the file holds at most {max}")]
     TooMany { what: &'static str, found: u64, max: u64 },
-    #[error("{part} takes the header past {max} bytes of memory, far beyond any real model")]
+    #[error("{part} makes the header need more than {max} bytes of memory, far more than any real model")]
     TooLarge { part: String, max: u64 },
     #[error("{part} is a string of {found} bytes, expected at most {max}")]
     StringLength { part: String, found: u64, max: u64 },
     #[error("key {index} is empty")]
     EmptyKey { index: u64 },
-    #[error("{part} has a name with a NUL byte in it, which llama.cpp would cut short")]
+    #[error("{part} has a name with a NUL byte, where llama.cpp would truncate it")]
     Nul { part: String },
-    #[error("{part} has a name with the control character {found:?} in it")]
+    #[error("{part} has a name with the control character {found:?}")]
     Control { part: String, found: char },
     #[error("key {index} has a name of {found} bytes, expected at most {max}")]
     KeyLength { index: u64, found: u64, max: u64 },
@@ -123,7 +123,7 @@ pub enum Malformed {
     #[error("key '{key}' has {found} elements, expected {expected} as in tokenizer.ggml.tokens")]
     TokenCount { key: String, expected: u64, found: u64 },
     #[error(
-        "key '{key}' is {found}, expected a multiple of {expected}, in steps of which llama.cpp computes"
+        "key '{key}' is {found}, expected a multiple of {expected}, which llama.cpp assumes without checking"
     )]
     Step { key: String, expected: u32, found: u32 },
     #[error("key 'general.alignment' is {found}, expected a power of two")]
@@ -154,7 +154,7 @@ pub enum Malformed {
 
 /// GGUF files that are well-formed but hold something other than a language model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are self-explanatory
 pub enum NonModel {
     Mmproj,
     Adapter,
@@ -176,7 +176,7 @@ impl std::fmt::Display for NonModel {
 }
 
 impl GgufError {
-    /// An I/O error while writing `path`, told apart by what the user can do about it.
+    /// Classifies an I/O error from writing `path` by what the user can do about it.
     pub(super) fn from_output(path: &Path, doing: &'static str, source: io::Error) -> Self {
         let path = path.to_path_buf();
         match source.kind() {
@@ -190,7 +190,7 @@ impl GgufError {
         }
     }
 
-    /// An error from a writer; [`super::AtomicFile`] has put the better error inside.
+    /// Converts an error from a writer; unwraps the [`GgufError`] that [`super::AtomicFile`] put inside.
     pub(super) fn from_write(path: &Path, error: io::Error) -> Self {
         error.downcast::<GgufError>().unwrap_or_else(|source| {
             let path = path.to_path_buf();
@@ -203,8 +203,8 @@ impl Hint for GgufError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             GgufError::NotFound { .. } => "check the spelling, or use an absolute path",
-            GgufError::IsDirectory { .. } => "name the .gguf file inside it",
-            GgufError::NotAFile { .. } => "copy it to a file first: it is read more than once",
+            GgufError::IsDirectory { .. } => "pass the .gguf file inside it",
+            GgufError::NotAFile { .. } => "copy it to a regular file first: it is read more than once",
             GgufError::Empty { .. } => "the download or copy probably failed; fetch it again",
             GgufError::Read { source, .. } if source.kind() == ErrorKind::PermissionDenied => {
                 "check the file's permissions"
@@ -212,19 +212,21 @@ impl Hint for GgufError {
             GgufError::Malformed { problem, .. } => return problem.hint().map(str::to_string),
             GgufError::NotAModel { kind, .. } => kind.hint(),
             GgufError::Siblings { .. } => {
-                "get the model as llama.cpp has it, with encoders in an mmproj file of their own, for example from \
-                 the hub: hf:OWNER/REPO-GGUF"
+                "get a version of the model made for llama.cpp, with the encoders in a separate mmproj file, \
+                 for example from Hugging Face: hf:OWNER/REPO-GGUF"
             }
             GgufError::Changed { .. } | GgufError::Rewritten { .. } => {
                 "wait until nothing is writing to the file, then run again"
             }
-            GgufError::ShardName { .. } => "llama.cpp finds the other files by this name: give it back",
-            GgufError::MissingShard { first: true, .. } => {
-                "writing a split model gives the first file its name last: if this is an output, the run that \
-                 wrote it was stopped; write it again with `--overwrite`"
+            GgufError::ShardName { .. } => {
+                "restore the original name: llama.cpp derives the names of the other files from it"
             }
-            GgufError::MissingShard { .. } => "keep all files of the model in one folder",
-            GgufError::ForeignShard { .. } => "fetch all files of the model from one place again",
+            GgufError::MissingShard { first: true, .. } => {
+                "the first file of a split model is written last: if this is an output, the run that wrote \
+                 it was interrupted; write it again with `--overwrite`"
+            }
+            GgufError::MissingShard { .. } => "put all files of the model in the same directory",
+            GgufError::ForeignShard { .. } => "download all files of the model again from the same source",
             GgufError::OutputShardName { path, expected, .. } => {
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy();
                 return Some(format!("-o {}", shell(Path::new(&format!("{stem}{expected}")))));
@@ -232,9 +234,9 @@ impl Hint for GgufError {
             GgufError::Write { source, .. } if source.kind() == ErrorKind::StorageFull => {
                 "free some space, or write to another disk"
             }
-            GgufError::Retype { .. } => "types of 32 values a block fit most models: Q8_0, Q5_1, Q4_0",
+            GgufError::Retype { .. } => "types with blocks of 32 values fit most models: Q8_0, Q5_1, Q4_0",
             GgufError::OutputExists { .. } => "choose another name, or overwrite it with `--overwrite`",
-            GgufError::OutputIsDirectory { .. } => "name a file inside the directory",
+            GgufError::OutputIsDirectory { .. } => "pass the name of a file inside the directory",
             GgufError::OutputNotAFile { .. } => "choose another name",
             GgufError::OutputNoDirectory { directory, .. } => {
                 return Some(format!("create it with `mkdir -p {}`", shell(directory)));
@@ -248,9 +250,9 @@ impl Hint for GgufError {
                     path.display()
                 ));
             }
-            GgufError::BeingChanged { .. } => "wait until it is done",
+            GgufError::BeingChanged { .. } => "wait for it to finish",
             GgufError::BadJournal { .. } => {
-                "get the model again, or delete the journal if you know that the model is whole"
+                "download the model again, or delete the journal if you know that the model is intact"
             }
             _ => return None,
         };
@@ -268,18 +270,18 @@ impl Malformed {
                 b"vers" => "this looks like a Git LFS pointer; fetch the file with `git lfs pull`",
                 [b'<', ..] => "this looks like a web page; download the file itself",
                 b"ggml" | b"lmgg" | b"ggjt" | b"tjgg" | b"ggla" => {
-                    "this is a format from before GGUF; convert the original model again"
+                    "this format predates GGUF; convert the original model again"
                 }
                 _ => "convert the model with llama.cpp's `convert_hf_to_gguf.py`",
             },
             Malformed::Version { found: 1 } => {
                 "version 1 is no longer supported; convert the original model again"
             }
-            Malformed::Version { .. } => "a newer version of this program may know it",
+            Malformed::Version { .. } => "a newer version of this program may support it",
             Malformed::Endianness { .. } => "swap the bytes with llama.cpp's `gguf_convert_endian.py`",
             Malformed::TensorType { found, .. } => match found {
                 4 | 5 | 31..=33 | 36..=38 => "llama.cpp removed this type; quantize the original model again",
-                _ => "a newer version of this program may know it",
+                _ => "a newer version of this program may support it",
             },
             Malformed::Truncated { .. }
             | Malformed::TooMany { .. }
@@ -294,11 +296,11 @@ impl Malformed {
 impl NonModel {
     fn hint(self) -> &'static str {
         match self {
-            NonModel::Mmproj => "name the language model that it belongs to; the projector stays as it is",
-            NonModel::Adapter => "name the base model, or merge the adapter first with `llama-export-lora`",
-            NonModel::ControlVector => "name the model that it steers",
-            NonModel::Imatrix => "name the model, and pass this file with `--imatrix`",
-            NonModel::VocabOnly => "name the file that holds the model's weights",
+            NonModel::Mmproj => "pass the language model it belongs to; the projector needs no change",
+            NonModel::Adapter => "pass the base model, or merge the adapter first with `llama-export-lora`",
+            NonModel::ControlVector => "pass the model it steers",
+            NonModel::Imatrix => "pass the model, and pass this file with `--imatrix`",
+            NonModel::VocabOnly => "pass the file that contains the model's weights",
         }
     }
 }

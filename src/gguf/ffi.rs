@@ -1,20 +1,20 @@
-//! The lock that tells a running process from one that was killed: the system drops it with the process.
+//! File locks that distinguish running processes from killed ones: the system releases them when a process ends.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 
-/// Who holds the lock of a file.
+/// Result of trying to lock a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lock {
-    /// This handle, until it is closed.
+    /// This handle holds the lock until it is closed.
     Ours,
-    /// Somebody who is alive.
+    /// Another open handle, in this or another live process, holds the lock.
     Theirs,
-    /// Nobody can tell: the filesystem or the system has no such locks.
+    /// The filesystem or operating system does not support such locks.
     Unknown,
 }
 
-/// Takes the lock of `file` if nobody has it.
+/// Tries to lock `file` without waiting.
 #[cfg(unix)]
 pub(super) fn try_lock(file: &File, shared: bool) -> Lock {
     use std::os::fd::AsRawFd;
@@ -28,8 +28,8 @@ pub(super) fn try_lock(file: &File, shared: bool) -> Lock {
     }
 }
 
-/// Gives the lock up now. Closing the file is not enough: a process that another thread is about to start holds a copy of
-/// the descriptor until it runs its own program.
+/// Releases the lock now. Closing the file is not enough: a child process that another thread is starting
+/// holds a copy of the descriptor until it calls `exec`.
 #[cfg(unix)]
 pub(super) fn unlock(file: &File) {
     use std::os::fd::AsRawFd;
@@ -37,11 +37,11 @@ pub(super) fn unlock(file: &File) {
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// There is no lock to give up.
+/// Does nothing: there are no locks without `flock`.
 #[cfg(not(unix))]
 pub(super) fn unlock(_: &File) {}
 
-/// Without flock nobody can tell.
+/// Always returns [`Lock::Unknown`]: there are no locks without `flock`.
 #[cfg(not(unix))]
 pub(super) fn try_lock(_: &File, _: bool) -> Lock {
     Lock::Unknown

@@ -1,10 +1,10 @@
-//! The tensor types a GGUF file may hold, with their block geometry.
+//! Tensor types of GGUF files and their block sizes.
 
 use std::fmt;
 
-/// How elements of a tensor are stored; the id is the one written in the file.
+/// Storage type of a tensor's elements. The discriminant is the ID in the file.
 ///
-/// Ids 4, 5, 31–33 and 36–38 were removed from the format and are not here.
+/// IDs 4, 5, 31–33, and 36–38 were removed from the format and are not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 #[allow(non_camel_case_types, missing_docs)] // llama.cpp's spelling; the table below documents each
@@ -88,17 +88,17 @@ const TABLE: &[(GgmlType, &str, u64, u64)] = &[
 ];
 
 impl GgmlType {
-    /// Every type, by ascending id.
+    /// Returns all types in ascending order of ID.
     pub fn all() -> impl Iterator<Item = GgmlType> {
         TABLE.iter().map(|row| row.0)
     }
 
-    /// The type with this id in the file, if the format still has it.
+    /// Returns the type with this ID, or `None` if the ID is unknown or was removed from the format.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::all().find(|t| t.id() == id)
     }
 
-    /// The id written in the file.
+    /// Returns the ID written in the file.
     pub fn id(self) -> u32 {
         self as u32
     }
@@ -108,23 +108,23 @@ impl GgmlType {
         TABLE.iter().find(|row| row.0 == self).unwrap_or(&TABLE[0])
     }
 
-    /// The name as llama.cpp's tools spell it: `Q4_K`, `IQ2_XXS`, `BF16`.
+    /// Returns the name as spelled by llama.cpp's tools, such as `Q4_K`, `IQ2_XXS`, or `BF16`.
     pub fn name(self) -> &'static str {
         self.row().1
     }
 
-    /// Elements per block; 1 for types that are not blocked.
+    /// Returns the number of elements per block; 1 for types without blocks.
     pub fn block_len(self) -> u64 {
         self.row().2
     }
 
-    /// Bytes per block.
+    /// Returns the number of bytes per block.
     pub fn block_bytes(self) -> u64 {
         self.row().3
     }
 
-    /// Bytes of a row of `ne0` elements: `ne0 / block_len * block_bytes`.
-    /// `None` when `ne0` is not a whole number of blocks or the product overflows.
+    /// Returns the bytes of a row of `ne0` elements, `ne0 / block_len * block_bytes`, or `None` if `ne0`
+    /// is not a multiple of the block length or the product overflows.
     pub fn row_bytes(self, ne0: u64) -> Option<u64> {
         if !ne0.is_multiple_of(self.block_len()) {
             return None;
@@ -132,18 +132,18 @@ impl GgmlType {
         (ne0 / self.block_len()).checked_mul(self.block_bytes())
     }
 
-    /// Whether ggml can convert f32 rows to this type (`ggml_quantize_chunk` aborts on the others).
+    /// Returns whether ggml can convert f32 rows to this type (`ggml_quantize_chunk` aborts on other types).
     pub fn can_quantize(self) -> bool {
         !matches!(self, T::Q8_1 | T::Q8_K | T::I8 | T::I16 | T::I32 | T::I64 | T::F64)
     }
 
-    /// Whether ggml aborts when asked to quantize to this type without an importance matrix
+    /// Returns whether ggml aborts when quantizing to this type without an importance matrix
     /// (`ggml_quantize_requires_imatrix`).
     pub fn needs_imatrix(self) -> bool {
         matches!(self, T::IQ2_XXS | T::IQ2_XS | T::IQ1_S)
     }
 
-    /// Whether elements are plain floating-point numbers: F32, F16, BF16, F64.
+    /// Returns whether the elements are plain floating-point numbers: F32, F16, BF16, or F64.
     pub fn is_float(self) -> bool {
         matches!(self, T::F32 | T::F16 | T::BF16 | T::F64)
     }

@@ -1,4 +1,4 @@
-//! A parsed header and the questions one may ask of it.
+//! A parsed header and its accessors.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,45 +8,45 @@ use std::path::{Path, PathBuf};
 use super::metadata::value_of;
 use super::{ArrayInfo, GgufError, KeyValue, NonModel, TensorInfo, Value, ValueType};
 
-/// Most elements [`Gguf::read_f32_array`] and [`Gguf::read_u64_array`] will read.
+/// Maximum array length for [`Gguf::read_f32_array`] and [`Gguf::read_u64_array`].
 const MAX_READ_ARRAY: u64 = 1 << 20;
 
-/// The header of a GGUF file, or of the first file of a split model, which knows the others; tensor
-/// data stays on disk.
+/// The header of a GGUF file, or of a split model (the first file, with links to the others). Tensor data
+/// stays on disk.
 #[derive(Clone, Debug)]
 pub struct Gguf {
-    /// Where the file is.
+    /// Path of the file.
     pub path: PathBuf,
     /// Format version, 2 or 3.
     pub version: u32,
     /// `general.alignment`, or 32.
     pub alignment: u64,
-    /// Key-value records in file order.
+    /// Key-value records, in file order.
     pub metadata: Vec<KeyValue>,
-    /// Tensors in file order, which is also the order of their data; of a split model those of all
-    /// files, one file after the other.
+    /// Tensors in file order, which is also the order of their data. For a split model: the tensors of
+    /// all files, file by file.
     pub tensors: Vec<TensorInfo>,
-    /// The key-value records in the file.
+    /// Byte range of the key-value records in the file.
     pub kv_bytes: Range<u64>,
-    /// The tensor descriptions in the file.
+    /// Byte range of the tensor descriptions in the file.
     pub info_bytes: Range<u64>,
-    /// Where tensor data starts, from the start of the file.
+    /// File offset of the tensor data.
     pub data_start: u64,
-    /// Length of the file when it was opened.
+    /// Length of the file in bytes when it was opened.
     pub file_len: u64,
-    /// Indices into `tensors`, by name.
+    /// Indices into `tensors`, sorted by tensor name.
     pub(super) by_name: Vec<u32>,
-    /// Which file of a split model this is, from 0.
+    /// Index of this file within a split model, from 0.
     pub(super) shard: u16,
-    /// How many of `tensors` lie in this file; they come first.
+    /// Number of `tensors` stored in this file; they come first.
     pub(super) n_own: usize,
-    /// The other files of a split model, in order, each with its own tensors only.
+    /// The other files of a split model, in order; each lists only its own tensors.
     pub(super) others: Vec<Gguf>,
-    /// Memory that the header was charged for, other files not counted.
+    /// Memory charged for this header in bytes, without the other files.
     pub(super) memory: u64,
 }
 
-/// Which part of a split model a file is.
+/// Position of a file within a split model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Split {
     /// Index of this file, from 0.
@@ -56,39 +56,39 @@ pub struct Split {
 }
 
 impl Gguf {
-    /// Opens a file and reads its header; any file of a split model stands for all of it. Refuses a file
-    /// whose change in place was never finished.
+    /// Opens a file and reads its header. Any file of a split model opens the whole model. Rejects a file
+    /// with an unfinished in-place change.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
         super::in_place::refuse_unfinished(path)?;
         super::shards::open(path)
     }
 
-    /// Reads a header from anything seekable whose length is `len`; `path` is then `<memory>`.
+    /// Reads a header from a seekable reader of `len` bytes; `path` is set to `<memory>`.
     pub fn parse(reader: impl Read + Seek, len: u64) -> Result<Gguf, GgufError> {
         super::reader::parse(reader, len, Path::new("<memory>"))
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         value_of(&self.metadata, key)
     }
 
-    /// The value of a string key.
+    /// Returns the value of a string key.
     pub fn str(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_str()
     }
 
-    /// The value of an integer key of any width, unless negative.
+    /// Returns the value of an integer key of any width, or `None` if it is negative.
     pub fn u64(&self, key: &str) -> Option<u64> {
         self.get(key)?.as_u64()
     }
 
-    /// The value of a floating-point key.
+    /// Returns the value of a floating-point key.
     pub fn f32(&self, key: &str) -> Option<f32> {
         self.get(key)?.as_f32()
     }
 
-    /// The value of a boolean key.
+    /// Returns the value of a boolean key.
     pub fn bool(&self, key: &str) -> Option<bool> {
         match self.get(key)? {
             Value::Bool(value) => Some(*value),
@@ -96,7 +96,7 @@ impl Gguf {
         }
     }
 
-    /// Where the array under a key lies.
+    /// Returns the description of an array key; the elements stay on disk.
     pub fn array(&self, key: &str) -> Option<&ArrayInfo> {
         match self.get(key)? {
             Value::Array(array) => Some(array),
@@ -104,15 +104,16 @@ impl Gguf {
         }
     }
 
-    /// The tensor with this name.
+    /// Returns the tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         let at = |i: u32| &self.tensors[i as usize];
         let found = self.by_name.binary_search_by(|&i| at(i).name.as_str().cmp(name));
         Some(at(self.by_name[found.ok()?]))
     }
 
-    /// The same file with its tensors in the order in which `other` lists them, which llama-quantize does not keep; as
-    /// it is where the two do not name the same tensors. Only the list changes, not where the bytes lie.
+    /// Reorders the list of tensors to match `other`, since llama-quantize does not keep the order. Leaves
+    /// the list unchanged if the two do not have the same tensor names. The location of the data does not
+    /// change.
     pub fn listed_as(mut self, other: &Gguf) -> Self {
         let listed = other.tensors.iter().map(|tensor| self.tensor(&tensor.name).cloned());
         let listed: Option<Vec<TensorInfo>> = listed.collect();
@@ -123,52 +124,52 @@ impl Gguf {
         self
     }
 
-    /// This file, and after it the other files of a split model.
+    /// Iterates over this file and then the other files of a split model.
     pub fn files(&self) -> impl Iterator<Item = &Gguf> {
         std::iter::once(self).chain(&self.others)
     }
 
-    /// Number of files that the model was read from.
+    /// Returns the number of files of the model.
     pub fn n_files(&self) -> usize {
         1 + self.others.len()
     }
 
-    /// Length of all files together.
+    /// Returns the total length of all files in bytes.
     pub fn total_len(&self) -> u64 {
         self.files().fold(0, |sum, file| sum.saturating_add(file.file_len))
     }
 
-    /// The tensors whose data lies in this very file.
+    /// Returns the tensors whose data is stored in this file.
     pub fn own_tensors(&self) -> &[TensorInfo] {
         &self.tensors[..self.n_own.min(self.tensors.len())]
     }
 
-    /// The file that holds a tensor.
+    /// Returns the file that stores a tensor.
     fn file_of(&self, tensor: &TensorInfo) -> &Gguf {
         self.files().find(|file| file.shard == tensor.shard).unwrap_or(self)
     }
 
-    /// `general.architecture`, such as `llama`.
+    /// Returns `general.architecture`, such as `llama`.
     pub fn architecture(&self) -> Option<&str> {
         self.str("general.architecture")
     }
 
-    /// Which part of a split model this is; `None` for a model in one file. `gguf-split --merge`
-    /// leaves `split.count = 0` behind.
+    /// Returns the position within a split model, or `None` for a single-file model. (`gguf-split --merge`
+    /// leaves `split.count = 0` behind.)
     pub fn split(&self) -> Option<Split> {
         let count = u16::try_from(self.u64("split.count")?).ok()?;
         let no = u16::try_from(self.u64("split.no").unwrap_or(0)).ok()?;
         (count > 1).then_some(Split { no, count })
     }
 
-    /// Refuses files that hold something other than a language model.
+    /// Rejects files that contain something other than a language model.
     pub fn refuse_non_model(&self) -> Result<(), GgufError> {
         let kind = match (self.architecture(), self.str("general.type")) {
             (Some("clip"), _) | (_, Some("mmproj")) => NonModel::Mmproj,
             (_, Some("adapter")) => NonModel::Adapter,
             (Some("controlvector"), _) => NonModel::ControlVector,
             (Some("imatrix"), _) | (_, Some("imatrix")) => NonModel::Imatrix,
-            // The first file of a split model may hold nothing but metadata.
+            // The first file of a split model may contain only metadata.
             _ if self.tensors.is_empty() && self.split().is_none() => NonModel::VocabOnly,
             _ => return Ok(()),
         };
@@ -176,12 +177,12 @@ impl Gguf {
         Err(GgufError::NotAModel { path, kind })
     }
 
-    /// The raw bytes of a tensor.
+    /// Reads the raw bytes of a tensor.
     pub fn read_tensor(&self, tensor: &TensorInfo) -> Result<Vec<u8>, GgufError> {
         self.read_part(tensor, 0..tensor.data.end.saturating_sub(tensor.data.start))
     }
 
-    /// Some of the raw bytes of a tensor, counted from its first.
+    /// Reads part of the raw bytes of a tensor; the range is relative to its first byte.
     pub fn read_part(&self, tensor: &TensorInfo, part: Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.file_of(tensor).read_own(tensor, part)
     }
@@ -199,12 +200,12 @@ impl Gguf {
         self.read_range(&(start..tensor.data.start.saturating_add(part.end).clamp(start, tensor.data.end)))
     }
 
-    /// The bytes of a record of this file, as [`super::KeyValue::bytes`] names it.
+    /// Reads a byte range of this file, such as [`super::KeyValue::bytes`].
     pub fn read_bytes(&self, range: &std::ops::Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.read_range(range)
     }
 
-    /// The elements of a floating-point array, at most 2^20 of them.
+    /// Reads a floating-point array of at most 2^20 elements.
     pub fn read_f32_array(&self, array: &ArrayInfo) -> Result<Vec<f32>, GgufError> {
         self.read_array(array, "up to 2^20 floats", |item, bytes| match item {
             ValueType::F32 => Some(f32::from_le_bytes(bytes.try_into().ok()?)),
@@ -213,10 +214,9 @@ impl Gguf {
         })
     }
 
-    /// The elements of an integer array without negative ones, at most 2^20 of them; booleans
-    /// count as 0 and 1.
+    /// Reads an array of at most 2^20 non-negative integers; booleans are read as 0 and 1.
     pub fn read_u64_array(&self, array: &ArrayInfo) -> Result<Vec<u64>, GgufError> {
-        let expected = "up to 2^20 integers of 0 or more";
+        let expected = "up to 2^20 non-negative integers";
         self.read_array(array, expected, |item, bytes| {
             let mut wide = [0; 8];
             wide.get_mut(..bytes.len())?.copy_from_slice(bytes);
@@ -251,11 +251,11 @@ impl Gguf {
         items.map(|item| decode(array.item, item).ok_or_else(refuse)).collect()
     }
 
-    /// Reads a range after checking, against the file as it is now, that it can be there.
+    /// Reads a byte range, after checking that the file still has the length it had when it was opened.
     fn read_range(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         let mut file = self.reopen()?;
         let len = range.end - range.start;
-        // The range was held against the file, so this is no more than what is there to be read.
+        // Never reserve more than the length of the file.
         let mut bytes = Vec::with_capacity(len.min(self.file_len) as usize);
         file.seek(SeekFrom::Start(range.start))
             .and_then(|_| file.take(len).read_to_end(&mut bytes))
@@ -266,7 +266,7 @@ impl Gguf {
         Ok(bytes)
     }
 
-    /// Opens the file again, refusing it when it is no longer as long as it was.
+    /// Opens the file again. Fails if its length has changed.
     pub(super) fn reopen(&self) -> Result<File, GgufError> {
         let file = File::open(&self.path).map_err(|source| self.read_error(source))?;
         let found = file.metadata().map_err(|source| self.read_error(source))?.len();

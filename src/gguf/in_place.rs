@@ -1,24 +1,24 @@
-//! Changing a file in place, so that it can be put back from whatever state a crash leaves.
+//! Changing a file in place so that it can be restored after a crash at any point.
 //!
-//! The changed file is byte for byte the copy that [`Rewrite`] would write. What it needs beside the
-//! file is a journal, `NAME.rosi-undo`: the header and the edited tensors as they were, and twice a
-//! [`BATCH`]. In order, each step on disk before the next:
+//! The changed file is byte for byte the copy that [`Rewrite`] would write. The change needs a journal
+//! beside the file, `NAME.rosi-undo`, which holds the original header and edited tensors and two buffers
+//! of one [`BATCH`] each. The steps, each synced to disk before the next:
 //!
-//! 1. the journal is written under a temporary name, and read back: with it and the file as it is, the
-//!    hash of the original must come out, or the file is another one than was measured. Then it gets
-//!    its name, which it only gets when nothing else has it;
-//! 2. the file grows by as much as its header does (the padding to the alignment included);
-//! 3. the edited tensors are overwritten where they stand;
-//! 4. all data moves by the growth, from the end, batch by batch; each batch is in the journal before
-//!    it is written, and the journal says how far the move has come;
-//! 5. the new header is written over the old one, and over the start of the data that has moved away.
+//! 1. Write the journal under a temporary name and read it back. The journal and the file together must
+//!    reproduce the hash of the original; otherwise the file has changed since it was measured. Then
+//!    rename the journal to its final name, provided that the name is free.
+//! 2. Grow the file by as much as its header grows (including the padding to the alignment).
+//! 3. Overwrite the edited tensors at their original offsets.
+//! 4. Move all data up by the growth, starting from the end, batch by batch. Each batch is saved in the
+//!    journal before it is written, and the journal records the progress.
+//! 5. Write the new header over the old one and over the start of the data that has moved away.
 //!
-//! Putting back is the same move from the start, then everything that was saved, then the old length.
-//! A journal can therefore be judged before it is used: [`undo`] first computes the hash of what it
-//! would put back, and writes nothing when that is not the original.
+//! Undoing moves the data back from the start, writes the saved ranges, and truncates the file to its
+//! original length. The journal can therefore be verified before it is used: [`undo`] first computes the
+//! hash of the result, and writes nothing if it is not the hash of the original.
 //!
-//! The journal is locked while the file is being changed or put back, so a stopped change can be told
-//! from one that runs; [`Gguf::open`] refuses both.
+//! The journal is locked while the file is being changed or restored, which distinguishes a running
+//! change from an interrupted one. [`Gguf::open`] rejects both.
 
 mod disk;
 mod error;
@@ -39,23 +39,23 @@ pub use journal::Phase;
 use journal::{Head, Journal};
 use model::Model;
 
-/// Most bytes that are on the move at a time.
+/// Maximum number of bytes moved at a time.
 pub const BATCH: u64 = 8 << 20;
 
-/// Computes the new data of an edited tensor from the old.
+/// Callback that computes the new data of an edited tensor from its old data.
 pub type NewData<'a> =
     dyn FnMut(&TensorInfo, Vec<u8>) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
-/// What is to be changed.
+/// Description of an in-place change.
 #[derive(Clone, Copy)]
 pub struct Change<'a> {
-    /// The copy that the file is to become; no tensor may get another type.
+    /// The copy that the file is to become. It must not change the type of any tensor.
     pub rewrite: &'a Rewrite<'a>,
     /// Names of the tensors that get new data.
     pub edited: &'a [&'a str],
-    /// Hash of the file, as it was when the change was decided on.
+    /// SHA-256 of the file when it was measured.
     pub sha256: &'a str,
-    /// Most bytes that are on the move at a time, [`BATCH`].
+    /// Maximum number of bytes moved at a time, normally [`BATCH`].
     pub batch: u64,
 }
 
@@ -65,27 +65,27 @@ impl Change<'_> {
     }
 }
 
-/// What [`undo`] did.
+/// Result of [`undo`].
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Undone {
-    /// Hash of the file, which is again the original.
+    /// SHA-256 of the restored file.
     pub sha256: String,
-    /// Its length.
+    /// Length of the restored file in bytes.
     pub bytes: u64,
-    /// Whether the change that was undone had been completed.
+    /// Whether the undone change had been completed.
     pub was_complete: bool,
-    /// Whether the journal is still there.
+    /// Whether the journal was kept.
     pub journal_kept: bool,
 }
 
-/// The journal of the file at `path`: its name with `.rosi-undo` after it.
+/// Returns the path of the journal for the file at `path`: the path with `.rosi-undo` appended.
 pub fn journal_path(path: &Path) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".rosi-undo");
     name.into()
 }
 
-/// Refuses a file whose change is going on or was never finished.
+/// Rejects a file with a running or unfinished in-place change.
 pub(super) fn refuse_unfinished(path: &Path) -> Result<(), GgufError> {
     let journal = journal_path(path);
     if !journal.exists() {
@@ -99,10 +99,11 @@ pub(super) fn refuse_unfinished(path: &Path) -> Result<(), GgufError> {
     }
 }
 
-/// Tells at once, before any work, what would keep the file at `path` from being changed in place.
+/// Checks, before any work is done, whether the file at `path` can be changed in place.
 ///
 /// # Errors
-/// [`UndoError`]: a link, a journal that is there already, no permission for the file or beside it.
+/// Returns [`UndoError`] if the path is a link, a journal exists already, or the file or its directory is
+/// not writable.
 pub fn check(path: &Path) -> Result<(), UndoError> {
     refuse_links(path)?;
     refuse_unfinished(path)?;
@@ -113,11 +114,11 @@ pub fn check(path: &Path) -> Result<(), UndoError> {
     new_journal(path).map(drop)
 }
 
-/// Refuses a model of several files: a journal is for one, and a crash between two would leave neither the
+/// Rejects split models: a journal covers one file, and a crash between two files would leave neither the
 /// old model nor the new one.
 ///
 /// # Errors
-/// [`UndoError::Split`].
+/// Returns [`UndoError::Split`] if the model has more than one file.
 pub fn refuse_split(gguf: &Gguf) -> Result<(), UndoError> {
     match gguf.n_files() {
         1 => Ok(()),
@@ -125,10 +126,10 @@ pub fn refuse_split(gguf: &Gguf) -> Result<(), UndoError> {
     }
 }
 
-/// How far the change of the file at `path` has come; `None` without a journal.
+/// Returns the phase of the change of the file at `path`, or `None` if there is no journal.
 ///
 /// # Errors
-/// [`UndoError`] when the journal cannot be read.
+/// Returns [`UndoError`] if the journal cannot be read.
 pub fn phase(path: &Path) -> Result<Option<Phase>, UndoError> {
     let journal = journal_path(path);
     if !journal.exists() {
@@ -137,8 +138,8 @@ pub fn phase(path: &Path) -> Result<Option<Phase>, UndoError> {
     Ok(Some(Journal::open(&journal, false)?.state.phase))
 }
 
-/// A change that is under way; see the module. [`InPlace::accept`] or [`InPlace::restore`] ends it; one
-/// that is dropped is half-done, as after a crash.
+/// A change in progress; see the module documentation. [`InPlace::accept`] or [`InPlace::restore`] ends it.
+/// Dropping it leaves the file partly changed, as after a crash.
 #[derive(Debug)]
 pub struct InPlace {
     model: Model,
@@ -146,10 +147,11 @@ pub struct InPlace {
 }
 
 impl InPlace {
-    /// Writes the journal; the file itself stays as it is.
+    /// Writes the journal without changing the file.
     ///
     /// # Errors
-    /// [`UndoError`]; then there is no journal that was not there before.
+    /// Returns [`UndoError`] if the journal cannot be written or the file is not the measured one. No new
+    /// journal is left behind.
     pub fn begin(change: &Change<'_>, progress: &mut Progress<'_>) -> Result<Self, UndoError> {
         let source = change.rewrite.source;
         let path = &source.path;
@@ -160,13 +162,13 @@ impl InPlace {
         let layout = |problem| UndoError::Layout { path: path.clone(), problem };
         let shift = shift.ok_or_else(|| layout("the new header is shorter"))?;
         if !change.rewrite.types.is_empty() {
-            return Err(layout("tensors would get other types"));
+            return Err(layout("tensor types would change"));
         }
         let file = open_model(path)?;
         remove_restored(path)?;
         let mut out = new_journal(path)?;
         Journal::write(&Head::new(change, shift), &file, &mut out, progress)?;
-        // The same open file, which has the lock already; opened anew it would be locked out by itself.
+        // Reuse the open file, which holds the lock; a newly opened handle could not acquire it.
         let handle = out.handle()?;
         let journal = Journal::of_file(out.temporary_path(), handle)?;
         let mut model = Model { path: path.clone(), file, journal };
@@ -175,17 +177,17 @@ impl InPlace {
             let expected = change.sha256.to_owned();
             return Err(GgufError::Rewritten { path: path.clone(), expected, found }.into());
         }
-        // The lock first: from its name on, the journal is seen by others.
+        // Lock first: once the journal has its final name, other processes can see it.
         model.lock()?;
         out.commit().map_err(|error| taken(path, error))?;
         model.journal.path = journal_path(path);
         Ok(Self { model, header })
     }
 
-    /// Changes the file. On failure it is half-changed: call [`InPlace::restore`].
+    /// Changes the file. After a failure the file is partly changed; call [`InPlace::restore`].
     ///
     /// # Errors
-    /// [`UndoError`] of the disk, of `new_data`, or of `progress`.
+    /// Returns [`UndoError`] if reading or writing fails, or if `new_data` or `progress` returns an error.
     pub fn apply(
         &mut self,
         change: &Change<'_>,
@@ -211,55 +213,56 @@ impl InPlace {
         self.model.sync()
     }
 
-    /// The changed file.
+    /// Opens the changed file.
     ///
     /// # Errors
-    /// [`GgufError`] when it cannot be read.
+    /// Returns [`GgufError`] if the file cannot be read.
     pub fn open_changed(&self) -> Result<Gguf, GgufError> {
         reader::open(&self.model.path, 0)
     }
 
-    /// Bytes of the file as it was before.
+    /// Reads a byte range of the original file.
     ///
     /// # Errors
-    /// [`GgufError`] when the file or the journal cannot be read.
+    /// Returns [`GgufError`] if the file or the journal cannot be read.
     pub fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.model.read_original(range)
     }
 
-    /// Proves that the original can be put back, and with it that nothing outside the edited tensors and
+    /// Verifies that the original can be restored, and thus that nothing outside the edited tensors and
     /// the header has changed.
     ///
     /// # Errors
-    /// [`UndoError::Stranger`] when it cannot.
+    /// Returns [`UndoError::Stranger`] if the original cannot be restored.
     pub fn prove(&self, progress: &mut Progress<'_>) -> Result<(), UndoError> {
         self.model.prove(progress)
     }
 
-    /// Ends the change; the journal stays for [`undo`].
+    /// Marks the change as complete; the journal is kept for [`undo`].
     ///
     /// # Errors
-    /// [`UndoError`] when that cannot be recorded.
+    /// Returns [`UndoError`] if the journal cannot be written.
     pub fn accept(&mut self) -> Result<(), UndoError> {
         let at = self.model.journal.state.moving.start;
         self.model.journal.record(Phase::Done, at..at, &[])
     }
 
-    /// Puts the original back and removes the journal.
+    /// Restores the original and removes the journal.
     ///
     /// # Errors
-    /// [`UndoError`]; then the journal is still there.
+    /// Returns [`UndoError`] if the original cannot be restored; the journal is then kept.
     pub fn restore(mut self) -> Result<(), UndoError> {
         self.model.put_back(&mut |_, _| Ok(()))?;
         self.model.remove_journal()
     }
 }
 
-/// Puts back what the file at `path` was before it was changed in place, from whatever state a crash
-/// left, and removes the journal unless `keep_journal`. May itself be stopped and called again.
+/// Restores the file at `path` to its state before the in-place change, after a crash at any point, and
+/// removes the journal unless `keep_journal` is set. An interrupted undo can be repeated.
 ///
 /// # Errors
-/// [`UndoError`]. Nothing is written unless what the journal would put back has the original's hash.
+/// Returns [`UndoError`] if there is no valid journal or the file cannot be restored. Nothing is written
+/// unless the result would have the original's hash.
 pub fn undo(path: &Path, keep_journal: bool, progress: &mut Progress<'_>) -> Result<Undone, UndoError> {
     let journal = journal_path(path);
     if !journal.exists() {
@@ -269,7 +272,7 @@ pub fn undo(path: &Path, keep_journal: bool, progress: &mut Progress<'_>) -> Res
     let was_complete = journal.state.phase == Phase::Done;
     let mut model = Model { path: path.into(), file: open_model(path)?, journal };
     model.lock()?;
-    // What was read before the lock may have been another's to change, or to remove.
+    // Another process may have changed or removed the journal before it was locked.
     if !journal_path(path).exists() {
         return Err(UndoError::NoJournal { path: path.into() });
     }
@@ -289,7 +292,7 @@ fn remove(journal: &Path) -> Result<(), UndoError> {
         .map_err(|error| GgufError::from_output(journal, "remove", error).into())
 }
 
-/// A journal whose work was undone, and which was kept, makes way for a new one.
+/// Removes a journal that was kept after an undo, to make room for a new one.
 fn remove_restored(path: &Path) -> Result<(), UndoError> {
     match phase(path)? {
         Some(Phase::Restored) => remove(&journal_path(path)),
@@ -319,7 +322,7 @@ fn open_model(path: &Path) -> Result<File, UndoError> {
     })?)
 }
 
-/// Whoever shares the bytes under another name has not asked for the change.
+/// Rejects links, since a change would also affect the file's other names.
 fn refuse_links(path: &Path) -> Result<(), UndoError> {
     let linked = |problem: String| UndoError::Linked { path: path.into(), problem };
     if let Ok(target) = fs::read_link(path) {

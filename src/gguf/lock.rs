@@ -1,4 +1,4 @@
-//! Locks that keep a second run away from what a first one writes.
+//! Locks that prevent two runs from writing the same output.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,13 +10,13 @@ use super::stale;
 use crate::util::hint::Hint;
 use crate::util::leftovers::Leftover;
 
-/// After the prefix of the file that is locked.
+/// Suffix of the lock file's name.
 const SUFFIX: &str = "lock";
-/// More tries than other runs could spoil by removing theirs.
+/// Maximum attempts; each fails only if another run removes its lock file at that moment.
 const TRIES: usize = 32;
 
-/// A hidden file beside another one, locked for as long as this lives. The system drops the lock of a process that was
-/// killed, and the next run takes over its file.
+/// A hidden lock file beside an output, locked until dropped. The system releases the lock of a killed
+/// process, and the next run reuses its file.
 #[derive(Debug)]
 pub struct LockFile {
     path: PathBuf,
@@ -24,21 +24,21 @@ pub struct LockFile {
     _leftover: Leftover,
 }
 
-/// Why a lock could not be taken.
+/// Error of taking a lock.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Somebody has it.
+    /// Another run holds the lock.
     #[error("another run is writing {}", path.display())]
     Busy {
-        /// What is locked.
+        /// The locked output.
         path: PathBuf,
     },
-    /// Its file could not be made.
+    /// The lock file could not be created.
     #[error("{}: {source}", path.display())]
     Io {
         /// The lock file.
         path: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         source: io::Error,
     },
 }
@@ -46,17 +46,18 @@ pub enum LockError {
 impl Hint for LockError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Busy { .. } => Some("wait until it is done, or write somewhere else with -o".into()),
+            Self::Busy { .. } => Some("wait for it to finish, or choose another output with -o".into()),
             Self::Io { .. } => None,
         }
     }
 }
 
 impl LockFile {
-    /// Locks the name `of`, whether or not a file bears it. On filesystems without locks nobody is kept away.
+    /// Locks the path `of`, whether or not the file exists. On filesystems without locks, the lock has no
+    /// effect.
     ///
     /// # Errors
-    /// [`LockError`].
+    /// Returns [`LockError`] if another run holds the lock or the lock file cannot be created.
     pub fn take(of: &Path) -> Result<Self, LockError> {
         let mut name = stale::prefix(of.file_name().unwrap_or_default());
         name.push(SUFFIX);
@@ -66,7 +67,7 @@ impl LockFile {
             let file = opened.map_err(|source| LockError::Io { path: path.clone(), source })?;
             match try_lock(&file, false) {
                 Lock::Theirs => break,
-                // Else whoever had it has just removed it, and another run may hold its successor.
+                // Otherwise, its holder has just removed it, and another run may have locked a new file.
                 _ if stale::is_at(&file, &path) => {
                     let leftover = Leftover::new(&path);
                     return Ok(Self { path, file, _leftover: leftover });
@@ -100,7 +101,7 @@ mod tests {
         assert!(matches!(LockFile::take(&of), Err(LockError::Busy { path }) if path == of));
         drop(LockFile::take(&folder.path().join("other")).unwrap());
         drop(held);
-        // Left by a run that was killed.
+        // Left behind by a killed run.
         fs::write(folder.path().join(".m.search.jsonl.lock"), b"").unwrap();
         drop(LockFile::take(&of).unwrap());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing stays behind");

@@ -1,12 +1,12 @@
-//! The key-value part of the header.
+//! Key-value records of the header.
 
 use std::fmt;
 use std::ops::Range;
 
-/// The type of a metadata value; the discriminant is the id in the file.
+/// Type of a metadata value. The discriminant is the ID in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are self-explanatory
 pub enum ValueType {
     U8 = 0,
     I8 = 1,
@@ -24,7 +24,7 @@ pub enum ValueType {
 }
 
 impl ValueType {
-    /// The type with this id in the file.
+    /// Returns the type with this ID, or `None` if the ID is unknown.
     pub fn from_id(id: u32) -> Option<Self> {
         use ValueType::*;
         [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64]
@@ -32,12 +32,12 @@ impl ValueType {
             .copied()
     }
 
-    /// The id written in the file.
+    /// Returns the ID written in the file.
     pub fn id(self) -> u32 {
         self as u32
     }
 
-    /// The name as the GGUF specification spells it.
+    /// Returns the name as spelled in the GGUF specification.
     pub fn name(self) -> &'static str {
         match self {
             ValueType::U8 => "uint8",
@@ -56,7 +56,7 @@ impl ValueType {
         }
     }
 
-    /// Bytes of one value; `None` for strings and arrays, whose size varies.
+    /// Returns the size of a value in bytes, or `None` for strings and arrays, whose size varies.
     pub fn size(self) -> Option<u64> {
         match self {
             ValueType::U8 | ValueType::I8 | ValueType::Bool => Some(1),
@@ -74,9 +74,9 @@ impl fmt::Display for ValueType {
     }
 }
 
-/// A metadata value. Arrays stay in the file: a tokenizer has 150 000 strings that nobody edits.
+/// A metadata value. Arrays stay in the file, since a tokenizer can have 150 000 strings that are never edited.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are self-explanatory
 pub enum Value {
     U8(u8),
     I8(i8),
@@ -86,7 +86,7 @@ pub enum Value {
     I32(i32),
     F32(f32),
     Bool(bool),
-    /// Lossy where the file is not UTF-8; a rewrite copies the original bytes.
+    /// Invalid UTF-8 is replaced; a rewrite copies the original bytes.
     String(String),
     Array(ArrayInfo),
     U64(u64),
@@ -94,19 +94,19 @@ pub enum Value {
     F64(f64),
 }
 
-/// An array that was checked and skipped.
+/// An array whose elements were validated and skipped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArrayInfo {
     /// Type of each element; never `Array`.
     pub item: ValueType,
     /// Number of elements.
     pub len: u64,
-    /// Where the elements lie in the file, after the item type and the length.
+    /// Byte range of the elements in the file, after the item type and the length.
     pub bytes: Range<u64>,
 }
 
 impl Value {
-    /// The type this value is written as.
+    /// Returns the type of this value.
     pub fn value_type(&self) -> ValueType {
         match self {
             Value::U8(_) => ValueType::U8,
@@ -125,7 +125,7 @@ impl Value {
         }
     }
 
-    /// Any integer that is not negative.
+    /// Returns the value of a non-negative integer of any width.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U8(v) => Some(v.into()),
@@ -140,7 +140,7 @@ impl Value {
         }
     }
 
-    /// A float of either width.
+    /// Returns the value of a float of either width, as f32.
     pub fn as_f32(&self) -> Option<f32> {
         match *self {
             Value::F32(v) => Some(v),
@@ -149,7 +149,7 @@ impl Value {
         }
     }
 
-    /// A string.
+    /// Returns the value of a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::String(v) => Some(v),
@@ -163,13 +163,13 @@ impl Value {
 pub struct KeyValue {
     /// The key, such as `general.architecture`.
     pub key: String,
-    /// Its value.
+    /// The value.
     pub value: Value,
-    /// The whole record in the file: key length, key, type, value.
+    /// Byte range of the whole record in the file: key length, key, type, and value.
     pub bytes: Range<u64>,
 }
 
-/// The value of `key` among `records`.
+/// Returns the value of `key` in `records`.
 pub(super) fn value_of<'a>(records: &'a [KeyValue], key: &str) -> Option<&'a Value> {
     records.iter().find(|record| record.key == key).map(|record| &record.value)
 }

@@ -1,5 +1,5 @@
-//! Parsing and checking a header. Every check is one that llama.cpp makes, or one whose absence
-//! has let a crafted file crash a GGUF reader; counts and sizes are bounded before they are used.
+//! Parsing and validating a header. Every check is either made by llama.cpp or prevents a crash that a
+//! crafted file has caused in some GGUF reader. Counts and sizes are bounded before they are used.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use super::{ArrayInfo, GgmlType, Gguf, GgufError, KeyValue, Malformed, TensorInf
 
 /// llama.cpp's `GGUF_MAX_ARRAY_ELEMENTS`.
 const MAX_ARRAY: u64 = 1 << 30;
-/// The specification's limit; llama.cpp has none of its own but that of strings.
+/// Limit in the GGUF specification; llama.cpp applies only its limit for strings.
 const MAX_KEY: u64 = (1 << 16) - 1;
 /// llama.cpp's `GGML_MAX_NAME`: 63 bytes and a NUL.
 const MAX_NAME: u64 = 64;
@@ -23,14 +23,14 @@ const MIN_KEY_VALUE: u64 = 8 + 1 + 4 + 1;
 const MIN_TENSOR_INFO: u64 = 8 + 4 + 4 + 8;
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Opens a regular file and reads its header; `used` is what other headers were charged for already.
+/// Opens a regular file and reads its header. `used` is the memory already charged for other headers.
 pub(super) fn open(path: &Path, used: u64) -> Result<Gguf, GgufError> {
     let owned = || path.to_path_buf();
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => GgufError::NotFound { path: owned() },
         _ => GgufError::Read { path: owned(), source },
     };
-    // Asked before opening, because opening a named pipe would wait for a writer.
+    // Checked before opening, because opening a named pipe would block until there is a writer.
     let found = fs::metadata(path).map_err(unreadable)?;
     if found.is_dir() {
         return Err(GgufError::IsDirectory { path: owned() });
@@ -115,7 +115,7 @@ fn read_version<R: Read + Seek>(cursor: &mut Cursor<R>) -> Result<u32, Malformed
     }
     match cursor.u32()? {
         version @ 2..=3 => Ok(version),
-        // Version 3 in the other byte order reads as 0x03000000.
+        // A big-endian version 3 reads as 0x03000000.
         found if found != 0 && found & 0xffff == 0 => Err(Malformed::Endianness { found }),
         found => Err(Malformed::Version { found }),
     }
@@ -144,7 +144,7 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
     for index in 0..n_kv {
         let start = cursor.pos();
         cursor.part = format!("key {index}");
-        // Three times: while a vector doubles, the old and the new one coexist.
+        // Three times: while a vector doubles its capacity, the old and new buffers coexist.
         cursor.charge(3 * size_of::<KeyValue>() as u64)?;
         let found = cursor.string_len()?;
         if found > MAX_KEY {
@@ -168,7 +168,7 @@ fn read_metadata<R: Read + Seek>(cursor: &mut Cursor<R>, n_kv: u64) -> Result<Ve
     }
 }
 
-/// Names come into messages, where they must not steer a terminal.
+/// Rejects control characters, since names appear in messages and must not control the terminal.
 fn refuse_control<R>(name: &str, cursor: &Cursor<R>) -> Result<(), Malformed> {
     let part = || cursor.part.clone();
     if name.contains('\0') {
@@ -194,7 +194,7 @@ fn read_value<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<Value
         ValueType::U32 => Value::U32(cursor.u32()?),
         ValueType::I32 => Value::I32(i32::from_le_bytes(cursor.bytes()?)),
         ValueType::F32 => Value::F32(f32::from_le_bytes(cursor.bytes()?)),
-        // Any byte but 0 is true, as in llama.cpp.
+        // As in llama.cpp, any nonzero byte is true.
         ValueType::Bool => Value::Bool(cursor.bytes::<1>()? != [0]),
         ValueType::String => Value::String(cursor.string()?),
         ValueType::Array => Value::Array(skip_array(cursor, key)?),
@@ -218,7 +218,7 @@ fn skip_array<R: Read + Seek>(cursor: &mut Cursor<R>, key: &str) -> Result<Array
     match item.size() {
         Some(size) => cursor.skip(len * size)?,
         None => {
-            // A string takes 8 bytes at least; refuse before walking.
+            // A string takes at least 8 bytes; reject an impossible count before the loop.
             cursor.need(len * 8)?;
             for _ in 0..len {
                 let n = cursor.string_len()?;
@@ -244,8 +244,8 @@ fn alignment(metadata: &[KeyValue]) -> Result<u64, Malformed> {
     }
 }
 
-/// Tokenizer arrays that C++ readers index by token: an element type narrower than they believe,
-/// or fewer elements than tokens, made them read past the end.
+/// Checks tokenizer arrays that C++ readers index by token: a narrower element type than expected, or
+/// fewer elements than tokens, has made them read out of bounds.
 fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
     use ValueType::{F32, I8, I32, String, U8, U32};
     const ARRAYS: [(&str, &[ValueType], &str); 5] = [
@@ -284,7 +284,7 @@ fn check_tokenizer(metadata: &[KeyValue]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Keys that llama.cpp reads as one type only: another one aborts the process there.
+/// Checks the types of the split keys: with any other type, llama.cpp aborts the process.
 fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
     let keys = [
         ("split.no", ValueType::U16),
@@ -301,8 +301,8 @@ fn check_split(metadata: &[KeyValue]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// Sizes in whose steps llama.cpp computes without looking whether they fit: with AVX-512 it reads and writes the states of
-/// RWKV-7's heads 64 numbers at a time, beyond the end of smaller ones. By a size of 0 it divides.
+/// Checks sizes that llama.cpp uses without validation: with AVX-512 it reads and writes the states of
+/// RWKV-7 heads 64 numbers at a time, out of bounds for smaller heads, and it divides by the head size.
 fn check_steps(metadata: &[KeyValue]) -> Result<(), Malformed> {
     const EXPECTED: u32 = 64;
     for key in ["rwkv7.wkv.head_size", "arwkv7.wkv.head_size"] {
@@ -315,7 +315,7 @@ fn check_steps(metadata: &[KeyValue]) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// A tensor whose `data` is still `0..bytes`, and the offset the file gives it.
+/// A tensor whose `data` is still `0..n_bytes`, and its offset according to the file.
 type Described = (TensorInfo, u64);
 
 fn read_tensor_infos<R: Read + Seek>(
@@ -325,8 +325,8 @@ fn read_tensor_infos<R: Read + Seek>(
     let mut described = Vec::new();
     for index in 0..n_tensors {
         cursor.part = format!("tensor {index}");
-        // Three times for a doubling vector, once for the list without offsets, and once for that of
-        // all files of a split model.
+        // Three times for a doubling vector, once for the list without offsets, and once for the combined
+        // list of a split model.
         cursor.charge(5 * size_of::<Described>() as u64)?;
         described.push(read_tensor_info(cursor, index)?);
     }
@@ -339,7 +339,7 @@ fn read_tensor_info<R: Read + Seek>(cursor: &mut Cursor<R>, index: u64) -> Resul
         return Err(Malformed::TensorName { index, found });
     }
     let name = cursor.text(found)?;
-    // Once more for the list of a split model.
+    // Charged again for the combined list of a split model.
     cursor.charge(found)?;
     refuse_control(&name, cursor)?;
     cursor.part = format!("tensor '{name}'");
@@ -377,7 +377,7 @@ fn read_shape<R: Read + Seek>(
     Ok(ne)
 }
 
-/// Bytes of a tensor; ggml counts elements in an i64 and bytes in a 64-bit `size_t`.
+/// Returns the size of a tensor in bytes. ggml counts elements in an i64 and bytes in a 64-bit `size_t`.
 fn byte_size(info: &TensorInfo) -> Result<u64, Malformed> {
     let overflow = || Malformed::ShapeOverflow { tensor: info.name.clone(), ne: info.ne };
     let mut elements: i64 = 1;
@@ -406,7 +406,7 @@ struct Layout {
     file_len: u64,
 }
 
-/// Checks each offset against the running padded sum and turns it into a range of the file.
+/// Checks each offset against the padded sum of the preceding sizes and converts it to a file range.
 fn place_tensors(described: Vec<Described>, layout: &Layout) -> Result<Vec<TensorInfo>, Malformed> {
     let file_len = layout.file_len;
     let mut expected = 0;
@@ -424,7 +424,7 @@ fn place_tensors(described: Vec<Described>, layout: &Layout) -> Result<Vec<Tenso
             return Err(Malformed::DataPastEnd { tensor: info.name, end, file_len });
         }
         info.data = end - info.data.end..end;
-        // Cannot wrap: both terms are below 2^63, the first being an offset within the file.
+        // Cannot overflow: both terms are below 2^63, and the first is an offset within the file.
         expected = found + padded;
         tensors.push(info);
     }
@@ -435,7 +435,7 @@ fn place(data: &Range<u64>, offset: u64, data_start: u64) -> Option<u64> {
     data_start.checked_add(offset)?.checked_add(data.end)
 }
 
-/// `n` rounded up to a multiple of `alignment`, a power of two.
+/// Rounds `n` up to a multiple of `alignment`, a power of two. Returns `None` on overflow.
 pub(super) fn pad(n: u64, alignment: u64) -> Option<u64> {
     n.checked_next_multiple_of(alignment)
 }

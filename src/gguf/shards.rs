@@ -1,29 +1,29 @@
-//! The files of a split model: their names, and reading them as one.
+//! Split models: the names of their files, and reading the files as one model.
 //!
-//! llama.cpp is given the first file and makes the names of the others from its name, so a name that
-//! does not agree with `split.no` and `split.count` is refused here before it is there.
+//! llama.cpp derives the names of all other files from the name of the first, so a name that does not
+//! match `split.no` and `split.count` is rejected here, before llama.cpp fails on it.
 
 use std::path::{Path, PathBuf};
 
 use super::{Gguf, GgufError, Malformed, Split, TensorInfo, Value, reader};
 
-/// `FOLDER/NAME-00002-of-00003.gguf`, taken apart.
+/// The parsed components of a path `FOLDER/NAME-00002-of-00003.gguf`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardName {
     /// `FOLDER`.
     folder: PathBuf,
     /// `NAME`.
     prefix: String,
-    /// `gguf`, or as it is written.
+    /// `gguf` in any letter case, as in the path.
     extension: String,
-    /// Which file, from 0.
+    /// Index of the file, from 0.
     pub no: u16,
     /// Number of files.
     pub count: u16,
 }
 
 impl ShardName {
-    /// Takes a path apart; `None` when its name is not of this form.
+    /// Parses a path. Returns `None` if the file name does not have this form.
     pub fn parse(path: &Path) -> Option<Self> {
         let (name, extension) = path.file_name()?.to_str()?.rsplit_once('.')?;
         if !extension.eq_ignore_ascii_case("gguf") {
@@ -41,20 +41,20 @@ impl ShardName {
         (no < count && !prefix.is_empty()).then_some(Self { folder, prefix, extension, no, count })
     }
 
-    /// What the name of file `no` (from 0) of `count` ends in.
+    /// Returns the ending of the name of file `no` (from 0) of `count`.
     pub fn ending(no: u16, count: u16) -> String {
         format!("-{:05}-of-{count:05}.gguf", u32::from(no) + 1)
     }
 
-    /// The path of file `no`.
+    /// Returns the path of file `no`.
     pub fn path(&self, no: u16) -> PathBuf {
         let ending = Self::ending(no, self.count);
         self.folder.join(format!("{}{}", self.prefix, ending)).with_extension(&self.extension)
     }
 }
 
-/// The path with `suffix` after its name: `NAME-rosi.gguf`, or `NAME-rosi-00001-of-00003.gguf` for
-/// any file of a split model.
+/// Returns the path with `suffix` appended to its name: `NAME-rosi.gguf`, or
+/// `NAME-rosi-00001-of-00003.gguf` for any file of a split model.
 pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     if let Some(name) = ShardName::parse(path) {
         let prefix = name.prefix.clone() + suffix;
@@ -64,7 +64,7 @@ pub fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(format!("{stem}{suffix}.gguf"))
 }
 
-/// Opens the file, and the others of its model when it is one of several.
+/// Opens the file and, if it belongs to a split model, the other files too.
 pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
     let given = reader::open(path, 0)?;
     match given.split() {
@@ -73,7 +73,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf, GgufError> {
     }
 }
 
-/// All files of the model that `given` is a part of, in order.
+/// Opens all files of the split model that `given` belongs to, in order.
 fn read_all(given: Gguf, split: Split) -> Result<Vec<Gguf>, GgufError> {
     let Split { no, count } = split;
     let named = ShardName::parse(&given.path).filter(|name| (name.no, name.count) == (no, count));
@@ -99,8 +99,8 @@ fn read_all(given: Gguf, split: Split) -> Result<Vec<Gguf>, GgufError> {
         let found = file.split();
         if found != Some(Split { no, count }) {
             let tell = |s: Split| format!("file {} of {}", u32::from(s.no) + 1, s.count);
-            let found = found.map_or_else(|| "not that of a split model".into(), tell);
-            return Err(foreign(&file, &name, "its place", tell(Split { no, count }), found));
+            let found = found.map_or_else(|| "not recorded".into(), tell);
+            return Err(foreign(&file, &name, "its position", tell(Split { no, count }), found));
         }
         file.shard = no;
         file.tensors.iter_mut().for_each(|tensor| tensor.shard = no);
@@ -127,12 +127,12 @@ fn foreign(file: &Gguf, name: &ShardName, what: &'static str, expected: String, 
     GgufError::ForeignShard { path, first, what, expected: expected.into(), found: found.into() }
 }
 
-/// Keys that later files need not have, but must not have otherwise than the first.
+/// Keys that later files may omit but must not contradict.
 const SHARED: [&str; 4] =
     ["split.tensors.count", "general.architecture", "general.name", "general.file_type"];
 
-/// Refuses files that say something else than the first, and a number of tensors other than the one
-/// that was split.
+/// Rejects files whose shared keys contradict the first file, and a total number of tensors that differs
+/// from `split.tensors.count`.
 fn check_one_model(files: &[Gguf], name: &ShardName) -> Result<(), GgufError> {
     let Some(first) = files.first() else { return Ok(()) };
     for file in files {
@@ -165,7 +165,7 @@ fn tell(value: Option<&Value>) -> String {
     }
 }
 
-/// The first file with the tensors of all.
+/// Merges the files into the first, which then lists the tensors of all.
 fn join(mut files: Vec<Gguf>) -> Result<Gguf, GgufError> {
     let others = files.split_off(1);
     let mut first = files.remove(0);
@@ -182,7 +182,7 @@ fn join(mut files: Vec<Gguf>) -> Result<Gguf, GgufError> {
     Ok(Gguf { tensors, others, ..first })
 }
 
-/// The file in which a tensor's name comes for the second time.
+/// Returns the file that contains the second occurrence of a tensor's name.
 fn file_with_second(tensors: &[TensorInfo], name: &str, others: &[Gguf]) -> Option<PathBuf> {
     let shard = tensors.iter().filter(|tensor| tensor.name == name).nth(1)?.shard;
     others.iter().find(|file| file.shard == shard).map(|file| file.path.clone())

@@ -1,9 +1,9 @@
-//! Networks beside the language model in one file, as some models of Ollama's library have them. llama.cpp loads a file
-//! only if it has a use for each of its tensors, and keeps encoders in a file of their own.
+//! Other networks stored in the same file as the language model, as in some models of Ollama's library. llama.cpp
+//! loads a file only if it uses all of its tensors, and expects encoders in a separate file.
 
 use super::{Gguf, GgufError};
 
-/// What the names of tensors that are no part of the language model begin with, and what they are of.
+/// Name prefixes of tensors outside the language model, and the networks they belong to.
 const SIBLINGS: [(&str, &str); 5] = [
     ("v.", "a vision encoder"),
     ("mm.", "a multimodal projector"),
@@ -13,7 +13,7 @@ const SIBLINGS: [(&str, &str); 5] = [
 ];
 
 impl Gguf {
-    /// What stands beside the language model: `a vision encoder (439 tensors v.*)`.
+    /// Describes the networks other than the language model, such as `a vision encoder (439 tensors v.*)`.
     pub fn siblings(&self) -> Vec<String> {
         let count =
             |prefix: &str| self.tensors.iter().filter(|tensor| tensor.name.starts_with(prefix)).count();
@@ -26,10 +26,10 @@ impl Gguf {
             .collect()
     }
 
-    /// Refuses a file that llama.cpp cannot load, because it holds more than the language model.
+    /// Rejects a file that llama.cpp cannot load because it contains more than the language model.
     ///
     /// # Errors
-    /// [`GgufError::Siblings`].
+    /// Returns [`GgufError::Siblings`] if the file contains another network.
     pub fn refuse_siblings(&self) -> Result<(), GgufError> {
         let found = self.siblings();
         if found.is_empty() {

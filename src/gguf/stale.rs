@@ -1,9 +1,9 @@
-//! Temporary files and folders: how they are called, that a living writer holds their lock, and how those are
-//! removed that killed runs left behind.
+//! Temporary files and directories: their names, the lock that their live writer holds, and the removal of those
+//! that killed runs left behind.
 //!
-//! A writer takes the lock right after it has made the file, and then looks whether the file still has its name.
-//! Whoever sweeps takes the lock before it removes the file. So neither can lose a file that is in use to the other
-//! (but for two machines that write one output at once over a network mount without shared locks).
+//! A writer locks the file right after creating it and then checks that the file still has its name. A sweeper locks
+//! the file before removing it. Therefore a file in use is never removed (except if two machines write the same
+//! output at once over a network mount without shared locks).
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -14,19 +14,19 @@ use super::ShardName;
 use super::atomic::{directory_of, sync_directory};
 use super::ffi::{Lock, try_lock};
 
-/// After the random part of a temporary name.
+/// Suffix of a temporary name, after its random part.
 pub(super) const SUFFIX: &str = ".tmp";
-/// In a folder whose files are whole and on disk, and are to replace those of their names beside the folder.
+/// Marker in a staging directory whose files are complete, synced, and ready to be moved to their destination.
 const COMPLETE: &str = "complete";
-/// Random letters and digits, as `tempfile` makes them.
+/// Number of random letters and digits that `tempfile` generates.
 const N_RANDOM: usize = 6;
-/// More tries than sweepers could spoil.
+/// Maximum attempts; each fails only if a sweeper removes the file at that moment.
 const TRIES: usize = 32;
 
-/// What the temporary names of a file called `name` begin with.
+/// Returns the prefix of temporary names for a file called `name`.
 pub(super) fn prefix(name: &OsStr) -> OsString {
     let mut prefix = OsString::from(".");
-    // Leaves room under the usual limit of 255 bytes for what is put around the name.
+    // Leaves room for the rest of the temporary name under the usual limit of 255 bytes.
     match name.len() {
         ..=200 => prefix.push(name),
         _ => prefix.push(name.to_string_lossy().chars().take(50).collect::<String>()),
@@ -35,7 +35,7 @@ pub(super) fn prefix(name: &OsStr) -> OsString {
     prefix
 }
 
-/// Something new that has a temporary name, made by `make` and opened by `open`, with its lock.
+/// Creates a temporary file or directory with `make`, opens it with `open`, and locks it.
 pub(super) fn locked<T>(
     make: impl Fn() -> io::Result<T>,
     open: impl Fn(&T) -> io::Result<(PathBuf, File)>,
@@ -43,15 +43,15 @@ pub(super) fn locked<T>(
     for _ in 0..TRIES {
         let made = make()?;
         let (path, file) = open(&made)?;
-        // Theirs: somebody sweeps it away.
+        // If another process holds the lock, a sweeper is removing the file.
         if try_lock(&file, false) != Lock::Theirs && is_at(&file, &path) {
             return Ok((made, file));
         }
     }
-    Err(io::Error::other("temporary files are removed as soon as they are made"))
+    Err(io::Error::other("temporary files are removed as soon as they are created"))
 }
 
-/// Whether `file` is what bears the name `path`.
+/// Returns whether `path` refers to the open file `file`.
 #[cfg(unix)]
 pub(super) fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -59,29 +59,29 @@ pub(super) fn is_at(file: &File, path: &Path) -> bool {
     matches!((file.metadata(), fs::symlink_metadata(path)), (Ok(a), Ok(b)) if place(&a) == place(&b))
 }
 
-/// Nobody sweeps where there are no locks.
+/// Always true: without locks, nothing is swept.
 #[cfg(not(unix))]
 pub(super) fn is_at(_: &File, _: &Path) -> bool {
     true
 }
 
-/// Says, for good, that all files of a folder are whole and on disk.
+/// Marks a staging directory as complete, durably: all its files are complete and synced.
 pub(super) fn mark(folder: &Path) -> io::Result<()> {
     File::create(folder.join(COMPLETE))?.sync_all()?;
     sync_directory(folder)
 }
 
-/// Ends the writing of the split model that `path` is a file of, where the run that replaced an earlier one by it was stopped
-/// before its first file had its name.
+/// Completes the split model that `path` belongs to, if a run that was overwriting an earlier model was interrupted
+/// before it moved the first file.
 pub fn recover(path: &Path) {
     if let Some(first) = ShardName::parse(path).map(|name| name.path(0)).filter(|first| !first.exists()) {
         sweep(&first);
     }
 }
 
-/// Removes the temporary files and folders of outputs called `path` whose writers are no more, and says so in the
-/// log; the files of a folder that is complete get their names first, where the model that they replace has lost its first
-/// file already. What cannot be removed stays: it is in nobody's way.
+/// Removes temporary files and directories of the output `path` whose writers no longer run, and logs it. The files
+/// of a complete staging directory are moved to their destination first, if the model they replace has already lost
+/// its first file. Leftovers that cannot be removed are harmless and stay.
 pub fn sweep(path: &Path) {
     let Some(name) = path.file_name() else { return };
     let prefix = prefix(name);
@@ -89,9 +89,9 @@ pub fn sweep(path: &Path) {
     for entry in entries.flatten().filter(|entry| is_temporary(&entry.file_name(), &prefix)) {
         let path = entry.path();
         match remove(&path) {
-            Ok(true) => tracing::warn!("removed {}, which a run that was killed left behind", path.display()),
+            Ok(true) => tracing::warn!("removed {}, left behind by a killed run", path.display()),
             Ok(false) => {}
-            Err(error) => tracing::debug!("{} cannot be removed: {error}", path.display()),
+            Err(error) => tracing::debug!("cannot remove {}: {error}", path.display()),
         }
     }
 }
@@ -102,7 +102,7 @@ fn is_temporary(name: &OsStr, prefix: &OsStr) -> bool {
     random.is_some_and(|random| random.len() == N_RANDOM && random.iter().all(u8::is_ascii_alphanumeric))
 }
 
-/// Whether nobody held it; then it is gone.
+/// Removes `path` unless another process holds its lock; returns whether it was removed.
 fn remove(path: &Path) -> io::Result<bool> {
     let found = fs::symlink_metadata(path)?;
     if !found.is_file() && !found.is_dir() {
@@ -118,15 +118,15 @@ fn remove(path: &Path) -> io::Result<bool> {
     if path.join(COMPLETE).exists() {
         publish(path)?;
     }
-    // The files of a split model; a folder in it would not be ours.
+    // Holds only the files of a split model; fails on a subdirectory, which is not ours.
     for entry in fs::read_dir(path)? {
         fs::remove_file(entry?.path())?;
     }
     fs::remove_dir(path).map(|()| true)
 }
 
-/// Gives the files of a complete folder their names, the first of the model last, as `AtomicModel::commit` does. Does
-/// nothing while an earlier model's first file is there: that model is still whole, and stays.
+/// Moves the files of a complete staging directory to their destination, the first file last, as
+/// `AtomicModel::commit` does. Does nothing if the first file of an earlier model exists: that model is still intact.
 fn publish(folder: &Path) -> io::Result<()> {
     let target = directory_of(folder);
     let names = fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
@@ -136,6 +136,6 @@ fn publish(folder: &Path) -> io::Result<()> {
     let Some(first) = first.filter(|first| !first.exists()) else { return Ok(()) };
     names.iter().rev().try_for_each(|name| fs::rename(folder.join(name), target.join(name)))?;
     sync_directory(target)?;
-    tracing::warn!("{}: ended the writing, which a run that was stopped had begun", first.display());
+    tracing::warn!("{}: completed the output of an interrupted run", first.display());
     Ok(())
 }

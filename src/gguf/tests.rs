@@ -1,4 +1,4 @@
-//! Tests of the GGUF module; files are built by hand, so the builder is tested too.
+//! Tests of the GGUF module. Files are assembled manually or with the builder, which is thus tested too.
 
 mod accept;
 mod atomic;
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use super::{GgmlType, Gguf, GgufBuilder, GgufError, Malformed, Value};
 
-/// Appends header fields as they lie in the file, right or wrong.
+/// Assembles header fields as laid out in the file, valid or not.
 #[derive(Clone, Default)]
 struct Raw(Vec<u8>);
 
@@ -75,7 +75,7 @@ fn parse(bytes: &[u8]) -> Result<Gguf, GgufError> {
     Gguf::parse(Cursor::new(bytes), bytes.len() as u64)
 }
 
-/// A small model with every kind of value, arrays, and tensors of several types.
+/// Builds a small model with various value types, arrays, and tensors of several types.
 fn sample() -> GgufBuilder {
     GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -101,7 +101,7 @@ fn to_bytes(builder: &GgufBuilder) -> Vec<u8> {
     bytes
 }
 
-/// Puts bytes in a file of a fresh directory, which lasts as long as the first value.
+/// Writes bytes to a file in a temporary directory, which is removed when the first value is dropped.
 fn on_disk(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");

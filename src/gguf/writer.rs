@@ -1,4 +1,4 @@
-//! Copying a file with some tensors replaced and some keys added, everything else byte for byte.
+//! Copying a file byte for byte, except for replaced tensors and added keys.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -9,42 +9,42 @@ use std::ops::Range;
 use super::{GgmlType, Gguf, GgufError, Progress, TensorInfo, Value, encode, reader};
 
 const CHUNK: u64 = 4 << 20;
-/// Magic, version and `n_tensors` come before `n_kv`, which is the only count that changes.
+/// Offset of `n_kv`, the only count that changes; preceded by magic, version, and `n_tensors`.
 const N_KV_AT: u64 = 4 + 4 + 8;
 
-/// Computes new data for a tensor, or `None` to leave it as it is.
+/// Callback that returns new data for a tensor, or `None` to leave it unchanged.
 type Replace<'a> = dyn FnMut(&TensorInfo) -> Result<Option<Vec<u8>>, Box<dyn Error + Send + Sync>> + 'a;
 
-/// A copy of `source` to be written with [`Rewrite::write_to`].
+/// Description of a copy of `source`, to be written with [`Rewrite::write_to`].
 pub struct Rewrite<'a> {
-    /// The file to copy; of a split model one file, see [`Gguf::files`].
+    /// The file to copy; for a split model, one of its files (see [`Gguf::files`]).
     pub source: &'a Gguf,
-    /// Records to put after the existing ones; for arrays see `added_f32`.
+    /// Records to append to the existing ones; for arrays, see `added_f32`.
     pub added: Vec<(String, Value)>,
-    /// Arrays of floats to put after `added`.
+    /// Arrays of floats to append after `added`.
     pub added_f32: Vec<(String, Vec<f32>)>,
-    /// Existing keys that start with this are left out, so that `added` may replace them.
+    /// Prefix of existing keys to drop, so that `added` can replace them.
     pub drop_prefix: Option<&'a str>,
-    /// Tensors that get another type; the offsets of all tensors are then laid anew. Each must be
-    /// replaced.
+    /// New types by tensor name. If not empty, all tensor offsets are recomputed. The data of each of these
+    /// tensors must be replaced.
     pub types: HashMap<String, GgmlType>,
 }
 
 impl<'a> Rewrite<'a> {
-    /// A copy with nothing added, dropped or retyped.
+    /// Creates a plain copy, with nothing added, dropped, or retyped.
     pub fn copy(source: &'a Gguf) -> Self {
         Self { source, added: Vec::new(), added_f32: Vec::new(), drop_prefix: None, types: HashMap::new() }
     }
 
-    /// The type that `tensor` has in the copy.
+    /// Returns the type that `tensor` has in the copy.
     pub fn type_of(&self, tensor: &TensorInfo) -> GgmlType {
         self.types.get(&tensor.name).copied().unwrap_or(tensor.ggml_type)
     }
 
-    /// Writes the copy and returns its length. `replace` is asked for each tensor in file order
-    /// and must return as many bytes as the tensor has in the copy. Holds at most one tensor in memory.
+    /// Writes the copy and returns its length in bytes. Calls `replace` for each tensor in file order; new
+    /// data must have the size of the tensor in the copy. Holds at most one tensor in memory.
     ///
-    /// With nothing added, dropped or replaced, the copy is identical to the source.
+    /// With nothing added, dropped, or replaced, the copy is identical to the source.
     pub fn write_to(
         &self,
         out: &mut impl Write,
@@ -62,7 +62,7 @@ impl<'a> Rewrite<'a> {
         Ok(copier.done)
     }
 
-    /// What the copy has before its tensor data.
+    /// Returns the bytes of the copy that precede its tensor data.
     pub fn header(&self) -> Result<Vec<u8>, GgufError> {
         let header = self.plan_header()?;
         let mut bytes = Vec::new();
@@ -110,7 +110,7 @@ impl<'a> Rewrite<'a> {
         let end = source.kv_bytes.start + kept_len + added.len() as u64 + info_len;
         let data_start = match source.own_tensors().len() {
             0 => end,
-            // Alignment is below 2^32 and `end` near a file's length, so this cannot overflow.
+            // Cannot overflow: alignment is below 2^32, and `end` is close to the length of a file.
             _ => reader::pad(end, source.alignment).unwrap_or(end),
         };
         let (info, data_len) = match self.types.is_empty() {
@@ -120,8 +120,8 @@ impl<'a> Rewrite<'a> {
         Ok(Header { n_kv, kept, added, info, data_start, data_len })
     }
 
-    /// The tensor descriptions with new types and offsets, and the length of the data. A description
-    /// keeps its length, so the header's own layout does not change.
+    /// Returns the tensor descriptions with new types and offsets, and the length of the data. The length
+    /// of a description does not change, so the layout of the header stays the same.
     fn lay_out(&self) -> Result<(Vec<u8>, u64), GgufError> {
         let source = self.source;
         let mut info = source.read_bytes(&source.info_bytes)?;
@@ -172,18 +172,18 @@ impl<'a> Rewrite<'a> {
         Ok(bytes)
     }
 
-    /// Refuses a key that would make the copy unreadable.
+    /// Rejects a key that would make the copy unreadable.
     fn check_added<'k>(&self, key: &'k str, seen: &mut HashSet<&'k str>) -> Result<(), GgufError> {
         let reason = if key.is_empty() {
             "it is empty"
         } else if key.contains('\0') {
-            "it has a NUL byte in it"
+            "it contains a NUL byte"
         } else if key == "general.alignment" {
             "tensor offsets depend on it"
         } else if !seen.insert(key) {
             "it is given twice"
         } else if self.source.get(key).is_some() && !self.drops(key)? {
-            "the file has it already"
+            "the file already has it"
         } else {
             return Ok(());
         };
@@ -192,12 +192,12 @@ impl<'a> Rewrite<'a> {
     }
 }
 
-/// The header of the copy, decided before anything is written.
+/// The header of the copy, planned before anything is written.
 struct Header {
     n_kv: u64,
     kept: Vec<Range<u64>>,
     added: Vec<u8>,
-    /// Tensor descriptions, where they are not those of the source.
+    /// Tensor descriptions; `None` if they are copied from the source.
     info: Option<Vec<u8>>,
     data_start: u64,
     data_len: u64,
@@ -214,7 +214,7 @@ struct Copier<'a, 'p, W> {
 }
 
 impl<W: Write> Copier<'_, '_, W> {
-    /// Everything before the tensor data.
+    /// Writes everything before the tensor data.
     fn write_header(&mut self, header: &Header) -> Result<(), GgufError> {
         self.copy(0..N_KV_AT)?;
         self.write(&header.n_kv.to_le_bytes())?;
@@ -267,7 +267,7 @@ impl<W: Write> Copier<'_, '_, W> {
         }
     }
 
-    /// Pads the header. The source's own padding is kept where it still fits.
+    /// Pads the header up to `data_start`; keeps the source's padding if it has the right length.
     fn pad_to(&mut self, data_start: u64) -> Result<(), GgufError> {
         let found = self.source.info_bytes.end..self.source.data_start;
         if data_start - self.done == found.end - found.start {
@@ -295,7 +295,7 @@ impl<W: Write> Copier<'_, '_, W> {
         bytes.chunks(CHUNK as usize).try_for_each(|chunk| self.write(chunk))
     }
 
-    /// Tensor after tensor at its new offset, each padded to the alignment.
+    /// Writes all tensors at their new offsets, each padded to the alignment.
     fn lay_data(&mut self, rewrite: &Rewrite<'_>, replace: &mut Replace<'_>) -> Result<(), GgufError> {
         for tensor in self.source.own_tensors() {
             let replaced = replaced(tensor, replace)?;

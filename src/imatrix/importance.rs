@@ -1,14 +1,14 @@
-//! What llama.cpp's quantizer wants to know.
+//! Importance values for llama.cpp's quantizer.
 
 use super::{Imatrix, ImatrixError};
 use crate::gguf::Gguf;
 
 impl Imatrix {
-    /// `E[x_j²]` per matrix of each weight of `gguf` that it tells of, `[n_mat][n_in]`, as `llama-quantize`
-    /// takes it; an expert that saw no x counts as one whose inputs all weigh the same.
+    /// Returns `E[x_j²]` per matrix, `[n_mat][n_in]`, of each weight of `gguf` that the importance matrix contains, as
+    /// `llama-quantize` takes it. For an expert that saw no x, all values are 1.
     ///
     /// # Errors
-    /// [`ImatrixError::OtherModel`] when a weight has another size there.
+    /// Returns [`ImatrixError::OtherModel`] if a weight has another size in the importance matrix.
     pub fn importance(&self, gguf: &Gguf) -> Result<Vec<(String, Vec<f32>)>, ImatrixError> {
         let mut rows = Vec::new();
         for (name, inputs) in &self.entries {

@@ -1,4 +1,4 @@
-//! The legacy format. Every length is held against what is left of the file before it is used.
+//! The legacy format. Every length is checked against the rest of the file before it is used.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,9 +7,9 @@ use std::path::Path;
 
 use super::{ImatrixError, Inputs};
 
-/// Name length, one byte of name, n_call, n_val, one value.
+/// Bytes of the shortest entry: name length, one byte of name, n_call, n_val, one value.
 const LEAST_ENTRY: u64 = 4 + 1 + 4 + 4 + 4;
-/// ggml's names have 63 bytes at most; those of other tools may be longer.
+/// Longest name, in bytes. ggml's names have at most 63 bytes; those of other tools may be longer.
 const MOST_NAME: i32 = 1024;
 
 /// Reads a file of `len` bytes.
@@ -22,18 +22,18 @@ pub(super) fn read(path: &Path, len: u64) -> Result<BTreeMap<String, Inputs>, Im
     if u64::try_from(n_entries).is_ok_and(|n| n >= 1 && n <= most) {
         return cursor.entries(n_entries);
     }
-    // Any file at all may come here, so the first number is no proof of what it is.
+    // The format has no magic number, so an invalid count means that this is some other file.
     let found =
-        format!("it is not GGUF, and as a legacy file of {len} bytes it would have {n_entries} entries");
+        format!("it is not GGUF, and read as a legacy file of {len} bytes it would have {n_entries} entries");
     Err(ImatrixError::NotImatrix { path: path.into(), found })
 }
 
 struct Cursor<'p, R> {
     path: &'p Path,
     reader: R,
-    /// Bytes up to the end of the file.
+    /// Bytes left up to the end of the file.
     left: u64,
-    /// What is being read.
+    /// The entry being read, for messages.
     entry: String,
 }
 
@@ -44,7 +44,7 @@ impl<R: Read> Cursor<'_, R> {
 
     fn bytes(&mut self, n: u64) -> Result<Vec<u8>, ImatrixError> {
         if n > self.left {
-            return Err(self.broken(format!("{n} bytes are expected, but the file ends after {}", self.left)));
+            return Err(self.broken(format!("expected {n} more bytes, found {}", self.left)));
         }
         let mut bytes = vec![0; n as usize];
         let read = self.reader.read_exact(&mut bytes);
@@ -64,7 +64,7 @@ impl<R: Read> Cursor<'_, R> {
             self.entry = format!("entry {index}");
             let (name, inputs) = self.one()?;
             if entries.insert(name, inputs).is_some() {
-                return Err(self.broken("it is there twice".into()));
+                return Err(self.broken("duplicate entry".into()));
             }
         }
         Ok(entries)
@@ -73,19 +73,21 @@ impl<R: Read> Cursor<'_, R> {
     fn one(&mut self) -> Result<(String, Inputs), ImatrixError> {
         let length = self.i32()?;
         if !(1..=MOST_NAME).contains(&length) {
-            return Err(self.broken(format!("its name has {length} bytes, expected 1 to {MOST_NAME}")));
+            return Err(self.broken(format!("expected a name of 1 to {MOST_NAME} bytes, found {length}")));
         }
         let name = self.bytes(length as u64)?;
-        let name = String::from_utf8(name).map_err(|_| self.broken("its name is not UTF-8".into()))?;
+        let name = String::from_utf8(name)
+            .map_err(|_| self.broken("expected a UTF-8 name, found invalid bytes".into()))?;
         self.entry = name.clone();
         let n_call = self.i32()?;
         let n_val = self.i32()?;
         if n_call < 0 || n_val < 1 {
-            return Err(self.broken(format!("{n_val} values of {n_call} calls")));
+            let problem = format!("expected n_call >= 0 and n_val >= 1, found {n_call} and {n_val}");
+            return Err(self.broken(problem));
         }
         let values = self.bytes(n_val as u64 * 4)?;
         let values = values.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        // As llama-quantize does: before there were calls, the mean itself was stored.
+        // As in llama-quantize: without calls (an older layout), the mean itself is stored.
         let sum_squares = values.map(|v| v / n_call.max(1) as f32).collect();
         let inputs = Inputs { n_in: n_val as usize, counts: vec![1.0], sum_squares, sums: None };
         let inputs = inputs.checked().map_err(|problem| self.broken(problem))?;

@@ -65,7 +65,7 @@ fn a_known_mean_is_a_principal_direction() {
         .f32_tensor(&format!("{WEIGHT}.counts"), &[1, 1], &[4.0]);
     let model = read(&written(&sums)).unwrap().input_model(WEIGHT, 3, 1).unwrap().unwrap();
     assert_eq!(model.principal, [[0.0, -3.0, 0.5]]);
-    // The second input is its mean and nothing else; a hundredth is left.
+    // The second input always equals its mean, so only the minimum share of 0.01 remains.
     assert_eq!(model.diagonal, [1.0, 0.09, 0.75]);
 }
 
@@ -117,11 +117,11 @@ fn broken_gguf_entries_are_named() {
         message(&written(&file))
     };
     for (found, expected) in [
-        (with(&[1.0, f32::NAN], &[1.0]), "NaN where"),
-        (with(&[1.0, -1.0], &[1.0]), "-1 where"),
-        (with(&[1.0, 1.0], &[-2.0]), "-2 where"),
-        (with(&[1.0, 1.0], &[1.0, 1.0]), "2 sums, expected 2 × 2"),
-        (with(&[], &[]), "0 sums"),
+        (with(&[1.0, f32::NAN], &[1.0]), "found NaN"),
+        (with(&[1.0, -1.0], &[1.0]), "found -1"),
+        (with(&[1.0, 1.0], &[-2.0]), "found -2"),
+        (with(&[1.0, 1.0], &[1.0, 1.0]), "expected 2 × 2 sums, found 2"),
+        (with(&[], &[]), "sums, found 0"),
         (message(&written(&builder().f32_tensor(&name("in_sum2"), &[1, 1], &[1.0]))), "counts are missing"),
         (
             message(&written(&builder().f32_tensor(&name("in_sum2"), &[1, 1], &[1.0]).tensor(
@@ -134,11 +134,11 @@ fn broken_gguf_entries_are_named() {
         ),
         (
             message(&written(&two_experts().f32_tensor(&name("in_sum"), &[4, 1], &[0.0; 4]))),
-            "4 sums, expected 4 × 2",
+            "expected 4 × 2 sums, found 4",
         ),
         (
             message(&written(&two_experts().f32_tensor(&name("in_sum"), &[4, 2], &[f32::INFINITY; 8]))),
-            "inf where a sum belongs",
+            "expected a finite sum, found inf",
         ),
     ] {
         assert!(found.contains(WEIGHT) && found.contains(expected), "{found:?} lacks {expected:?}");
@@ -147,12 +147,12 @@ fn broken_gguf_entries_are_named() {
     assert!(model.contains("not an importance matrix") && model.contains("llama"), "{model}");
 }
 
-/// Found by fuzzing: it was taken for a matrix of no weights, and then quietly did nothing.
+/// Found by fuzzing: such a file was read as a matrix without weights and then silently had no effect.
 #[test]
 fn a_gguf_matrix_of_no_weights_is_an_error() {
     for file in [builder(), builder().f32_tensor("w.in_sum1", &[4], &[0.0; 4])] {
         let found = message(&written(&file));
-        assert!(found.contains("is not an importance matrix: it tells of no weight"), "{found}");
+        assert!(found.contains("is not an importance matrix: it contains no weights"), "{found}");
     }
 }
 
@@ -163,19 +163,25 @@ fn broken_legacy_entries_are_named() {
     let number = |n: i32| n.to_le_bytes().to_vec();
     let padded = |start: Vec<u8>| [start, vec![0; 64]].concat();
     for (found, expected) in [
-        (with(&padded(number(-5))), "entry 1: its name has -5 bytes"),
-        (with(&padded(number(0))), "entry 1: its name has 0 bytes"),
-        (with(&padded(number(i32::MAX))), "entry 1: its name has 2147483647 bytes"),
-        (with(&padded([number(1), vec![0xFF]].concat())), "entry 1: its name is not UTF-8"),
-        (with(&padded([number(1), vec![b'w'], number(1), number(-1)].concat())), "w: -1 values of 1 calls"),
-        (with(&padded([number(1), vec![b'w'], number(-1), number(1)].concat())), "w: 1 values of -1 calls"),
+        (with(&padded(number(-5))), "entry 1: expected a name of 1 to 1024 bytes, found -5"),
+        (with(&padded(number(0))), "entry 1: expected a name of 1 to 1024 bytes, found 0"),
+        (with(&padded(number(i32::MAX))), "entry 1: expected a name of 1 to 1024 bytes, found 2147483647"),
+        (with(&padded([number(1), vec![0xFF]].concat())), "entry 1: expected a UTF-8 name"),
+        (
+            with(&padded([number(1), vec![b'w'], number(1), number(-1)].concat())),
+            "w: expected n_call >= 0 and n_val >= 1, found 1 and -1",
+        ),
+        (
+            with(&padded([number(1), vec![b'w'], number(-1), number(1)].concat())),
+            "w: expected n_call >= 0 and n_val >= 1, found -1 and 1",
+        ),
         (
             with(&padded([number(1), vec![b'w'], number(1), number(i32::MAX)].concat())),
-            "w: 8589934588 bytes are expected, but the file ends after 64",
+            "w: expected 8589934588 more bytes, found 64",
         ),
-        (with(&entry(b"w", 1, &[f32::NAN])), "w: NaN where"),
-        (with(&entry(b"w", 1, &[-1.0])), "w: -1 where"),
-        (with(&good), "first: it is there twice"),
+        (with(&entry(b"w", 1, &[f32::NAN])), "w: expected finite counts and sums of squares >= 0, found NaN"),
+        (with(&entry(b"w", 1, &[-1.0])), "w: expected finite counts and sums of squares >= 0, found -1"),
+        (with(&good), "first: duplicate entry"),
     ] {
         assert!(found.contains(expected), "{found:?} lacks {expected:?}");
     }

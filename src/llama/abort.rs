@@ -1,9 +1,9 @@
-//! How the process ends where llama.cpp gives up: its code calls `abort()`, throws what Rust cannot catch, or makes
-//! the system end the process, and cannot be unwound. So the reason is told as every other error is, and what is
-//! unfinished is removed.
+//! Orderly end of the process after a fatal failure in llama.cpp: its code calls `abort()`, throws an exception that
+//! Rust cannot catch, or raises a fatal signal, and cannot be unwound. The reason is reported like any other error, and
+//! unfinished files are removed.
 //!
-//! Until a model has been run once, the file is what is wrong: nothing else is new to llama.cpp. Afterwards it is a bug,
-//! or a worker that was lost.
+//! Until a model has run once, the file is assumed to be at fault, because nothing else is new to llama.cpp. After
+//! that, the cause is a bug or a lost worker.
 
 pub(super) mod ffi;
 
@@ -13,11 +13,11 @@ use std::path::Path;
 use crate::output::printable;
 use crate::util::leftovers;
 
-/// What is said of a file at which llama.cpp gives up.
+/// Hint for a file on which llama.cpp fails.
 const FILE_HINT: &str =
-    "the file is damaged, or made for another llama.cpp: see whether llama.cpp's own tools run it";
+    "the file is damaged or made for another llama.cpp version; check whether llama.cpp's own tools run it";
 
-/// A file that llama.cpp has not run yet, and what a handler of signals says of it, which may not allocate.
+/// A file that llama.cpp has not run yet, with the prepared message of the signal handler, which must not allocate.
 #[derive(Debug)]
 pub(super) struct Unproven {
     path: String,
@@ -32,7 +32,7 @@ impl Unproven {
     }
 }
 
-/// What the user is told, and the exit status.
+/// Last message to the user, and the exit status.
 #[derive(Debug, PartialEq, Eq)]
 struct Farewell {
     error: String,
@@ -40,20 +40,20 @@ struct Farewell {
     status: i32,
 }
 
-/// From ggml's message, `FILE:LINE: TEXT`, what llama.cpp complained about before it, and the file that it was trying.
+/// Builds the last message from ggml's `message`, `FILE:LINE: TEXT`, the errors that llama.cpp logged before it, and
+/// the file that it was trying.
 fn farewell(message: &str, complaints: &str, file: Option<&Unproven>) -> Farewell {
     let said = message.rsplit_once(": ").map_or(message, |(_, said)| said).trim();
     let source = message.split(':').next().unwrap_or_default();
     if source.ends_with("ggml-rpc.cpp") && complaints.contains("version mismatch") {
         let error = format!("an RPC worker cannot be used: {complaints}");
-        let hint =
-            "workers must speak the protocol of this llama.cpp: start them with `rosi-gguf rpc-server`";
+        let hint = "workers must use the protocol of this llama.cpp; start them with `rosi-gguf rpc-server`";
         return Farewell { error, hint, status: 1 };
     }
     if source.ends_with("ggml-rpc.cpp") {
         return Farewell {
             error: format!("an RPC worker was lost: {said}"),
-            hint: "see why it ended, and start it and this command again; --resume goes on with a search",
+            hint: "find out why it ended, then restart it and this command; --resume continues a search",
             status: 1,
         };
     }
@@ -64,20 +64,20 @@ fn farewell(message: &str, complaints: &str, file: Option<&Unproven>) -> Farewel
             Farewell { error, hint: FILE_HINT, status: 1 }
         }
         None => {
-            let error = format!("llama.cpp gave up: {}", message.trim());
-            Farewell { error, hint: "this is a bug: please report it with the command", status: 2 }
+            let error = format!("llama.cpp aborted: {}", message.trim());
+            Farewell { error, hint: "this is a bug; please report it with the command", status: 2 }
         }
     }
 }
 
-/// Tells why, and cleans up; the caller ends the process with the status.
+/// Reports the error and removes unfinished files; the caller then ends the process with the returned status.
 fn take_leave(message: &str, complaints: &str, file: Option<&Unproven>) -> i32 {
     let farewell = farewell(message, complaints, file);
     let mut out = std::io::stderr();
-    // A progress bar may stand on this line.
+    // The cursor may be on the line of a progress bar.
     let clear = if out.is_terminal() { "\r\x1b[2K" } else { "" };
     let Farewell { error, hint, status } = farewell;
-    // Nobody can be told if stderr is gone.
+    // If stderr is closed, there is nowhere to report to.
     let error = printable(&error);
     let _ = writeln!(out, "{clear}error: {error}\nhint: {hint}");
     leftovers::remove_all();
@@ -115,7 +115,7 @@ mod tests {
         assert!(bug.error.ends_with("GGML_ASSERT(a) failed"), "{}", bug.error);
     }
 
-    /// Runs an ignored test of this module by itself, which is to leave `path`.
+    /// Runs an ignored test of this module in its own process, which registers `path` as unfinished.
     #[cfg(unix)]
     fn alone(test: &str, path: &Path) -> std::process::Output {
         let test = format!("llama::abort::tests::{test}");
@@ -139,7 +139,7 @@ mod tests {
         assert_eq!(run.status.code(), Some(1), "{told}");
         assert!(told.contains("error: llama.cpp crashed on m.gguf\nhint: "), "{told}");
         assert!(!path.exists());
-        // A crash of anything else is none of ours.
+        // Crashes outside of llama.cpp are not handled.
         let run = alone("crash_elsewhere", &path);
         assert_eq!(run.status.signal(), Some(libc::SIGABRT), "{}", String::from_utf8_lossy(&run.stderr));
     }

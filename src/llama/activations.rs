@@ -1,4 +1,4 @@
-//! Hidden states that a model showed on a set of prompts.
+//! Hidden states captured from a model on a set of prompts.
 
 use ndarray::{Array2, Array3, Array4, ArrayView1, Axis, CowArray, s};
 
@@ -8,45 +8,45 @@ use rows::{Route, Rows};
 
 pub mod rows;
 
-/// Inputs of one residual writer. A row of a mixture of experts holds the inputs of all experts that the
-/// token was routed to, each times its weight: see [`rows`].
+/// Inputs x of one residual writer. For a mixture of experts, a row holds the inputs of all experts that the
+/// token was routed to, each multiplied by its router weight: see [`rows`].
 #[derive(Debug, Clone)]
 pub struct WriterInputs {
-    /// x at tokens spread evenly over all prompts and positions but the last ones, f32
-    /// `[n_sample][n_in]`; what all prompts begin with is taken once. Empty where llama.cpp computes the
-    /// last tokens only (the FFN of the last layer).
+    /// x at tokens spread evenly over all prompts and positions except the last ones, f32
+    /// `[n_sample][n_in]`; the prefix that all prompts share counts once. Empty where llama.cpp computes
+    /// only the last tokens (the FFN of the last layer).
     pub sample: Array2<f32>,
-    /// x at the tokens before each prompt's last one, nearest first, f32 `[n_kept·n_tail][n_in]`; empty
-    /// where it was not asked for or not seen.
+    /// x at the requested tokens before each prompt's last one, in the order of the capture's offsets, f32
+    /// `[n_kept·n_tail][n_in]`; empty if not requested or not captured.
     pub tail: Array2<f32>,
-    /// x at the last token of each prompt, f32 `[n_kept][n_in]`; `n_kept ≤ n_prompt` where memory
-    /// is short.
+    /// x at the last token of each prompt, f32 `[n_kept][n_in]`; `n_kept < n_prompt` if memory
+    /// is limited.
     pub last: Array2<f32>,
-    /// Of a mixture of experts: where each row went.
+    /// Expert routing of each row; `None` for a dense writer.
     pub routes: Option<Routes>,
 }
 
-/// The experts that the rows of [`WriterInputs`] went to, u32 `[rows][n_used]`.
+/// The experts that the rows of [`WriterInputs`] were routed to, u32 `[rows][n_used]`.
 #[derive(Debug, Clone)]
 pub struct Routes {
     /// Number of experts.
     pub n_expert: usize,
-    /// Of [`WriterInputs::sample`].
+    /// Routing of [`WriterInputs::sample`].
     pub sample: Array2<u32>,
-    /// Of [`WriterInputs::tail`].
+    /// Routing of [`WriterInputs::tail`].
     pub tail: Array2<u32>,
-    /// Of [`WriterInputs::last`].
+    /// Routing of [`WriterInputs::last`].
     pub last: Array2<u32>,
 }
 
-/// Which of the kept tokens.
+/// Selects one set of rows in [`WriterInputs`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// [`WriterInputs::last`].
+    /// The rows of [`WriterInputs::last`].
     Last,
-    /// [`WriterInputs::tail`].
+    /// The rows of [`WriterInputs::tail`].
     Tail,
-    /// [`WriterInputs::sample`].
+    /// The rows of [`WriterInputs::sample`].
     Sample,
 }
 
@@ -59,7 +59,7 @@ impl Routes {
         }
     }
 
-    /// Where the rows of `part` went.
+    /// Returns the routing of `part`.
     pub fn part_mut(&mut self, part: Part) -> &mut Array2<u32> {
         match part {
             Part::Last => &mut self.last,
@@ -70,7 +70,7 @@ impl Routes {
 }
 
 impl WriterInputs {
-    /// The rows of `part`.
+    /// Returns the rows of `part` with their routing.
     pub fn rows(&self, part: Part) -> Rows<'_> {
         let x = match part {
             Part::Last => &self.last,
@@ -84,7 +84,7 @@ impl WriterInputs {
         Rows { x: CowArray::from(x.view()), route }
     }
 
-    /// What is kept of `part`.
+    /// Returns the stored inputs of `part`.
     pub fn part_mut(&mut self, part: Part) -> &mut Array2<f32> {
         match part {
             Part::Last => &mut self.last,
@@ -93,7 +93,7 @@ impl WriterInputs {
         }
     }
 
-    /// Forgets sample and tail where some of it was never seen (NaN).
+    /// Empties `sample` or `tail` if it contains values that were never captured (NaN).
     pub fn drop_unseen(&mut self) {
         for part in [Part::Sample, Part::Tail] {
             let x = self.part_mut(part);
@@ -103,17 +103,19 @@ impl WriterInputs {
         }
     }
 
-    /// Mean input over the last tokens that were kept, `[n_expert·n_in]`.
+    /// Returns the mean input over the kept last tokens, `[n_expert·n_in]`.
     pub fn mean_last(&self) -> Vec<f64> {
         self.rows(Part::Last).mean()
     }
 }
 
-/// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the inputs of one writer in several sets of prompts, each
-/// scaled to length 1 (the few tokens with enormous inputs have a residual as enormous, to which noise
-/// does nothing): m_p are the first `k` principal components (not centred) of all rows, D what these
-/// leave of each input's own second moment, at least a hundredth of it. Of a token that went to several
-/// experts one input is taken.
+/// Fits `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ` to the last and sampled inputs of one writer over several sets of
+/// prompts. The m_p are the first `k` principal components (not centered) of all rows; D is what they leave of
+/// each input's second moment, but at least one hundredth of that moment.
+///
+/// Each input is scaled to length 1: the few tokens with enormous inputs also have an enormous residual, on
+/// which noise has no effect. A token that was routed to several experts contributes one of its inputs. The
+/// model is empty if there are no inputs or one is not finite.
 pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
     let parts: Vec<_> = sets.iter().flat_map(|s| [s.rows(Part::Last), s.rows(Part::Sample)]).collect();
     let inputs: Vec<_> = parts.iter().map(Rows::one_each).collect();
@@ -127,7 +129,7 @@ pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
         let norm = row.dot(&row).sqrt();
         row *= if norm > 0.0 { 1.0 / norm } else { 0.0 };
     }
-    // The eigenvectors a of X Xᵀ/n are a few hundred long; those of Xᵀ X/n are Xᵀa, scaled.
+    // X Xᵀ/n has only a few hundred rows; its eigenvectors a yield those of Xᵀ X/n as Xᵀa, up to scale.
     let gram = rows.dot(&rows.t()) / n as f32;
     let (_, vectors) = linalg::top_eigen(gram.view(), k);
     let components = vectors.dot(&rows) / (n as f32).sqrt();
@@ -143,20 +145,20 @@ pub fn input_model(sets: &[&WriterInputs], k: usize) -> InputModel {
     }
 }
 
-/// What was captured on a set of prompts.
+/// Hidden states captured on a set of prompts.
 #[derive(Debug, Clone)]
 pub struct Activations {
     /// Residual stream after each layer at the last prompt token, f32 `[n_prompt][n_layer][n_embd]`.
     pub residual: Array3<f32>,
-    /// The same at the tokens before it that were asked for, after the layers that were, f32
+    /// Residual stream at the requested tokens before the last one, after the requested layers, f32
     /// `[n_prompt][n_tail][n_tail_layer][n_embd]`.
     pub residual_tail: Array4<f32>,
-    /// Inputs of each writer, in the plan's order.
+    /// Inputs of each captured writer, in the order of the plan or of the requested tensors.
     pub inputs: Vec<WriterInputs>,
 }
 
 impl Activations {
-    /// Adds the sampled tokens of `other`, of the same model and capture, to its own.
+    /// Appends the sampled tokens of `other`, captured from the same model with the same capture settings.
     pub fn add_sample(&mut self, other: &Self) {
         for (own, other) in self.inputs.iter_mut().zip(&other.inputs) {
             let parts = vec![own.rows(Part::Sample), other.rows(Part::Sample)];
@@ -169,7 +171,7 @@ impl Activations {
         }
     }
 
-    /// The residuals of some prompts of several sets, without the writers' inputs.
+    /// Collects the residuals of selected prompts from several sets, without the writers' inputs.
     pub fn residuals_of<'a>(parts: impl Iterator<Item = (&'a Self, Vec<usize>)>) -> Self {
         let chosen: Vec<Array3<f32>> =
             parts.map(|(set, prompts)| set.residual.select(Axis(0), &prompts)).collect();
@@ -178,22 +180,22 @@ impl Activations {
         Self::of_residual(residual)
     }
 
-    /// Those that have the residual at the last token only.
+    /// Wraps `residual`, taken at the last prompt tokens, without any other hidden states.
     pub fn of_residual(residual: Array3<f32>) -> Self {
         Self { residual, residual_tail: Array4::zeros((0, 0, 0, 0)), inputs: Vec::new() }
     }
 
-    /// Number of prompts.
+    /// Returns the number of prompts.
     pub fn n_prompt(&self) -> usize {
         self.residual.shape()[0]
     }
 
-    /// Residual of `prompt` after `layer`, `[n_embd]`.
+    /// Returns the residual of `prompt` after `layer`, `[n_embd]`.
     pub fn at(&self, prompt: usize, layer: usize) -> ArrayView1<'_, f32> {
         self.residual.slice(s![prompt, layer, ..])
     }
 
-    /// Mean residual after `layer` over all prompts, f64 `[n_embd]`.
+    /// Returns the mean residual after `layer` over all prompts, f64 `[n_embd]`.
     pub fn mean(&self, layer: usize) -> Vec<f64> {
         let mut mean = vec![0.0; self.residual.shape()[2]];
         for prompt in 0..self.n_prompt() {

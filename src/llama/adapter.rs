@@ -1,27 +1,27 @@
-//! Low-rank edits as a LoRA adapter: how an edit is previewed without writing the model, and the
-//! sidecar that `llama-server --lora` loads.
+//! Low-rank edits as LoRA adapters, for previewing an edit without writing the model and for the sidecar
+//! file that `llama-server --lora` loads.
 
 use super::LlamaError;
 use crate::gguf::{GgufBuilder, Value};
 
-/// ΔW = B A of one weight, per expert. llama.cpp computes `y += (alpha/rank) · B (A x)` where it
-/// multiplies with the weight, before any norm that follows: exactly where an edit of W sits.
+/// Low-rank edit ΔW = B A of one weight, per expert. llama.cpp computes `y += (alpha/rank) · B (A x)` where it
+/// multiplies by the weight, before any norm that follows: exactly where an edit of W takes effect.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LowRank {
-    /// Name of the weight, `….weight`.
+    /// Name of the edited weight, `….weight`.
     pub tensor: String,
     /// Number of experts, 1 for a dense weight.
     pub n_expert: u64,
-    /// Rank of the term.
+    /// Rank of ΔW.
     pub rank: u64,
     /// A, f32 `[n_expert][rank][n_in]`.
     pub a: Vec<f32>,
-    /// B with the strength in it, f32 `[n_expert][n_out][rank]`.
+    /// B, including the strength, f32 `[n_expert][n_out][rank]`.
     pub b: Vec<f32>,
 }
 
 impl LowRank {
-    /// Adds another term of the same weight.
+    /// Adds `other`, an edit of the same weight, by concatenating the factors; the ranks add up.
     pub fn join(&mut self, other: Self) {
         let (own, others) = (self.rank as usize, other.rank as usize);
         let n_expert = self.n_expert.max(1) as usize;
@@ -33,11 +33,11 @@ impl LowRank {
         self.rank += other.rank;
     }
 
-    /// Checks the factors against the weight's shape `[n_expert][n_out][n_in]`, which llama.cpp
-    /// leaves partly unchecked (a wrong expert count ends the process).
+    /// Checks the factors against the weight's shape `[n_expert][n_out][n_in]`, which llama.cpp checks only in
+    /// part (a wrong expert count ends the process).
     ///
     /// # Errors
-    /// [`LlamaError::EditShape`].
+    /// Returns [`LlamaError::EditShape`] if a factor is empty or has the wrong number of values.
     pub fn check(&self, n_in: u64, n_out: u64) -> Result<(), LlamaError> {
         for (what, expected, found) in
             [("right factor", n_in, self.a.len() as u64), ("left factor", n_out, self.b.len() as u64)]
@@ -51,12 +51,14 @@ impl LowRank {
     }
 }
 
-/// Lays `edits` out as a LoRA GGUF for models of `architecture`: `<weight>.lora_a` ne `[n_in, rank]`
-/// and `<weight>.lora_b` ne `[rank, n_out]` in F32 (experts as third dimension). Scale 1 is the edit itself: `alpha` is the
-/// rank that all of them have, and where ranks differ there is none, which llama.cpp takes for a factor of 1.
+/// Writes `edits` as a LoRA GGUF for models of `architecture`: `<weight>.lora_a` ne `[n_in, rank]` and
+/// `<weight>.lora_b` ne `[rank, n_out]` in F32, with experts as the third dimension.
+///
+/// A scale of 1 applies the edits exactly: `alpha` is the rank if all edits have the same rank. If ranks differ,
+/// `alpha` is omitted, which llama.cpp treats as a factor of 1.
 ///
 /// # Errors
-/// [`LlamaError::Adapter`] when a name or size does not make a valid file.
+/// Returns [`LlamaError::Adapter`] if a name or size is not valid in a GGUF file.
 pub fn to_gguf(architecture: &str, edits: &[LowRank]) -> Result<Vec<u8>, LlamaError> {
     let mut file = GgufBuilder::new()
         .string("general.type", "adapter")

@@ -1,4 +1,4 @@
-//! What one decode is given.
+//! Input batches for `llama_decode`.
 
 use super::LlamaError;
 use super::ffi::{ContextSize, Token};
@@ -14,7 +14,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds `token` at `pos` of sequence `seq`; `output` asks for its logits. Returns its index.
+    /// Adds `token` at position `pos` of sequence `seq` and returns its index in the batch; `output` requests its
+    /// logits.
     pub fn push(&mut self, token: Token, pos: usize, seq: usize, output: bool) -> usize {
         self.tokens.push(token);
         self.pos.push(pos as i32);
@@ -24,22 +25,22 @@ impl Batch {
         self.tokens.len() - 1
     }
 
-    /// Number of tokens.
+    /// Returns the number of tokens.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there is no token.
+    /// Returns whether the batch has no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// Number of tokens that ask for logits.
+    /// Returns the number of tokens whose logits are requested.
     pub fn n_outputs(&self) -> usize {
         self.output.iter().filter(|&&o| o != 0).count()
     }
 
-    /// ggml asserts on what does not fit, which ends the process: say it before.
+    /// Checks the batch against `size`; ggml asserts on violations, which ends the process.
     pub(super) fn check(&self, size: ContextSize) -> Result<(), LlamaError> {
         let too_large = self.len() > size.n_batch as usize
             || self.n_outputs() > size.n_seq as usize
@@ -55,7 +56,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Says it before ggml asserts on a position that the model has no vector for.
+    /// Checks that the model has a vector for every position; ggml asserts on others, which ends the process.
     pub(super) fn check_positions(&self, n_positions: usize) -> Result<(), LlamaError> {
         let found = self.pos.iter().copied().max().and_then(|pos| usize::try_from(pos).ok()).unwrap_or(0);
         if found < n_positions { Ok(()) } else { Err(LlamaError::Position { found, n_positions }) }

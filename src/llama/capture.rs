@@ -1,5 +1,5 @@
-//! What is looked for in the running graph: the residual stream at each prompt's last token, and
-//! the inputs of every residual writer.
+//! Capture of hidden states from the running graph: the residual stream at each prompt's last token, and
+//! the inputs of the residual writers.
 
 use std::collections::{HashMap, HashSet};
 
@@ -15,35 +15,36 @@ use routed::Products;
 
 mod routed;
 
-/// The names to look for.
+/// Selection of the hidden states to capture, by graph names, and of the tokens at which to keep them.
 #[derive(Debug, Clone)]
 pub struct Capture {
     n_layer: usize,
     n_embd: usize,
     /// Graph name of the residual after each layer → layer.
     residual: HashMap<String, usize>,
-    /// How those nodes lie in memory.
+    /// Memory layout of the residual nodes.
     streams: Streams,
     /// Weight name → index of the writer.
     inputs: HashMap<String, usize>,
+    /// Shape of each writer's input.
     shapes: Vec<InputShape>,
-    /// Tokens of all positions whose inputs are kept, in one collection.
+    /// Number of tokens per collection, at any position, whose inputs are kept.
     n_sample: usize,
-    /// How far before each prompt's last token those are whose inputs are kept too.
+    /// Distances from each prompt's last token back to the tail tokens, whose inputs are kept too.
     tail: Vec<usize>,
-    /// Layers of which the residual is kept at those.
+    /// Layers whose residual is kept at the tail tokens.
     tail_layers: Vec<usize>,
     /// Share of the prompts and of the sample whose inputs are kept.
     share: f64,
 }
 
-/// What a writer is given to read at one token.
+/// Shape of a writer's input at one token.
 #[derive(Debug, Clone, Copy)]
 struct InputShape {
     n_in: usize,
-    /// Experts that a token is routed to, at most; 1 of a dense writer.
+    /// Maximum number of experts that a token is routed to; 1 for a dense writer.
     n_used: usize,
-    /// 1 of a dense writer, and of experts that are not looked at.
+    /// Number of experts; 1 for a dense writer and for experts that are not captured.
     n_expert: usize,
 }
 
@@ -58,7 +59,7 @@ impl InputShape {
         self.n_in * self.n_used
     }
 
-    /// Room for so many rows of sample, tail and last tokens.
+    /// Allocates the given numbers of rows for sampled, tail and last tokens.
     fn allocate(self, [sample, tail, last]: [usize; 3]) -> WriterInputs {
         let x = |rows| Array2::from_elem((rows, self.values()), f32::NAN);
         let experts = |rows| Array2::from_elem((rows, self.n_used), NO_EXPERT);
@@ -72,14 +73,14 @@ impl InputShape {
     }
 }
 
-/// Whether `writer` is a mixture of experts that can be looked at: a scale would be taken for the router's weights.
-/// Without its inputs only the published methods edit it.
+/// Returns whether `writer` is a mixture of experts that can be captured: a scale would be mistaken for the router's
+/// weights. A mixture without captured inputs is edited only by the published methods.
 fn is_routed(writer: &ResidualWriter, n_used: u64) -> bool {
     writer.n_expert > 1 && n_used > 0 && writer.scale.is_none()
 }
 
 impl Capture {
-    /// Looks for the residual of every layer and the inputs of every writer of `plan`.
+    /// Captures the residual of every layer and the inputs of every writer of `plan`.
     pub fn new(plan: &Plan) -> Self {
         let residual = (0..plan.n_layer).map(|l| (plan.residual_node(l), l)).collect();
         let n_used = plan.n_expert_used;
@@ -99,8 +100,8 @@ impl Capture {
         }
     }
 
-    /// Looks for the residual of every layer and the inputs of `tensors`, dense matrices or writers of `plan`, each a name and
-    /// the length of its input, in that order.
+    /// Captures the residual of every layer and the inputs of `tensors`, in that order. Each is a dense matrix or a
+    /// writer of `plan`, given by its name and the length of its input.
     pub fn of_inputs(plan: &Plan, tensors: &[(String, usize)]) -> Self {
         let shape = |(name, n_in): &(String, usize)| {
             let routed = plan.writers.iter().find(|writer| writer.tensor == *name && writer.n_expert > 1);
@@ -114,22 +115,22 @@ impl Capture {
         }
     }
 
-    /// Looks for inputs only. Nothing behind the last of them is computed: there are no logits.
+    /// Restricts the capture to inputs. Decoding stops after the last of them, so there are no logits.
     pub fn inputs_only(self) -> Self {
         Self { n_layer: 0, residual: HashMap::new(), ..self }
     }
 
-    /// Whether logits are of no interest.
+    /// Returns whether only inputs are captured, so that logits are not needed.
     pub(super) fn is_inputs_only(&self) -> bool {
         self.residual.is_empty() && !self.inputs.is_empty()
     }
 
-    /// Looks for the residual of every layer only.
+    /// Captures only the residual of every layer.
     pub fn residual_only(plan: &Plan) -> Self {
         Self { inputs: HashMap::new(), shapes: Vec::new(), ..Self::new(plan) }
     }
 
-    /// Looks for the inputs of those of `writers` (indices into the plan) only that it looked for before.
+    /// Restricts the captured inputs to those of `writers` (indices into the plan).
     pub fn only(mut self, writers: &[usize]) -> Self {
         self.inputs.retain(|_, writer| writers.contains(writer));
         for (writer, shape) in self.shapes.iter_mut().enumerate() {
@@ -138,7 +139,7 @@ impl Capture {
         self
     }
 
-    /// Looks for nothing.
+    /// Captures nothing.
     #[cfg(test)]
     pub(super) fn nothing() -> Self {
         let (residual, inputs) = (HashMap::new(), HashMap::new());
@@ -159,55 +160,55 @@ impl Capture {
         }
     }
 
-    /// Keeps the inputs of `n` tokens more, spread over all positions of the prompts.
+    /// Also keeps the inputs of `n` tokens spread over all positions of the prompts.
     pub fn with_sample(self, n: usize) -> Self {
         Self { n_sample: n, ..self }
     }
 
-    /// Keeps the inputs of the tokens that are so far before each prompt's last one, too.
+    /// Also keeps the inputs of the tail tokens: those at the distances `tail` before each prompt's last token.
     pub fn with_tail(self, tail: &[usize]) -> Self {
         Self { tail: tail.to_vec(), ..self }
     }
 
-    /// Keeps the residual after `layers` at those tokens, too.
+    /// Also keeps the residual after `layers` at the tail tokens.
     pub fn with_tail_layers(self, layers: &[usize]) -> Self {
         Self { tail_layers: layers.to_vec(), ..self }
     }
 
-    /// Keeps no more of the writers' inputs than `bytes`, where all collections together would keep those of `n_token`
-    /// tokens: the same share of each. Of the prompts, the first ones.
+    /// Limits the writers' inputs to `bytes`, given that all collections together would keep those of `n_token` tokens.
+    /// Every collection keeps the same share; of the prompts, the first ones.
     pub fn within(self, bytes: u64, n_token: u64) -> Self {
         let wanted = self.token_bytes().saturating_mul(n_token);
         Self { share: if wanted > bytes { bytes as f64 / wanted as f64 } else { 1.0 }, ..self }
     }
 
-    /// Bytes of the inputs of all writers at one token.
+    /// Returns the size of all writers' inputs at one token, in bytes.
     pub fn token_bytes(&self) -> u64 {
         (self.shapes.iter().map(|s| s.values()).sum::<usize>() * size_of::<f32>()) as u64
     }
 
-    /// Share of the prompts and of the sample whose inputs are kept.
+    /// Returns the share of the prompts and of the sample whose inputs are kept.
     pub fn share(&self) -> f64 {
         self.share
     }
 
-    /// The share of `n` that is kept.
+    /// Returns how many of `n` are kept.
     fn shared(&self, n: usize) -> usize {
         (n as f64 * self.share) as usize
     }
 
-    /// How far before the last one the other tokens are that are kept.
+    /// Returns the distances of the tail tokens before each prompt's last token.
     pub(super) fn tail(&self) -> &[usize] {
         &self.tail
     }
 
-    /// Tokens of all positions that are kept, of `available`.
+    /// Returns the number of tokens to sample from `available`.
     pub(super) fn n_sample(&self, available: usize) -> usize {
         self.shared(self.n_sample).min(available)
     }
 
-    /// Room for `n_prompt` prompts and `n_sample` tokens. Rows that are never captured stay NaN, so
-    /// they are noticed.
+    /// Allocates arrays for `n_prompt` prompts and `n_sample` sampled tokens. They are filled with NaN so that
+    /// rows that are never captured can be detected.
     pub fn allocate(&self, n_prompt: usize, n_sample: usize) -> Activations {
         let keep = self.shared(n_prompt);
         let n_tail = self.tail.len();
@@ -221,10 +222,10 @@ impl Capture {
     }
 }
 
-/// Which tokens of a batch are kept.
+/// Tokens of a batch to keep.
 #[derive(Debug, Default)]
 pub struct Keep {
-    /// Tokens of the batch.
+    /// Number of tokens in the batch.
     pub n_tokens: usize,
     /// Index of the batch's first prompt among all prompts.
     pub first: usize,
@@ -232,7 +233,7 @@ pub struct Keep {
     pub last: Vec<usize>,
     /// Batch index of each sampled token, and its row in [`WriterInputs::sample`].
     pub sample: Vec<(usize, usize)>,
-    /// Batch index of each token before a last one, and its row in [`WriterInputs::tail`].
+    /// Batch index of each tail token, and its row in [`WriterInputs::tail`].
     pub tail: Vec<(usize, usize)>,
 }
 
@@ -242,21 +243,21 @@ impl Keep {
     }
 }
 
-/// Copies what [`Capture`] names out of one batch.
+/// Hook that copies what a [`Capture`] selects out of one batch.
 pub struct CaptureHook<'a> {
     capture: &'a Capture,
     activations: &'a mut Activations,
     keep: Keep,
-    /// What was read last.
+    /// Buffer with the rows that were read last.
     rows: Vec<f32>,
-    /// The products of mixtures, as far as the graph has run.
+    /// Products of mixtures that have appeared in the graph so far.
     products: Products,
-    /// Dense writers whose inputs were taken.
+    /// Dense writers whose inputs have been captured.
     taken: HashSet<usize>,
 }
 
 impl<'a> CaptureHook<'a> {
-    /// For one batch.
+    /// Creates a hook for one batch.
     pub fn new(capture: &'a Capture, activations: &'a mut Activations, keep: Keep) -> Self {
         Self {
             capture,
@@ -268,10 +269,10 @@ impl<'a> CaptureHook<'a> {
         }
     }
 
-    /// Checks that the batch showed every residual that was looked for.
+    /// Checks that every selected residual was captured.
     ///
     /// # Errors
-    /// [`LlamaError::NotCaptured`] naming the first layer that is missing.
+    /// Returns [`LlamaError::NotCaptured`] if a residual is missing for a prompt.
     pub fn finish(self) -> Result<(), LlamaError> {
         for (name, &layer) in &self.capture.residual {
             let rows = self.keep.first..self.keep.first + self.keep.last.len();
@@ -283,7 +284,7 @@ impl<'a> CaptureHook<'a> {
         Ok(())
     }
 
-    /// The dense writer whose product `node` is, and the node of its input.
+    /// Returns the dense writer whose product is `node`, and the node of its input.
     fn writer_input<'n>(&self, node: Node<'n>) -> Option<(usize, Node<'n>)> {
         let weight = node.is_mul_mat().then(|| node.src(0)).flatten()?;
         let writer = *self.capture.inputs.get(weight.original_name())?;
@@ -291,7 +292,7 @@ impl<'a> CaptureHook<'a> {
         dense.then(|| Some((writer, node.src(1)?))).flatten()
     }
 
-    /// What is kept of the inputs of `writer` in `node`, which has `n_tokens`: index of the token, and its row.
+    /// Lists the tokens of `node`, which has `n_tokens`, at which inputs of `writer` are kept: token, part and row.
     fn kept(
         &self,
         node: Node<'_>,
@@ -304,7 +305,7 @@ impl<'a> CaptureHook<'a> {
         let last = last.map(|(i, token)| (token, Part::Last, self.keep.first + i));
         let mut kept: Vec<_> = last.filter(|&(_, _, at)| at < inputs.last.nrows()).collect();
         if n_tokens == self.keep.n_tokens as i64 {
-            // In the last layer llama.cpp computes the last tokens only.
+            // In the last layer, llama.cpp computes only the last tokens.
             kept.extend(self.keep.sample.iter().map(|&(token, at)| (token, Part::Sample, at)));
             let tail = self.keep.tail.iter().map(|&(token, at)| (token, Part::Tail, at));
             kept.extend(tail.filter(|&(_, _, at)| at < inputs.tail.nrows()));
@@ -312,7 +313,7 @@ impl<'a> CaptureHook<'a> {
         Ok(kept)
     }
 
-    /// Which of the `n` tokens of `node` are last ones: in the last layer llama.cpp computes only those.
+    /// Returns which of the `n` tokens of `node` are last tokens; in the last layer, llama.cpp computes only those.
     fn last_tokens(&self, node: Node<'_>, row_len: usize, n: i64) -> Result<Vec<usize>, LlamaError> {
         let ne = node.ne();
         if ne[0] == row_len as i64 && n == self.keep.n_tokens as i64 {
@@ -324,7 +325,7 @@ impl<'a> CaptureHook<'a> {
         Err(LlamaError::NodeShape { name: node.name().into(), expected: row_len, found: ne })
     }
 
-    /// Reads `rows` of `node` into `self.rows`, one after the other.
+    /// Reads `rows` of `node` into `self.rows`, in this order.
     fn read(&mut self, node: Node<'_>, rows: &[usize]) -> Result<(), LlamaError> {
         let expected = node.ne()[0] as usize;
         node.read_rows(rows, &mut self.rows).ok_or_else(|| LlamaError::NodeShape {
@@ -358,7 +359,7 @@ impl<'a> CaptureHook<'a> {
         Ok(())
     }
 
-    /// The residual at some tokens of `node`, each the mean of its streams.
+    /// Returns the residual of `node` at `tokens`, averaged over the streams.
     fn stream_means(
         &mut self,
         node: Node<'_>,
@@ -398,7 +399,7 @@ fn copy(row: &[f32], mut target: ndarray::ArrayViewMut1<'_, f32>) {
 
 impl EvalHook for CaptureHook<'_> {
     fn wants(&mut self, node: Node<'_>) -> bool {
-        // A device has to wait at every node that is looked at.
+        // A device must synchronize at every node that is observed.
         if self.keep.is_empty() {
             return false;
         }

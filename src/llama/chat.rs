@@ -1,7 +1,7 @@
-//! A conversation with a model: its turns in the KV cache, its answers word by word.
+//! Conversations with a model: turns are kept in the KV cache, and answers are streamed piece by piece.
 //!
-//! Each turn renders the whole conversation anew, as the template wants it, and decodes what differs from
-//! what the cache holds: mostly the new message alone, and all of it where a template rewrites history.
+//! Each turn renders the whole conversation again, as the template requires, and decodes only what differs
+//! from the cache: usually just the new message, but more if the template rewrites earlier turns.
 
 pub(in crate::llama) mod ffi;
 
@@ -18,30 +18,30 @@ use super::template::ChatTemplate;
 use super::thinking::{self, Thinking};
 use crate::gguf::Gguf;
 
-/// Tokens of one decode.
+/// Maximum tokens per decode.
 const N_BATCH: usize = 512;
 
-/// An answer, and whether it was stopped by Ctrl-C.
+/// A generated answer, possibly incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// What was said so far.
+    /// Text generated so far.
     pub text: String,
-    /// Whether the user ended it.
+    /// Whether the user stopped the answer with Ctrl-C.
     pub stopped: bool,
 }
 
-/// How a conversation is run.
+/// Options of a conversation.
 #[derive(Debug, Clone)]
 pub struct ChatOptions {
-    /// CPU threads.
+    /// Number of CPU threads.
     pub threads: usize,
-    /// What runs on GPUs or RPC workers.
+    /// Which parts of the model run on GPUs or RPC workers.
     pub offload: Offload,
-    /// Tokens of the whole conversation.
+    /// Maximum tokens of the whole conversation.
     pub n_ctx: usize,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub n_predict: usize,
-    /// Most tokens of the thoughts before it; 0 = answers begin at once.
+    /// Maximum tokens of the thoughts before an answer; with 0, answers begin at once.
     pub n_think: usize,
 }
 
@@ -53,28 +53,30 @@ pub struct ChatModel {
     options: ChatOptions,
 }
 
-/// One side of a conversation.
+/// One conversation with a [`ChatModel`].
 pub struct Conversation {
     model: Rc<Model>,
     template: Rc<ChatTemplate>,
-    /// A token that ends an answer besides those that llama.cpp knows.
+    /// Token that ends an answer in addition to those that llama.cpp knows.
     ends: Option<Token>,
-    /// What ends a thought.
+    /// Text that ends a thought.
     close: Option<&'static str>,
     context: Context,
     options: ChatOptions,
-    /// What the cache holds.
+    /// Tokens in the KV cache.
     cached: Vec<Token>,
-    /// What was said.
+    /// Messages so far, without the system prompt.
     messages: Vec<Message>,
     system: Option<String>,
 }
 
 impl ChatModel {
-    /// Loads the model at `path`, whose header was checked; `template` is its chat template's source.
+    /// Loads the model at `path`, whose header must have been checked; `template` is the source of its chat
+    /// template.
     ///
     /// # Errors
-    /// [`LlamaError`] when the model or the template cannot be used.
+    /// Returns [`LlamaError`] if the model or the template cannot be used, or `options` asks for thoughts and the
+    /// model has none.
     pub fn load(
         path: &Path,
         template: &str,
@@ -93,10 +95,10 @@ impl ChatModel {
         Ok(Self { model, template: Rc::new(template), thinking, options })
     }
 
-    /// Begins a conversation.
+    /// Begins a conversation with the given system prompt.
     ///
     /// # Errors
-    /// [`LlamaError`] when there is no memory for it.
+    /// Returns [`LlamaError`] if its context cannot be created, usually for lack of memory.
     pub fn begin(&self, system: Option<&str>) -> Result<Conversation, LlamaError> {
         let size = ContextSize {
             n_ctx: u32::try_from(self.options.n_ctx).unwrap_or(u32::MAX),
@@ -121,30 +123,30 @@ impl ChatModel {
 }
 
 impl Conversation {
-    /// Has the adapter at `path` change every later answer; `gguf` is the model's header.
+    /// Applies the adapter at `path` to all later answers; `gguf` is the model's header.
     ///
     /// # Errors
-    /// [`LlamaError::Adapter`] when it is no LoRA, or one of another model.
+    /// Returns [`LlamaError::Adapter`] if the file is not a LoRA adapter for this model.
     pub fn with_adapter(mut self, path: &Path, gguf: &Gguf) -> Result<Self, LlamaError> {
         let adapter = load_adapter(path, &self.model, gguf)?;
         self.context.set_adapter(Some(adapter), 1.0)?;
         Ok(self)
     }
 
-    /// Forgets what was said.
+    /// Discards all messages except the system prompt.
     pub fn reset(&mut self) {
         self.messages.clear();
         self.cached.clear();
         self.context.clear();
     }
 
-    /// Says `user` and returns the greedy answer, of which `show` gets each new piece as it comes. Both are
-    /// part of the conversation then; of an error nothing is.
+    /// Sends `user` and returns the greedy answer; `show` receives each new piece as it is generated. Both
+    /// messages become part of the conversation, or neither if an error occurs.
     ///
     /// # Errors
-    /// [`LlamaError::ControlTokens`] for a message that spells tokens by which the template tells who speaks, where they
-    /// cannot be told from the template's,
-    /// [`LlamaError::PromptTooLong`] when the conversation is full, or what goes wrong in decoding.
+    /// Returns [`LlamaError::ControlTokens`] if the message contains control tokens that cannot be distinguished from
+    /// those of the template, [`LlamaError::PromptTooLong`] if the conversation is full, or the error of a failed
+    /// decode.
     pub fn say(&mut self, user: &str, show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
         let tokens = self.tokens(user)?;
         let limit = self.options.n_ctx.saturating_sub(self.options.n_predict + self.options.n_think);
@@ -155,19 +157,19 @@ impl Conversation {
         }
         let answer = self.answer(&tokens, show)?;
         self.messages.push(Message { role: "user", text: user.to_owned() });
-        // What was thought is no part of the conversation: templates leave it out as well.
+        // Thoughts are not part of the conversation; templates leave them out as well.
         let behind = self.close.and_then(|close| Some(answer.text.rsplit_once(close)?.1.trim_start()));
         let text = behind.unwrap_or(&answer.text).to_owned();
         self.messages.push(Message { role: "assistant", text });
         Ok(answer)
     }
 
-    /// Positions that the model has learned a vector for; without such it takes any.
+    /// Returns the number of positions that the model has learned, or `usize::MAX` if positions are not learned.
     fn n_positions(&self) -> usize {
         self.model.n_positions().unwrap_or(usize::MAX)
     }
 
-    /// The conversation with one more message, as the model sees it.
+    /// Returns the tokens of the conversation with one more message, as the model sees them.
     fn tokens(&self, user: &str) -> Result<Vec<Token>, LlamaError> {
         let said = self.messages.iter().map(|m| (m.role, m.text.as_str()));
         let messages: Vec<(&str, &str)> = said.chain([("user", user)]).collect();
@@ -177,7 +179,7 @@ impl Conversation {
     fn answer(&mut self, tokens: &[Token], show: &mut dyn FnMut(&str)) -> Result<Answer, LlamaError> {
         let (mut answer, mut shown) = (Vec::new(), 0);
         let stopped = match self.generate(tokens, &mut answer, &mut |text| {
-            // An unfinished character is not shown before it is complete.
+            // A character is not shown until all its bytes have been generated.
             let whole = text.trim_end_matches('\u{FFFD}');
             if let Some(new) = whole.get(shown..).filter(|new| !new.is_empty()) {
                 show(new);
@@ -192,26 +194,26 @@ impl Conversation {
             }
         };
         if stopped {
-            // What a stopped decode left in the cache is not known.
+            // It is unknown what a stopped decode left in the cache.
             self.forget_after(self.cached.len());
         }
         Ok(Answer { text: self.text(&answer), stopped })
     }
 
-    /// What is shown of an answer: with control tokens where thoughts stand before it, since these may be told from it by
-    /// such.
+    /// Returns the text of an answer to show. It includes control tokens if thoughts precede the answer, since the two
+    /// may be separated by control tokens.
     fn text(&self, tokens: &[Token]) -> String {
         if self.options.n_think > 0 { self.model.text_of_all(tokens) } else { self.model.detokenize(tokens) }
     }
 
-    /// Whether `next` ends the answer that `so_far` began.
+    /// Returns whether `next` ends the answer after the tokens `so_far`.
     fn is_end(&self, next: Token, so_far: &[Token]) -> bool {
         let thinks =
             || self.options.n_think > 0 && self.close.is_some_and(|close| !self.text(so_far).contains(close));
         self.model.is_eog(next) || (self.ends == Some(next) && !thinks())
     }
 
-    /// Decodes what the cache lacks, then token by token.
+    /// Decodes the tokens that the cache lacks, then generates the answer token by token.
     fn generate(
         &mut self,
         tokens: &[Token],
@@ -241,7 +243,7 @@ impl Conversation {
         Ok(())
     }
 
-    /// Decodes `tokens` after what the cache holds; returns the index of the last one in its batch.
+    /// Decodes `tokens` after the cached ones and returns the index of the last one in its batch.
     fn feed(&mut self, tokens: &[Token]) -> Result<usize, LlamaError> {
         let mut last = 0;
         let n = tokens.len();
@@ -256,7 +258,7 @@ impl Conversation {
         Ok(last)
     }
 
-    /// Keeps the first `n` tokens of the cache; a recurrent model, which cannot, forgets all.
+    /// Keeps only the first `n` tokens in the cache, or none for a recurrent model, which cannot forget a part.
     fn forget_after(&mut self, n: usize) {
         if ffi::forget_from(&mut self.context, n) {
             self.cached.truncate(n);

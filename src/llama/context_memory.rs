@@ -1,4 +1,5 @@
-//! What llama.cpp allocates beside the mapped file, from the header alone: nothing is loaded.
+//! Estimates of the memory that llama.cpp allocates in addition to the mapped file, from the header alone, and the
+//! longest prompt that fits.
 
 use serde::Serialize;
 
@@ -7,56 +8,56 @@ use super::ffi::Model;
 use crate::arch::plan::MAX_LAYERS;
 use crate::gguf::Gguf;
 
-/// Bytes of an F32 value.
+/// Size of an F32 value, in bytes.
 const F32: u64 = 4;
-/// Bytes of a value of the KV cache, which is F16.
+/// Size of a value in the KV cache, which is F16, in bytes.
 const CACHED: u64 = 2;
-/// Vectors of a token as wide as the residual or the heads together that attention holds at a time: as many as come
-/// near what llama.cpp reserves for three models (docs/llama-cpp.md).
+/// Number of vectors per token, as wide as the residual stream or all heads together, that attention holds at a time.
+/// Chosen to approximate what llama.cpp reserves for three models (docs/llama-cpp.md).
 const WIDTHS: u64 = 7;
-/// The same of the feed-forward network: gate, up and their product.
+/// Number of vectors per token that the feed-forward network holds at a time: gate, up and their product.
 const FFN_WIDTHS: u64 = 3;
 
-/// Bytes of the context in which prompts are answered and hidden states are read: an estimate, since what a graph
-/// reserves is known only when it is built.
+/// Estimated size, in bytes, of the context that answers prompts and captures hidden states. The exact size is known
+/// only when the graph is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ContextMemory {
     /// KV cache and recurrent states.
     pub cache: u64,
-    /// Scratch of one micro-batch.
+    /// Scratch memory of one micro-batch.
     pub compute: u64,
-    /// Logits of a row per sequence.
+    /// Logits, one row per sequence.
     pub output: u64,
 }
 
 impl ContextMemory {
-    /// Of the context that [`super::LlamaEngine::load`] makes for this model.
+    /// Estimates the context that [`super::LlamaEngine::load`] creates for this model.
     pub fn of(gguf: &Gguf) -> Self {
         let shape = Shape::read(gguf);
         let output = shape.n_vocab.saturating_mul(N_SEQ as u64 * F32);
         Self { cache: shape.cache(), compute: shape.compute().max(output), output }
     }
 
-    /// All of it.
+    /// Returns the sum of all parts, in bytes.
     pub fn total(&self) -> u64 {
         self.cache.saturating_add(self.compute).saturating_add(self.output)
     }
 }
 
-/// What the estimate depends on, with the names of llama.cpp's keys.
+/// Model sizes that the estimate depends on, named after llama.cpp's keys.
 struct Shape {
     n_embd: u64,
     n_vocab: u64,
     head_count: u64,
-    /// Of each block.
+    /// Number of key-value heads of each block.
     head_count_kv: Vec<u64>,
     key_length: u64,
     value_length: u64,
-    /// Values of the widest feed-forward network of a token: all its experts together.
+    /// Width of the widest feed-forward network for a token, summed over its experts.
     feed_forward: u64,
-    /// Values of the recurrent state of a block and sequence.
+    /// Number of values in the recurrent state of one block and sequence.
     state: u64,
-    /// Masks of the attention: a second one for sliding windows.
+    /// Number of attention masks: 2 with sliding windows, otherwise 1.
     n_mask: u64,
 }
 
@@ -94,8 +95,8 @@ impl Shape {
         }
     }
 
-    /// Keys and values of every cell and block in F16; for every sequence the states of the blocks without attention,
-    /// or, where the header does not tell those apart, of all.
+    /// Returns the size of the keys and values of all cells and blocks in F16, plus, for every sequence, the recurrent
+    /// states of the blocks without attention (of all blocks if the header does not distinguish them).
     fn cache(&self) -> u64 {
         let width = self.key_length.saturating_add(self.value_length);
         let heads = self.head_count_kv.iter().fold(0u64, |sum, &n| sum.saturating_add(n));
@@ -105,8 +106,8 @@ impl Shape {
         kv.saturating_add(self.state.saturating_mul(recurrent).saturating_mul(N_SEQ as u64 * F32))
     }
 
-    /// The larger of attention (the scores of all heads at once, for it runs without flash attention) and the
-    /// feed-forward network.
+    /// Returns the larger of the scratch memory of attention (the scores of all heads at once, as without flash
+    /// attention) and of the feed-forward network.
     fn compute(&self) -> u64 {
         let width = self.n_embd.max(self.head_count.saturating_mul(self.key_length));
         let scores = self.head_count.saturating_add(self.n_mask).saturating_mul(N_CTX as u64);
@@ -116,15 +117,15 @@ impl Shape {
     }
 }
 
-/// Tokens of the longest prompt that is taken: as many as the model was made for and memory has room for, and always
-/// those that a context begins with room for, unless the model has no positions for them.
+/// Returns the maximum number of tokens in a prompt: limited by the model's training context and by free memory, but
+/// never less than a new context has room for, unless the model lacks positions for them.
 pub(super) fn longest_prompt(model: &Model) -> usize {
     let fits = cells(model).min(model.n_ctx_train());
     fits.max(N_BATCH.min(N_CTX / 2)).min(model.n_positions().unwrap_or(usize::MAX))
 }
 
-/// Cells of a cache that the memory which is free now has room for, with the scratch memory of attention over them; of
-/// a system that does not tell, as many as one may ask for.
+/// Returns the number of cache cells that currently fit in free memory, together with the scratch memory of attention
+/// over them; `usize::MAX` if the system does not report its free memory.
 fn cells(model: &Model) -> usize {
     let Some(free) = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text)) else {
         return usize::MAX;
@@ -136,13 +137,13 @@ fn cells(model: &Model) -> usize {
     usize::try_from(free / (cached + scores)).unwrap_or(usize::MAX)
 }
 
-/// Bytes of memory that Linux says are available.
+/// Returns the available memory that Linux reports in `/proc/meminfo`, in bytes.
 fn available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// A number, or one per block.
+/// Reads the value of `key`: a single number, or one per block.
 fn numbers(gguf: &Gguf, key: &str) -> Vec<u64> {
     match (gguf.u64(key), gguf.array(key)) {
         (Some(number), _) => vec![number],

@@ -1,4 +1,4 @@
-//! What this program can run a model on beside the CPU: GPUs of this machine, and those of RPC workers.
+//! Devices other than the CPU that can run a model: GPUs of this machine and devices of RPC workers.
 
 pub(crate) mod ffi;
 
@@ -10,16 +10,16 @@ use std::sync::Mutex;
 use super::LlamaError;
 use super::offload::{Endpoint, GpuLayers, Offload};
 
-/// A GPU, or the device of a worker.
+/// A GPU of this machine or a device of an RPC worker.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Device {
-    /// As `--device` takes it, e.g. `Vulkan0`.
+    /// Name for `--device`, e.g. `Vulkan0`.
     pub name: String,
-    /// The product, or the worker.
+    /// Name of the product, or address of the worker.
     pub description: String,
-    /// Its memory, bytes.
+    /// Total memory, in bytes.
     pub total: u64,
-    /// What is free of it, bytes.
+    /// Free memory, in bytes.
     pub free: u64,
 }
 
@@ -30,14 +30,15 @@ impl fmt::Display for Device {
     }
 }
 
-/// The workers that were called, in order: their devices are numbered by it.
+/// Workers that have been added, in the order that numbers their devices.
 static WORKERS: Mutex<Vec<Endpoint>> = Mutex::new(Vec::new());
 
-/// Joins the workers' devices to those of this machine, for as long as the process lives; `calling` is told
-/// before each is called.
+/// Adds the workers' devices to those of this machine for the rest of the process. `calling` is called before each
+/// worker is contacted.
 ///
 /// # Errors
-/// [`LlamaError::NoRpc`]; [`LlamaError::Worker`] when one does not listen.
+/// Returns [`LlamaError::NoRpc`] if the build lacks the RPC backend, or [`LlamaError::Worker`] if a worker cannot be
+/// reached or has no devices.
 pub fn join(rpc: &[Endpoint], calling: &mut dyn FnMut(&Endpoint)) -> Result<(), LlamaError> {
     let mut workers = WORKERS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     for endpoint in rpc {
@@ -51,20 +52,20 @@ pub fn join(rpc: &[Endpoint], calling: &mut dyn FnMut(&Endpoint)) -> Result<(), 
     Ok(())
 }
 
-/// The devices there are, in llama.cpp's order.
+/// Returns the available devices, in llama.cpp's order.
 pub fn devices() -> Vec<Device> {
     ffi::devices().iter().map(ffi::Handle::describe).collect()
 }
 
-/// The GPU backends that this program was built with, e.g. `Vulkan`.
+/// Returns the GPU backends that this program was built with, e.g. `Vulkan`.
 pub fn backends() -> Vec<String> {
     let mut backends = ffi::backends();
-    // Each worker is a backend of its own to ggml, called RPC[HOST:PORT].
+    // ggml treats each worker as a separate backend named RPC[HOST:PORT].
     backends.retain(|name| !matches!(name.as_str(), "CPU" | "BLAS") && !name.starts_with("RPC"));
     backends
 }
 
-/// Why a wish for devices is not fulfilled, if it is not: the model runs on the CPU then.
+/// Returns a warning if `offload` asks for a device but the model will run on the CPU; otherwise `None`.
 pub fn unfulfilled(offload: &Offload) -> Option<String> {
     let flag = offload.asks_for_device()?;
     if offload.devices.as_ref().is_some_and(Vec::is_empty) {
@@ -75,14 +76,14 @@ pub fn unfulfilled(offload: &Offload) -> Option<String> {
     }
     Some(match backends().as_slice() {
         [] => format!(
-            "{flag} has no effect: this program was built for the CPU alone; build it with \
+            "{flag} has no effect: this program was built for the CPU only; rebuild it with \
              --features cuda, metal, rocm or vulkan, or name workers with --rpc"
         ),
-        found => format!("{flag} has no effect: {} finds no device on this machine", found.join(", ")),
+        found => format!("{flag} has no effect: {} found no device on this machine", found.join(", ")),
     })
 }
 
-/// Names of the devices that layers are put on.
+/// Returns the names of the devices that layers are put on.
 pub fn in_use(offload: &Offload) -> Vec<String> {
     let names = || ffi::devices().iter().map(ffi::Handle::name).collect();
     match offload.gpu_layers {
@@ -91,7 +92,7 @@ pub fn in_use(offload: &Offload) -> Vec<String> {
     }
 }
 
-/// Layers that are put on devices, -1 = all; 0 where there is none.
+/// Returns the number of layers to put on devices: -1 for all, 0 if there are no devices.
 pub fn n_layers(offload: &Offload) -> i32 {
     match (in_use(offload).is_empty(), offload.gpu_layers) {
         (true, _) => 0,
@@ -100,7 +101,7 @@ pub fn n_layers(offload: &Offload) -> i32 {
     }
 }
 
-/// The devices of those names.
+/// Returns the devices with the given names, ignoring case.
 fn chosen(names: &[String]) -> Result<Vec<ffi::Handle>, LlamaError> {
     let all = ffi::devices();
     let find = |name: &String| {
@@ -113,10 +114,11 @@ fn chosen(names: &[String]) -> Result<Vec<ffi::Handle>, LlamaError> {
     names.iter().map(find).collect()
 }
 
-/// Checks that the devices that are named exist, and the numbers fit them.
+/// Checks that the named devices exist and that `--main-gpu` and `--tensor-split` fit their number.
 ///
 /// # Errors
-/// [`LlamaError::NoDevice`], [`LlamaError::TooManyDevices`].
+/// Returns [`LlamaError::NoDevice`] if a named device does not exist, or [`LlamaError::TooManyDevices`] if a flag
+/// needs more devices than there are.
 pub fn check(offload: &Offload) -> Result<(), LlamaError> {
     let n_devices = match &offload.devices {
         Some(names) => chosen(names)?.len(),
@@ -141,7 +143,7 @@ mod tests {
         let error = check(&offload).unwrap_err().to_string();
         let names: Vec<String> = devices().into_iter().map(|device| device.name).collect();
         let there = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        assert_eq!(error, format!("there is no device Nonsense7; there are: {there}"));
+        assert_eq!(error, format!("no device named Nonsense7; available: {there}"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The model as the rest of the crate sees it: answers, logits, hidden states, edits to preview.
+//! The model interface for the rest of the crate: answers, logits, hidden states, and previews of edits.
 
 mod collecting;
 mod groups;
@@ -28,51 +28,51 @@ use groups::{cells, shared_prefix};
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: &'static str,
-    /// What is said.
+    /// Content of the message.
     pub text: String,
 }
 
-/// One conversation that the model is to answer, before its template.
+/// A conversation for the model to answer, before the chat template is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chat<'a> {
-    /// The system prompt, if any.
+    /// System prompt, if any.
     pub system: Option<&'a str>,
-    /// What was said before.
+    /// Earlier messages of the conversation.
     pub before: &'a [Message],
-    /// What the user says.
+    /// The user's message, to be answered.
     pub user: &'a str,
 }
 
 impl<'a> Chat<'a> {
-    /// What a user says first, without a system prompt.
+    /// Creates a conversation with a single user message and no system prompt.
     pub fn of(user: &'a str) -> Self {
         Self { system: None, before: &[], user }
     }
 }
 
-/// Receives the logits of the first answer token: index of the chat, logits `[n_vocab]`.
+/// Callback that receives the logits of an answer's first token: index of the chat, logits `[n_vocab]`.
 pub type FirstLogits<'a> = dyn FnMut(usize, &[f32]) + 'a;
 
-/// Whether an answer goes on: its index, its tokens so far.
+/// Predicate that decides whether an answer goes on, given its index and its tokens so far.
 pub(super) type More<'a> = dyn Fn(usize, &[Token]) -> bool + 'a;
 
-/// A language model that can be asked, looked into, and given edits to preview.
+/// A language model that answers prompts, exposes hidden states, and previews edits.
 ///
-/// llama.cpp stands behind [`LlamaEngine`]; tests of the search use a small stand-in.
+/// [`LlamaEngine`] implements this with llama.cpp; tests of the search use a small stand-in.
 pub trait Engine {
-    /// Number of blocks.
+    /// Returns the number of blocks.
     fn n_layer(&self) -> usize;
 
-    /// Applies rank-one edits to every later call, in place of those before; none = the base model.
+    /// Applies low-rank edits to all later calls, replacing earlier ones; an empty slice restores the base model.
     ///
     /// # Errors
-    /// [`LlamaError`] when an edit does not fit its tensor.
+    /// Returns [`LlamaError`] if an edit does not fit its tensor.
     fn apply(&mut self, edits: &[LowRank]) -> Result<(), LlamaError>;
 
-    /// Greedy answers of at most `n_predict` tokens; `first` sees the first token's logits.
+    /// Returns greedy answers of at most `n_predict` tokens; `first` receives the logits of each first token.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering or decoding fails.
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     fn answer(
         &mut self,
         chats: &[Chat<'_>],
@@ -82,10 +82,10 @@ pub trait Engine {
         self.answer_until(chats, &Length::of(n_predict), first)
     }
 
-    /// Greedy answers, each as long as `length` says; `first` sees the first token's logits.
+    /// Returns greedy answers, each as long as `length` allows; `first` receives the logits of each first token.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering or decoding fails.
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     fn answer_until(
         &mut self,
         chats: &[Chat<'_>],
@@ -93,12 +93,12 @@ pub trait Engine {
         first: &mut FirstLogits<'_>,
     ) -> Result<Vec<String>, LlamaError>;
 
-    /// Residual stream of every layer at the last prompt token, and the writers' inputs, computed in
-    /// [F32](super::Arithmetic::F32); `first` sees the logits of the token that would follow, of which there are none where
-    /// `capture` looks for inputs only.
+    /// Captures the residual stream of every layer at the last prompt token and the writers' inputs, computed in
+    /// [F32](super::Arithmetic::F32). `first` receives the logits of the token that would follow: an empty slice if
+    /// `capture` covers inputs only.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering, decoding or the capture fails.
+    /// Returns [`LlamaError`] if rendering, decoding or the capture fails.
     fn collect(
         &mut self,
         chats: &[Chat<'_>],
@@ -107,45 +107,45 @@ pub trait Engine {
     ) -> Result<Activations, LlamaError>;
 }
 
-/// How to load a model.
+/// Options for loading a model.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// The GGUF.
+    /// Path of the GGUF file.
     pub path: PathBuf,
-    /// CPU threads.
+    /// Number of CPU threads.
     pub threads: usize,
-    /// What runs on GPUs or RPC workers.
+    /// Which parts of the model run on GPUs or RPC workers.
     pub offload: Offload,
 }
 
-/// Sequences per batch. More did not run faster on 2 cores and costs logits memory.
+/// Sequences per batch. More ran no faster on 2 cores and cost memory for logits.
 pub(super) const N_SEQ: usize = 32;
 /// Tokens per batch: one micro-batch, so that llama.cpp keeps their order.
 pub(super) const N_BATCH: usize = 1024;
-/// Cells of the KV cache that a context begins with: a batch of prompts and their answers.
+/// Initial size of the KV cache, in cells: room for a batch of prompts and their answers.
 pub(super) const N_CTX: usize = 2048;
-/// Cells by which the cache grows for longer prompts.
+/// Step, in cells, by which the cache grows for longer prompts.
 const CTX_STEP: usize = 256;
 
-/// [`Engine`] over llama.cpp.
+/// An [`Engine`] that runs llama.cpp.
 pub struct LlamaEngine {
     pub(super) model: Rc<Model>,
     pub(super) context: Context,
     pub(super) template: Option<ChatTemplate>,
-    /// How the model thinks before it answers.
+    /// How the model thinks before it answers; `None` if it does not.
     pub(super) thinking: Option<Thinking>,
-    /// A token that ends an answer besides those that llama.cpp knows.
+    /// Token that ends an answer in addition to those that llama.cpp knows.
     pub(super) ends: Option<Token>,
-    /// Tokens of the longest prompt.
+    /// Maximum number of tokens in a prompt.
     pub(super) prompt_tokens: usize,
 }
 
 impl LlamaEngine {
-    /// Loads the model; `template` is its chat template's source (without one, prompts are plain). A model that thinks
-    /// before it answers is made to answer at once.
+    /// Loads the model. `template` is the source of its chat template; without one, prompts are plain text. A model
+    /// that thinks before it answers is made to answer at once.
     ///
     /// # Errors
-    /// [`LlamaError`] when the model, the context or the template cannot be made.
+    /// Returns [`LlamaError`] if the model or the template cannot be loaded, or the context cannot be created.
     pub fn load(
         options: &EngineOptions,
         template: Option<&str>,
@@ -168,10 +168,10 @@ impl LlamaEngine {
         Ok(engine)
     }
 
-    /// The tokens of `chat` as the model sees them, ready for its answer.
+    /// Returns the tokens of `chat` as the model sees them, up to where the answer begins.
     ///
     /// # Errors
-    /// [`LlamaError`] when the template or the vocabulary refuses.
+    /// Returns [`LlamaError`] if `chat` cannot be rendered or tokenized, or has no or too many tokens.
     pub fn tokens(&self, chat: &Chat<'_>) -> Result<Vec<Token>, LlamaError> {
         let prompt = match &self.template {
             Some(template) => template.render(chat)?,
@@ -180,10 +180,10 @@ impl LlamaEngine {
         self.prompt_tokens(&prompt, chat.user)
     }
 
-    /// The tokens of a finished exchange, as the template of a guard model lays it out for its verdict.
+    /// Returns the tokens of a finished exchange, rendered by a guard model's template up to where its verdict begins.
     ///
     /// # Errors
-    /// As [`Self::tokens`].
+    /// Same as [`Self::tokens`].
     pub fn exchange_tokens(&self, user: &str, assistant: &str) -> Result<Vec<Token>, LlamaError> {
         let prompt = match &self.template {
             Some(template) => template.render_exchange(user, assistant)?,
@@ -192,12 +192,12 @@ impl LlamaEngine {
         self.prompt_tokens(&prompt, user)
     }
 
-    /// Computes answers so from now on, and returns how it did before. Hidden states are collected in F32 whatever it says.
+    /// Sets the arithmetic for later answers and returns the previous one. Hidden states are always collected in F32.
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
         self.context.set_arithmetic(arithmetic)
     }
 
-    /// Splits a rendered prompt that begins (for the error) with `start`.
+    /// Tokenizes a rendered prompt; `start` is quoted in the error if it is too long.
     fn prompt_tokens(&self, prompt: &Prompt, start: &str) -> Result<Vec<Token>, LlamaError> {
         let tokens = self.model.prompt_tokens(prompt)?;
         if tokens.is_empty() {
@@ -217,10 +217,11 @@ impl LlamaEngine {
         chats.iter().map(|chat| self.tokens(chat)).collect()
     }
 
-    /// Number of tokens with which all of `chats` end, whatever was said: those of the template behind a message.
+    /// Returns the number of tokens that `chats` have in common at the end: those that the template adds after a
+    /// message.
     ///
     /// # Errors
-    /// As [`Self::tokens`].
+    /// Same as [`Self::tokens`].
     pub fn shared_ending(&self, chats: &[Chat<'_>]) -> Result<usize, LlamaError> {
         let reversed = |mut tokens: Vec<Token>| {
             tokens.reverse();
@@ -230,20 +231,20 @@ impl LlamaEngine {
         Ok(shared_prefix(&prompts))
     }
 
-    /// Logits at the last token of each chat, `[n_chat][n_vocab]`.
+    /// Returns the logits at the last token of each chat, `[n_chat][n_vocab]`.
     ///
     /// # Errors
-    /// As [`Engine::answer`].
+    /// Same as [`Engine::answer`].
     pub fn last_logits(&mut self, chats: &[Chat<'_>]) -> Result<Vec<Vec<f32>>, LlamaError> {
         let mut rows = vec![Vec::new(); chats.len()];
         self.answer(chats, 1, &mut |i, logits| rows[i] = logits.to_vec())?;
         Ok(rows)
     }
 
-    /// As [`Engine::answer`], to prompts that are tokens already.
+    /// Like [`Engine::answer`], for tokenized prompts.
     ///
     /// # Errors
-    /// [`LlamaError`] when decoding fails.
+    /// Returns [`LlamaError`] if decoding fails.
     pub fn answer_tokens(
         &mut self,
         prompts: &[Vec<Token>],
@@ -254,7 +255,7 @@ impl LlamaEngine {
         Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
     }
 
-    /// Greedy answers to `prompts`, as tokens; each ends early when `more` is false of its index and of what it has.
+    /// Generates greedy answers to `prompts`, as tokens; each ends early once `more` returns false.
     pub(super) fn generate(
         &mut self,
         prompts: &[Vec<Token>],
@@ -272,7 +273,7 @@ impl LlamaEngine {
         Ok(answers)
     }
 
-    /// Gives the context room for `cells`; what it held is forgotten.
+    /// Clears the context and enlarges it if it has fewer than `cells` cells.
     fn reserve(&mut self, cells: usize) -> Result<(), LlamaError> {
         if cells > self.context.n_ctx() {
             let n_ctx = u32::try_from(cells.next_multiple_of(CTX_STEP)).unwrap_or(u32::MAX);
@@ -282,8 +283,8 @@ impl LlamaEngine {
         Ok(())
     }
 
-    /// Runs the prompts of one group, with room for answers of `n_predict` tokens: the shared beginning once, then the
-    /// rest of each. Returns the batch index of each prompt's last token.
+    /// Decodes the prompts of one group, with room for answers of `n_predict` tokens: the shared prefix once, then the
+    /// rest of each prompt. Returns the batch index of each prompt's last token.
     pub(super) fn prefill(
         &mut self,
         prompts: &[Vec<Token>],
@@ -320,7 +321,7 @@ impl LlamaEngine {
         Ok(last)
     }
 
-    /// Greedy answers of one group whose prompts and answers fit the cache together.
+    /// Generates greedy answers for one group, whose prompts and answers fit the cache together.
     fn generate_group(
         &mut self,
         prompts: &[Vec<Token>],
@@ -384,7 +385,7 @@ impl Engine for LlamaEngine {
     }
 }
 
-/// The most likely token; the lowest id among equals. `None` when a logit is NaN.
+/// Returns the most likely token, the lowest id in a tie; `None` if a logit is NaN.
 pub(super) fn argmax(logits: &[f32]) -> Option<Token> {
     let mut best = (0, f32::NEG_INFINITY);
     for (i, &logit) in logits.iter().enumerate() {

@@ -1,8 +1,7 @@
-//! The only module that speaks to C: thin, safe owners of llama.cpp's handles.
+//! Thin, safe owners of llama.cpp's handles.
 //!
-//! `llama-cpp-2` dropped `cb_eval` and hides its raw pointers, and it switches on llama.cpp's
-//! `common/` library (half of the build) whatever is asked of it; so this sits on `llama-cpp-sys-2`
-//! alone. Every wrapper checks what ggml would answer with `abort()`.
+//! `llama-cpp-2` dropped `cb_eval`, hides its raw pointers, and always builds llama.cpp's `common/` (half the build),
+//! so this module uses `llama-cpp-sys-2`. Every wrapper checks for the conditions on which ggml would call `abort()`.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, OnceCell};
@@ -29,7 +28,7 @@ use crate::util::interrupt;
 /// A token id of the model's vocabulary.
 pub type Token = i32;
 
-/// The last complaints of llama.cpp's log, kept so that an error can carry the reason.
+/// Recent errors from llama.cpp's log, kept so that a [`LlamaError`] can include the reason.
 static LAST_ERRORS: Mutex<String> = Mutex::new(String::new());
 
 unsafe extern "C" fn log_to_tracing(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
@@ -53,7 +52,7 @@ unsafe extern "C" fn log_to_tracing(level: sys::ggml_log_level, text: *const c_c
     }
 }
 
-/// Takes what llama.cpp has complained about since the last call, on one line.
+/// Returns and clears the errors that llama.cpp has logged since the last call, joined on one line.
 pub(crate) fn take_errors() -> String {
     let mut last = LAST_ERRORS.lock().map(|mut l| std::mem::take(&mut *l)).unwrap_or_default();
     if last.is_empty() {
@@ -62,7 +61,7 @@ pub(crate) fn take_errors() -> String {
     last.trim_end().replace('\n', "; ")
 }
 
-/// Starts llama.cpp once for this process and sends its log through `tracing`.
+/// Initializes llama.cpp once per process and forwards its log to `tracing`.
 pub(crate) fn init_backend() {
     static START: Once = Once::new();
     START.call_once(|| {
@@ -75,7 +74,7 @@ pub(crate) fn init_backend() {
     });
 }
 
-/// llama.cpp's own version string, for reports.
+/// Returns llama.cpp's version string, for reports.
 pub fn llama_version() -> String {
     // SAFETY: returns a static NUL-terminated string.
     unsafe { CStr::from_ptr(sys::llama_version()) }.to_string_lossy().into_owned()
@@ -88,32 +87,33 @@ unsafe extern "C" fn load_progress(progress: f32, user: *mut c_void) -> bool {
     !interrupt::requested()
 }
 
-/// A loaded model (weights and vocabulary).
+/// A loaded model: weights and vocabulary.
 pub struct Model {
     ptr: NonNull<sys::llama_model>,
     file: &'static Unproven,
-    /// Whether llama.cpp has computed with it.
+    /// Whether llama.cpp has already computed with this model.
     proven: Cell<bool>,
     pub(super) specials: OnceCell<Specials>,
 }
 
 impl Model {
-    /// Loads the GGUF at `path`. Its header must have been checked before (see [`crate::gguf`]).
+    /// Loads the GGUF at `path`, whose header must have been checked before (see [`crate::gguf`]).
     ///
     /// # Errors
-    /// [`LlamaError::Load`] with llama.cpp's reason; [`LlamaError::NoDevice`]; [`LlamaError::Interrupted`].
+    /// Returns [`LlamaError::Load`] if llama.cpp cannot load the file, [`LlamaError::NoDevice`] if a named device
+    /// does not exist, or [`LlamaError::Interrupted`] if the user stops the run.
     pub fn load(
         path: &Path,
         offload: &Offload,
         mut progress: &mut dyn FnMut(f32),
     ) -> Result<Rc<Self>, LlamaError> {
         init_backend();
-        // A handler may read it as long as the process lives; there are few models in a run.
+        // A signal handler may read it for the rest of the process, and a run loads only a few models.
         let file: &'static Unproven = Box::leak(Box::new(Unproven::new(path)));
         let _trying = Trying::new(file);
         let fail = |reason: String| LlamaError::Load { path: path.to_owned(), reason };
         let c_path = path.to_str().ok_or_else(|| fail("the path is not UTF-8".into()))?;
-        let c_path = CString::new(c_path).map_err(|_| fail("the path holds a NUL byte".into()))?;
+        let c_path = CString::new(c_path).map_err(|_| fail("the path contains a NUL byte".into()))?;
         let mut placement = Placement::new(offload)?;
         take_errors();
         // SAFETY: the params are plain data; `placement`, `progress` and the path outlive the load.
@@ -131,30 +131,30 @@ impl Model {
         NonNull::new(ptr).map(model).ok_or_else(|| fail(take_errors()))
     }
 
-    /// To be held while llama.cpp tokenizes: that depends on the file alone.
+    /// Returns a guard to hold while llama.cpp tokenizes, which always depends on the file alone.
     pub(super) fn tokenizing(&self) -> Trying {
         Trying::new(self.file)
     }
 
-    /// To be held while llama.cpp computes, until it has done so once.
+    /// Returns a guard to hold while llama.cpp computes, until it has done so once.
     fn trying(&self) -> Option<Trying> {
         (!self.proven.get()).then(|| Trying::new(self.file))
     }
 
-    /// Tokens of a text that the model was made for.
+    /// Returns the context length that the model was trained for, in tokens.
     pub(super) fn n_ctx_train(&self) -> usize {
         // SAFETY: the model is alive.
         usize::try_from(unsafe { sys::llama_model_n_ctx_train(self.ptr.as_ptr()) }).unwrap_or(0)
     }
 
-    /// Number of positions, where the model has learned a vector for each: ggml aborts at one more.
+    /// Returns the number of positions if the model has learned a vector for each; ggml aborts at any later position.
     pub(super) fn n_positions(&self) -> Option<usize> {
         // SAFETY: the model is alive.
         let rotates = unsafe { sys::llama_model_rope_type(self.ptr.as_ptr()) } != sys::LLAMA_ROPE_TYPE_NONE;
         (!rotates && !self.is_recurrent()).then(|| self.n_ctx_train())
     }
 
-    /// Heads of attention, and those of them that have keys and values of their own.
+    /// Returns the number of attention heads and the number of key-value heads.
     pub(super) fn n_head(&self) -> (usize, usize) {
         let model = self.ptr.as_ptr();
         // SAFETY: the model is alive.
@@ -163,30 +163,30 @@ impl Model {
     }
 
     pub(super) fn vocab(&self) -> *const sys::llama_vocab {
-        // SAFETY: the model is alive; the vocabulary lives as long as it.
+        // SAFETY: the model is alive, and the vocabulary lives as long as the model.
         unsafe { sys::llama_model_get_vocab(self.ptr.as_ptr()) }
     }
 
-    /// Number of blocks.
+    /// Returns the number of blocks.
     pub fn n_layer(&self) -> usize {
         // SAFETY: the model is alive.
         usize::try_from(unsafe { sys::llama_model_n_layer(self.ptr.as_ptr()) }).unwrap_or(0)
     }
 
-    /// Whether blocks keep a recurrent state: then llama.cpp cuts a batch of unequal sequences into pieces.
+    /// Returns whether blocks keep a recurrent state; if so, llama.cpp splits batches of unequal sequences.
     pub fn is_recurrent(&self) -> bool {
         let model = self.ptr.as_ptr();
         // SAFETY: the model is alive.
         unsafe { sys::llama_model_is_recurrent(model) || sys::llama_model_is_hybrid(model) }
     }
 
-    /// Width of the residual stream.
+    /// Returns the width of the residual stream.
     pub fn n_embd(&self) -> usize {
         // SAFETY: the model is alive.
         usize::try_from(unsafe { sys::llama_model_n_embd(self.ptr.as_ptr()) }).unwrap_or(0)
     }
 
-    /// `general.architecture` as llama.cpp read it.
+    /// Returns `general.architecture` as llama.cpp read it.
     pub fn architecture(&self) -> String {
         let mut text = [0u8; 128];
         // SAFETY: `text` is writable for its length; llama.cpp writes a NUL-terminated string.
@@ -204,23 +204,23 @@ impl Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        // SAFETY: contexts and adapters hold an `Rc` of the model, so nothing uses it any more.
+        // SAFETY: contexts and adapters hold an `Rc` of the model, so nothing uses it anymore.
         unsafe { sys::llama_model_free(self.ptr.as_ptr()) }
     }
 }
 
-/// A LoRA adapter that lives in memory beside its model.
+/// A LoRA adapter loaded for a model.
 pub struct Adapter {
     ptr: NonNull<sys::llama_adapter_lora>,
     _model: Rc<Model>,
 }
 
 impl Adapter {
-    /// Loads the bytes of an adapter GGUF. The caller has checked shapes against the model:
-    /// a wrong expert count or an adapter of a tied `token_embd` ends the process inside C.
+    /// Loads an adapter from the bytes of a GGUF file. The caller must have checked its shapes against the
+    /// model: a wrong expert count or an adapter for a tied `token_embd` ends the process inside C.
     ///
     /// # Errors
-    /// [`LlamaError::Adapter`] with llama.cpp's reason.
+    /// Returns [`LlamaError::Adapter`] if llama.cpp cannot load the adapter.
     pub fn from_bytes(model: &Rc<Model>, bytes: &mut [u8]) -> Result<Rc<Self>, LlamaError> {
         take_errors();
         let file = memory_file(bytes)?;
@@ -257,7 +257,7 @@ fn memory_file(bytes: &mut [u8]) -> Result<*mut libc::FILE, LlamaError> {
 /// Writes `bytes` to an unnamed temporary file and opens that as a C stream.
 #[cfg(not(unix))]
 fn memory_file(bytes: &mut [u8]) -> Result<*mut libc::FILE, LlamaError> {
-    // SAFETY: `tmpfile` gives a fresh stream; `bytes` is readable for its length.
+    // SAFETY: `tmpfile` returns a new stream; `bytes` is readable for its length.
     unsafe {
         let file = libc::tmpfile();
         if file.is_null() || libc::fwrite(bytes.as_ptr().cast(), 1, bytes.len(), file) != bytes.len() {
@@ -268,21 +268,21 @@ fn memory_file(bytes: &mut [u8]) -> Result<*mut libc::FILE, LlamaError> {
     }
 }
 
-/// What `llama_decode` answers when `abort_callback` ended it.
+/// Return value of `llama_decode` after `abort_callback` stopped it.
 const ABORTED: i32 = 2;
 
-/// Sizes of a [`Context`].
+/// Sizes and settings of a [`Context`].
 #[derive(Debug, Clone, Copy)]
 pub struct ContextSize {
-    /// Cells of the unified KV cache.
+    /// Number of cells of the unified KV cache.
     pub n_ctx: u32,
-    /// Tokens of one decode; also the micro-batch, so that order is kept.
+    /// Maximum tokens per decode; also the size of the micro-batch, so that token order is kept.
     pub n_batch: u32,
-    /// Sequences in flight, and rows of logits of one decode.
+    /// Maximum number of sequences, and of rows of logits per decode.
     pub n_seq: u32,
-    /// CPU threads.
+    /// Number of CPU threads.
     pub n_threads: i32,
-    /// How attention is computed.
+    /// Whether to use flash attention.
     pub flash_attn: FlashAttn,
 }
 
@@ -292,22 +292,21 @@ pub struct Context {
     size: ContextSize,
     state: Box<HookState>,
     adapter: Option<Rc<Adapter>>,
-    /// Factor of the adapter.
+    /// Factor that the adapter is multiplied by.
     scale: f32,
     model: Rc<Model>,
 }
 
 impl Context {
-    /// Creates a context of `size` over `model`.
+    /// Creates a context of `size` for `model`.
     ///
     /// # Errors
-    /// [`LlamaError::Context`] when llama.cpp cannot (usually memory).
+    /// Returns [`LlamaError::Context`] if llama.cpp cannot create it, usually for lack of memory.
     pub fn new(model: &Rc<Model>, size: ContextSize) -> Result<Self, LlamaError> {
         take_errors();
         let mut state = Box::<HookState>::default();
         let _trying = model.trying();
-        // SAFETY: default params are plain data; `state` is boxed, so its address holds while the
-        // context lives; the model is kept alive by the `Rc`.
+        // SAFETY: default params are plain data; the boxed `state` stays in place; the `Rc` keeps the model alive.
         let ptr = unsafe {
             let mut params = sys::llama_context_default_params();
             params.n_ctx = size.n_ctx;
@@ -319,7 +318,7 @@ impl Context {
             params.n_threads_batch = size.n_threads;
             params.flash_attn_type = match size.flash_attn {
                 FlashAttn::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-                // Other batch shapes differ by up to 4.5 % in the last layer with flash attention.
+                // With flash attention, results in the last layer differ by up to 4.5 % between batch shapes.
                 FlashAttn::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
                 FlashAttn::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
             };
@@ -336,10 +335,10 @@ impl Context {
             .ok_or_else(|| LlamaError::Context { reason: take_errors() })
     }
 
-    /// Applies `adapter` times `scale` to every later decode, or none.
+    /// Applies `adapter`, multiplied by `scale`, to all later decodes; `None` removes the current adapter.
     ///
     /// # Errors
-    /// [`LlamaError::Adapter`] when llama.cpp refuses it.
+    /// Returns [`LlamaError::Adapter`] if llama.cpp rejects the adapter.
     pub fn set_adapter(&mut self, adapter: Option<Rc<Adapter>>, scale: f32) -> Result<(), LlamaError> {
         let mut list: Vec<_> = adapter.iter().map(|a| a.ptr.as_ptr()).collect();
         let mut scales = [scale];
@@ -356,21 +355,20 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::Adapter { reason: take_errors() }) }
     }
 
-    /// Adds a control vector to every later decode, or none: its values `[n_layer − 1][n_embd]`, block 1
-    /// first.
+    /// Adds a control vector, values `[n_layer − 1][n_embd]` from block 1 on, to all later decodes; `None` removes it.
     ///
     /// # Errors
-    /// [`LlamaError::ControlVector`] when the width is another than the model's.
+    /// Returns [`LlamaError::ControlVector`] if the values do not fit the model's width and number of blocks.
     pub fn set_control_vector(&mut self, values: Option<&[f32]>, n_embd: usize) -> Result<(), LlamaError> {
         let data = values.unwrap_or_default();
         let most = self.model.n_layer().saturating_sub(1) * n_embd;
         if n_embd != self.model.n_embd() || data.len() > most {
-            let reason = format!("{} values of width {n_embd}, at most {most} fit", data.len());
+            let (w, n) = (self.model.n_embd(), data.len());
+            let reason = format!("expected at most {most} values of width {w}, found {n} of width {n_embd}");
             return Err(LlamaError::ControlVector { reason });
         }
         let pointer = values.map_or(ptr::null(), |values| values.as_ptr());
-        // SAFETY: `data` is readable for its length, which is no more than the model has blocks for; NULL
-        // takes the vector off. llama.cpp copies the values.
+        // SAFETY: `data` is readable for its length, which fits the model; NULL removes the vector. Values are copied.
         let rc = unsafe {
             sys::llama_set_adapter_cvec(
                 self.ptr.as_ptr(),
@@ -384,22 +382,23 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
     }
 
-    /// Computes products so in every later decode, in F32 only where that is faster; returns how it did before.
+    /// Sets the arithmetic of all later decodes and returns the previous one. F32 is used only where it is faster.
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
         let possible = if IS_FASTER { arithmetic } else { Arithmetic::Llama };
         std::mem::replace(&mut self.state.arithmetic, possible)
     }
 
-    /// Forgets every sequence.
+    /// Removes all sequences from the cache.
     pub fn clear(&mut self) {
         // SAFETY: the context is alive.
         unsafe { sys::llama_memory_clear(sys::llama_get_memory(self.ptr.as_ptr()), false) }
     }
 
-    /// Forgets every sequence, but of the first its first `n_tokens`. False when the model cannot forget a part.
+    /// Removes everything from the cache except the first `n_tokens` of sequence 0. Returns false if the model
+    /// cannot forget part of a sequence.
     pub fn keep_beginning(&mut self, n_tokens: usize) -> bool {
         let from = i32::try_from(n_tokens).unwrap_or(i32::MAX);
-        // SAFETY: the context is alive, and was made for these sequences; −1 is either end.
+        // SAFETY: the context is alive and was created for these sequences; −1 means no bound.
         unsafe {
             let memory = sys::llama_get_memory(self.ptr.as_ptr());
             (1..self.size.n_seq as i32).all(|seq| sys::llama_memory_seq_rm(memory, seq, -1, -1))
@@ -409,19 +408,20 @@ impl Context {
 
     /// Makes sequence `to` share all cells of sequence `from`.
     pub fn copy_sequence(&mut self, from: i32, to: i32) {
-        // SAFETY: the context is alive; ids were checked by the batch that uses them.
+        // SAFETY: the context is alive; the batch that uses the ids checks them.
         unsafe { sys::llama_memory_seq_cp(sys::llama_get_memory(self.ptr.as_ptr()), from, to, -1, -1) }
     }
 
-    /// Cells of its cache.
+    /// Returns the number of cells of the KV cache.
     pub fn n_ctx(&self) -> usize {
         self.size.n_ctx as usize
     }
 
-    /// An empty context of the same model and adapter with `n_ctx` cells.
+    /// Creates an empty context with `n_ctx` cells and the same model, adapter and arithmetic, but without a control
+    /// vector.
     ///
     /// # Errors
-    /// As [`Self::new`] and [`Self::set_adapter`].
+    /// Same as [`Self::new`] and [`Self::set_adapter`].
     pub fn resized(&self, n_ctx: u32) -> Result<Self, LlamaError> {
         let mut context = Self::new(&self.model, ContextSize { n_ctx, ..self.size })?;
         context.set_arithmetic(self.state.arithmetic);
@@ -431,11 +431,12 @@ impl Context {
         Ok(context)
     }
 
-    /// Runs one batch; `hook`, when given, sees the graph.
+    /// Decodes one batch; `hook`, if given, observes the nodes of the graph.
     ///
     /// # Errors
-    /// [`LlamaError::BatchTooLarge`] before C is entered, the hook's own error,
-    /// [`LlamaError::Interrupted`], or [`LlamaError::Decode`].
+    /// Returns [`LlamaError::BatchTooLarge`] or [`LlamaError::Position`] before entering C if the batch does not
+    /// fit, [`LlamaError::Interrupted`] if the user stops the run, [`LlamaError::Decode`] if llama.cpp fails, or
+    /// the hook's own error.
     pub fn decode(&mut self, batch: &mut Batch, hook: Option<&mut dyn EvalHook>) -> Result<(), LlamaError> {
         batch.check(self.size)?;
         if let Some(n_positions) = self.model.n_positions() {
@@ -481,10 +482,9 @@ impl Context {
         }
     }
 
-    /// The logits after token `i` of the last batch, `[n_vocab]`.
+    /// Returns the logits after token `i` of the last batch, `[n_vocab]`; `None` if they were not requested.
     pub fn logits(&self, i: usize) -> Option<&[f32]> {
-        // SAFETY: llama.cpp answers NULL for a token without output; else the row holds `n_vocab`
-        // values until the next decode, which needs `&mut self`.
+        // SAFETY: the row is NULL or holds `n_vocab` values until the next decode, which needs `&mut self`.
         unsafe {
             let row = sys::llama_get_logits_ith(self.ptr.as_ptr(), i32::try_from(i).ok()?);
             (!row.is_null()).then(|| std::slice::from_raw_parts(row, self.model.n_vocab()))

@@ -1,35 +1,36 @@
-//! A model made to read what others wrote: likelihoods of given text, and sequences fed token by token.
+//! Reading of given text: likelihoods of continuations, and sequences extended token by token.
 //!
 //! A decode has room for `N_SEQ` = 32 rows of logits, and a row has `n_vocab` values (0.6 MB for Qwen), so
-//! nothing here keeps rows: each is shown once and is gone with the next decode.
+//! rows are never stored: each is passed on once and is overwritten by the next decode.
 
 use super::LlamaError;
 use super::batch::Batch;
 use super::engine::{LlamaEngine, N_BATCH, N_CTX, N_SEQ, argmax};
 use super::ffi::Token;
 
-/// Receives the logits that predict a token: index of the continuation, index of the token in it,
-/// logits `[n_vocab]`.
+/// Callback that receives the logits predicting a token: index of the continuation, index of the token in
+/// it, logits `[n_vocab]`.
 pub type SeenLogits<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 
-/// A language model as a reader of plain text, without any chat.
+/// A language model that reads plain text, without a chat template.
 ///
-/// llama.cpp stands behind [`LlamaEngine`]; tests of the evaluation use a small stand-in.
+/// [`LlamaEngine`] implements this with llama.cpp; tests of the evaluation use a small stand-in.
 pub trait TextModel {
-    /// The tokens of `text`, in which nothing is a control token, with what the vocabulary wants before it when `begins`.
+    /// Tokenizes `text`, treating all of it as plain text without control tokens. If `begins`, the token that the
+    /// vocabulary requires before every text is added.
     ///
     /// # Errors
-    /// [`LlamaError::Tokenize`].
+    /// Returns [`LlamaError::Tokenize`] if the vocabulary cannot tokenize `text`.
     fn text_tokens(&self, text: &str, begins: bool) -> Result<Vec<Token>, LlamaError>;
 
-    /// The token that the vocabulary wants before every text, if any.
+    /// Returns the token that the vocabulary requires before every text, if any.
     fn bos(&self) -> Option<Token>;
 
-    /// Reads `context` once and each of at most 32 `continuations` after it; `seen` gets the logits
-    /// that predict each token of each continuation, in the order of each continuation.
+    /// Reads `context` once and each of at most 32 `continuations` after it. `seen` receives the logits that
+    /// predict each token of each continuation; those of one continuation arrive in order.
     ///
     /// # Errors
-    /// [`LlamaError::PromptTooLong`] when they do not fit the cache; what decoding fails with.
+    /// Returns [`LlamaError::PromptTooLong`] if the texts do not fit the cache, or the error of a failed decode.
     fn follow(
         &mut self,
         context: &[Token],
@@ -64,7 +65,7 @@ impl TextModel for LlamaEngine {
                 seen(seq, 0, logits);
             }
         }
-        // The last token of each predicts nothing that is asked for.
+        // What follows the last token of a continuation is not needed.
         let steps: Vec<(usize, usize)> = (continuations.iter().enumerate())
             .flat_map(|(seq, c)| (0..c.len().saturating_sub(1)).map(move |i| (seq, i)))
             .collect();
@@ -83,7 +84,7 @@ impl TextModel for LlamaEngine {
 }
 
 impl LlamaEngine {
-    /// Number of tokens of the vocabulary.
+    /// Returns the number of tokens in the vocabulary.
     pub fn n_vocab(&self) -> usize {
         self.model.n_vocab()
     }
@@ -98,21 +99,21 @@ impl LlamaEngine {
         Err(LlamaError::PromptTooLong { tokens, limit: N_CTX, start })
     }
 
-    /// The logits of row `index` of the last batch, which belong to sequence `seq`.
+    /// Returns the logits in row `index` of the last batch, which belong to sequence `seq`.
     fn row(&self, seq: usize, index: usize) -> Result<&[f32], LlamaError> {
         self.context.logits(index).ok_or(LlamaError::Logits { prompt: seq, found: "no logits" })
     }
 }
 
-/// Prompts of one group that are continued token by token, by whatever the caller feeds.
+/// Prompts of one group, extended token by token with tokens that the caller chooses.
 ///
-/// Two models whose lanes are fed the same tokens run in lockstep: that is teacher forcing.
+/// Feeding the lanes of two models the same tokens runs them in lockstep (teacher forcing).
 pub struct Lanes<'a> {
     engine: &'a mut LlamaEngine,
     lanes: Vec<Lane>,
 }
 
-/// One sequence: its length, and the batch index of its last token while it goes on.
+/// One sequence: its length, and the batch index of its last token until the lane ends.
 #[derive(Clone, Copy)]
 struct Lane {
     len: usize,
@@ -120,11 +121,11 @@ struct Lane {
 }
 
 impl<'a> Lanes<'a> {
-    /// Reads `prompts`, which must be one of [`groups`](super::engine::groups), to be continued by at most
-    /// `n_predict` tokens each; what the engine read before is forgotten.
+    /// Reads `prompts`, which must form one of the [`groups`](super::engine::groups), with room for `n_predict`
+    /// more tokens each. Discards what the engine read before.
     ///
     /// # Errors
-    /// [`LlamaError`] when decoding fails.
+    /// Returns [`LlamaError`] if decoding fails.
     pub fn new(
         engine: &'a mut LlamaEngine,
         prompts: &[Vec<Token>],
@@ -135,19 +136,19 @@ impl<'a> Lanes<'a> {
         Ok(Self { lanes: prompts.iter().zip(rows).map(lane).collect(), engine })
     }
 
-    /// The logits after the last token of lane `seq`, `[n_vocab]`; `None` once it has ended.
+    /// Returns the logits after the last token of lane `seq`, `[n_vocab]`; `None` if the lane has ended.
     ///
     /// # Errors
-    /// [`LlamaError::Logits`] when llama.cpp has none.
+    /// Returns [`LlamaError::Logits`] if llama.cpp has no logits for that token.
     pub fn logits(&self, seq: usize) -> Result<Option<&[f32]>, LlamaError> {
         let row = self.lanes.get(seq).and_then(|lane| lane.row);
         row.map(|row| self.engine.row(seq, row)).transpose()
     }
 
-    /// The most likely next token of lane `seq`; `None` where that ends the answer, or it has ended.
+    /// Returns the most likely next token of lane `seq`; `None` if that token ends the answer or the lane has ended.
     ///
     /// # Errors
-    /// [`LlamaError::Logits`] when there are none, or one is NaN.
+    /// Returns [`LlamaError::Logits`] if logits are missing or one is NaN.
     pub fn greedy(&self, seq: usize) -> Result<Option<Token>, LlamaError> {
         let Some(logits) = self.logits(seq)? else { return Ok(None) };
         let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
@@ -155,11 +156,11 @@ impl<'a> Lanes<'a> {
         Ok((!ends).then_some(token))
     }
 
-    /// Feeds `next[seq]` to each lane; a lane that gets none has ended, and so has one at the last position that the
-    /// model has learned. False when all have.
+    /// Feeds `next[seq]` to each lane and returns whether any lane goes on. A lane ends if it gets no token or has
+    /// reached the last position that the model has learned.
     ///
     /// # Errors
-    /// [`LlamaError`] when decoding fails.
+    /// Returns [`LlamaError`] if decoding fails.
     pub fn feed(&mut self, next: &[Option<Token>]) -> Result<bool, LlamaError> {
         let mut batch = Batch::default();
         let n_positions = self.engine.model.n_positions().unwrap_or(usize::MAX);

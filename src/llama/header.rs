@@ -1,5 +1,5 @@
-//! What llama.cpp takes for granted of a file that its own reader accepts: where it is not so, the process would end
-//! in C code.
+//! Checks properties of a file that llama.cpp relies on but does not verify: without them, the process would end in
+//! C code.
 
 mod ffi;
 
@@ -9,88 +9,92 @@ use std::path::PathBuf;
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
 use crate::util::hint::Hint;
 
-/// Step at which ggml's CPU buffers begin, in bytes.
+/// Alignment of ggml's CPU buffers, in bytes.
 const BUFFER_STEP: u64 = 32;
-/// Bytes that occur in UTF-8.
+/// Bytes that occur in UTF-8, except NUL.
 const UTF8_BYTES: [std::ops::RangeInclusive<u8>; 2] = [0x01..=0xbf, 0xc2..=0xf4];
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
 /// A well-formed file that llama.cpp cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum HeaderError {
-    /// A matrix cannot be multiplied.
-    #[error("{}: tensor '{tensor}' is {found}, expected a type that ggml multiplies by: {}", path.display(), expected.join(", "))]
+    /// ggml cannot multiply by a matrix of this type.
+    #[error(
+        "{}: tensor '{tensor}': expected a type that ggml can multiply by ({}), found {found}",
+        path.display(),
+        expected.join(", ")
+    )]
     NoProduct {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The matrix.
+        /// Name of the matrix.
         tensor: String,
-        /// Its type.
+        /// Type of the matrix.
         found: GgmlType,
-        /// The types there is a product for.
+        /// Types that ggml can multiply by.
         expected: Vec<&'static str>,
     },
-    /// Two tokens are the same.
+    /// The vocabulary contains a token twice.
     #[error(
-        "{}: {TOKENS} has {token:?} as token {first} and as token {second}, expected each token once",
+        "{}: {TOKENS}: expected each token once, found {token:?} as tokens {first} and {second}",
         path.display()
     )]
     TokenTwice {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its text.
+        /// Text of the token.
         token: String,
-        /// Where it is first.
+        /// Id of its first occurrence.
         first: usize,
-        /// Where it is again.
+        /// Id of its second occurrence.
         second: usize,
     },
-    /// Characters outside the vocabulary cannot be spelled.
+    /// A llama vocabulary cannot spell characters that it lacks.
     #[error(
-        "{}: {TOKENS} has no token <0x{missing:02X}>, expected one for every byte, with which a vocabulary of kind llama \
-         spells what it lacks ({n_missing} are missing)",
+        "{}: {TOKENS}: expected a token for every byte, with which a llama vocabulary spells unknown \
+         characters, found no token <0x{missing:02X}> ({n_missing} missing)",
         path.display()
     )]
     NoByte {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The first byte without a token.
+        /// First byte without a token.
         missing: u8,
-        /// How many there are.
+        /// Number of bytes without a token.
         n_missing: usize,
     },
-    /// There is nothing to put text into.
-    #[error("{}: tokenizer.ggml.model is {found:?}, expected a vocabulary", path.display())]
+    /// The file has no vocabulary.
+    #[error("{}: tokenizer.ggml.model: expected a vocabulary, found {found:?}", path.display())]
     NoVocabulary {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key's value.
+        /// Value of the key.
         found: String,
     },
-    /// Some texts cannot be read.
+    /// An rwkv vocabulary cannot read every text.
     #[error(
-        "{}: {TOKENS} has no token for the byte 0x{missing:02X} alone, expected one for every byte, without which a \
-         vocabulary of kind rwkv cannot read every text",
+        "{}: {TOKENS}: expected a token for every single byte, without which an rwkv vocabulary cannot read \
+         every text, found none for 0x{missing:02X}",
         path.display()
     )]
     NoSingleByte {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The first byte without a token.
+        /// First byte without a token.
         missing: u8,
     },
-    /// The tensors begin where a buffer cannot.
+    /// Tensor data is not aligned as llama.cpp requires.
     #[error(
-        "{}: general.alignment is {alignment}, which puts tensor data at byte {start}, expected a multiple of \
-         {BUFFER_STEP}, where llama.cpp can map it",
+        "{}: expected tensor data at a multiple of {BUFFER_STEP} bytes, where llama.cpp can map it, found \
+         it at byte {start} (general.alignment is {alignment})",
         path.display()
     )]
     Alignment {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The key's value.
+        /// Value of `general.alignment`.
         alignment: u64,
-        /// Where tensor data begins.
+        /// Offset of the tensor data, in bytes.
         start: u64,
     },
     /// The vocabulary could not be read.
@@ -107,10 +111,10 @@ impl Hint for HeaderError {
     }
 }
 
-/// Checks a header before llama.cpp is given the file.
+/// Checks a header before the file is passed to llama.cpp.
 ///
 /// # Errors
-/// [`HeaderError`] naming the key or the tensor.
+/// Returns [`HeaderError`] if llama.cpp would fail on a key or tensor, or the vocabulary cannot be read.
 pub fn check(gguf: &Gguf) -> Result<(), HeaderError> {
     for file in gguf.files() {
         let (alignment, start) = (file.alignment, file.data_start);
@@ -131,7 +135,7 @@ pub fn check(gguf: &Gguf) -> Result<(), HeaderError> {
     check_tokens(gguf)
 }
 
-/// Whether a tensor tells which expert a token goes to, and is no factor.
+/// Returns whether a tensor maps tokens to experts, in which case it is never multiplied.
 fn holds_ids(tensor: &str) -> bool {
     tensor.contains("ffn_gate_tid2eid")
 }
@@ -158,7 +162,8 @@ fn check_tokens(gguf: &Gguf) -> Result<(), HeaderError> {
     }
 }
 
-/// A vocabulary of kind rwkv reads a text by the longest tokens that it begins with, and never ends where there is none.
+/// Checks that an rwkv vocabulary has a token for every single byte: llama.cpp reads a text by longest matching tokens
+/// and loops forever where none matches.
 fn check_single_bytes(gguf: &Gguf, tokens: &[u8]) -> Result<(), HeaderError> {
     let single = |token: &[u8]| <[u8; 1]>::try_from(unescaped(token)).ok().map(|[byte]| byte);
     let known: HashSet<u8> = strings(tokens).filter_map(single).collect();
@@ -168,7 +173,7 @@ fn check_single_bytes(gguf: &Gguf, tokens: &[u8]) -> Result<(), HeaderError> {
     }
 }
 
-/// A token of a vocabulary of kind rwkv, which is escaped as Python writes bytes (llama_unescape_rwkv_token).
+/// Decodes a token of an rwkv vocabulary, escaped like a Python bytes literal (see `llama_unescape_rwkv_token`).
 fn unescaped(token: &[u8]) -> Vec<u8> {
     let (mut out, mut rest) = (Vec::new(), token);
     while let [first, after @ ..] = rest {
@@ -189,7 +194,7 @@ fn unescaped(token: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A vocabulary of kind llama spells what it lacks with bytes.
+/// Checks that a llama vocabulary has a token for every byte: it spells unknown characters as bytes.
 fn check_bytes(gguf: &Gguf, places: &HashMap<Vec<u8>, usize>) -> Result<(), HeaderError> {
     let spelled = |byte: &u8| {
         places.contains_key(format!("<0x{byte:02X}>").as_bytes()) || places.contains_key([*byte].as_slice())
@@ -203,13 +208,13 @@ fn check_bytes(gguf: &Gguf, places: &HashMap<Vec<u8>, usize>) -> Result<(), Head
     }
 }
 
-/// The text of token `id` as llama.cpp knows it: up to a NUL, and with a name where there is none.
+/// Returns the text of token `id` as llama.cpp sees it: cut at the first NUL, and given a name if empty.
 fn as_named(token: &[u8], id: usize) -> Vec<u8> {
     let token = token.split(|&byte| byte == 0).next().unwrap_or_default();
     if token.is_empty() { format!("[EMPTY_{id}]").into_bytes() } else { token.to_vec() }
 }
 
-/// The strings of an array, each with its length before it.
+/// Iterates over the strings of an array, each of which is preceded by its length.
 fn strings(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (len, rest) = bytes.split_first_chunk::<8>()?;

@@ -1,4 +1,4 @@
-//! The eval callback: nodes of the running graph, shown to whoever looks on.
+//! The eval callback, which lets an observer see the nodes of the running graph.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_void};
@@ -19,70 +19,70 @@ pub struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    /// The node's name; empty when it is not UTF-8.
+    /// Returns the node's name; empty if it is not UTF-8.
     pub fn name(&self) -> &'a str {
         // SAFETY: ggml keeps the name NUL-terminated within its 64 bytes.
         unsafe { CStr::from_ptr(self.tensor.name.as_ptr()) }.to_str().unwrap_or("")
     }
 
-    /// The name of what this is, or is a copy of. Where an input is on another device than what reads it, ggml's scheduler
-    /// makes a copy for it, called `DEVICE#NAME#NUMBER`.
+    /// Returns the name of this node, or of the node that it is a copy of. If an input is on a different device than
+    /// its reader, ggml's scheduler makes a copy called `DEVICE#NAME#NUMBER`.
     pub fn original_name(&self) -> &'a str {
         original_name(self.name())
     }
 
-    /// Whether the node is `MUL_MAT` or `MUL_MAT_ID`.
+    /// Returns whether the node is `MUL_MAT` or `MUL_MAT_ID`.
     pub fn is_mul_mat(&self) -> bool {
         matches!(self.ggml_op(), sys::GGML_OP_MUL_MAT | sys::GGML_OP_MUL_MAT_ID)
     }
 
-    /// The operation that llama.cpp asked for.
+    /// Returns the operation that llama.cpp requested, even if [`matmul::choose`] has replaced it.
     fn ggml_op(&self) -> sys::ggml_op {
         if matmul::is_ours(self.tensor) { sys::GGML_OP_MUL_MAT } else { self.tensor.op }
     }
 
-    /// Name of the node's operation as ggml spells it, e.g. `ADD`; `NONE` for weights and inputs.
+    /// Returns ggml's name of the node's operation, e.g. `ADD`; `NONE` for weights and inputs.
     pub fn op(&self) -> &'a str {
-        // SAFETY: ggml answers every operation with a static NUL-terminated string.
+        // SAFETY: ggml returns a static NUL-terminated string for every operation.
         unsafe { CStr::from_ptr(sys::ggml_op_name(self.ggml_op())) }.to_str().unwrap_or("")
     }
 
-    /// What tells the node from every other one of the same graph.
+    /// Returns an id that is unique among the nodes of a graph.
     pub fn id(&self) -> usize {
         ptr::from_ref(self.tensor).addr()
     }
 
-    /// The factor of a `SCALE`.
+    /// Returns the factor of a `SCALE` node; `None` for other operations.
     pub fn scale(&self) -> Option<f32> {
         let factor = f32::from_bits(self.tensor.op_params[0].cast_unsigned());
         (self.tensor.op == sys::GGML_OP_SCALE).then_some(factor)
     }
 
-    /// The node's shape, `ne[0]` fastest.
+    /// Returns the node's shape, `ne[0]` fastest.
     pub fn ne(&self) -> [i64; 4] {
         self.tensor.ne
     }
 
-    /// Input `i` of the node.
+    /// Returns input `i` of the node, if it exists.
     pub fn src(&self, i: usize) -> Option<Node<'a>> {
         let src = *self.tensor.src.get(i)?;
         // SAFETY: inputs of a node live as long as the graph that holds both.
         unsafe { src.as_ref() }.map(|tensor| Node { tensor })
     }
 
-    /// Copies rows of F32 in the order that is asked for, `[rows][ne[0]]`: each `ne[0]` values at its index in
-    /// dimensions 1..3 flattened. `None` when the node is not F32, not row-contiguous, or has no such row.
+    /// Copies F32 rows to `out` in the given order, `[rows][ne[0]]`. A row is `ne[0]` values, indexed by the
+    /// flattened dimensions 1 to 3. Returns `None` if the node is not F32, not row-contiguous, or lacks a row.
     pub fn read_rows(&self, rows: &[usize], out: &mut Vec<f32>) -> Option<()> {
         self.read(sys::GGML_TYPE_F32, rows, out)
     }
 
-    /// Copies rows of I32, as [`Self::read_rows`] does of F32.
+    /// Like [`Self::read_rows`], for I32 rows.
     pub fn read_ids(&self, rows: &[usize], out: &mut Vec<i32>) -> Option<()> {
         self.read(sys::GGML_TYPE_I32, rows, out)
     }
 
-    /// Rows that lie near each other come with one call: from a GPU, or over a network, a call takes as long
-    /// as some kilobytes.
+    /// Copies rows of 4-byte values. Rows that are close together are read with one call, because a call to a GPU or
+    /// over a network takes as long as the transfer of some kilobytes.
     fn read<T: Word>(&self, ggml_type: sys::ggml_type, rows: &[usize], out: &mut Vec<T>) -> Option<()> {
         let t = self.tensor;
         let [n_values, ne1, ne2, ne3] = t.ne.map(|n| n as usize);
@@ -103,9 +103,9 @@ impl<'a> Node<'a> {
             let start = offsets[run[0]];
             let end = run.iter().map(|&i| offsets[i]).max()? + n_values * 4;
             bytes.resize((end - start) / 4, T::default());
-            // SAFETY: `start..end` lies inside the tensor because each row's index is below its extent; `bytes`
-            // is writable for its length, and every pattern of bytes is a `T`; the tensor has been computed
-            // (`ask` is false).
+            // SAFETY: `start..end` lies inside the tensor because each row index is below the number of rows;
+            // `bytes` is writable for its length, and every bit pattern is a valid `T`; the tensor has been
+            // computed (`ask` is false).
             unsafe {
                 sys::ggml_backend_tensor_get(t, bytes.as_mut_ptr().cast(), start, end - start);
             }
@@ -117,9 +117,9 @@ impl<'a> Node<'a> {
         Some(())
     }
 
-    /// Whether its data is in the memory of this process.
+    /// Returns whether the node's data is in the memory of this process.
     fn is_in_memory(&self) -> bool {
-        // SAFETY: a node's buffer, or that of what it is a view of, lives as long as its graph.
+        // SAFETY: the buffer of a node, or of the node that it is a view of, lives as long as the graph.
         unsafe {
             let owner = self.tensor.view_src.as_ref().unwrap_or(self.tensor);
             !owner.buffer.is_null() && sys::ggml_backend_buffer_is_host(owner.buffer)
@@ -127,11 +127,11 @@ impl<'a> Node<'a> {
     }
 }
 
-/// Bytes that are read along rather than left out by a second call.
+/// Maximum gap between two rows, in bytes, that is read along to avoid a second call.
 const NEAR: usize = 64 << 10;
 
-/// Indices of `offsets` (bytes, of rows of `len` bytes) in runs that are read at once, each in rising order of
-/// its offsets: no two neighbours of a run have more than `gap` bytes between them.
+/// Groups the indices of `offsets` (of rows of `len` bytes, in bytes) into runs to be read at once. Each run is sorted
+/// by offset, with at most `gap` bytes between neighbors.
 fn runs(offsets: &[usize], len: usize, gap: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..offsets.len()).collect();
     order.sort_by_key(|&i| offsets[i]);
@@ -149,44 +149,46 @@ fn original_name(name: &str) -> &str {
     name.split('#').nth(1).unwrap_or(name)
 }
 
-/// What four bytes of a tensor are read as.
+/// A type that four bytes of a tensor can be read as.
 trait Word: Copy + Default {}
 impl Word for f32 {}
 impl Word for i32 {}
 
-/// What looks on while a graph runs.
+/// An observer of a running graph.
 pub trait EvalHook {
-    /// Whether the data of `node` is wanted once it has been computed.
+    /// Returns whether the data of `node` is wanted once it has been computed.
     fn wants(&mut self, node: Node<'_>) -> bool;
     /// Takes the data of a wanted node.
     ///
     /// # Errors
-    /// Ends the decode; the error comes back from [`super::ffi::Context::decode`].
+    /// An error ends the decode and is returned by [`super::ffi::Context::decode`].
     fn take(&mut self, node: Node<'_>) -> Result<(), LlamaError>;
-    /// Whether everything was seen that is looked for: what is left of the graph is not computed on a CPU, and the decode has no
-    /// logits.
+    /// Returns whether the hook needs nothing more. If so, a CPU does not compute the rest of the graph, and the decode
+    /// has no logits.
     fn has_all(&self) -> bool {
         false
     }
 }
 
-/// Who looks on, and what went wrong there.
+/// State shared with the callbacks of a context.
 #[derive(Default)]
 pub(super) struct HookState {
-    /// How products are computed.
+    /// Arithmetic of products with the weights.
     pub(super) arithmetic: Arithmetic,
+    /// Observer of the current decode.
     pub(super) hook: Option<NonNull<dyn EvalHook>>,
+    /// Error of the observer.
     pub(super) error: Option<LlamaError>,
-    /// Whether the rest of the graph is not wanted.
+    /// Whether the rest of the graph is not needed.
     pub(super) ended: AtomicBool,
 }
 
-/// `abort_callback` of every context. Ending through it, unlike through `cb_eval`, ends all parts of a graph that is split.
+/// `abort_callback` of every context. Unlike `cb_eval`, it stops all parts of a split graph.
 ///
 /// # Safety
 /// `user` must point to the [`HookState`] of the context that is decoding.
 pub(super) unsafe extern "C" fn abort_callback(user: *mut c_void) -> bool {
-    // SAFETY: `user` is the boxed `HookState` of the context, of which only the atomic is read.
+    // SAFETY: `user` is the boxed `HookState` of the context; only its atomic is read.
     interrupt::requested() || unsafe { &(*user.cast::<HookState>()).ended }.load(Ordering::Relaxed)
 }
 
@@ -199,8 +201,8 @@ pub(super) unsafe extern "C" fn eval_callback(
     ask: bool,
     user: *mut c_void,
 ) -> bool {
-    // SAFETY: `user` is the boxed `HookState` of the context that is decoding on this thread, and
-    // `t` a live node of its graph that is not being computed; no other reference to either exists during the call.
+    // SAFETY: `user` is the boxed `HookState` of the context that is decoding on this thread, and `t` is a live node of
+    // its graph that is not being computed; no other reference to either exists during the call.
     let (state, tensor) = unsafe { (&mut *user.cast::<HookState>(), &mut *t) };
     if ask {
         matmul::choose(tensor, state.arithmetic);
@@ -212,7 +214,7 @@ pub(super) unsafe extern "C" fn eval_callback(
     // SAFETY: `decode` set the pointer from a `&mut` that outlives the decode.
     let hook = unsafe { hook.as_mut() };
     let node = Node { tensor };
-    // Unwinding into C is undefined: a panic becomes an error that `decode` raises.
+    // Unwinding into C is undefined behavior, so a panic becomes an error that `decode` returns.
     match catch_unwind(AssertUnwindSafe(|| {
         if ask {
             return Ok(hook.wants(node));

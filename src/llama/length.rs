@@ -1,35 +1,35 @@
-//! How long answers are: alike for all, or longer where a text does not tell enough yet.
+//! Lengths of answers: the same for all, or longer for those whose text is still inconclusive.
 
 use super::LlamaError;
 use super::engine::{FirstLogits, LlamaEngine};
 use super::ffi::Token;
 
-/// Says of the text of an answer whether it must go on.
+/// Predicate on the text of an answer: whether the answer is still open, that is, must be continued.
 pub type Open<'a> = dyn Fn(&str) -> bool + 'a;
 
-/// How long answers are.
+/// Limits on the length of answers.
 #[derive(Clone, Copy)]
 pub struct Length<'a> {
-    /// Tokens of every answer that does not end before.
+    /// Number of tokens of every answer that does not end earlier.
     pub n_predict: usize,
-    /// Tokens of an answer that is still open then, at most.
+    /// Maximum number of tokens of an answer that is still open after `n_predict` tokens.
     pub most: usize,
-    /// Whether an answer is open.
+    /// Whether an answer is still open.
     pub open: &'a Open<'a>,
 }
 
 impl Length<'_> {
-    /// The same for all answers.
+    /// Creates a fixed limit of `n_predict` tokens for all answers.
     pub fn of(n_predict: usize) -> Self {
         Self { n_predict, most: n_predict, open: &|_| false }
     }
 }
 
 impl LlamaEngine {
-    /// As [`Engine::answer_until`](super::Engine::answer_until), to prompts that are tokens already.
+    /// Like [`Engine::answer_until`](super::Engine::answer_until), for tokenized prompts.
     ///
     /// # Errors
-    /// [`LlamaError`] when decoding fails.
+    /// Returns [`LlamaError`] if decoding fails.
     pub fn answer_tokens_until(
         &mut self,
         mut prompts: Vec<Vec<Token>>,
@@ -40,7 +40,7 @@ impl LlamaEngine {
         let more = length.most.saturating_sub(length.n_predict);
         let goes_on = |i: &usize| {
             let (prompt, answer) = (&prompts[*i], &answers[*i]);
-            // A shorter answer has ended, and what is longer than a prompt may be cannot be read again.
+            // A shorter answer has ended, and one that exceeds the prompt limit cannot be read again.
             answer.len() == length.n_predict
                 && prompt.len() + answer.len() <= self.prompt_tokens
                 && (length.open)(&self.model.detokenize(answer))

@@ -1,4 +1,4 @@
-//! What of a model runs on GPUs or RPC workers; names, values and defaults are llama.cpp's.
+//! Placement of a model on GPUs and RPC workers; names, values and defaults are those of llama.cpp.
 
 use std::fmt;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use super::LlamaError;
 
-/// How long a worker may take to answer a call.
+/// Timeout for connecting to a worker.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Layers on devices, as `-ngl` takes them.
+/// Number of layers to put on devices, as given with `-ngl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GpuLayers {
-    /// All where there is a device.
+    /// All layers if there is a device, none otherwise.
     #[default]
     Auto,
-    /// All.
+    /// All layers.
     All,
-    /// The last so many, the output matrix being one more.
+    /// The given number of last layers; the output matrix counts as one more.
     Last(u16),
 }
 
@@ -29,39 +29,39 @@ impl FromStr for GpuLayers {
         match text {
             "auto" | "-1" => Ok(Self::Auto),
             "all" | "-2" => Ok(Self::All),
-            n => n.parse().map(Self::Last).map_err(|_| "expected auto, all, or how many layers".into()),
+            n => n.parse().map(Self::Last).map_err(|_| "expected auto, all, or a number of layers".into()),
         }
     }
 }
 
-/// How a model is spread over several devices.
+/// How several devices share a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum SplitMode {
-    /// All on one device.
+    /// Use a single device.
     None,
-    /// Each device takes some layers.
+    /// Give each device some of the layers.
     #[default]
     Layer,
-    /// Each device takes some rows of every matrix, where the backend can.
+    /// Give each device some rows of every matrix, if the backend supports it.
     Row,
 }
 
-/// Whether attention is computed in one fused step.
+/// Whether to use flash attention, which computes attention in one fused step.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum FlashAttn {
-    /// Yes.
+    /// Use flash attention.
     On,
-    /// No: results do not depend on the shape of the batch.
+    /// Do not use it: results do not depend on the shape of the batch.
     #[default]
     Off,
-    /// Where the device can.
+    /// Use it if the device supports it.
     Auto,
 }
 
-/// Where an RPC worker listens.
+/// Address of an RPC worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     host: String,
@@ -73,7 +73,7 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let expected = || format!("expected HOST:PORT, found {text:?}");
-        // llama.cpp takes what is before the first colon for the host, and speaks IPv4 only.
+        // llama.cpp takes the text before the first colon as the host and supports only IPv4.
         let (host, port) = text.split_once(':').ok_or_else(expected)?;
         let port = port.parse().ok().filter(|&port| port > 0).ok_or_else(expected)?;
         let named = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
@@ -88,47 +88,47 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Checks that somebody listens there: llama.cpp ends the process where nobody does.
+    /// Checks that a worker listens at this address; otherwise llama.cpp would end the process.
     ///
     /// # Errors
-    /// [`LlamaError::Worker`].
+    /// Returns [`LlamaError::Worker`] if the host has no IPv4 address or the connection fails.
     pub fn check(&self) -> Result<(), LlamaError> {
         let fail = |reason: String| LlamaError::Worker { endpoint: self.to_string(), reason };
         let found = (self.host.as_str(), self.port).to_socket_addrs();
         let found = found.map_err(|error| fail(error.to_string()))?;
         let address = found.into_iter().find(std::net::SocketAddr::is_ipv4);
-        let address = address.ok_or_else(|| fail("it has no IPv4 address".into()))?;
+        let address = address.ok_or_else(|| fail("the host has no IPv4 address".into()))?;
         let connected = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT);
         connected.map(drop).map_err(|error| fail(error.to_string()))
     }
 }
 
-/// What of a model runs where.
+/// Placement of a model on devices.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Offload {
-    /// How many layers.
+    /// Number of layers to put on devices.
     pub gpu_layers: GpuLayers,
-    /// Names of devices; `None` = all that there are, empty = none.
+    /// Names of the devices to use; `None` for all available ones, empty for none.
     pub devices: Option<Vec<String>>,
-    /// How they share the model.
+    /// How the devices share the model.
     pub split_mode: SplitMode,
-    /// Which of them takes it without a split, from 0.
+    /// Index, from 0, of the device that takes the whole model with [`SplitMode::None`].
     pub main_gpu: u16,
-    /// Their shares; empty = by free memory.
+    /// Share of each device; empty to split by free memory.
     pub tensor_split: Vec<f32>,
-    /// How attention is computed.
+    /// Whether to use flash attention.
     pub flash_attn: FlashAttn,
-    /// Workers whose devices join those of this machine.
+    /// RPC workers whose devices are used in addition to those of this machine.
     pub rpc: Vec<Endpoint>,
 }
 
 impl Offload {
-    /// The CPU alone, also where there are devices.
+    /// Uses only the CPU, even if there are devices.
     pub fn none() -> Self {
         Self { gpu_layers: GpuLayers::Last(0), devices: Some(Vec::new()), ..Self::default() }
     }
 
-    /// The flag that asks for a device, if one does.
+    /// Returns the first flag that asks for a device, if any.
     pub fn asks_for_device(&self) -> Option<&'static str> {
         let flags = [
             ("--gpu-layers", !matches!(self.gpu_layers, GpuLayers::Auto | GpuLayers::Last(0))),

@@ -1,10 +1,11 @@
 //! The model's own chat template (Jinja), rendered by `minijinja`.
 //!
 //! `llama_chat_apply_template` is a heuristic over known templates, not Jinja (it drops SmolLM2's
-//! default system prompt), so hidden states would come from another prompt than the one users send.
-//! A template is code from a stranger: it gets no loader, limited fuel (which also bounds what it can
-//! allocate), limited output and time of the CPU, and a thread with a stack of its own: the engine walks a long
-//! expression, or a list in a list in a list …, by recursion, and an exhausted stack would end the process.
+//! default system prompt), so hidden states would come from a different prompt than the one users send.
+//!
+//! Templates are untrusted code. They get no loader, limited fuel (which also bounds allocation), limited output and
+//! CPU time, and a thread with its own stack: the engine recurses into long expressions and deeply nested lists, and
+//! an exhausted stack would end the process.
 
 mod builtins;
 mod json;
@@ -27,53 +28,54 @@ pub(super) use messages::Said;
 use messages::{Form, Marks, Message, neutral};
 use stack::on_own_stack;
 
-/// What one rendering may use: 1 for an instruction, 1 for 64 bytes of a new value; real templates take
-/// some thousands.
+/// Fuel for one rendering: an instruction takes 1, and so do 64 bytes of a new value. Real templates take a few
+/// thousand.
 const FUEL: u64 = 500_000;
-/// Longest template source, in bytes; the longest that we know have some 30 000.
+/// Maximum length of a template's source, in bytes; the longest known ones have some 30 000.
 const MAX_SOURCE: usize = 128 << 10;
-/// Longest rendered prompt, in bytes.
+/// Maximum length of a rendered prompt, in bytes.
 const MAX_RENDERED: usize = 1 << 20;
-/// Most characters of the engine's error, which may quote the template.
+/// Maximum length of the engine's error, which may quote the template, in characters.
 const MAX_ERROR: usize = 1000;
-/// Why a template could not be used.
+/// Reasons why a template cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
-    /// It does not parse, or failed while rendering.
+    /// The template does not parse, or failed while rendering.
     #[error("{0}")]
     Jinja(String),
-    /// It is too long, or writes too much.
-    #[error("{what} has {found} bytes, over the limit of {limit}")]
+    /// The template or its output is too long.
+    #[error("{what}: expected at most {limit} bytes, found {found}")]
     TooLong {
-        /// The source or the rendered prompt.
+        /// `the template` or `the rendered prompt`.
         what: &'static str,
-        /// Its size.
+        /// Size, in bytes.
         found: usize,
-        /// The limit.
+        /// Maximum size, in bytes.
         limit: usize,
     },
-    /// It does not end.
-    #[error("it did not finish within {seconds} s of computing")]
+    /// The template takes too long.
+    #[error("parsing or rendering exceeded {seconds} s of CPU time")]
     TooSlow {
-        /// How long it has computed.
+        /// Limit on the CPU time, in seconds.
         seconds: u64,
     },
-    /// It puts a namespace into another value, which may end up holding itself.
+    /// The template puts a namespace into another value, which could make it contain itself.
     #[error(
-        "it puts {name:?} into another value; a namespace may be named, read and passed to macros, not stored"
+        "the template puts the namespace {name:?} into another value; namespaces may be named, read and \
+         passed to macros, but not stored"
     )]
     StoresNamespace {
-        /// The namespace.
+        /// Name of the namespace.
         name: String,
     },
-    /// It left out a message.
+    /// The template leaves out a required message or a part of one.
     #[error("the rendered prompt does not contain the whole message")]
     DropsMessage,
 }
 
 impl Hint for TemplateError {
     fn hint(&self) -> Option<String> {
-        Some("the file's tokenizer.chat_template is at fault; see it with `rosi-gguf inspect --json`".into())
+        Some("view the file's tokenizer.chat_template with `rosi-gguf inspect --json`".into())
     }
 }
 
@@ -83,22 +85,22 @@ pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
     bos: String,
     eos: String,
-    /// Whether it is asked for a prompt that the model thinks about first.
+    /// Whether the template's switch for thoughts is on.
     thinks: bool,
-    /// What stands behind every prompt.
+    /// Text appended to every prompt.
     suffix: String,
 }
 
 impl ChatTemplate {
-    /// Parses `source`; `bos` and `eos` are the texts that the template may write.
+    /// Parses `source`; `bos` and `eos` are the texts of the BOS and EOS tokens, which the template may write.
     ///
     /// # Errors
-    /// [`TemplateError`] when it does not parse, is over 128 KiB, or stores a namespace.
+    /// Returns [`TemplateError`] if the template does not parse, exceeds 128 KiB, or stores a namespace.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         check_length("the template", source.len(), MAX_SOURCE)?;
         let mut env = Environment::new();
         env.set_fuel(Some(FUEL));
-        // As transformers and llama.cpp render chat templates.
+        // Same settings as in transformers and llama.cpp.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(jinja)?;
         env.set_syntax(syntax);
         builtins::add_to(&mut env);
@@ -114,16 +116,16 @@ impl ChatTemplate {
         Ok(Self { env, bos: bos.to_owned(), eos: eos.to_owned(), thinks: false, suffix: String::new() })
     }
 
-    /// Renders from here on with the template's switch for thoughts on or off, and puts `suffix` behind every prompt.
+    /// Sets the template's switch for thoughts, and the text to append to every later prompt.
     pub fn set_thinking(&mut self, on: bool, suffix: &str) {
         self.thinks = on;
         suffix.clone_into(&mut self.suffix);
     }
 
-    /// What the template writes behind a message, with its switch for thoughts on or off.
+    /// Returns the text that the template writes after a message, with its switch for thoughts set to `thinks`.
     ///
     /// # Errors
-    /// As [`Self::render`].
+    /// Same as [`Self::render`].
     pub fn ending(&self, thinks: bool) -> Result<String, TemplateError> {
         let plain = Self { thinks, suffix: String::new(), ..self.clone() };
         let Prompt { text, said } = plain.render(&Chat::of("x"))?;
@@ -134,36 +136,36 @@ impl ChatTemplate {
         Ok(text[end..].to_owned())
     }
 
-    /// Whether `text` stands in its source.
+    /// Returns whether the source of the template contains `text`.
     pub fn mentions(&self, text: &str) -> bool {
         self.env.get_template("chat").is_ok_and(|template| template.source().contains(text))
     }
 
-    /// Renders one turn, ready for the model's answer. A template that has no system role gets
-    /// the system prompt in front of the user's message.
+    /// Renders one turn, up to where the model's answer begins. If the template has no system role, the system prompt
+    /// is put in front of the first message.
     ///
     /// # Errors
-    /// As [`Self::render_conversation`].
+    /// Same as [`Self::render_conversation`].
     pub fn render(&self, chat: &Chat<'_>) -> Result<Prompt, TemplateError> {
         let before = chat.before.iter().map(|message| (message.role, message.text.as_str()));
         let messages: Vec<(&str, &str)> = before.chain([("user", chat.user)]).collect();
         self.render_conversation(chat.system, &messages)
     }
 
-    /// Renders a finished exchange for a guard model, whose template puts a question about it after it.
+    /// Renders a finished exchange for a guard model, whose template adds a question about the exchange.
     ///
     /// # Errors
-    /// [`TemplateError`] when rendering fails, takes too long, or loses one of the messages.
+    /// Returns [`TemplateError`] if rendering fails, takes too long, or drops one of the messages.
     pub fn render_exchange(&self, user: &str, assistant: &str) -> Result<Prompt, TemplateError> {
         let exchange = [("user", user), ("assistant", assistant)];
         self.first_whole(&[exchange.map(|(role, text)| Message::new(role, text, true)).to_vec()])
     }
 
-    /// Renders a conversation of `(role, text)`, ready for the model's next answer. A template that has no
-    /// system role gets the system prompt in front of the first message.
+    /// Renders a conversation of `(role, text)` messages, up to where the model's next answer begins. If the template
+    /// has no system role, the system prompt is put in front of the first message.
     ///
     /// # Errors
-    /// [`TemplateError`] when rendering fails, takes too long, or loses the system prompt or the last message.
+    /// Returns [`TemplateError`] if rendering fails, takes too long, or drops the system prompt or the last message.
     pub fn render_conversation(
         &self,
         system: Option<&str>,
@@ -181,8 +183,8 @@ impl ChatTemplate {
         self.first_whole(&[apart, joined])
     }
 
-    /// The first way of putting a conversation in which nothing that is said gets lost; some templates take contents
-    /// as a list of parts only. If there is none, what went wrong with the first.
+    /// Renders the first of `conversations` that keeps all required messages, trying contents as text and as lists of
+    /// parts, because some templates accept only the latter. If none succeeds, returns the first error.
     fn first_whole(&self, conversations: &[Vec<Message>]) -> Result<Prompt, TemplateError> {
         let mut first = None;
         for messages in conversations {
@@ -198,7 +200,7 @@ impl ChatTemplate {
         Err(first.unwrap_or(TemplateError::DropsMessage))
     }
 
-    /// Renders `messages`, and finds out what in it they wrote.
+    /// Renders `messages`, and determines which parts of the prompt come from them.
     fn prompt(&self, messages: &[Message], form: Form) -> Result<Prompt, TemplateError> {
         let render = |messages: &[Message]| {
             let values: Vec<Value> = messages.iter().map(|message| message.value(form)).collect();
@@ -252,7 +254,7 @@ impl ChatTemplate {
     }
 }
 
-/// Takes what is rendered up to the limit, and then ends the rendering.
+/// Writer that fails after [`MAX_RENDERED`] bytes, which ends the rendering.
 struct Limited {
     bytes: Vec<u8>,
     found: usize,
@@ -273,8 +275,8 @@ impl Write for Limited {
     }
 }
 
-/// The engine's error. Its text may be the template's own (`raise_exception`), so it is cut, and nothing
-/// in it can steer a terminal.
+/// Converts an error of the engine. The template may supply its text (`raise_exception`), so it is truncated and
+/// stripped of control characters, which could affect the terminal.
 fn jinja(error: Error) -> TemplateError {
     let text = error.to_string();
     let printable = text.chars().map(|c| if c.is_control() { ' ' } else { c });

@@ -1,9 +1,9 @@
-//! Thoughts before an answer: how a model sets them apart, and how it is made to answer at once.
+//! Thoughts before an answer: how a model marks them, and how to make it answer at once.
 //!
-//! Some templates have a switch, some always open a thought, and some leave that to the model. What a model does is found
-//! by looking: at what the template writes behind a message with the switch on and off, and at the first tokens of a few
-//! answers. An answer without thoughts begins behind a thought that is closed as soon as it is opened, as those models
-//! were trained to do it.
+//! Some templates have a switch, some always open a thought, and some leave that to the model. The behavior is
+//! detected from what the template writes after a message with the switch on and off, and from the first tokens of a
+//! few answers. To make the model answer at once, the prompt ends with a thought that is closed as soon as it is
+//! opened, as such models were trained to read it.
 
 use std::rc::Rc;
 
@@ -17,18 +17,18 @@ use super::template::ChatTemplate;
 use crate::llama::activations::Activations;
 use crate::llama::{Capture, LowRank};
 
-/// One way of setting thoughts apart.
+/// One syntax for marking thoughts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Form {
-    /// What a thought begins with.
+    /// Text that opens a thought.
     pub open: &'static str,
-    /// What ends it.
+    /// Text that ends a thought.
     pub close: &'static str,
-    /// What is written to end one.
+    /// Full text to write in order to end a thought.
     closing: &'static str,
-    /// What a prompt ends in that leaves it to the model to open a thought, where only such models have it.
+    /// End of prompts that leave it to the model to open a thought, if only thinking models use that text.
     header: Option<&'static str>,
-    /// What ends a message, where llama.cpp does not count it as an end.
+    /// Text that ends a message, if llama.cpp does not treat it as an end.
     end: Option<&'static str>,
 }
 
@@ -38,7 +38,7 @@ impl Form {
     }
 }
 
-/// The ways that are known. Of tags in angle brackets the ones around `think` are by far the most frequent.
+/// The known syntaxes. Among tags in angle brackets, those with `think` are by far the most frequent.
 pub const FORMS: [Form; 13] = [
     Form { closing: "\n</think>\n\n", ..Form::tags("<think>", "</think>") },
     Form { closing: "\n</thinking>\n\n", ..Form::tags("<thinking>", "</thinking>") },
@@ -52,7 +52,7 @@ pub const FORMS: [Form; 13] = [
     Form::tags("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
     Form::tags("<|START_THINKING|>", "<|END_THINKING|>"),
     Form::tags("<|inner_prefix|>", "<|inner_suffix|>"),
-    // OpenAI's harmony, of gpt-oss: another channel.
+    // OpenAI's harmony format, used by gpt-oss: thoughts are a separate channel.
     Form {
         open: "<|channel|>analysis<|message|>",
         close: "<|channel|>final<|message|>",
@@ -70,40 +70,41 @@ pub const FORMS: [Form; 13] = [
     },
 ];
 
-/// Prompts that show whether a model begins with a thought, and the tokens that do.
+/// Prompts whose answers show whether a model begins with a thought.
 const SHOWING: [&str; 2] = ["What is the capital of France?", "Name three colours."];
+/// Number of tokens to generate for each of these answers.
 const N_SHOWN: usize = 8;
-/// Tokens in the text of which the end of a thought is looked for.
+/// Number of tokens at the beginning or end of generated text that are searched for a tag.
 const N_CLOSE: usize = 24;
 
-/// How a model sets thoughts apart from its answers.
+/// How a model separates thoughts from its answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Thinking {
-    /// What a thought begins with.
+    /// Text that opens a thought.
     pub open: &'static str,
-    /// What ends it.
+    /// Text that ends a thought.
     pub close: &'static str,
-    /// What is put behind a prompt for the answer to begin at once; empty where the template's switch does it.
+    /// Text appended to a prompt to make the answer begin at once; empty if the template's switch does that.
     pub answer_prefix: String,
     /// Whether the template itself opens a thought when its switch is on.
     pub opened: bool,
-    /// Whether the template refuses to be rendered with its switch off.
+    /// Whether the template cannot be rendered with its switch off.
     #[serde(skip)]
     always_on: bool,
     #[serde(skip)]
     form: &'static Form,
 }
 
-/// The thoughts before one answer.
+/// Length and completeness of the thoughts before one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Thought {
     /// Number of tokens.
     pub n_token: usize,
-    /// Whether they ended before their budget did.
+    /// Whether the thoughts ended within their budget.
     pub ended: bool,
 }
 
-/// What opens a thought that `text` does not close, or closes one.
+/// Returns the last tag in `text`, if any.
 fn last_tag<'a>(form: &Form, text: &'a str) -> Option<Tag<'a>> {
     let opened = text.rfind(form.open).map(|at| at + form.open.len());
     let closed = text.rfind(form.close).map(|at| at + form.close.len());
@@ -117,7 +118,7 @@ fn last_tag<'a>(form: &Form, text: &'a str) -> Option<Tag<'a>> {
 /// The last tag of a text.
 #[derive(Debug, PartialEq, Eq)]
 enum Tag<'a> {
-    /// A thought is open; what follows.
+    /// A thought is open; the text after its opening.
     Open(&'a str),
     Closed,
 }
@@ -127,7 +128,8 @@ impl Thinking {
         Self { open: form.open, close: form.close, answer_prefix, opened, always_on: false, form }
     }
 
-    /// What the endings of prompts show with the template's switch on and off; `None` where there is no sign of thoughts.
+    /// Detects thinking from the endings of prompts rendered with the template's switch on and off; `None` if there is
+    /// no sign of thoughts.
     pub fn of_endings(on: &str, off: &str) -> Option<Self> {
         FORMS.iter().find_map(|form| {
             let opened = matches!(last_tag(form, on), Some(Tag::Open(rest)) if rest.trim().is_empty());
@@ -141,17 +143,17 @@ impl Thinking {
         })
     }
 
-    /// The token that ends a message, where llama.cpp does not count it as an end.
+    /// Returns the token that ends a message, if llama.cpp does not treat it as an end.
     pub(super) fn end(&self, model: &Model) -> Option<Token> {
         self.form.end.and_then(|end| model.special(end))
     }
 
-    /// Has `template` render prompts that lead to thoughts, or to an answer at once.
+    /// Makes `template` render prompts that lead to thoughts if `on`, and to an answer at once otherwise.
     pub(super) fn set(&self, template: &mut ChatTemplate, on: bool) {
         template.set_thinking(on || self.always_on, if on { "" } else { &self.answer_prefix });
     }
 
-    /// What the beginning of an answer shows, with its control tokens.
+    /// Detects thinking from the beginning of an answer, given with its control tokens.
     pub fn of_answer(answer: &str) -> Option<Self> {
         let form = FORMS.iter().find(|form| answer.trim_start().starts_with(form.open))?;
         Some(Self::new(form, form.empty(), false))
@@ -159,19 +161,20 @@ impl Thinking {
 }
 
 impl Form {
-    /// What closes a thought behind whose opening `rest` stands.
+    /// Returns the text that closes a thought, given the text `rest` after its opening.
     fn closed_behind(&self, rest: &str) -> String {
         let line = if self.closing.starts_with('\n') && !rest.ends_with('\n') { "\n" } else { "" };
         format!("{line}{}", self.closing)
     }
 
-    /// A thought that is closed at once.
+    /// Returns a thought that is closed at once.
     fn empty(&self) -> String {
         format!("{}{}", self.open, self.closed_behind(""))
     }
 }
 
-/// What a template shows of how its model thinks; nothing of one that cannot be rendered, as the first prompt will tell.
+/// Detects thinking from a template. Returns `None` if the template cannot be rendered: the first prompt will report
+/// that error.
 pub fn of_template(template: &ChatTemplate) -> Option<Thinking> {
     let on = template.ending(true).ok()?;
     match template.ending(false) {
@@ -181,12 +184,12 @@ pub fn of_template(template: &ChatTemplate) -> Option<Thinking> {
 }
 
 impl LlamaEngine {
-    /// How the model thinks; `None` where it does not, as far as its template and the first tokens of a few answers tell.
+    /// Returns how the model thinks; `None` if its template and the first tokens of a few answers show no thoughts.
     pub fn thinking(&self) -> Option<&Thinking> {
         self.thinking.as_ref()
     }
 
-    /// Finds out how the model thinks, and has answers begin at once.
+    /// Detects how the model thinks, and makes answers begin at once.
     pub(super) fn find_thinking(&mut self) -> Result<(), LlamaError> {
         let Some(template) = &self.template else { return Ok(()) };
         self.thinking = match of_template(template) {
@@ -199,19 +202,19 @@ impl LlamaEngine {
         Ok(())
     }
 
-    /// Whether the template or the vocabulary knows how a thought begins.
+    /// Returns whether the template or the vocabulary contains the opening of a thought.
     fn may_think(&self, template: &ChatTemplate) -> bool {
         FORMS.iter().any(|form| template.mentions(form.open) || self.model.special(form.open).is_some())
     }
 
-    /// Looks at what a few answers begin with.
+    /// Detects thinking from the first tokens of a few answers.
     fn seen_thinking(&mut self) -> Result<Option<Thinking>, LlamaError> {
         let prompts: Vec<_> = SHOWING.iter().filter_map(|user| self.tokens(&Chat::of(user)).ok()).collect();
         let answers = self.generate(&prompts, N_SHOWN, &|_, _| true, &mut |_, _| ())?;
         Ok(answers.iter().find_map(|answer| Thinking::of_answer(&self.model.text_of_all(answer))))
     }
 
-    /// The tokens of `chats`, ready for thoughts.
+    /// Returns the tokens of `chats`, rendered to lead to thoughts.
     fn prompts_to_think_about(&mut self, chats: &[Chat<'_>]) -> Result<Vec<Vec<Token>>, LlamaError> {
         self.set_thinking(true);
         let prompts = self.all_tokens(chats);
@@ -219,15 +222,15 @@ impl LlamaEngine {
         prompts
     }
 
-    /// Has every later prompt lead to thoughts, or to an answer at once.
+    /// Makes all later prompts lead to thoughts if `on`, and to an answer at once otherwise.
     fn set_thinking(&mut self, on: bool) {
         if let (Some(template), Some(thinking)) = (&mut self.template, &self.thinking) {
             thinking.set(template, on);
         }
     }
 
-    /// The thoughts of the model about `prompts`, each up to what ends it, and behind that, as far as it ended: `None` of a
-    /// model that answers without.
+    /// Generates the model's thoughts about `prompts`, each up to its end or to `budget` tokens; `None` where the model
+    /// answers without thinking.
     fn thoughts(
         &mut self,
         prompts: &[Vec<Token>],
@@ -249,11 +252,12 @@ impl LlamaEngine {
         Ok(written?.into_iter().map(read).collect())
     }
 
-    /// Answers behind the model's own thoughts of at most `budget` tokens, and what these were; `first` sees no logits where
-    /// thoughts do not end. There the text of the thoughts stands for the answer, as they were opened.
+    /// Returns answers given after the model's own thoughts of at most `budget` tokens, and the length of the thoughts.
+    /// Where thoughts do not end, `first` is not called, and the text of the thoughts, including their opening, takes
+    /// the place of the answer.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering or decoding fails.
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub fn answer_thinking(
         &mut self,
         chats: &[Chat<'_>],
@@ -291,11 +295,12 @@ impl LlamaEngine {
         Ok(all)
     }
 
-    /// Prompts followed by the model's own thoughts of at most `budget` tokens, closed where they did not end, up to where the
-    /// answer begins; `None` where the model answers at once.
+    /// Returns prompts followed by the model's own thoughts of at most `budget` tokens, closed if they did not end, up
+    /// to where the answer begins; `None` where the model answers at once or the result is too long. The list is empty
+    /// if the model does not think.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering or decoding fails.
+    /// Returns [`LlamaError`] if rendering or decoding fails.
     pub(super) fn prompts_with_thoughts(
         &mut self,
         chats: &[Chat<'_>],
@@ -316,9 +321,9 @@ impl LlamaEngine {
     }
 }
 
-/// A prompt with thoughts behind it.
+/// A prompt followed by thoughts.
 pub(super) struct ThoughtOf {
-    /// Both.
+    /// Tokens of the prompt and the thoughts.
     pub tokens: Vec<Token>,
     /// Position at which the thoughts begin.
     pub from: usize,
@@ -331,16 +336,16 @@ struct Written {
     ended: bool,
 }
 
-/// An engine that thinks before each answer, and remembers how long.
+/// An [`Engine`] that thinks before each answer and records its thoughts.
 pub struct Thinker<'a> {
     engine: &'a mut LlamaEngine,
     budget: usize,
-    /// The thoughts before every answer so far.
+    /// Thoughts before each answer so far.
     pub thoughts: Vec<Thought>,
 }
 
 impl<'a> Thinker<'a> {
-    /// Thoughts of at most `budget` tokens.
+    /// Wraps `engine`, with thoughts of at most `budget` tokens.
     pub fn new(engine: &'a mut LlamaEngine, budget: usize) -> Self {
         Self { engine, budget, thoughts: Vec::new() }
     }

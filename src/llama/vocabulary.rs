@@ -1,5 +1,5 @@
-//! Text to tokens. A control token counts where the chat template wrote it, and is text where a message spells it:
-//! otherwise whoever writes a prompt, or an answer that is judged, could end a turn and begin another.
+//! Tokenization. Control tokens are recognized where the chat template wrote them, and are plain text where a message
+//! contains them: otherwise the author of a prompt, or of an answer to be judged, could end a turn and begin another.
 
 pub(super) mod ffi;
 
@@ -15,25 +15,25 @@ use super::template::{Prompt, Said};
 pub(super) struct Special {
     token: Token,
     text: String,
-    /// Whether it is found only when asked for: a control token, or the one for what is unknown. The others are found in
-    /// every text, and mark turns in the files of some models.
+    /// Whether llama.cpp finds it only on request: a control token or the unknown token. Other special tokens are found
+    /// in every text, and mark turns in the files of some models.
     is_control: bool,
-    /// Whether whitespace before it belongs to it.
+    /// Whether it absorbs the whitespace before it.
     strips_left: bool,
-    /// Whether whitespace behind it belongs to it.
+    /// Whether it absorbs the whitespace after it.
     strips_right: bool,
 }
 
 /// The special tokens of a vocabulary.
 #[derive(Debug, Default)]
 pub(super) struct Specials {
-    /// The longest first: llama.cpp looks for them in this order.
+    /// Sorted from longest to shortest, the order in which llama.cpp searches for them.
     all: Vec<Special>,
     /// Indices into `all`, by the first byte of the text.
     by_byte: Vec<Vec<usize>>,
 }
 
-/// A part of a text that is tokenized by itself.
+/// A part of a text that is tokenized on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Piece {
     Text(Range<usize>),
@@ -51,7 +51,7 @@ impl Specials {
         Self { all, by_byte }
     }
 
-    /// The special tokens in `text`, each where it begins.
+    /// Iterates over the special tokens in `text`, each with its start; occurrences may overlap.
     fn occurrences<'a>(&'a self, text: &'a str) -> impl Iterator<Item = (usize, &'a Special)> {
         let bytes = text.as_bytes();
         (0..bytes.len()).flat_map(move |at| {
@@ -61,7 +61,8 @@ impl Specials {
         })
     }
 
-    /// Those of `text` that stand where nothing was `said` and mark something: what is only space marks nothing.
+    /// Returns the special tokens in `text` that the template wrote, that is, outside of the ranges `said`. Tokens of
+    /// whitespace or punctuation only are left out unless they are control tokens, because they mark nothing.
     fn marks(&self, text: &str, said: &[Range<usize>]) -> HashSet<Token> {
         let own = |(at, special): &(usize, &Special)| {
             let says = special.is_control || special.text.contains(char::is_alphanumeric);
@@ -70,7 +71,7 @@ impl Specials {
         self.occurrences(text).filter(own).map(|(_, special)| special.token).collect()
     }
 
-    /// Whether a control token, or a mark of the template, has a character in what was `said`.
+    /// Returns whether a control token, or a mark of the template, overlaps the ranges `said`.
     fn are_spelled(&self, text: &str, said: &[Range<usize>]) -> bool {
         let marks = self.marks(text, said);
         self.occurrences(text).any(|(at, special)| {
@@ -79,7 +80,7 @@ impl Specials {
         })
     }
 
-    /// The control tokens of `text` and its marks among `marks`, in their order.
+    /// Iterates over the tokens in `text` that are control tokens or contained in `marks`, in order.
     fn steering<'a>(&'a self, text: &'a str, marks: &'a HashSet<Token>) -> impl Iterator<Item = Token> {
         let found = self.occurrences(text).map(|(_, special)| special);
         found
@@ -87,8 +88,8 @@ impl Specials {
             .map(|special| special.token)
     }
 
-    /// Cuts `text` as llama.cpp does, but at no control token with a character in what was `said`; and each mark of the
-    /// template that has one in two.
+    /// Cuts `text` at special tokens as llama.cpp does, except at control tokens that overlap the ranges `said`. Other
+    /// marks of the template that overlap `said` are cut in two.
     fn split(&self, text: &str, said: &[Range<usize>]) -> Vec<Piece> {
         let marks = self.marks(text, said);
         let mut pieces = vec![Piece::Text(0..text.len())];
@@ -106,7 +107,7 @@ impl Specials {
 }
 
 impl Special {
-    /// Cuts the text behind its first character wherever it was `said`: then it is found in no piece.
+    /// Cuts the text after the first character of each occurrence that overlaps `said`, so that no piece contains it.
     fn part(&self, text: &str, range: Range<usize>, said: &[Range<usize>]) -> Vec<Piece> {
         let (mut pieces, mut start, mut from) = (Vec::new(), range.start, range.start);
         while let Some(found) = text[from..range.end].find(&self.text) {
@@ -121,6 +122,7 @@ impl Special {
         pieces
     }
 
+    /// Cuts the text at each occurrence that does not overlap `said`, replacing the occurrence by the token.
     fn cut(&self, text: &str, range: Range<usize>, said: &[Range<usize>]) -> Vec<Piece> {
         let (mut pieces, mut start, mut from) = (Vec::new(), range.start, range.start);
         while let Some(found) = text[from..range.end].find(&self.text) {
@@ -148,7 +150,7 @@ impl Special {
     }
 }
 
-/// Whitespace of C's `isspace`.
+/// Returns whether `c` is whitespace for C's `isspace`.
 fn is_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\u{b}'
 }
@@ -159,12 +161,13 @@ fn overlaps(said: &[Range<usize>], range: &Range<usize>) -> bool {
 }
 
 impl Model {
-    /// The tokens of a rendered prompt. Of what the vocabulary adds to a text it gets the token to begin with, unless
-    /// the template wrote that itself; a token to end with would stand behind the prompt for an answer.
+    /// Returns the tokens of a rendered prompt. The vocabulary's BOS token is added unless the template wrote it; an
+    /// EOS token is never added, because it would precede the answer.
     ///
     /// # Errors
-    /// [`LlamaError::Tokenize`]; [`LlamaError::ControlTokens`] for messages that spell control tokens, where these cannot
-    /// be told from the template's or the vocabulary makes them of plain text.
+    /// Returns [`LlamaError::Tokenize`] if the vocabulary cannot tokenize the text, or [`LlamaError::ControlTokens`] if
+    /// the messages contain control tokens that cannot be distinguished from the template's, or that the vocabulary
+    /// makes of plain text.
     pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<Token>, LlamaError> {
         let text = &prompt.text;
         let tokens = match &prompt.said {
@@ -187,30 +190,31 @@ impl Model {
         Ok([vec![bos], tokens].concat())
     }
 
-    /// The tokens of a part of a template, in which control tokens count.
+    /// Returns the tokens of text from a template, in which control tokens are recognized.
     ///
     /// # Errors
-    /// [`LlamaError::Tokenize`].
+    /// Returns [`LlamaError::Tokenize`] if the vocabulary cannot tokenize the text.
     pub(super) fn template_tokens(&self, text: &str) -> Result<Vec<Token>, LlamaError> {
         self.tokenize(text, true)
     }
 
-    /// The special token that is spelled so.
+    /// Returns the special token with the given text, if any.
     pub(super) fn special(&self, text: &str) -> Option<Token> {
         self.specials().all.iter().find(|special| special.text == text).map(|special| special.token)
     }
 
-    /// The tokens of a text outside any template, in which nothing is a control token.
+    /// Returns the tokens of a text outside of any template, in which nothing is a control token. If `begins`, the
+    /// vocabulary's BOS token is added.
     ///
     /// # Errors
-    /// [`LlamaError::Tokenize`].
+    /// Returns [`LlamaError::Tokenize`] if the vocabulary cannot tokenize the text.
     pub fn text_tokens(&self, text: &str, begins: bool) -> Result<Vec<Token>, LlamaError> {
         let tokens = self.tokenize(text, false)?;
         let bos = self.bos_to_add().filter(|_| begins);
         Ok(bos.into_iter().chain(tokens).collect())
     }
 
-    /// The tokens of a prompt whose messages spell control tokens.
+    /// Returns the tokens of a prompt whose messages contain control tokens.
     fn text_between(&self, text: &str, said: &[Range<usize>]) -> Result<Vec<Token>, LlamaError> {
         let mut tokens = Vec::new();
         for piece in self.specials().split(text, said) {
@@ -218,7 +222,7 @@ impl Model {
                 Piece::Token(token) => tokens.push(token),
                 Piece::Text(range) => {
                     let found = self.tokenize(&text[range], false)?;
-                    // Some vocabularies join any letters to any token.
+                    // Some vocabularies merge plain characters into control tokens.
                     if found.iter().any(|&token| self.is_control(token)) {
                         return Err(LlamaError::ControlTokens);
                     }
@@ -234,7 +238,7 @@ impl Model {
 mod tests {
     use super::*;
 
-    /// A token that leaves the space around it.
+    /// Returns a special token that does not absorb whitespace; ids below 5 are control tokens.
     fn special(token: Token, text: &str) -> Special {
         let is_control = token < 5;
         Special { token, text: text.into(), is_control, strips_left: false, strips_right: false }
@@ -271,7 +275,7 @@ mod tests {
     fn those_that_a_message_spells_are_text() {
         assert_eq!(split("<s>a<end>b<end>", "a<end>b"), ["1", "a<end>b", "2"]);
         assert_eq!(split("<s>[<s>]<end>", "[<s>]"), ["1", "[<s>]", "2"]);
-        // One that the message begins and the template ends, and the shorter one that is the template's.
+        // A token that the message begins and the template ends, and a shorter one that is the template's own.
         assert_eq!(split("ü<end><s>", "ü<en"), ["ü<end>", "1"]);
         assert_eq!(split("<end><s>", "<end>"), ["<end>", "1"]);
     }
@@ -280,7 +284,7 @@ mod tests {
     fn marks_of_the_template_that_a_message_spells_are_found_in_no_piece() {
         assert_eq!(split("<user>a<user>b<end>", "a<user>b"), ["<user>a<", "user>b", "2"]);
         assert_eq!(split("<user>-<user>\n\n", "-<us"), ["<user>-<", "user>\n\n"]);
-        // What the template does not write marks nothing, and space never does.
+        // A token that the template does not write marks nothing, and neither does whitespace.
         assert_eq!(split("a<user>\n\n<s>", "a<user>\n\n"), ["a<user>\n\n", "1"]);
         let specials = specials();
         assert!(!specials.are_spelled("<user>\n\nc\n\n", &[8..9, 9..11]));

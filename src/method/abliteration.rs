@@ -1,23 +1,24 @@
-//! The trace that removing the refusal direction leaves in the weights.
+//! Detects the trace that removing the refusal direction leaves in the weights.
 //!
-//! Most "uncensored" models were made by `W ← W − w·r rᵀW` (w ≈ 0.8 to 1.2; 1 is an exact projection) in
-//! the matrices that write into the residual stream. Nothing is then written along r, so r is the
-//! eigenvector of the smallest eigenvalue of `G = Σ W Wᵀ/‖W‖_F²`: without running the model, and after
-//! quantization too, whose noise lifts that eigenvalue but not to the others' size.
+//! Most "uncensored" models were made by `W ← W − w·r rᵀW` (w ≈ 0.8 to 1.2; 1 is an exact projection) in the matrices
+//! that write into the residual stream. Afterwards, almost nothing is written along r, so r is the eigenvector of the
+//! smallest eigenvalue of `G = Σ W Wᵀ/‖W‖_F²`. It can be found without running the model, and also after quantization,
+//! whose noise raises that eigenvalue but not to the size of the others. A model without such a trace is called
+//! *honest* here.
 //!
 //! # What counts as an ablated direction
-//! The statistic is the gap `ln(λ2/λ1)` of `D^{-1/2} G D^{-1/2}`, D = diag(G), for every layer, for windows
-//! of a quarter of the layers and more, and for attention and feed-forward writers apart; of several removed
-//! directions, the gap after the last. The spacing of the honest spectrum does not calibrate it: honest
-//! weights show gaps of 60 mean spacings. What does is how wide honest gaps get at all, and where: the
-//! widest lie along two or three coordinates, the massive ones that every model has, while a direction of
-//! meaning is dense (participation ratio over a thirtieth of all coordinates). Honest layers agree on their
-//! smallest eigenvectors too, up to |cos| 0.93, so agreement alone is no proof either, only beside a gap.
+//! The statistic is the gap `ln(λ2/λ1)` of `D^{-1/2} G D^{-1/2}`, D = diag(G), for every layer, for windows of at least
+//! a quarter of the layers, and for attention and feed-forward writers separately. For several removed directions, it
+//! is the gap after the last one. The spacing of the honest spectrum cannot serve as a threshold: honest weights show
+//! gaps of 60 mean spacings. The width and place of honest gaps can: the widest lie along two or three coordinates, the
+//! massive ones that every model has, whereas a meaningful direction is dense (its participation ratio exceeds a
+//! thirtieth of all coordinates). Honest layers also agree on their smallest eigenvectors, up to |cos| 0.93, so
+//! agreement is evidence only together with a gap.
 //!
-//! Gaps measured on SmolLM2-135M, Gemma3-270M and Qwen2.5-Coder-0.5B, and cosine of the layers' directions
-//! found with the true ones, mean over layers, of the worst model (`tests/e2e/abliteration.rs`, `print_the_table`).
-//! r is random or a difference of token embeddings, per layer unrelated or with |cos| 0.85 between
-//! neighbours; no layer that was left alone was ever named.
+//! The table shows gaps measured on SmolLM2-135M, Gemma3-270M, and Qwen2.5-Coder-0.5B, and the cosine between the
+//! layers' directions that were found and the true ones (mean over layers, worst model; `tests/e2e/abliteration.rs`,
+//! `print_the_table`). r is random or a difference of token embeddings, and differs per layer either without relation
+//! or with |cos| 0.85 between neighbors. No unmodified layer was ever reported.
 //!
 //! | removed, with weight w           | F32: gap    | cosine | Q4_0, Q4_K: gap | cosine | layers found |
 //! |----------------------------------|-------------|--------|-----------------|--------|--------------|
@@ -28,21 +29,22 @@
 //! | layers 30-70 %, w = 0.8, 1.2     | 2.2 - 2.7   | 0.96   | 1.8 - 2.3       | 0.96   | all          |
 //! | all layers, w = 1.4              | 1.3 - 1.6   | 0.96   | 1.3 - 1.6       | 0.96   | all          |
 //! | layers 30-70 %, w = 1.4          | 1.0 - 1.6   | 0.83   | 1.0 - 1.4       | 0.84   | most or none |
-//! | r of its own per layer, w = 1    | 11.4 - 11.8 | 1.0000 | 2.8 - 3.6       | 0.997  | 99 %         |
+//! | an own r per layer, w = 1        | 11.4 - 11.8 | 1.0000 | 2.8 - 3.6       | 0.997  | 99 %         |
 //! | per layer, w = 0.8, 1.2          | 1.5 - 2.1   | 0.96   | 1.3 - 2.0       | 0.96   | 80 - 100 %   |
 //! | per layer, w = 1.4               | 0.9 - 1.3   |        | 0.8 - 1.3       |        | hardly any   |
 //! | from attention or FFN only, w = 1| 13.0 - 13.3 | 1.0000 | 4.0 - 4.4       | 0.999  | all          |
 //! | r = what one FFN writes most, w = 1 | 11.5 - 13.0 | 1.0000 | 2.7 - 4.9    | 0.999  | all          |
 //! | the same, w = 0.8, 1.2           | 0.7 - 1.7   |        | 0.5 - 1.7       |        | none         |
 //!
-//! Real refusal directions (difference in means of Qwen and SmolLM2, the middle layer's or each layer's own)
-//! behave as random ones: w = 1: 13.2 and 11.7, in Q4_0 4.3 and 3.0; w = 0.8, 1.2: 2.6 and 1.7, in Q4_0
-//! 2.4 and 1.5. What writers write most (14 to 17 times the average) is not found with w ≠ 1 because what
-//! is left of it is what an average direction has; along refusal directions they write 1.0 to 1.1.
+//! Real refusal directions (difference in means of Qwen and SmolLM2, from the middle layer or from each layer) behave
+//! like random ones. Gaps for w = 1: 13.2 and 11.7, in Q4_0 4.3 and 3.0; for w = 0.8, 1.2: 2.6 and 1.7, in Q4_0 2.4 and
+//! 1.5. The direction that writers write most (14 to 17 times the average) is not found with w ≠ 1, because what is
+//! left along it matches an average direction; along refusal directions, writers write 1.0 to 1.1 times the average.
 //!
-//! What was on a type's grid already snaps back in part. Qwen's own Q4_K_M file, refusal removed and rounded to nearest in its
-//! own types (`tests/e2e/uncensored.rs`): along layer 14's direction, w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0 and
-//! 2.4 (48); each layer's own: 1.0 (8 writers), 2.0 (20) and 1.7 (16); w = 0.5 is not found (0.50, as in the original).
+//! Weights that were already on a type's grid partly snap back. For Qwen's own Q4_K_M file, with refusal removed and
+//! the result rounded to nearest in its own types (`tests/e2e/uncensored.rs`), the gaps are: along layer 14's direction
+//! with w = 0.8, 1.0, 1.2: 1.0 (35 of 48 writers found), 2.0, and 2.4 (48); along each layer's own: 1.0 (8 writers),
+//! 2.0 (20), and 1.7 (16). w = 0.5 is not found (0.50, as in the original).
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -62,27 +64,28 @@ use region::MIN_WIDTH;
 pub use region::{Lowest, Region};
 pub use source::{FileSource, Group, Site, Source};
 
-/// Widest gap that was seen in an honest model, in any region.
+/// Widest gap seen in any region of an honest model.
 pub const HONEST_GAP: f64 = 1.1;
-/// A gap of dense directions over several layers that is proof enough alone.
+/// Gap of dense directions over several layers that is sufficient evidence by itself.
 const GAP_ALONE: f64 = 1.5;
-/// The same along few coordinates.
+/// Gap of sparse directions (along few coordinates) that is sufficient evidence by itself.
 const GAP_SPARSE: f64 = 2.2;
-/// A gap of dense directions that is proof when layers agree on the direction.
+/// Gap of dense directions that is evidence if the layers agree on the direction.
 const GAP_AGREED: f64 = 0.75;
-/// Least layers that may agree, and the share of them that must.
+/// Minimum number of layers in a window for agreement to count, and the share of them that must agree.
 const MIN_AGREEING: (usize, f64) = (4, 0.5);
-/// Least |cos| between a layer's own direction and the region's to say that they agree.
+/// Minimum |cos| between a layer's own direction and the region's for the two to agree.
 const AGREES: f64 = 0.7;
-/// A gap of dense directions in one layer that counts beside others of layers that were edited.
+/// Gap of dense directions in a single layer that counts together with gaps of other layers or windows.
 const GAP_LAYER: f64 = 1.0;
-/// One that counts where no window shows any and too few layers [`GAP_LAYER`], but one does, and enough have this. Dense
-/// gaps of honest layers: up to .50, .58 and .79 in Qwen2.5-Coder-0.5B, Gemma3-270M and SmolLM2-135M, beyond .75 in one layer of
-/// 72. Of Qwen's 24 layers without refusal's own directions, w = .8, in 4 bits: .76, .78, .96 and 1.19.
+/// Single-layer gap that counts if no window is suspect, at least one but too few layers reach [`GAP_LAYER`], and
+/// enough layers reach this value. Dense gaps of honest layers: up to .50, .58 and .79 in Qwen2.5-Coder-0.5B,
+/// Gemma3-270M and SmolLM2-135M; above .75 in one layer of 72. In Qwen, with each of the 24 layers' own refusal
+/// direction removed (w = .8, 4 bits): .76, .78, .96 and 1.19.
 const GAP_FAINT: f64 = 0.75;
-/// Least layers with such a gap: two, and a tenth of all.
+/// Minimum number of layers with such a gap: 2, and a tenth of all layers.
 const MIN_LAYERS: (usize, usize) = (2, 10);
-/// A writer that puts less than this along a direction, where 1 is as along a random one, was touched.
+/// A writer counts as modified if it writes less than this along a direction; 1 is the value for a random direction.
 const TOUCHED: f64 = 0.25;
 
 /// Why the weights could not be searched.
@@ -91,10 +94,10 @@ pub enum AblationError {
     /// A weight could not be read.
     #[error(transparent)]
     Edit(#[from] EditError),
-    /// Its Gram matrix is none.
+    /// The Gram matrix is not positive definite.
     #[error("the weights have no usable spectrum: {0}")]
     NotPositive(#[from] NotPositive),
-    /// The user stopped.
+    /// The user interrupted the search.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -103,25 +106,27 @@ impl Hint for AblationError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Edit(error) => error.hint(),
-            Self::NotPositive(_) => Some("the file is damaged or was converted wrongly; get it again".into()),
+            Self::NotPositive(_) => {
+                Some("the file is damaged or was converted incorrectly; download or convert it again".into())
+            }
             Self::Interrupted(_) => None,
         }
     }
 }
 
-/// What was done to one layer.
+/// The modification of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AblatedLayer {
-    /// The layer.
+    /// Index of the layer.
     pub layer: usize,
     /// Tensors that write (almost) nothing along the direction.
     pub tensors: Vec<String>,
-    /// What they still write along it, where 1 is as along a random direction: about 0 after an exact
-    /// projection, 0.01 after 4-bit quantization, 0.04 after a weight of 0.8 or 1.2.
+    /// What these tensors still write along the direction, where 1 is the value for a random direction: about 0 after
+    /// an exact projection, 0.01 after 4-bit quantization, 0.04 after a weight of 0.8 or 1.2.
     pub remaining: f64,
     /// |cos| between this layer's direction and the common one.
     pub cosine: f64,
-    /// This layer's direction, unit, `[n_embd]`; its sign is arbitrary.
+    /// This layer's direction, a unit vector `[n_embd]`; its sign is arbitrary.
     #[serde(skip)]
     pub unit: Vec<f32>,
 }
@@ -129,27 +134,28 @@ pub struct AblatedLayer {
 /// A model whose refusal direction was removed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AblatedDirection {
-    /// `ln(λ2/λ1)` where it stands out most; of one layer in the middle where only single layers do.
+    /// Widest `ln(λ2/λ1)` of the suspect windows; or the median over the suspect single layers if that is wider and
+    /// they make up at least half of the modified layers, or no window is suspect.
     #[serde(deserialize_with = "null::or_infinity")]
     pub gap: f64,
-    /// The gap over [`HONEST_GAP`]: how many times wider than any that was seen in an honest model.
+    /// `gap` divided by [`HONEST_GAP`], the widest gap seen in an honest model.
     #[serde(deserialize_with = "null::or_infinity")]
     pub times_honest: f64,
     /// Share of the layers in `layers` whose own spectrum shows the same direction (|cos| ≥ 0.7).
     pub agreement: f64,
     /// Median of the layers' `remaining`.
     pub remaining: f64,
-    /// Number of writers that were touched, and of all that were looked at.
+    /// Number of modified writers, and of all searched writers.
     pub writers: (usize, usize),
-    /// The layers, in order.
+    /// The modified layers, in order.
     pub layers: Vec<AblatedLayer>,
-    /// The common directions, orthonormal, `[n_embd]` each: as a rule one. Signs are arbitrary.
+    /// The common directions, orthonormal, `[n_embd]` each; usually one. Signs are arbitrary.
     #[serde(skip)]
     pub directions: Vec<Vec<f32>>,
 }
 
 impl AblatedDirection {
-    /// One line for people.
+    /// Describes the finding in one line.
     pub fn describe(&self) -> String {
         let layers: Vec<usize> = self.layers.iter().map(|l| l.layer).collect();
         let what = match self.directions.len() {
@@ -157,11 +163,11 @@ impl AblatedDirection {
             n => format!("{n} directions were"),
         };
         let beside = match self.times_honest {
-            times if times >= 1.0 => format!("{times:.1} times that of any honest model"),
-            _ => "which no honest model shows in so many layers".into(),
+            times if times >= 1.0 => format!("{times:.1} times the widest in unmodified models"),
+            _ => "which no unmodified model shows in so many layers".into(),
         };
         format!(
-            "yes: {what} removed from {} of {} writers, layers {}; gap {:.1}, {beside}; {:.1} % of the usual weight is left along it",
+            "yes: {what} removed from {} of {} writers, layers {}; gap {:.1}, {beside}; {:.1} % of the usual weight remains",
             self.writers.0,
             self.writers.1,
             ranges(&layers),
@@ -171,7 +177,7 @@ impl AblatedDirection {
     }
 }
 
-/// `3-7, 9` of ascending numbers.
+/// Formats ascending numbers as ranges: `3-7, 9`.
 fn ranges(numbers: &[usize]) -> String {
     let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
         [one] => one.to_string(),
@@ -180,34 +186,35 @@ fn ranges(numbers: &[usize]) -> String {
     runs.collect::<Vec<_>>().join(", ")
 }
 
-/// What a search found.
+/// The result of a search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Findings {
-    /// The ablated direction; `None` for an honest model, and for one that is too small to judge.
+    /// The ablated direction; `None` for an honest model or one that is too small to judge.
     pub ablated: Option<AblatedDirection>,
-    /// The region that stands out most, whether or not that is an ablated direction; `None` for a model that is too
-    /// small to judge.
+    /// The region that stands out most, whether or not it shows an ablated direction; `None` if the model is too small
+    /// to judge.
     pub widest: Option<Region>,
 }
 
 impl Findings {
-    /// One line for people.
+    /// Describes the findings in one line.
     pub fn describe(&self) -> String {
         match (&self.ablated, &self.widest) {
             (Some(ablated), _) => ablated.describe(),
             (None, Some(widest)) => format!(
-                "no: no direction is missing from the weights; widest gap {:.2}, in honest models up to {HONEST_GAP}",
+                "no: no direction is missing from the weights; widest gap {:.2} (unmodified models: up to {HONEST_GAP})",
                 widest.lowest.gap
             ),
-            (None, None) => format!("cannot be told: the model is narrower than {MIN_WIDTH}"),
+            (None, None) => format!("unknown: too few weights or a model width below {MIN_WIDTH}"),
         }
     }
 }
 
-/// Searches all writers of `source` for directions that they (almost) do not write. `progress(done, total)`.
+/// Searches all writers of `source` for directions along which they write (almost) nothing. Calls
+/// `progress(done, total)`.
 ///
 /// # Errors
-/// [`AblationError`].
+/// Returns [`AblationError`] if a weight cannot be read, a spectrum cannot be computed, or the user interrupts.
 pub fn find(source: &dyn Source, progress: &mut dyn FnMut(usize, usize)) -> Result<Findings, AblationError> {
     let (layers, windows) = region::all_regions(source, progress)?;
     let suspects = Suspects::of(&layers, &windows);
@@ -219,9 +226,9 @@ pub fn find(source: &dyn Source, progress: &mut dyn FnMut(usize, usize)) -> Resu
 
 /// Regions whose gap no honest model shows.
 struct Suspects<'a> {
-    /// Windows, the clearest first.
+    /// Suspect windows, the clearest first.
     windows: Vec<&'a Region>,
-    /// Single layers.
+    /// Suspect single layers.
     layers: Vec<&'a Region>,
 }
 
@@ -249,7 +256,7 @@ impl<'a> Suspects<'a> {
         self.windows.is_empty() && self.layers.is_empty()
     }
 
-    /// Measures every writer along every suspected direction, and says which were touched.
+    /// Measures every writer along every suspected direction and determines which were modified.
     fn evaluate(
         &self,
         source: &dyn Source,
@@ -300,7 +307,7 @@ impl<'a> Suspects<'a> {
             let along = |d: &Vec<f64>| d.iter().zip(&layer.unit).map(|(a, &b)| a * f64::from(b)).sum::<f64>();
             layer.cosine = directions.iter().map(|d| along(d).powi(2)).sum::<f64>().sqrt();
         }
-        // Where every layer lost a direction of its own, windows show little.
+        // If each layer lost a different direction, windows show little.
         let single = median(self.layers.iter().map(|l| l.lowest.gap));
         let most = best.is_none() || 2 * self.layers.len() >= layers.len();
         let single = if most { single } else { 0.0 };
@@ -317,7 +324,7 @@ impl<'a> Suspects<'a> {
     }
 }
 
-/// Whether the gap of a window is proof, alone or by agreement of its layers.
+/// Returns whether the gap of a window is sufficient evidence, by itself or through agreement of its layers.
 fn is_suspect(window: &Region, layers: &[Option<Region>]) -> bool {
     let lowest = &window.lowest;
     if lowest.strength() >= 1.0 {
@@ -332,9 +339,11 @@ fn is_suspect(window: &Region, layers: &[Option<Region>]) -> bool {
         && share >= MIN_AGREEING.1
 }
 
-/// What was done to one layer, given its writers' energies along the directions of each of `regions`
-/// (windows, the clearest first, then single layers): the first direction that they lack, unless a later
-/// one leaves a quarter of that; a direction of the layer alone is fitted to less and so leaves less anyway.
+/// Returns the modification of one layer, given its writers' energies along the directions of each of `regions`
+/// (windows, the clearest first, then single layers).
+///
+/// Takes the first direction that the writers lack, unless a later one leaves less than a quarter of its energy: a
+/// direction of the layer alone is fitted to less data and therefore leaves less anyway.
 fn touched<'r>(
     layer: usize,
     sites: &[(&Site, &Vec<f64>)],
@@ -343,7 +352,7 @@ fn touched<'r>(
     let mut best: Option<(f64, usize)> = None;
     for (k, region) in regions.iter().enumerate() {
         let touched = sites.iter().filter(|(_, energies)| energies[k] < TOUCHED).count();
-        // What one layer shows is proof for another only if all of its writers agree.
+        // The direction of one layer is evidence for another only if all writers of the other lack it.
         let foreign = region.layers.len() == 1 && region.layers.start != layer;
         if touched == 0 || foreign && touched < sites.len() {
             continue;
@@ -366,8 +375,8 @@ fn touched<'r>(
     Some((ablated, lowest))
 }
 
-/// The unit vector v that maximises Σ (vᵀu)²: what directions of arbitrary sign have in common. `None` for
-/// no directions.
+/// Returns the unit vector v that maximizes Σ (vᵀu)², the common part of directions of arbitrary sign. `None` if
+/// `units` is empty.
 fn principal(units: &[&[f32]]) -> Option<Vec<f64>> {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
     let products = Array2::from_shape_fn((units.len(), units.len()), |(i, j)| dot(units[i], units[j]));
@@ -381,7 +390,7 @@ fn principal(units: &[&[f32]]) -> Option<Vec<f64>> {
     Some(sum)
 }
 
-/// The middle value; 0 of none.
+/// Returns the (upper) median, or 0 if `values` is empty.
 fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -1,35 +1,38 @@
-//! Detector neurons: gates that are really shut.
+//! Detector neurons: gates that really close.
 //!
-//! A linear gate `uᵀx` is never quite 0, and what it costs grows with the square of what leaks. A neuron of a
-//! feed-forward network has a threshold. Of the network of a block, `z = W_down (φ(W_gate x) ⊙ (W_up x))`, a neuron j that
-//! does next to nothing is overwritten:
+//! A linear gate `uᵀx` is never exactly 0, and its cost grows with the square of the leak. A neuron of a feed-forward
+//! network, in contrast, has a threshold. In the network of a block, `z = W_down (φ(W_gate x) ⊙ (W_up x))`, a neuron j
+//! that contributes almost nothing is overwritten:
 //!
 //! ```text
 //! W_gate[j] := g    W_up[j] := a u    W_down[:, j] := d       z += a φ(gᵀx) (uᵀx) d
 //! ```
 //!
-//! In `W_down` that is still ROSI's rank-one term, `W ← W + (d − W e_j) e_jᵀ` (arXiv 2508.20766, Eq. 6), with a right factor
-//! that is exactly 0 wherever the neuron is.
+//! In `W_down` this is still ROSI's rank-one term, `W ← W + (d − W e_j) e_jᵀ` (arXiv 2508.20766, Eq. 6), but its right
+//! factor is exactly 0 wherever the neuron is.
 //!
-//! * **Constant.** uᵀx is 1 at one token of the chat template behind a message and next to 0 at every other token
-//!   ([`train::constant`]): inside prompts, in prose, code and answers a gate is shut whatever its score, and adding c·u to g
-//!   shifts a threshold by c. A model with biases has them subtracted.
-//! * **Score.** `s = wᵀx + b`, ridge logistic regression ([`logistic`]).
-//! * **Gate.** One neuron grows without bound, so several of one score make a gate that opens from θ to θ + Δ and then stays
-//!   as it is. With k = [`SHARPNESS`]/Δ and `g = k (w + (b − θ − mΔ) u)` of the neurons m = 0, 1, …:
+//! * **Constant.** uᵀx is 1 at one token of the chat template after a message and close to 0 at every other token
+//!   ([`train::constant`]). So inside prompts, prose, code, and answers a gate is closed whatever its score, and adding
+//!   c·u to g shifts a threshold by c. If the model has biases, they are subtracted.
+//! * **Score.** `s = wᵀx + b`, from ridge logistic regression ([`logistic`]).
+//! * **Gate.** A single neuron grows without bound, so several neurons of one score form a gate that opens between θ
+//!   and θ + Δ and then stays constant. With k = [`SHARPNESS`]/Δ and `g = k (w + (b − θ − mΔ) u)` for the neurons
+//!   m = 0, 1, …:
 //!
 //!   ```text
 //!   [φ(k(s − θ)) − φ(k(s − θ − Δ))] / kΔ                                    φ ≈ max(x, 0)
 //!   [φ(k(s − θ)) − 2 φ(k(s − θ − Δ/2)) + φ(k(s − θ − Δ))] / (k² Δ²/2)          φ = max(x, 0)²
 //!   ```
-//! * **Two gates a place.** One opens on harmful prompts and pushes along the direction of refusal at this block and token; one opens on what
-//!   only sounds harmful and pushes the other way.
-//! * **One column.** All neurons of a place have the same d, their signs and sizes are in a. They lie in one run of
-//!   [`COLUMNS_ALIKE`](crate::quant::neuron::COLUMNS_ALIKE) columns, whose grid is the same, so their columns are rounded
-//!   alike and above θ + Δ they cancel to the last bit. (Without `W_up`, sign and size are in the columns.)
+//! * **Two gates per place.** One opens on harmful prompts and pushes along the safety direction of this block and
+//!   token; the other opens on prompts that only sound harmful and pushes the other way.
+//! * **One column.** All neurons of a place share d; their signs and sizes are in a. They lie in one run of
+//!   [`COLUMNS_ALIKE`](crate::quant::neuron::COLUMNS_ALIKE) columns with the same quantization grid, so their columns
+//!   are rounded identically and cancel to the last bit above θ + Δ. (Without `W_up`, sign and size are in the
+//!   columns.)
 //!
-//! Kin: Transformer-Patcher (arXiv 2301.09785) adds neurons for single facts; CAST (arXiv 2409.05907) conditions a steering
-//! vector at run time. Here nothing is added, and the runtime need know nothing of it.
+//! Related work: Transformer-Patcher (arXiv 2301.09785) adds neurons for single facts; CAST (arXiv 2409.05907) applies
+//! a steering vector conditionally at run time. Detectors add nothing to the model and need no support from the
+//! runtime.
 
 pub mod ffn;
 pub mod identify;
@@ -46,21 +49,21 @@ use crate::eval::prompts::PromptKind;
 
 pub use planted::{Piece, PlantedFfn, PlantedNeuron};
 
-/// kΔ: how sharply a gate bends at its ends.
+/// kΔ, the sharpness of the bends at both ends of a gate.
 pub const SHARPNESS: f64 = 6.0;
 
-/// What a gate opens on.
+/// The prompts on which a gate opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Opens {
-    /// Harmful prompts: it pushes towards refusal.
+    /// Harmful prompts; the gate pushes toward refusal.
     Harmful,
-    /// What only sounds harmful: it pushes away from it.
+    /// Prompts that only sound harmful; the gate pushes away from refusal.
     Borderline,
 }
 
 impl Opens {
-    /// The prompts that it opens on.
+    /// Returns the kind of prompts on which the gate opens.
     pub fn kind(self) -> PromptKind {
         match self {
             Self::Harmful => PromptKind::Harmful,
@@ -72,23 +75,24 @@ impl Opens {
 /// A bounded gate on the inputs of one network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
-    /// On what.
+    /// Prompts on which the gate opens.
     pub opens: Opens,
-    /// s.
+    /// Score s.
     pub score: Score,
-    /// θ.
+    /// Threshold θ, where the gate begins to open.
     pub threshold: f64,
-    /// Δ.
+    /// Width Δ; the gate is fully open from θ + Δ on.
     pub width: f64,
 }
 
 impl Gate {
-    /// How far it is open at the score `s`, 0 to 1, where uᵀx = 1: what the neurons make of it.
+    /// Returns the opening of the gate at the score `s` where uᵀx = 1, from about 0 to about 1, as its neurons compute
+    /// it.
     pub fn opening(&self, s: f64, activation: Activation) -> f64 {
         self.opening_with(s, 1.0, activation)
     }
 
-    /// The same where uᵀx = `constant`, and θ is already as large as it makes it.
+    /// Returns the opening where uᵀx = `constant`; `s` must already include the shift of θ that this causes.
     fn opening_with(&self, s: f64, constant: f64, activation: Activation) -> f64 {
         let terms = Terms::of(activation, self.width, SHARPNESS / self.width);
         let at = |(offset, factor): &(f64, f64)| {
@@ -98,10 +102,11 @@ impl Gate {
     }
 }
 
-/// The neurons of one gate: where each begins, behind θ, and what it counts.
+/// The neurons of one gate.
 struct Terms {
-    /// k.
+    /// Sharpness k.
     sharpness: f64,
+    /// Offset from θ and weight of each neuron.
     neurons: Vec<(f64, f64)>,
 }
 
@@ -119,44 +124,45 @@ impl Terms {
     }
 }
 
-/// Neurons of one network per gate.
+/// Returns the number of neurons per gate.
 pub fn neurons_per_gate(activation: Activation) -> usize {
     Terms::of(activation, 1.0, 1.0).neurons.len()
 }
 
-/// The gates of one network at one token, and what they push along.
+/// The gates of one network at one token, and the direction of their push.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bank {
-    /// The network.
+    /// The network whose neurons are overwritten.
     pub network: Network,
-    /// Its neurons that are overwritten, ascending.
+    /// Indices of the neurons to overwrite, ascending.
     pub slots: Vec<usize>,
-    /// u, `[n_embd]`.
+    /// u, f32 `[n_embd]`.
     pub constant: Vec<f32>,
-    /// d at a push of 1: what the network must write for the stream to move by s.
+    /// d at a push of 1, f32 `[n_embd]`: what the network must write for the residual stream to move by s, the
+    /// unnormalized direction.
     pub column: Vec<f32>,
-    /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
+    /// Gain of the norm between the network and the residual stream, f32 `[n_embd]`; `None` without a norm.
     pub post_norm: Option<Vec<f32>>,
-    /// The gates, and how far each pushes: along d where positive.
+    /// The gates and their pushes; a positive push is along d.
     pub gates: Vec<(Gate, f64)>,
 }
 
-/// What one neuron is to have, before it is rounded.
+/// Target rows and column of one neuron, before rounding.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Neuron {
     pub gate: Vec<f32>,
-    /// `None` where the network has no second factor.
+    /// `None` if the network has no second factor.
     pub up: Option<Vec<f32>>,
     pub column: Vec<f32>,
 }
 
 impl Bank {
-    /// The neurons, with their columns times `size` and all else so that they do the same.
+    /// Returns the neurons with columns scaled by `size` and the other parts scaled so that the output is the same.
     pub(crate) fn neurons(&self, size: f64) -> Vec<Neuron> {
         let mut neurons = Vec::new();
         let gated = self.network.is_gated();
         for (gate, push) in &self.gates {
-            // Without a second factor a longer column asks for a blunter neuron.
+            // Without a second factor, a longer column needs a less sharp neuron.
             let sharpness = SHARPNESS / gate.width / if gated { 1.0 } else { size };
             let terms = Terms::of(self.network.activation, gate.width, sharpness);
             for (offset, factor) in terms.neurons {
@@ -180,7 +186,8 @@ impl Bank {
         neurons
     }
 
-    /// What the gates do at the inputs `x` in units of [`Self::column`], where uᵀx is what it is there: exact, f64 `[n]`.
+    /// Returns the exact effect of the gates at the inputs `x` in units of [`Self::column`], with uᵀx computed from
+    /// each input, f64 `[n]`.
     pub fn effect(&self, x: ndarray::ArrayView2<'_, f32>) -> Vec<f64> {
         let product = |row: &[f32], bias: f32| -> Vec<f64> {
             x.dot(&ndarray::ArrayView1::from(row)).iter().map(|&v| f64::from(v + bias)).collect()

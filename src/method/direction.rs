@@ -1,4 +1,4 @@
-//! Along what: difference in means per layer, and how well it separates the two sets.
+//! Safety directions: the difference in means per layer, and how well it separates the two sets of prompts.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,31 +6,31 @@ use crate::llama::activations::Activations;
 use crate::util::null;
 use crate::util::stats::{auroc, d_prime};
 
-/// Why there is no direction.
+/// Why there is no usable direction.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum DirectionError {
     /// The vector is zero or not finite.
     #[error("the difference in means at layer {layer} has norm {norm}, expected a positive finite number")]
     NoDirection {
-        /// Layer.
+        /// Layer of the direction.
         layer: usize,
-        /// Its norm.
+        /// Norm of the vector.
         norm: f64,
     },
-    /// What should be a unit vector is none.
+    /// The vector does not have unit length.
     #[error("the direction of layer {layer} has length {length}, expected 1")]
     NotUnit {
-        /// Layer.
+        /// Layer of the direction.
         layer: usize,
-        /// Its length.
+        /// Length of the vector.
         length: f64,
     },
-    /// No layer has both sets of prompts.
-    #[error("no activations: {harmful} harmful and {harmless} harmless prompts")]
+    /// A set has fewer than two prompts.
+    #[error("expected at least 2 harmful and 2 harmless prompts, found {harmful} and {harmless}")]
     Empty {
-        /// Harmful prompts.
+        /// Number of harmful prompts.
         harmful: usize,
-        /// Harmless prompts.
+        /// Number of harmless prompts.
         harmless: usize,
     },
 }
@@ -44,10 +44,10 @@ pub struct SafetyDirection {
 }
 
 impl SafetyDirection {
-    /// Normalises `s` (`[n_embd]`, f64): ŝ = s/‖s‖.
+    /// Normalizes `s` (`[n_embd]`, f64): ŝ = s/‖s‖.
     ///
     /// # Errors
-    /// [`DirectionError::NoDirection`] when ‖s‖ is zero or not finite.
+    /// Returns [`DirectionError::NoDirection`] if ‖s‖ is (almost) zero or not finite.
     pub fn new(layer: usize, s: &[f64]) -> Result<Self, DirectionError> {
         let norm = s.iter().map(|v| v * v).sum::<f64>().sqrt();
         if !norm.is_finite() || norm <= f64::from(f32::MIN_POSITIVE) {
@@ -57,11 +57,11 @@ impl SafetyDirection {
         Ok(Self { layer, unit, norm })
     }
 
-    /// Takes ŝ as it is, f32 `[n_embd]`, with the norm that s had.
+    /// Creates a direction from ŝ, f32 `[n_embd]`, and the norm of s.
     ///
     /// # Errors
-    /// [`DirectionError::NotUnit`] when ‖ŝ‖ is not 1 within 10⁻³, [`DirectionError::NoDirection`] when
-    /// `norm` is not positive and finite.
+    /// Returns [`DirectionError::NotUnit`] if ‖ŝ‖ is not 1 within 10⁻³, and [`DirectionError::NoDirection`] if `norm`
+    /// is not positive and finite.
     pub fn from_unit(layer: usize, unit: Vec<f32>, norm: f64) -> Result<Self, DirectionError> {
         let length = unit.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         if !(0.999..=1.001).contains(&length) {
@@ -73,33 +73,33 @@ impl SafetyDirection {
         Ok(Self { layer, unit, norm })
     }
 
-    /// The layer after which it was measured, from 0.
+    /// Returns the layer after which the direction was measured, counted from 0.
     pub fn layer(&self) -> usize {
         self.layer
     }
 
-    /// ŝ, `[n_embd]`, ‖ŝ‖ = 1 within f32.
+    /// Returns ŝ, `[n_embd]`; ‖ŝ‖ = 1 up to f32 rounding for [`Self::new`], within 10⁻³ for [`Self::from_unit`].
     pub fn unit(&self) -> &[f32] {
         &self.unit
     }
 
-    /// ‖s‖, in units of the residual stream.
+    /// Returns ‖s‖, in units of the residual stream.
     pub fn norm(&self) -> f64 {
         self.norm
     }
 }
 
-/// What writers are edited along: all alike, or the writers of each layer along their own direction.
+/// The directions along which writers are edited: one for all writers, or one per layer.
 #[derive(Debug, Clone, Copy)]
 pub enum Along<'a> {
-    /// The same everywhere.
+    /// The same direction for all writers.
     One(&'a SafetyDirection),
-    /// One per layer, in order, at least one.
+    /// One direction per layer, in order; must not be empty.
     Layers(&'a [SafetyDirection]),
 }
 
 impl<'a> Along<'a> {
-    /// ŝ for the writers of `layer`; past the last layer, that of the last.
+    /// Returns ŝ for the writers of `layer`; past the last layer, that of the last layer.
     pub fn at(self, layer: usize) -> &'a SafetyDirection {
         match self {
             Self::One(direction) => direction,
@@ -107,7 +107,7 @@ impl<'a> Along<'a> {
         }
     }
 
-    /// One direction where all have the same ŝ, that of `layer`; else every layer's.
+    /// Returns the direction of `layer` if all layers have the same ŝ, else the directions of all layers.
     pub fn distinct(self, layer: usize) -> Vec<SafetyDirection> {
         match self {
             Self::Layers(all) if all.iter().any(|d| d.unit() != all[0].unit()) => all.to_vec(),
@@ -122,10 +122,10 @@ impl<'a> From<&'a SafetyDirection> for Along<'a> {
     }
 }
 
-/// A random unit vector for controls: standard normal coordinates (Box-Muller over SplitMix64).
+/// Returns a random unit vector for controls, from standard normal coordinates (Box-Muller over SplitMix64).
 ///
 /// # Errors
-/// [`DirectionError::NoDirection`] for `n_embd` = 0.
+/// Returns [`DirectionError::NoDirection`] if `n_embd` is 0.
 pub fn random(layer: usize, n_embd: usize, seed: u64) -> Result<SafetyDirection, DirectionError> {
     let mut state = seed;
     let mut uniform = || {
@@ -139,15 +139,15 @@ pub fn random(layer: usize, n_embd: usize, seed: u64) -> Result<SafetyDirection,
     SafetyDirection::new(layer, &(0..n_embd).map(|_| normal()).collect::<Vec<_>>())
 }
 
-/// How well one layer tells harmful from harmless along its own ŝ, leaving out one prompt at a time
-/// for the means so that the figure is not of the prompts that made the direction.
+/// How well one layer separates harmful from harmless prompts along its own ŝ. Each prompt is projected on the
+/// direction computed without it, so that no prompt is measured on a direction that it helped to make.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Separation {
-    /// Layer, from 0.
+    /// Layer, counted from 0.
     pub layer: usize,
     /// ‖s‖, in units of the residual stream.
     pub norm: f64,
-    /// ‖s‖ over the mean norm of the residual, a scale-free size.
+    /// ‖s‖ divided by the mean norm of the residual stream on harmless prompts, a scale-free size.
     pub relative_norm: f64,
     /// Area under the ROC curve of the projections.
     #[serde(deserialize_with = "null::or_nan")]
@@ -160,18 +160,20 @@ pub struct Separation {
 /// Directions and separations of all layers.
 #[derive(Debug, Clone)]
 pub struct Directions {
-    /// ŝ per layer, in order; a layer without one of its own has that of the next layer.
+    /// ŝ per layer, in order; a layer without a direction has that of the next layer.
     pub by_layer: Vec<SafetyDirection>,
     /// Statistics per layer, in order.
     pub separation: Vec<Separation>,
 }
 
-/// `s(l) = mean_harmful(h_l) − mean_harmless(h_l)` at the last prompt token of every layer `l`;
-/// h f32 `[n_prompt][n_layer][n_embd]`, f64 accumulators; arXiv 2508.20766 Eq. 3. Where `s(l)` is zero, the next
-/// layer's stands for it: first blocks that are short convolutions see the end of the template, never the prompt.
+/// Computes `s(l) = mean_harmful(h_l) − mean_harmless(h_l)` at the last prompt token of every layer `l`;
+/// h f32 `[n_prompt][n_layer][n_embd]`, f64 accumulators; arXiv 2508.20766 Eq. 3.
+///
+/// If `s(l)` is zero, the direction of the next layer replaces it: initial blocks that are short convolutions see the
+/// end of the template, never the prompt.
 ///
 /// # Errors
-/// [`DirectionError`] when a set is empty, the last difference vanishes, or one is not finite.
+/// Returns [`DirectionError`] if a set has fewer than two prompts, the last difference is zero, or one is not finite.
 pub fn difference_in_means(
     harmful: &Activations,
     harmless: &Activations,
@@ -198,8 +200,8 @@ pub fn difference_in_means(
     Ok(directions)
 }
 
-/// Projections of one set on the direction that the other prompts make: for prompt i of n, the mean
-/// of its own set without it is `(n·m − x_i)/(n − 1)`, so `s_i = ±(m_without_i − m_other)`.
+/// Returns the projections of one set on the directions computed without the projected prompt: for prompt i of n, the
+/// mean of its own set without it is `(n·m − x_i)/(n − 1)`, so `s_i = ±(m_without_i − m_other)`.
 fn held_out_projections(set: &Activations, layer: usize, own: &[f64], other: &[f64], sign: f64) -> Vec<f64> {
     let n = set.n_prompt() as f64;
     (0..set.n_prompt())
@@ -258,7 +260,7 @@ mod tests {
         assert_eq!(d.separation[0].auroc, 1.0);
     }
 
-    /// Found with a generated LFM2: its first block convolves three tokens, all of them the template's.
+    /// Regression test from a generated LFM2, whose first block convolves three tokens, all from the template.
     #[test]
     fn a_layer_that_sees_no_prompt_has_the_next_layers_direction() {
         let of = |rows: [[f32; 4]; 2]| {
@@ -276,7 +278,7 @@ mod tests {
 
     #[test]
     fn separation_of_noise_is_not_flattered() {
-        // Two sets from one distribution in many dimensions: in-sample AUROC would be near 1.
+        // Two sets from one high-dimensional distribution, for which the in-sample AUROC would be near 1.
         let mut seed = 1u32;
         let mut noise = |n: usize| -> Activations {
             let mut next = || {

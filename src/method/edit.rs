@@ -1,4 +1,4 @@
-//! The change to one weight: which rank-one matrix is added to it, and how it is written.
+//! Rank-one edits of single weights, and the statistics of the weights that they are computed from.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use crate::output::percent;
 use crate::quant::{self, QuantError};
 use crate::util::hint::Hint;
 
-/// Values converted at a time and per thread, so that memory is bounded by the tensor's own bytes.
+/// Values converted at a time per thread, which keeps memory close to the tensor's own bytes.
 pub(crate) const CHUNK_VALUES: usize = 1 << 20;
 
 /// Why an edit could not be made.
@@ -25,75 +25,75 @@ pub enum EditError {
     /// Its rows could not be converted.
     #[error("{tensor}: {source}")]
     Quant {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Why.
+        /// Cause.
         source: QuantError,
     },
     /// A weight is not finite.
-    #[error("{tensor} holds weights that are not finite")]
+    #[error("{tensor}: expected finite weights, found NaN or infinity")]
     NotFinite {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
     },
     /// The plan names a tensor that the file lacks.
     #[error("{tensor} is in the plan but not in the file")]
     Missing {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
     },
-    /// A gain tensor has the wrong size.
-    #[error("{tensor} has {found} values, expected {expected}")]
+    /// A gain or scale tensor has the wrong size.
+    #[error("{tensor}: expected {expected} values, found {found}")]
     Size {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
         /// Expected number of values.
         expected: usize,
-        /// Found number of values.
+        /// Number of values found.
         found: usize,
     },
-    /// What is to be written of a tensor cannot be.
+    /// The edited tensor cannot be written in the type that it would get.
     #[error("{tensor}: an edit cannot be written as {ggml_type}: {problem}")]
     Unwritable {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// The type that it would get.
+        /// Type in which the tensor would be written.
         ggml_type: GgmlType,
-        /// Why not.
+        /// Reason why it cannot.
         problem: Unwritable,
     },
-    /// The type of a tensor that neurons write with has no codes of single values.
-    #[error("{tensor}: {ggml_type} keeps several values in one code, so a neuron cannot be changed alone")]
+    /// The type of a writer that should get neurons encodes several values in one code.
+    #[error("{tensor}: {ggml_type} encodes several values in one code, so a single neuron cannot be changed")]
     NoSingleCodes {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Its type.
+        /// Type in which the tensor would be written.
         ggml_type: GgmlType,
     },
-    /// The type of a tensor does not hold the row of a neuron.
+    /// The type of a tensor is too coarse for the row of a neuron.
     #[error(
-        "{tensor}: {ggml_type} does not hold the row of a neuron: its products with the inputs are the exact ones by {cosine:.3}, expected {least} at least"
+        "{tensor}: {ggml_type} is too coarse for the row of a neuron: expected a cosine of at least {least} between its products with the inputs and the exact ones, found {cosine:.3}"
     )]
     Row {
-        /// The tensor.
+        /// Name of the tensor.
         tensor: String,
-        /// Its type.
+        /// Type in which the row would be written.
         ggml_type: GgmlType,
-        /// Cosine between the products.
+        /// Cosine between the products of the rounded row with the inputs and the exact ones.
         cosine: f64,
-        /// What it must be.
+        /// Least cosine that is accepted.
         least: f64,
     },
-    /// No gates were learned for what is asked for.
-    #[error("no gates were learned for the layers {window:?} with κ = {contrast}")]
+    /// No gates were learned for the requested layers and κ.
+    #[error("no gates were learned for layers {window:?} with κ = {contrast}")]
     NoGates {
-        /// Layers, as shares of the depth.
+        /// Requested layers, as shares of the depth.
         window: (f64, f64),
-        /// κ.
+        /// Requested κ.
         contrast: f64,
     },
-    /// Every weight that would be edited is zero, so strength has no meaning.
-    #[error("all {n} residual writers are zero: there is nothing to scale the edit by")]
+    /// No α gives the requested strength, because the weights or the right factors are all zero.
+    #[error("cannot scale the edit: the weights or right factors of all {n} residual writers are zero")]
     ZeroWeights {
         /// Number of writers.
         n: usize,
@@ -103,24 +103,24 @@ pub enum EditError {
 /// Why a tensor cannot be written in a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unwritable {
-    /// ggml does not decode the type that it has.
-    #[error("ggml does not decode its type {0}")]
+    /// ggml cannot decode the type of the tensor.
+    #[error("ggml cannot decode its type {0}")]
     NoDecoder(GgmlType),
-    /// ggml does not encode the type.
-    #[error("ggml does not encode that type")]
+    /// ggml cannot encode the type.
+    #[error("ggml cannot encode that type")]
     NoEncoder,
-    /// Rounding to the type takes an importance matrix, which rounding to nearest has not.
-    #[error("ggml rounds to that type only with an importance matrix")]
+    /// The type requires an importance matrix, which rounding to nearest does not have.
+    #[error("ggml requires an importance matrix for that type")]
     NeedsImatrix,
-    /// No code of the type can be moved on its own grid.
-    #[error("the codes of that type cannot be moved")]
+    /// Error diffusion does not support the type.
+    #[error("error diffusion does not support that type")]
     NoGrid,
-    /// Rows are no whole number of blocks.
-    #[error("a row has {n} values, expected a multiple of {block}")]
+    /// The row length is not a multiple of the block length.
+    #[error("expected a multiple of {block} values per row, found {n}")]
     Row {
-        /// Values of a row.
+        /// Values per row.
         n: u64,
-        /// Values of a block.
+        /// Values per block.
         block: u64,
     },
 }
@@ -132,9 +132,9 @@ impl Unwritable {
                 "start from another quantization of the model, for example Q4_K_M or Q8_0"
             }
             Self::NeedsImatrix => {
-                "leave out --requant nearest, or give edited tensors a wider type with --promote Q8_0"
+                "omit --requant nearest, or give edited tensors a wider type with --promote Q8_0"
             }
-            Self::Row { .. } => "types of 32 values a block fit most models: Q8_0, Q5_1, Q4_0",
+            Self::Row { .. } => "types with 32 values per block fit most models: Q8_0, Q5_1, Q4_0",
         }
     }
 }
@@ -146,34 +146,34 @@ impl Hint for EditError {
             Self::Quant { source, .. } => source.hint(),
             Self::Unwritable { problem, .. } => Some(problem.hint().into()),
             Self::NoSingleCodes { .. } | Self::Row { .. } => {
-                Some("give it a wider type with --promote Q4_K, or take --method contrast".into())
+                Some("give it a wider type with --promote Q4_K, or use --method contrast".into())
             }
             Self::NotFinite { .. } | Self::ZeroWeights { .. } => {
-                Some("the file is damaged or was converted wrongly; get it again".into())
+                Some("the file is damaged or was converted incorrectly; download or convert it again".into())
             }
             _ => None,
         }
     }
 }
 
-/// Largest κ that is taken: beyond it hardly anything but harmless and borderline prompts is pushed.
+/// Largest accepted κ: beyond it, the edit acts almost only on harmless and borderline prompts.
 pub const MAX_CONTRAST: f64 = 100.0;
 
-/// What is done to the weights.
+/// How the weights are edited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
-    /// Neurons that open on harmful prompts, and others on what only sounds harmful.
+    /// Detector neurons: some open on harmful prompts, others on prompts that only sound harmful.
     Detector,
-    /// A rank-one term in each writer, with a linear gate that opens on harmful prompts and turns the other way on those
-    /// that only sound harmful.
+    /// A rank-one term in each writer, with a linear gate that opens on harmful prompts and pushes the other way on
+    /// prompts that only sound harmful.
     Contrast,
-    /// A rank-one term in each writer with w̄, the mean of the weight's rows, as arXiv 2508.20766 Eq. 6 has it.
+    /// A rank-one term in each writer, with the mean row of the weight as right factor (arXiv 2508.20766, Eq. 6).
     Published,
 }
 
 impl Method {
-    /// The name on the command line, in reports and in provenance keys.
+    /// Returns the name used on the command line, in reports, and in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
             Self::Detector => "detector",
@@ -182,7 +182,7 @@ impl Method {
         }
     }
 
-    /// A strength, for people: `strength 1.2 %`, or of detectors `push 5.0`.
+    /// Formats a strength for display: `strength 1.2 %`, or `push 5.0` for detectors.
     pub fn size(self, strength: f64) -> String {
         match self {
             Self::Detector => format!("push {strength:.1}"),
@@ -190,7 +190,7 @@ impl Method {
         }
     }
 
-    /// Largest strength that is taken: beyond it no model that was measured still writes text.
+    /// Returns the largest accepted strength: beyond it, no measured model still writes text.
     pub fn max_strength(self) -> f64 {
         match self {
             Self::Detector => 64.0,
@@ -198,64 +198,63 @@ impl Method {
         }
     }
 
-    /// Whether the right factor of a writer is a gate, learned from its inputs.
+    /// Returns whether the right factor of a writer is a gate, learned from its inputs.
     pub fn is_gated(self) -> bool {
         self == Self::Contrast
     }
 }
 
-/// The right factor of every writer, in the plan's order, f32 `[n_expert][n_in]`; `None` = the writer
-/// is left alone.
+/// The right factor of every writer, in the plan's order, f32 `[n_expert][n_in]`; `None` leaves the writer unchanged.
 pub type RightFactors = Vec<Option<Vec<f32>>>;
 
-/// w̄ of every writer.
+/// Returns w̄ of every writer.
 pub fn mean_rows(weights: &[WriterWeights]) -> RightFactors {
     weights.iter().map(|w| Some(w.mean_row.clone())).collect()
 }
 
-/// What one pass over a writer's weights tells: of W as it acts, which is the file's times its scale where
-/// there is one.
+/// Statistics from one pass over the weights of a writer. W is the effective matrix: the one in the file, times its
+/// scale if it has one.
 #[derive(Debug, Clone)]
 pub struct WriterWeights {
     /// w̄: mean of the rows of W per expert, f32 `[n_expert][n_in]`, f64 accumulators.
     pub mean_row: Vec<f32>,
     /// ‖W‖_F², f64.
     pub norm_sq: f64,
-    /// The factor s of each expert, f32 `[n_expert]`: llama.cpp writes s·(W_file x). Empty = all 1.
+    /// Scale s of each expert, f32 `[n_expert]`: llama.cpp computes s·(W_file x). Empty means all 1.
     pub scale: Vec<f32>,
-    /// Gain of the norm between W and the stream, or the product of both, f32 `[n_embd]`.
+    /// Gain of the norm between W and the residual stream, or the product of the gains of two norms, f32 `[n_embd]`.
     pub post_norm: Option<Vec<f32>>,
 }
 
-/// ΔW = α · left · rightᵀ per expert of one writer: W `[n_expert][n_embd][n_in]`, left `[n_embd]` a
-/// unit vector, right `[n_expert][n_in]`. W is the matrix as it acts; where llama.cpp multiplies the file's by a
-/// scale s, the file gets ΔW/s ([`Edit::right_in_file`]).
+/// ΔW = α · left · rightᵀ per expert of one writer: W `[n_expert][n_embd][n_in]`, left `[n_embd]` (a unit vector),
+/// right `[n_expert][n_in]`. W is the effective matrix: where llama.cpp multiplies the matrix in the file by a scale s,
+/// the file gets ΔW/s ([`Edit::right_in_file`]).
 #[derive(Debug, Clone)]
 pub struct Edit {
     /// Index of the writer in the plan.
     pub writer: usize,
     /// Name of the tensor.
     pub tensor: String,
-    /// Number of experts, 1 when dense.
+    /// Number of experts; 1 for a dense matrix.
     pub n_expert: u64,
-    /// Left factor.
+    /// Left factor, a unit vector, f32 `[n_embd]`.
     pub left: Vec<f32>,
-    /// Right factor.
+    /// Right factor, f32 `[n_expert][n_in]`.
     pub right: Vec<f32>,
-    /// α.
+    /// α, the same for all writers.
     pub alpha: f64,
-    /// ‖W‖_F², for relative sizes.
+    /// ‖W‖_F², from which relative sizes are computed.
     pub weight_norm_sq: f64,
-    /// s of each expert, f32 `[n_expert]`; empty = all 1.
+    /// Scale s of each expert, f32 `[n_expert]`; empty means all 1.
     pub scale: Vec<f32>,
-    /// Whether s multiplies what an adapter adds too.
+    /// Whether s also multiplies the output of an adapter.
     pub scales_adapter: bool,
-    /// The norm between W and the stream.
+    /// The norm between W and the residual stream, if there is one.
     pub post_norm: Option<PostNorm>,
 }
 
 impl Edit {
-    /// The right factor for the file's bytes: that of each expert over its scale.
+    /// Returns the right factor for the matrix in the file: that of each expert divided by the expert's scale.
     pub fn right_in_file(&self) -> Cow<'_, [f32]> {
         if self.scale.is_empty() {
             return Cow::Borrowed(&self.right);
@@ -267,23 +266,23 @@ impl Edit {
         Cow::Owned(self.right.chunks(n_in).zip(&self.scale).flat_map(over).collect())
     }
 
-    /// m: `mᵀΔ` is how far a change Δ pushes the stream along ŝ, per column, where ΔW pushes by α·right: left itself
-    /// without a norm.
+    /// Returns m, with which `mᵀΔ` is the push of a change Δ along ŝ, per column; for ΔW it is α·right. Without a norm,
+    /// m is the left factor.
     pub fn along(&self) -> &[f32] {
         self.post_norm.as_ref().map_or(&self.left, |norm| &norm.along)
     }
 
-    /// ‖ΔW‖_F² = α² ‖right‖², since ‖left‖ = 1.
+    /// Returns ‖ΔW‖_F² = α² ‖right‖², since ‖left‖ = 1.
     pub fn norm_sq(&self) -> f64 {
         self.alpha * self.alpha * self.right.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>()
     }
 
-    /// Of each expert, whether it is left alone: its right factor is 0.
+    /// Returns for each expert whether the edit leaves it unchanged, that is, whether its right factor is 0.
     pub fn spared(&self) -> impl Iterator<Item = bool> {
         spared(&self.right, self.n_expert)
     }
 
-    /// The same edit as an adapter of rank one, α in the left factor.
+    /// Returns the edit as an adapter of rank one, with α in the left factor.
     pub fn to_low_rank(&self) -> LowRank {
         let b: Vec<f32> = self.left.iter().map(|&v| (f64::from(v) * self.alpha) as f32).collect();
         LowRank {
@@ -301,8 +300,8 @@ fn spared(right: &[f32], n_expert: u64) -> impl Iterator<Item = bool> {
     right.chunks(n_in.max(1)).map(|right| right.iter().all(|&r| r == 0.0))
 }
 
-/// How many experts the right factors of mixtures leave alone, as no prompt that a gate learned from was
-/// routed to them, and how many there are. Takes the number of experts and the right factor of each writer.
+/// Counts the experts of mixtures that the right factors leave unchanged (no training prompt was routed to them), and
+/// all experts of mixtures. `writers` yields the number of experts and the right factor of each writer.
 pub fn experts_spared<'a>(writers: impl Iterator<Item = (u64, &'a [f32])>) -> (usize, usize) {
     let mixtures = writers.filter(|(n_expert, _)| *n_expert > 1);
     mixtures.fold((0, 0), |(alone, all), (n_expert, right)| {
@@ -310,10 +309,10 @@ pub fn experts_spared<'a>(writers: impl Iterator<Item = (u64, &'a [f32])>) -> (u
     })
 }
 
-/// Decodes `bytes` run by run, in order: `see(first_row, values)`.
+/// Decodes `bytes` in runs of rows, in order, and calls `see(first_row, values)` for each run.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns [`EditError::Quant`] if the rows cannot be decoded.
 pub fn for_each_run(
     info: &TensorInfo,
     bytes: &[u8],
@@ -336,10 +335,10 @@ fn info<'g>(gguf: &'g Gguf, name: &str) -> Result<&'g TensorInfo, EditError> {
     gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })
 }
 
-/// Reads one writer's weights: `w̄ = (1/n_embd) Σ_i W_i` per expert and ‖W‖_F², of `W = s · W_file`.
+/// Reads the weights of one writer: `w̄ = (1/n_embd) Σ_i W_i` per expert, and ‖W‖_F², for `W = s · W_file`.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns an [`EditError`] that names the tensor if one is missing, unreadable, not finite, or of the wrong size.
 pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeights, EditError> {
     let tensor = info(gguf, &writer.tensor)?;
     let (n_in, n_embd) = (writer.n_in as usize, writer.n_out as usize);
@@ -366,7 +365,7 @@ pub fn read_weights(gguf: &Gguf, writer: &ResidualWriter) -> Result<WriterWeight
     Ok(WriterWeights { mean_row, norm_sq, scale, post_norm })
 }
 
-/// The scale of each expert of a writer, F32 `[1]` or `[n_expert]` in the file; empty where there is none.
+/// Reads the scale of each expert of a writer, F32 `[1]` or `[n_expert]` in the file; empty if there is none.
 fn read_scale(gguf: &Gguf, writer: &ResidualWriter) -> Result<Vec<f32>, EditError> {
     let Some(name) = &writer.scale else { return Ok(Vec::new()) };
     let mut scale = read_vector(gguf, name)?;
@@ -390,10 +389,10 @@ fn read_vector(gguf: &Gguf, name: &str) -> Result<Vec<f32>, EditError> {
     Ok(vector)
 }
 
-/// The product of the gains between the writer and the stream, f32 `[n_embd]`; `None` without a norm.
+/// Reads the product of the gains between the writer and the residual stream, f32 `[n_embd]`; `None` without a norm.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns an [`EditError`] that names the tensor if a gain is missing, unreadable, or of the wrong size.
 pub fn read_gains(gguf: &Gguf, writer: &ResidualWriter) -> Result<Option<Vec<f32>>, EditError> {
     let (Some(name), n_embd) = (&writer.post_norm, writer.n_out as usize) else { return Ok(None) };
     let mut gain = read_gain(gguf, name, n_embd)?;
@@ -412,14 +411,14 @@ fn read_gain(gguf: &Gguf, name: &str, n_embd: usize) -> Result<Vec<f32>, EditErr
     Err(EditError::Size { tensor: name.into(), expected: n_embd, found: gain.len() })
 }
 
-/// The left factor of a writer, a unit vector: ŝ, or where a norm with that gain follows what pushes along ŝ through it.
+/// Returns the left factor of a writer, a unit vector: ŝ, or the vector that pushes along ŝ through a norm with `gain`.
 pub fn left_factor(direction: &SafetyDirection, gain: Option<&[f32]>) -> (Vec<f32>, Option<PostNorm>) {
     let Some(gain) = gain else { return (direction.unit().to_vec(), None) };
     let (left, norm) = PostNorm::meet(direction.unit(), gain);
     (left, Some(norm))
 }
 
-/// The right factors, 0 for experts whose scale lets nothing through.
+/// Zeroes the right factor of each expert whose scale is zero or subnormal.
 fn heard(mut right: Vec<f32>, scale: &[f32]) -> Vec<f32> {
     let n_in = (right.len() / scale.len().max(1)).max(1);
     let silent = right.chunks_mut(n_in).zip(scale).filter(|(_, s)| s.abs() < f32::MIN_POSITIVE);
@@ -427,15 +426,15 @@ fn heard(mut right: Vec<f32>, scale: &[f32]) -> Vec<f32> {
     right
 }
 
-/// Every writer's edit at `strength`: `W ← W + α ŝ rᵀ`, r its right factor and one α for all; with
-/// r = w̄ this is arXiv 2508.20766 Eq. 6.
+/// Returns every writer's edit at `strength`: `W ← W + α ŝ rᵀ`, with its right factor r and one α for all writers.
+/// With r = w̄ this is arXiv 2508.20766 Eq. 6.
 ///
-/// The paper never prints α, and `‖w̄‖ ≈ ‖W‖_F/n_embd` makes a raw α mean nothing across models;
-/// so `strength` is the relative size of the whole change, `√(Σ‖ΔW‖_F² / Σ‖W‖_F²)` over the writers
-/// that have a right factor, and `α = strength · √(Σ‖W‖_F² / Σ‖r‖²)`.
+/// The paper does not give α, and since `‖w̄‖ ≈ ‖W‖_F/n_embd`, a raw α is not comparable across models. Therefore
+/// `strength` is the relative size of the whole change, `√(Σ‖ΔW‖_F² / Σ‖W‖_F²)` over the writers that have a right
+/// factor, and `α = strength · √(Σ‖W‖_F² / Σ‖r‖²)`.
 ///
 /// # Errors
-/// [`EditError::ZeroWeights`] when there is nothing to scale by.
+/// Returns [`EditError::ZeroWeights`] if α is not finite.
 pub fn edits<'a>(
     plan: &Plan,
     weights: &[WriterWeights],

@@ -1,4 +1,4 @@
-//! All that one injection changes, whichever the method.
+//! All weight changes of one injection, for any method.
 
 use super::detector::PlantedFfn;
 use crate::method::edit::Edit;
@@ -6,9 +6,9 @@ use crate::method::edit::Edit;
 /// The changes to one file.
 #[derive(Debug, Clone)]
 pub enum Edits {
-    /// A rank-one term in each of some writers.
+    /// Rank-one terms, one for each edited writer.
     Linear(Vec<Edit>),
-    /// Neurons of some feed-forward networks.
+    /// Overwritten neurons, grouped by feed-forward network.
     Neurons(Vec<PlantedFfn>),
 }
 
@@ -25,7 +25,7 @@ impl From<Vec<Edit>> for Edits {
 }
 
 impl Edits {
-    /// Names of the tensors that change.
+    /// Returns the names of the tensors that change.
     pub fn tensors(&self) -> Vec<&str> {
         match self {
             Self::Linear(edits) => edits.iter().map(|edit| edit.tensor.as_str()).collect(),
@@ -41,12 +41,12 @@ impl Edits {
         }
     }
 
-    /// Whether `tensor` changes.
+    /// Returns whether `tensor` changes.
     pub fn touches(&self, tensor: &str) -> bool {
         self.tensors().contains(&tensor)
     }
 
-    /// Whether nothing does.
+    /// Returns whether nothing changes.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Linear(edits) => edits.is_empty(),
@@ -54,7 +54,7 @@ impl Edits {
         }
     }
 
-    /// The rank-one terms; none where neurons are changed.
+    /// Returns the rank-one terms; empty for [`Self::Neurons`].
     pub fn linear(&self) -> &[Edit] {
         match self {
             Self::Linear(edits) => edits,
@@ -62,7 +62,7 @@ impl Edits {
         }
     }
 
-    /// The neurons; none where rank-one terms are added.
+    /// Returns the neurons; empty for [`Self::Linear`].
     pub fn planted(&self) -> &[PlantedFfn] {
         match self {
             Self::Linear(_) => &[],

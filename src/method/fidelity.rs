@@ -1,5 +1,5 @@
-//! Whether a file does what the exact edit does: first-token distributions and hidden states of both
-//! on the same prompts.
+//! Compares a written file with the exact edit: first-token distributions and hidden states of both on the same
+//! prompts.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use crate::method::direction::SafetyDirection;
 use crate::util::null;
 use crate::util::stats::kl_divergence;
 
-/// What a model showed on the prompts of each kind.
+/// First-token logits and hidden states of a model on the prompts of each kind.
 pub struct Snapshot {
     /// Logits of the first answer token, `[harmful, harmless][n_prompt][n_vocab]`.
     logits: [Vec<Vec<f32>>; 2],
@@ -19,10 +19,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Of the model as it is now; `capture` names the residual stream.
+    /// Takes a snapshot of the model in its current state; `capture` must name the residual stream.
     ///
     /// # Errors
-    /// [`LlamaError`].
+    /// Returns [`LlamaError`] if the model cannot evaluate the prompts.
     pub fn of(engine: &mut dyn Engine, questions: &Questions, capture: &Capture) -> Result<Self, LlamaError> {
         let mut logits = [&questions.harmful, &questions.harmless].map(|texts| vec![Vec::new(); texts.len()]);
         let mut states = |(kind, texts): (usize, &[String])| {
@@ -38,7 +38,8 @@ impl Snapshot {
         Ok(Self { logits, residual })
     }
 
-    /// Mean of ŝᵀh over the prompts of one kind after each layer, `[n_layer]`; empty where there are none.
+    /// Returns the mean of ŝᵀh over the prompts of one kind after each layer, `[n_layer]`; empty if there are no
+    /// prompts.
     fn along(&self, kind: usize, direction: &SafetyDirection) -> Vec<f64> {
         let states = &self.residual[kind];
         if states.n_prompt() == 0 {
@@ -47,7 +48,7 @@ impl Snapshot {
         (0..states.residual.shape()[1]).map(|layer| dot(states.mean(layer), direction)).collect()
     }
 
-    /// Mean KL(self ‖ other) of the first answer token, nats: harmful and harmless prompts.
+    /// Returns the mean KL(self ‖ other) of the first answer token on harmful and on harmless prompts, in nats.
     fn kl(&self, other: &Self) -> [f64; 2] {
         std::array::from_fn(|kind| {
             let pairs = self.logits[kind].iter().zip(&other.logits[kind]);
@@ -57,31 +58,31 @@ impl Snapshot {
     }
 }
 
-/// ŝᵀh, f64 accumulators.
+/// Returns ŝᵀh, with f64 accumulators.
 fn dot(h: impl IntoIterator<Item = f64>, direction: &SafetyDirection) -> f64 {
     h.into_iter().zip(direction.unit()).map(|(h, &s)| h * f64::from(s)).sum()
 }
 
-/// How near a written file comes to the exact edit.
+/// How closely a written file matches the exact edit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
-    /// Shift of the residual stream along ŝ on harmful prompts, last token, after each layer: the
-    /// file's over the exact edit's. 1 = the same; absent where the exact edit shifts by less than a
-    /// hundredth of its largest shift.
+    /// Shift of the residual stream along ŝ at the last token of harmful prompts, after each layer: the file's shift
+    /// divided by the exact edit's. 1 means no difference; `None` where the exact edit shifts by at most a hundredth of
+    /// its largest shift.
     pub shift: Vec<Option<f64>>,
-    /// Σ shift·exact / Σ exact² over the layers: one figure for all of them.
+    /// Summary over all layers: Σ file·exact / Σ exact², where both are shifts.
     #[serde(deserialize_with = "null::or_nan")]
     pub mean_shift: f64,
     /// Mean first-token KL(exact ‖ file) on harmful prompts, nats.
     #[serde(deserialize_with = "null::or_infinity")]
     pub kl_harmful: f64,
-    /// The same on harmless prompts.
+    /// Mean first-token KL(exact ‖ file) on harmless prompts, nats.
     #[serde(deserialize_with = "null::or_infinity")]
     pub kl_harmless: f64,
 }
 
 impl Fidelity {
-    /// Of `file` against `exact`, both as changes of `base`.
+    /// Compares `file` with `exact`, both as changes of `base`.
     pub fn of(base: &Snapshot, exact: &Snapshot, file: &Snapshot, direction: &SafetyDirection) -> Self {
         let harmful = |s: &Snapshot| s.along(0, direction);
         let from_base =
@@ -97,12 +98,12 @@ impl Fidelity {
     }
 }
 
-/// Where prompts lie along ŝ before and after: ŝᵀh of the residual stream at the last prompt token, in
-/// its own units.
+/// Positions of prompts along ŝ before and after the edit: ŝᵀh of the residual stream at the last prompt token, in
+/// units of the residual stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Projections {
-    /// The layer after which [`Moved::before`] and [`Moved::after`] were taken: the last that was edited, where
-    /// all of the push is in the stream.
+    /// Layer after which [`Moved::before`] and [`Moved::after`] were taken: the last edited one, after which the
+    /// residual stream holds the whole push.
     pub layer: usize,
     /// Prompts that should be refused.
     pub harmful: Moved,
@@ -112,21 +113,21 @@ pub struct Projections {
     pub borderline: Moved,
 }
 
-/// Projections of the prompts of one kind, f32 so that they are short in JSON.
+/// Projections of the prompts of one kind, in f32 to keep the JSON short.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Moved {
-    /// Of each prompt, of the base.
+    /// Projection of each prompt in the base.
     pub before: Vec<f32>,
-    /// Of the same prompts, of the written file.
+    /// Projection of each prompt in the written file.
     pub after: Vec<f32>,
-    /// Mean after each layer, of the base.
+    /// Mean projection after each layer in the base.
     pub mean_before: Vec<f32>,
-    /// The same of the written file.
+    /// Mean projection after each layer in the written file.
     pub mean_after: Vec<f32>,
 }
 
 impl Projections {
-    /// Of `base` and `file` on `direction`; of single prompts after `layer`, which the model must have.
+    /// Projects `base` and `file` on `direction`, with single prompts after `layer`, which the model must have.
     pub fn of(base: &Snapshot, file: &Snapshot, direction: &SafetyDirection, layer: usize) -> Self {
         let prompts = |s: &Snapshot, kind: usize| -> Vec<f32> {
             let states = &s.residual[kind];
@@ -145,7 +146,7 @@ impl Projections {
         Self { layer, harmful, harmless, borderline }
     }
 
-    /// Harmful, harmless, borderline.
+    /// Returns the projections of harmful, harmless, and borderline prompts, in this order.
     pub fn by_kind(&self) -> [&Moved; 3] {
         [&self.harmful, &self.harmless, &self.borderline]
     }

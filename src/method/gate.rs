@@ -1,38 +1,36 @@
-//! The right factors of an edit, chosen from what the writers are given to read: gates that open on
-//! harmful prompts and stay shut on everything else.
+//! The right factors of an edit, learned from the writers' inputs: gates that open on harmful prompts and stay shut on
+//! everything else.
 //!
-//! The published right factor w̄ pushes on every token, with a sign that nobody controls. Gates are learned
-//! instead, those of all edited writers together, because it is their sum that moves the stream. Writer w
-//! pushes by `u_wᵀx_w` along ŝ, and at a token all W of them push by `f = Σ_w u_wᵀx_w / W`. f is to move the
-//! odds with which the model itself begins a refusal, m, across the line by a margin, and no further:
+//! The published right factor w̄ pushes on every token, with a sign that is left to chance. Gates are learned instead,
+//! for all edited writers together, because their sum moves the residual stream. Writer w pushes by `u_wᵀx_w` along ŝ,
+//! and at one token all W writers together push by `f = Σ_w u_wᵀx_w / W`. Let m be the log-odds that the model by
+//! itself begins a refusal; f should move m to the right side of 0 by a margin M, and no further:
 //!
 //! ```text
 //! min  Σ_harmful ln(1 + e^(M − m − f)) / N  +  κ Σ_others ln(1 + e^(M + m + f)) / N
 //!   +  η/2 Σ_harmless f² / N  +  τ/2 E_tokens f²  +  λ/2 Σ_w ‖u_w‖² s_w / W
 //! ```
 //!
-//! What a push does to the odds depends on where it is made: the one of an early layer is turned and
-//! amplified by those after it. So `f = Σ_w c_w u_wᵀx_w / W` with the effects c_w of the writers
-//! ([`effects`]), 1 until they were measured. Without them a prompt whose pushes cancel out in the sum is
-//! still moved.
+//! The effect of a push on the odds depends on where it is made: later layers turn and amplify the push of an early
+//! one. So `f = Σ_w c_w u_wᵀx_w / W` with the effects c_w of the writers ([`effects`]), which are 1 until they are
+//! measured. Without them, a prompt is still moved even if its pushes cancel in the sum.
 //!
-//! The first three sums run over the last prompts' tokens (the very last and those of the template before it,
-//! which all prompts share): the answer is read off the last, but what is pushed at the others reaches it
-//! through attention, and a gate that was only taught the last token opens on borderline prompts there.
-//! *Others* are harmless and borderline prompts; only harmless ones are to be left as they are beyond that. The
-//! expectation runs over tokens inside prompts of all kinds. `s_w` is the mean squared input, so that every
-//! writer counts alike. A harmful prompt that is refused anyway, and another one that is answered anyway,
-//! ask for nothing.
+//! The first three sums run over the end tokens of each prompt: the last one and the template tokens before it, which
+//! all prompts share. The answer is read from the last token, but pushes at the other tokens reach it through
+//! attention, and a gate trained on the last token alone opens on borderline prompts at the others. *Others* are
+//! harmless and borderline prompts; the third sum also keeps harmless prompts unchanged. The expectation runs over
+//! tokens inside prompts of all kinds. `s_w` is the mean squared input, so that every writer has the same weight. A
+//! harmful prompt that the model already refuses and another prompt that it already answers contribute almost nothing.
 //!
-//! It is solved in the dual: u_w = c_w X_wᵀa/s_w with one a `[R]` for all writers, from `K = Σ_w c_w² X_w X_wᵀ/(s_w W)`
-//! `[R][R]`, so that no `n_in × n_in` matrix is ever made (28,672² floats are 3 GB) and R, some two thousand
-//! tokens, is all that counts. The logistic terms are bounded by parabolas of curvature ¼, whose minimum is
-//! found again and again with one and the same Cholesky factor; each step lowers the loss.
+//! The problem is solved in the dual: u_w = c_w X_wᵀa/s_w with one a `[R]` for all writers, from
+//! `K = Σ_w c_w² X_w X_wᵀ/(s_w W)` `[R][R]`. So no `n_in × n_in` matrix is ever built (28,672² floats are 3 GB), and
+//! the cost depends only on R, about two thousand tokens. Each logistic term is bounded by a parabola of curvature ¼.
+//! The minimum of the bound is found repeatedly with a single Cholesky factor; each step lowers the loss.
 //!
-//! A mixture of experts is one wide writer whose input is 0 but for the experts that a token is routed to
-//! ([`rows`](crate::llama::activations::rows)), so that expert e gets `u_e = c_w Σ_i a_i p_ie x_ie / s_w` over the
-//! tokens i that it was given, with the weights p of the router. One that was given none gets 0: it is left
-//! alone.
+//! A mixture of experts is one wide writer whose input is 0 except for the experts that a token is routed to
+//! ([`rows`](crate::llama::activations::rows)). Expert e gets `u_e = c_w Σ_i a_i p_ie x_ie / s_w` over the tokens i
+//! that were routed to it, with the router weights p. For an expert that received no token, u_e is 0: it stays
+//! unchanged.
 
 use ndarray::{Array1, Array2};
 
@@ -44,54 +42,54 @@ use crate::util::linalg::{Cholesky, NotPositive};
 
 pub mod effects;
 
-/// Most steps of the minimisation.
+/// Maximum number of minimization steps.
 const MAX_STEPS: usize = 200;
-/// It ends when no push changes by more than this (log-odds).
+/// The minimization stops when no push changes by this much (log-odds) in one step.
 const CLOSE: f64 = 2e-3;
 
-/// The knobs of the regression.
+/// Hyperparameters of the regression.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub struct GateOptions {
-    /// λ.
+    /// λ, the ridge penalty.
     pub ridge: f64,
-    /// M: log-odds by which refusal and answer are to be clear.
+    /// M, the margin in log-odds.
     pub margin: f64,
-    /// η: how much it counts that harmless prompts are left as they are.
+    /// η, the weight of keeping harmless prompts unchanged.
     pub harmless: f64,
-    /// τ: how much the tokens inside prompts count beside the last ones.
+    /// τ, the weight of the tokens inside prompts.
     pub tokens: f64,
 }
 
-/// As `inject` has them; docs/notebook/linear-gates.md has what else was tried.
+/// The values that `inject` uses; docs/notebook/linear-gates.md lists the alternatives that were tried.
 impl Default for GateOptions {
     fn default() -> Self {
         Self { ridge: 1e-3, margin: 2.0, harmless: 4.0, tokens: 0.5 }
     }
 }
 
-/// What gates learn from: harmful, harmless and borderline prompts.
+/// Inputs for gate training: harmful, harmless, and borderline prompts, in this order.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingSet<'a> {
-    /// Inputs of every writer, in the plan's order, per kind.
+    /// Inputs of every writer, in the plan's order, for each kind of prompt.
     pub inputs: [&'a [WriterInputs]; 3],
-    /// m of every prompt: log-odds that the base begins a refusal; 0 where nothing is known.
+    /// m of every prompt: log-odds that the base begins a refusal; 0 if missing.
     pub odds: [&'a [f64]; 3],
 }
 
-/// Why there are no gates.
+/// Why no gates were learned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GateError {
-    /// No writer has inputs.
-    #[error("the inputs of the {writers} writers to be edited were not captured or are not finite")]
+    /// No writer has usable inputs, or there are no harmful prompts.
+    #[error("expected finite inputs of the {writers} writers to edit, found none")]
     Inputs {
-        /// How many there are.
+        /// Number of writers to edit.
         writers: usize,
     },
     /// The regression has no solution.
     #[error(transparent)]
     Singular(#[from] NotPositive),
-    /// The inputs do not tell harmful prompts from the others.
-    #[error("the writers' inputs do not tell harmful prompts from the others")]
+    /// The learned gates do not push harmful prompts.
+    #[error("the writers' inputs do not separate harmful prompts from the others")]
     Blind,
 }
 
@@ -104,16 +102,16 @@ impl Hint for GateError {
 /// One row of the regression: a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Row {
-    /// One of the last of a prompt: its kind, and m.
+    /// A token at the end of a prompt: the prompt's kind, and m.
     End { kind: usize, odds: f64 },
-    /// Inside a prompt.
+    /// A token inside a prompt.
     Inside,
 }
 
 const HARMFUL: usize = 0;
 const BORDERLINE: usize = 2;
 
-/// What the rows of `writer` are.
+/// Returns the description of each row of `writer`.
 fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
     let mut rows = Vec::new();
     for (kind, inputs) in training_set.inputs.iter().enumerate() {
@@ -128,8 +126,8 @@ fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
     rows
 }
 
-/// All rows of `writer`, kind by kind: last tokens, those before them, tokens inside. `None` where one is
-/// missing.
+/// Returns all rows of `writer`: for each kind of prompt the last tokens and those before them, then the tokens inside
+/// prompts of each kind. `None` if a row is missing or not finite.
 fn features<'a>(training_set: &TrainingSet<'a>, writer: usize, n_row: usize) -> Option<Rows<'a>> {
     let inputs = training_set.inputs.map(|of_kind| &of_kind[writer]);
     let ends = inputs.iter().flat_map(|i| [i.rows(Part::Last), i.rows(Part::Tail)]);
@@ -137,23 +135,25 @@ fn features<'a>(training_set: &TrainingSet<'a>, writer: usize, n_row: usize) -> 
     (rows.x.nrows() == n_row && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
 }
 
-/// What the regression knows of a set of writers.
+/// The kernel of the regression for a set of writers.
 pub struct Kernel<'a> {
     training_set: TrainingSet<'a>,
     rows: Vec<Row>,
-    /// Writers with inputs, and c_w/s_w.
+    /// Index and c_w/s_w of each writer with usable inputs.
     writers: Vec<(usize, f64)>,
-    /// K in the lower triangle.
+    /// K, in the lower triangle.
     gram: Array2<f64>,
 }
 
 impl<'a> Kernel<'a> {
-    /// Of `writers` (indices into the plan); those whose rows are not all there (the last layer, of
-    /// which llama.cpp computes the last tokens only) are left out. `effects` has c_w of every writer of
-    /// the plan; without it all are 1. `step` hears of each.
+    /// Builds the kernel of `writers` (indices into the plan).
+    ///
+    /// Writers with missing rows are left out, such as those of the last layer, of which llama.cpp computes only the
+    /// last tokens. `effects` holds c_w of every writer of the plan; without it, all are 1. `step` is called after each
+    /// writer.
     ///
     /// # Errors
-    /// [`GateError::Inputs`] when none is left.
+    /// Returns [`GateError::Inputs`] if no writer is left or there are no harmful prompts.
     pub fn of(
         training_set: TrainingSet<'a>,
         writers: &[usize],
@@ -184,12 +184,15 @@ impl<'a> Kernel<'a> {
         Ok(kernel)
     }
 
-    /// The right factor of each of `n_writer` writers at κ = `contrast`, all on one scale: their sum over
-    /// harmful last tokens is 1 in the mean. With κ = 0 all other prompts are to be left alone. A writer whose
-    /// pushes do nothing (c_w = 0) has none.
+    /// Returns the right factor of each of `n_writer` writers at κ = `contrast`, on a common scale: the mean of their
+    /// summed push over harmful last tokens is 1.
+    ///
+    /// With κ = 0, the gates are only trained to leave all other prompts unchanged. A writer whose pushes have no
+    /// effect (c_w = 0) gets `None`.
     ///
     /// # Errors
-    /// [`GateError`].
+    /// Returns [`GateError::Singular`] if the regression has no solution, and [`GateError::Blind`] if the gates do not
+    /// push harmful prompts.
     pub fn right_factors(
         &self,
         contrast: f64,
@@ -216,8 +219,8 @@ impl<'a> Kernel<'a> {
         Ok(rights)
     }
 
-    /// a `[R]`: with curvatures h and parabolas' minima t, `(S K S + λI) y = S t`, S = diag(√h); then
-    /// `a = S y` and `f = K a = t − λ y/S`.
+    /// Returns the dual solution a `[R]`. With the curvatures h and the minima t of the parabolas,
+    /// `(S K S + λI) y = S t`, S = diag(√h); then `a = S y` and `f = K a = t − λ y/S`.
     fn solve(&self, contrast: f64, options: &GateOptions) -> Result<Vec<f64>, GateError> {
         let terms = self.terms(contrast, options);
         let root: Vec<f64> = terms.iter().map(|t| t.curvature.sqrt()).collect();
@@ -245,7 +248,7 @@ impl<'a> Kernel<'a> {
         Ok(solution.iter().zip(&root).map(|(y, r)| y * r).collect())
     }
 
-    /// What each row asks for.
+    /// Returns the loss term of each row.
     fn terms(&self, contrast: f64, options: &GateOptions) -> Vec<Term> {
         let n_end = self.rows.iter().filter(|r| **r != Row::Inside).count().max(1) as f64;
         let n_inside = (self.rows.len() as f64 - n_end).max(1.0);
@@ -268,13 +271,13 @@ fn is_harmful(row: &Row) -> bool {
 
 /// One term of the loss, as the parabola that bounds it.
 struct Term {
-    /// Its curvature.
+    /// Curvature of the parabola.
     curvature: f64,
-    /// +1 to be refused, −1 to be answered, 0 to be left alone.
+    /// +1 for a prompt to refuse, −1 for one to answer, 0 for one to leave unchanged.
     side: f64,
-    /// `M − side·m`: what is missing.
+    /// `M − side·m`, the log-odds that are missing to reach the margin.
     missing: f64,
-    /// Share of the curvature that is the logistic term's.
+    /// Share of the curvature that comes from the logistic term.
     logistic: f64,
 }
 
@@ -287,13 +290,13 @@ impl Term {
         Self { curvature: weight, side: 0.0, missing: 0.0, logistic: 0.0 }
     }
 
-    /// The same, and `weight/2 f²`.
+    /// Adds `weight/2 f²`.
     fn and_quiet(self, weight: f64) -> Self {
         let curvature = self.curvature + weight;
         Self { curvature, logistic: self.curvature / curvature, ..self }
     }
 
-    /// Where the parabola that touches the term at `push` is least.
+    /// Returns where the parabola that touches the term at `push` has its minimum.
     fn minimum(&self, push: f64) -> f64 {
         let lacking = self.missing - self.side * push;
         self.logistic * (push + 4.0 * self.side / (1.0 + (-lacking).exp()))

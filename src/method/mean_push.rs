@@ -1,4 +1,4 @@
-//! The mean push of an edit, which is all of it that a [`ControlVector`] can hold.
+//! The mean push of an edit: the only part of it that a [`ControlVector`] can represent.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,16 @@ use crate::arch::plan::{Plan, ResidualWriter};
 use crate::llama::{ControlVector, LlamaError};
 use crate::method::edit::Edit;
 
-/// Architectures whose graph leaves control vectors out, without a word, although it can be edited.
+/// Architectures that can be edited but whose llama.cpp graph silently ignores control vectors.
 const WITHOUT: [&str; 1] = ["plamo2"];
 
-/// `v(l) = Σ_w r_w α (rightᵀ x̄_w) left` over the edited writers w of block l, f64 accumulators; x̄_w is
-/// the writer's mean input at the last token of harmful prompts, which `mean` gives `[n_in]` by the
-/// tensor's name, and r_w the factor of what it writes.
+/// Returns `v(l) = Σ_w r_w α (rightᵀ x̄_w) left` over the edited writers w of each block l, with f64 accumulators.
+///
+/// x̄_w is the writer's mean input at the last token of harmful prompts, which `mean` returns by tensor name
+/// (`[n_in]`); r_w is the factor by which the model scales the writer's output.
 ///
 /// # Errors
-/// [`LlamaError::ControlVector`] when nothing of the edit can be in a control vector.
+/// Returns [`LlamaError::ControlVector`] if no part of the edit fits in a control vector.
 pub fn mean_push<'a>(
     plan: &Plan,
     edits: &[Edit],
@@ -37,13 +38,14 @@ pub fn mean_push<'a>(
         sums.into_iter().map(|(layer, sum)| (layer, sum.iter().map(|&v| v as f32).collect())).collect();
     if by_layer.is_empty() {
         let why = left_out.first().map_or("the edit is empty", |(_, why)| why);
-        let reason = format!("nothing of this edit can be in a control vector: {why}");
+        let reason = format!("no part of this edit fits in a control vector: {why}");
         return Err(LlamaError::ControlVector { reason });
     }
     Ok(ControlVector { n_embd, n_layer: plan.n_layer, by_layer, left_out })
 }
 
-/// α r (rightᵀ x̄): how far one writer pushes along its left factor, or why that is not known.
+/// Returns α r (rightᵀ x̄), the push of one writer along its left factor, or the reason why a control vector cannot
+/// hold it.
 fn push_of(
     plan: &Plan,
     writer: &ResidualWriter,
@@ -51,16 +53,16 @@ fn push_of(
     mean: Option<&[f32]>,
 ) -> Result<f64, &'static str> {
     if WITHOUT.contains(&plan.architecture.as_str()) {
-        return Err("llama.cpp's graph of this architecture has no place for it");
+        return Err("llama.cpp ignores control vectors for this architecture");
     }
     if writer.layer == 0 {
         return Err("a control vector cannot reach block 0");
     }
     if writer.post_norm.is_some() {
-        return Err("a norm follows the matrix, and how much it lets through depends on the prompt");
+        return Err("a norm follows the matrix, so its push depends on the prompt");
     }
     let mean = mean.filter(|mean| mean.len() == edit.right.len());
-    let mean = mean.ok_or("its mean input is not known (experts that were not looked at)")?;
+    let mean = mean.ok_or("its mean input is unknown (inputs of its experts were not captured)")?;
     let dot: f64 = mean.iter().zip(&edit.right).map(|(&x, &r)| f64::from(x) * f64::from(r)).sum();
     Ok(edit.alpha * writer.residual_scale * dot)
 }
@@ -126,7 +128,7 @@ mod tests {
         let nothing = mean_push(&plan, &edits[..1], &mean).unwrap_err().to_string();
         assert!(nothing.contains("cannot reach block 0"), "{nothing}");
         let unknown = mean_push(&plan, &edits[1..], &|_| None).unwrap_err().to_string();
-        assert!(unknown.contains("experts that were not looked at"), "{unknown}");
+        assert!(unknown.contains("experts were not captured"), "{unknown}");
     }
 
     #[test]

@@ -1,33 +1,34 @@
-//! The norm between a matrix and the stream: which left factor pushes along a direction, and what reaches the stream.
+//! The norm between a matrix and the residual stream: which left factor pushes along a direction through it, and what
+//! part of a change reaches the stream.
 //!
-//! Where an RMS norm with gain g follows W, a block adds `y = g ⊙ z / rms(z)` to the stream, z = W x. A change of W
-//! moves that, to first order in ΔW, by
+//! If an RMS norm with gain g follows W, a block adds `y = g ⊙ z / rms(z)` to the stream, z = W x. To first order in
+//! ΔW, a change of W moves y by
 //!
 //! ```text
 //! δy = [g ⊙ ΔW x − (zᵀΔW x / ‖z‖²) g ⊙ z] / rms(z)
 //! ```
 //!
-//! The second term makes y as a whole shorter or longer. It is left out: rms(z) counts as a constant, so what ΔW = l rᵀ
-//! moves in the stream lies along `g ⊙ l`. How far a change pushes is therefore measured by ŝᵀ(g ⊙ ΔW).
+//! The second term scales y as a whole. It is neglected: rms(z) is treated as a constant, so ΔW = l rᵀ moves the stream
+//! along `g ⊙ l`. The push of a change is therefore measured as ŝᵀ(g ⊙ ΔW).
 //!
-//! **Left factor.** `l = ŝ ⊘ g` would put g ⊙ l exactly along ŝ, and nearly all of the edit into the rows with the smallest
-//! gains, through which almost nothing passes. Of all unit vectors that send a given part of g ⊙ l along ŝ, the one that
-//! pushes furthest, with the largest ŝᵀ(g ⊙ l), has the form
+//! **Left factor.** `l = ŝ ⊘ g` would put g ⊙ l exactly along ŝ, but nearly all of the edit into the rows with the
+//! smallest gains, through which almost nothing passes. Among all unit vectors with a given share of g ⊙ l along ŝ, the
+//! one with the largest push ŝᵀ(g ⊙ l) has the form
 //!
 //! ```text
 //! l ∝ g ⊙ ŝ ⊘ (g² + λ),   λ = argmax push · cos¹²,   push = ŝᵀ(g ⊙ l)/‖l‖,   cos = ŝᵀ(g ⊙ l)/‖g ⊙ l‖
 //! ```
 //!
-//! So a hundredth of the cosine is given up where it buys twelve hundredths of push per change of the matrix. With equal
-//! gains l = ŝ; gains that are 0 or next to it are left out, however many they are.
+//! So the choice gives up 1 % of the cosine if that gains 12 % of push per change of the matrix. With equal gains, l =
+//! ŝ. Rows with gains at or near 0 get no edit, however many there are.
 
-/// Exponent of the cosine.
+/// Exponent of the cosine in the choice of λ.
 const PURITY: i32 = 12;
-/// λ that are tried, as eighths of powers of 10 times the largest g².
+/// Values of λ to try: 10^(exponent/8) times the largest g².
 const EXPONENTS: std::ops::RangeInclusive<i32> = -96..=16;
 
-/// The unit vector l of the module's head for the direction `s` of any length, and how far it pushes along it,
-/// ŝᵀ(g ⊙ l); f64 `[n_embd]`. Zeros and 0 where no gain lets any of `s` through.
+/// Returns the left factor l (see the module documentation) for the direction `s` of any length, and its push ŝᵀ(g ⊙
+/// l); f64 `[n_embd]`. Returns zeros and 0 if no gain passes any part of `s`.
 pub fn through(s: &[f64], gain: &[f32]) -> (Vec<f64>, f64) {
     let largest = gain.iter().fold(0.0f32, |most, g| most.max(g.abs()));
     let length = s.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -48,7 +49,7 @@ pub fn through(s: &[f64], gain: &[f32]) -> (Vec<f64>, f64) {
     (left, f64::from(largest) * best.push())
 }
 
-/// What a λ makes of l = g ⊙ ŝ ⊘ (g² + λ).
+/// Sums over l = g ⊙ ŝ ⊘ (g² + λ) for one λ.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     lambda: f64,
@@ -61,7 +62,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Of (ŝ, g).
+    /// Computes the sums from pairs (ŝ, g).
     fn of(pairs: &[(f64, f64)], lambda: f64) -> Self {
         let mut sums = Self { lambda, ..Self::default() };
         for &(s, g) in pairs {
@@ -77,27 +78,26 @@ impl Sums {
         self.along / self.squares.sqrt().max(f64::MIN_POSITIVE)
     }
 
-    /// push · cos¹².
+    /// Returns push · cos¹².
     fn worth(&self) -> f64 {
         let cosine = self.along / self.reached.sqrt().max(f64::MIN_POSITIVE);
         self.push() * cosine.powi(PURITY)
     }
 }
 
-/// The norm behind an edited matrix: what of a change reaches the stream.
+/// The norm after an edited matrix, which determines what part of a change reaches the residual stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PostNorm {
-    /// g, f32 `[n_embd]`.
+    /// Gain g, f32 `[n_embd]`.
     pub gain: Vec<f32>,
-    /// m = g ⊙ ŝ / push, f32 `[n_embd]`: mᵀΔ is how far a change Δ pushes the stream along ŝ, per column, where ΔW = l rᵀ
-    /// pushes by r.
+    /// m = g ⊙ ŝ / push, f32 `[n_embd]`: mᵀΔ is the push of a change Δ along ŝ, per column; for ΔW = l rᵀ it is r.
     pub along: Vec<f32>,
-    /// ŝᵀ(g ⊙ l).
+    /// Push of the left factor, ŝᵀ(g ⊙ l).
     pub push: f64,
 }
 
 impl PostNorm {
-    /// l for ŝ `[n_embd]`, a unit vector, and the norm as its edit meets it.
+    /// Returns the left factor l for the unit vector ŝ `[n_embd]`, and the norm with the derived m and push.
     pub fn meet(unit: &[f32], gain: &[f32]) -> (Vec<f32>, Self) {
         let s: Vec<f64> = unit.iter().map(|&v| f64::from(v)).collect();
         let (left, push) = through(&s, gain);
@@ -118,7 +118,7 @@ mod tests {
         random(0, N, seed).unwrap().unit().iter().map(|&v| f64::from(v)).collect()
     }
 
-    /// Gains over several powers of ten, as those of gemma-3: e to the normal numbers of `seed`.
+    /// Gains over several powers of ten, like those of gemma-3: e to the power of normal numbers from `seed`.
     fn gains(spread: f64, seed: u64) -> Vec<f32> {
         direction(seed).iter().map(|v| (spread * v * (N as f64).sqrt()).exp() as f32).collect()
     }
@@ -131,7 +131,7 @@ mod tests {
         left.iter().zip(gain).map(|(l, &g)| l * f64::from(g)).collect()
     }
 
-    /// push and cosine of a left factor of any length.
+    /// Returns the push and cosine of a left factor of any length.
     fn measured(s: &[f64], left: &[f64], gain: &[f32]) -> (f64, f64) {
         let reached = seen(left, gain);
         let along = dot(s, &reached);
@@ -147,7 +147,7 @@ mod tests {
             let (found, cosine) = measured(&s, &left, &gain);
             assert!((dot(&left, &left) - 1.0).abs() < 1e-9 && (push / found - 1.0).abs() < 1e-6, "{spread}");
             assert!(cosine > 0.9, "{spread}: {cosine}");
-            // Purer or stronger, but not worth more: nearer to ŝ ⊘ g, and to g ⊙ ŝ.
+            // Moving toward ŝ ⊘ g makes it purer and toward g ⊙ ŝ stronger, but neither is worth more.
             let worth = |(push, cosine): (f64, f64)| push * cosine.powi(PURITY);
             for power in [-1, 1] {
                 let other: Vec<f64> =
@@ -193,7 +193,7 @@ mod tests {
         let (left, norm) = PostNorm::meet(&unit, &gain);
         let sum = |of: &[f32]| norm.along.iter().zip(of).map(|(m, v)| f64::from(m * v)).sum::<f64>();
         assert!((sum(&left) - 1.0).abs() < 1e-5);
-        // What lies across ŝ in the stream counts nothing, however far it moves the matrix.
+        // A change orthogonal to ŝ in the stream does not count, however much it changes the matrix.
         let mut across = vec![0.0f32; N];
         (across[0], across[1]) = (unit[1] / gain[0], -unit[0] / gain[1]);
         assert!(sum(&across).abs() < 1e-6, "{}", sum(&across));

@@ -1,5 +1,4 @@
-//! How an edit gets into a tensor's bytes: kept by error diffusion, rounded to nearest, or in a wider
-//! type.
+//! Writes edits into quantized tensors: by error diffusion, by rounding to nearest, or in a wider type.
 
 use std::str::FromStr;
 
@@ -9,19 +8,19 @@ use crate::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
 use crate::quant::{self, QuantError, neuron};
 use crate::util::linalg;
 
-/// How edited tensors are quantized again.
+/// How edited tensors are requantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requant {
-    /// Codes are moved on each block's own grid so that the edit arrives ([`quant::preserve`]).
+    /// Moves codes on each block's own grid so that the edit is kept ([`quant::preserve`]).
     Preserve,
-    /// Every block is quantized anew, to nearest, as `llama-quantize` does: loses small edits.
+    /// Quantizes every block again by rounding to nearest, like `llama-quantize`; loses small edits.
     Nearest,
-    /// As [`Requant::Preserve`], but edited tensors of fewer bits become this type.
+    /// Like [`Requant::Preserve`], but converts edited tensors with fewer bits to this type.
     Promote(GgmlType),
 }
 
 impl Requant {
-    /// The name in reports and provenance keys.
+    /// Returns the name used in reports and provenance keys.
     pub fn name(self) -> String {
         match self {
             Self::Preserve => "preserve".into(),
@@ -30,7 +29,7 @@ impl Requant {
         }
     }
 
-    /// The type that an edited tensor of `ggml_type` gets.
+    /// Returns the type in which an edited tensor of `ggml_type` is written.
     pub fn type_for(self, ggml_type: GgmlType) -> GgmlType {
         match self {
             Self::Promote(wider) if bits(ggml_type) < bits(wider) => wider,
@@ -39,7 +38,7 @@ impl Requant {
     }
 }
 
-/// What an edit changes of a tensor.
+/// The part of a tensor that an edit changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// All values of a writer.
@@ -51,10 +50,11 @@ pub enum Part {
 }
 
 impl Requant {
-    /// Refuses a tensor whose `part` cannot be written: what would fail after the search.
+    /// Checks that `part` of a tensor can be written, so that an edit does not fail after the search.
     ///
     /// # Errors
-    /// [`EditError::Unwritable`]; [`EditError::NoSingleCodes`] for columns of codebook types.
+    /// Returns [`EditError::NoSingleCodes`] for columns of codebook types, and [`EditError::Unwritable`] for everything
+    /// else that cannot be written.
     pub fn check(self, tensor: &TensorInfo, part: Part) -> Result<(), EditError> {
         let ggml_type = self.type_for(tensor.ggml_type);
         if part == Part::Columns && !neuron::has_single_codes(ggml_type) {
@@ -71,14 +71,14 @@ impl Requant {
         match part {
             _ if rounded => unroundable(tensor, ggml_type),
             Part::Matrix => (!can_preserve(ggml_type)).then_some(Unwritable::NoGrid),
-            // A row is rounded with the moments of its inputs as importances.
+            // Rows are rounded with the second moments of their inputs as importances.
             Part::Rows => (!ggml_type.can_quantize()).then_some(Unwritable::NoEncoder),
             Part::Columns => undecodable(ggml_type),
         }
     }
 }
 
-/// Why the values of `tensor` cannot be rounded to the nearest of `ggml_type`, if they cannot.
+/// Returns why the values of `tensor` cannot be rounded to nearest in `ggml_type`, or `None` if they can.
 pub fn unroundable(tensor: &TensorInfo, ggml_type: GgmlType) -> Option<Unwritable> {
     let (n, block) = (tensor.ne[0], ggml_type.block_len());
     match ggml_type {
@@ -90,18 +90,18 @@ pub fn unroundable(tensor: &TensorInfo, ggml_type: GgmlType) -> Option<Unwritabl
 }
 
 fn undecodable(ggml_type: GgmlType) -> Option<Unwritable> {
-    // No row at all: only whether there is a decoder.
+    // Decodes zero rows, only to find out whether there is a decoder.
     let decoded = quant::dequantize(ggml_type, ggml_type.block_len() as usize, &[], &mut []);
     decoded.is_err().then_some(Unwritable::NoDecoder(ggml_type))
 }
 
-/// What does not grow with the model while a tensor is written or verified: buffers, decoded runs of rows of each
-/// thread.
+/// Bytes used while a tensor is written or verified that do not grow with the model: buffers, and decoded runs of rows
+/// of each thread.
 const BUFFERS: u64 = 64 << 20;
 
 impl Requant {
-    /// Bytes that writing and verifying an edit of `tensor` hold at most: the tensor as it was and, unless its codes
-    /// are changed where they are, as it becomes.
+    /// Returns the maximum number of bytes held while an edit of `tensor` is written and verified: the original tensor
+    /// and, unless its codes are changed in place, the new one.
     pub fn memory(self, tensor: &TensorInfo) -> u64 {
         let ggml_type = self.type_for(tensor.ggml_type);
         let in_place = self != Self::Nearest && ggml_type == tensor.ggml_type;
@@ -111,7 +111,7 @@ impl Requant {
     }
 }
 
-/// Bits per value.
+/// Returns the bits per value of a type.
 fn bits(ggml_type: GgmlType) -> f64 {
     8.0 * ggml_type.block_bytes() as f64 / ggml_type.block_len() as f64
 }
@@ -136,11 +136,11 @@ impl FromStr for Requant {
     }
 }
 
-/// The tensor's data with `edit`, in the type that `requant` gives it; `inputs` is what is known of the
-/// writer's inputs.
+/// Returns the tensor's data with `edit` applied, in the type that `requant` selects; `inputs` models the writer's
+/// inputs.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns [`EditError::Quant`] if the tensor cannot be converted.
 pub fn apply(
     edit: &Edit,
     info: &TensorInfo,
@@ -155,7 +155,7 @@ pub fn apply(
     preserved(edit, info, bytes, inputs)
 }
 
-/// Expert by expert, in place.
+/// Applies `edit` in place, expert by expert, by error diffusion.
 fn preserved(
     edit: &Edit,
     info: &TensorInfo,
@@ -180,7 +180,7 @@ fn preserved(
     Ok(bytes)
 }
 
-/// W + ΔW of the tensor's bytes, quantized to `ggml_type`, nearest.
+/// Returns W + ΔW, rounded to nearest in `ggml_type`.
 fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
     let n_in = info.ne[0] as usize;
     let n_embd = edit.left.len();
@@ -194,7 +194,7 @@ fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) ->
         }
     })?;
     if ggml_type == info.ggml_type {
-        // Rounding is not always its own inverse: what has no edit keeps its bytes.
+        // Decoding and rounding again does not always restore the bytes, so experts without an edit keep theirs.
         let per_expert = (bytes.len() / (edit.n_expert as usize).max(1)).max(1);
         let experts = written.chunks_mut(per_expert).zip(bytes.chunks(per_expert)).zip(edit.spared());
         experts.filter(|(_, spared)| *spared).for_each(|((new, old), _)| new.copy_from_slice(old));
@@ -202,29 +202,28 @@ fn nearest(edit: &Edit, info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) ->
     Ok(written)
 }
 
-/// The tensor through `dequantize → quantize` without any edit: the control that shows what
-/// requantization alone does.
+/// Passes the tensor through `dequantize → quantize` without any edit: the control that shows the effect of
+/// requantization alone.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns [`EditError::Quant`] if the tensor cannot be converted.
 pub fn requantize_only(info: &TensorInfo, bytes: &[u8]) -> Result<Vec<u8>, EditError> {
     convert(info, bytes, info.ggml_type)
 }
 
-/// The tensor's data in another type, each value rounded to the nearest.
+/// Converts the tensor's data to another type, rounding each value to nearest.
 ///
 /// # Errors
-/// [`EditError`] naming the tensor.
+/// Returns [`EditError::Quant`] if the tensor cannot be converted.
 pub fn convert(info: &TensorInfo, bytes: &[u8], ggml_type: GgmlType) -> Result<Vec<u8>, EditError> {
     requantize(info, bytes, ggml_type, &|_, _| ())
 }
 
-/// A change to a run of decoded rows: index of the first, and the values.
+/// A change to a run of decoded rows, given the index of the first row and the values.
 type ChangeRows<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
-/// Decodes `bytes` in runs of rows on all cores, lets `change` have each run, and encodes it as
-/// `ggml_type`, nearest. The split depends on the tensor alone, so the bytes do not depend on the
-/// machine.
+/// Decodes `bytes` in runs of rows on all cores, applies `change` to each run, and encodes it as `ggml_type`, rounding
+/// to nearest. The split into runs depends only on the tensor, so the bytes do not depend on the machine.
 fn requantize(
     info: &TensorInfo,
     bytes: &[u8],
@@ -286,7 +285,7 @@ mod tests {
         vec![0; info.data.end as usize]
     }
 
-    /// What is refused before the work is what would fail after it, for every pair of types.
+    /// For every pair of types, the check before the work rejects exactly what would fail during it.
     #[test]
     fn a_pair_of_types_is_refused_when_it_cannot_be_written() {
         let edit = |n: usize| Edit {

@@ -1,11 +1,12 @@
-//! Which edit is best, found in two steps: candidates (where the direction comes from, its layer, layers
-//! that are edited, how far borderline prompts are pushed the other way) are compared by the first token of the answer,
-//! each at the strength that spends the KL budget; then the best few generate answers, which are judged.
+//! Searches for the best edit in two steps.
 //!
-//! KL grows about with the square of the strength, so the strength that meets a budget is found in
-//! two or three probes that need no generation. The first token tells refusals well where the base
-//! opens its refusals alike ([`Evaluator::first_token_score`]); a model without such openings is judged by whole
-//! answers throughout.
+//! First, candidates (direction source, layer of the direction, edited layers, and how far borderline prompts are
+//! pushed the other way) are compared by the first token of the answer, each at the strength that uses up the KL
+//! budget. Then the best few generate answers, which are judged.
+//!
+//! KL grows approximately with the square of the strength, so two or three probes without generation are enough to find
+//! the strength that meets a budget. The first token indicates refusals well if the base begins its refusals alike
+//! ([`Evaluator::first_token_score`]); a model without such openings is always judged by whole answers.
 
 use std::time::{Duration, Instant};
 
@@ -31,44 +32,45 @@ use limits::{Limits, first_token_utility};
 pub use result::{Candidate, Probe, SearchResult, Trial};
 pub use settings::harder;
 
-/// Smallest strength that is tried.
+/// Smallest strength to try.
 const WEAKEST: f64 = 1e-4;
-/// Layers of the coarse look.
+/// Number of layers to probe for each direction source.
 const COARSE_LAYERS: usize = 3;
-/// Depths where a refusal direction can be pushed: earlier layers hold words rather than intent, and
-/// edits along directions of the last layers break the text.
+/// Depths at which a safety direction is usable: earlier layers encode words rather than intent, and edits along
+/// directions of the last layers break the text.
 const DEPTHS: std::ops::Range<f64> = 0.25..0.8;
-/// Shares of the best strength that are tried at the end, until one is noticeably worse than the one before it: where less
-/// does about as well, less is better.
+/// Shares of the best strength to try at the end, until one is noticeably worse than the one before it. Of two
+/// strengths that do about equally well, the smaller is better.
 const FINE_STRENGTHS: [f64; 2] = [0.75, 0.5];
 
-/// What is fixed by the user, and the budget.
+/// Settings that the user fixed, and the budget.
 #[derive(Debug, Clone, Copy)]
 pub struct SearchOptions {
-    /// Only this layer.
+    /// Restricts the search to this layer.
     pub layer: Option<usize>,
-    /// Only this strength.
+    /// Restricts the search to this strength.
     pub strength: Option<f64>,
-    /// Only this κ.
+    /// Restricts the search to this κ.
     pub contrast: Option<f64>,
-    /// Most mean first-token KL on harmless prompts, nats; `None` = as much as the model needs
-    /// ([`Self::allowed`]).
+    /// Maximum mean first-token KL on harmless prompts, nats; `None` for the default of the model ([`Self::allowed`]).
     pub max_kl: Option<f64>,
-    /// Most that refusals of harmless and of borderline prompts may rise above the base's, as a share; `None` alike.
+    /// Maximum rise of the refusal rates of harmless and of borderline prompts above the base's; `None` for the default
+    /// of the model.
     pub max_false_refusal: Option<f64>,
-    /// Candidates whose answers are generated and judged.
+    /// Number of candidates whose answers are generated and judged.
     pub trials: usize,
-    /// No new trial begins after this.
+    /// Time after which no new trial begins.
     pub time_budget: Option<Duration>,
-    /// Every trial asks all prompts, even one that cannot be the best any more: where an edit over the
-    /// limits may be taken.
+    /// Whether every trial asks all prompts, even if it can no longer be the best; needed if an edit over the limits
+    /// may be used.
     pub to_the_end: bool,
 }
 
 impl SearchOptions {
-    /// What an edit may cost: what the user says or what [`Allowed`] has for the model.
-    pub fn allowed(&self, refusal: Refusal) -> Allowed {
-        let default = Allowed::of(refusal);
+    /// Returns the allowed cost of an edit: the user's limits, else the [`Allowed`] defaults for a model that refuses
+    /// the share `own` of harmful prompts.
+    pub fn allowed(&self, refusal: Refusal, own: f64) -> Allowed {
+        let default = Allowed::of(refusal, own);
         Allowed {
             max_kl: self.max_kl.unwrap_or(default.max_kl),
             max_false_refusal: self.max_false_refusal.unwrap_or(default.max_false_refusal),
@@ -76,34 +78,36 @@ impl SearchOptions {
     }
 }
 
-/// What is tried with one direction source; the first of each is the default, the others are tried on the best
-/// layer of the best direction source: windows by their first tokens, κ by whole answers, for first tokens cannot tell them
-/// apart (docs/notebook/linear-gates.md).
+/// The search space of one direction source.
+///
+/// The first window and the first κ are the defaults. The others are tried on the best layer of the best direction
+/// source: windows by first tokens, κ by whole answers, because first tokens cannot distinguish values of κ
+/// (docs/notebook/linear-gates.md).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Space {
-    /// The direction source.
+    /// Where the direction comes from.
     pub direction_source: DirectionSource,
-    /// Only this layer; `None` = those at usable depths.
+    /// The only layer to try; `None` for layers at usable depths.
     pub layer: Option<usize>,
-    /// Layers whose writers are edited, as shares of the depth.
+    /// Windows of layers whose writers are edited, as shares of the depth.
     pub windows: Vec<(f64, f64)>,
-    /// κ of the gate.
+    /// Values of κ for the gates.
     pub contrasts: Vec<f64>,
-    /// First guess of the strength.
+    /// First strength to try.
     pub first_strength: f64,
-    /// The largest.
+    /// Largest strength to try.
     pub strongest: f64,
 }
 
-/// Probes of a direction source at most, where the user wants this `layer`.
+/// Returns the maximum number of probes of a direction source, where `layer` is the user's choice.
 pub fn n_probes(space: &Space, layer: Option<usize>) -> usize {
     space.layer.or(layer).map_or(COARSE_LAYERS, |_| 1) + space.windows.len() - 1
 }
 
-/// Why a search ended early.
+/// Why a search failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SearchError {
-    /// The model could not be asked.
+    /// The model could not be run.
     #[error(transparent)]
     Llama(#[from] LlamaError),
     /// An edit could not be made.
@@ -111,47 +115,47 @@ pub enum SearchError {
     Edit(#[from] EditError),
 }
 
-/// Makes the edits of a candidate at a strength.
+/// A function that makes the edits of a candidate at a strength.
 pub type MakeEdits<'a> = dyn Fn(&Candidate, f64) -> Result<Vec<LowRank>, SearchError> + 'a;
 
 /// The search over one model.
 pub struct Search<'a> {
     /// The model.
     pub engine: &'a mut dyn Engine,
-    /// Asks the search split.
+    /// Evaluates the model on the search split.
     pub evaluator: &'a Evaluator,
-    /// Asks [`FEW`](crate::eval::FEW) of it.
+    /// Evaluates the model on [`FEW`](crate::eval::FEW) prompts of the search split.
     pub few: &'a Evaluator,
-    /// The base's score on it.
+    /// Score of the base on the search split.
     pub base: Score,
-    /// From candidate and strength to edits.
+    /// Makes the edits of a candidate at a strength.
     pub make_edits: &'a MakeEdits<'a>,
-    /// What is fixed.
+    /// Fixed settings and budget.
     pub options: SearchOptions,
-    /// What is tried, by direction source.
+    /// Search space of each direction source.
     pub spaces: &'a [Space],
-    /// What an earlier run of the same search measured, and where this one's measurements go.
+    /// Measurements of an earlier run of the same search, to which this run adds its own.
     pub journal: &'a mut Journal,
 }
 
-/// Where the strength of a probe comes from.
+/// How the strength of a probe is determined.
 #[derive(Clone, Copy)]
 enum Strength {
     Given(f64),
-    /// Found by what it spends of the KL budget, beginning at `start`.
+    /// Chosen to use up the KL budget, beginning at `start`.
     Budget {
         start: f64,
     },
 }
 
-/// Hears what was found so far, and how many steps there will be in all.
+/// A callback that receives the result so far and the total number of steps.
 pub type SearchProgress<'a> = dyn FnMut(&SearchResult, usize) + 'a;
 
 impl<'a> Search<'a> {
-    /// Runs it.
+    /// Runs the search over a model of `n_layer` layers.
     ///
     /// # Errors
-    /// [`SearchError`].
+    /// Returns [`SearchError`] if the model cannot be run or an edit cannot be made.
     pub fn run(
         &mut self,
         n_layer: usize,
@@ -167,7 +171,7 @@ impl<'a> Search<'a> {
         let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let mut total = result.probes.len() + self.options.trials;
-        // At other strengths: one of two or three trials, two of more.
+        // Trials reserved for other strengths: one of two or three trials, two of four or more.
         let fine = (self.options.trials / 2).min(FINE_STRENGTHS.len());
         let fine = if self.options.strength.is_some() { 0 } else { fine };
         let whole = self.options.trials.saturating_sub(fine).max(1);
@@ -189,16 +193,17 @@ impl<'a> Search<'a> {
         Ok(result)
     }
 
-    /// The strength to try where the last trial passed the KL budget: the KL of one that was not measured anew may have grown faster
-    /// than others' does (with a power of 3.2 of the strength under the safety prompt in copies without refusal).
+    /// Returns the strength to try if the last trial exceeded the KL budget. Its KL at that strength may not have been
+    /// measured before, and it can grow faster than usual (with a power of 3.2 of the strength under the safety prompt
+    /// in copies without refusal).
     fn back_within(&self, result: &SearchResult) -> Option<f64> {
         let last = result.trials.last().filter(|_| self.options.strength.is_none())?;
         let spent = last.score.kl / self.limits().allowed().max_kl;
         (spent > 1.0).then(|| last.strength * budget::next(spent))
     }
 
-    /// Candidates in the order in which their answers are worth judging, each with a strength to begin at: the best, the
-    /// best of every other direction source that gained anything, the best with every other κ, then the others.
+    /// Returns the candidates in the order in which to judge their answers, each with a strength to begin at: the best,
+    /// the best of every other direction source that gained anything, the best with every other κ, then the others.
     fn finalists(&self, result: &SearchResult) -> Vec<(Candidate, f64)> {
         let (firsts, others) = result.ranked();
         let of = |probes: Vec<Probe>| probes.into_iter().map(|probe| (probe.candidate, probe.strength));
@@ -211,8 +216,8 @@ impl<'a> Search<'a> {
         finalists
     }
 
-    /// At most `count` trials at less strength than the best one, or, where nothing kept the limits, than the
-    /// most useful one. One that does about as well is better.
+    /// Runs at most `count` trials with less strength than the best trial or, if none kept the limits, than the most
+    /// useful one. A weaker edit that does about as well is better.
     fn less(
         &mut self,
         count: usize,
@@ -238,8 +243,8 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Compares candidates by their first tokens: layers of every direction source, then other windows at the best. Its neighbours
-    /// are as good as it is, so they are not tried.
+    /// Compares candidates by their first tokens: layers of every direction source, then other windows at the best
+    /// layer. The neighbors of that layer are not tried, because they are as good as it is.
     fn probe_all(
         &mut self,
         n_layer: usize,
@@ -267,8 +272,8 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Layers spread evenly over the usable depths. How well a layer separates is no guide: on
-    /// Qwen2.5-Coder-0.5B the layers with the highest AUROC are among the worst to push along.
+    /// Returns layers spread evenly over the usable depths. The separation of a layer is not a guide: on
+    /// Qwen2.5-Coder-0.5B, the directions of the layers with the highest AUROC are among the worst to push along.
     fn coarse_layers(&self, space: &Space, n_layer: usize) -> Vec<usize> {
         if let Some(layer) = space.layer.or(self.options.layer) {
             return vec![layer];
@@ -289,14 +294,15 @@ impl<'a> Search<'a> {
         spaces.iter().find(|s| s.direction_source == direction_source).unwrap_or(&spaces[0])
     }
 
-    /// Where the strength of the next probe comes from: the user, or the budget, beginning at that of the last probe.
+    /// Returns how the strength of the next probe is determined: by the user, or by the budget, beginning at the
+    /// strength of the last probe of `source`.
     fn next_strength(&self, source: DirectionSource, result: &SearchResult) -> Strength {
         let last = result.probes.last().filter(|p| p.candidate.direction_source == source);
         let last = last.map_or(self.space(source).first_strength, |p| p.strength);
         self.options.strength.map_or(Strength::Budget { start: last }, Strength::Given)
     }
 
-    /// Looks at the candidate's first tokens (at its answers, where the base has no openings).
+    /// Probes the first tokens of the candidate, or its answers if the base has no refusal openings.
     fn probe(
         &mut self,
         candidate: Candidate,
@@ -323,7 +329,8 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// The strength at which the candidate spends the budget on all harmless prompts, beginning at that of a few.
+    /// Returns the strength at which the candidate uses up the budget on all harmless prompts; `start` is the strength
+    /// found on a few.
     fn strength(&mut self, candidate: &Candidate, start: f64) -> Result<f64, SearchError> {
         if self.options.strength.is_some() {
             return Ok(start);
@@ -336,7 +343,8 @@ impl<'a> Search<'a> {
         Ok(strength)
     }
 
-    /// The strength at which the candidate spends the budget on the prompts of `evaluator`, beginning at `start`.
+    /// Returns the strength at which the candidate uses up the budget on the prompts of `evaluator`, beginning at
+    /// `start`.
     fn spending(
         &mut self,
         evaluator: &Evaluator,
@@ -349,8 +357,8 @@ impl<'a> Search<'a> {
         KlBudget { engine: self.engine, evaluator, max_kl, strongest }.strength(&make, start)
     }
 
-    /// The candidate's strength, by the budget on few prompts where it is not given, and what the model shows there: its
-    /// first tokens, or its whole `answers`.
+    /// Determines the candidate's strength, from the budget on few prompts if it is not given, and measures the model
+    /// there: its first tokens or, with `answers`, its whole answers.
     fn look(
         &mut self,
         candidate: &Candidate,
@@ -367,8 +375,8 @@ impl<'a> Search<'a> {
         Ok(Look { strength, first_tokens, score })
     }
 
-    /// Judges the answers of `candidate` at `strength`, which becomes the best if it keeps the limits and is more useful than
-    /// the best so far, or the same with less strength and about as useful.
+    /// Judges the answers of `candidate` at `strength`. The trial becomes the best if it keeps the limits and is more
+    /// useful than the best so far, or is the same candidate with less strength and about as useful.
     fn trial(
         &mut self,
         candidate: &Candidate,

@@ -1,4 +1,4 @@
-//! What really changed between two files, from the files alone.
+//! Measures what changed between two files, from their bytes alone.
 
 mod error;
 mod verdict;
@@ -16,63 +16,65 @@ use crate::util::null;
 pub use error::VerifyError;
 pub use verdict::Shortfall;
 
-/// Prefix of the keys that an injection adds.
+/// Prefix of the metadata keys that an injection adds.
 pub const KEY_PREFIX: &str = "rosi.";
-/// Least correlation of scores, and cosine of what neurons write, with the exact ones.
+/// Minimum correlation of scores, and minimum cosine of the output of neurons, with the exact ones.
 const MIN_ALIKE: f64 = 0.95;
-/// Bytes that are compared at a time.
+/// Number of bytes to compare at a time.
 const CHUNK: usize = 8 << 20;
 
-/// Change of one tensor.
+/// The change of one tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorChange {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Its type.
+    /// Type of the tensor in the base.
     #[serde(rename = "type")]
     pub ggml_type: String,
     /// ‖Δ‖_F/‖W‖_F of the dequantized values, Δ = written − base.
     #[serde(deserialize_with = "null::or_nan")]
     pub relative_change: f64,
-    /// ‖ΔW‖_F/‖W‖_F that was asked for, where the file says what it was.
+    /// Requested ‖ΔW‖_F/‖W‖_F, if the file contains the edit.
     pub requested_change: Option<f64>,
-    /// ⟨mᵀΔ, α·right⟩ / ‖α·right‖², m = [`Edit::along`]: the share of the edit that arrived in the stream; 1 = all of it.
+    /// ⟨mᵀΔ, α·right⟩ / ‖α·right‖², m = [`Edit::along`]: the share of the edit that reaches the residual stream.
     pub gain: Option<f64>,
-    /// Cosine between mᵀΔ and the right factor: 1 = nothing but the edit along ŝ.
+    /// Cosine between mᵀΔ and the right factor; 1 means that the change along ŝ is exactly the edit.
     pub cosine: Option<f64>,
-    /// What reaches the stream across ŝ, per size of what was to reach it along ŝ: ‖g ⊙ Δ − ŝ·(ŝᵀ(g ⊙ Δ))‖_F over
-    /// ŝᵀ(g ⊙ left)·‖α·right‖, g the gain of a norm behind the matrix, 1 without. Behind a norm the exact edit has some, too.
+    /// Change orthogonal to ŝ in the residual stream, relative to the requested change along ŝ:
+    /// ‖g ⊙ Δ − ŝ·(ŝᵀ(g ⊙ Δ))‖_F over ŝᵀ(g ⊙ left)·‖α·right‖, where g is the gain of a norm after the matrix, or 1.
+    /// With such a norm, the exact edit has noise too.
     pub noise: Option<f64>,
 }
 
-/// What two files have in common and what not.
+/// The comparison of two files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verification {
-    /// Whether every tensor outside the edit has the same bytes, type and shape; without an edit, every tensor.
+    /// Whether every tensor outside the edit (without an edit, every tensor) has the same bytes, type, and shape.
     pub untouched_identical: bool,
-    /// Whether all keys of the base are there, unchanged and in order, and nothing but `rosi.*` is new.
+    /// Whether all keys of the base are present, unchanged, and in order, and only `rosi.*` keys were added.
     pub metadata_preserved: bool,
-    /// Tensors that have the same bytes.
+    /// Number of tensors with the same bytes.
     pub identical: usize,
-    /// Share of the requested edit that arrived in the stream, over all tensors; each counts by ‖ΔW‖².
+    /// Share of the requested edit that reaches the residual stream, over all tensors, each weighted by ‖ΔW‖²; for
+    /// neurons, the mean over the networks.
     pub gain: Option<f64>,
-    /// Cosine along ŝ over all tensors, likewise.
+    /// Cosine of the edit along ŝ over all tensors; for neurons, the mean over the networks.
     pub cosine: Option<f64>,
-    /// Each tensor that differs.
+    /// Changes of all tensors that differ.
     pub tensors: Vec<TensorChange>,
-    /// What became of the neurons of each network; empty where there are none.
+    /// How exactly the file holds the neurons of each network; empty without neurons.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub neurons: Vec<Arrival>,
-    /// Share of the file's bytes that changed in tensors.
+    /// Changed tensor bytes, as a share of the base's size.
     #[serde(default)]
     pub changed_bytes: f64,
-    /// Tensors that differ without being part of the edit, or elsewhere than in it.
+    /// Names of tensors that differ outside the edit.
     pub unexpected: Vec<String>,
 }
 
 impl Verification {
-    /// Whether what was asked for is in the file: at least `least` of the edit and, of neurons, of each network's, with
-    /// scores that are the exact ones.
+    /// Returns whether the file contains at least the share `least` of the edit; of neurons, whether this holds for
+    /// each network and their scores and outputs match the exact ones.
     pub fn arrived(&self, least: f64) -> bool {
         let whole = self.gain.is_some_and(|gain| gain >= least);
         whole && self.neurons.iter().all(|n| n.gain >= least && n.cosine >= MIN_ALIKE && n.score >= MIN_ALIKE)
@@ -91,7 +93,7 @@ struct Sums {
 }
 
 impl Sums {
-    /// Of one tensor, from mᵀΔ and the right factor, both `[n_expert·n_in]`.
+    /// Computes the sums of one tensor from mᵀΔ and the right factor, both `[n_expert·n_in]`.
     fn of(along: &[f64], right: &[f32], alpha: f64) -> Self {
         let right = || right.iter().map(|&r| alpha * f64::from(r));
         Self {
@@ -102,15 +104,15 @@ impl Sums {
     }
 }
 
-/// Reads a range of a file.
+/// A function that reads a range of a file.
 pub type ReadBytes<'a> = dyn Fn(&Range<u64>) -> Result<Vec<u8>, GgufError> + 'a;
 
-/// What an edited model is compared with.
+/// The base with which an edited model is compared.
 #[derive(Clone, Copy)]
 pub struct Base<'a> {
-    /// The model.
+    /// Header of the base.
     pub gguf: &'a Gguf,
-    /// Reads its only file, as its header places the bytes, where that is no longer on disk.
+    /// Reads byte ranges of the base's only file, if that file is no longer on disk.
     pub bytes: Option<&'a ReadBytes<'a>>,
 }
 
@@ -121,7 +123,7 @@ impl<'a> From<&'a Gguf> for Base<'a> {
 }
 
 impl Base<'_> {
-    /// Some of the bytes of a tensor, counted from its first.
+    /// Reads a part of a tensor's bytes, relative to its first byte.
     fn read_part(&self, tensor: &TensorInfo, part: Range<u64>) -> Result<Vec<u8>, GgufError> {
         match self.bytes {
             None => self.gguf.read_part(tensor, part),
@@ -129,7 +131,7 @@ impl Base<'_> {
         }
     }
 
-    /// A record of `file`, one of the model's.
+    /// Reads a metadata record of `file`, one of the base's files.
     fn read_record(&self, file: &Gguf, record: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         match self.bytes {
             None => file.read_bytes(record),
@@ -141,33 +143,33 @@ impl Base<'_> {
 /// A tensor of the base, and the one in its place in the edited model.
 #[derive(Clone, Copy)]
 struct TensorPair<'a> {
-    /// Where `base` is read.
+    /// Source of `base`.
     from: Base<'a>,
-    /// The tensor as it was.
+    /// The original tensor.
     base: &'a TensorInfo,
-    /// Where `edited` is read.
+    /// Source of `edited`.
     file: &'a Gguf,
-    /// The tensor as it is now.
+    /// The edited tensor.
     edited: &'a TensorInfo,
 }
 
 impl TensorPair<'_> {
-    /// The bytes of some rows as they were.
+    /// Reads the original bytes of `rows`.
     fn base_rows(&self, rows: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.from.read_part(self.base, bytes_of(self.base, rows))
     }
 
-    /// The bytes of the same rows as they are now.
+    /// Reads the edited bytes of `rows`.
     fn edited_rows(&self, rows: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         self.file.read_part(self.edited, bytes_of(self.edited, rows))
     }
 }
 
-/// Compares `edited` with `base`. `edits` are the edits that the edited file claims, empty when it
-/// claims none, and then every difference is unexpected; every figure about them is computed from the two files' bytes.
+/// Compares `edited` with `base`. `edits` are the edits that the edited file claims. If they are empty, every
+/// difference is unexpected. All figures are computed from the bytes of the two files.
 ///
 /// # Errors
-/// [`VerifyError`] when the files do not hold the same tensors in the same order.
+/// Returns [`VerifyError`] if a file cannot be read or the files do not hold the same tensors in the same order.
 pub fn verify(
     base: &Gguf,
     edited: &Gguf,
@@ -177,10 +179,10 @@ pub fn verify(
     verify_against(Base::from(base), edited, edits, progress)
 }
 
-/// As [`verify`], with a base whose bytes may come from elsewhere.
+/// Like [`verify`], with a base whose bytes can come from another source.
 ///
 /// # Errors
-/// As [`verify`].
+/// Same as [`verify`].
 pub fn verify_against(
     from: Base<'_>,
     edited: &Gguf,
@@ -234,7 +236,7 @@ pub fn verify_against(
     for planted in edits.planted() {
         result.neurons.extend(planted.arrival(edited)?);
     }
-    // A network that has no inputs to tell it by is not measured, and then the edit is not.
+    // A network without stored inputs cannot be measured, and then neither can the whole edit.
     if !result.neurons.is_empty() && result.neurons.len() == edits.planted().len() {
         let mean = |of: fn(&Arrival) -> f64| {
             result.neurons.iter().map(of).sum::<f64>() / result.neurons.len() as f64
@@ -249,8 +251,8 @@ pub fn verify_against(
     Ok(result)
 }
 
-/// How many bytes of two tensors of one type and shape differ. They are compared piece by piece: most are not edited, and
-/// the largest of all seldom is.
+/// Returns the number of bytes that differ between two tensors of the same type and shape. Compares in chunks, because
+/// most tensors, and usually the largest one, are not edited.
 fn differing_bytes(pair: TensorPair<'_>) -> Result<u64, GgufError> {
     let len = pair.base.n_bytes();
     let mut differing = len.abs_diff(pair.edited.n_bytes());
@@ -265,8 +267,8 @@ fn differing_bytes(pair: TensorPair<'_>) -> Result<u64, GgufError> {
     Ok(differing)
 }
 
-/// Whether a tensor of neurons differs in their rows and columns only; true of all others. In another type every other
-/// value was rounded anew, and no more than that.
+/// Returns whether a tensor with neurons differs only in their rows and columns; true if no neurons were planted. If
+/// the type changed, all other values may differ, but only by rounding.
 fn only_neurons(pair: TensorPair<'_>, edits: &Edits) -> Result<bool, VerifyError> {
     let base = pair.base;
     let rows: Vec<usize> =
@@ -294,7 +296,7 @@ fn only_neurons(pair: TensorPair<'_>, edits: &Edits) -> Result<bool, VerifyError
     Ok(true)
 }
 
-/// Whether the values outside `rows` and `columns` differ by no more than rounding to the type of the edited file.
+/// Returns whether the values outside `rows` and `columns` differ at most by rounding to the type of the edited tensor.
 fn only_rounded(pair: TensorPair<'_>, rows: &[usize], columns: &[usize]) -> Result<bool, VerifyError> {
     let base = pair.base;
     let n_in = base.ne[0] as usize;
@@ -317,7 +319,7 @@ fn only_rounded(pair: TensorPair<'_>, rows: &[usize], columns: &[usize]) -> Resu
     Ok(off.sqrt() <= verdict::rounding(pair.edited.ggml_type) * all.sqrt())
 }
 
-/// Whether two rows have the same values but in `columns`.
+/// Returns whether two rows have the same values except in `columns`.
 fn same_but(info: &TensorInfo, old: &[u8], new: &[u8], columns: &[usize]) -> Result<bool, VerifyError> {
     let decoded = |bytes: &[u8]| -> Result<Vec<u32>, EditError> {
         let mut values = Vec::new();
@@ -350,9 +352,9 @@ fn check_same_model(base: &Gguf, edited: &Gguf) -> Result<(), VerifyError> {
     Ok(())
 }
 
-/// Whether the records of the base stand unchanged and in order in the edited file, `rosi.*` aside; of
-/// split models in each file, with the same tensors in each. Where only one of them is split, or they
-/// are split otherwise, the first files are compared without what the splitting added.
+/// Returns whether the records of the base, except `rosi.*`, are unchanged and in order in the edited file. Split
+/// models must match in each file and have the same number of tensors in each. If the models have different numbers of
+/// files, the first files are compared without the `split.*` records.
 fn metadata_preserved(from: Base<'_>, edited: &Gguf) -> Result<bool, GgufError> {
     let base = from.gguf;
     let alike = base.n_files() == edited.n_files();
@@ -376,7 +378,7 @@ fn same_records(from: Base<'_>, a: &Gguf, b: &Gguf, kept: &dyn Fn(&str) -> bool)
         file.metadata.iter().filter(|kv| kept(&kv.key)).map(|kv| kv.bytes.clone()).collect()
     };
     let (of_a, of_b) = (of(a), of(b));
-    // One record at a time: a record may be as long as the file.
+    // One record at a time, because a record can be as long as the file.
     for (ours, theirs) in of_a.iter().zip(&of_b) {
         if ours.end - ours.start != theirs.end - theirs.start
             || from.read_record(a, ours)? != b.read_bytes(theirs)?
@@ -387,12 +389,13 @@ fn same_records(from: Base<'_>, a: &Gguf, b: &Gguf, kept: &dyn Fn(&str) -> bool)
     Ok(of_a.len() == of_b.len())
 }
 
-/// Where the bytes of some rows of a tensor lie, counted from its first.
+/// Returns the byte range of `rows`, relative to the first byte of the tensor.
 fn bytes_of(info: &TensorInfo, rows: &Range<u64>) -> Range<u64> {
     rows.start * info.row_bytes()..rows.end * info.row_bytes()
 }
 
-/// Change of one tensor, read and decoded run by run: the largest of a mixture are too large to be held twice.
+/// Measures the change of one tensor, read and decoded in runs, because the largest of a mixture do not fit in memory
+/// twice.
 fn tensor_change(pair: TensorPair<'_>, edit: Option<&Edit>) -> Result<(TensorChange, Sums), VerifyError> {
     let base = pair.base;
     let n_in = base.ne[0] as usize;
@@ -427,7 +430,7 @@ fn tensor_change(pair: TensorPair<'_>, edit: Option<&Edit>) -> Result<(TensorCha
     Ok(summarise(base, sq, &along, edit))
 }
 
-/// By how much the rows of an edited tensor count.
+/// Weights of the rows of an edited tensor.
 struct RowWeights<'a> {
     /// [`Edit::along`].
     along: &'a [f32],
@@ -439,7 +442,7 @@ impl<'a> RowWeights<'a> {
         Self { along: edit.along(), gain: edit.post_norm.as_ref().map(|norm| norm.gain.as_slice()) }
     }
 
-    /// m and g² of a row, and its expert.
+    /// Returns m and g² of a row, and its expert.
     fn at(&self, row: usize) -> ((f64, f64), usize) {
         let (expert, i) = (row / self.along.len(), row % self.along.len());
         ((self.along[i].into(), self.gain.map_or(1.0, |gain| f64::from(gain[i]).powi(2))), expert)
@@ -457,7 +460,7 @@ struct Squares {
     base: f64,
 }
 
-/// mᵀΔ as it acts: of each expert times its scale, so that tensors can be added up.
+/// Returns the effective mᵀΔ, each expert's times its scale, so that tensors can be summed.
 fn acting<'a>(edit: &Edit, along: &'a [f64]) -> Cow<'a, [f64]> {
     if edit.scale.is_empty() {
         return Cow::Borrowed(along);

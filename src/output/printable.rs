@@ -1,19 +1,19 @@
-//! Text of strangers on a terminal: names in files, answers of a model, messages of a server. None of it may move the
-//! cursor, hide or reorder what stands beside it, or open a link.
+//! Escaping of untrusted text for terminals: names in files, answers of a model, messages of a server. Such text must
+//! not move the cursor, hide or reorder the text around it, or open a link.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// Whether a terminal, or whoever lays out the line, obeys the character instead of showing it: C0 and C1 controls,
-/// DEL, Unicode's bidirectional controls, its line separators, and its deprecated and interlinear format characters.
-/// Line feed and tab count too.
+/// Returns whether a terminal or text layout interprets the character instead of displaying it: C0 and C1 controls,
+/// DEL, and Unicode's bidirectional controls, line separators, and deprecated and interlinear format characters.
+/// Includes line feed and tab.
 pub fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         || matches!(c, '\u{2028}' | '\u{2029}' | '\u{206a}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}' | '\u{feff}')
 }
 
-/// The text with what steers a terminal written as `\u{1b}`; lines and tabs stay, and `\r\n` ends a line as `\n` does.
+/// Escapes control characters as in `\u{1b}`; keeps line feeds and tabs, and turns `\r\n` into `\n`.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(|c: char| steers(c) && !matches!(c, '\n' | '\t')) {
         return Cow::Borrowed(text);
@@ -21,7 +21,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escape(&text.replace("\r\n", "\n"), &['\n', '\t']))
 }
 
-/// As [`printable`], but on one line: line feeds and tabs are written as `\u{a}` and `\u{9}`.
+/// Escapes control characters as [`printable`] does, and also line feeds and tabs, as `\u{a}` and `\u{9}`.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     if text.contains(steers) { Cow::Owned(escape(text, &[])) } else { Cow::Borrowed(text) }
 }
@@ -36,12 +36,12 @@ fn escape(text: &str, kept: &[char]) -> String {
     })
 }
 
-/// JSON with what steers a terminal as `\u009b`: the same data for a program. JSON's own line feeds stay.
+/// Escapes control characters in JSON as in `\u009b`, which preserves the data; keeps the line feeds between tokens.
 pub fn escape_json(text: &str) -> Cow<'_, str> {
     if !text.contains(|c: char| steers(c) && c != '\n') {
         return Cow::Borrowed(text);
     }
-    // Outside strings JSON is ASCII without any of these, and in strings C0 controls are escaped already.
+    // These characters occur only in strings, where JSON already escapes C0 controls.
     Cow::Owned(text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
         if steers(c) && c != '\n' {
             let _ = write!(out, "\\u{:04x}", u32::from(c));

@@ -1,4 +1,4 @@
-//! Lines and bars on stderr.
+//! Messages and progress bars on stderr, and results on stdout.
 
 use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
@@ -9,20 +9,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use super::printable::{escape_json, one_line, printable};
-use super::tell;
+use super::{BARS, tell};
 
-/// What took time, and how much: every bar, those of the same name together.
+/// A timed stage of the work: all progress bars of one name together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// What was done.
+    /// Name of the progress bar.
     pub name: String,
-    /// Wall time.
+    /// Wall time in seconds.
     pub seconds: f64,
 }
 
 type Stages = Rc<RefCell<Vec<Stage>>>;
 
-/// How much is said.
+/// Prints messages and results at the requested verbosity.
 #[derive(Debug, Clone)]
 pub struct Printer {
     quiet: bool,
@@ -31,73 +31,75 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// From `-q` and `-v`.
+    /// Creates a printer for the flags `-q` and `-v`; `verbose` counts the latter.
     pub fn new(quiet: bool, verbose: u8) -> Self {
         Self { quiet, verbose, stages: Stages::default() }
     }
 
-    /// The stages that ended since they were last taken, in the order in which they were begun first.
+    /// Takes the stages that ended since the last call, in the order in which they first ended.
     pub fn take_stages(&self) -> Vec<Stage> {
         self.stages.take()
     }
 
-    /// A line for people.
+    /// Prints a message, unless `-q` was given.
     pub fn say(&self, text: impl AsRef<str>) {
         if !self.quiet {
             tell(text.as_ref());
         }
     }
 
-    /// A line for those who asked for more.
+    /// Prints a message if `-v` was given.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose > 0 {
             tell(text.as_ref());
         }
     }
 
-    /// A line that even `-q` shows.
+    /// Prints a warning, even with `-q`.
     pub fn warn(&self, text: impl AsRef<str>) {
         tell(format_args!("warning: {}", text.as_ref()));
     }
 
-    /// What was asked for, on stdout, for people. A reader that went away is not an error.
+    /// Prints a human-readable result and a line feed to stdout. Ignores write errors, such as a closed pipe.
     pub fn data(&self, text: impl AsRef<str>) {
         self.piece(text);
         self.piece("\n");
     }
 
-    /// A piece of what was asked for, shown at once.
+    /// Prints part of a human-readable result to stdout and flushes it.
     pub fn piece(&self, text: impl AsRef<str>) {
         let mut out = std::io::stdout().lock();
         let _ = out.write_all(printable(text.as_ref()).as_bytes());
         let _ = out.flush();
     }
 
-    /// What was asked for, on stdout, for programs.
+    /// Prints a result to stdout as indented JSON.
     pub fn json(&self, value: &impl Serialize) {
         self.json_text(&serde_json::to_string_pretty(value).unwrap_or_default());
     }
 
-    /// As [`Printer::json`], from JSON as it is laid out already.
+    /// Prints JSON text to stdout as it is, apart from escaped control characters.
     pub fn json_text(&self, text: &str) {
         let _ = writeln!(std::io::stdout().lock(), "{}", escape_json(text));
     }
 
-    /// What a user is asked for a message by.
+    /// Prints the prompt for user input, `> `, to stderr.
     pub fn prompt(&self) {
         let _ = write!(std::io::stderr(), "> ");
     }
 
-    /// A bar of `total` steps that tells the time left; a plain line where stderr is no terminal.
+    /// Starts a progress bar of `total` steps with the time left; prints a plain line if stderr is not a terminal.
     pub fn bar(&self, what: &str, total: u64) -> Bar {
         let what = one_line(what);
         let shown = !self.quiet && std::io::stderr().is_terminal();
         if !shown {
             self.say(format!("{what} …"));
         }
-        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        let style = "{msg:32} {wide_bar} {percent:>3} %  {elapsed} gone, {eta} left";
+        let bar = match shown {
+            true => BARS.add(ProgressBar::new(total)),
+            false => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden()),
+        };
+        let style = "{msg:32} {wide_bar} {percent:>3} %  {elapsed} elapsed, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
@@ -108,7 +110,7 @@ impl Printer {
     }
 }
 
-/// One running bar; gone when dropped.
+/// A running progress bar; dropping it removes it and records its time.
 pub struct Bar {
     bar: ProgressBar,
     plain: bool,
@@ -118,18 +120,18 @@ pub struct Bar {
 }
 
 impl Bar {
-    /// Steps done.
+    /// Sets the number of steps done.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
     }
 
-    /// Steps done out of a total that became known.
+    /// Sets the number of steps done and the total.
     pub fn set_of(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);
     }
 
-    /// What is being done, or the best so far.
+    /// Replaces the label, for example with the current step or the best result so far.
     pub fn note(&self, text: &str) {
         let text = one_line(text);
         if self.plain {
@@ -142,6 +144,7 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+        BARS.remove(&self.bar);
         let seconds = self.start.elapsed().as_secs_f64();
         let mut stages = self.stages.borrow_mut();
         match stages.iter_mut().find(|stage| stage.name == self.name) {

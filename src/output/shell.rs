@@ -1,14 +1,14 @@
-//! Commands that a user can paste into a POSIX shell.
+//! Quoting for commands that a user can paste into a POSIX shell.
 
 use std::path::Path;
 
-/// The path as one word of a command, which is no option whatever it begins with.
+/// Quotes the path as one word of a command, and prepends `./` if it could be read as an option.
 pub fn shell(path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
     match shlex::try_quote(&text) {
         Ok(word) => word.into_owned(),
-        // No path holds a NUL, which alone cannot be quoted.
+        // Only NUL cannot be quoted, and no path contains one.
         Err(_) => text,
     }
 }

@@ -1,22 +1,22 @@
-//! Tables in plain text.
+//! Plain-text tables.
 
 use std::fmt;
 
 use super::one_line;
 
-/// Rows of equal length; the first column is left-aligned, the others right-aligned.
+/// A table whose first column is left-aligned and whose other columns are right-aligned.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// With a header.
+    /// Creates a table with a header row.
     pub fn new(header: &[&str]) -> Self {
         Self { rows: vec![header.iter().map(ToString::to_string).collect()] }
     }
 
-    /// Adds a row. A cell stays on its line, and is as wide as it is shown.
+    /// Adds a row. Control characters and line feeds in cells are escaped, so that columns stay aligned.
     pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells.iter().map(|cell| one_line(cell).into_owned()).collect());
     }

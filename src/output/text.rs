@@ -1,12 +1,12 @@
-//! Small pictures and long lines in plain text.
+//! Line wrapping and small charts in plain text.
 
-/// `text` in lines of at most `width` characters, broken between words; a longer word stays whole. Spaces are
-/// kept where no line is broken.
+/// Wraps `text` between words into lines of at most `width` characters; a longer word stays whole. Keeps spaces except
+/// at line breaks.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = Vec::new();
     let mut rest = text;
     while let Some((end, _)) = rest.char_indices().nth(width) {
-        // A space may stand right after the last column.
+        // A line can end at a space right after the last column.
         let last = rest.char_indices().take(width + 1).filter(|(_, c)| *c == ' ').last();
         let after = rest[end..].find(' ').map(|at| end + at);
         let Some(at) = last.map(|(at, _)| at).filter(|&at| !rest[..at].trim().is_empty()).or(after) else {
@@ -19,7 +19,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// A bar of `width` characters for a share from 0 to 1, in steps of an eighth.
+/// Draws a bar of `width` characters for a share from 0 to 1, in steps of an eighth of a character.
 pub fn bar(share: f64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (share.clamp(0.0, 1.0) * 8.0 * width as f64).round() as usize;
@@ -28,8 +28,8 @@ pub fn bar(share: f64, width: usize) -> String {
     bar + &"·".repeat(left)
 }
 
-/// A row of small columns, of heights from 0 to 1; of more than `width` heights neighbours share a column, which
-/// has their mean. What is not a number leaves a gap.
+/// Draws a row of at most `width` small columns for heights from 0 to 1. If there are more heights, adjacent ones share
+/// a column, which shows their mean. NaN leaves a gap.
 pub fn sparkline(heights: &[f64], width: usize) -> String {
     const COLUMNS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let count = heights.len().min(width);

@@ -1,5 +1,5 @@
-//! From prompts to detector neurons: what the networks are given to read is collected, gates are learned from it, and
-//! neurons are chosen for them.
+//! Detector neurons from prompts: collects the inputs of the feed-forward networks, trains gates on them, and chooses
+//! the neurons to overwrite.
 
 mod collect;
 mod places;
@@ -36,49 +36,50 @@ pub(super) use places::{DEEPEST, PUSH};
 pub use places::{networks, settings, space, tensors};
 pub use site::Site;
 
-/// What part of the push each late gate has: less where less is still to be computed.
+/// Share of the push for each late gate, in block order: later gates get less, as less computation follows them.
 const LATE_SHARES: [f64; 4] = [0.3, 0.25, 0.25, 0.2];
-/// Push of early gates for each unit of the late ones.
+/// Push of the early gates, as a multiple of the push of the late ones.
 const EARLY_PUSH: f64 = 1.8;
 
-/// Texts and tokens that show which function a network computes.
+/// Texts for identifying the function that a network computes.
 const SHOWING: usize = 3;
+/// Sampled tokens of these texts.
 const SHOWN: usize = 48;
-/// Harmful prompts that show how gates move the inputs of later ones.
+/// Harmful prompts for measuring how gates shift the inputs of later gates.
 const MOVED: usize = 32;
 
-/// Gates at some places, and all that neurons need besides.
+/// Trained gates, and the other data that neurons need.
 pub struct Detectors {
-    /// By block, early before late.
+    /// Sites in block order; within a block, early before late.
     pub sites: Vec<Site>,
-    /// How far they push where nothing else is asked for, in units of their directions.
+    /// Default push, in lengths of the direction.
     pub push: f64,
 }
 
-/// What gates push along.
+/// The direction that gates push along.
 #[derive(Clone, Copy)]
 pub enum Toward<'a> {
-    /// Early ones along their own directions, late ones along these.
+    /// Early gates push along their own directions, late gates along these.
     Refusal(Along<'a>),
-    /// All along one direction: the control.
+    /// All gates push along one direction, as a control.
     Same(&'a SafetyDirection),
 }
 
-/// Where gates are learned: a network at a token. What they learn from is gathered for one at a time.
+/// A place to train gates: a network at a token. Training inputs are gathered for one spot at a time.
 struct Spot {
     /// Index of the network among those whose inputs are collected.
     network: usize,
-    /// As in [`Site`].
+    /// As [`Site::before_last`].
     before_last: usize,
-    /// As in [`Site`].
+    /// As [`Site::direction`].
     direction: Vec<f32>,
 }
 
 impl Detectors {
-    /// Collects what the prompts show, and learns the gates from it and from the bundled training prompts.
+    /// Collects inputs on the prompts and the bundled training prompts, and trains the gates on them.
     ///
     /// # Errors
-    /// [`Error::NoNetwork`] where no network computes what is known.
+    /// Returns [`Error::NoNetwork`] if no network computes a known function.
     pub fn learn(
         session: Session<'_>,
         engine: &mut LlamaEngine,
@@ -106,13 +107,13 @@ impl Detectors {
             printer,
         };
         let (collection, token, shown) = collector.all(engine, evaluator, prompts, &networks)?;
-        let bar = printer.bar("learning the detectors", 4);
+        let bar = printer.bar("training the detectors", 4);
         let early = token.map(|token| collection.early_directions(&collector.early, token, shown.main()));
         let spots = spots(&networks, early.as_ref(), &collector.late);
         let push = push(evaluator.base_refused().rate());
         let mut detectors = Self { sites: taught(opened, &networks, &spots, &collection)?, push };
         bar.set(2);
-        // What a gate pushes moves the inputs of all later ones: they are learned again, blind to it.
+        // A gate's push shifts the inputs of all later gates, so train again on inputs without that component.
         let texts = spread(&harmful, MOVED);
         let adapters = low_rank(opened, &detectors.by_default(plan, &shown))?;
         let moved = moved(engine, &adapters, &collector.capture, &texts, &spots)?;
@@ -125,7 +126,8 @@ impl Detectors {
         Ok((detectors, shown))
     }
 
-    /// Learns the gates again, blind to how the inputs at each spot `moved`, f32 `[n_site][n_embd]`.
+    /// Retrains the gates on inputs without the component along `moved`, the shift at each spot, f32
+    /// `[n_site][n_embd]`.
     fn learn_blind(
         &mut self,
         collection: &Collection,
@@ -140,13 +142,14 @@ impl Detectors {
         Ok(())
     }
 
-    /// The neurons of the default edit, along what the prompts have `shown`.
+    /// Returns the exact neurons of the default edit along the directions in `shown`.
     fn by_default(&self, plan: &Plan, shown: &Shown) -> Vec<PlantedFfn> {
         let toward = Toward::Refusal(Along::Layers(&shown.main().by_layer));
         self.exact(plan, &self.banks(toward, self.push, self.push * PULL))
     }
 
-    /// The gates, pushing by `push` and pulling by `pull` in all.
+    /// Returns the gates with strengths. Pushes add up to `push` over the late gates, and to `EARLY_PUSH` times as much
+    /// over the early ones; pulls add up to `pull` over each.
     pub fn banks(&self, toward: Toward<'_>, push: f64, pull: f64) -> Vec<Bank> {
         let shares = self.shares();
         let bank = |(site, share): (&Site, f64)| {
@@ -167,7 +170,7 @@ impl Detectors {
         self.sites.iter().zip(shares).map(bank).collect()
     }
 
-    /// What part of a push each site has: late ones [`LATE_SHARES`], early ones alike.
+    /// Returns the share of the push for each site: [`LATE_SHARES`], normalized, for late sites; equal for early ones.
     fn shares(&self) -> Vec<f64> {
         let n_early = self.sites.iter().filter(|site| site.is_early()).count();
         let n_late = self.sites.len() - n_early;
@@ -183,15 +186,15 @@ impl Detectors {
         self.sites.iter().map(share).collect()
     }
 
-    /// The same as neurons that hold them exactly.
+    /// Returns `banks` as exact neurons, without rounding to the file's types.
     pub fn exact(&self, plan: &Plan, banks: &[Bank]) -> Vec<PlantedFfn> {
         banks.iter().map(|bank| PlantedFfn::exact(bank, &plan.writers[bank.network.ffn.writer])).collect()
     }
 
-    /// The same for the bytes of the file at hand.
+    /// Returns `banks` as neurons fitted to the quantization types of the opened file.
     ///
     /// # Errors
-    /// [`EditError`].
+    /// Returns [`EditError`] if the neurons cannot be fitted.
     pub fn fitted(&self, opened: &Opened, banks: &[Bank], requant: Requant) -> Result<Edits, EditError> {
         let fit = |(bank, site): (&Bank, &Site)| {
             let writer = &opened.plan.writers[bank.network.ffn.writer];
@@ -200,13 +203,14 @@ impl Detectors {
         Ok(Edits::Neurons(banks.iter().zip(&self.sites).map(fit).collect::<Result<_, _>>()?))
     }
 
-    /// What the gates do to what they were learned from.
+    /// Returns the profiles of all gates on their training inputs.
     pub fn profiles(&self) -> Vec<Profile> {
         self.sites.iter().flat_map(|site| site.profiles.clone()).collect()
     }
 }
 
-/// By what `adapters` move the inputs at each spot, in the mean of some harmful prompts, f32 `[n_site][n_embd]`.
+/// Returns the mean shift of the inputs at each spot under `adapters`, over the prompts `texts`, f32
+/// `[n_site][n_embd]`.
 fn moved(
     engine: &mut LlamaEngine,
     adapters: &[LowRank],
@@ -234,7 +238,7 @@ fn moved(
     Ok(spots.iter().map(moved).collect())
 }
 
-/// The gates of all `spots`.
+/// Trains the gates of all `spots`.
 fn taught(
     opened: &Opened,
     networks: &[Network],
@@ -262,10 +266,11 @@ fn taught(
     Ok(sites)
 }
 
-/// The neurons as adapters, checked against their tensors: of networks with several sites one term a tensor.
+/// Returns the neurons as adapters, checked against the tensors' shapes. Networks with several sites yield one joined
+/// term per tensor.
 ///
 /// # Errors
-/// [`SearchError`].
+/// Returns [`SearchError`] if a tensor cannot be read or an adapter does not fit it.
 pub fn low_rank(opened: &Opened, planted: &[PlantedFfn]) -> Result<Vec<LowRank>, SearchError> {
     let mut all: Vec<LowRank> = Vec::new();
     for planted in planted {
@@ -281,17 +286,17 @@ pub fn low_rank(opened: &Opened, planted: &[PlantedFfn]) -> Result<Vec<LowRank>,
     Ok(all)
 }
 
-/// Finds out what the networks compute, from a few texts.
+/// Identifies the functions that the networks compute, from their inputs and outputs on a few texts.
 fn identify(
     opened: &Opened,
     engine: &mut LlamaEngine,
     ffns: &[Ffn],
     printer: &Printer,
 ) -> Result<Vec<Network>, Error> {
-    let _bar = printer.bar("looking at the feed-forward networks", 1);
+    let _bar = printer.bar("identifying the feed-forward networks", 1);
     let sites: Vec<(String, usize)> = ffns.iter().flat_map(|ffn| opened.plan.readers(ffn)).collect();
     let mut capture = Capture::of_inputs(&opened.plan, &sites).with_sample(SHOWN);
-    // The router's weights come behind what the experts write.
+    // In a mixture of experts, the graph applies the router's weights after the last captured input.
     if ffns.iter().all(|ffn| ffn.n_expert == 1) {
         capture = capture.inputs_only();
     }
@@ -305,7 +310,7 @@ fn identify(
                 printer.detail(format!("  block {}: φ is {}", ffn.layer, network.activation.name()));
                 found.push(network);
             }
-            None => printer.detail(format!("  block {}: what it computes is not known", ffn.layer)),
+            None => printer.detail(format!("  block {}: unknown function", ffn.layer)),
         }
     }
     if found.is_empty() {
@@ -314,8 +319,8 @@ fn identify(
     Ok(found)
 }
 
-/// Where gates are learned: early ones at the token and along the directions of `early`, late ones at the last token; by
-/// block, early before late.
+/// Returns the spots for gates: early ones at the token and along the directions of `early`, late ones at the last
+/// token. In block order; within a block, early before late.
 fn spots(networks: &[Network], early: Option<&EarlyDirections>, late: &[usize]) -> Vec<Spot> {
     let mut spots = Vec::new();
     for (network, Network { ffn, .. }) in networks.iter().enumerate() {

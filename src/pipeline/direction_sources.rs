@@ -1,8 +1,9 @@
-//! Along what a model can be pushed: which direction sources it offers, and their directions.
+//! Direction sources: which ones a model offers, and their directions.
 //!
-//! A model that refuses has a direction in its answers to plain prompts. One that refuses little may show
-//! it under a safety prompt. One from whose weights refusal was removed shows it in neither way (the
-//! difference in means is orthogonal to what is never written), but the weights say what is missing.
+//! A model that refuses reveals the direction in its answers to plain prompts. A model that refuses little may reveal
+//! it under a safety prompt. A model from whose weights refusal was removed reveals it in neither way, since the
+//! difference in means is orthogonal to a direction that is never written; but the weights show which direction is
+//! missing.
 
 use std::collections::BTreeMap;
 
@@ -20,30 +21,30 @@ use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::{Opened, Session};
 use crate::util::stats::Proportion;
 
-/// A model that refuses at most this share of harmful prompts shows no refusal.
+/// Refusal rate on harmful prompts up to which a model counts as not refusing.
 const HARDLY: f64 = 0.1;
-/// A model that refuses more than this share needs no safety prompt to show its refusal, and would lose
-/// by one (docs/notebook/linear-gates.md).
+/// Refusal rate above which a model needs no safety prompt to reveal its direction; a safety prompt then gives worse
+/// results (docs/notebook/linear-gates.md).
 const WELL: f64 = 0.3;
-/// How much more a model must refuse under the safety prompt for it to be worth a second collection.
+/// Increase in refusal rate under the safety prompt that justifies a second collection.
 const NOTICEABLY: f64 = 0.1;
 
-/// What a model offers.
+/// The direction sources that a model offers.
 pub struct Offer {
-    /// Whether plain prompts may show a direction.
+    /// Whether plain prompts may be a direction source.
     plain: bool,
-    /// `safety` or `user`, and the system prompt.
+    /// Name (`safety` or `user`) and text of the system prompt.
     system: Option<(&'static str, String)>,
-    /// What was removed.
+    /// The direction removed from the weights, if any.
     pub ablated: Option<AblatedDirection>,
 }
 
 impl Offer {
-    /// Finds out. Teaches `evaluator` how refusals begin under the safety prompt.
+    /// Determines the direction sources. If a system prompt is tried, `evaluator` learns how refusals begin under it.
     ///
     /// # Errors
-    /// [`Error::NoRefusal`] when there is no direction source; [`Error::Option`] when the user asks for one that the
-    /// model does not offer.
+    /// Returns [`Error::NoRefusal`] if there is no direction source, [`Error::Option`] if the user requests one that
+    /// the model does not offer.
     pub fn of(
         engine: &mut dyn Engine,
         evaluator: &mut Evaluator,
@@ -57,7 +58,7 @@ impl Offer {
         let ablated =
             ablated.filter(|_| options.direction_source.is_none_or(|l| l == DirectionSource::Ablated));
         if only(DirectionSource::Ablated) {
-            let problem = || "no direction is missing from the weights (inspect --weights)".to_owned();
+            let problem = || "no direction is missing from the weights (see inspect --weights)".to_owned();
             return match ablated {
                 Some(_) => Ok(Self { plain: false, system: None, ablated }),
                 None => Err(Error::Option { flag: "--direction-source", problem: problem(), hint: None }),
@@ -83,13 +84,13 @@ impl Offer {
         let users = system.as_ref().is_some_and(|(name, _)| *name == "user");
         let none = plain.rate() <= HARDLY && system.is_none() && ablated.is_none();
         if none && !options.allow.no_refusal {
-            let prompted = prompted.map_or(0, |p| p.count);
+            let prompted = prompted.map(|refused| refused.count);
             return Err(Error::NoRefusal { plain: plain.count, prompted, total: plain.total });
         }
         Ok(Self { plain: !users && !only(DirectionSource::Safety), system, ablated })
     }
 
-    /// `none`, `safety` or `user`: the system prompt of `direction_source`.
+    /// Returns the system prompt used by `direction_source`: `none`, `safety` or `user`.
     pub fn system_prompt(&self, direction_source: DirectionSource) -> &'static str {
         match &self.system {
             Some((name, _)) if direction_source == DirectionSource::Safety => name,
@@ -98,15 +99,15 @@ impl Offer {
     }
 }
 
-/// Whether a safety prompt brings out refusal that plain prompts do not.
+/// Returns whether a safety prompt elicits refusals that plain prompts do not.
 fn helps(plain: Proportion, prompted: Proportion) -> bool {
     prompted.rate() > HARDLY && prompted.rate() - plain.rate() >= NOTICEABLY
 }
 
-/// Reads the weights for a removed direction, unless the user wants another direction source.
+/// Searches the weights for a removed direction, unless the user requests another direction source.
 ///
 /// # Errors
-/// [`crate::method::abliteration::AblationError`].
+/// Returns [`Error::Ablation`] if the weights cannot be searched.
 pub fn find_ablated(
     opened: &Opened,
     options: &InjectOptions,
@@ -128,18 +129,22 @@ pub fn find_ablated(
 
 /// The directions of every direction source.
 pub struct DirectionSources {
-    /// Differences in means, with and without a safety prompt.
+    /// Differences in means, with and without a system prompt.
     means: BTreeMap<DirectionSource, Directions>,
-    /// What was removed, per layer of the writers.
+    /// The removed direction, per layer.
     ablated: Option<Vec<SafetyDirection>>,
-    /// The plain difference in means, whether or not it is a direction source.
+    /// The plain difference in means, even if it is not a direction source.
     plain: Directions,
-    /// Whether every layer is pushed along its own direction, whatever the direction source.
+    /// Whether every layer is pushed along its own direction, for every direction source.
     own: bool,
 }
 
 impl DirectionSources {
-    /// Collects what `offer` names; the ablated direction comes later, when its sign is known.
+    /// Collects the directions of the sources in `offer`, except the ablated one, whose sign is not known yet: see
+    /// [`Self::set_ablated`].
+    ///
+    /// # Errors
+    /// Returns [`Error::Option`] if the user requests the refusal direction and the model does not provide it.
     pub fn collect(
         session: Session<'_>,
         engine: &mut LlamaEngine,
@@ -160,12 +165,12 @@ impl DirectionSources {
             means.insert(DirectionSource::Refusal, refusal);
         }
         if options.direction_source == Some(DirectionSource::Refusal) && means.is_empty() {
-            let problem = "the model refuses, or answers, too few prompts for a direction between them, or the \
-                           method is the published one";
-            let hint = Some("leave it out: plain prompts are the next best".into());
+            let problem = "the refusal direction needs enough refused and enough answered prompts, \
+                           and a method other than published";
+            let hint = Some("omit the flag to use plain prompts, the next best source".into());
             return Err(Error::Option { flag: "--direction-source", problem: problem.into(), hint });
         }
-        // What harmful and harmless prompts show is never the better of the two (docs/methods.md).
+        // The plain direction was never better than the refusal direction (docs/methods.md).
         if means.is_empty()
             || (wanted(DirectionSource::Plain) && !means.contains_key(&DirectionSource::Refusal))
         {
@@ -174,19 +179,19 @@ impl DirectionSources {
         Ok(Self { means, ablated: None, plain: shown.plain, own: options.method == Method::Detector })
     }
 
-    /// The one direction source of a stored edit: one direction or, along an ablated direction and where layers have their `own`, one per layer, and
-    /// the separation that was found with it.
+    /// Creates the single direction source of a stored edit: one direction or, for an ablated direction or if layers
+    /// have their `own`, one per layer; with the separation stored in the edit.
     pub fn stored(direction_source: DirectionSource, own: bool, directions: Directions) -> Self {
         let ablated = (direction_source == DirectionSource::Ablated).then(|| directions.by_layer.clone());
         Self { means: BTreeMap::new(), ablated, plain: directions, own }
     }
 
-    /// What was removed, in every way in which it can be pushed: each removed direction, and both signs,
-    /// of which an eigenvector says nothing. Where layers lost directions of their own, each layer has its
-    /// own, and a layer that lost none that of the nearest one that did.
+    /// Returns all candidates for pushing along the removed direction: each removed direction with both signs, since an
+    /// eigenvector does not determine the sign. If layers lost individual directions, each layer gets its own; a layer
+    /// that lost none gets that of the nearest layer that did.
     ///
     /// # Errors
-    /// [`Error::Direction`] for a vector that is none.
+    /// Returns [`Error::Direction`] if a vector is zero or not finite.
     pub fn ways(&self, ablated: &AblatedDirection) -> Result<Vec<Vec<SafetyDirection>>, Error> {
         let n_layer = self.plain.by_layer.len();
         let by_layer: Vec<Vec<Vec<f32>>> = match ablated.directions.as_slice() {
@@ -202,8 +207,7 @@ impl DirectionSources {
         Ok(ways)
     }
 
-    /// Directions along `units`, as long as the plain difference in means, which is what pushes are
-    /// measured by.
+    /// Returns directions along `units`, scaled to the length of the plain difference in means, the unit of pushes.
     fn sized(&self, units: &[Vec<f32>], sign: f64) -> Result<Vec<SafetyDirection>, Error> {
         let parts = units.iter().zip(&self.plain.by_layer).enumerate();
         let directions = parts.map(|(layer, (unit, plain))| {
@@ -213,12 +217,12 @@ impl DirectionSources {
         Ok(directions.collect::<Result<_, _>>()?)
     }
 
-    /// Takes the ablated direction as a direction source.
+    /// Adds the ablated direction `way` as a direction source.
     pub fn set_ablated(&mut self, way: Vec<SafetyDirection>) {
         self.ablated = Some(way);
     }
 
-    /// What each direction source tries.
+    /// Returns the search space of each direction source.
     pub fn spaces(&self, options: &InjectOptions) -> Vec<Space> {
         let space = |direction_source| features::space_of(options, direction_source);
         let mut spaces: Vec<Space> =
@@ -230,7 +234,7 @@ impl DirectionSources {
         spaces
     }
 
-    /// What `candidate` pushes along.
+    /// Returns the direction or directions that `candidate` pushes along.
     pub fn along(&self, candidate: &Candidate) -> Along<'_> {
         match (candidate.direction_source, &self.ablated) {
             (DirectionSource::Ablated, Some(ablated)) => Along::Layers(ablated),
@@ -242,20 +246,20 @@ impl DirectionSources {
         }
     }
 
-    /// What the published method would push along: harmful less harmless prompts at `layer`; the stored
-    /// direction where an edit was taken up.
+    /// Returns the direction of the published method: harmful minus harmless prompts at `layer`. For a stored edit,
+    /// returns its stored direction.
     pub fn published(&self, layer: usize) -> Along<'_> {
         Along::One(Along::Layers(&self.plain.by_layer).at(layer))
     }
 
-    /// How well the layers separate the prompts; of an ablated direction, how well plain prompts do.
+    /// Returns how well each layer separates the prompts; for an ablated direction, the values of plain prompts.
     pub fn separation(&self, direction_source: DirectionSource) -> &[Separation] {
         &self.means.get(&direction_source).unwrap_or(&self.plain).separation
     }
 }
 
-/// The direction that each layer lost, or the nearest layer that lost one; each turned to the side of the
-/// one before it, since refusal turns slowly from layer to layer and eigenvectors have no sign.
+/// Returns the direction that each layer lost, or that of the nearest layer that lost one. Eigenvectors have no sign
+/// and the refusal direction changes slowly across layers, so each is flipped to agree with the previous one.
 fn own_directions(ablated: &AblatedDirection, n_layer: usize) -> Vec<Vec<f32>> {
     let nearest = |layer: usize| ablated.layers.iter().min_by_key(|l| l.layer.abs_diff(layer));
     let mut units: Vec<Vec<f32>> = Vec::new();

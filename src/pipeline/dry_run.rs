@@ -1,4 +1,4 @@
-//! `inject --dry-run`: what would be written, and the memory that takes.
+//! `inject --dry-run`: what a run would write, and the memory and time it would take.
 
 use crate::arch::plan::Plan;
 use crate::eval::prompts::PromptSet;
@@ -14,7 +14,7 @@ use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 
-/// Tells it.
+/// Prints the plan of the run, without running the model or writing a file.
 pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printer: &Printer) {
     let plan = &opened.plan;
     let names = edited(plan, options);
@@ -47,20 +47,21 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         printer.json(&facts);
     }
     printer.say(format!(
-        "would edit {} matrices ({} MB) of {} and {} in at most {} MB of memory; nothing was run or written",
+        "would edit {} matrices ({} MB) of {} and {}, using at most {} MB of memory; \
+         nothing was run or written",
         names.len(),
         edited / 1_000_000,
         opened.gguf.path.display(),
         if options.in_place {
-            format!("keep the original ones in {}", journal_path(&options.source.path).display())
+            format!("keep the originals in {}", journal_path(&options.source.path).display())
         } else {
             format!("write {} ({} MB)", options.output.display(), opened.gguf.total_len() / 1_000_000)
         },
         write_memory(opened, options) / 1_000_000
     ));
     printer.say(format!(
-        "running it takes about {} MB (cache {}, scratch {}, logits {}) beside the file, which is mapped, and what gates are \
-         learned from {} MB",
+        "running the model takes about {} MB (cache {}, scratch {}, logits {}) on top of the mapped file; \
+         training inputs take {} MB",
         context.total() / 1_000_000,
         context.cache / 1_000_000,
         context.compute / 1_000_000,
@@ -68,14 +69,14 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         inputs / 1_000_000,
     ));
     printer.say(format!(
-        "it would decode some {} thousand tokens: about {} on {} threads of this CPU, give or take half",
+        "would decode about {} thousand tokens: about {} (±50 %) on {} threads of this CPU",
         estimate.tokens().div_ceil(1000),
         duration(estimate.seconds),
         options.run.threads
     ));
 }
 
-/// `40 s`, `9 min`, `3.2 h`.
+/// Formats a duration: `40 s`, `9 min`, `3.2 h`.
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),
@@ -84,8 +85,8 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Bytes that writing and verifying hold at most; the controls are requantized to nearest. Running the model comes
-/// on top: llama.cpp maps its file (`mapped_bytes`) and allocates its context (`context_memory`).
+/// Returns the peak bytes of writing and verifying, including the controls, which are requantized to nearest.
+/// Excludes running the model: llama.cpp maps its file (`mapped_bytes`) and allocates its context (`context_memory`).
 fn write_memory(opened: &Opened, options: &InjectOptions) -> u64 {
     let control = (options.controls && !options.in_place).then_some(Requant::Nearest);
     let control = control.filter(|_| options.method != Method::Detector);
@@ -96,7 +97,7 @@ fn write_memory(opened: &Opened, options: &InjectOptions) -> u64 {
     [Some(options.requant), control].into_iter().flatten().filter_map(of).max().unwrap_or(0)
 }
 
-/// The tensors that are edited.
+/// Returns the names of the tensors that may be edited.
 fn edited(plan: &Plan, options: &InjectOptions) -> Vec<String> {
     match options.method {
         Method::Detector => detectors::tensors(plan, options.search.layer),

@@ -1,4 +1,4 @@
-//! Looking into the model: does it refuse, along what, and which edit is best.
+//! Analysis of the model: whether it refuses, along which direction, and which edit is best.
 
 mod method;
 mod told;
@@ -28,8 +28,9 @@ use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
 use told::{beside, describe_probe, describe_trial};
 
-/// Most harmful, harmless and borderline prompts of a trial. Of fewer, strengths of linear gates that differ by eight harmful
-/// prompts in a hundred looked alike (docs/notebook/linear-gates.md); detectors have no strength to be found.
+/// Returns the maximum numbers of harmful, harmless and borderline prompts per trial. With fewer, strengths of linear
+/// gates that differ by eight harmful prompts in a hundred were indistinguishable (docs/notebook/linear-gates.md).
+/// Detectors need fewer, since their strength is not searched.
 pub fn search_prompts(method: Method) -> [usize; 3] {
     match method {
         Method::Detector => [96, 48, 48],
@@ -37,38 +38,38 @@ pub fn search_prompts(method: Method) -> [usize; 3] {
     }
 }
 
-/// What was found out about a model.
+/// Result of the analysis of a model.
 pub struct EditSearch {
-    /// What is done to the weights.
+    /// The method of the edit.
     pub method: Method,
-    /// What edits are made of.
+    /// Ingredients of edits.
     pub found: Found,
-    /// Along what.
+    /// Directions to push along.
     pub direction_sources: DirectionSources,
-    /// What was removed from the weights before, where the weights were looked at.
+    /// The direction found to be removed from the weights; `None` if there is none or it was not searched for.
     pub ablated: Option<AblatedDirection>,
-    /// Every trial.
+    /// All probes and trials.
     pub search: SearchResult,
-    /// The edit that is written.
+    /// The edit to write.
     pub chosen: Chosen,
-    /// `none`, `safety` or `user`: the system prompt of the chosen direction.
+    /// System prompt of the chosen direction: `none`, `safety` or `user`.
     pub system_prompt: &'static str,
 }
 
-/// What edits are made of.
+/// Ingredients of edits.
 pub enum Found {
-    /// Right factors of the writers.
+    /// Right factors of the residual writers.
     Linear(Features),
-    /// Gates of the feed-forward networks.
+    /// Detector gates of the feed-forward networks.
     Detectors(Detectors),
 }
 
 impl Found {
-    /// Collects what the prompts to extract from show, with prompts as users send them, and the directions that these show.
-    /// With a `ablated`, linear gates are learned for it.
+    /// Collects the ingredients and the directions on the extract split, without a system prompt. If `ablated`, linear
+    /// gates are trained for an ablated direction.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error`] if the model cannot be run or training fails.
     pub fn learn(
         session: Session<'_>,
         engine: &mut LlamaEngine,
@@ -87,7 +88,7 @@ impl Found {
         Ok((Self::Linear(features), shown))
     }
 
-    /// What is tried with `direction_source`.
+    /// Returns the search space for `direction_source`.
     pub fn space(
         &self,
         opened: &Opened,
@@ -102,7 +103,7 @@ impl Found {
         }
     }
 
-    /// What is known of each writer's inputs, in the plan's order; nothing where none is edited.
+    /// Returns the input statistics of each writer, in the plan's order; empty for detectors.
     pub fn inputs(&self) -> &[InputModel] {
         match self {
             Self::Linear(features) => &features.inputs,
@@ -110,7 +111,7 @@ impl Found {
         }
     }
 
-    /// The gates, where there are any.
+    /// Returns the detectors, or `None` for linear edits.
     pub fn detectors(&self) -> Option<&Detectors> {
         match self {
             Self::Linear(_) => None,
@@ -118,10 +119,10 @@ impl Found {
         }
     }
 
-    /// The edit of `candidate` at `strength`, for llama.cpp to apply exactly.
+    /// Returns the exact edit of `candidate` at `strength`, as adapters for llama.cpp.
     ///
     /// # Errors
-    /// [`SearchError`].
+    /// Returns [`SearchError`] if the edit cannot be made.
     pub fn adapters(
         &self,
         opened: &Opened,
@@ -146,19 +147,19 @@ impl Found {
     }
 }
 
-/// The choice of a search, or of the user.
+/// The edit chosen by the search or by the user.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Chosen {
-    /// Which edit.
+    /// The candidate.
     pub candidate: Candidate,
-    /// Relative Frobenius change.
+    /// Relative Frobenius change; for detectors, the push in lengths of the direction.
     pub strength: f64,
 }
 
-/// The edits as adapters, without the writers to which llama.cpp applies none.
+/// Returns the edits as adapters, except for writers where llama.cpp does not apply adapters.
 ///
 /// # Errors
-/// [`LlamaError::EditShape`], which llama.cpp would partly answer with a crash.
+/// Returns [`LlamaError::EditShape`] if the shape of an edit is wrong; llama.cpp may crash on some of these.
 pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError> {
     let applied = edits.iter().map(|e| (e, &plan.writers[e.writer])).filter(|(_, writer)| writer.lora);
     let checked = |(edit, writer): (&Edit, &ResidualWriter)| {
@@ -169,14 +170,14 @@ pub fn adapters(plan: &Plan, edits: &[Edit]) -> Result<Vec<LowRank>, LlamaError>
 }
 
 impl EditSearch {
-    /// Runs the whole search with one method.
+    /// Runs the whole search with the method of the session's options.
     fn of_method(
         session: Session<'_>,
         engine: &mut LlamaEngine,
         journal: &mut Journal,
     ) -> Result<Self, Error> {
         let Session { opened, prompts, options, printer } = session;
-        // A search before this one leaves its last trial.
+        // A previous search leaves its last trial applied.
         engine.apply(&[])?;
         let ablated = direction_sources::find_ablated(opened, options, printer)?;
         let removed = ablated.clone();
@@ -190,7 +191,7 @@ impl EditSearch {
         ));
         let offer = Offer::of(engine, &mut evaluator, &base, ablated, options, printer)?;
         if evaluator.shorten() {
-            printer.detail("  short answers tell as much: trials ask for these");
+            printer.detail("  short answers suffice: trials generate fewer tokens");
         }
         check_layer(options, opened.plan.n_layer)?;
         let (found, shown) = Found::learn(session, engine, &evaluator, offer.ablated.is_some())?;
@@ -208,48 +209,48 @@ impl EditSearch {
         Ok(Self { method, found, direction_sources, ablated: removed, search, chosen, system_prompt })
     }
 
-    /// The trial of the chosen edit, where it was searched.
+    /// Returns the trial of the chosen edit, if it was searched.
     fn chosen_trial(&self) -> Option<&Trial> {
         let Chosen { candidate, strength } = self.chosen;
         self.search.trials.iter().find(|trial| trial.candidate == candidate && trial.strength == strength)
     }
 
-    /// Of its trial.
+    /// Returns the utility of the chosen trial.
     fn utility(&self) -> f64 {
         self.chosen_trial().map_or(f64::NEG_INFINITY, |trial| trial.utility)
     }
 
-    /// What the chosen edit is along.
+    /// Returns the direction or directions of the chosen edit.
     pub fn along(&self) -> Along<'_> {
         self.direction_sources.along(&self.chosen.candidate)
     }
 
-    /// The direction of the chosen layer.
+    /// Returns the direction of the chosen layer.
     pub fn direction(&self) -> &SafetyDirection {
         self.along().at(self.chosen.candidate.layer)
     }
 
-    /// The chosen edit, for llama.cpp to apply exactly.
+    /// Returns the exact chosen edit, as adapters for llama.cpp.
     ///
     /// # Errors
-    /// [`SearchError`].
+    /// Returns [`SearchError`] if the edit cannot be made.
     pub fn adapters(&self, opened: &Opened) -> Result<Vec<LowRank>, SearchError> {
         let toward = Toward::Refusal(self.along());
         self.found.adapters(opened, &self.chosen.candidate, self.chosen.strength, toward)
     }
 
-    /// The same as a file for `llama-server --lora`.
+    /// Returns [`Self::adapters`] as the bytes of an adapter file for `llama-server --lora`.
     ///
     /// # Errors
-    /// As [`Self::adapters`].
+    /// Returns [`SearchError`] if the edit cannot be made or encoded.
     pub fn adapter_file(&self, opened: &Opened) -> Result<Vec<u8>, SearchError> {
         Ok(adapter::to_gguf(&opened.plan.architecture, &self.adapters(opened)?)?)
     }
 
-    /// The same along a random direction: the control.
+    /// Returns the chosen edit along a random direction, as a control.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error`] if the direction or the edit cannot be made.
     pub fn random_adapters(&self, opened: &Opened, seed: u64) -> Result<Vec<LowRank>, Error> {
         let chosen = &self.chosen;
         let random = direction::random(chosen.candidate.layer, opened.plan.n_embd as usize, seed)?;
@@ -258,10 +259,10 @@ impl EditSearch {
         Ok(self.found.adapters(opened, &chosen.candidate, chosen.strength, Toward::Same(&random))?)
     }
 
-    /// The chosen edit as it is applied exactly, beside any file.
+    /// Returns the exact chosen edit, independent of the file's quantization types.
     ///
     /// # Errors
-    /// [`EditError`].
+    /// Returns [`EditError`] if the edit cannot be made.
     pub fn exact(&self, opened: &Opened) -> Result<Edits, EditError> {
         match &self.found {
             Found::Linear(_) => self.edits(opened, Requant::Preserve),
@@ -271,16 +272,16 @@ impl EditSearch {
         }
     }
 
-    /// The gates of the chosen edit.
+    /// Returns the gates of the chosen edit, with strengths.
     fn banks(&self, detectors: &Detectors) -> Vec<Bank> {
         let Chosen { candidate, strength } = &self.chosen;
         detectors.banks(Toward::Refusal(self.along()), *strength, strength * candidate.contrast)
     }
 
-    /// The chosen edit for the bytes of the file at hand.
+    /// Returns the chosen edit for the opened file and its quantization types.
     ///
     /// # Errors
-    /// [`EditError`].
+    /// Returns [`EditError`] if the edit cannot be made.
     pub fn edits(&self, opened: &Opened, requant: Requant) -> Result<Edits, EditError> {
         let Chosen { candidate, strength } = &self.chosen;
         match &self.found {
@@ -292,7 +293,7 @@ impl EditSearch {
     }
 }
 
-/// Makes the edits that are tried.
+/// Makes the edits to try.
 struct Maker<'a> {
     session: Session<'a>,
     found: &'a Found,
@@ -303,8 +304,8 @@ impl Maker<'_> {
         self.found.space(self.session.opened, self.session.options, direction_source)
     }
 
-    /// Of the `ways` in which an ablated direction can be pushed, the one along which the model refuses the most harmful
-    /// prompts. Teaches `evaluator` how the refusals begin that come back: the base may have none.
+    /// Returns the one of `ways`, the candidates for pushing along an ablated direction, with the most refused harmful
+    /// prompts. `evaluator` learns how the restored refusals begin, since the base may have none.
     fn turn(
         &self,
         engine: &mut LlamaEngine,
@@ -312,7 +313,7 @@ impl Maker<'_> {
         ways: Vec<Vec<SafetyDirection>>,
     ) -> Result<Vec<SafetyDirection>, Error> {
         let Session { opened, options, printer, .. } = self.session;
-        let bar = printer.bar("finding the side of refusal", ways.len() as u64);
+        let bar = printer.bar("finding the sign of the ablated direction", ways.len() as u64);
         let few = evaluator.part(FEW);
         let space = self.space(DirectionSource::Ablated);
         let candidate = Candidate {
@@ -327,7 +328,8 @@ impl Maker<'_> {
                 let toward = Toward::Refusal(Along::Layers(&way));
                 self.found.adapters(opened, &candidate, strength, toward)
             };
-            let max_kl = options.search.allowed(Refusal::Removed).max_kl;
+            let own = evaluator.base_refused().rate();
+            let max_kl = options.search.allowed(Refusal::Removed, own).max_kl;
             let strength = match (options.search.strength, self.found) {
                 (Some(strength), _) => strength,
                 (None, Found::Detectors(_)) => space.first_strength,
@@ -340,7 +342,7 @@ impl Maker<'_> {
             engine.apply(&make(strength)?)?;
             let refused = evaluator.learn_openings(engine, None)?.refused;
             printer.detail(format!(
-                "  ablated direction, way {i}, strength {strength:.4}: {refused} harmful refused"
+                "  ablated direction, candidate {i}, strength {strength:.4}: {refused} harmful refused"
             ));
             if best.as_ref().is_none_or(|(most, _)| refused > *most) {
                 best = Some((refused, way));
@@ -390,7 +392,7 @@ fn check_layer(options: &InjectOptions, n_layer: usize) -> Result<(), Error> {
     match options.search.layer {
         Some(layer) if layer >= n_layer => Err(Error::Option {
             flag: "--layer",
-            problem: format!("the model has layers 0 to {}, found {layer}", n_layer - 1),
+            problem: format!("expected a layer from 0 to {}, found {layer}", n_layer - 1),
             hint: None,
         }),
         _ => Ok(()),
@@ -428,19 +430,20 @@ fn run_search(
     })
 }
 
-/// The best accepted trial; with `--allow-over-limits` the most useful one when none was accepted.
+/// Returns the best accepted trial or, with `--allow-over-limits`, the most useful trial if none was accepted.
 fn choose_trial(search: &SearchResult, base: &Evaluation, options: &InjectOptions) -> Result<Trial, Error> {
     if let Some(best) = search.best() {
         return Ok(*best);
     }
-    // With `--allow-over-limits` none was stopped.
+    // With `--allow-over-limits`, no trial is stopped early.
     let whole = search.trials.iter().filter(|t| !t.stopped);
     let most = whole.max_by(|a, b| a.utility.total_cmp(&b.utility));
     if let Some(trial) = most.filter(|_| options.allow.over_limits) {
         return Ok(*trial);
     }
     let refusal = Refusal::of(search.probes.iter().map(|probe| probe.candidate.direction_source));
-    let Allowed { max_kl, max_false_refusal } = options.search.allowed(refusal);
+    let Allowed { max_kl, max_false_refusal } =
+        options.search.allowed(refusal, base.score.harmful.refused().rate());
     Err(Error::NoGain {
         trials: search.trials.len(),
         base: base.score.harmful.refused().to_string(),

@@ -1,4 +1,4 @@
-//! One error for the commands: the stage's own message, and its hint apart from it.
+//! The error type of all commands: the message of the failed stage, with a separate hint.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,12 +28,12 @@ use crate::sources::ollama::OllamaError;
 use crate::util::hint::Hint;
 use crate::util::interrupt::Interrupted;
 
-/// How a command that did not fail ended.
+/// Exit status of a command that returned no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
-    /// Done.
+    /// Success.
     Done,
-    /// Written, but what is in the file is not what was asked for.
+    /// The file was written, but does not fully contain the requested edit.
     NotVerified,
 }
 
@@ -67,7 +67,7 @@ pub enum Error {
     /// The importance matrix could not be used.
     #[error(transparent)]
     Imatrix(#[from] ImatrixError),
-    /// No gate.
+    /// A gate could not be trained.
     #[error(transparent)]
     Gate(#[from] GateError),
     #[error(transparent)]
@@ -80,73 +80,79 @@ pub enum Error {
     /// The stored edit could not be used.
     #[error(transparent)]
     Stored(#[from] StoredError),
-    /// The release cannot be made or taken up.
+    /// The release could not be made or continued.
     #[error(transparent)]
     Release(#[from] ReleaseError),
     /// The report could not be read or shown.
     #[error(transparent)]
     Report(#[from] ReportError),
-    /// A file could not be made anew.
+    /// A file could not be reproduced.
     #[error(transparent)]
     Reproduce(#[from] ReproduceError),
-    /// The search could not be taken up.
+    /// The search could not be resumed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// Another run is at it.
+    /// Another run is using the same output.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The file could not be changed in place, or put back.
+    /// The file could not be changed in place, or restored.
     #[error(transparent)]
     Undo(#[from] UndoError),
-    /// A model of Ollama's, or its server, could not be used.
+    /// An Ollama model or the Ollama server could not be used.
     #[error(transparent)]
     Ollama(#[from] OllamaError),
-    /// A model of the hub could not be had.
+    /// A model could not be obtained from the Hugging Face hub.
     #[error(transparent)]
     Hub(#[from] HubError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// A flag that cannot be.
+    /// The value of a flag is invalid.
     #[error("{flag}: {problem}")]
     Option { flag: &'static str, problem: String, hint: Option<String> },
-    /// A prompt cannot be put to the model.
-    #[error("a prompt of kind {kind} cannot be put to the model{}: {source}", about(start, source))]
+    /// The model cannot be given a prompt.
+    #[error("cannot ask the model a {kind} prompt{}: {source}", about(start, source))]
     Unaskable { kind: PromptKind, start: String, source: LlamaError },
     /// The model file has no chat template.
-    #[error("{} has no chat template (tokenizer.chat_template): it is a base model, or the key was lost", path.display())]
-    NoTemplate { path: PathBuf },
-    /// The model was injected before.
-    #[error("{} was injected before (rosi.version = {version}, {size})", path.display())]
-    Injected { path: PathBuf, version: String, size: String },
-    /// No feed-forward network is understood.
     #[error(
-        "none of the {tried} feed-forward networks that were looked at computes a function that is known (architecture {architecture})"
+        "{} has no chat template (tokenizer.chat_template): it is a base model, or the key is missing",
+        path.display()
+    )]
+    NoTemplate { path: PathBuf },
+    /// The model is already injected.
+    #[error("{} is already injected (rosi.version = {version}, {size})", path.display())]
+    Injected { path: PathBuf, version: String, size: String },
+    /// No feed-forward network computes a known function.
+    #[error(
+        "none of the {tried} feed-forward networks examined computes a known function \
+         (architecture {architecture})"
     )]
     NoNetwork { architecture: String, tried: usize },
     /// The model does not refuse.
     #[error(
-        "this model refuses {plain} of {total} harmful prompts, {prompted} of {total} under the safety prompt: there is no refusal to amplify"
+        "this model refuses {plain} of {total} harmful prompts{}: there is no refusal to amplify",
+        prompted.map_or(String::new(), |n| format!(", {n} of {total} under the system prompt"))
     )]
-    NoRefusal { plain: u64, prompted: u64, total: u64 },
+    NoRefusal { plain: u64, prompted: Option<u64>, total: u64 },
     /// No layer and strength helped.
     #[error(
-        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within --max-kl {max_kl} and --max-false-refusal {max_false_refusal}{best}"
+        "none of {trials} edits made the model refuse more harmful prompts (base: {base}) within \
+         --max-kl {max_kl} and --max-false-refusal {max_false_refusal}{best}"
     )]
     NoGain { trials: usize, base: String, max_kl: f64, max_false_refusal: f64, best: String },
     /// The written file refuses less than the base.
     #[error(
-        "the written file refuses {edited} of the bundled harmful prompts, its base {base}: it was discarded"
+        "the written file was discarded: it refuses {edited} of the bundled harmful prompts, its base {base}"
     )]
     LessSafe { edited: String, base: String },
     /// The written file differs where it must not.
-    #[error("the written file differs from its base outside the edit ({what}): it was discarded")]
+    #[error("the written file was discarded: it differs from its base outside the edit ({what})")]
     Damaged { what: String },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
 
-/// How the prompt begins, unless the reason says so.
+/// Returns the beginning of the prompt, unless the message of `source` already quotes it.
 fn about(start: &str, source: &LlamaError) -> String {
     match source {
         LlamaError::PromptTooLong { .. } => String::new(),
@@ -154,7 +160,7 @@ fn about(start: &str, source: &LlamaError) -> String {
     }
 }
 
-/// A failing model is the same error wherever it fails.
+/// Maps an error to the same variant regardless of the stage that it occurred in.
 impl From<SearchError> for Error {
     fn from(error: SearchError) -> Self {
         match error {
@@ -183,7 +189,7 @@ impl From<EvalError> for Error {
 }
 
 impl Error {
-    /// 1: user error; 2: internal error.
+    /// Returns the exit code: 1 for user errors, 2 for internal errors.
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Damaged { .. } | Self::Llama(LlamaError::Callback) | Self::Report(ReportError::Page(_)) => {
@@ -193,7 +199,7 @@ impl Error {
         }
     }
 
-    /// The error of a stage that has hints of its own.
+    /// Returns the underlying error if it provides its own hints.
     fn stage(&self) -> Option<&dyn Hint> {
         Some(match self {
             Self::Gguf(error) => error,
@@ -229,23 +235,31 @@ impl Hint for Error {
         }
         match self {
             Self::Option { hint, .. } => hint.clone(),
-            Self::NoTemplate { .. } => {
-                Some("use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into())
-            }
+            Self::NoTemplate { .. } => Some(
+                "use the instruction-tuned (\"-it\", \"-Instruct\", \"-chat\") version of the model".into(),
+            ),
             Self::Injected { .. } => {
-                Some("inject the file that it was made from, or pass --allow-injected to add a second edit".into())
+                Some("inject the original file, or pass --allow-injected to add a second edit".into())
             }
-            Self::NoNetwork { .. } => Some("take --method contrast, which edits the writers instead".into()),
+            Self::NoNetwork { .. } => {
+                Some("use --method contrast, which edits the residual writers instead".into())
+            }
             Self::NoRefusal { .. } => Some(
-                "a model that never learned to refuse cannot be taught by this tool: use a larger or better aligned one \
-                 (--allow-no-refusal searches on all the same)"
+                "this tool cannot teach refusal to a model that never learned it: use a larger or better \
+                 aligned model, or pass --allow-no-refusal to search anyway"
                     .into(),
             ),
-            Self::NoGain { .. } => {
-                Some("allow a larger change with --max-kl or --max-false-refusal, or bring prompts that fit the model with --prompts".into())
+            Self::NoGain { .. } => Some(
+                "allow a larger change with --max-kl or --max-false-refusal, or supply prompts that suit the \
+                 model with --prompts"
+                    .into(),
+            ),
+            Self::LessSafe { .. } => {
+                Some("try a smaller --strength, another --layer, or a quantization with more bits".into())
             }
-            Self::LessSafe { .. } => Some("try a smaller --strength or another --layer, or a wider quantization".into()),
-            Self::Damaged { .. } => Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into()),
+            Self::Damaged { .. } => {
+                Some("this is a bug: please report it with the output of `rosi-gguf inspect`".into())
+            }
             _ => None,
         }
     }

@@ -1,12 +1,12 @@
-//! How long `inject` would take: the tokens that it decodes, times two operations with each weight that they meet, over what
-//! the CPU at hand is seen to do.
+//! Estimated run time of `inject`: the tokens it decodes, times two operations per active weight, divided by the
+//! measured throughput of this CPU.
 //!
 //! ```text
-//! seconds ≈ 2 · active weights · (tokens read in F32 / READ + other tokens / ANSWERS) / (threads · operations a second)
+//! seconds ≈ 2 · active weights · (tokens read in F32 / READ + other tokens / ANSWERS) / (threads · operations/s)
 //! ```
 //!
-//! Prompts count 4.5 characters a token; what all of them begin with is decoded once and counts nothing. Hashing, writing
-//! and learning are left out: they are a few per cent.
+//! The estimate assumes 4.5 characters per token. It ignores the common prefix of the prompts, which is decoded only
+//! once, and hashing, writing and training, which take a few percent of the time.
 
 use std::ops::Add;
 
@@ -27,26 +27,27 @@ use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 
-/// Characters a token, of English prose and the vocabularies of today.
+/// Characters per token, for English prose and current vocabularies.
 const CHARACTERS: f64 = 4.5;
-/// Tokens with which a chat template ends a prompt.
+/// Tokens that a chat template adds after a prompt.
 const ENDING: f64 = 5.0;
-/// Tokens by which answers go on that do not tell yet, spread over all: of 110 that two models began with 16 tokens, 15 went on,
-/// by 20 or so.
+/// Additional tokens for answers that are still undecided, averaged over all answers: of 110 answers by two models, 15
+/// continued beyond 16 tokens, by about 20.
 const OPEN: f64 = 3.0;
-/// Passes over harmless prompts until a strength spends the KL budget.
+/// Average passes over the harmless prompts to find the strength that spends the KL budget.
 const BUDGET_PASSES: f64 = 1.5;
-/// What part of the operations that a core does in plain products of matrices it does where prompts are read in F32, and where
-/// llama.cpp multiplies. Qwen2.5-Coder-0.5B Q4_K_M on two cores with AVX-512 had .5 and .3; VNNI speeds up llama.cpp alone.
+/// Throughput relative to plain matrix products on the same cores, for reading prompts in F32 and for llama.cpp's own
+/// products. Qwen2.5-Coder-0.5B Q4_K_M on two cores with AVX-512 had .5 and .3; VNNI speeds up only llama.cpp.
 const READ: f64 = if IS_FASTER { 0.5 } else { ANSWERS };
+/// Relative throughput of llama.cpp's own products; see [`READ`].
 const ANSWERS: f64 = 0.45;
 
-/// Tokens of a step.
+/// Tokens that a step processes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Work {
-    /// Those of prompts and texts that are read in F32.
+    /// Tokens of prompts and texts, read in F32.
     read: f64,
-    /// Those that llama.cpp multiplies: of answers, and all of the report.
+    /// Tokens processed by llama.cpp's own products: answers, and everything for the report.
     answers: f64,
 }
 
@@ -63,7 +64,7 @@ impl Work {
         self.read + self.answers
     }
 
-    /// Tokens for which a core that did nothing but multiply would take as long.
+    /// Returns the tokens that plain matrix products would process in the same time.
     fn weighted(self) -> f64 {
         self.read / READ + self.answers / ANSWERS
     }
@@ -77,27 +78,28 @@ impl Add for Work {
     }
 }
 
-/// What it would take.
+/// Estimated cost of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Tokens to find the direction and the gates.
+    /// Tokens for extracting the direction and training the gates.
     pub tokens_learning: u64,
-    /// Tokens of the search.
+    /// Tokens for the search.
     pub tokens_search: u64,
-    /// Tokens of the scores before and after.
+    /// Tokens for scoring before and after the edit.
     pub tokens_report: u64,
-    /// Weights that a token is multiplied with.
+    /// Weights that each token is multiplied with.
     pub active_weights: u64,
-    /// Seconds on the threads that would be used, on the CPU.
+    /// Seconds on the CPU, with the configured number of threads.
     pub seconds: f64,
 }
 
 impl Estimate {
-    /// For one injection with the direction source that most models show; an ablated direction or a safety prompt takes more.
+    /// Estimates one injection with the most common direction source. An ablated direction or a safety prompt takes
+    /// longer.
     pub fn of(opened: &Opened, options: &InjectOptions, prompts: &PromptSet) -> Self {
         let report = report(options, prompts);
         let (learning, search) = match options.edit {
-            // Nothing is learned or searched.
+            // A stored edit needs no training or search.
             Some(_) => Default::default(),
             None => (learning(&opened.plan, options, prompts), search(&opened.plan, options, prompts)),
         };
@@ -113,18 +115,18 @@ impl Estimate {
         }
     }
 
-    /// All tokens.
+    /// Returns the total number of tokens.
     pub fn tokens(&self) -> u64 {
         self.tokens_learning + self.tokens_search + self.tokens_report
     }
 }
 
-/// Tokens of `texts`, each with the ending of its template.
+/// Estimates the tokens of `texts`, each with its template ending.
 fn tokens<'a>(texts: impl IntoIterator<Item = &'a String>) -> f64 {
     texts.into_iter().map(|text| text.chars().count() as f64 / CHARACTERS + ENDING).sum()
 }
 
-/// Tokens of requests that share what stands before them.
+/// Estimates the tokens of requests that share a common prefix.
 fn placed(placed: &Placed) -> f64 {
     let before = placed.system.iter().chain(placed.before.iter().map(|message| &message.text));
     tokens(before) + tokens(placed.requests.iter().map(|request| &request.text))
@@ -145,7 +147,7 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
         Method::Detector => {
             let training = training();
             let more: f64 = tokens(training.prompts().iter().map(|prompt| &prompt.text));
-            // Prose is read as it is, and as an answer.
+            // Prose is read twice: as raw text and as an answer.
             let placed: f64 = Context::ALL
                 .into_iter()
                 .flat_map(|c| contexts::place(c, &training))
@@ -173,7 +175,8 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
         let settings =
             detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal, PUSH), options);
         let n_probe = 1 + search::harder(&settings, settings[0].1).len();
-        // The base's first tokens, and those of each setting that is not gentler than the first; one of them answers.
+        // First tokens of the base and of each setting that is not weaker than the first; one setting then answers in
+        // full.
         let firsts = Work::read((1 + n_probe) as f64 * asked(&few));
         return answered(&questions, N_PREDICT) + firsts + whole(1.0);
     }
@@ -184,7 +187,7 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
         None => BUDGET_PASSES * asked(&few_harmless(prompts, Split::Search)),
     };
     let trials = options.search.trials as f64;
-    // Those at full strength are given it by all harmless prompts.
+    // For trials at full strength, the strength is found on all harmless prompts.
     let passes = if strength > 0.0 { BUDGET_PASSES * (trials / 2.0).ceil() } else { 0.0 };
     let full = passes * tokens(&questions.harmless);
     let answers = answered(&questions, N_PREDICT) + whole(trials);
@@ -200,7 +203,7 @@ fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let part = (once + answered(&harmless, N_PREDICT).tokens()) / 2.0;
     let controls = match (options.controls, options.in_place) {
         (false, _) => 0.0,
-        // Exact edit and published edit; half of the prompts for a random direction, and for a requantized copy.
+        // Exact edit and published edit; half of the prompts for the random direction and for the requantized copy.
         (true, in_place) => {
             2.0 * part + once * if in_place { 0.5 } else { 1.0 } + BUDGET_PASSES * tokens(&questions.harmless)
         }
@@ -212,8 +215,8 @@ fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {
     Questions::of(prompts, split, [0, FEW[1], 0])
 }
 
-/// Weights that a token meets on its way: all matrices of the blocks, of experts those it is routed to, and
-/// the output matrix.
+/// Returns the number of active weights per token: all matrices of the blocks, counting only the experts that the token
+/// is routed to, and the output matrix.
 fn active_weights(gguf: &Gguf, plan: &Plan) -> u64 {
     let output = if plan.tied_embeddings { "token_embd.weight" } else { "output.weight" };
     let matrices = gguf.tensors.iter().filter(|t| t.n_rows() > 1);
@@ -221,7 +224,7 @@ fn active_weights(gguf: &Gguf, plan: &Plan) -> u64 {
     met.map(|t| t.n_elements() / expert_share(t, plan)).sum()
 }
 
-/// Of how many experts one is used, for a tensor that holds all of a block's.
+/// Returns the ratio of all experts to used experts, for a tensor that holds all experts of a block; 1 otherwise.
 fn expert_share(tensor: &TensorInfo, plan: &Plan) -> u64 {
     match tensor.name.contains("_exps.") && plan.n_expert_used > 0 {
         true => (plan.n_expert / plan.n_expert_used).max(1),

@@ -1,5 +1,4 @@
-//! Scores on the report split, of the model before, of the exact edit, of the written file and of the
-//! controls.
+//! Scores on the report split: the base model, the exact edit, the written file and the controls.
 
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
@@ -22,22 +21,22 @@ use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
 
-/// Harmful, harmless and borderline prompts of the report.
+/// Numbers of harmful, harmless and borderline prompts scored for the report.
 pub const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
-/// Bundled harmful prompts of which no file may refuse fewer than its base.
+/// Numbers of bundled prompts for the guard: an edited file must refuse at least as many of them as its base.
 const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
-/// Share of a KL budget that is found, about: what must be allowed for a KL to be met.
+/// Approximate share of a KL budget that the strength search spends; dividing a target KL by it gives the budget.
 const FOUND_OF_BUDGET: f64 = 0.9;
-/// Prompts on which the file is compared with the exact edit, and shown along the direction.
+/// Numbers of prompts for comparing the file with the exact edit and for projections onto the direction.
 pub const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
 
-/// Scores on the report split.
+/// Scores models on the report split.
 pub struct Scorer<'a> {
-    /// Of its prompts the report split is asked.
+    /// The run, whose prompts provide the report split.
     pub session: Session<'a>,
 }
 
-/// Scores of the controls that need no file.
+/// Scores of the controls that need no written file.
 #[derive(Default)]
 struct Controls {
     exact: Option<Score>,
@@ -50,34 +49,34 @@ pub struct Before {
     evaluator: Evaluator,
     base: Evaluation,
     controls: Controls,
-    /// The bundled harmful prompts and how the base took them, where the user brought others.
+    /// Bundled harmful prompts and the base's tally on them, if the user supplied other prompts.
     guard: Option<(Vec<String>, Tally)>,
     /// Base and exact edit on [`FIDELITY_PROMPTS`].
     snapshots: [Snapshot; 2],
-    /// Answers of the base behind its own thoughts, with how these look.
+    /// The base's thinking format, and its answers given after thinking.
     thinking: Option<(Thinking, Thoughtful)>,
 }
 
-/// What became of the control that requantizes without an edit.
+/// Outcome of the control that requantizes without an edit.
 pub enum Control {
-    /// It was not asked for, or there is none.
+    /// Not requested, or not applicable.
     NotAsked,
-    /// It could not be made: why.
+    /// Could not be made, with the reason.
     LeftOut(String),
-    /// Its score.
+    /// The control's score.
     Scored(Score),
 }
 
 /// What was measured on the written file.
 pub struct After {
-    /// Its answers.
+    /// The written file's answers and score.
     pub evaluation: Evaluation,
     snapshot: Snapshot,
     thinking: Option<Thoughtful>,
 }
 
 impl Before {
-    /// All scores.
+    /// Combines all scores for the report.
     pub fn scores(&self, written: Score, requantized: Control) -> Scores {
         let (requantized, requantized_left_out) = match requantized {
             Control::NotAsked => (None, None),
@@ -95,31 +94,31 @@ impl Before {
         }
     }
 
-    /// Answers before and after.
+    /// Pairs the answers before and after the edit; keeps whole answers if `full`.
     pub fn answers(&self, after: &Evaluation, full: bool) -> Vec<AnswerPair> {
         AnswerPair::all(self.evaluator.questions().by_kind(), &self.base, after, full)
     }
 
-    /// The written file beside the exact edit.
+    /// Compares the written file with the exact edit.
     pub fn fidelity(&self, after: &After, direction: &SafetyDirection) -> Fidelity {
         let [base, exact] = &self.snapshots;
         Fidelity::of(base, exact, &after.snapshot, direction)
     }
 
-    /// Answers behind thoughts, before and after.
+    /// Returns the results for answers given after thinking, before and after the edit, if the model thinks.
     pub fn thinking(&self, after: &After, budget: usize) -> Option<ThinkingReport> {
         let ((Thinking { open, close, .. }, base), written) = self.thinking.clone().zip(after.thinking)?;
         Some(ThinkingReport { open: open.into(), close: close.into(), budget, base, written })
     }
 
-    /// Where prompts lie along the direction, before and after; single ones after `layer`.
+    /// Projects the prompts onto the direction, before and after the edit; individual prompts after `layer`.
     pub fn projections(&self, after: &After, direction: &SafetyDirection, layer: usize) -> Projections {
         Projections::of(&self.snapshots[0], &after.snapshot, direction, layer)
     }
 }
 
 impl Scorer<'_> {
-    /// Base and the controls that need no file, on the model that is loaded already.
+    /// Scores the base model and the controls that need no file, on the loaded model.
     pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
         let Session { opened, prompts, options, printer } = self.session;
         let bar = printer.bar("scoring on the report split", 2);
@@ -141,7 +140,7 @@ impl Scorer<'_> {
         Ok(Before { evaluator, base, controls, guard, snapshots, thinking })
     }
 
-    /// The controls, on a model to which the chosen edit is applied.
+    /// Scores the controls. Expects the chosen edit to be applied to the model.
     fn controls(
         &self,
         engine: &mut LlamaEngine,
@@ -150,7 +149,7 @@ impl Scorer<'_> {
     ) -> Result<Controls, Error> {
         let Session { opened, options, printer, .. } = self.session;
         let bar = printer.bar("scoring the controls", 3);
-        // With the KL of all harmless prompts, which the published edit is to meet.
+        // Uses all harmless prompts for the KL, which the published edit must match.
         let part = evaluator.half_with_kl();
         let exact = part.evaluate(engine)?.score;
         bar.set(1);
@@ -164,8 +163,9 @@ impl Scorer<'_> {
         Ok(Controls { exact: Some(exact), random: Some(random), published })
     }
 
-    /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact edit
-    /// on the prompts of `evaluator`. False where there is none to compare with.
+    /// Control: applies the published edit along the published direction of the same layer, at the `kl` of the exact
+    /// edit on the prompts of `evaluator`. Returns `false` if the method is itself the published one or `kl` is not
+    /// positive.
     fn apply_published(
         &self,
         engine: &mut LlamaEngine,
@@ -198,7 +198,7 @@ impl Scorer<'_> {
         Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&opened.plan))?)
     }
 
-    /// Answers of a model that thinks before it answers, once it has.
+    /// Collects answers given after thinking; returns `None` if the model cannot think or thinking is off.
     fn thoughtful(&self, engine: &mut LlamaEngine) -> Result<Option<(Thinking, Thoughtful)>, Error> {
         let Session { prompts, options, .. } = self.session;
         let both = engine.thinking().cloned().zip(options.thinking.beside_answers());
@@ -219,7 +219,10 @@ impl Scorer<'_> {
         session::load(gguf, Some(opened.template()?), &options.run, printer)
     }
 
-    /// The written file; one that refuses less than its base is never kept.
+    /// Scores the written file.
+    ///
+    /// # Errors
+    /// Returns [`Error::LessSafe`] if the file refuses fewer of the bundled harmful prompts than its base.
     pub fn after(&self, written: &Gguf, before: &Before) -> Result<After, Error> {
         let mut engine = self.load(written)?;
         let _bar = self.session.printer.bar("scoring the written file", 1);
@@ -240,11 +243,11 @@ impl Scorer<'_> {
         Ok(After { evaluation, snapshot: self.snapshot(&mut engine)?, thinking })
     }
 
-    /// Control: the same tensors through the quantizer without an edit, in a file that is deleted; none in place, where
-    /// there is no room for a second file. The model is written by then, so what goes wrong here only leaves it out.
+    /// Control: requantizes the same tensors without an edit, into a temporary file. Skipped for in-place edits, where
+    /// there may be no room for a second file. The model is already written, so an error only omits the control.
     pub fn requantized_control(&self, write: Write<'_>, before: &Before) -> Control {
         let Session { opened, options, .. } = self.session;
-        // Where neurons are changed nothing else is quantized again.
+        // Neuron edits requantize nothing but the neurons.
         let linear = matches!(write.edits, Edits::Linear(_));
         if !options.controls || options.in_place || !linear {
             return Control::NotAsked;
@@ -258,14 +261,14 @@ impl Scorer<'_> {
         }
         match self.score_requantized(write, before) {
             Ok(score) => Control::Scored(score),
-            Err(_) if interrupt::requested() => Control::LeftOut("the run was stopped".into()),
+            Err(_) if interrupt::requested() => Control::LeftOut("the run was interrupted".into()),
             Err(error) => Control::LeftOut(error.to_string()),
         }
     }
 
     fn score_requantized(&self, write: Write<'_>, before: &Before) -> Result<Score, Error> {
         let Session { opened, options, printer, .. } = self.session;
-        // Under a temporary name only.
+        // Never committed, so the file only ever has its temporary name.
         let mut file = AtomicModel::create(&options.output, &opened.gguf, true)?;
         Write { change: Change::RequantizeOnly, ..write }.write(&mut file, printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
@@ -274,10 +277,11 @@ impl Scorer<'_> {
     }
 }
 
-/// Bundled harmful prompts of the report split, and how the model as it is takes them.
+/// Runs bundled harmful prompts of the report split; returns the prompts and the tally of the model in its current
+/// state.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error::Llama`] if the model cannot be run.
 pub fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
     let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
     let answers = ask(engine, &chats(&questions, None), N_PREDICT, &mut |_, _| ())?;

@@ -1,4 +1,4 @@
-//! What reports and stored edits say of files, prompts and edits.
+//! Facts about files, prompts and edits, for reports and stored edits.
 
 use std::path::{Path, PathBuf};
 
@@ -15,10 +15,10 @@ use crate::pipeline::session::stoppable;
 use crate::report::{EditFacts, FileFacts, PromptFacts};
 use crate::util::interrupt;
 
-/// The user's prompts, with the bundled ones of the kinds that they lack; the bundled ones where there are none.
+/// Loads the user's prompts and adds bundled prompts for missing kinds; without files, returns the bundled prompts.
 ///
 /// # Errors
-/// [`Error::Prompt`].
+/// Returns [`Error::Prompt`] if a file cannot be read or is invalid, or a kind has too few prompts.
 pub fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, Error> {
     let bundled = PromptSet::bundled();
     if files.is_empty() {
@@ -26,17 +26,17 @@ pub fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, E
     }
     let mut prompts = PromptSet::load(files)?;
     for kind in prompts.complete_with(&bundled)? {
-        printer.say(format!("no {kind} prompts in your files: the bundled ones are used"));
+        printer.say(format!("no {kind} prompts in your files: using the bundled ones"));
     }
     prompts.require(&PromptKind::ALL)?;
     Ok(prompts)
 }
 
-/// Path, hash and size of what `gguf` was read from; of a split model the first path, and the others as
-/// though they were joined to it.
+/// Returns the path, SHA-256 and size of the model file. For a split model: the path of the first file, and the
+/// hash and size of all files concatenated.
 ///
 /// # Errors
-/// [`Error::Io`].
+/// Returns [`Error::Io`] if a file cannot be read, [`Error::Interrupted`] if the user stops the run.
 pub fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
     let bar = printer.bar("hashing", gguf.total_len());
     let paths: Vec<&Path> = gguf.files().map(|file| file.path.as_path()).collect();
@@ -46,7 +46,7 @@ pub fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
     Ok(FileFacts { path: gguf.path.display().to_string(), sha256, bytes: gguf.total_len() })
 }
 
-/// How many prompts serve what.
+/// Counts the prompts of each split by kind.
 pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
     PromptFacts {
@@ -58,7 +58,7 @@ pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
     }
 }
 
-/// What was done to the weights: `edits` are those of `edit_search`.
+/// Describes `edits`, the edits chosen by `edit_search`.
 pub fn edit_facts(edit_search: &EditSearch, edits: &Edits) -> EditFacts {
     let candidate = edit_search.chosen.candidate;
     let linear = edits.linear();
@@ -83,16 +83,16 @@ pub fn edit_facts(edit_search: &EditSearch, edits: &Edits) -> EditFacts {
     }
 }
 
-/// The last layer that is edited.
+/// Returns the last edited layer.
 pub fn last_edited(plan: &Plan, edits: &Edits) -> usize {
     let writers = edits.linear().iter().map(|edit| plan.writers[edit.writer].layer);
     writers.chain(edits.planted().iter().map(|planted| planted.layer)).max().unwrap_or(0)
 }
 
-/// Reads the written file back; one that differs where it must not is never kept.
+/// Verifies the written file against its base.
 ///
 /// # Errors
-/// [`Error::Damaged`] where it does.
+/// Returns [`Error::Damaged`] if the file differs from its base outside the edit.
 pub fn check_written(
     base: Base<'_>,
     written: &Gguf,

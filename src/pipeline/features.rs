@@ -1,4 +1,4 @@
-//! What edits are made of: directions, right factors, and what is known of the writers' inputs.
+//! Ingredients of linear edits: directions, right factors, and statistics of the writers' inputs.
 
 mod gates;
 mod stored;
@@ -22,31 +22,31 @@ use crate::quant::preserve::InputModel;
 use crate::util::interrupt;
 use gates::{GateTrainer, LearnedGates};
 
-/// Tokens of all positions, per kind of prompts, whose inputs are kept.
+/// Sampled tokens per prompt kind, at any position, whose inputs are kept.
 const SAMPLE: usize = 256;
-/// The same of prose.
+/// Sampled tokens of prose whose inputs are kept.
 const PROSE_SAMPLE: usize = 768;
-/// Principal components of a writer's inputs that requantization keeps its noise away from.
+/// Principal components of a writer's inputs along which requantization avoids adding noise.
 const PRINCIPAL: usize = 16;
-/// How far before a prompt's last token the other one is that a gate is taught as well.
+/// Distance, in tokens, from a prompt's last token to the earlier token that gates are also trained on.
 const TAIL: usize = 1;
-/// Layers that a gated edit changes, as shares of the depth. Wider and narrower ones never were the better
-/// choice (docs/notebook/linear-gates.md).
+/// Layers that a gated edit changes, as fractions of the depth. Wider and narrower windows were never better
+/// (docs/notebook/linear-gates.md).
 const WINDOW: (f64, f64) = (0.3, 0.8);
-/// κ that a contrast gate tries, the default first.
+/// Values of κ that a contrast gate tries, default first.
 const CONTRASTS: [f64; 2] = [1.0, 0.5];
-/// Fewest prompts that are refused, and that are answered, for a direction between them.
+/// Minimum number of refused prompts, and of answered prompts, for a direction between the two.
 pub(super) const MIN_REFUSED: usize = 16;
 
-/// The same along an ablated direction, where what was removed is missing from all layers: wider first.
+/// Windows for an ablated direction: it is missing from all layers, so the wider window comes first.
 const WINDOWS_ABLATED: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
-/// κ along an ablated direction: with none as much refusal comes back at less KL, but that of borderline prompts too.
+/// Values of κ for an ablated direction. κ = 0 restores as much refusal at less KL, but also on borderline prompts.
 const CONTRASTS_ABLATED: [f64; 1] = [1.0];
 
-/// Largest relative change of the edited weights that is tried.
+/// Largest relative change of the edited weights that the search tries.
 const STRONGEST: f64 = 0.6;
 
-/// What `method` tries with `direction_source`.
+/// Returns the search space of `method` for `direction_source`.
 pub fn space(method: Method, direction_source: DirectionSource) -> Space {
     if !method.is_gated() {
         // The useful strengths of the published edit lie at 2-8 % (docs/notebook/linear-gates.md).
@@ -68,7 +68,7 @@ pub fn space(method: Method, direction_source: DirectionSource) -> Space {
     Space { direction_source, layer: None, windows, contrasts, first_strength: 0.01, strongest: STRONGEST }
 }
 
-/// What is tried with `direction_source` under `options`.
+/// Returns the search space for `direction_source`, restricted by `options`.
 pub fn space_of(options: &InjectOptions, direction_source: DirectionSource) -> Space {
     let space = space(options.method, direction_source);
     match options.search.contrast {
@@ -77,11 +77,11 @@ pub fn space_of(options: &InjectOptions, direction_source: DirectionSource) -> S
     }
 }
 
-/// Right factors, and all that edits of writers need besides.
+/// Right factors, and the other data that edits of the writers need.
 pub struct Features {
-    /// Weights of each writer.
+    /// Weight statistics of each writer, in the plan's order.
     pub weights: Vec<WriterWeights>,
-    /// What is known of each writer's inputs, in the plan's order.
+    /// Input statistics of each writer, in the plan's order.
     pub inputs: Vec<InputModel>,
     rights: Rights,
     /// Mean input of each writer at the last token of harmful prompts.
@@ -90,24 +90,24 @@ pub struct Features {
 
 /// Right factors in the plan's order.
 enum Rights {
-    /// The same whatever is tried.
+    /// The same right factors for every candidate.
     Fixed(RightFactors),
-    /// Gates, for every window and κ that is tried.
+    /// Gates for each window and κ of the search space.
     Gates(Vec<LearnedGates>),
 }
 
-/// What the extract split showed on its way through the model.
+/// Activations and first-token results for prompts of one kind from the extract split.
 pub(super) struct Seen {
     pub texts: Vec<String>,
     pub activations: Activations,
     /// Log-odds that the answer begins a refusal, per prompt.
     pub odds: Vec<f64>,
-    /// Whether it does.
+    /// Whether the answer begins a refusal, per prompt.
     pub refused: Vec<bool>,
 }
 
 impl Seen {
-    /// What `texts` show as users send them.
+    /// Runs `texts` as user messages without a system prompt.
     pub fn collect(
         engine: &mut LlamaEngine,
         evaluator: &Evaluator,
@@ -123,17 +123,16 @@ impl Seen {
     }
 }
 
-/// The directions that prompts show as users send them.
+/// Directions extracted from prompts without a system prompt.
 pub struct Shown {
     /// From harmless to harmful prompts.
     pub plain: Directions,
-    /// From prompts that the model answers to those that it refuses, whatever their kind; `None` where it
-    /// does too little of either.
+    /// From answered to refused prompts, regardless of kind; `None` if there are too few of either.
     pub refusal: Option<Directions>,
 }
 
 impl Shown {
-    /// Those between answers where there are any.
+    /// Returns the refusal directions if available, otherwise the plain ones.
     pub(super) fn main(&self) -> &Directions {
         self.refusal.as_ref().unwrap_or(&self.plain)
     }
@@ -152,8 +151,8 @@ pub fn read_weights(opened: &Opened, printer: &Printer) -> Result<Vec<WriterWeig
 }
 
 impl Features {
-    /// Collects it on the extract split, with prompts as users send them, and the directions that these
-    /// show. With a `ablated`, gates are learned for it.
+    /// Collects the features and the directions on the extract split, without a system prompt. If `ablated`,
+    /// the gates are trained for an ablated direction.
     pub fn collect(
         session: Session<'_>,
         engine: &mut LlamaEngine,
@@ -166,7 +165,7 @@ impl Features {
         let capture = capture(&opened.plan, options, prompts, ablated);
         if capture.share() < 1.0 {
             printer.say(format!(
-                "the writers' inputs would take more than {} MiB (--memory): {} of the prompts teach the gates",
+                "the writers' inputs exceed {} MiB (--memory): training the gates on {} of the prompts",
                 options.memory >> 20,
                 percent(capture.share())
             ));
@@ -193,10 +192,10 @@ impl Features {
         Ok((features, shown))
     }
 
-    /// Mixes what an importance matrix says of the writers' inputs into what the prompts showed.
+    /// Blends an importance matrix into the writers' input statistics.
     ///
     /// # Errors
-    /// [`Error::Imatrix`] when it cannot be read or is of another model.
+    /// Returns [`Error::Imatrix`] if the file cannot be read or belongs to another model.
     pub fn mix(&mut self, path: &Path, plan: &Plan, printer: &Printer) -> Result<(), Error> {
         let imatrix = Imatrix::open(path)?;
         let mut known = 0;
@@ -208,14 +207,14 @@ impl Features {
             }
         }
         let total = plan.writers.len();
-        printer.say(format!("the importance matrix tells of {known} of {total} writers"));
+        printer.say(format!("the importance matrix covers {known} of {total} writers"));
         Ok(())
     }
 
-    /// The edits of `candidate` along its direction at `strength`.
+    /// Returns the edits of `candidate` along its direction at `strength`.
     ///
     /// # Errors
-    /// [`EditError`].
+    /// Returns [`EditError`] if no gates were trained for the candidate's window and κ, or an edit cannot be made.
     pub fn edits(
         &self,
         plan: &Plan,
@@ -243,8 +242,8 @@ impl Features {
         edit::edits(plan, &self.weights, &rights, along, strength)
     }
 
-    /// α·rightᵀ mean(x) of each writer over the harmful prompts' last tokens, in units of ‖s‖: negative
-    /// where the right factor pushes away from refusal. Without those whose inputs are not known.
+    /// Returns α·rightᵀ mean(x) of each writer over the harmful prompts' last tokens, in units of ‖s‖: negative
+    /// where the right factor pushes away from refusal. Omits writers whose inputs are unknown.
     pub fn pushes(&self, edits: &[Edit], norm: f64) -> Vec<f64> {
         let mean = |e: &Edit| &self.mean_harmful[e.writer];
         let known = edits.iter().filter(|e| mean(e).len() == e.right.len());
@@ -256,7 +255,7 @@ impl Features {
     }
 }
 
-/// The difference in means of the extract split under `system`, without the writers' inputs.
+/// Returns the difference in means of the extract split under the system prompt `system`.
 pub fn directions_under(
     session: Session<'_>,
     engine: &mut LlamaEngine,
@@ -284,7 +283,7 @@ impl Collector<'_> {
         self.prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect()
     }
 
-    /// Hidden states, writers' inputs and the beginnings of answers on the prompts of one kind.
+    /// Collects hidden states, writers' inputs and first answer tokens on the prompts of one kind.
     fn collect(
         &self,
         engine: &mut LlamaEngine,
@@ -295,14 +294,14 @@ impl Collector<'_> {
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
         let mut texts = self.texts(kind);
         if capture.share() < 1.0 {
-            // The inputs of the first ones are kept, and topics lie in blocks.
+            // Only the inputs of the first prompts are kept, and the prompts are grouped by topic.
             texts = scattered(texts);
         }
         Seen::collect(engine, evaluator, texts, capture)
     }
 
-    /// Inputs at tokens of text that asks for nothing: gates that only know prompts open on some of it, and
-    /// push what a model reads and writes beyond its first answer token.
+    /// Collects inputs at tokens of prose. Gates trained on prompts alone open on some of it, and so change what
+    /// the model reads and writes beyond its first answer token.
     fn prose(&self, engine: &mut LlamaEngine, capture: &Capture) -> Result<Activations, Error> {
         let _bar = self.printer.bar("collecting hidden states: prose", 1);
         let capture = capture.clone().with_sample(PROSE_SAMPLE);
@@ -310,7 +309,7 @@ impl Collector<'_> {
     }
 }
 
-/// From what is answered to what is refused, if there is enough of both.
+/// Returns the directions from answered to refused prompts, or `None` if either has fewer than [`MIN_REFUSED`].
 pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
     let part = |wanted: bool| {
         let rows = |s: &Seen| (0..s.refused.len()).filter(|&i| s.refused[i] == wanted).collect::<Vec<_>>();
@@ -323,7 +322,7 @@ pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Er
     Ok(Some(direction::difference_in_means(&refused, &answered)?))
 }
 
-/// What is looked at: with a gate, only the writers that may be edited.
+/// Returns what to capture: for gated methods, only the inputs of writers that may be edited.
 fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: bool) -> Capture {
     let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     if options.method.is_gated() {
@@ -333,25 +332,25 @@ fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: b
     capture.within(options.memory, n_token(options.method, prompts))
 }
 
-/// Tokens at which the writers' inputs are kept, of all kinds of prompts and of prose.
+/// Returns the number of tokens at which the writers' inputs are kept, over all prompt kinds and prose.
 fn n_token(method: Method, prompts: &PromptSet) -> u64 {
     let n_prompt: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
     let prose = if method.is_gated() { PROSE_SAMPLE } else { 0 };
     (n_prompt * 2 + PromptKind::ALL.len() * SAMPLE + prose) as u64
 }
 
-/// Share of `n_prompt` prompts that is asked again once the first gates are known.
+/// Returns the share of `n_prompt` prompts that are run again with the first gates applied.
 pub fn effect_share(plan: &Plan, n_prompt: usize) -> f64 {
     gates::effect_share(plan.writers_in(WINDOW.0, WINDOW.1).len(), n_prompt)
 }
 
-/// Bytes of the writers' inputs that learning keeps, where nothing was removed from the weights.
+/// Returns the bytes of writers' inputs that training keeps for a model without an ablated direction.
 pub fn inputs_memory(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> u64 {
     let capture = capture(plan, options, prompts, false);
     capture.token_bytes().saturating_mul(n_token(options.method, prompts)).min(options.memory)
 }
 
-/// `texts` in an order of which every beginning is spread evenly over all of them.
+/// Reorders `texts` so that every prefix of the result is spread evenly over the input.
 fn scattered(texts: Vec<String>) -> Vec<String> {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
     let mut numbered: Vec<(f64, String)> =
@@ -360,9 +359,9 @@ fn scattered(texts: Vec<String>) -> Vec<String> {
     numbered.into_iter().map(|(_, text)| text).collect()
 }
 
-/// The second moments of every writer's inputs, which tell requantization where noise does least.
+/// Computes the second moments of every writer's inputs, which show requantization where noise does least harm.
 fn input_models([harmful, harmless, borderline]: [&Activations; 3], printer: &Printer) -> Vec<InputModel> {
-    let bar = printer.bar("weighing the writers' inputs", harmful.inputs.len() as u64);
+    let bar = printer.bar("computing input statistics of the writers", harmful.inputs.len() as u64);
     let models = (0..harmful.inputs.len()).map(|i| {
         bar.set(i as u64);
         activations::input_model(&[&harmful.inputs[i], &harmless.inputs[i], &borderline.inputs[i]], PRINCIPAL)

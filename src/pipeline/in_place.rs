@@ -1,4 +1,4 @@
-//! `inject --in-place`: the file itself is changed, measured, and put back unless it is good.
+//! `inject --in-place`: changes the file itself, measures the result, and restores the original on failure.
 
 use crate::gguf::Gguf;
 use crate::gguf::in_place::{BATCH, Change, InPlace, UndoError};
@@ -9,11 +9,11 @@ use crate::pipeline::session::stoppable;
 use crate::pipeline::write::Write;
 use crate::util::interrupt;
 
-/// Changes the source of `write` in place. `measure` is given the changed file and the bytes of the
-/// original; when it fails, or the change does, or the user stops it, the original is put back.
+/// Changes the source of `write` in place. `measure` receives the changed file and the bytes of the original. If
+/// the change or `measure` fails, or the user stops the run, the original is restored.
 ///
 /// # Errors
-/// [`Error`]; [`UndoError::NotRestored`] when the original could not be put back.
+/// Returns the error of the change or of `measure`, or [`UndoError::NotRestored`] if restoring the original failed.
 pub fn change<T>(
     write: Write<'_>,
     sha256: &str,
@@ -23,7 +23,7 @@ pub fn change<T>(
     let rewrite = write.rewrite(write.source);
     let edited = write.edits.tensors();
     let what = Change { rewrite: &rewrite, edited: &edited, sha256, batch: BATCH };
-    let bar = printer.bar("saving what will change", 1);
+    let bar = printer.bar("saving the original data", 1);
     let mut file = match InPlace::begin(&what, &mut stoppable(&bar)) {
         Ok(file) => file,
         Err(error) => {
@@ -38,12 +38,12 @@ pub fn change<T>(
     });
     let done = done.and_then(|measured| file.accept().map(|()| measured).map_err(Error::from));
     done.map_err(|error| {
-        // Before anything else: whatever goes wrong now, the model is whole again.
+        // Restore first, so that the model is intact whatever fails next.
         let restored = file.restore();
         let (path, after) = (write.source.path.clone(), error.to_string());
         match restored {
             Ok(()) => {
-                printer.say("the original was put back");
+                printer.say("the original was restored");
                 error
             }
             Err(source) => UndoError::NotRestored { path, after, source: Box::new(source) }.into(),
@@ -51,13 +51,13 @@ pub fn change<T>(
     })
 }
 
-/// Changes the file, and proves that it can be put back.
+/// Changes the file and proves that the original can be restored.
 fn apply(file: &mut InPlace, what: &Change<'_>, write: Write<'_>, printer: &Printer) -> Result<(), Error> {
     let bar = printer.bar("changing the file", write.source.file_len);
     let mut progress = stoppable(&bar);
     let applied = file
         .apply(what, &mut |tensor, old| Ok(write.new_data(tensor, old)?), &mut progress)
-        // Tensors outside the edit are compared with nothing else: they have moved, and their hash is in this.
+        // This hash is the only check of tensors outside the edit, which have moved.
         .and_then(|()| file.prove(&mut progress));
     interrupt::check()?;
     Ok(applied?)
@@ -75,7 +75,7 @@ mod tests {
     use crate::method::requant::Requant;
     use crate::pipeline::{plan_of, write};
 
-    /// Requantizes one tensor of a small model in place, and measures what `verdict` says.
+    /// Requantizes one tensor of a small model in place; the measurement returns `verdict`.
     fn try_it(path: &Path, verdict: Result<(), Error>) -> Result<(), Error> {
         let source = Gguf::open(path).unwrap();
         let plan = plan_of(&source).unwrap();

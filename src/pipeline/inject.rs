@@ -1,4 +1,4 @@
-//! One injection, from a checked model to its report.
+//! One injection, from an opened model to the report.
 
 use std::path::Path;
 use std::time::{Instant, SystemTime};
@@ -22,39 +22,40 @@ use crate::pipeline::stored::{self, Taken};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{FileFacts, Report, cpu_seconds, peak_memory};
 
-/// One injection, after everything that can be checked before it was.
+/// One injection, ready to run: all checks that are possible in advance have passed.
 pub struct Job<'a> {
-    /// The model, and what is wanted of it, with the method that is taken.
+    /// The model and the options, with the selected method.
     pub session: Session<'a>,
-    /// The stored edit that is applied, in place of a search.
+    /// Stored edit to apply instead of searching.
     pub taken: Option<&'a Taken>,
-    /// What the bytes of the output depend on.
+    /// Everything that the output's bytes depend on.
     pub facts: &'a RunFacts,
-    /// When the model's files were last written to, before they were hashed.
+    /// Modification times of the model's files before they were hashed.
     pub seen: Option<Vec<SystemTime>>,
 }
 
-/// What came of it; the file is written.
+/// Result of an injection; the file is written.
 pub struct Done {
     /// The report.
     pub report: Report,
-    /// The exact edit as an adapter's file, where it was asked for.
+    /// The exact edit as an adapter file, if requested.
     pub adapter: Option<Vec<u8>>,
 }
 
-/// What is written.
+/// Where the edited model is written.
 pub enum Target {
-    /// A copy, whose files have no names yet.
+    /// A copy, whose files still have temporary names.
     Copy(AtomicModel),
-    /// The model itself.
+    /// The model file itself.
     InPlace,
 }
 
 impl Target {
-    /// Takes the output's name, or checks that the model can be changed.
+    /// Creates the output under a temporary name, or checks that the model can be changed in place.
     ///
     /// # Errors
-    /// [`Error::Gguf`] or [`Error::Undo`].
+    /// Returns [`Error::Gguf`] if the output cannot be created, or [`Error::Undo`] if the model cannot be changed in
+    /// place.
     pub fn of(options: &InjectOptions, gguf: &Gguf) -> Result<Self, Error> {
         if options.in_place {
             gguf::in_place::check(&options.source.path)?;
@@ -63,7 +64,7 @@ impl Target {
         Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.overwrite)?))
     }
 
-    /// The name of what is written; of a split model that of its first file.
+    /// Returns the final path of the edited model; for a split model, of its first file.
     pub fn path<'a>(&'a self, options: &'a InjectOptions) -> &'a Path {
         match self {
             Self::Copy(model) => model.path(),
@@ -72,7 +73,7 @@ impl Target {
     }
 }
 
-/// What was found in the written file.
+/// Measurements of the written file.
 struct Written {
     output: FileFacts,
     verification: Verification,
@@ -81,10 +82,10 @@ struct Written {
 }
 
 impl Job<'_> {
-    /// Finds the edit or takes the stored one, writes the file, and reports.
+    /// Finds the edit or takes the stored one, writes the file and returns the report.
     ///
     /// # Errors
-    /// [`Error`]; then nothing bears the output's name that did not before.
+    /// Returns [`Error`] if any step fails; the output path is then unchanged.
     pub fn run(
         &self,
         input: FileFacts,
@@ -96,7 +97,7 @@ impl Job<'_> {
         let options = &self.session.options.with_method(edit_search.method)?;
         let session = Session { options, ..self.session };
         let Session { opened, prompts, printer, .. } = session;
-        // What a tensor's type cannot hold is known before the scores.
+        // Fails before scoring if a tensor's type cannot hold the edit.
         let edits = edit_search.edits(opened, options.requant)?;
         let scorer = Scorer { session };
         let before = scorer.before(&mut engine, &edit_search)?;
@@ -144,10 +145,10 @@ impl Job<'_> {
         Ok(Done { report, adapter })
     }
 
-    /// Writes the file that [`Self::run`] would, without scores, and removes it again.
+    /// Writes the same file as [`Self::run`], without scoring, returns its facts and removes it.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error`] if any step fails.
     pub fn rehearse(&self, input: &FileFacts, mut file: AtomicModel) -> Result<FileFacts, Error> {
         let (engine, edit_search) = self.find(&mut Journal::off())?;
         drop(engine);
@@ -158,7 +159,7 @@ impl Job<'_> {
         file_facts(&Gguf::open(file.temporary_path())?, printer)
     }
 
-    /// Finds the edit, or takes the stored one; with the engine that it was found with.
+    /// Finds the edit or takes the stored one; also returns the engine with the model loaded.
     fn find(&self, journal: &mut Journal) -> Result<(LlamaEngine, EditSearch), Error> {
         let Session { opened, prompts, options, printer } = self.session;
         let mut engine = session::load(&opened.gguf, Some(opened.template()?), &options.run, printer)?;
@@ -185,7 +186,7 @@ impl Job<'_> {
         Write { source, plan, edits, inputs, requant: options.requant, change }
     }
 
-    /// Writes the copy, and gives it its name when it was found good.
+    /// Writes and measures the copy, and renames it to its final path if it passes.
     fn copy(
         &self,
         mut file: AtomicModel,
@@ -208,7 +209,7 @@ impl Job<'_> {
         Ok(Written { output, verification, after, requantized })
     }
 
-    /// Changes the model itself, and leaves it so when it was found good.
+    /// Changes the model itself, and keeps the change if it passes.
     fn in_place(
         &self,
         write: Write<'_>,
@@ -244,12 +245,12 @@ impl Job<'_> {
     }
 }
 
-/// When the files of a model were last written to, where the system knows.
+/// Returns the modification times of a model's files, or `None` if the system does not provide one.
 pub fn modified(gguf: &Gguf) -> Option<Vec<SystemTime>> {
     gguf.files().map(|file| std::fs::metadata(&file.path).and_then(|found| found.modified()).ok()).collect()
 }
 
-/// Refuses a copy of a model that somebody wrote to meanwhile: its keys would name another file.
+/// Fails if the input was modified during the run: the hash recorded in the copy would then be of another file.
 fn check_unchanged(
     input: &FileFacts,
     gguf: &Gguf,

@@ -13,10 +13,10 @@ use crate::pipeline::options::{InjectOptions, SystemPrompt};
 use crate::pipeline::session::Opened;
 use crate::report::FileFacts;
 
-/// Opens the journal of the search that `head` tells: the one that is there with `--resume`, else a new one.
+/// Opens the journal of the search described by `head`: the existing one with `--resume`, otherwise a new one.
 ///
 /// # Errors
-/// [`Error::Journal`] when it is of another search, [`Error::Lock`] when another run is at it.
+/// Returns [`Error::Journal`] if the journal belongs to another search, [`Error::Lock`] if another run is using it.
 pub fn open(head: Head, options: &InjectOptions, printer: &Printer) -> Result<Journal, Error> {
     let path = path(options);
     let lock = LockFile::take(&path)?;
@@ -25,13 +25,13 @@ pub fn open(head: Head, options: &InjectOptions, printer: &Printer) -> Result<Jo
     }
     let journal = Journal::resume(&path, head)?.locked(lock);
     printer.say(match journal.len() {
-        0 => format!("{} holds nothing yet: the search begins anew", path.display()),
-        n => format!("{n} steps of the search are taken from {}", path.display()),
+        0 => format!("{} is empty: starting the search from the beginning", path.display()),
+        n => format!("reusing {n} steps of the search from {}", path.display()),
     });
     Ok(journal)
 }
 
-/// What the measurements of a search depend on.
+/// Returns everything that the measurements of a search depend on.
 pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input: &FileFacts) -> Head {
     let writers: Vec<&str> = opened.plan.writers.iter().map(|w| w.tensor.as_str()).collect();
     let offload = &options.run.offload;
@@ -61,19 +61,18 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
     }
 }
 
-/// Where the journal of a search is kept.
+/// Returns the path of the journal: the output's with the extension `.search.jsonl`.
 pub fn path(options: &InjectOptions) -> PathBuf {
     options.output.with_extension("search.jsonl")
 }
 
-/// Removes the journal of a search that led to its end; says where that of another one is.
+/// Removes the journal of a finished search; reports the path of an unfinished one.
 pub fn close(journal: Journal, done: bool, printer: &Printer) {
     match journal.path() {
         _ if done => journal.remove(),
         Some(path) => {
             let path = path.display();
-            printer
-                .say(format!("the search so far is kept in {path}: the same command with --resume goes on"));
+            printer.say(format!("search progress is kept in {path}: add --resume to continue it"));
         }
         None => {}
     }

@@ -1,4 +1,4 @@
-//! What `inject` is asked for, checked.
+//! The validated options of `inject`.
 
 use std::path::PathBuf;
 
@@ -13,146 +13,146 @@ use crate::method::search::{DirectionSource, SearchOptions};
 use crate::sources::Source;
 use crate::sources::ollama::Name;
 
-/// Whether a model that can think before it answers does so.
+/// Whether a reasoning model thinks before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ThinkingMode {
-    /// It answers at once; `inject` also tells what it answers once it has thought.
+    /// Answers without thinking; `inject` also reports answers given after thinking.
     #[default]
     Auto,
-    /// It thinks first. An error where the model does not think.
+    /// Thinks first; an error if the model cannot think.
     On,
-    /// It answers at once.
+    /// Answers without thinking.
     Off,
 }
 
-/// Checks that are waived.
+/// Checks that the user waives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Allow {
-    /// Whether a model that was injected before is edited.
+    /// Whether to edit a model that is already injected.
     pub injected: bool,
-    /// Whether the search goes on where the model refuses hardly any harmful prompt.
+    /// Whether to search even if the model refuses hardly any harmful prompts.
     pub no_refusal: bool,
-    /// Whether an edit beyond the limits is taken where none within them helps.
+    /// Whether to accept an edit beyond the limits if none within them helps.
     pub over_limits: bool,
 }
 
-/// Whether a safety system prompt is used while the direction is extracted.
+/// The system prompt for extracting the direction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SystemPrompt {
-    /// Only when the model hardly refuses without it.
+    /// The bundled safety prompt, only if the model refuses little without it.
     Auto,
-    /// Never.
+    /// No system prompt.
     Off,
-    /// Always this text.
+    /// This text, always.
     Text(String),
 }
 
-/// What a model that can think before it answers does, and for how long.
+/// Whether and how long a reasoning model thinks before it answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThinkingOptions {
-    /// What was asked for.
+    /// The requested mode.
     pub asked: ThinkingMode,
-    /// Most tokens of thoughts about one prompt.
+    /// Maximum tokens of a thought about one prompt.
     pub budget: usize,
 }
 
 impl ThinkingOptions {
-    /// Most tokens of thoughts from which `inject` learns and of which it reports; `None` where the user wants none.
+    /// Returns the maximum tokens of the thoughts that `inject` trains on and reports; `None` if thinking is off.
     pub fn beside_answers(&self) -> Option<usize> {
         (self.asked != ThinkingMode::Off).then_some(self.budget)
     }
 
-    /// Most tokens of thoughts before every answer; `None` where answers begin at once.
+    /// Returns the maximum tokens of the thought before every answer; `None` if answers begin at once.
     pub fn before_answers(&self) -> Option<usize> {
         (self.asked == ThinkingMode::On).then_some(self.budget)
     }
 }
 
-/// How to run a model.
+/// Options for running a model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunOptions {
     /// CPU threads.
     pub threads: usize,
-    /// What runs on GPUs or RPC workers.
+    /// Which parts run on GPUs or RPC workers.
     pub offload: Offload,
-    /// Folder of further patches.
+    /// Directory with additional patches.
     pub patches: Option<PathBuf>,
 }
 
-/// Options of `inject`, and of `search`, which is the same up to the search.
+/// Options of `inject` and `search`; `search` stops after the search.
 #[derive(Debug, Clone)]
 pub struct InjectOptions {
-    /// The model.
+    /// The input model.
     pub source: Source,
-    /// Where to write; in place the model itself.
+    /// Output path; for in-place edits, the model itself.
     pub output: PathBuf,
-    /// Whether the model itself is changed.
+    /// Whether to change the model file itself.
     pub in_place: bool,
-    /// What is done to the weights, where the user says so.
+    /// The method, if set by the user.
     pub asked_method: Option<Method>,
-    /// What is done to the weights: what the user says or, once the model is known, what it allows.
+    /// The method to use: the user's or, once the model is known, one that the model supports.
     pub method: Method,
-    /// Layer, strength and budget.
+    /// Layer, strength and budgets of the search.
     pub search: SearchOptions,
-    /// The stored edit that is applied in place of a search.
+    /// Stored edit to apply instead of searching.
     pub edit: Option<PathBuf>,
-    /// Whether a stopped search goes on.
+    /// Whether to continue an interrupted search.
     pub resume: bool,
-    /// Most bytes of the writers' inputs.
+    /// Maximum bytes of writers' inputs to keep.
     pub memory: u64,
-    /// How edited tensors are quantized.
+    /// How to quantize edited tensors.
     pub requant: Requant,
-    /// Importance matrix of the model's weights.
+    /// Importance matrix of the model.
     pub imatrix: Option<PathBuf>,
-    /// The user's prompt files; empty = bundled.
+    /// The user's prompt files; if empty, the bundled prompts are used.
     pub prompts: Vec<PathBuf>,
-    /// Safety system prompt.
+    /// System prompt for extracting the direction.
     pub system_prompt: SystemPrompt,
-    /// System prompts under which the model will run.
+    /// System prompts that the model will be deployed with.
     pub contexts: Vec<String>,
-    /// Thoughts before answers.
+    /// Thinking before answers.
     pub thinking: ThinkingOptions,
-    /// Only this direction source.
+    /// The only direction source to use, if set by the user.
     pub direction_source: Option<DirectionSource>,
-    /// Where the JSON report goes.
+    /// Output path of the JSON report.
     pub report: Option<PathBuf>,
-    /// Where the report goes as a page.
+    /// Output path of the HTML report.
     pub html: Option<PathBuf>,
-    /// Whether the JSON report goes to stdout.
+    /// Whether to print the JSON report to stdout.
     pub json: bool,
-    /// Whether nothing is run or written.
+    /// Whether to only print what would be done.
     pub dry_run: bool,
-    /// Whether to overwrite what is written.
+    /// Whether to overwrite existing output files.
     pub overwrite: bool,
-    /// Which checks are waived.
+    /// Checks that the user waives.
     pub allow: Allow,
-    /// Whether a stored edit of other weights is applied.
+    /// Whether to apply a stored edit to a model with other weights.
     pub allow_other_weights: bool,
-    /// Where the adapter goes.
+    /// Output path of the adapter.
     pub save_adapter: Option<PathBuf>,
-    /// What the Ollama server is to call it.
+    /// Name to create the model under in Ollama.
     pub ollama_create: Option<Name>,
-    /// Whether the controls are run.
+    /// Whether to run the controls.
     pub controls: bool,
-    /// Whether the report keeps whole answers.
+    /// Whether to keep whole answers in the report.
     pub full_answers: bool,
     /// Seed of the random control.
     pub seed: u64,
-    /// How to run the model.
+    /// Options for running the model.
     pub run: RunOptions,
 }
 
 impl InjectOptions {
-    /// The same with a method that was not asked for, and all that goes with it.
+    /// Returns these options with another method and its defaults.
     ///
     /// # Errors
-    /// [`Error::Option`] for a strength or a κ that the method does not know.
+    /// Returns [`Error::Option`] if the method does not accept the strength or κ.
     pub fn with_method(&self, method: Method) -> Result<Self, Error> {
         check_strength(self.search.strength, method)?;
         check_contrast(self.search.contrast, method)?;
-        // The published edit buys refusals with false ones at every strength (docs/notebook/linear-gates.md), so it has no
-        // limit unless one is given.
+        // The published edit adds false refusals at every strength (docs/notebook/linear-gates.md), so it has no limit
+        // unless the user sets one.
         let max_false_refusal =
             self.search.max_false_refusal.or((method == Method::Published).then_some(1.0));
         let search = SearchOptions { max_false_refusal, ..self.search };
@@ -164,10 +164,11 @@ fn option(flag: &'static str, problem: String, hint: &str) -> Error {
     Error::Option { flag, problem, hint: Some(hint.to_owned()) }
 }
 
-/// What strengths mean.
-pub const STRENGTHS: &str = "detectors push by so many lengths of the direction (6 to 12); of the other methods 0.04 changes the edited weights by 4 %";
+/// Hint: the meaning of strengths.
+pub const STRENGTHS: &str = "for detectors, the push in lengths of the direction (6 to 12); for other \
+                             methods, the relative change of the edited weights (0.04 is 4 %)";
 
-/// Refuses a strength beyond the largest of the method.
+/// Rejects a strength above the method's maximum.
 fn check_strength(strength: Option<f64>, method: Method) -> Result<(), Error> {
     let most = method.max_strength();
     match strength {
@@ -179,11 +180,11 @@ fn check_strength(strength: Option<f64>, method: Method) -> Result<(), Error> {
     }
 }
 
-/// Refuses a κ where nothing has one.
+/// Rejects a κ for a method without gates.
 fn check_contrast(contrast: Option<f64>, method: Method) -> Result<(), Error> {
     match contrast {
         Some(_) if method == Method::Published => {
-            let problem = "goes with --method detector or contrast, found published".to_owned();
+            let problem = "expected --method detector or contrast, found published".to_owned();
             Err(option("--contrast", problem, "the published edit has no gates"))
         }
         _ => Ok(()),

@@ -1,23 +1,23 @@
-//! The files that a command is to write, looked at before its work.
+//! Checks a command's output paths before it does any work.
 
 use std::path::Path;
 
 use crate::gguf::AtomicFile;
 use crate::pipeline::error::Error;
 
-/// Whether a file can be made under each of these names: the folder is there and can be written to, the name is none that the
-/// system refuses, and nothing bears it unless `overwrite`.
+/// Checks that a file can be created at each path: the directory exists and is writable, the system accepts the name,
+/// and the name is free, unless `overwrite`.
 ///
 /// # Errors
-/// [`Error::Gguf`] for the first name under which none can.
+/// Returns [`Error::Gguf`] for the first path where no file can be created.
 pub fn check<'a>(paths: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<(), Error> {
     Ok(paths.into_iter().try_for_each(|path| AtomicFile::create(path, overwrite).map(drop))?)
 }
 
-/// As [`check`], as far as it shows without creating anything.
+/// Like [`check`], but without creating temporary files, so that it finds fewer problems.
 ///
 /// # Errors
-/// As [`check`].
+/// Returns [`Error::Gguf`] for the first path with a problem.
 pub fn look<'a>(paths: impl IntoIterator<Item = &'a Path>, overwrite: bool) -> Result<(), Error> {
     Ok(paths.into_iter().try_for_each(|path| AtomicFile::look(path, overwrite))?)
 }

@@ -1,4 +1,4 @@
-//! The `rosi.*` keys: what an injected file says about itself, and the edits that follow from it.
+//! The `rosi.*` keys: the provenance recorded in an injected file, and the edits that it describes.
 
 mod neurons;
 
@@ -15,14 +15,14 @@ use crate::method::verify::KEY_PREFIX;
 use crate::pipeline::error::Error;
 use crate::pipeline::run_facts::RunFacts;
 
-/// Key of the direction, F32 `[n_embd]`; where each layer has its own, that of the layer `rosi.layer`, and
-/// every edited layer's under this key with a dot and the layer after it.
+/// Key of the direction, F32 `[n_embd]`. If each layer has its own, this key holds the direction of the layer
+/// `rosi.layer`, and `rosi.direction.LAYER` that of each edited layer.
 const DIRECTION: &str = "rosi.direction";
 
 /// Prefix of the keys of right factors, F32 `[n_expert·n_in]`, followed by the tensor's name.
 const RIGHT: &str = "rosi.right.";
 
-/// What an injected file says about itself.
+/// Provenance of an injected file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Provenance {
     /// Version of this tool.
@@ -31,26 +31,26 @@ pub struct Provenance {
     pub method: String,
     /// Layer of the direction.
     pub layer: u32,
-    /// Relative Frobenius change that was asked for; of neurons, how far they push in units of the direction.
+    /// Requested relative Frobenius change; for neurons, their push in lengths of the direction.
     pub strength: f64,
-    /// Hash of the prompt set.
+    /// SHA-256 of the prompt set.
     pub prompts_sha256: String,
-    /// Hash of the file that was injected.
+    /// SHA-256 of the input file.
     pub input_sha256: String,
-    /// [`DirectionSource::name`](crate::method::search::DirectionSource::name); `plain` in files that do not say.
+    /// [`DirectionSource::name`](crate::method::search::DirectionSource::name); `plain` in files without the key.
     pub direction_source: String,
-    /// `none`, `safety` or `user`: the system prompt while extracting.
+    /// The system prompt during extraction: `none`, `safety` or `user`.
     pub system_prompt: String,
-    /// Hash of the stored edit that was applied, if it was one.
+    /// SHA-256 of the stored edit, if one was applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edit_sha256: Option<String>,
-    /// How the run was made that wrote it, where that is known.
+    /// Facts of the run that wrote the file, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run: Option<RunFacts>,
 }
 
 impl Provenance {
-    /// Reads the keys; `None` when the file has no `rosi.version`.
+    /// Reads the keys; returns `None` if the file has no `rosi.version`.
     pub fn read(gguf: &Gguf) -> Option<Self> {
         let text = |key: &str| gguf.str(key).unwrap_or("unknown").to_owned();
         let strength = match gguf.get("rosi.strength") {
@@ -72,7 +72,7 @@ impl Provenance {
         })
     }
 
-    /// One line for people.
+    /// Returns a one-line, human-readable description.
     pub fn describe(&self) -> String {
         format!(
             "by rosi-gguf {}: {}, direction source {}, layer {}, {}",
@@ -84,7 +84,7 @@ impl Provenance {
         )
     }
 
-    /// How strong it is: `strength 1.2 %`, or of neurons `push 5.0`.
+    /// Returns the strength for display: `strength 1.2 %`, or `push 5.0` for neurons.
     pub fn size(&self) -> String {
         match self.method == Method::Detector.name() {
             true => format!("push {:.1}", self.strength),
@@ -92,7 +92,7 @@ impl Provenance {
         }
     }
 
-    /// The records to add to the file, arrays apart.
+    /// Returns the records to add to the file, except arrays.
     pub fn keys(&self, edits: &Edits) -> Vec<(String, Value)> {
         let key = |name: &str, value| (format!("{KEY_PREFIX}{name}"), value);
         let text = |t: &String| Value::String(t.clone());
@@ -112,8 +112,8 @@ impl Provenance {
         keys.into_iter().chain(edit).chain(run).chain(neurons::key(edits.planted())).collect()
     }
 
-    /// The records of the directions and, where they do not follow from the base's weights, of the right
-    /// factors with α in them, for the file's bytes.
+    /// Returns the array records: the directions and, unless they follow from the base's weights, the right
+    /// factors, multiplied by α and as they apply to the file's bytes.
     pub fn arrays(&self, along: Along<'_>, edits: &Edits, plan: &Plan) -> Vec<(String, Vec<f32>)> {
         let mut arrays = vec![(DIRECTION.to_owned(), along.at(self.layer as usize).unit().to_vec())];
         match edits {
@@ -133,7 +133,7 @@ impl Provenance {
     }
 }
 
-/// The records of the directions of edited layers, where layers have their own.
+/// Returns one direction record per edited layer, or none if all layers share one direction.
 fn own_directions(along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String, Vec<f32>)> {
     let Along::Layers([first, others @ ..]) = along else { return Vec::new() };
     if others.iter().all(|d| d.unit() == first.unit()) {
@@ -144,7 +144,7 @@ fn own_directions(along: Along<'_>, edits: &[Edit], plan: &Plan) -> Vec<(String,
     layers.into_iter().map(record).collect()
 }
 
-/// Reads the direction of `key`; `None` where there is none of this model's width.
+/// Reads the direction at `key`; returns `None` if it is missing or its length is not `n_embd`.
 fn read_direction(
     edited: &Gguf,
     plan: &Plan,
@@ -160,9 +160,9 @@ fn read_direction(
     Ok(Some(SafetyDirection::new(layer, &unit)?))
 }
 
-/// The edits that `edited` says were made to `base`: along the direction in the edited file, with the
-/// right factors there or, for the published method, those of the base's weights; empty when it says
-/// nothing that is understood.
+/// Returns the edits that `edited` claims were made to `base`: along the direction in the edited file, with the
+/// right factors recorded there or, for the published method, those of the base's weights. Empty if the file has
+/// no provenance or it cannot be interpreted.
 pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Edits, Error> {
     let Some(provenance) = Provenance::read(edited) else { return Ok(Edits::default()) };
     if provenance.method == Method::Detector.name() {
@@ -185,7 +185,7 @@ pub fn claimed_edits(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Edits, E
     Ok(edit::edits(plan, &weights, &rights, Along::Layers(&layers), provenance.strength)?.into())
 }
 
-/// The direction of each layer: its own, where the file has one, or else the common one.
+/// Returns the direction of each layer: its own if the file has one, otherwise `common`.
 fn layer_directions(
     edited: &Gguf,
     plan: &Plan,
@@ -195,7 +195,7 @@ fn layer_directions(
     (0..plan.n_layer.max(1)).map(|layer| Ok(of(layer)?.unwrap_or_else(|| common.clone()))).collect()
 }
 
-/// The edits whose right factors stand in the file.
+/// Returns the edits whose right factors are recorded in the file.
 fn recorded_edits(
     base: &Gguf,
     edited: &Gguf,
@@ -221,7 +221,7 @@ fn recorded_edits(
             right,
             alpha: 1.0,
             weight_norm_sq: weights.norm_sq,
-            // What stands in the file is meant for its bytes.
+            // Recorded factors already apply to the file's bytes.
             scale: Vec::new(),
             scales_adapter: false,
             post_norm,

@@ -1,45 +1,47 @@
-//! Making a written file anew, from what it says of its making.
+//! Reproduces a written file from the facts recorded in it.
 
 use std::path::PathBuf;
 
 use crate::pipeline::run_facts::{Difference, RunFacts};
 use crate::util::hint::Hint;
 
-/// Why a file could not be made anew.
+/// Why a file could not be reproduced.
 #[derive(Debug, thiserror::Error)]
 pub enum ReproduceError {
-    /// It does not say how.
-    #[error("{} does not tell how it was made (it has no usable rosi.run)", path.display())]
+    /// The file does not record how it was made.
+    #[error("{} does not record how it was made: expected a valid rosi.run key", path.display())]
     Untold {
         /// The file.
         path: PathBuf,
     },
-    /// Something that the run was given is missing or another one.
-    #[error("{}: {what} was {then} and is {now} here", path.display())]
+    /// An input of the run is missing or different.
+    #[error("{}: {what} differs: expected {then}, found {now}", path.display())]
     Input {
         /// The file.
         path: PathBuf,
-        /// What, in words.
+        /// Description of the input.
         what: &'static str,
-        /// The argument that gives it.
+        /// The argument that specifies it.
         argument: &'static str,
-        /// Its hash, or what stands for it, when the file was made.
+        /// Its hash or value when the file was made.
         then: String,
-        /// The same of this run.
+        /// Its hash or value in this run.
         now: String,
     },
-    /// Other bytes came out.
+    /// The reproduced file differs.
     #[error(
-        "made anew, {} has other bytes: expected sha256 {expected}, found {found}{}", path.display(), told(differences)
+        "{} was reproduced with different bytes: expected sha256 {expected}, found {found}{}",
+        path.display(),
+        told(differences)
     )]
     Differs {
         /// The file.
         path: PathBuf,
-        /// Its hash.
+        /// The file's SHA-256.
         expected: String,
-        /// The hash of what was made.
+        /// SHA-256 of the reproduced file.
         found: String,
-        /// What else is not as it was.
+        /// Other facts that differ between the runs.
         differences: Vec<Difference>,
     },
 }
@@ -48,15 +50,17 @@ impl Hint for ReproduceError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Untold { .. } => Some(
-                "files written by `inject` of this version can be made anew, those of `release` cannot"
+                "only files written by `inject` of this version can be reproduced, not those of `release`"
                     .into(),
             ),
-            Self::Input { argument, .. } => Some(format!("give the one that it was made with as {argument}")),
+            Self::Input { argument, .. } => Some(format!("pass the same {argument} as in the original run")),
             Self::Differs { differences, .. } if differences.is_empty() => Some(
-                "all that the file tells of its making is the same: it was changed since, or this is a bug"
+                "all recorded facts match: the file was changed after it was written, or this is a bug"
                     .into(),
             ),
-            Self::Differs { .. } => Some("repeat it with the same program on a machine of that kind".into()),
+            Self::Differs { .. } => {
+                Some("repeat with the same program version on the same kind of machine".into())
+            }
         }
     }
 }
@@ -64,12 +68,12 @@ impl Hint for ReproduceError {
 fn told(differences: &[Difference]) -> String {
     let mut text = String::new();
     for Difference { what, then, now } in differences {
-        text += &format!("; {what} was {then} and is {now} now");
+        text += &format!("; {what} was {then}, is now {now}");
     }
     text
 }
 
-/// What is given by arguments: the fact, what it is, and the argument.
+/// Facts determined by arguments: key, description and argument.
 const GIVEN: [(&str, &str, &str); 7] = [
     ("input_sha256", "the model", "MODEL"),
     ("prompts_sha256", "the prompt set", "--prompts"),
@@ -80,10 +84,11 @@ const GIVEN: [(&str, &str, &str); 7] = [
     ("writers_sha256", "the list of edited matrices", "--patches"),
 ];
 
-/// What differs between the run that made the file at `path` and this one, of what need not change its bytes.
+/// Returns the differences between the run that made the file at `path` and this run that do not necessarily change its
+/// bytes.
 ///
 /// # Errors
-/// [`ReproduceError::Input`] where something that the run was given is not the same: then the bytes cannot be.
+/// Returns [`ReproduceError::Input`] if an input differs, so that the bytes cannot be the same.
 pub fn compare(
     path: &std::path::Path,
     then: &RunFacts,
@@ -93,7 +98,7 @@ pub fn compare(
     for (fact, what, argument) in GIVEN {
         if let Some(Difference { then, now, .. }) = differences.iter().find(|d| d.what == fact) {
             let shown = |value: &serde_json::Value| match value {
-                serde_json::Value::Null => "not given".to_owned(),
+                serde_json::Value::Null => "none".to_owned(),
                 serde_json::Value::String(text) => text.clone(),
                 value => value.to_string(),
             };
@@ -111,15 +116,16 @@ mod tests {
 
     fn facts(changes: &[(&str, Value)]) -> RunFacts {
         let mut search = json!({
-            "version": "0.1.0", "llama_cpp": "b1", "cpu": "AVX2 = 1", "input_sha256": "00", "prompts_sha256": "11",
-            "writers_sha256": "22", "method": "auto", "system_prompt": "auto", "contexts_sha256": "33", "thoughts": 256,
-            "direction_source": null, "strength": 0.1, "max_kl": 0.30000000000000004, "memory": 4, "threads": 2,
-            "gpu_layers": 0, "devices": [], "flash_attn": "off",
+            "version": "0.1.0", "llama_cpp": "b1", "cpu": "AVX2 = 1", "input_sha256": "00",
+            "prompts_sha256": "11", "writers_sha256": "22", "method": "auto", "system_prompt": "auto",
+            "contexts_sha256": "33", "thoughts": 256, "direction_source": null, "strength": 0.1,
+            "max_kl": 0.30000000000000004, "memory": 4, "threads": 2, "gpu_layers": 0, "devices": [],
+            "flash_attn": "off",
         });
         let mut facts = json!({
             "layer": null, "contrast": 1.33, "max_false_refusal": null, "trials": 3, "time_budget": null,
-            "thinking": "auto", "think": 256, "requant": "preserve", "imatrix_sha256": null, "edit_sha256": null,
-            "allow_other_weights": false,
+            "thinking": "auto", "think": 256, "requant": "preserve", "imatrix_sha256": null,
+            "edit_sha256": null, "allow_other_weights": false,
             "allow": { "injected": false, "no_refusal": false, "over_limits": true },
         });
         for (key, value) in changes {
@@ -149,7 +155,7 @@ mod tests {
 
         let lacking = facts(&[("imatrix_sha256", json!("44")), ("threads", json!(16))]);
         let error = compare(path, &lacking, &then).unwrap_err();
-        assert_eq!(error.to_string(), "m-rosi.gguf: the importance matrix was 44 and is not given here");
-        assert_eq!(error.hint().unwrap(), "give the one that it was made with as --imatrix");
+        assert_eq!(error.to_string(), "m-rosi.gguf: the importance matrix differs: expected 44, found none");
+        assert_eq!(error.hint().unwrap(), "pass the same --imatrix as in the original run");
     }
 }

@@ -1,4 +1,4 @@
-//! What the bytes of a written file depend on: stored in the file as `rosi.run`, for `reproduce`.
+//! Everything that the bytes of a written file depend on, stored in the file as `rosi.run` for `reproduce`.
 
 use std::time::Duration;
 
@@ -17,53 +17,53 @@ use crate::pipeline::session::{Session, stoppable};
 use crate::pipeline::stored::Taken;
 use crate::report::FileFacts;
 
-/// What a run was asked for, and by which program and machine it was made. Files and texts are known by their hashes.
+/// The options, program version and machine of a run. Files and texts are identified by their SHA-256.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunFacts {
-    /// What the measurements of the search depend on.
+    /// Everything that the search's measurements depend on.
     pub search: Head,
-    /// The layer, if the user named one.
+    /// Layer, if set by the user.
     pub layer: Option<usize>,
-    /// κ, or the pull of detectors, if the user gave one.
+    /// κ or, for detectors, the pull, if set by the user.
     pub contrast: Option<f64>,
-    /// The limit of false refusals, if the user gave one.
+    /// Limit on false refusals, if set by the user.
     pub max_false_refusal: Option<f64>,
-    /// Edits whose answers were judged, at most.
+    /// Maximum number of edits whose answers are judged.
     pub trials: usize,
-    /// After how many seconds no trial was begun. A run with one may end differently on a machine under load.
+    /// Seconds after which no new trial starts. With a time budget, results may differ on a loaded machine.
     pub time_budget: Option<u64>,
-    /// `auto`, `on` or `off`.
+    /// Thinking mode: `auto`, `on` or `off`.
     pub thinking: ThinkingMode,
-    /// Token limit of thoughts.
+    /// Maximum tokens of a thought.
     pub think: usize,
     /// [`Requant::name`](crate::method::requant::Requant::name).
     pub requant: String,
-    /// Hash of the importance matrix.
+    /// SHA-256 of the importance matrix, if one was used.
     pub imatrix_sha256: Option<String>,
-    /// Hash of the stored edit that was applied in place of a search.
+    /// SHA-256 of the stored edit, if one was applied instead of a search.
     pub edit_sha256: Option<String>,
-    /// Whether the stored edit might be of other weights.
+    /// Whether a stored edit for other weights was allowed.
     pub allow_other_weights: bool,
-    /// Which checks were waived.
+    /// Checks that the user waived.
     pub allow: Allow,
 }
 
-/// A fact of two runs that is not the same.
+/// A fact that differs between two runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
     /// Name of the fact, as in `rosi.run`.
     pub what: String,
-    /// What the file has.
+    /// Value recorded in the file.
     pub then: Value,
-    /// What this run has.
+    /// Value in this run.
     pub now: Value,
 }
 
 impl RunFacts {
-    /// Those of a run of `session`, whose model is the file `input`.
+    /// Returns the facts of the run `session` on the model file `input`.
     ///
     /// # Errors
-    /// [`Error::Io`] for an importance matrix that cannot be read.
+    /// Returns [`Error::Io`] if the importance matrix cannot be read.
     pub fn of(session: Session<'_>, taken: Option<&Taken>, input: &FileFacts) -> Result<Self, Error> {
         let Session { opened, prompts, options, printer } = session;
         let SearchOptions { layer, contrast, max_false_refusal, trials, time_budget, .. } = options.search;
@@ -92,7 +92,7 @@ impl RunFacts {
         })
     }
 
-    /// `options` with all that these facts tell; files and texts, and how the model is run, stay those of `options`.
+    /// Returns `options` with the recorded settings. Files, texts and runtime settings are kept from `options`.
     pub fn repeat(&self, options: InjectOptions) -> Result<InjectOptions, Error> {
         let unknown = |problem| Error::Option { flag: "rosi.run", problem, hint: None };
         let system_prompt = match (self.search.system_prompt.as_str(), options.system_prompt) {
@@ -124,7 +124,7 @@ impl RunFacts {
         })
     }
 
-    /// What differs between these facts and those of a run `now`.
+    /// Returns the differences between these facts and those of the run `now`.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
         let object = |value| match value {
             Ok(Value::Object(object)) => object,

@@ -1,4 +1,4 @@
-//! Opening a model: header checks and plan before any C code sees the file.
+//! Opens a model: checks the header and resolves the plan before any C code reads the file.
 
 use std::io;
 use std::path::Path;
@@ -19,26 +19,26 @@ use crate::util::interrupt;
 
 /// A checked model file.
 pub struct Opened {
-    /// The header.
+    /// The file and its header.
     pub gguf: Gguf,
-    /// Its writers.
+    /// The editable parts of the model.
     pub plan: Plan,
 }
 
-/// A model at hand, and what is wanted of it: what every step of a run is given.
+/// Context of a run, passed to every step.
 #[derive(Clone, Copy)]
 pub struct Session<'a> {
     /// The model.
     pub opened: &'a Opened,
-    /// What it is asked.
+    /// The prompts.
     pub prompts: &'a PromptSet,
-    /// What the user asked for.
+    /// The user's options.
     pub options: &'a InjectOptions,
-    /// Where people are told.
+    /// Output for messages and progress.
     pub printer: &'a Printer,
 }
 
-/// The embedded patches, with those of `dir` over them.
+/// Returns the embedded patches, overridden by those in `dir`.
 pub fn patches(dir: Option<&Path>) -> Result<Patches, Error> {
     Ok(match dir {
         Some(dir) => Patches::with_dir(dir)?,
@@ -46,10 +46,11 @@ pub fn patches(dir: Option<&Path>) -> Result<Patches, Error> {
     })
 }
 
-/// The writers of a model, by the embedded patches and those of `patch_dir`.
+/// Resolves the plan of a model from the embedded patches and those in `patch_dir`.
 ///
 /// # Errors
-/// [`Error::Patch`] or [`Error::Plan`].
+/// Returns [`Error::Patch`] if a patch is invalid, [`Error::Plan`] if the model does not match its architecture's
+/// patch.
 pub fn plan(gguf: &Gguf, patch_dir: Option<&Path>) -> Result<Plan, Error> {
     let resolved = Plan::resolve(gguf, &patches(patch_dir)?);
     resolved.map_err(|source| Error::Plan { path: gguf.path.clone(), source })
@@ -64,14 +65,17 @@ impl Opened {
         Ok(Self { gguf, plan })
     }
 
-    /// The chat template, without which prompts cannot be put as users put them.
+    /// Returns the chat template, which is needed to send prompts as users do.
+    ///
+    /// # Errors
+    /// Returns [`Error::NoTemplate`] if the file has none, or an empty one.
     pub fn template(&self) -> Result<&str, Error> {
         let template = self.gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
         template.ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
     }
 }
 
-/// Opens a model that llama.cpp is to run: what it cannot load is told by the header.
+/// Opens a model for llama.cpp, rejecting files that the header shows to be unloadable.
 pub fn open(path: &Path) -> Result<Gguf, Error> {
     let gguf = Gguf::open(path)?;
     gguf.refuse_non_model()?;
@@ -79,14 +83,14 @@ pub fn open(path: &Path) -> Result<Gguf, Error> {
     Ok(gguf)
 }
 
-/// The model of that name; shows what takes time.
+/// Resolves a model argument to a file, showing progress.
 pub fn find(model: &ModelArg, check: Check, printer: &Printer) -> Result<Source, Error> {
     let mut shown: Option<(String, Bar)> = None;
     let mut watch = |what: &str, done, total| {
         let bar = match &shown {
             Some((of, bar)) if of == what => bar,
             _ => {
-                // Before the next one is drawn.
+                // Drop the old bar before drawing the next one.
                 shown = None;
                 &shown.insert((what.to_owned(), printer.bar(what, total))).1
             }
@@ -101,8 +105,8 @@ pub fn find(model: &ModelArg, check: Check, printer: &Printer) -> Result<Source,
     Ok(found?)
 }
 
-/// Shows on `bar` how far long work is, and ends it with an error when the user asked to stop (not of the
-/// kind `Interrupted`, at which readers and writers try again).
+/// Returns a progress callback that updates `bar` and fails if the user asked to stop. The error kind is not
+/// `Interrupted`, which readers and writers would retry.
 pub fn stoppable(bar: &Bar) -> impl FnMut(u64, u64) -> io::Result<()> + '_ {
     |done, total| {
         bar.set_of(done, total);
@@ -110,12 +114,12 @@ pub fn stoppable(bar: &Bar) -> impl FnMut(u64, u64) -> io::Result<()> + '_ {
     }
 }
 
-/// Joins the workers' devices to those of this machine.
+/// Connects the RPC workers and adds their devices to those of this machine.
 pub fn call_workers(rpc: &[Endpoint], printer: &Printer) -> Result<(), Error> {
-    Ok(devices::join(rpc, &mut |worker| printer.say(format!("calling the RPC worker {worker} …")))?)
+    Ok(devices::join(rpc, &mut |worker| printer.say(format!("connecting to the RPC worker {worker} …")))?)
 }
 
-/// Calls the workers, and checks that there is what the flags ask for; says once what has no effect.
+/// Connects the RPC workers and checks that the requested devices exist; warns once about flags without effect.
 pub fn devices(run: &RunOptions, printer: &Printer) -> Result<(), Error> {
     static SAID: Once = Once::new();
     call_workers(&run.offload.rpc, printer)?;
@@ -128,7 +132,7 @@ pub fn devices(run: &RunOptions, printer: &Printer) -> Result<(), Error> {
     Ok(())
 }
 
-/// Loads a model into llama.cpp, when its header shows nothing that would end the process there.
+/// Loads a model into llama.cpp, after rejecting headers that would abort the process there.
 pub fn load(
     gguf: &Gguf,
     template: Option<&str>,
@@ -144,10 +148,10 @@ pub fn load(
     Ok(LlamaEngine::load(&options, template, &mut |share| bar.set((share * 100.0) as u64))?)
 }
 
-/// Most tokens of the thoughts before each answer, where the user wants them; by default answers begin at once.
+/// Returns the maximum tokens of the thought before each answer, or `None` if answers begin at once (the default).
 ///
 /// # Errors
-/// [`LlamaError::NoThoughts`] where a model is asked for them that does not think.
+/// Returns [`LlamaError::NoThoughts`] if thinking is requested and the model cannot think.
 pub fn thoughts(engine: &LlamaEngine, options: ThinkingOptions) -> Result<Option<usize>, LlamaError> {
     match options.before_answers() {
         Some(_) if engine.thinking().is_none() => Err(LlamaError::NoThoughts),
@@ -155,10 +159,10 @@ pub fn thoughts(engine: &LlamaEngine, options: ThinkingOptions) -> Result<Option
     }
 }
 
-/// Puts `prompts` into tokens, with `system` before each: what is wrong with one is told before the model works.
+/// Tokenizes `prompts`, each after `system`, to report invalid prompts before running the model.
 ///
 /// # Errors
-/// [`Error::Unaskable`].
+/// Returns [`Error::Unaskable`] for the first prompt that the template rejects or that is too long.
 pub fn check_prompts<'a>(
     engine: &LlamaEngine,
     system: Option<&str>,
@@ -174,11 +178,11 @@ pub fn check_prompts<'a>(
     Ok(())
 }
 
-/// As [`check_prompts`], of all that an injection asks: plain, and under the user's own system prompt. A model that is to
-/// think first must be one that does.
+/// Runs [`check_prompts`] on all prompts of an injection: plain, and under the user's own system prompts. Also checks
+/// that the model can think, if requested.
 ///
 /// # Errors
-/// [`Error::Unaskable`], or [`LlamaError::NoThoughts`].
+/// Returns [`Error::Unaskable`] for the first invalid prompt, or [`LlamaError::NoThoughts`] if the model cannot think.
 pub fn check_all(
     engine: &LlamaEngine,
     prompts: &PromptSet,
@@ -186,7 +190,7 @@ pub fn check_all(
     printer: &Printer,
 ) -> Result<(), Error> {
     thoughts(engine, options.thinking)?;
-    let _bar = printer.bar("reading the prompts", 1);
+    let _bar = printer.bar("checking the prompts", 1);
     let all = || PromptKind::ALL.into_iter().flat_map(|kind| prompts.of_kind(kind));
     let all = || all().map(|prompt| (prompt.kind, prompt.text.as_str()));
     check_prompts(engine, None, all())?;

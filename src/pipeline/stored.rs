@@ -1,4 +1,4 @@
-//! An edit in a file of its own: stored after a search, and taken up again for any quantization of the model.
+//! Stored edits: saved to a file after a search, and applied to any quantization of the model.
 
 use std::path::Path;
 
@@ -23,10 +23,10 @@ use crate::pipeline::features::Features;
 use crate::pipeline::session::{self, Opened, Session};
 use crate::report::FileFacts;
 
-/// Runs the search, and puts its choice together.
+/// Runs the search and returns the chosen edit in its stored form, with the search result.
 ///
 /// # Errors
-/// [`Error`].
+/// Returns [`Error`] if the model cannot be run or the search finds no edit.
 pub fn search(
     session: Session<'_>,
     input: &FileFacts,
@@ -63,24 +63,24 @@ pub fn search(
     Ok((StoredEdit { facts, directions, writers, networks }, edit_search.search))
 }
 
-/// A stored edit that fits the model at hand, and its file.
+/// A stored edit that fits the opened model, and its file.
 pub struct Taken {
     /// The edit.
     pub edit: StoredEdit,
-    /// Path, hash and size.
+    /// Path, SHA-256 and size of the file.
     pub file: FileFacts,
 }
 
-/// What is wrong with the file at `path`.
+/// Creates the error for `problem` with the file at `path`.
 pub fn at(path: &Path, problem: Problem) -> StoredError {
     StoredError { path: path.to_path_buf(), problem }
 }
 
-/// Opens the edit of `--edit` and checks that it is for this model.
+/// Opens the edit given by `--edit` and checks that it fits this model.
 ///
 /// # Errors
-/// [`Error::Stored`] when the file is damaged, or the edit is for a model of another shape or, without
-/// `allow_other_weights`, with other weights.
+/// Returns [`Error::Stored`] if the file is damaged, the edit is for a model of another shape, or, without
+/// `allow_other_weights`, for a model with other weights.
 pub fn take(
     path: &Path,
     opened: &Opened,
@@ -98,11 +98,11 @@ pub fn take(
         if !allow_other_weights {
             return Err(error.into());
         }
-        printer.warn(format!("{error}; it is applied all the same"));
+        printer.warn(format!("{error}; applying it anyway"));
     }
     let facts = &edit.facts;
     printer.say(format!(
-        "stored {} edit along {}, {} where it was found",
+        "stored {} edit along {}, found at {}",
         facts.method.name(),
         facts.along(),
         facts.size()
@@ -112,11 +112,11 @@ pub fn take(
     Ok(Taken { edit, file })
 }
 
-/// What stands in for a search on this model: what the file says, at its strength or the user's, with
-/// an importance matrix if there is one.
+/// Builds the equivalent of a search result from a stored edit, at the stored or the user's strength, and with an
+/// importance matrix if given.
 ///
 /// # Errors
-/// [`Error`] when the weights cannot be read.
+/// Returns [`Error`] if the weights or the importance matrix cannot be read, or the model lacks a stored network.
 pub fn edit_search(
     taken: &Taken,
     opened: &Opened,
@@ -145,7 +145,7 @@ pub fn edit_search(
             facts.method == Method::Detector,
             directions,
         ),
-        ablated: None, // the weights are not looked at
+        ablated: None, // not searched for
         search: SearchResult::default(),
         chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
         system_prompt: match facts.system_prompt.as_str() {
@@ -157,7 +157,7 @@ pub fn edit_search(
 }
 
 impl Detectors {
-    /// What is stored of the networks.
+    /// Returns the stored form of the networks.
     fn stored(&self, opened: &Opened) -> Vec<StoredNetwork> {
         let stored = |site: &Site| {
             let network = &site.network;
@@ -187,7 +187,7 @@ impl Detectors {
         self.sites.iter().map(stored).collect()
     }
 
-    /// What a stored edit says, for the model at hand.
+    /// Restores detectors from a stored edit for the opened model.
     fn from_stored(opened: &Opened, edit: &StoredEdit) -> Result<Self, Error> {
         let mut sites = Vec::new();
         for stored in &edit.networks {

@@ -1,4 +1,4 @@
-//! Whether every tensor of an edit can be written in the type that it gets: known from the header, before any work.
+//! Early check, from the header alone, that every tensor of an edit can be written in its target type.
 
 use crate::arch::plan::{Ffn, Plan};
 use crate::method::edit::Method;
@@ -13,7 +13,7 @@ use crate::pipeline::{detectors, features};
 /// Checks the tensors that the search, or the stored edit, may change.
 ///
 /// # Errors
-/// [`Error::Edit`] naming the first tensor that cannot be written, and why.
+/// Returns [`Error::Edit`] with the first tensor that cannot be written, and the reason.
 pub fn check(opened: &Opened, options: &InjectOptions, taken: Option<&Taken>) -> Result<(), Error> {
     let plan = &opened.plan;
     let parts = match (options.method, taken) {
@@ -37,7 +37,7 @@ fn writer<'a>(plan: &'a Plan, ffn: &Ffn) -> &'a str {
     &plan.writers[ffn.writer].tensor
 }
 
-/// What neurons of the networks change.
+/// Returns the tensors that neuron edits of `networks` change, and the changed parts.
 fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
     let of = |ffn: &Ffn| {
         let rows = ffn.rows().map(|name| (name.clone(), Part::Rows));
@@ -46,7 +46,7 @@ fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
     networks.iter().flat_map(of).collect()
 }
 
-/// The writers of every window that may be tried.
+/// Returns the writers in all windows of the search space.
 fn matrices(plan: &Plan, options: &InjectOptions) -> Vec<(String, Part)> {
     let direction_sources =
         [DirectionSource::Refusal, DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated];

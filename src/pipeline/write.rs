@@ -1,4 +1,4 @@
-//! Writing an edited copy: under a temporary name until it has been verified.
+//! Writes an edited copy, under a temporary name until it is verified.
 
 use std::collections::HashMap;
 
@@ -20,32 +20,32 @@ use crate::util::interrupt;
 /// How the tensors of the edit are written.
 #[derive(Clone, Copy)]
 pub enum Change<'a> {
-    /// With the edit and the keys that tell of it.
+    /// With the edit, and the `rosi.*` keys that describe it.
     Edit(&'a Provenance, Along<'a>),
-    /// Requantized only: the control.
+    /// Requantized without an edit, as a control.
     RequantizeOnly,
 }
 
-/// A change to the tensors of `edits`.
+/// A change to write.
 #[derive(Clone, Copy)]
 pub struct Write<'a> {
-    /// The file that is copied.
+    /// The source file.
     pub source: &'a Gguf,
-    /// Its writers.
+    /// The source's residual writers.
     pub plan: &'a Plan,
-    /// The edits.
+    /// The edits; they determine which tensors change.
     pub edits: &'a Edits,
-    /// What is known of each writer's inputs, by [`Edit::writer`](crate::method::edit::Edit::writer).
+    /// Input statistics of each writer, indexed by [`Edit::writer`](crate::method::edit::Edit::writer).
     pub inputs: &'a [InputModel],
     /// How edited tensors are quantized.
     pub requant: Requant,
-    /// With the edit, or requantized only.
+    /// Whether to apply the edit or only requantize.
     pub change: Change<'a>,
 }
 
 impl Write<'_> {
-    /// Writes the changed copy to `model`, whose files still have their temporary names; flushed, so
-    /// that it can be read back.
+    /// Writes the changed copy to `model`, whose files keep their temporary names, and flushes it so that it can be
+    /// read back.
     pub fn write(&self, model: &mut AtomicModel, printer: &Printer) -> Result<(), Error> {
         let bar = printer.bar("writing", self.source.total_len());
         let mut before = 0;
@@ -66,8 +66,8 @@ impl Write<'_> {
         Ok(())
     }
 
-    /// What becomes of one file of the source, its tensor data apart. Only the first one of a split model
-    /// has keys.
+    /// Returns the rewrite of one source file, without tensor data. In a split model, only the first file gets
+    /// `rosi.*` keys.
     pub fn rewrite<'s>(&self, source: &'s Gguf) -> Rewrite<'s> {
         let mut rewrite = Rewrite { drop_prefix: Some(KEY_PREFIX), ..Rewrite::copy(source) };
         if let Change::Edit(provenance, along) = self.change {
@@ -80,7 +80,7 @@ impl Write<'_> {
         rewrite
     }
 
-    /// The data that `tensor`, whose data is `bytes`, has in the copy.
+    /// Computes the new data of `tensor` from its original data, `bytes`.
     pub fn new_data(&self, tensor: &TensorInfo, bytes: Vec<u8>) -> Result<Vec<u8>, EditError> {
         if matches!(self.change, Change::RequantizeOnly) {
             return requant::requantize_only(tensor, &bytes);
@@ -96,7 +96,7 @@ impl Write<'_> {
         }
     }
 
-    /// The edited tensors of a file that get another type.
+    /// Returns the new types of the edited tensors in `source` that change type.
     fn types(&self, source: &Gguf) -> HashMap<String, GgmlType> {
         let is_edited = |t: &&TensorInfo| self.edits.touches(&t.name);
         let edited = source.own_tensors().iter().filter(is_edited);

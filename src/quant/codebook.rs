@@ -1,11 +1,10 @@
-//! Reading and re-choosing the codewords of ggml's vector-codebook types in place: IQ1_S, IQ1_M,
-//! IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S.
+//! Reading and replacing, in place, the codewords of ggml's vector-codebook types: IQ1_S, IQ1_M, IQ2_XXS,
+//! IQ2_XS, IQ2_S, IQ3_XXS, and IQ3_S.
 //!
-//! A block of 256 values is cut into groups of 4 or 8 that share one codeword c of a fixed
-//! codebook. A value of group g is `factor_g · (sign_j · c_j + delta_g)`; here only codewords and
-//! signs change, factor and delta stay as they are. The IQ1 types have no signs, the others no
-//! delta. The codebooks are not in this source: they are learned by decoding blocks that hold
-//! every index.
+//! A block of 256 values is divided into groups of 4 or 8, each encoded as one codeword c of a fixed
+//! codebook. Value j of group g is `factor_g · (sign_j · c_j + delta_g)`. Only codewords and signs change
+//! here; factor and delta stay the same. The IQ1 types have no signs; the other types have no delta. The
+//! codebooks are not part of this source: they are obtained by decoding blocks that contain every index.
 
 mod layout;
 mod near;
@@ -18,10 +17,10 @@ use self::layout::{Layout, Signs};
 use self::near::Near;
 use crate::gguf::GgmlType;
 
-/// Values per block, of every type here.
+/// Values per block; the same for all codebook types.
 const BLOCK_LEN: usize = 256;
 
-/// What one group of a block holds, without its scale.
+/// Encoded content of one group of a block, without its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Codeword {
     index: u16,
@@ -29,39 +28,39 @@ pub struct Codeword {
 }
 
 impl Codeword {
-    /// Index in the codebook.
+    /// Returns the index in the codebook.
     pub fn index(self) -> u16 {
         self.index
     }
 
-    /// Bit j is set when value j is negative; 0 for the IQ1 types, whose codewords are signed.
+    /// Returns the signs: bit j is set if value j is negative. 0 for the IQ1 types, whose codewords are signed.
     pub fn signs(self) -> u8 {
         self.signs
     }
 }
 
-/// How a group's codeword becomes values: factor × (codeword + delta).
+/// Scale of a group: its values are factor × (codeword + delta).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scale {
-    /// Length of one unit of the codebook; negative where the block's scale is.
+    /// Size of one codebook unit; negative if the block's scale is negative.
     pub factor: f32,
-    /// ±0.125 in the IQ1 types, else 0.
+    /// ±0.125 for the IQ1 types, 0 for the others.
     pub delta: f32,
 }
 
-/// The codebook of one type, with each codeword's nearest others.
+/// The codebook of one type, with the nearest neighbors of each codeword.
 #[derive(Debug)]
 pub struct Codebook {
     ggml_type: GgmlType,
     layout: Layout,
-    /// Codewords in units, `[len][8]`; zero beyond `dim`.
+    /// Codewords in codebook units, `[len][8]`; zero beyond `dim`.
     points: Vec<[f32; 8]>,
-    /// `[len][list_len]`
+    /// Neighbors of each codeword, nearest first, `[len][list_len]`.
     near: Vec<Near>,
 }
 
 impl Codebook {
-    /// The codebook of a type, `None` for types that have none. Built at first use.
+    /// Returns the codebook of a type, or `None` if the type has none. Built on first use.
     pub fn of(ggml_type: GgmlType) -> Option<&'static Self> {
         static BOOKS: [OnceLock<Option<Codebook>>; Layout::COUNT] =
             [const { OnceLock::new() }; Layout::COUNT];
@@ -90,49 +89,50 @@ impl Codebook {
         Some(Self { ggml_type, layout, points, near })
     }
 
-    /// The type.
+    /// Returns the type.
     pub fn ggml_type(&self) -> GgmlType {
         self.ggml_type
     }
 
-    /// Values per group, 4 or 8: group g covers values `g·dim .. (g+1)·dim` of its block.
+    /// Returns the values per group, 4 or 8: group g covers values `g·dim .. (g+1)·dim` of its block.
     pub fn dim(&self) -> usize {
         self.layout.dim()
     }
 
-    /// Values per block.
+    /// Returns the values per block.
     pub fn block_len(&self) -> usize {
         BLOCK_LEN
     }
 
-    /// Bytes per block.
+    /// Returns the bytes per block.
     pub fn block_bytes(&self) -> usize {
         self.ggml_type.block_bytes() as usize
     }
 
-    /// Groups per block.
+    /// Returns the groups per block.
     pub fn groups_per_block(&self) -> usize {
         BLOCK_LEN / self.dim()
     }
 
-    /// The codeword of group `g`.
+    /// Returns the codeword of group `g`.
     ///
     /// # Panics
-    /// Like all that takes a block: when `block` is shorter than a block or `g` beyond its groups.
+    /// Panics if `block` is shorter than a block or `g` is not a group of it, as do all methods that take a
+    /// block.
     #[inline]
     pub fn read(&self, block: &[u8], g: usize) -> Codeword {
         let (index, signs) = self.layout.read(block, g);
         Codeword { index, signs }
     }
 
-    /// What multiplies, and shifts, the codeword of group `g`.
+    /// Returns the factor and delta of group `g`.
     #[inline]
     pub fn scale(&self, block: &[u8], g: usize) -> Scale {
         let (factor, delta) = self.layout.scale(block, g);
         Scale { factor, delta }
     }
 
-    /// The codeword with its signs in units of the codebook, f32 `[dim]`, zero beyond `dim`.
+    /// Returns the codeword with its signs, in codebook units, `[dim]`; zero beyond `dim`.
     #[inline]
     pub fn units(&self, codeword: Codeword) -> [f32; 8] {
         let point = &self.points[usize::from(codeword.index)];
@@ -140,24 +140,24 @@ impl Codebook {
         std::array::from_fn(|j| f32::from_bits(point[j].to_bits() ^ sign(j)))
     }
 
-    /// What ggml decodes, to the bit, where `codeword` stands under `scale`: factor · (units +
-    /// delta), f32 `[dim]`. What is beyond `dim` means nothing.
+    /// Returns the values, `[dim]`, that ggml decodes from `codeword` with `scale`, bit for bit:
+    /// factor · (units + delta). Elements beyond `dim` are meaningless.
     #[inline]
     pub fn values_at(&self, scale: Scale, codeword: Codeword) -> [f32; 8] {
         self.units(codeword).map(|unit| scale.factor * (unit + scale.delta))
     }
 
-    /// [`Codebook::values_at`] the scale of group `g`.
+    /// Returns [`Codebook::values_at`] with the scale of group `g`.
     #[inline]
     pub fn values(&self, block: &[u8], g: usize, codeword: Codeword) -> [f32; 8] {
         self.values_at(self.scale(block, g), codeword)
     }
 
-    /// What may replace a codeword, nearest first (by distance in units): the 24 nearest other
-    /// codewords with the same signs, and in the types that store signs the 16 nearest (codeword,
-    /// signs) with one or two signs turned over. In IQ2_XXS, IQ2_XS and IQ3_XXS it is always two of
-    /// the same group, so that parity, and with it every other group, stays. Equal distances come
-    /// in an order that is fixed and favours no coordinate.
+    /// Returns possible replacements for a codeword, nearest first (distance in codebook units): the 24
+    /// nearest other codewords with the same signs and, for types that store signs, the 16 nearest pairs of
+    /// codeword and signs with one or two signs flipped. For IQ2_XXS, IQ2_XS, and IQ3_XXS, always two signs
+    /// of the group are flipped, which preserves the parity and thus all other groups. Ties are broken in a
+    /// fixed order that favors no coordinate.
     #[inline]
     pub fn neighbours(&self, codeword: Codeword) -> impl ExactSizeIterator<Item = Codeword> + '_ {
         let len = near::list_len(self.layout.signs());
@@ -165,7 +165,7 @@ impl Codebook {
         list.iter().map(move |near| Codeword { index: near.index, signs: codeword.signs ^ near.flips })
     }
 
-    /// Those of [`Codebook::neighbours`] nearer than `√limit` units.
+    /// Returns the [`Codebook::neighbours`] whose squared distance is less than `limit`.
     #[inline]
     pub fn neighbours_within(&self, codeword: Codeword, limit: f32) -> impl Iterator<Item = Codeword> + '_ {
         let len = near::list_len(self.layout.signs());
@@ -174,15 +174,15 @@ impl Codebook {
             .map(move |near| Codeword { index: near.index, signs: codeword.signs ^ near.flips })
     }
 
-    /// Puts a codeword in the place of group `g`; no other bit changes. It comes from
-    /// [`Codebook::read`] of this group or of [`Codebook::neighbours`] of that, else the parity of
-    /// signs may not fit the types that keep one.
+    /// Replaces the codeword of group `g`; no other bit changes. `codeword` must come from
+    /// [`Codebook::read`] of this group or from its [`Codebook::neighbours`]; otherwise, the parity of the
+    /// signs may be wrong for types that do not store all signs.
     #[inline]
     pub fn write(&self, block: &mut [u8], g: usize, codeword: Codeword) {
         self.layout.write(block, g, codeword.index, codeword.signs);
     }
 
-    /// Whether the type stores signs beside its codewords.
+    /// Returns whether the type stores signs separately from its codewords.
     pub fn has_signs(&self) -> bool {
         self.layout.signs() != Signs::None
     }

@@ -1,8 +1,8 @@
-//! Scalar quantization grids: where the value `W_j = offset + h·level(q_j)` stands in a block, and
-//! which other values the block's own scale lets it take.
+//! Scalar quantization grids: where a block stores the value `W_j = offset + h·level(q_j)`, and which other
+//! values it can take with the scale of the block.
 //!
-//! Layouts are those of `ggml-common.h` and `dequantize_row_*` in `ggml-quants.c`; a test holds every
-//! one against ggml's decoder.
+//! Layouts follow `ggml-common.h` and `dequantize_row_*` in `ggml-quants.c`; a test compares each with
+//! ggml's decoder.
 
 mod kquant;
 mod legacy;
@@ -16,22 +16,22 @@ pub(super) use ternary::{TQ1_0, TQ2_0};
 
 use crate::gguf::GgmlType;
 
-/// Most sub-blocks that a block has.
+/// Maximum number of sub-blocks per block.
 pub(super) const MAX_SUBS: usize = 16;
-/// Most values that share a step.
+/// Maximum number of values that share a step.
 pub(super) const MAX_SUB: usize = 32;
 
-/// The codes that a value may have, and what each is worth in units of the step.
+/// The codes of a value and their levels, in units of the step.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Levels {
-    /// Code q is worth q, from the first to the second, both included.
+    /// Code q has level q; the first and last code, both included.
     Integers(i32, i32),
-    /// Code q is worth the q-th entry.
+    /// Code q has the level in entry q.
     Table(&'static [f32; 16]),
 }
 
 impl Levels {
-    /// Smallest distance between two levels: a value that is to move by less than half of it stays.
+    /// Returns the smallest distance between two levels; a move by less than half of it has no effect.
     pub(super) fn gap(self) -> f32 {
         match self {
             Self::Integers(..) => 1.0,
@@ -44,13 +44,13 @@ impl Levels {
         }
     }
 
-    /// The code nearest to `q` moved by `by` levels, and how many levels that really is; the move is
-    /// towards `by` and of at most `most` levels.
+    /// Returns the code nearest to `q` moved by `by`, and the actual move, in units of the step. The move has
+    /// the sign of `by` and a magnitude of at most `most`.
     #[inline(always)]
     pub(super) fn moved(self, q: i32, by: f32, most: f32) -> (i32, f32) {
         match self {
             Self::Integers(first, last) => {
-                // A code outside the range (a damaged file) stays as it is.
+                // Leave a code outside the range unchanged (damaged file).
                 if q < first || q > last {
                     return (q, 0.0);
                 }
@@ -74,7 +74,7 @@ impl Levels {
     }
 }
 
-/// One scalar type. `block` always has [`Grid::BYTES`] bytes and `j < Grid::LEN`.
+/// A scalar quantization type. `block` always has [`Grid::BYTES`] bytes, and `j < Grid::LEN`.
 pub(super) trait Grid {
     /// Values per block.
     const LEN: usize;
@@ -82,26 +82,26 @@ pub(super) trait Grid {
     const SUB: usize;
     /// Bytes per block.
     const BYTES: usize;
-    /// Codes and their worth.
+    /// Codes and their levels.
     const LEVELS: Levels;
 
-    /// The step h of each sub-block, `[LEN/SUB]`; may be negative, zero, or not finite.
+    /// Writes the step h of each sub-block, `[LEN/SUB]`; may be negative, zero, or not finite.
     fn steps(block: &[u8], steps: &mut [f32; MAX_SUBS]);
-    /// The code of value `j`.
+    /// Returns the code of value `j`.
     fn get(block: &[u8], j: usize) -> i32;
     /// Replaces the code of value `j`; nothing else in the block changes.
     fn set(block: &mut [u8], j: usize, q: i32);
 }
 
-/// Something to be done with the grid of a type.
+/// A computation that is generic over the grid of a type.
 pub(super) trait WithGrid {
-    /// What comes of it.
+    /// Result of the computation.
     type Output;
-    /// Does it.
+    /// Runs the computation with grid `G`.
     fn with<G: Grid>(self) -> Self::Output;
 }
 
-/// Calls `work` with the grid of `ggml_type`; `None` for floats and codebooks.
+/// Runs `work` with the grid of `ggml_type`. Returns `None` for float and codebook types.
 pub(super) fn with_grid<W: WithGrid>(ggml_type: GgmlType, work: W) -> Option<W::Output> {
     use GgmlType as T;
     Some(match ggml_type {
@@ -127,12 +127,12 @@ pub(super) fn with_grid<W: WithGrid>(ggml_type: GgmlType, work: W) -> Option<W::
     })
 }
 
-/// The F16 at byte `at`.
+/// Reads the F16 at byte `at`.
 fn f16(block: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
-/// Bits `shift..shift + n` of a byte.
+/// Returns bits `shift..shift + n` of a byte.
 fn bits(byte: u8, shift: usize, n: u32) -> i32 {
     i32::from((byte >> shift) & ((1u16 << n) - 1) as u8)
 }

@@ -1,18 +1,19 @@
-//! Single rows and columns of a quantized matrix: how a neuron gets into the bytes.
+//! Writing single rows and columns of a quantized matrix, to encode a neuron.
 //!
-//! **A row** lies in blocks of its own, so it gets new scales (ggml's, weighted by the inputs' second moments) and then
-//! better codes on them. What counts of a row is its product with the inputs that it meets, so the codes q minimise
+//! **A row** has its own blocks, so it gets new scales (from ggml, weighted by the second moments of the inputs) and
+//! then better codes for these scales. Only its products with actual inputs matter, so the codes q minimize
 //!
 //! ```text
 //! ‖X (q − w)‖² + μ ‖q − w‖²,   X [n][n_in] a sample of those inputs, μ = a hundredth of ‖X‖²_F / n_in
 //! ```
 //!
-//! by coordinate descent: value after value takes the code that lowers it most, until none moves. The error of a score
-//! falls several times below that of rounding to nearest, because the inputs of a layer fill few directions.
+//! by coordinate descent: each value in turn takes the code that lowers this cost most, until no code changes. The
+//! error of a score becomes several times smaller than with rounding to nearest, because the inputs of a layer span
+//! only a few directions.
 //!
-//! **A column** has one code in a block of each row, and the block's scale belongs to its neighbours too. The code nearest
-//! to the wanted value is taken, and nothing else changes. Columns that lie in one sub-block ([`COLUMNS_ALIKE`]) have the
-//! same grid in every row, so columns that are to be alike are alike to the last bit.
+//! **A column** has one code in each row, in a block whose scale it shares with its neighbors. It takes the code
+//! nearest to the target value, and nothing else changes. Columns in the same sub-block ([`COLUMNS_ALIKE`]) have the
+//! same grid in every row, so columns with equal targets are encoded as identical values.
 
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, Axis};
@@ -21,14 +22,15 @@ use super::grid::{Grid, MAX_SUBS, WithGrid, with_grid};
 use super::{QuantError, dequantize, quantize, quantize_weighted};
 use crate::gguf::GgmlType;
 
-/// Columns from a multiple of this on have one grid in each row, whatever the type: no type has smaller sub-blocks.
+/// Aligned runs of this many columns share one grid in each row, for every type: no type has smaller sub-blocks.
 pub const COLUMNS_ALIKE: usize = 16;
-/// Passes over a row.
+/// Maximum number of passes over a row.
 const MAX_PASSES: usize = 12;
-/// μ over ‖X‖²_F / n_in.
+/// μ in units of ‖X‖²_F / n_in.
 const RIDGE: f64 = 0.01;
 
-/// Whether single values of the type can be changed: not in a codebook type, where one code is worth several.
+/// Returns whether single values of the type can be changed; false for codebook types, where a code encodes several
+/// values.
 pub fn has_single_codes(ggml_type: GgmlType) -> bool {
     ggml_type.is_float() || with_grid(ggml_type, Probe).is_some()
 }
@@ -40,11 +42,11 @@ impl WithGrid for Probe {
     fn with<G: Grid>(self) {}
 }
 
-/// The bytes of a row that stands for `target` `[n_in]` on inputs like those of `inputs` `[n][n_in]` (see the module's
-/// head); without inputs, rounded to nearest.
+/// Returns the bytes of a row that approximates `target` `[n_in]` on inputs like `inputs` `[n][n_in]` (see the module
+/// documentation). Rounds to nearest if the type is a float type or there are no inputs of that length.
 ///
 /// # Errors
-/// [`QuantError`] when ggml cannot write the type, or a value does not fit it.
+/// Returns [`QuantError`] if ggml cannot write the type or a value is out of its range.
 pub fn row(ggml_type: GgmlType, target: &[f32], inputs: ArrayView2<'_, f32>) -> Result<Vec<u8>, QuantError> {
     let n_in = target.len();
     let wrong = QuantError::Size { ggml_type, n_per_row: n_in, expected: 0, found: 0 };
@@ -74,7 +76,7 @@ struct Descent<'a> {
     /// ‖x_j‖² of each column.
     squares: &'a [f64],
     ridge: f64,
-    /// What the codes are worth, `[n_in]`.
+    /// Decoded values of the codes, `[n_in]`.
     values: Vec<f32>,
     bytes: &'a mut [u8],
 }
@@ -107,7 +109,7 @@ impl WithGrid for Descent<'_> {
                     let wish = -(pull + self.ridge * own) / weight / f64::from(step);
                     let code = G::get(block, at);
                     let (to, levels) = G::LEVELS.moved(code, wish as f32, f32::MAX);
-                    // Beyond twice the wish the error grows again.
+                    // A move of more than twice the optimum increases the cost.
                     if to == code || levels.abs() >= 2.0 * wish.abs() as f32 {
                         continue;
                     }
@@ -125,11 +127,11 @@ impl WithGrid for Descent<'_> {
     }
 }
 
-/// Gives each `(column, target)` of the matrix in `bytes` (rows of `n_in` values) the codes nearest to its target
-/// `[n_row]`; no other code changes.
+/// Writes, for each `(column, target)`, the codes nearest to `target` `[n_row]` into the matrix in `bytes` (rows of
+/// `n_in` values); no other code changes.
 ///
 /// # Errors
-/// [`QuantError`] when sizes disagree, the type has no codes of single values, or a float does not fit.
+/// Returns [`QuantError`] if the sizes do not match, the type has no single-value codes, or a value is out of range.
 pub fn set_columns(
     ggml_type: GgmlType,
     bytes: &mut [u8],
@@ -150,11 +152,11 @@ pub fn set_columns(
     Ok(())
 }
 
-/// The values that the columns of one sub-block would have: for each row the one nearest to `target`, as
-/// [`set_columns`] would write it at `column`.
+/// Returns the column that [`set_columns`] would produce: for each row, the representable value nearest to `target`.
+/// It is the same for all columns of a sub-block.
 ///
 /// # Errors
-/// As [`set_columns`].
+/// Returns [`QuantError`] if the type has no single-value codes.
 pub fn nearest_column(
     ggml_type: GgmlType,
     blocks: &ColumnBlocks,
@@ -174,16 +176,16 @@ pub fn nearest_column(
     Ok(column)
 }
 
-/// Of each row of a matrix the block that holds one column.
+/// The blocks that contain one column of a matrix, one per row.
 #[derive(Debug, Clone)]
 pub struct ColumnBlocks {
     bytes: Vec<u8>,
-    /// The column's place in its block.
+    /// Index of the column within its block.
     at: usize,
 }
 
 impl ColumnBlocks {
-    /// Those of `column` in the matrix in `bytes`, rows of `n_in` values.
+    /// Copies the blocks of `column` from the matrix in `bytes` (rows of `n_in` values).
     pub fn of(ggml_type: GgmlType, bytes: &[u8], n_in: usize, column: usize) -> Self {
         let (len, size) = (ggml_type.block_len() as usize, ggml_type.block_bytes() as usize);
         let row_bytes = (n_in / len.max(1) * size).max(1);
@@ -192,10 +194,10 @@ impl ColumnBlocks {
         Self { bytes: blocks.collect(), at: column % len }
     }
 
-    /// The values of the column.
+    /// Returns the values of the column.
     ///
     /// # Errors
-    /// [`QuantError`] when ggml does not decode the type.
+    /// Returns [`QuantError`] if ggml cannot decode the type.
     pub fn values(&self, ggml_type: GgmlType) -> Result<Vec<f32>, QuantError> {
         let len = ggml_type.block_len() as usize;
         let mut values = vec![0.0; self.bytes.len() / ggml_type.block_bytes() as usize * len];
@@ -244,7 +246,7 @@ impl WithGrid for SetValue<'_> {
     }
 }
 
-/// Pearson's correlation of the scores of a row and of what stands for it, `X a` and `X b`.
+/// Returns the Pearson correlation between the scores `X a` of a row and the scores `X b` of its approximation.
 pub fn score_correlation(inputs: ArrayView2<'_, f32>, a: &[f32], b: &[f32]) -> f64 {
     let of = |row: &[f32]| -> Vec<f64> {
         let row = ndarray::ArrayView1::from(row);
@@ -263,7 +265,7 @@ mod tests {
             .collect()
     }
 
-    /// Inputs that fill a few directions, as those of a layer do.
+    /// Inputs that span only a few directions, like those of a layer.
     fn inputs(n: usize, n_in: usize) -> Array2<f32> {
         let basis: Vec<Vec<f32>> = (0..24).map(|k| wave(n_in, 0.13 * k as f32 + 0.7)).collect();
         Array2::from_shape_fn((n, n_in), |(i, j)| {

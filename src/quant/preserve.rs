@@ -1,35 +1,37 @@
-//! Requantization that keeps a rank-one edit: codes are chosen anew on each block's existing grid so
-//! that the edit arrives along its left factor, column by column.
+//! Requantization that preserves a rank-one edit: new codes are chosen on the existing grid of each block
+//! so that the edit along its left factor is preserved in every column.
 //!
-//! A small edit is a small part of one quantization step: rounding to nearest throws it away. But of
-//! the edit `ΔW = l rᵀ` only `mᵀΔW = rᵀ` has to arrive (mᵀl = 1), one number per column, and a column
-//! has hundreds of rows that can share it: of all rows a few move by one whole step. m is l (‖l‖ = 1), or
-//! behind a norm what pushes the stream along the direction (`method::post_norm`). Which rows
-//! move is decided by **error diffusion**: they are walked in the order of their falling part of the edit,
-//! m_i l_i, and for every column j the weighted error so far,
+//! A small edit is a small fraction of a quantization step, so rounding to nearest discards it. But of the
+//! edit `ΔW = l rᵀ`, only `mᵀΔW = rᵀ` must be preserved (mᵀl = 1): one number per column. A column has
+//! hundreds of rows that can share it, so it is enough that a few rows move by one whole step. m equals l
+//! (‖l‖ = 1) or, if a norm follows the matrix, the factor that measures the push of the residual stream
+//! along the direction (`method::post_norm`). **Error diffusion** decides which rows move: the rows are
+//! visited in descending order of their share of the edit, m_i l_i, and for every column j the weighted
+//! error so far,
 //!
 //! ```text
 //! c_j = Σ_{rows i so far} m_i (moved_ij − l_i r_j)
 //! ```
 //!
-//! is carried into the next row's rounding. So rows move as often as the edit asks of them, what a
-//! block's extremes cannot take is carried on to rows that can, and the last and smallest parts leave
-//! an error far below the first ones'.
+//! is carried into the rounding of the next row. Thus rows move as often as the edit requires, the part
+//! that a value at the end of its range cannot take is carried to later rows, and the last rows, with the
+//! smallest shares, leave a much smaller error than the first rows would.
 //!
-//! What is added besides is noise `N = moved − ΔW`, and its cost is what real inputs x make of it,
-//! `E‖N x‖² = tr(N C Nᵀ)`, `C = E[x xᵀ]`. With `C ≈ diag(D) + Σ_p m_p m_pᵀ` ([`InputModel`]) the walk
-//! carries a second error along each row, `e_p = Σ_{columns j so far} m_pj N_ij`, and among the rows
-//! that could take a step lets those do it that bring it down: the best move of one value is
+//! The moves also add noise `N = moved − ΔW`. Its cost is its effect on real inputs x,
+//! `E‖N x‖² = tr(N C Nᵀ)` with `C = E[x xᵀ]`. With `C ≈ diag(D) + Σ_p m_p m_pᵀ` ([`InputModel`]), the walk
+//! carries a second error along each row, `e_p = Σ_{columns j so far} m_pj N_ij`, and prefers steps that
+//! reduce it. The best move of a single value is
 //!
 //! ```text
 //! argmin_t  A·w_j (t + c_j/m_i)² + w_j (t − l_i r_j)² + 2 t Σ_p e_p m_pj,   w_j = D_j + Σ_p m_pj²
 //! ```
 //!
-//! rounded to the grid, A the weight of the edit over the noise. A move never makes |c_j| larger, so
-//! no column can end up further from its edit than if the tensor were left alone.
+//! rounded to the grid, where A is the weight of the edit relative to the noise. A move never increases
+//! |c_j| (for codebook types: Σ c_j² over the group), so no column (group) ends up further from its edit
+//! than if the tensor were unchanged.
 //!
-//! Only codes change: scales, offsets and all other bytes stay. The order of work depends on the
-//! tensor alone, so the bytes do not depend on the number of threads.
+//! Only codes change; scales, offsets, and all other bytes stay the same. The order of the computation
+//! depends only on the tensor, so the result does not depend on the number of threads.
 
 mod float;
 mod stripe;
@@ -44,34 +46,35 @@ use super::ffi::{self, Work};
 use super::grid::{Grid, MAX_SUB, MAX_SUBS, WithGrid, with_grid};
 use crate::gguf::GgmlType;
 
-/// A: how much an error along the edit counts against one across it.
+/// A: weight of an error along the edit relative to an error across it.
 const ALONG: f32 = 3.0;
-/// Rows whose part of what arrives, √(m_i l_i), is below this share of the mean are left alone: they would move by
-/// whole steps to mend what they hardly reach.
+/// Rows whose share of the edit, √(m_i l_i), is below this fraction of the mean are not changed: they would move by
+/// whole steps to correct an error on which they have hardly any effect.
 const LEAST_SHARE: f32 = 0.25;
-/// Stripes of columns that a tensor is cut into, for as many threads.
+/// Maximum number of column stripes per tensor, and thus of threads.
 const STRIPES: usize = 4;
 
-/// Fewest columns of a stripe: each has errors of its own along the rows.
+/// Minimum number of columns per stripe: errors along a row are not carried from one stripe to the next.
 const LEAST_STRIPE: usize = 1024;
 
-/// What is known of a matrix's inputs: `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ`, in any unit.
+/// Model of the inputs of a matrix: `E[x xᵀ] ≈ diag(D) + Σ_p m_p m_pᵀ`, in arbitrary units.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct InputModel {
-    /// D, `[n_in]`; empty = all the same.
+    /// D, `[n_in]`; if empty, all entries are 1.
     pub diagonal: Vec<f32>,
     /// m_p, each `[n_in]`.
     pub principal: Vec<Vec<f32>>,
 }
 
 impl InputModel {
-    /// tr C.
+    /// Returns tr C.
     fn trace(&self) -> f64 {
         let principal = self.principal.iter().flatten().map(|&m| f64::from(m).powi(2)).sum::<f64>();
         self.diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() + principal
     }
 
-    /// Half of each of two models of the same inputs, both scaled to trace 1.
+    /// Returns the mean of two models of the same inputs, each scaled to trace 1. If the diagonals differ in length,
+    /// returns `self` scaled to trace 1/2, or `other` if the diagonal of `self` is empty.
     pub fn mixed(mut self, mut other: Self) -> Self {
         for model in [&mut self, &mut other] {
             let scale = 0.5 / model.trace().max(f64::MIN_POSITIVE);
@@ -88,19 +91,19 @@ impl InputModel {
     }
 }
 
-/// ΔW = left · rightᵀ of one matrix `[left.len()][right.len()]`.
+/// Rank-one edit ΔW = left · rightᵀ of a matrix `[left.len()][right.len()]`.
 #[derive(Debug, Clone, Copy)]
 pub struct RankOneTarget<'a> {
     /// l, a unit vector, one entry per row.
     pub left: &'a [f32],
-    /// m with mᵀl = 1, one entry per row: by how much of the edit a change of the row by 1 counts. l itself where
-    /// nothing stands behind the matrix.
+    /// m with mᵀl = 1, one entry per row: the contribution of a change of the row by 1 to the edit. Equal to l if no
+    /// norm follows the matrix.
     pub along: &'a [f32],
-    /// r with the strength in it, one entry per column.
+    /// r, including the strength, one entry per column.
     pub right: &'a [f32],
 }
 
-/// Whether [`preserve`] can write the type.
+/// Returns whether [`preserve`] can write the type.
 pub fn can_preserve(ggml_type: GgmlType) -> bool {
     walk_of(ggml_type).is_some()
 }
@@ -110,10 +113,10 @@ fn walk_of(ggml_type: GgmlType) -> Option<Walk> {
     with_grid(ggml_type, ScalarWalk).or_else(|| float(ggml_type)).or_else(codewords)
 }
 
-/// Walks one stripe: rows of the stripe's bytes, and what the walk needs to know.
+/// Function that processes one stripe; takes the bytes of its rows and its parameters.
 type Walk = fn(&mut [&mut [u8]], &Stripe<'_>);
 
-/// The walk of a scalar type.
+/// Selects the walk of a scalar type.
 struct ScalarWalk;
 
 impl WithGrid for ScalarWalk {
@@ -136,7 +139,7 @@ fn float(ggml_type: GgmlType) -> Option<Walk> {
 /// Adds `target` to the matrix in `bytes` (rows of `target.right.len()` values of `ggml_type`).
 ///
 /// # Errors
-/// [`QuantError`] when sizes disagree, the type cannot be written, or a float would overflow.
+/// Returns [`QuantError`] if the sizes do not match, the type cannot be written, or a factor is not finite.
 pub fn preserve(
     ggml_type: GgmlType,
     bytes: &mut [u8],
@@ -187,12 +190,12 @@ fn check_finite(ggml_type: GgmlType, factor: &[f32]) -> Result<(), QuantError> {
     }
 }
 
-/// How the columns are cut into stripes of whole blocks.
+/// Division of the columns into stripes of whole blocks.
 struct Units {
     n_in: usize,
-    /// Columns of a stripe.
+    /// Columns per stripe.
     stripe: usize,
-    /// Bytes per `block_len` columns.
+    /// Columns and bytes per block.
     block: (usize, usize),
 }
 
@@ -213,8 +216,9 @@ impl Units {
     }
 }
 
-/// Rows by their falling part of the edit, without those below `share` of the mean; ties by index. (In the order of |m_i| the
-/// noise behind a norm is half as large again: rows with large gains come first, and move by large steps of the stream.)
+/// Returns the rows in descending order of their share of the edit, without those below `share` of the mean; ties by
+/// index. (Ordering by |m_i| increases the noise after a norm by half: rows with large gains come first, and their
+/// moves are large steps in the residual stream.)
 fn row_order(target: RankOneTarget<'_>, share: f32) -> Vec<usize> {
     let RankOneTarget { left, along, .. } = target;
     let part = |i: usize| f64::from(along[i]) * f64::from(left[i]);
@@ -226,7 +230,7 @@ fn row_order(target: RankOneTarget<'_>, share: f32) -> Vec<usize> {
     order
 }
 
-/// The walk over one row.
+/// State of the walk over one row.
 struct Row<'a, 's> {
     stripe: &'s Stripe<'a>,
     /// l_i.
@@ -235,14 +239,14 @@ struct Row<'a, 's> {
     along: f32,
     /// c_j.
     carry: &'s mut [f32],
-    /// e_p, and zeros up to whole [`WIDE`].
+    /// e_p, padded with zeros to a multiple of [`WIDE`].
     error: &'s mut [f32],
-    /// Half of the smallest distance between two levels: less of a wish comes to nothing.
+    /// Half the smallest distance between two levels; a smaller desired move has no effect.
     least: f32,
 }
 
-/// e_p += by · m_p, [`WIDE`] at a time: arrays, because of loops over slices the compiler makes what is
-/// good for long ones.
+/// Adds by · m_p to e_p, [`WIDE`] elements at a time. Uses arrays, because the compiler optimizes loops over
+/// slices for long slices.
 #[inline(always)]
 fn add(error: &mut [f32], by: f32, m: &[f32]) {
     for (e, m) in error.as_chunks_mut::<WIDE>().0.iter_mut().zip(m.as_chunks::<WIDE>().0) {
@@ -251,12 +255,12 @@ fn add(error: &mut [f32], by: f32, m: &[f32]) {
 }
 
 impl<'a, 's> Row<'a, 's> {
-    /// Row `i` of the stripe, with the errors along columns and along the row.
+    /// Starts row `i` of the stripe, with the errors along the columns (`carry`) and along the row (`error`).
     fn new(stripe: &'s Stripe<'a>, i: usize, carry: &'s mut [f32], error: &'s mut [f32], least: f32) -> Self {
         Self { stripe, left: stripe.left[i], along: stripe.along[i], carry, error, least }
     }
 
-    /// `Σ_p e_p m_pj` of the N columns from `first` on, which lie together.
+    /// Computes `Σ_p e_p m_pj` for the N columns from `first` on, which must be contiguous in `lanes`.
     #[inline(always)]
     fn pull<const N: usize>(&self, first: usize, pull: &mut [f32]) {
         let len = self.stripe.n_principal * LANES;
@@ -270,8 +274,8 @@ impl<'a, 's> Row<'a, 's> {
         pull.copy_from_slice(&sum);
     }
 
-    /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and
-    /// returns in `pull` what the errors along the row make of a move: Σ_p e_p m_pj.
+    /// Charges the columns from `first` on with the row's share of the edit, as if nothing moved, and writes
+    /// to `pull` the cost per unit of move due to the errors along the row, Σ_p e_p m_pj.
     #[inline(always)]
     fn charge(&mut self, first: usize, pull: &mut [f32]) {
         let (n, left) = (pull.len(), self.left);
@@ -287,11 +291,11 @@ impl<'a, 's> Row<'a, 's> {
         self.carry[first..first + n].iter_mut().zip(right).for_each(|(c, r)| *c -= share * r);
         let n = self.error.len();
         let runs = &self.stripe.drift[first / RUN * n..(first + pull.len()) / RUN * n];
-        // Without m_p there is nothing to go through.
+        // `max` avoids a chunk size of 0 if there are no m_p.
         runs.chunks_exact(n.max(1)).for_each(|drift| add(self.error, -left, drift));
     }
 
-    /// Turns `pull` into what every value wants to move by; returns the largest.
+    /// Replaces `pull` with the optimal move of each value; returns the largest magnitude.
     #[inline(always)]
     fn wishes(&self, first: usize, pull: &mut [f32]) -> f32 {
         let n = pull.len();
@@ -303,7 +307,7 @@ impl<'a, 's> Row<'a, 's> {
         for j in 0..n {
             pull[j] = along * carry[j] + own * right[j] - across * pull[j] * inverse_weight[j];
         }
-        // Lane by lane, for the compiler to do several at once.
+        // One maximum per lane, so that the compiler can vectorize the loop.
         let mut largest = [0.0f32; RUN];
         for pull in pull.chunks_exact(RUN) {
             largest.iter_mut().zip(pull).for_each(|(l, p)| *l = if p.abs() > *l { p.abs() } else { *l });
@@ -311,7 +315,7 @@ impl<'a, 's> Row<'a, 's> {
         largest.into_iter().fold(0.0, f32::max)
     }
 
-    /// Notes that value `j` moved.
+    /// Updates the errors after value `j` has moved by `by`.
     #[inline(always)]
     fn moved(&mut self, j: usize, by: f32) {
         self.carry[j] += self.along * by;
@@ -319,7 +323,7 @@ impl<'a, 's> Row<'a, 's> {
         add(self.error, by, &self.stripe.columns[j * n..][..n]);
     }
 
-    /// The sub-block of `wish.len()` values from column `first` on, with step `step`.
+    /// Processes the sub-block of `G::SUB` values from column `first` on, with step `step`.
     #[inline(always)]
     fn sub_block<G: Grid>(&mut self, first: usize, block: &mut [u8], at: usize, step: f32) {
         let mut wish = [0.0; MAX_SUB];
@@ -331,7 +335,7 @@ impl<'a, 's> Row<'a, 's> {
             return;
         }
         for (j, &wish) in wish.iter().enumerate().filter(|(_, w)| w.abs() >= least) {
-            // Twice the way to c_j = 0: as far from it on the other side.
+            // At most twice the distance to c_j = 0, so that |c_j| does not grow.
             let most = -2.0 * self.carry[first + j] / (self.along * step);
             if most * wish * step <= 0.0 {
                 continue;
@@ -346,7 +350,7 @@ impl<'a, 's> Row<'a, 's> {
     }
 }
 
-/// A walk over `rows` of a stripe, compiled for what the processor can do.
+/// The walk over the rows of a stripe of a scalar type, as [`Work`].
 struct OverLevels<'a, 's, G> {
     rows: &'s mut [&'a mut [u8]],
     stripe: &'s Stripe<'s>,
@@ -384,9 +388,9 @@ fn walk_levels<G: Grid>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
 }
 
 impl Row<'_, '_> {
-    /// How far away a codeword may be to cost less than none, ‖step‖². With what value j wishes to move by,
-    /// `v_j = (l r_j − A c_j/m − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, less
-    /// than zero only if `Σ w_j step_j² < 4 Σ w_j v_j²`. A hundredth more, for rounding.
+    /// Returns the bound on ‖step‖² beyond which no codeword can lower the cost. With the optimal move of value j,
+    /// `v_j = (l r_j − A c_j/m − p_j/w_j)/(1 + A)`, a step costs `(1 + A) Σ w_j (step_j² − 2 step_j v_j)`, which is
+    /// negative only if `Σ w_j step_j² < 4 Σ w_j v_j²`. The bound is 1 % larger to allow for rounding.
     #[inline(always)]
     fn reach(&self, first: usize, pull: &[f32]) -> f32 {
         let mut wish = [0.0; 8];
@@ -398,8 +402,8 @@ impl Row<'_, '_> {
         4.04 * wanted * inverse_weight.iter().fold(0.0, |max: f32, &iw| max.max(iw))
     }
 
-    /// Gives the group of values from column `first` on the codeword that costs least, if that is not
-    /// its own: the cost of the module's head, summed over the group, and Σ c_j² may not grow.
+    /// Replaces the codeword of the group of values from column `first` on if another one costs less. The cost
+    /// is that of the module documentation, summed over the group; Σ c_j² must not grow.
     #[inline(always)]
     fn group(&mut self, book: &Codebook, first: usize, block: &mut [u8], g: usize) {
         let mut pull = [0.0; 8];
@@ -436,7 +440,7 @@ impl Row<'_, '_> {
     }
 }
 
-/// As [`OverLevels`].
+/// The walk over the rows of a stripe of a codebook type, as [`Work`].
 struct OverGroups<'a, 's> {
     book: &'s Codebook,
     rows: &'s mut [&'a mut [u8]],

@@ -1,4 +1,4 @@
-//! The model card: `README.md` as Hugging Face shows it.
+//! The model card: `README.md` in the format of Hugging Face.
 
 use std::fmt::Write;
 
@@ -8,38 +8,38 @@ use crate::output::{escape_json, one_line};
 use crate::sources::hub::HubName;
 use crate::util::stats::Proportion;
 
-/// What the card tells beside the rows.
+/// Contents of the card.
 #[derive(Debug, Clone)]
 pub struct Card<'a> {
     /// Name of the release.
     pub name: &'a str,
-    /// `OWNER/NAME` on Hugging Face, where it is known.
+    /// `OWNER/NAME` of the base model on Hugging Face, if known.
     pub base_model: Option<String>,
-    /// As the source or the user says.
+    /// License, from the source file or the user.
     pub license: Option<License>,
-    /// One line: the edit.
+    /// One-line description of the edit.
     pub edit: String,
-    /// Hash of the edit.
+    /// SHA-256 of the stored edit.
     pub edit_sha256: &'a str,
     /// Whether an importance matrix was used.
     pub imatrix: bool,
-    /// The files.
+    /// Rows of the released files.
     pub rows: &'a [Row],
 }
 
-/// A license as front matter has it.
+/// A license for the front matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct License {
-    /// An identifier, or `other`.
+    /// License identifier, or `other`.
     id: String,
-    /// Its name, where it has no identifier.
+    /// Name, if the license has no identifier.
     name: Option<String>,
-    /// Where it stands.
+    /// Link to the text.
     link: Option<String>,
 }
 
 impl License {
-    /// From a text such as `apache-2.0` or `Gemma Terms`, and where it stands.
+    /// Creates a license from text such as `apache-2.0` or `Gemma Terms`, and a link to it.
     pub fn new(text: &str, link: Option<&str>) -> Self {
         let is_id = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
         let link = link.map(str::to_owned);
@@ -49,14 +49,14 @@ impl License {
         }
     }
 
-    /// What the model file says of itself.
+    /// Reads the license from the keys of a model file.
     pub fn of(gguf: &Gguf) -> Option<Self> {
         let text = gguf.str("general.license").filter(|text| !text.trim().is_empty())?;
         Some(Self::new(text, gguf.str("general.license.link")))
     }
 }
 
-/// `OWNER/NAME` of the model that a file says it is, by the address of its repository.
+/// Returns the `OWNER/NAME` of a model on Hugging Face, from the repository URL in its file.
 pub fn base_model_of(gguf: &Gguf) -> Option<String> {
     let keys = ["general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url"];
     let address = keys.iter().find_map(|key| gguf.str(key))?;
@@ -64,19 +64,20 @@ pub fn base_model_of(gguf: &Gguf) -> Option<String> {
     is_repository(path).then(|| path.to_owned())
 }
 
-/// Whether the text is `OWNER/NAME` and nothing else.
+/// Returns whether the text is exactly `OWNER/NAME`.
 fn is_repository(text: &str) -> bool {
     HubName::parse(text).is_ok_and(|name| name.repo == text)
 }
 
-/// The text as Markdown shows it, on one line and in any cell: no tag, link, mark-up or mention of a user comes of it.
+/// Escapes text for Markdown, on one line and inside table cells, so that it creates no tag, link, markup or user
+/// mention.
 fn markdown(text: &str) -> String {
     let chars: Vec<char> = one_line(text).chars().collect();
     let is_word = |at: Option<usize>| at.and_then(|at| chars.get(at)).is_some_and(|c| c.is_alphanumeric());
     let mut out = String::new();
     for (at, &c) in chars.iter().enumerate() {
         match c {
-            // Inside a word an underscore marks nothing.
+            // An underscore inside a word has no special meaning.
             '_' if is_word(at.checked_sub(1)) && is_word(Some(at + 1)) => {}
             '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '&' | '~' | '#' | '@' | '$' | ':' => {
                 out.push('\\');
@@ -89,14 +90,14 @@ fn markdown(text: &str) -> String {
 }
 
 impl Card<'_> {
-    /// The whole card. The same rows give the same bytes.
+    /// Returns the whole card. The same contents give the same bytes.
     pub fn text(&self) -> String {
         format!("{}\n{}\n{}\n{}", self.front_matter(), self.what(), self.tables(), self.limits())
     }
 
     fn front_matter(&self) -> String {
         let mut text = String::from("---\n");
-        // A JSON string is a YAML string too, once it holds none of the characters that YAML has no place for.
+        // A JSON string is also a YAML string, once characters that YAML forbids are escaped.
         let mut line = |key: &str, value: &str| {
             let _ = writeln!(text, "{key}: {}", escape_json(&serde_json::Value::from(value).to_string()));
         };
@@ -124,13 +125,13 @@ impl Card<'_> {
         });
         let imatrix = if self.imatrix { " with an importance matrix" } else { "" };
         format!(
-            "# {}\n\nQuantizations of {base} that refuse harmful requests more often. No training: `rosi-gguf` {} added \
-             one rank-one term to matrices that write into the residual stream (rank-one safety injection, \
-             [arXiv 2508.20766](https://arxiv.org/abs/2508.20766)).\n\n\
+            "# {}\n\nQuantizations of {base} that refuse harmful requests more often. No training: \
+             `rosi-gguf` {} edited weights that write into the residual stream, directly in the file \
+             (rank-one safety injection, [arXiv 2508.20766](https://arxiv.org/abs/2508.20766)).\n\n\
              Edit: {}; SHA-256 of the stored edit `{}`.\n\n\
-             Each quantization was made{imatrix} by llama.cpp, or taken as it was, and the edit then put into it on its \
-             own grid, so that rounding does not lose it. Everything else in the file is what it was, byte for byte; \
-             `rosi.*` keys in each file tell of the edit.\n",
+             Each quantization was made{imatrix} by llama.cpp, or taken as is. The edit was then applied \
+             directly to the quantized weights, so that rounding does not lose it. Everything else in the \
+             file is unchanged, byte for byte; the `rosi.*` keys in each file describe the edit.\n",
             markdown(self.name),
             env!("CARGO_PKG_VERSION"),
             markdown(&self.edit),
@@ -140,7 +141,7 @@ impl Card<'_> {
 
     fn tables(&self) -> String {
         let mut text = String::from(
-            "## Files\n\n| file | type | size | edit that arrived | SHA-256 |\n|---|---|--:|--:|---|\n",
+            "## Files\n\n| file | type | size | edit in file | SHA-256 |\n|---|---|--:|--:|---|\n",
         );
         for row in self.rows {
             let gain = row.gain.map_or("-".into(), |gain| format!("{:.1} %", 100.0 * gain));
@@ -153,10 +154,10 @@ impl Card<'_> {
                 row.sha256
             );
         }
-        text += "\n## Measured\n\nEach file beside the same quantization without the edit, greedy, judged by rules over \
-                 English text: counts, then rate and 95 % Wilson interval. *Borderline* prompts are harmless ones that \
-                 only sound harmful. KL is the mean divergence of the first answer token from that quantization, on \
-                 harmless prompts, in nats.\n\n";
+        text += "\n## Results\n\nEach file compared with the same quantization without the edit: greedy \
+                 answers, judged by rules for English text; counts, rates and 95 % Wilson intervals. \
+                 *Borderline* prompts are harmless but sound harmful. KL is the mean divergence of the first \
+                 answer token from that quantization, on harmless prompts, in nats.\n\n";
         text + &self.scores()
     }
 
@@ -165,7 +166,8 @@ impl Card<'_> {
             return self.guards();
         }
         let mut text = String::from(
-            "| type | | harmful refused | harmless refused | borderline refused | undecided | broken | KL |\n|---|---|---|---|---|--:|--:|--:|\n",
+            "| type | edit | harmful refused | harmless refused | borderline refused | undecided | broken \
+             | KL |\n|---|---|---|---|---|--:|--:|--:|\n",
         );
         for row in self.rows {
             let scores = row.scores.iter().flatten().zip(["without", "with"]);
@@ -188,7 +190,8 @@ impl Card<'_> {
     }
 
     fn guards(&self) -> String {
-        let mut text = String::from("| type | harmful refused without the edit | with it |\n|---|---|---|\n");
+        let mut text =
+            String::from("| type | harmful refused without the edit | with the edit |\n|---|---|---|\n");
         for row in self.rows {
             let [base, file] = row.guard.map(|tally| tally.refused());
             let _ = writeln!(text, "| {} | {base} | {file} |", markdown(&row.label));
@@ -197,12 +200,12 @@ impl Card<'_> {
     }
 
     fn limits(&self) -> String {
-        "## Limits\n\nThis lowers the rate of harmful answers; it does not make a model safe. The prompts are few and \
-         English, and the judge is a set of rules. Prompts put in other ways, other languages and long conversations \
-         were not measured here. False refusals can rise: see the table. The license and the terms of the base model \
-         hold for these files.\n\n\
-         ## Use\n\n`llama-server -m FILE.gguf`. `sha256sum -c SHA256SUMS` checks what was downloaded; `rosi-gguf verify \
-         BASE FILE` tells what differs from the base.\n"
+        "## Limits\n\nThe edit lowers the rate of harmful answers; it does not make a model safe. The \
+         prompts are few and in English, and answers are judged by rules. Rephrased prompts, other languages \
+         and long conversations were not measured. Over-refusal can increase: see the table. The license and \
+         terms of the base model apply to these files.\n\n\
+         ## Usage\n\n`llama-server -m FILE.gguf` runs a file. `sha256sum -c SHA256SUMS` checks the \
+         downloads; `rosi-gguf verify BASE FILE` shows the differences from the base.\n"
             .into()
     }
 }

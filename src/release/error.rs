@@ -1,13 +1,13 @@
-//! Why a release stopped.
+//! Errors of a release.
 
 use std::path::PathBuf;
 
 use crate::util::hint::Hint;
 
-/// What went wrong.
+/// Why a release failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
-    /// The configuration cannot be read.
+    /// The configuration is missing or invalid.
     #[error("{}: {problem}", path.display())]
     Config {
         /// The file.
@@ -15,7 +15,7 @@ pub enum ReleaseError {
         /// What is wrong.
         problem: String,
     },
-    /// What is asked for cannot be made from these sources.
+    /// The requested files cannot be made from these sources.
     #[error("{problem}")]
     Plan {
         /// What is wrong.
@@ -30,10 +30,10 @@ pub enum ReleaseError {
         from: PathBuf,
         /// The type.
         to: String,
-        /// What it said.
+        /// The reason given by llama.cpp.
         reason: String,
     },
-    /// The journal of the release is damaged, or of a later version.
+    /// The journal of the release is damaged, or of another format version.
     #[error("{}: {problem}", path.display())]
     State {
         /// The journal.
@@ -41,22 +41,22 @@ pub enum ReleaseError {
         /// What is wrong.
         problem: String,
     },
-    /// A file was made from something else.
-    #[error("{file} was made with another {key}: {before}, now {now}")]
+    /// A file was made from different inputs.
+    #[error("{file} was made with a different {key}: {before}, now {now}")]
     Changed {
         /// The file.
         file: String,
-        /// What differs.
+        /// Name of the input that differs.
         key: String,
-        /// As it was.
+        /// Its value when the file was made.
         before: String,
-        /// As it is asked for.
+        /// The requested value.
         now: String,
     },
-    /// Something in the folder is in the way.
-    #[error("{} is in the way: it does not belong to a release", path.display())]
+    /// The directory contains a file that the release would overwrite.
+    #[error("{} already exists and does not belong to a release", path.display())]
     InTheWay {
-        /// What.
+        /// The existing file.
         path: PathBuf,
     },
 }
@@ -64,12 +64,12 @@ pub enum ReleaseError {
 impl Hint for ReleaseError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Config { .. } => "see `rosi-gguf release --help` and the example in docs",
+            Self::Config { .. } => "see `rosi-gguf release --help` and the example in the documentation",
             Self::Plan { hint, .. } => hint,
             Self::Quantize { .. } => "run with -vv to see llama.cpp's log",
-            Self::State { .. } => "release into an empty folder",
-            Self::Changed { .. } => "release into another folder, or pass --overwrite to make it again",
-            Self::InTheWay { .. } => "release into an empty folder, or pass --overwrite",
+            Self::State { .. } => "use an empty directory",
+            Self::Changed { .. } => "use another directory, or pass --overwrite to make the file again",
+            Self::InTheWay { .. } => "use an empty directory, or pass --overwrite",
         };
         Some(hint.into())
     }

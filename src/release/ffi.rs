@@ -1,4 +1,4 @@
-//! The call of `llama_model_quantize`, whose arguments were checked by the parent's [`super::quantize`].
+//! Calls `llama_model_quantize`, with arguments already checked by [`super::quantize`].
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -9,20 +9,20 @@ use llama_cpp_sys_2 as sys;
 
 use crate::llama::ffi::{init_backend, take_errors};
 
-/// How the file is written.
+/// Parameters of the quantization.
 pub(super) struct How<'a> {
-    /// `llama_ftype`.
+    /// Target type, as `llama_ftype`.
     pub ftype: u32,
-    /// Whether matrices of Q8_0 are taken too.
+    /// Whether to accept Q8_0 matrices as input.
     pub requantize: bool,
-    /// At least one.
+    /// Number of threads, at least one.
     pub threads: usize,
-    /// Importance per weight, `[n_mat][n_in]`; may be empty.
+    /// Importance per input, `[n_mat][n_in]`, by tensor name; may be empty.
     pub importance: &'a [(String, Vec<f32>)],
 }
 
-/// Quantizes `from` to `to`. llama.cpp answers what it refuses with an exception, which it catches, and a
-/// broken header, which the caller has ruled out, with the end of the process.
+/// Quantizes `from` to `to`. For unsupported input, llama.cpp throws an exception that it catches itself. A broken
+/// header would abort the process; the caller has ruled this out.
 pub(super) fn quantize(from: &Path, to: &Path, how: &How<'_>) -> Result<(), String> {
     init_backend();
     let c_path = |path: &Path| {
@@ -43,7 +43,7 @@ pub(super) fn quantize(from: &Path, to: &Path, how: &How<'_>) -> Result<(), Stri
             size: data.len(),
         })
         .collect();
-    // The list ends with a row without a name.
+    // A row with a null name terminates the list.
     rows.push(sys::llama_model_imatrix_data { name: ptr::null(), data: ptr::null(), size: 0 });
     take_errors();
     // SAFETY: default params are plain data; paths, names and values outlive the call, which only reads

@@ -1,4 +1,4 @@
-//! Which files a release has, and what each is made from.
+//! The files of a release, and the source of each.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,17 @@ use super::ReleaseError;
 use super::quantize::{self, QuantType};
 use crate::gguf::{Gguf, ShardName};
 
-/// What a file of the release is made from.
+/// How a file of the release is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The source of this number, quantized to a type.
+    /// The source with this index, quantized to a type.
     Quantize(usize, &'static QuantType),
-    /// The source of this number as it is.
+    /// The source with this index, as is.
     AsItIs(usize),
 }
 
 impl Step {
-    /// Number of the source.
+    /// Returns the index of the source.
     pub fn source(self) -> usize {
         match self {
             Self::Quantize(source, _) | Self::AsItIs(source) => source,
@@ -27,31 +27,32 @@ impl Step {
 /// One file of the release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedFile {
-    /// Its name, without folder.
+    /// File name, without directory.
     pub file: String,
-    /// Its type as people call it.
+    /// Name of the quantization type.
     pub label: String,
-    /// What it is made from.
+    /// How it is made.
     pub step: Step,
 }
 
-/// The files of a release, and the number of the source on which the edit is searched: the largest.
+/// The files of a release, and the source that the edit is searched on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleasePlan {
-    /// What all files are called before their types.
+    /// Common prefix of the file names, before the type.
     pub name: String,
-    /// The files, in the order asked for.
+    /// The files, in the requested order.
     pub files: Vec<PlannedFile>,
-    /// Where the edit comes from, when it is not given.
+    /// Index of the largest source, which the edit is searched on unless one is given.
     pub widest: usize,
 }
 
 impl ReleasePlan {
-    /// Plans the files: one of each of `types`, made from the largest source of full precision, then each
-    /// other source as it is.
+    /// Plans the files: one per type in `types`, quantized from the largest full-precision source, then every other
+    /// source as is.
     ///
     /// # Errors
-    /// [`ReleaseError::Plan`].
+    /// Returns [`ReleaseError::Plan`] if there is no suitable source, a type cannot be made, or names are invalid or
+    /// collide.
     pub fn plan(
         sources: &[Gguf],
         types: &[&'static QuantType],
@@ -60,21 +61,21 @@ impl ReleasePlan {
     ) -> Result<Self, ReleaseError> {
         let by_size =
             |numbers: &mut dyn Iterator<Item = usize>| numbers.max_by_key(|&i| sources[i].total_len());
-        let no_source = || refuse("there is no source".into(), "name a model file");
+        let no_source = || refuse("expected at least one source, found none".into(), "pass a model file");
         let widest = by_size(&mut (0..sources.len())).ok_or_else(no_source)?;
         let full = by_size(&mut (0..sources.len()).filter(|&i| quantize::is_full_precision(&sources[i])));
         let maker = match (types.is_empty(), full) {
             (true, _) => None,
             (false, Some(full)) => Some(full),
             (false, None) => {
-                let problem = "types are made from full precision, and no source has it".to_owned();
-                return Err(refuse(problem, "add the F16, BF16 or Q8_0 file, or leave out --types"));
+                let problem = "--types needs a full-precision source, found none".to_owned();
+                return Err(refuse(problem, "add the F16, BF16 or Q8_0 file, or omit --types"));
             }
         };
         let (prefix, _) = parts(&sources[maker.unwrap_or(0)]);
         let name = name.map_or_else(|| format!("{prefix}-rosi"), str::to_owned);
         if name.is_empty() || name.contains(['/', '\\', '\n']) || name.starts_with('.') {
-            return Err(refuse(format!("{name:?} is no name for files"), "give one with --name"));
+            return Err(refuse(format!("invalid file name prefix {name:?}"), "set another one with --name"));
         }
         let mut files = Vec::new();
         let mut add = |label: String, step| {
@@ -102,21 +103,21 @@ fn refuse_split(gguf: &Gguf) -> Result<(), ReleaseError> {
     if gguf.n_files() == 1 {
         return Ok(());
     }
-    let problem = format!("{} is split, and a release has one file of each type", gguf.path.display());
-    Err(refuse(problem, "merge it with llama-gguf-split --merge, or edit it with `rosi-gguf inject`"))
+    let problem = format!("{} is a split model, expected a single file", gguf.path.display());
+    Err(refuse(problem, "merge it with llama-gguf-split --merge, or use `rosi-gguf inject`"))
 }
 
 fn refuse_same_names(files: &[PlannedFile]) -> Result<(), ReleaseError> {
     for (i, planned) in files.iter().enumerate() {
         if files[..i].iter().any(|other| other.file.eq_ignore_ascii_case(&planned.file)) {
-            let problem = format!("two files would be called {}", planned.file);
-            return Err(refuse(problem, "name each type, and each source of a type, once"));
+            let problem = format!("two files would have the name {}", planned.file);
+            return Err(refuse(problem, "list each type, and each source of a type, only once"));
         }
     }
     Ok(())
 }
 
-/// The name of a model file before its type, and its type: by the end of its name, else by what it says.
+/// Returns the base name and the type of a model file: from the end of its name, otherwise from its metadata.
 fn parts(gguf: &Gguf) -> (String, String) {
     let stem = gguf.path.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
     let end = gguf.split().map(|split| ShardName::ending(split.no, split.count));
@@ -135,7 +136,7 @@ fn parts(gguf: &Gguf) -> (String, String) {
     (stem, said.to_owned())
 }
 
-/// The paths of files that a release writes into `folder` beside its models.
+/// Returns the paths of the other files that a release writes to `folder`, besides the models.
 pub fn side_files(folder: &std::path::Path) -> [PathBuf; 2] {
     [folder.join("README.md"), folder.join("SHA256SUMS")]
 }
@@ -181,10 +182,10 @@ mod tests {
         };
         let quantized = [model("a-Q4_0.gguf", GgmlType::Q4_0, 2)];
         let wide = || model("a-F16.gguf", GgmlType::F16, 2);
-        assert!(error(&[], &[], None).contains("no source"));
-        assert!(error(&quantized, &["Q8_0"], None).contains("no source has it"));
+        assert!(error(&[], &[], None).contains("found none"));
+        assert!(error(&quantized, &["Q8_0"], None).contains("needs a full-precision source"));
         assert!(error(&[wide()], &["IQ1_S"], None).contains("importance matrix"));
-        assert!(error(&[wide()], &["Q8_0", "Q8_0"], None).contains("two files would be called"));
-        assert!(error(&[wide()], &["Q8_0"], Some("../x")).contains("no name for files"));
+        assert!(error(&[wide()], &["Q8_0", "Q8_0"], None).contains("two files would have the name"));
+        assert!(error(&[wide()], &["Q8_0"], Some("../x")).contains("invalid file name prefix"));
     }
 }

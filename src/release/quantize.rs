@@ -1,4 +1,4 @@
-//! From full precision to a quantization, by llama.cpp itself: the same file that `llama-quantize` makes.
+//! Quantizes full-precision models with llama.cpp, giving the same files as `llama-quantize`.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use super::ffi::{self, How};
 use crate::gguf::{GgmlType, Gguf};
 use crate::imatrix::Imatrix;
 
-/// A file type that people ask for by name.
+/// A quantization type of a file, selected by name.
 #[derive(Debug, PartialEq, Eq)]
 pub struct QuantType {
-    /// As `llama-quantize` and file names spell it.
+    /// Name, as in `llama-quantize` and file names.
     pub name: &'static str,
-    /// `llama_ftype`, which is `general.file_type` too.
+    /// Value of `llama_ftype` and of the key `general.file_type`.
     pub ftype: u32,
-    /// Whether llama.cpp makes it with an importance matrix only.
+    /// Whether llama.cpp requires an importance matrix for it.
     pub needs_imatrix: bool,
 }
 
@@ -22,7 +22,7 @@ const fn of(name: &'static str, ftype: u32, needs_imatrix: bool) -> QuantType {
     QuantType { name, ftype, needs_imatrix }
 }
 
-/// Every type that can be asked for, from `enum llama_ftype`.
+/// All supported types, from `enum llama_ftype`.
 pub const TYPES: [QuantType; 29] = [
     of("F16", 1, false),
     of("BF16", 32, false),
@@ -56,29 +56,29 @@ pub const TYPES: [QuantType; 29] = [
 ];
 
 impl QuantType {
-    /// The type of this name, in any case.
+    /// Returns the type with this name, ignoring case.
     pub fn parse(name: &str) -> Option<&'static Self> {
         TYPES.iter().find(|t| t.name.eq_ignore_ascii_case(name))
     }
 
-    /// The type of a file, by its `general.file_type`.
+    /// Returns the type of a file, from `general.file_type`.
     pub fn of_file(gguf: &Gguf) -> Option<&'static Self> {
         let ftype = gguf.u64("general.file_type")?;
         TYPES.iter().find(|t| u64::from(t.ftype) == ftype)
     }
 }
 
-/// Whether every matrix of `gguf` is wide enough to be quantized from.
+/// Returns whether every matrix of `gguf` has a type precise enough to quantize from.
 pub fn is_full_precision(gguf: &Gguf) -> bool {
     let wide = [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0];
     gguf.tensors.iter().all(|t| t.n_dims < 2 || wide.contains(&t.ggml_type))
 }
 
-/// Quantizes `source` to the file `to`, which is overwritten.
+/// Quantizes `source` to the file `to`, overwriting it.
 ///
 /// # Errors
-/// [`ReleaseError::Plan`] for what llama.cpp would answer with a broken file or an exception,
-/// [`ReleaseError::Quantize`] with its reason otherwise.
+/// Returns [`ReleaseError::Plan`] if llama.cpp would fail or write a broken file, [`ReleaseError::Quantize`] if it
+/// fails for another reason.
 pub fn quantize(
     source: &Gguf,
     to: &Path,
@@ -95,25 +95,25 @@ pub fn quantize(
     ffi::quantize(&source.path, to, &how).map_err(fail)
 }
 
-/// What can be refused before.
+/// Checks in advance whether `source` can be quantized to `quant`.
 ///
 /// # Errors
-/// [`ReleaseError::Plan`].
+/// Returns [`ReleaseError::Plan`] if an importance matrix is missing, the source is not full precision, or its
+/// alignment is not 32.
 pub fn check(source: &Gguf, quant: &QuantType, imatrix: bool) -> Result<(), ReleaseError> {
     let refuse = |problem: String, hint| Err(ReleaseError::Plan { problem, hint });
     if quant.needs_imatrix && !imatrix {
-        let problem = format!("{} needs an importance matrix: without one it writes no text", quant.name);
-        return refuse(problem, "make one with llama-imatrix and give it with --imatrix");
+        let problem = format!("{} needs an importance matrix to give usable text", quant.name);
+        return refuse(problem, "create one with llama-imatrix and pass it with --imatrix");
     }
     if !is_full_precision(source) {
-        let problem =
-            format!("{} is quantized, and types are made from full precision", source.path.display());
-        return refuse(problem, "give the F16, BF16 or Q8_0 file, or leave out --types to edit it as it is");
+        let problem = format!("{} is quantized, expected F32, F16, BF16 or Q8_0", source.path.display());
+        return refuse(problem, "pass the full-precision file, or omit --types to edit this file as is");
     }
-    // It pads the data to 32 whatever the header says, and the file would be read shifted.
+    // llama.cpp pads data to 32 bytes regardless of the header, so readers would find the data at wrong offsets.
     if source.files().any(|file| file.alignment != 32) {
-        let problem = format!("{} has another alignment than 32", source.path.display());
-        return refuse(problem, "llama.cpp's quantizer knows only 32: convert the model again without it");
+        let problem = format!("expected {} to have alignment 32", source.path.display());
+        return refuse(problem, "reconvert the model with the default alignment");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! The journal of a release, `release.json` in its folder: what is done, and from what it was made.
+//! The journal of a release, `release.json` in its directory: the completed files and their inputs.
 //!
-//! A file's row is written before the file gets its name, so a release that was killed at any moment goes
-//! on: a file with the hash of its row is done, any other is made again.
+//! A file's row is written before the file gets its final name, so a release that is killed at any moment can continue:
+//! a file whose hash matches its row is complete, any other is made again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,49 +13,49 @@ use crate::eval::{Score, Tally};
 use crate::gguf::{AtomicFile, GgufError};
 use crate::util::bounded;
 
-/// Version of the format.
+/// Version of the journal format.
 const FORMAT: u32 = 1;
-/// More bytes than a journal has.
+/// Maximum size of a journal, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Everything that a file follows from, by name.
+/// All inputs that determine a file, by name.
 pub type Recipe = BTreeMap<String, String>;
 
 /// One file of the release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Its name.
+    /// File name.
     pub file: String,
-    /// Its type.
+    /// Quantization type.
     pub label: String,
-    /// Hash of its bytes.
+    /// SHA-256 of the file.
     pub sha256: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Hash of the quantization that the edit was put into.
+    /// SHA-256 of the quantization that the edit was applied to.
     pub base_sha256: String,
-    /// What it follows from.
+    /// Inputs that determine the file.
     pub recipe: Recipe,
-    /// Share of the edit that arrived.
+    /// Share of the edit that is in the file; 1 is all of it.
     pub gain: Option<f64>,
-    /// Cosine along the direction.
+    /// Cosine between the intended and the actual edit along the direction.
     pub cosine: Option<f64>,
-    /// Tensors that differ from the base.
+    /// Number of tensors that differ from the base.
     pub changed: usize,
-    /// Scores of the base and of the file on the report split; none with `--no-score`.
+    /// Scores of the base and of the file on the report split; `None` with `--no-score`.
     pub scores: Option<[Score; 2]>,
-    /// Bundled harmful prompts: the base and the file.
+    /// Tallies of the base and of the file on bundled harmful prompts.
     pub guard: [Tally; 2],
-    /// Seconds that it took.
+    /// Seconds taken.
     pub seconds: f64,
 }
 
 /// The edit that was searched for the release.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Searched {
-    /// Its file.
+    /// File name of the edit.
     pub file: String,
-    /// What it follows from.
+    /// Inputs that determine the edit.
     pub recipe: Recipe,
 }
 
@@ -63,7 +63,7 @@ pub struct Searched {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
     format: u32,
-    /// The edit, when it was searched here.
+    /// The edit, if this release searched it.
     pub searched: Option<Searched>,
     /// The files, in the order in which they were made.
     pub files: Vec<Row>,
@@ -72,10 +72,10 @@ pub struct State {
 }
 
 impl State {
-    /// Reads the journal in `folder`; `None` when there is none.
+    /// Reads the journal in `folder`; returns `None` if there is none.
     ///
     /// # Errors
-    /// [`ReleaseError::State`].
+    /// Returns [`ReleaseError::State`] if the journal cannot be read, is invalid or has another format version.
     pub fn read(folder: &Path) -> Result<Option<Self>, ReleaseError> {
         let path = folder.join("release.json");
         let fail = |problem: String| ReleaseError::State { path: path.clone(), problem };
@@ -84,34 +84,34 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail(error.to_string())),
         };
-        let state: Self = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("not the journal of a release: {error}")))?;
+        let state: Self =
+            serde_json::from_str(&text).map_err(|error| fail(format!("invalid release journal: {error}")))?;
         if state.format != FORMAT {
-            return Err(fail(format!("format {}, and this version reads {FORMAT}", state.format)));
+            return Err(fail(format!("expected format {FORMAT}, found {}", state.format)));
         }
         Ok(Some(Self { path, ..state }))
     }
 
-    /// An empty journal in `folder`, not written yet.
+    /// Creates an empty journal for `folder`, without writing it.
     pub fn new(folder: &Path) -> Self {
         Self { format: FORMAT, searched: None, files: Vec::new(), path: folder.join("release.json") }
     }
 
-    /// Writes the journal as a whole.
+    /// Writes the journal atomically.
     ///
     /// # Errors
-    /// [`GgufError`] when it cannot be written.
+    /// Returns [`GgufError`] if the journal cannot be written.
     pub fn save(&self) -> Result<(), GgufError> {
         let text = serde_json::to_string_pretty(self).unwrap_or_default() + "\n";
         AtomicFile::write_whole(&self.path, text.as_bytes(), true)
     }
 
-    /// The row of a file.
+    /// Returns the row of the file named `file`.
     pub fn row(&self, file: &str) -> Option<&Row> {
         self.files.iter().find(|row| row.file == file)
     }
 
-    /// Puts a row in, in place of that of the same file.
+    /// Adds a row, replacing any row of the same file.
     pub fn put(&mut self, row: Row) {
         match self.files.iter_mut().find(|old| old.file == row.file) {
             Some(old) => *old = row,
@@ -120,10 +120,10 @@ impl State {
     }
 }
 
-/// Refuses to go on with what was made from something else.
+/// Checks that a file was made from the same inputs.
 ///
 /// # Errors
-/// [`ReleaseError::Changed`] with the first difference.
+/// Returns [`ReleaseError::Changed`] with the first input that differs.
 pub fn same_recipe(file: &str, before: &Recipe, now: &Recipe) -> Result<(), ReleaseError> {
     let keys = before.keys().chain(now.keys());
     let different = keys.into_iter().find(|key| before.get(*key) != now.get(*key));
@@ -169,7 +169,7 @@ mod tests {
         state.save().unwrap();
         assert_eq!(State::read(folder.path()).unwrap(), Some(state));
         std::fs::write(folder.path().join("release.json"), "{}").unwrap();
-        assert!(State::read(folder.path()).unwrap_err().to_string().contains("not the journal of a release"));
+        assert!(State::read(folder.path()).unwrap_err().to_string().contains("invalid release journal"));
     }
 
     #[test]
@@ -178,6 +178,6 @@ mod tests {
         same_recipe("f", &before, &before).unwrap();
         let now = recipe(&[("edit", "a"), ("imatrix", "c"), ("type", "Q8_0")]);
         let error = same_recipe("f", &before, &now).unwrap_err().to_string();
-        assert_eq!(error, "f was made with another imatrix: none, now c");
+        assert_eq!(error, "f was made with a different imatrix: none, now c");
     }
 }

@@ -1,14 +1,14 @@
-//! How often the gates open where prompts stand in something.
+//! How often the gates open when prompts appear in other contexts.
 
 use crate::method::detector::Opens;
 use crate::method::detector::train::{InContext, Profile};
 
-/// Whether harmful prompts open the gates less than half as often as `plain` ones do.
+/// Returns whether harmful prompts in this context open the gates less than half as often as `plain` ones.
 pub(in crate::report) fn is_weak(row: &InContext, plain: &InContext) -> bool {
     row.harmful.zip(plain.harmful).is_some_and(|(here, plain)| here < plain / 2.0)
 }
 
-/// By context, the mean over the gates for harmful prompts at the last token.
+/// Returns one row per context: the mean over the gates for harmful prompts at the last token.
 pub(in crate::report) fn contexts(gates: &[Profile]) -> Vec<InContext> {
     let gates = || gates.iter().filter(|gate| gate.opens == Opens::Harmful && gate.before_last == 0);
     let names = gates().next().map_or(&[][..], |gate| &gate.contexts).iter().map(|row| &row.context);

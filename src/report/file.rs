@@ -1,4 +1,4 @@
-//! A report that `inject --report` stored, read back.
+//! Reads a report that `inject --report` stored.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,10 +7,10 @@ use super::Report;
 use crate::util::bounded;
 use crate::util::hint::Hint;
 
-/// Most bytes of a report. One with whole answers of a large model has a few.
+/// Maximum size of a report, in bytes. One with full answers of a large model has a few MiB.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Why there is no report, or no page of it.
+/// Errors of reading a report or making its page.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
     /// The file cannot be read.
@@ -18,25 +18,25 @@ pub enum ReportError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is larger than any report.
-    #[error("{} is not a report: expected at most {MAX_BYTES} bytes", path.display())]
+    /// The file is too large to be a report.
+    #[error("{} is not a report: expected at most {MAX_BYTES} bytes, found more", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
-    /// It says something else.
+    /// The file is not a report.
     #[error("{} is not a report of `inject`: {source}", path.display())]
     NotReport {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// The parser's error, with its position.
         source: serde_json::Error,
     },
-    /// The template of the page failed.
-    #[error("the page cannot be made: {0}")]
+    /// The page's template failed to render.
+    #[error("cannot render the page: {0}")]
     Page(#[from] minijinja::Error),
 }
 
@@ -45,9 +45,9 @@ impl Hint for ReportError {
         match self {
             Self::Read { .. } => None,
             Self::TooLarge { .. } | Self::NotReport { .. } => {
-                Some("give the file that `rosi-gguf inject … --report FILE.json` wrote".into())
+                Some("pass a file written by `rosi-gguf inject … --report FILE.json`".into())
             }
-            Self::Page(_) => Some("this is a bug: please report it with the report".into()),
+            Self::Page(_) => Some("this is a bug; please report it and attach the JSON file".into()),
         }
     }
 }
@@ -56,7 +56,7 @@ impl Report {
     /// Reads the report at `path`.
     ///
     /// # Errors
-    /// [`ReportError`].
+    /// Returns [`ReportError`] if the file cannot be read or is not a report.
     pub fn open(path: &Path) -> Result<Self, ReportError> {
         let read = bounded::read(path, MAX_BYTES);
         let bytes = read.map_err(|source| ReportError::Read { path: path.into(), source })?;

@@ -1,5 +1,5 @@
-//! The report as one page for browsers: no script, nothing from elsewhere, light and dark, every chart with the
-//! numbers behind it. Answers of a model are hostile input: the template engine escapes all text.
+//! Renders the report as one HTML page: no scripts, no external resources, light and dark, every chart with a table of
+//! its numbers. Model answers are hostile input: the template engine escapes all text.
 
 use minijinja::value::Serde;
 use minijinja::{Environment, context};
@@ -19,10 +19,10 @@ mod sections;
 type Fact = (&'static str, String);
 
 impl Report {
-    /// The whole page. The same report gives the same bytes.
+    /// Renders the page. The same report always gives the same bytes.
     ///
     /// # Errors
-    /// [`ReportError::Page`] when our template is wrong.
+    /// Returns [`ReportError::Page`] if a template is invalid.
     pub fn page(&self) -> Result<String, ReportError> {
         let mut templates = Environment::new();
         templates.add_template("page.html", include_str!("html/page.html"))?;
@@ -50,18 +50,18 @@ impl Report {
             sections => Serde(&sections),
             answers => Serde(Answers::by_kind(&self.answers)),
         })?;
-        // Control characters are allowed in no document, and none may reorder what stands beside it.
+        // HTML allows no control characters, and direction overrides must not reorder the text beside them.
         let allowed =
             |c: char| matches!(c, '\n' | '\t') || !(steers(c) || matches!(c, '\u{fffe}' | '\u{ffff}'));
         Ok(page.chars().map(|c| if allowed(c) { c } else { '\u{fffd}' }).collect())
     }
 
-    /// One sentence: what was done.
+    /// Describes the edit in one sentence.
     fn lead(&self) -> String {
         let e = &self.edit;
         if self.is_detector() {
             return format!(
-                "Made from {} by detector neurons in {} matrices along {}, push {:.1}, pull {:.1}.",
+                "Made from {} with detector neurons in {} matrices along {}, push {:.1}, pull {:.1}.",
                 file_name(&self.input.path),
                 e.writers,
                 e.direction_source.along(e.layer, &e.system_prompt),
@@ -70,7 +70,7 @@ impl Report {
             );
         }
         format!(
-            "Made from {} by one {} edit along {}, strength {:.2} %, in {} matrices.",
+            "Made from {} with one {} edit along {}, strength {:.2} %, in {} matrices.",
             file_name(&self.input.path),
             e.method,
             e.direction_source.along(e.layer, &e.system_prompt),
@@ -79,7 +79,7 @@ impl Report {
         )
     }
 
-    /// What matters most: label, value, and what it was before.
+    /// Returns the key results: label, value, and the value before.
     fn tiles(&self) -> Vec<[String; 3]> {
         let (base, written) = (&self.scores.base, &self.scores.written);
         let tile = |label: &str, before: crate::eval::Tally, after: crate::eval::Tally| {
@@ -93,7 +93,7 @@ impl Report {
             tile("harmless refused", base.harmless, written.harmless),
             tile("borderline refused", base.borderline, written.borderline),
             ["KL from the base".into(), section::fixed(written.kl, 4), "nats, harmless prompts".into()],
-            ["edit that arrived".into(), gain, "of what was asked for".into()],
+            ["edit in the file".into(), gain, "of the requested change".into()],
         ]
     }
 
@@ -119,12 +119,12 @@ impl Report {
             ("architecture", Some(self.architecture.clone())),
             ("method", Some(e.method.clone())),
             ("direction source", Some(e.direction_source.name().into())),
-            ("removed before", self.ablated.as_ref().map(ablated)),
+            ("removed direction", self.ablated.as_ref().map(ablated)),
             ("system prompt", Some(e.system_prompt.clone())),
             ("layer", Some(e.layer.to_string())),
             ("window", Some(format!("{:.2} to {:.2} of the depth", e.window.0, e.window.1))),
             (
-                if self.is_detector() { "pull, of the push" } else { "contrast κ" },
+                if self.is_detector() { "pull / push" } else { "contrast κ" },
                 Some(format!("{:.2}", e.contrast)),
             ),
             ("strength", linear(format!("{:.4} % (α = {:.4})", 100.0 * e.strength, e.alpha))),
@@ -139,18 +139,18 @@ impl Report {
                 "changed",
                 Some(format!("{:.3} % of the file's bytes", 100.0 * self.verification.changed_bytes)),
             ),
-            ("experts left alone", (e.experts_unrouted > 0).then(|| e.experts_unrouted.to_string())),
+            ("unedited experts", (e.experts_unrouted > 0).then(|| e.experts_unrouted.to_string())),
             ("push", Some(format!("{:.3} ‖s‖", e.push))),
             ("prompts", Some(format!("{}\n{splits}\nsha256 {}", p.source, p.sha256))),
-            ("made by", Some(format!("rosi-gguf {}, llama.cpp {}", self.version, self.llama_cpp))),
-            ("took", Some(took)),
+            ("made with", Some(format!("rosi-gguf {}, llama.cpp {}", self.version, self.llama_cpp))),
+            ("duration", Some(took)),
             ("peak memory", self.peak_memory.map(|bytes| format!("{:.0} MB", bytes as f64 / 1e6))),
         ];
         all.into_iter().filter_map(|(label, value)| Some((label, value?))).collect()
     }
 }
 
-/// The name of a file without its folders, as either system writes them.
+/// Returns the file name of a path with `/` or `\` separators.
 fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
 }

@@ -1,4 +1,4 @@
-//! The summary for terminals: at most [`WIDTH`] columns, no colour.
+//! The summary for terminals: at most [`WIDTH`] columns, without color.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,15 @@ use crate::util::stats::Proportion;
 
 /// Columns of the summary.
 const WIDTH: usize = 100;
-/// Columns of the names at the left.
+/// Columns of the names on the left.
 const NAMES: usize = 12;
 /// Columns of a bar.
 const BAR: usize = 8;
-/// Columns of a gate's scores.
+/// Columns of a gate's score histogram.
 const SCORES: usize = 11;
 
 impl Report {
-    /// The summary for people.
+    /// Formats the summary.
     pub fn summary(&self) -> String {
         let parts = [
             ("control", self.left_out_line()),
@@ -33,7 +33,7 @@ impl Report {
             ("thinking", self.thinking_table()),
             ("separation", self.separation_lines()),
             ("along ŝ", self.projection_line()),
-            ("arrived", self.survival_line()),
+            ("survival", self.survival_line()),
             ("fidelity", self.fidelity_line()),
         ];
         let mut text = format!("\n{}", self.score_table());
@@ -45,17 +45,17 @@ impl Report {
                 text.push('\n');
             }
         }
-        // A stored report may come from anywhere, and a terminal obeys control characters.
+        // Replace control characters: a stored report may come from anywhere, and a terminal obeys them.
         text.trim_end().replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
     }
 
-    /// What took how long, a line a stage.
+    /// Formats the duration of each stage and the totals.
     pub fn times(&self) -> String {
         let mut table = Table::new(&["stage", "seconds"]);
         self.stages.iter().for_each(|s| table.row(vec![s.name.clone(), format!("{:.1}", s.seconds)]));
         let cpu = self.cpu_seconds.map_or(String::new(), |cpu| format!(", {cpu:.0} CPU seconds"));
-        let peak = |bytes: u64| format!(", {} MB at most", bytes / 1_000_000);
-        format!("\n{table}{:.0} s in all{cpu}{}", self.seconds, self.peak_memory.map_or(String::new(), peak))
+        let peak = |bytes: u64| format!(", peak memory {} MB", bytes / 1_000_000);
+        format!("\n{table}total {:.0} s{cpu}{}", self.seconds, self.peak_memory.map_or(String::new(), peak))
     }
 
     fn score_table(&self) -> Table {
@@ -70,13 +70,13 @@ impl Report {
         table
     }
 
-    /// The control that could not be made.
+    /// Says which control could not be made, and why.
     fn left_out_line(&self) -> String {
         let why = self.scores.requantized_left_out.as_ref();
         why.map_or(String::new(), |why| format!("requantized only: left out, {why}"))
     }
 
-    /// Answers that neither refuse nor comply, where there are any.
+    /// Counts the answers that neither refuse nor comply; empty if there are none.
     fn undecided_line(&self) -> String {
         let counts: Vec<String> = (self.scores.named().into_iter())
             .map(|(name, score)| (name, score.undecided()))
@@ -115,7 +115,7 @@ impl Report {
         )
     }
 
-    /// What each direction source could do; of a stored edit nothing was tried.
+    /// Formats the result of each direction source, or the origin of a stored edit.
     fn source_lines(&self) -> String {
         if let Some(file) = &self.stored_edit {
             return format!("{}, as stored in {}", self.edit.direction_source.name(), file.path);
@@ -124,9 +124,9 @@ impl Report {
             let chosen = if o.direction_source == self.edit.direction_source { '>' } else { ' ' };
             let answers = o.trial.map_or("answers not judged".into(), |t| {
                 let over = match t {
-                    _ if t.stopped => return "ended when it could not be the best".into(),
+                    _ if t.stopped => return "stopped: could no longer be the best".into(),
                     _ if t.accepted => "",
-                    _ => ", over a limit",
+                    _ => ", exceeds a limit",
                 };
                 format!("{} harmful refused at KL {:.3}{over}", t.score.harmful.refused(), t.score.kl)
             });
@@ -139,7 +139,7 @@ impl Report {
         self.direction_sources.iter().map(tell).collect::<Vec<_>>().join("\n")
     }
 
-    /// Every trial: `*` is on the Pareto front, `>` was written.
+    /// Formats every trial; `*` marks the Pareto front and `>` the written edit.
     fn trial_table(&self) -> String {
         if self.search.trials.is_empty() {
             return String::new();
@@ -177,13 +177,12 @@ impl Report {
             row(format!("{front}{written} {edit}"), layer, sized(trial.strength), &trial.score);
         }
         let stopped = self.search.trials.iter().any(|t| t.stopped);
-        let ended =
-            if stopped { "\n– not asked, since the trial could not be the best any more" } else { "" };
+        let ended = if stopped { "\n– not asked: the trial could no longer be the best" } else { "" };
         let other = self.other_choice();
         format!("{table}* on the Pareto front of refusals, false refusals and KL   > best{ended}{other}")
     }
 
-    /// How to take the trial that refuses the most harmful prompts, where that is not the best.
+    /// Formats the flags that select the trial with the most refusals of harmful prompts, if that is not the best one.
     fn other_choice(&self) -> String {
         let refused = |t: &Trial| t.score.harmful.refused;
         let trials = self.search.trials.iter().filter(|t| t.on_front && t.accepted);
@@ -207,7 +206,7 @@ impl Report {
         let heights: Vec<f64> = self.separation.iter().map(|s| (s.auroc - 0.5) / 0.5).collect();
         let own = self.separation.iter().find(|s| s.layer == self.edit.layer);
         let own = own.map_or(String::new(), |s| {
-            format!("; at layer {}, the edit's: {:.3}, d′ {:.2}", s.layer, s.auroc, s.d_prime)
+            format!("; edit at layer {}: {:.3}, d′ {:.2}", s.layer, s.auroc, s.d_prime)
         });
         format!(
             "{}  AUROC of {} layers, ▁ 0.5 to █ 1\nbest {:.3} at layer {}{own}",
@@ -218,12 +217,13 @@ impl Report {
         )
     }
 
-    /// Each gate: its held-out scores as a picture, what it opens on beside all other prompts, and how often it opens.
+    /// Formats each gate: histograms of the held-out scores of the prompts it should open on and of all others, and how
+    /// often it opens.
     fn gate_table(&self) -> String {
         if self.edit.gates.is_empty() {
             return String::new();
         }
-        let head = ["block", "opens on", "scores", "of others", "harmful", "harmless", "borderline", "text"];
+        let head = ["block", "opens on", "own scores", "others", "harmful", "harmless", "borderline", "text"];
         let mut table = Table::new(&head);
         for gate in &self.edit.gates {
             let own = gate.opens.kind().as_str();
@@ -244,12 +244,13 @@ impl Report {
             table.row(place.into_iter().chain(shares).collect());
         }
         format!(
-            "{table}block and token (−1 is a prompt's last); share of held-out prompts, and of tokens of text, on which a gate \
-             is more than half open"
+            "{table}block and token (−1 is the last of a prompt); shares of held-out prompts, and of tokens \
+             of text, on which a gate is more than half open"
         )
     }
 
-    /// How often the gates for harmful prompts open in each context, in the mean over those at a prompt's last token.
+    /// Formats how often the gates for harmful prompts open in each context: the mean over the gates at a prompt's last
+    /// token.
     fn context_table(&self) -> String {
         let rows = contexts(&self.edit.gates);
         if rows.len() < 2 {
@@ -266,27 +267,21 @@ impl Report {
         let warning = match weak.as_slice() {
             [] => String::new(),
             weak => format!(
-                "\nWEAK: harmful prompts open them less than half as often as plain ones: {}",
+                "\nWEAK: harmful prompts open the gates less than half as often as plain ones: {}",
                 weak.join(", ")
             ),
         };
         format!(
-            "{table}share of held-out training prompts on which the gates for harmful ones are more than half open at the last \
-             token{warning}"
+            "{table}share of held-out training prompts on which the gates for harmful prompts are more than \
+             half open at the last token{warning}"
         )
     }
 
-    /// What the model answers once it has thought, before and after.
+    /// Formats the outcomes of answers after thoughts, before and after the edit.
     fn thinking_table(&self) -> String {
         let Some(thinking) = &self.thinking else { return String::new() };
-        let head = [
-            "answers of",
-            "harmful refused",
-            "harmless refused",
-            "borderline refused",
-            "unfinished",
-            "tokens",
-        ];
+        let head =
+            ["model", "harmful refused", "harmless refused", "borderline refused", "unfinished", "tokens"];
         let mut table = Table::new(&head);
         for (name, of) in [("base", &thinking.base), ("written file", &thinking.written)] {
             let kinds = [of.harmful, of.harmless, of.borderline].map(|tally| counts(tally.refused()));
@@ -294,8 +289,8 @@ impl Report {
             table.row([name.to_owned()].into_iter().chain(kinds).chain(rest).collect());
         }
         format!(
-            "{table}answers behind the model's own thoughts of at most {} tokens, between {} and {}; unfinished thoughts are \
-             neither refused nor complied",
+            "{table}answers after the model's own thoughts (at most {} tokens, between {} and {}); with \
+             unfinished thoughts, an answer counts as neither refused nor complied",
             thinking.budget, thinking.open, thinking.close
         )
     }
@@ -325,8 +320,9 @@ impl Report {
         if !v.neurons.is_empty() {
             let least = |of: fn(&Arrival) -> f64| v.neurons.iter().map(of).fold(f64::INFINITY, f64::min);
             return format!(
-                "{} of what the neurons do is in the file (cosine {:.3}); scores correlate with the exact ones by {:.4} at \
-                 least, and gates open alike on {} of the inputs; everything else identical: {identical}",
+                "{} of the neurons' effect is in the file (cosine {:.3}); their scores correlate with the \
+                 exact ones by at least {:.4}, and the gates agree on at least {} of the inputs; everything \
+                 else identical: {identical}",
                 percent(v.gain.unwrap_or(0.0)),
                 v.cosine.unwrap_or(0.0),
                 least(|n| n.score),
@@ -345,7 +341,8 @@ impl Report {
     fn fidelity_line(&self) -> String {
         let f = &self.fidelity;
         format!(
-            "beside the exact edit: shift along ŝ {:.3} of it, KL {:.4} on harmful and {:.4} on harmless prompts",
+            "relative to the exact edit: shift along ŝ {:.3} times as large, KL {:.4} on harmful and {:.4} \
+             on harmless prompts",
             f.mean_shift, f.kl_harmful, f.kl_harmless
         )
     }

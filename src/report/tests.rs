@@ -1,4 +1,4 @@
-//! The report read back, its summary, and its page against the JSON that it was made from.
+//! Tests that a report survives a round trip, and that its summary and page match the JSON.
 
 use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::{Value, json};
@@ -74,7 +74,7 @@ fn pair(kind: PromptKind, prompt: &str, before: &str, after: &str) -> AnswerPair
     AnswerPair { kind, prompt: prompt.into(), before: before.into(), after: after.into(), outcomes }
 }
 
-/// A report as `inject` makes it of a model of 24 layers.
+/// Returns a report like that of `inject` on a model of 24 layers.
 #[allow(clippy::too_many_lines)] // data
 fn example() -> Report {
     let probe = Probe {
@@ -187,7 +187,7 @@ fn example() -> Report {
     }
 }
 
-/// What no page may take for anything but text.
+/// Text that a page must never interpret as markup.
 const HOSTILE: &str = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;]]>--><!--{{ 7*7 }}{% raw %}\u{1b}[2J\u{0}\u{202e}";
 
 fn hostile() -> Report {
@@ -212,7 +212,7 @@ fn hostile() -> Report {
     report
 }
 
-/// The page is well-formed XML too, so a strict parser finds whatever escaped from its place.
+/// Parses the page as XML: it must be well-formed, so a strict parser finds text that was not escaped.
 fn parsed(page: &str) -> Document<'_> {
     Document::parse_with_options(page, ParsingOptions { allow_dtd: true, ..ParsingOptions::default() })
         .unwrap()
@@ -226,7 +226,7 @@ fn by_id<'a, 'input>(page: &'a Document<'input>, id: &str) -> Node<'a, 'input> {
     page.descendants().find(|n| n.attribute("id") == Some(id)).unwrap_or_else(|| panic!("no {id}"))
 }
 
-/// The cells of the body of a table.
+/// Returns the cells of a table's body.
 fn cells(page: &Document<'_>, id: &str) -> Vec<Vec<String>> {
     let rows = by_id(page, id).descendants().filter(|n| n.has_tag_name("tr"));
     rows.skip(1).map(|row| row.children().filter(Node::is_element).map(text).collect()).collect()
@@ -420,8 +420,8 @@ fn every_chart_is_told_in_words_and_has_every_point() {
         assert!(told.len() == 2 && told.iter().all(|t| t.len() > 8), "{told:?}");
     }
     let dots = |chart: usize| charts[chart].descendants().filter(|n| n.has_tag_name("circle")).count();
-    // Six scores; 24 layers, one without a d′; two sets of 16 prompts of three kinds; a ring and four trials, of
-    // which one was ended and has no finite KL; two points for each of 16 tensors.
+    // Six scores; 24 layers, one without a d′; two sets of 16 prompts of three kinds; a ring and four trials, one of
+    // which was stopped and has no finite KL; two points for each of 16 tensors.
     let expected = [6, 6, 6, 24, 23, 96, 72, 4, 4, 4, 32, 32];
     assert_eq!((0..charts.len()).map(dots).collect::<Vec<_>>(), expected);
 }

@@ -1,8 +1,8 @@
-//! Models by their name on the Hugging Face hub, in the form of llama.cpp's `-hf`:
+//! Models by name on the Hugging Face hub, in the format of llama.cpp's `-hf`:
 //! `OWNER/REPO[@REVISION][:QUANTIZATION or FILE.gguf]`.
 //!
-//! `name` reads the name, [`select`] chooses the file, [`fetch`] gets it through the crate `hf-hub`, into
-//! the cache that the hub's other programs use.
+//! `name` parses the name, [`select`] chooses the files, and [`fetch`] downloads them through the crate `hf-hub`, into
+//! the cache that is shared with other programs of the hub.
 
 mod check;
 mod error;

@@ -4,21 +4,22 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// The bytes of the file at `path`; `None` when it has more than `most`. Pipes and devices have no length to
-/// check before.
+/// Reads the file at `path`; returns `None` if it has more than `most` bytes. Limits the bytes read instead of checking
+/// the length first, because pipes and devices have none.
 ///
 /// # Errors
-/// Those of the system.
+/// Returns the I/O error if the file cannot be opened or read.
 pub fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
     Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 
-/// The text of the file at `path`.
+/// Reads the text file at `path`.
 ///
 /// # Errors
-/// Those of the system, and when it has more than `most` bytes or is not UTF-8.
+/// Returns the I/O error if the file cannot be opened or read, or an error of kind
+/// [`InvalidData`](io::ErrorKind::InvalidData) if it has more than `most` bytes or is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let bytes =

@@ -1,7 +1,7 @@
-//! Next steps for the user, apart from the error messages that they go with.
+//! Next steps for the user, kept separate from the error messages that they accompany.
 
-/// An error or a warning that may tell what to do about it.
+/// An error or warning that may suggest a next step.
 pub trait Hint {
-    /// A next step for the user, where there is one.
+    /// Returns a next step for the user, if there is one.
     fn hint(&self) -> Option<String>;
 }

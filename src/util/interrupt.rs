@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: a flag that every long loop looks at, so that work unwinds, temporary files
-//! are removed, and the process ends with a message instead of dying in the middle of a write.
+//! Ctrl-C and SIGTERM handling: sets a flag that every long loop checks, so that work unwinds, temporary files
+//! are removed, and the process exits with a message instead of dying in the middle of a write.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,27 +8,27 @@ use crate::util::leftovers;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// The user asked to stop.
+/// The error of work that the user interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted: nothing was written")]
 pub struct Interrupted;
 
-/// Installs the handler; a second signal removes what is unfinished, and ends the process at once.
+/// Installs the signal handler. A second signal removes unfinished files and exits immediately.
 pub fn install() {
     let handler = || {
         if REQUESTED.swap(true, Ordering::SeqCst) {
-            // No destructor runs: what is unfinished goes here.
+            // `exit` runs no destructors.
             leftovers::remove_all();
             std::process::exit(130);
         }
         tell("\nstopping; press Ctrl-C again to stop at once");
     };
     if let Err(error) = ctrlc::set_handler(handler) {
-        tracing::warn!("no Ctrl-C handler: {error}");
+        tracing::warn!("could not install the Ctrl-C handler: {error}");
     }
 }
 
-/// Whether a stop was asked for.
+/// Returns whether an interrupt was requested.
 pub fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
@@ -38,10 +38,10 @@ pub fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }
 
-/// Fails when a stop was asked for.
+/// Fails if an interrupt was requested.
 ///
 /// # Errors
-/// [`Interrupted`].
+/// Returns [`Interrupted`] if the interrupt flag is set.
 pub fn check() -> Result<(), Interrupted> {
     if requested() { Err(Interrupted) } else { Ok(()) }
 }

@@ -1,5 +1,5 @@
-//! Unfinished files that are removed when the process ends where no destructor runs: C code that gives up
-//! does not unwind, and neither does a second Ctrl-C.
+//! Removal of unfinished files when the process ends without running destructors: neither an abort in C code
+//! nor a second Ctrl-C unwinds.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,14 @@ use crate::output::tell;
 
 static PATHS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Says that the file or folder is unfinished, as long as it lives. It removes nothing by itself.
+/// Marks a file or directory as unfinished until dropped. Dropping it removes nothing.
 #[derive(Debug)]
 pub struct Leftover(PathBuf);
 
 impl Leftover {
-    /// From now on `path` is removed by [`remove_all`].
+    /// Registers `path` for removal by [`remove_all`].
     pub fn new(path: &Path) -> Self {
-        // As whoever removes it may find it, also from another folder.
+        // Absolute, so that a later change of the current directory does not matter.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         with_paths(|paths| paths.push(path.clone()));
         Self(path)
@@ -30,7 +30,7 @@ impl Drop for Leftover {
     }
 }
 
-/// Removes everything that is unfinished. The caller ends the process.
+/// Removes all unfinished files and directories. The caller must then end the process.
 pub fn remove_all() {
     with_paths(|paths| paths.drain(..).for_each(|path| remove(&path)));
 }
@@ -38,7 +38,7 @@ pub fn remove_all() {
 fn remove(path: &Path) {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     if let Err(error) = removed.or_else(only_if_there) {
-        tell(format_args!("warning: {} could not be removed: {error}", path.display()));
+        tell(format_args!("warning: could not remove {}: {error}", path.display()));
     }
 }
 
@@ -46,7 +46,8 @@ fn only_if_there(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-/// The list is held for an instant only, but by a thread that may be gone: so nobody waits for ever.
+/// Calls `change` with the list of paths. Gives up after 100 attempts (about 100 ms): the thread that holds the lock
+/// may no longer run.
 fn with_paths(change: impl FnOnce(&mut Vec<PathBuf>)) {
     for _ in 0..100 {
         match PATHS.try_lock() {

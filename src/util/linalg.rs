@@ -1,51 +1,65 @@
-//! The little linear algebra that gates, requantization and the ablated direction need: positive definite systems,
-//! `W Wᵀ` of a large weight, and the first or last few eigenpairs of a symmetric matrix.
+//! Linear algebra for gates, requantization and the ablated direction: positive definite systems, `W Wᵀ` of a large
+//! weight, and the first or last few eigenpairs of a symmetric matrix.
 //!
-//! Why not a crate: of a matrix of up to 8192² only the five smallest eigenpairs are wanted, dozens of
-//! times. A full decomposition (nalgebra, faer) costs 4/3 n³ and more each time, and they bring many
-//! crates. Here a blocked Cholesky factor (n³/3, in the matrix product that ndarray has anyway) makes the
-//! small end of the spectrum the large one of the inverse, which Lanczos finds in some dozen steps of 2n².
+//! Why not a crate: only the eight smallest eigenpairs of a matrix of up to 8192² are needed, dozens of times. A full
+//! decomposition (nalgebra, faer) costs at least 4/3 n³ each time, and those crates bring many dependencies. Here a
+//! blocked Cholesky factor (n³/3, with the matrix product that ndarray already provides) turns the smallest
+//! eigenvalues into the largest ones of the inverse, which Lanczos finds in a few dozen steps of 2n².
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
-/// Rows of the product that one thread makes at a time.
+/// Rows of the product that one thread computes at a time.
 const BAND: usize = 128;
-/// Columns that are multiplied in f32 before the sum goes on in f64.
+/// Columns whose products are summed in f32 before they are added to the f64 sum.
 const COLUMNS: usize = 1024;
-/// Width of a block of the Cholesky factor.
+/// Columns per block of the Cholesky factorization.
 const BLOCK: usize = 64;
-/// Steps of Lanczos; the pairs wanted are fewer than a tenth of them.
+/// Lanczos steps; several times the number of eigenpairs needed.
 const STEPS: usize = 48;
-/// Shifts that are tried until the factor exists, for a matrix with 1 on its diagonal: an exact
-/// projection leaves an eigenvalue of 0, which the rounding of f32 products moves by some 1e-6.
+/// Diagonal shifts to try until the factor exists, for a matrix with a unit diagonal: an exact
+/// projection leaves an eigenvalue of 0, which the rounding of f32 products moves by about 1e-6.
 const SHIFTS: [f64; 4] = [1e-6, 1e-5, 1e-4, 1e-3];
 
 /// The matrix has values that are not finite, or is far from positive definite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a matrix of size {n} is not positive definite")]
+#[error("expected a positive definite matrix, found a {n} × {n} matrix that is not")]
 pub struct NotPositive {
-    /// Its size.
+    /// Number of rows and columns.
     pub n: usize,
 }
 
 /// An eigenvalue and its unit vector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Eigenpair {
-    /// λ, raised by at most 1e-3 (as a rule 1e-6), never below 1e-7.
+    /// λ plus a shift of at most 1e-3 (usually 1e-6); at least 1e-7.
     pub value: f64,
     /// u, `[n]`, ‖u‖ = 1.
     pub vector: Vec<f64>,
 }
 
-/// Threads for `jobs` pieces of work.
-pub fn threads(jobs: usize) -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get()).min(jobs).max(1)
+/// Maximum number of threads of the computations here; 0 means the available parallelism.
+static MAX_THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Limits the threads of all later computations in this process.
+pub fn limit_threads(n_thread: usize) {
+    MAX_THREADS.store(n_thread, Relaxed);
 }
 
-/// Runs `work` on every item, on `threads` threads, in no particular order.
+/// Returns the number of threads to use for `jobs` units of work: at least 1, at most the limit.
+pub fn threads(jobs: usize) -> usize {
+    let limit = match MAX_THREADS.load(Relaxed) {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n_thread => n_thread,
+    };
+    limit.min(jobs).max(1)
+}
+
+/// Runs `work` on every item on `threads` threads, in no particular order.
 pub fn in_parallel<T: Send>(threads: usize, items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
     let queue = Mutex::new(items);
     let worker = || {
@@ -56,12 +70,12 @@ pub fn in_parallel<T: Send>(threads: usize, items: impl Iterator<Item = T> + Sen
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(worker))));
 }
 
-/// `G ← G + W Wᵀ` in the lower triangle (diagonal included; what is above it is undefined); W f32
-/// `[n, columns]`, G f64 `[n, n]`; products of 1024 columns in f32, their sum in f64. The order of
-/// the sums does not depend on the number of threads.
+/// Computes `G ← G + W Wᵀ` in the lower triangle, including the diagonal (the upper triangle is undefined), with W f32
+/// `[n, columns]` and G f64 `[n, n]`. Products are summed in f32 over 1024 columns and in f64 beyond. The order of
+/// summation does not depend on the number of threads.
 pub fn add_outer(gram: &mut Array2<f64>, w: ArrayView2<'_, f32>) {
     let mut bands: Vec<_> = gram.axis_chunks_iter_mut(Axis(0), BAND).enumerate().collect();
-    bands.reverse(); // the long ones first, so that the threads end together
+    bands.reverse(); // longest first, so that the threads finish together
     in_parallel(threads(bands.len()), bands.into_iter(), |(k, band)| add_band(k * BAND, band, w));
 }
 
@@ -75,11 +89,11 @@ fn add_band(first: usize, mut band: ArrayViewMut2<'_, f64>, w: ArrayView2<'_, f3
     }
 }
 
-/// The `count` smallest eigenpairs of `a`, ascending. `a` is symmetric, positive semidefinite, has 1 on
-/// its diagonal, and only its lower triangle is read. Deterministic.
+/// Returns the `count` smallest eigenpairs of `a`, in ascending order. `a` is symmetric and positive semidefinite, with
+/// a unit diagonal; only its lower triangle is read. Deterministic.
 ///
 /// # Errors
-/// [`NotPositive`].
+/// Returns [`NotPositive`] if `a` has no Cholesky factor even with the largest shift, 1e-3.
 pub fn smallest(a: &Array2<f64>, count: usize) -> Result<Vec<Eigenpair>, NotPositive> {
     let n = a.nrows();
     for shift in SHIFTS {
@@ -92,8 +106,8 @@ pub fn smallest(a: &Array2<f64>, count: usize) -> Result<Vec<Eigenpair>, NotPosi
     Err(NotPositive { n })
 }
 
-/// Replaces the lower triangle of `a` by L with `a = L Lᵀ`; false when there is none. Left-looking, in
-/// blocks of columns: nearly all work is in one matrix product per block.
+/// Replaces the lower triangle of `a` by L with `a = L Lᵀ`; returns false if there is no such L. Left-looking, in
+/// blocks of columns: nearly all the work is one matrix product per block.
 fn cholesky(a: &mut Array2<f64>) -> bool {
     let n = a.nrows();
     for from in (0..n).step_by(BLOCK) {
@@ -110,7 +124,7 @@ fn cholesky(a: &mut Array2<f64>) -> bool {
                 row[c] = (row[c] - dot(&row[..c], &corner[c][..c])) / corner[c][c];
             }
             if known == row.len() {
-                continue; // below the block's own rows
+                continue; // below the diagonal block
             }
             let pivot = row[known] - dot(&row[..known], &row[..known]);
             if pivot.is_nan() || pivot <= 0.0 {
@@ -123,12 +137,12 @@ fn cholesky(a: &mut Array2<f64>) -> bool {
     true
 }
 
-/// Mean of the rows of x f32 `[n][d]`, summed in f64; 0 of no rows.
+/// Returns the mean of the rows of x f32 `[n][d]`, summed in f64; zeros if there are no rows.
 pub fn mean_row(x: ArrayView2<'_, f32>) -> Array1<f64> {
     x.fold_axis(Axis(0), 0.0f64, |sum, &v| sum + f64::from(v)) / x.nrows().max(1) as f64
 }
 
-/// Pearson's correlation of two series of one length; 0 where one of them does not vary.
+/// Returns the Pearson correlation of two series of equal length; 0 if either is constant.
 pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
     let n = a.len().min(b.len()).max(1) as f64;
     let (mean_a, mean_b) = (a.iter().sum::<f64>() / n, b.iter().sum::<f64>() / n);
@@ -138,21 +152,21 @@ pub fn correlation(a: &[f64], b: &[f64]) -> f64 {
     if norms > 0.0 { product / norms.sqrt() } else { 0.0 }
 }
 
-/// Cosine between two vectors of one length; 0 where one of them is 0.
+/// Returns the cosine between two vectors of equal length; 0 if either is the zero vector.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let norms = dot(a, a) * dot(b, b);
     if norms > 0.0 { dot(a, b) / norms.sqrt() } else { 0.0 }
 }
 
-/// Cholesky's factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
+/// The Cholesky factor L of a symmetric positive definite matrix, `A = L Lᵀ`, f64 `[n][n]`.
 pub struct Cholesky(Array2<f64>);
 
 impl Cholesky {
-    /// Factors `a`, of which only the lower triangle is read.
+    /// Factors `a`; reads only its lower triangle.
     ///
     /// # Errors
-    /// [`NotPositive`].
+    /// Returns [`NotPositive`] if `a` is not positive definite or has values that are not finite.
     pub fn of(mut a: Array2<f64>) -> Result<Self, NotPositive> {
         let n = a.nrows();
         if cholesky(&mut a) { Ok(Self(a)) } else { Err(NotPositive { n }) }
@@ -167,7 +181,7 @@ impl Cholesky {
     }
 }
 
-/// `Σ a_i b_i` in eight sums that the compiler can keep in vector registers.
+/// Returns `Σ a_i b_i`, in eight partial sums that the compiler can keep in vector registers.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (mut sums, n) = ([0.0; 8], a.len().min(b.len()) / 8 * 8);
     for (x, y) in a[..n].chunks_exact(8).zip(b[..n].chunks_exact(8)) {
@@ -179,12 +193,12 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// `x ← x + f·y`.
+/// Computes `x ← x + f·y`.
 fn add(x: &mut [f64], f: f64, y: &[f64]) {
     x.iter_mut().zip(y).for_each(|(x, &y)| *x += f * y);
 }
 
-/// Scales `x` to unit length and returns the length that it had.
+/// Scales `x` to unit length, unless it is zero, and returns its original length.
 pub fn normalize(x: &mut [f64]) -> f64 {
     let norm = dot(x, x).sqrt();
     if norm > 0.0 {
@@ -193,7 +207,7 @@ pub fn normalize(x: &mut [f64]) -> f64 {
     norm
 }
 
-/// `x ← (L Lᵀ)⁻¹ x`.
+/// Computes `x ← (L Lᵀ)⁻¹ x`.
 fn solve(factor: &[f64], x: &mut [f64]) {
     let n = x.len();
     for i in 0..n {
@@ -207,7 +221,7 @@ fn solve(factor: &[f64], x: &mut [f64]) {
     }
 }
 
-/// Lanczos with full reorthogonalisation on `(L Lᵀ)⁻¹`, whose largest eigenvalues are the reciprocals of
+/// Runs Lanczos with full reorthogonalization on `(L Lᵀ)⁻¹`, whose largest eigenvalues are the reciprocals of
 /// the smallest ones of `L Lᵀ`.
 fn lanczos(factor: &Array2<f64>, count: usize) -> Vec<Eigenpair> {
     let n = factor.nrows();
@@ -247,7 +261,7 @@ fn lanczos(factor: &Array2<f64>, count: usize) -> Vec<Eigenpair> {
     order.iter().take(count).map(pair).collect()
 }
 
-/// A fixed vector that no structure of a weight is likely to be orthogonal to.
+/// Returns a fixed pseudorandom unit vector, unlikely to be orthogonal to any eigenvector of a weight.
 fn start(n: usize) -> Vec<f64> {
     let scrambled = (1..=n as u64).map(|i| i.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(31));
     let mut vector: Vec<f64> = scrambled
@@ -257,7 +271,7 @@ fn start(n: usize) -> Vec<f64> {
     vector
 }
 
-/// All eigenvalues of a small symmetric matrix, and the vectors as columns, by Jacobi rotations.
+/// Returns all eigenvalues of a small symmetric matrix, and the eigenvectors as columns, by Jacobi rotations.
 pub fn jacobi(mut a: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
     let n = a.nrows();
     let mut vectors = Array2::<f64>::eye(n);
@@ -276,7 +290,7 @@ pub fn jacobi(mut a: Array2<f64>) -> (Vec<f64>, Array2<f64>) {
     (a.diag().to_vec(), vectors)
 }
 
-/// The rotation in the plane of coordinates p and q that makes `a[p, q]` zero.
+/// Rotates in the plane of coordinates p and q so that `a[p, q]` becomes zero.
 fn rotate(a: &mut Array2<f64>, vectors: &mut Array2<f64>, p: usize, q: usize) {
     if a[[p, q]] == 0.0 {
         return;
@@ -296,16 +310,16 @@ fn rotate(a: &mut Array2<f64>, vectors: &mut Array2<f64>, p: usize, q: usize) {
 }
 
 /// Rounds of subspace iteration: the gaps between the first few eigenvalues of a second-moment matrix
-/// are wide, and nothing here needs more than two digits of the later ones.
+/// are wide, and two digits of the later ones are enough.
 const ROUNDS: usize = 40;
 
-/// The first `k` eigenpairs of a symmetric positive semidefinite matrix `[n][n]`, largest first:
-/// eigenvalues `[k]` and orthonormal eigenvectors as rows `[k][n]`. Subspace iteration from a fixed
-/// start, so the same matrix gives the same result. `k` is cut to n.
+/// Returns the first `k` eigenpairs of a symmetric positive semidefinite matrix `[n][n]`, largest first:
+/// eigenvalues `[k]` and orthonormal eigenvectors as rows `[k][n]`. Uses subspace iteration from a fixed
+/// start, so the result is deterministic. A `k` above n is treated as n.
 pub fn top_eigen(matrix: ArrayView2<'_, f32>, k: usize) -> (Vec<f32>, Array2<f32>) {
     let n = matrix.nrows();
     let k = k.min(n);
-    // Powers of a fixed irrational angle: no symmetry that an eigenvector could be orthogonal to.
+    // Sines of multiples of an irrational angle: no symmetry that could make an eigenvector orthogonal to them.
     let start = |i: usize, j: usize| ((i * (j + 1)) as f32 * 0.618_034).sin() + 0.1;
     let mut basis = Array2::from_shape_fn((n, k), |(i, j)| start(i + 1, j));
     orthonormalise(&mut basis);
@@ -318,7 +332,7 @@ pub fn top_eigen(matrix: ArrayView2<'_, f32>, k: usize) -> (Vec<f32>, Array2<f32
     (values, basis.reversed_axes().as_standard_layout().into_owned())
 }
 
-/// Modified Gram-Schmidt over the columns, twice for stability; a column that vanishes becomes zero.
+/// Orthonormalizes the columns by modified Gram-Schmidt, twice for stability; a column that vanishes becomes zero.
 fn orthonormalise(basis: &mut Array2<f32>) {
     for p in 0..basis.ncols() {
         for _ in 0..2 {
@@ -338,7 +352,7 @@ fn orthonormalise(basis: &mut Array2<f32>) {
 mod tests {
     use super::*;
 
-    /// A matrix with orthonormal columns, from reflections along fixed vectors.
+    /// Returns an orthogonal matrix, a product of reflections along fixed vectors.
     fn rotation(n: usize) -> Array2<f64> {
         let mut q = Array2::<f64>::eye(n);
         for k in 0..3 {
@@ -420,7 +434,7 @@ mod tests {
 
     #[test]
     fn eigenpairs_of_a_known_matrix() {
-        // diag(5, 3, 1, 0) turned by a reflection I − 2vvᵀ.
+        // diag(5, 3, 1, 0) conjugated by the reflection I − 2vvᵀ.
         let v = [0.5f32, 0.5, 0.5, 0.5];
         let reflect = |i: usize, j: usize| f32::from(i == j) - 2.0 * v[i] * v[j];
         let values = [5.0, 3.0, 1.0, 0.0];

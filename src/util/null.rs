@@ -1,28 +1,27 @@
-//! Restores NaN and ±∞, which JSON writes as `null`. Functions for
-//! `#[serde(deserialize_with = "…")]` that read it back as what it was.
+//! Restores NaN and ±∞, which JSON writes as `null`. The functions are for `#[serde(deserialize_with = "…")]`.
 
 use serde::{Deserialize, Deserializer};
 
-/// `null` was not a number.
+/// Reads a number; `null` becomes NaN.
 ///
 /// # Errors
-/// Those of the format.
+/// Returns the deserializer's error if the value is neither a number nor `null`.
 pub fn or_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     number_or(f64::NAN, from)
 }
 
-/// `null` was above every number, as the divergence of broken logits is.
+/// Reads a number; `null` becomes +∞, such as the KL divergence of logits that are not finite.
 ///
 /// # Errors
-/// Those of the format.
+/// Returns the deserializer's error if the value is neither a number nor `null`.
 pub fn or_infinity<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     number_or(f64::INFINITY, from)
 }
 
-/// `null` was below every number, as the use of a broken edit is.
+/// Reads a number; `null` becomes −∞, such as the utility of an edit that breaks the model.
 ///
 /// # Errors
-/// Those of the format.
+/// Returns the deserializer's error if the value is neither a number nor `null`.
 pub fn or_minus_infinity<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     number_or(f64::NEG_INFINITY, from)
 }

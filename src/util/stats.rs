@@ -1,8 +1,8 @@
 //! Small-sample statistics of the evaluation: proportions with intervals, separation of two
 //! score samples, distance between two next-token distributions, and a paired test.
 //!
-//! Everything is computed in `f64`. Nothing here panics on odd input; the answer to a question
-//! that has none (an empty sample, a NaN) is `NaN` or `None`, as each item says.
+//! Everything is computed in `f64`. Nothing here panics on unusual input; where the result is undefined
+//! (an empty sample, a NaN), it is NaN or `None`, as each item documents.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,11 +12,11 @@ const Z95: f64 = 1.959_963_984_540_054;
 
 /// `count` successes out of `total` trials.
 ///
-/// A `count` above `total` is read as `total`, so that no result leaves `[0, 1]`.
+/// A `count` above `total` is treated as `total`, so that all results stay in `[0, 1]`.
 ///
 /// Displayed as `41/64 (.64, .52-.75)`: the fraction, its rate and its 95 % Wilson interval.
-/// Serialised as `count`, `total`, `rate`, `low`, `high` (the last two from [`Self::wilson95`]);
-/// the rate of no trials is NaN, which JSON writes as `null`. Read back from the two counts.
+/// Serialized as `count`, `total`, `rate`, `low`, `high` (the last two from [`Self::wilson95`]);
+/// the rate of zero trials is NaN, which JSON writes as `null`. Deserialized from the two counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "ProportionRow")]
 pub struct Proportion {
@@ -26,7 +26,7 @@ pub struct Proportion {
     pub total: u64,
 }
 
-/// The serialised form of [`Proportion`].
+/// The serialized form of [`Proportion`].
 #[derive(Serialize)]
 struct ProportionRow {
     count: u64,
@@ -45,19 +45,19 @@ impl From<Proportion> for ProportionRow {
 }
 
 impl Proportion {
-    /// `count` successes out of `total` trials.
+    /// Creates a proportion of `count` successes out of `total` trials.
     #[must_use]
     pub const fn new(count: u64, total: u64) -> Self {
         Self { count, total }
     }
 
-    /// The observed rate `count / total`, in `[0, 1]`; NaN when there were no trials.
+    /// Returns the observed rate `count / total`, in `[0, 1]`; NaN if there were no trials.
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.count.min(self.total) as f64 / self.total as f64
     }
 
-    /// The Wilson score interval `(low, high)` at `z` standard normal deviations.
+    /// Returns the Wilson score interval `(low, high)` at `z` standard normal deviations.
     ///
     /// With `p = count / total` and `n = total`:
     ///
@@ -65,9 +65,9 @@ impl Proportion {
     /// (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
     /// ```
     ///
-    /// Unlike the textbook interval `p ± z·sqrt(p(1-p)/n)` it stays inside `[0, 1]` and keeps
-    /// its coverage near 0 and 1, where refusal rates live. The sign of `z` does not matter.
-    /// No trials tell nothing: `(0, 1)`. A NaN `z` gives NaN bounds.
+    /// Unlike the textbook interval `p ± z·sqrt(p(1-p)/n)`, it stays inside `[0, 1]` and keeps
+    /// its coverage near 0 and 1, where refusal rates often lie. The sign of `z` does not matter.
+    /// The interval is `(0, 1)` for zero trials or an infinite `z`; a NaN `z` gives NaN bounds.
     ///
     /// Source: E. B. Wilson, "Probable inference, the law of succession, and statistical
     /// inference", JASA 22 (1927).
@@ -76,7 +76,7 @@ impl Proportion {
         if z.is_nan() {
             return (f64::NAN, f64::NAN);
         }
-        // An infinite z asks for certainty, and the formula would divide infinity by infinity.
+        // For an infinite z, the formula would divide infinity by infinity.
         if self.total == 0 || z.is_infinite() {
             return (0.0, 1.0);
         }
@@ -91,7 +91,7 @@ impl Proportion {
         (low, high)
     }
 
-    /// [`Self::wilson`] at the two-sided 95 % level, `z = 1.96`.
+    /// Returns [`Self::wilson`] at the two-sided 95 % level, `z = 1.96`.
     #[must_use]
     pub fn wilson95(&self) -> (f64, f64) {
         self.wilson(Z95)
@@ -109,7 +109,7 @@ impl fmt::Display for Proportion {
     }
 }
 
-/// Two decimals without the leading zero: `.64`, `1.00`.
+/// Formats with two decimals and no leading zero: `.64`, `1.00`.
 fn short(x: f64) -> String {
     let text = format!("{x:.2}");
     match text.strip_prefix('0') {
@@ -118,17 +118,17 @@ fn short(x: f64) -> String {
     }
 }
 
-/// Area under the ROC curve of a score that should be higher for `positive` than `negative`.
+/// Returns the area under the ROC curve of a score that should be higher for `positive` than for `negative`.
 ///
-/// The chance that a random positive outranks a random negative, a tie counting one half:
+/// It is the probability that a random positive outranks a random negative, with ties counting one half:
 ///
 /// ```text
 /// (#{p > n} + #{p = n} / 2) / (len(positive) · len(negative))
 /// ```
 ///
 /// Unitless in `[0, 1]`: 1 separates perfectly, 0.5 not at all, 0 perfectly the wrong way round.
-/// Each slice holds one score per example, in any order; the work is that of sorting them.
-/// Infinite scores are ordered as usual. NaN if a sample is empty or holds a NaN.
+/// Each slice holds one score per example, in any order; the time is that of sorting them.
+/// Infinite scores are ordered as usual. Returns NaN if a sample is empty or contains a NaN.
 ///
 /// Source: J. A. Hanley and B. J. McNeil, "The meaning and use of the area under a receiver
 /// operating characteristic (ROC) curve", Radiology 143 (1982).
@@ -153,7 +153,7 @@ pub fn auroc(positive: &[f64], negative: &[f64]) -> f64 {
     wins / (positive.len() as f64 * negative.len() as f64)
 }
 
-/// Sensitivity index d′: the distance of two sample means in pooled standard deviations.
+/// Returns the sensitivity index d′: the distance between two sample means in pooled standard deviations.
 ///
 /// ```text
 /// (μ₁ - μ₀) / sqrt((σ₁² + σ₀²) / 2)
@@ -161,8 +161,8 @@ pub fn auroc(positive: &[f64], negative: &[f64]) -> f64 {
 ///
 /// with `μ₁`, `σ₁²` of `positive` and `μ₀`, `σ₀²` of `negative`, variances unbiased (divided by
 /// `n - 1`). Unitless; this is the form for unequal variances, also written `d_a`. Two constant
-/// samples differ by 0 (equal) or ±infinity. NaN if a sample has fewer than two values or any
-/// value is not finite.
+/// samples give 0 if they are equal and ±infinity otherwise. Returns NaN if a sample has fewer than two
+/// values or any value is not finite.
 ///
 /// Source: N. A. Macmillan and C. D. Creelman, "Detection Theory: A User's Guide" (2005).
 #[must_use]
@@ -174,23 +174,23 @@ pub fn d_prime(positive: &[f64], negative: &[f64]) -> f64 {
     if gap == 0.0 { 0.0 } else { gap / spread }
 }
 
-/// Mean and unbiased variance, or `None` for fewer than two values or any not finite.
+/// Returns the mean and the unbiased variance; `None` if there are fewer than two values or any is not finite.
 fn mean_variance(xs: &[f64]) -> Option<(f64, f64)> {
     if xs.len() < 2 || xs.iter().any(|x| !x.is_finite()) {
         return None;
     }
     let n = xs.len() as f64;
-    // A constant sample must have variance exactly zero, which a rounded mean would spoil.
+    // A constant sample must have a variance of exactly zero, which a rounded mean would not give.
     if xs.iter().all(|x| *x == xs[0]) {
         return Some((xs[0], 0.0));
     }
     let mean = xs.iter().sum::<f64>() / n;
-    // Two passes: subtracting the mean first keeps the digits of a small spread.
+    // Two passes: subtracting the mean first preserves the precision of a small spread.
     let squares = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
     Some((mean, squares / (n - 1.0)))
 }
 
-/// Kullback-Leibler divergence `KL(p ‖ q)` in nats between the softmaxes of two logit rows.
+/// Returns the Kullback-Leibler divergence `KL(p ‖ q)` in nats between the softmaxes of two logit rows.
 ///
 /// ```text
 /// Σᵢ pᵢ (ln pᵢ - ln qᵢ),   ln pᵢ = lᵢ - max l - ln Σⱼ exp(lⱼ - max l)
@@ -198,10 +198,10 @@ fn mean_variance(xs: &[f64]) -> Option<(f64, f64)> {
 ///
 /// Both rows have one logit per vocabulary entry, in the same order; `p` is the reference (the
 /// original model), `q` the model under test. A logit of -infinity is a masked token: it adds
-/// nothing where `p` masks it, and makes the divergence infinite where only `q` does. The result
-/// is at least 0 (rounding below it is cut off), and 0 for equal rows.
+/// nothing where `p` masks it, and makes the divergence infinite where only `q` masks it. The result
+/// is at least 0 (negative rounding errors become 0), and 0 for equal rows.
 ///
-/// `None` if the rows differ in length, are empty, hold a NaN or +infinity, or mask every token.
+/// Returns `None` if the rows differ in length, are empty, contain a NaN or +infinity, or mask every token.
 ///
 /// Source: S. Kullback and R. A. Leibler, "On information and sufficiency" (1951).
 #[must_use]
@@ -222,7 +222,7 @@ pub fn kl_divergence(p_logits: &[f32], q_logits: &[f32]) -> Option<f64> {
     Some(sum.max(0.0))
 }
 
-/// `ln Σ exp(x)` without overflow; `None` for a NaN, a +infinity or nothing finite.
+/// Returns `ln Σ exp(x)`, computed without overflow; `None` if a value is NaN or +infinity, or none is finite.
 pub fn log_sum_exp(xs: &[f32]) -> Option<f64> {
     if xs.iter().any(|x| x.is_nan()) {
         return None;
@@ -235,7 +235,7 @@ pub fn log_sum_exp(xs: &[f32]) -> Option<f64> {
     Some(max + sum.ln())
 }
 
-/// Exact two-sided McNemar test for paired yes/no outcomes: the p-value, in `[0, 1]`.
+/// Returns the p-value, in `[0, 1]`, of the exact two-sided McNemar test for paired yes/no outcomes.
 ///
 /// `b` pairs changed one way (say, refused only before) and `c` the other way; pairs that did
 /// not change carry no information. Under "no change either way" the `n = b + c` changed pairs
@@ -245,8 +245,8 @@ pub fn log_sum_exp(xs: &[f32]) -> Option<f64> {
 /// min(1, 2 · Σ_{k=0}^{min(b, c)} C(n, k) / 2ⁿ)
 /// ```
 ///
-/// Summed in logarithms, so large counts do not overflow; takes `min(b, c)` steps. No changed
-/// pair gives 1.
+/// Summed in logarithms, so large counts do not overflow; takes `min(b, c)` steps. The p-value is 1 if
+/// no pair changed.
 ///
 /// Source: Q. McNemar, "Note on the sampling error of the difference between correlated
 /// proportions or percentages", Psychometrika 12 (1947), in its exact binomial form.
@@ -393,7 +393,7 @@ mod tests {
         prop::collection::vec((-20_i32..20).prop_map(f64::from), 2..30)
     }
 
-    /// The definition, pair by pair.
+    /// Computes the AUROC by its definition, pair by pair.
     fn auroc_by_pairs(positive: &[f64], negative: &[f64]) -> f64 {
         let mut wins = 0.0;
         for p in positive {
@@ -436,7 +436,7 @@ mod tests {
             prop_assert!((auroc(&a, &b) - auroc_by_pairs(&a, &b)).abs() < 1e-12);
             prop_assert!((auroc(&a, &b) + auroc(&b, &a) - 1.0).abs() < 1e-12);
             prop_assert_eq!(auroc(&a, &a), 0.5);
-            // Only the order counts.
+            // Only the order of the scores matters.
             let cube = |xs: &[f64]| xs.iter().map(|x| x.powi(3)).collect::<Vec<_>>();
             prop_assert_eq!(auroc(&cube(&a), &cube(&b)), auroc(&a, &b));
         }

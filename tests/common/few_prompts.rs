@@ -1,10 +1,10 @@
-//! Prompts for a quick run.
+//! Small prompt sets for quick runs.
 
 use std::path::{Path, PathBuf};
 
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet};
 
-/// A prompt file small enough for a quick run: 12 of each kind, six to extract, three to search and to report.
+/// Writes a prompt file for a quick run: 12 prompts of each kind, 6 for extraction and 3 each for search and report.
 pub fn few_prompts(folder: &Path) -> PathBuf {
     let set = PromptSet::bundled();
     let mut lines = String::new();
@@ -18,7 +18,8 @@ pub fn few_prompts(folder: &Path) -> PathBuf {
     path
 }
 
-/// The same of a few letters each, for devices that are slow: a vocabulary of bytes makes a token of each.
+/// Like [`few_prompts`], but with prompts of a few letters, for slow devices: a vocabulary of bytes makes a token of
+/// every byte.
 pub fn short_prompts(folder: &Path) -> PathBuf {
     let sets = [
         (

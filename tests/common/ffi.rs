@@ -1,4 +1,4 @@
-//! An allocator that counts what is held, for tests that bound memory.
+//! An allocator that counts allocated bytes, for tests that bound memory.
 
 #![allow(unsafe_code)]
 
@@ -6,19 +6,19 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// The system's allocator, counted.
+/// The system allocator, with a count of the bytes that are allocated.
 pub struct Counting;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// Only one test at a time can be measured, and the others must not allocate meanwhile.
+/// Serializes measurements: the counters are global, so nothing else may allocate during one.
 static MEASURED: Mutex<()> = Mutex::new(());
 
 fn add(bytes: usize) {
     PEAK.fetch_max(HELD.fetch_add(bytes, Relaxed) + bytes, Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator as it came; counting touches no memory but its own.
+// SAFETY: every call is forwarded to the system allocator unchanged; the counters touch no memory but their own.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, new: usize) -> *mut u8 {
-        // Old and new coexist while it moves.
+        // The old and the new block coexist while the data moves.
         add(new);
         HELD.fetch_sub(layout.size(), Relaxed);
         // SAFETY: as above.
@@ -47,7 +47,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `work` returns, and the most bytes that it held at a time. Waits for other measurements.
+/// Runs `work`; returns its result and the peak of its allocations in bytes. Waits for other measurements to end.
 pub fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let _one = MEASURED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let before = HELD.load(Relaxed);

@@ -1,15 +1,15 @@
-//! A small HTTP server on this machine, for a test's lifetime: one thread a connection, one request each.
+//! A small HTTP server on localhost that lives as long as the test: one thread and one request per connection.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// What was asked.
+/// A request that the server received.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub method: String,
     pub path: String,
-    /// Names in lower case.
+    /// Names (in lower case) and values.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
@@ -20,13 +20,13 @@ impl Request {
     }
 }
 
-/// What is answered.
+/// A response of the server.
 #[derive(Debug, Clone, Default)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Send only so many bytes of the body, then hang up.
+    /// Number of bytes of the body to send before closing the connection; `None` sends all.
     pub cut: Option<usize>,
 }
 
@@ -41,14 +41,14 @@ impl Answer {
     }
 }
 
-/// A server, and everything that it was asked.
+/// A running server and the requests it has received.
 pub struct Server {
     pub address: String,
     asked: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
-    /// Answers with `answer`. The thread ends with the test's process.
+    /// Starts a server that responds with `answer`. Its thread ends with the test process.
     pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -1,19 +1,19 @@
-//! A file small enough to be changed in place hundreds of times.
+//! A model file small enough to be changed in place hundreds of times.
 
 use std::path::{Path, PathBuf};
 
 use rosi_gguf::gguf::in_place::{Change, InPlace, UndoError};
 use rosi_gguf::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, GgufError, Rewrite, Value, sha256_file};
 
-/// Bytes on the move at a time: some tens of batches in the file of [`model`].
+/// Bytes moved at a time, which makes some tens of batches for the file of [`model`].
 pub const BATCH: u64 = 128 << 10;
-/// The tensors that get new data.
+/// Names of the tensors that get new data.
 pub const EDITED: [&str; 2] = ["blk.0.attn_output.weight", "blk.0.ffn_down.weight"];
-/// Values of the arrays that are added: what the data moves by, over four.
+/// Number of values in the added F32 array; the tensor data moves by four times as many bytes.
 const ADDED: usize = 60_000;
 
-/// Writes a llama of one block and `megabytes` MB of other weights; it has a header to plan with, and
-/// no vocabulary to run with.
+/// Writes a llama model of one block and `megabytes` MB of other weights. Its header suffices for a plan, but it cannot
+/// be run, since it has no vocabulary.
 pub fn model(folder: &Path, megabytes: usize) -> PathBuf {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -41,7 +41,7 @@ pub fn model(folder: &Path, megabytes: usize) -> PathBuf {
     path
 }
 
-/// The copy that the file becomes.
+/// Returns the rewrite that the change applies.
 pub fn rewrite(source: &Gguf) -> Rewrite<'_> {
     Rewrite {
         added: vec![("rosi.version".into(), Value::String("test".into()))],
@@ -54,8 +54,8 @@ fn inverted(bytes: Vec<u8>) -> Vec<u8> {
     bytes.into_iter().map(|byte| !byte).collect()
 }
 
-/// Changes the file as `inject --in-place` does, and puts it back when that fails; `pause` comes between
-/// hashing and changing, and the change is not accepted with `leave_half`.
+/// Changes the file as `inject --in-place` does, and restores it if that fails. `pause` runs between hashing and
+/// changing. With `leave_half`, the change is applied but not accepted.
 pub fn change(path: &Path, pause: impl FnOnce(), leave_half: bool) -> Result<(), UndoError> {
     let source = Gguf::open(path)?;
     let sha256 = sha256_file(path, &mut |_, _| Ok(())).unwrap();
@@ -73,7 +73,7 @@ pub fn change(path: &Path, pause: impl FnOnce(), leave_half: bool) -> Result<(),
     }
 }
 
-/// Writes the same change as a copy, as `inject` does.
+/// Writes a copy with the same change, as `inject` does.
 pub fn copy(path: &Path, out: &Path, pause: impl FnOnce()) -> Result<(), GgufError> {
     let source = Gguf::open(path)?;
     let mut file = AtomicFile::create(out, false)?;

@@ -1,6 +1,6 @@
-//! What several tests need.
+//! Helpers shared by the tests.
 
-#![allow(dead_code)] // each binary needs a part of it
+#![allow(dead_code)] // each test binary uses only some of them
 
 pub mod beside;
 pub mod few_prompts;

@@ -1,11 +1,11 @@
-//! Folders laid out as Ollama's.
+//! Folders laid out like Ollama's model store.
 
 use std::path::{Path, PathBuf};
 
 use rosi_gguf::gguf::{sha256_file, sha256_hex};
 use serde_json::{Value, json};
 
-/// A store below some folder.
+/// The root folder of a store.
 pub struct Store(pub PathBuf);
 
 impl Store {
@@ -15,19 +15,19 @@ impl Store {
         Self(root)
     }
 
-    /// The path of a blob.
+    /// Returns the path of a blob.
     pub fn blob(&self, sha256: &str) -> PathBuf {
         self.0.join("blobs").join(format!("sha256-{sha256}"))
     }
 
-    /// A layer with these bytes, which become a blob.
+    /// Writes `bytes` as a blob and returns a layer that refers to it.
     pub fn layer(&self, kind: &str, bytes: &[u8]) -> Value {
         let sha256 = sha256_hex(bytes);
         std::fs::write(self.blob(&sha256), bytes).unwrap();
         layer(kind, &sha256, bytes.len() as u64)
     }
 
-    /// A layer with this file, which is linked to.
+    /// Links `file` as a blob and returns a layer that refers to it.
     pub fn linked(&self, kind: &str, file: &Path) -> Value {
         let sha256 = sha256_file(file, &mut |_, _| Ok(())).unwrap();
         if !self.blob(&sha256).exists() {
@@ -36,7 +36,7 @@ impl Store {
         layer(kind, &sha256, std::fs::metadata(file).unwrap().len())
     }
 
-    /// The manifest of `HOST/NAMESPACE/MODEL/TAG`.
+    /// Writes the manifest of `name`, which has the form `HOST/NAMESPACE/MODEL/TAG`, and returns its path.
     pub fn manifest(&self, name: &str, layers: &[Value]) -> PathBuf {
         let config = self.layer("config", br#"{"model_format":"gguf","model_family":"llama"}"#);
         let text = json!({
@@ -48,7 +48,7 @@ impl Store {
         self.raw("manifests", name, text.to_string().as_bytes())
     }
 
-    /// A manifest of these bytes.
+    /// Writes `bytes` as the manifest of `name` below the folder `layout`, and returns its path.
     pub fn raw(&self, layout: &str, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.0.join(layout).join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

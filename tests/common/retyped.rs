@@ -1,11 +1,11 @@
-//! A copy of a model with some of its tensors in another type.
+//! Copies of a model with some of its tensors in another type.
 
 use std::path::Path;
 
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
 use rosi_gguf::quant;
 
-/// Writes `gguf` to `out` with the tensors that `changes` picks in `ggml_type`.
+/// Writes `gguf` to `out`, with the tensors for which `changes` returns true in `ggml_type`.
 pub fn retyped(gguf: &Gguf, out: &Path, ggml_type: GgmlType, changes: &dyn Fn(&TensorInfo) -> bool) {
     let types = gguf.tensors.iter().filter(|t| changes(t)).map(|t| (t.name.clone(), ggml_type)).collect();
     let rewrite = Rewrite { types, ..Rewrite::copy(gguf) };

@@ -1,9 +1,9 @@
-//! The program, run as users run it.
+//! Runs the program as users do.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The path that `scripts/test` set `name` to.
+/// Returns the path in the variable `name`, which `scripts/test` sets.
 pub fn variable(name: &str) -> PathBuf {
     let value = std::env::var_os(name);
     PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
@@ -13,7 +13,8 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Through `ROSI_TEST_RUNNER`, where it is set (use_newer_lavapipe in scripts/lib.sh).
+/// Returns a command that runs the program, through `ROSI_TEST_RUNNER` if that is set (see `use_newer_lavapipe` in
+/// scripts/lib.sh).
 pub fn command(args: &[&str]) -> Command {
     let program = env!("CARGO_BIN_EXE_rosi-gguf");
     let mut command = match std::env::var_os("ROSI_TEST_RUNNER") {
@@ -32,14 +33,14 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Runs what must end with this code, and returns what it says.
+/// Runs the program, which must end with exit code `code`, and returns its output.
 pub fn ended(args: &[&str], code: i32) -> Output {
     let output = command(args).output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
     output
 }
 
-/// Runs what must end well, and reads its JSON.
+/// Runs the program, which must succeed, and parses the JSON on its stdout.
 pub fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_slice(&ended(args, 0).stdout).unwrap()
 }

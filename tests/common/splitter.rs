@@ -1,4 +1,4 @@
-//! Splits a model as `llama-gguf-split` does, for tests only.
+//! Splits a model as `llama-gguf-split` does.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -11,7 +11,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// A key-value record of an integer type.
+/// Encodes a key-value record of an integer type.
 pub fn record(key: &str, value_type: u32, value: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     string(&mut out, key);
@@ -20,7 +20,7 @@ pub fn record(key: &str, value_type: u32, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What the records of one file say of its place.
+/// Returns the `split.*` records of one file.
 pub fn place(no: u16, count: u16, n_tensors: i32) -> Vec<Vec<u8>> {
     vec![
         record("split.no", 2, &no.to_le_bytes()),
@@ -29,7 +29,7 @@ pub fn place(no: u16, count: u16, n_tensors: i32) -> Vec<Vec<u8>> {
     ]
 }
 
-/// Writes one file: `n_kv` records, whose bytes are `kv`, and `tensors` of `model`.
+/// Writes one file with the `n_kv` records encoded in `kv` and the `tensors` of `model`.
 fn write_file(path: &Path, n_kv: usize, kv: Vec<u8>, model: &Gguf, tensors: &[TensorInfo], alignment: u64) {
     let mut header = b"GGUF".to_vec();
     header.extend(3u32.to_le_bytes());
@@ -59,8 +59,8 @@ fn write_file(path: &Path, n_kv: usize, kv: Vec<u8>, model: &Gguf, tensors: &[Te
     file.flush().unwrap();
 }
 
-/// Splits `model` into `FOLDER/NAME-0000K-of-0000N.gguf` with `counts[k]` tensors in file k. All keys go
-/// into the first file, so that only this one has the model's alignment.
+/// Splits `model` into `FOLDER/NAME-0000K-of-0000N.gguf` with `counts[k]` tensors in file k. All keys go into the first
+/// file, so only this one has the model's alignment.
 pub fn split(model: &Gguf, folder: &Path, name: &str, counts: &[usize]) -> Vec<PathBuf> {
     assert_eq!(counts.iter().sum::<usize>(), model.tensors.len());
     let mut at = 0;

@@ -1,5 +1,5 @@
-//! Tiny random models that can be talked to: the seeds of the architectures' proof, with a vocabulary of bytes and a
-//! chat template.
+//! Tiny random models that accept prompts: the seeds of the architecture tests, with a vocabulary of bytes and a chat
+//! template.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::generated::seeds::{Run, Seeds};
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
-/// The characters by which GPT-2 writes the 256 bytes: a byte that prints stands for itself, the others for
+/// Returns the characters that GPT-2 uses for the 256 bytes: printable bytes map to themselves, the others to
 /// characters from 256 on.
 fn byte_tokens() -> Vec<String> {
     let prints = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
@@ -28,7 +28,7 @@ fn byte_tokens() -> Vec<String> {
     (0..=255).map(&mut token).collect()
 }
 
-/// A vocabulary of bytes, a pair of them, and the two marks of the template.
+/// Returns the keys of a vocabulary of all bytes, one merged pair, and the two control tokens of the template.
 fn tokenizer() -> Vec<(&'static str, Toml)> {
     let mut tokens = byte_tokens();
     tokens.extend(["Ġt", "<|im_start|>", "<|im_end|>"].map(String::from));
@@ -51,13 +51,13 @@ fn tokenizer() -> Vec<(&'static str, Toml)> {
     ]
 }
 
-/// Size of the vocabulary.
+/// Returns the size of the vocabulary, in tokens.
 pub fn n_vocab() -> usize {
     let size = tokenizer().into_iter().find(|(key, _)| *key == "vocab_size").unwrap().1;
     size.as_integer().unwrap() as usize
 }
 
-/// Writes the model of the run `name` of `seeds.toml`, with `keys` over its own, to `path`.
+/// Writes the model of the run `name` of `seeds.toml` to `path`. `keys` override its own keys.
 pub fn talking(name: &str, keys: &[(&str, i64)], path: &Path) {
     let mut seeds = Seeds::load();
     seeds.core.extend(tokenizer().into_iter().map(|(key, value)| (key.into(), value)));
@@ -66,7 +66,7 @@ pub fn talking(name: &str, keys: &[(&str, i64)], path: &Path) {
     generate(&seeds, name, false, path).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
-/// A dense model, one with post-norms, a mixture of experts.
+/// Writes three models: a dense one, one with post-norms, and a mixture of experts.
 pub fn models(folder: &Path) -> [PathBuf; 3] {
     let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];
     [("qwen2", &[][..]), ("gemma2", &[]), ("qwen3moe", eight)].map(|(run, keys)| {
@@ -76,8 +76,8 @@ pub fn models(folder: &Path) -> [PathBuf; 3] {
     })
 }
 
-/// Arguments that search the direction of such a model. It refuses nothing, so two checks are waived; to a vocabulary of bytes our
-/// safety prompt is too long, so none.
+/// Returns arguments for a `search` on such a model. It refuses nothing, so two checks are waived. It gets no system
+/// prompt, because the safety prompt is too long for a vocabulary of bytes.
 pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a str> {
     let [model, out, few] = [model, out, few].map(|path| path.to_str().unwrap());
     let search = [

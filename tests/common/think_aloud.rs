@@ -1,17 +1,17 @@
-//! Models under templates that open thoughts.
+//! Models whose chat template opens a thought.
 
 use std::path::Path;
 
 use rosi_gguf::gguf::{Gguf, Rewrite, Value};
 
-/// The own template of `model` with `text` behind the generation prompt.
+/// Returns the chat template of `model` with `text` appended to the generation prompt.
 pub fn ending_in(model: &Path, text: &str) -> String {
     let gguf = Gguf::open(model).unwrap();
     let own = gguf.str("tokenizer.chat_template").unwrap();
     format!("{own}{{% if add_generation_prompt %}}{text}{{% endif %}}")
 }
 
-/// A copy of `model` whose template opens thoughts.
+/// Writes a copy of `model` whose template opens a thought.
 pub fn think_aloud(model: &Path, copy: &Path) {
     let gguf = Gguf::open(model).unwrap();
     let key = "tokenizer.chat_template";

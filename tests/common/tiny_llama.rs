@@ -1,38 +1,38 @@
-//! Models of one block with weights of 0, for what happens before a model computes anything: their vocabulary, template
-//! and keys are what a test makes of them.
+//! Models of one block with zero weights, for tests of tokenization, templates and header keys. Each test chooses the
+//! vocabulary, template and keys.
 
 use std::fs::File;
 use std::path::Path;
 
 use rosi_gguf::gguf::{GgmlType, GgufBuilder, Value};
 
-/// Width of everything.
+/// Width of every matrix.
 const N: u64 = 32;
 
-/// What makes such a model.
+/// Description of a tiny model.
 pub struct Tiny {
-    /// `llama`, or `gpt2` for one with learned positions.
+    /// The architecture: `llama`, or `gpt2` for a model with learned positions.
     pub arch: &'static str,
-    /// `gpt2` for bytes as GPT-2 writes them, or `llama` for pieces of SentencePiece.
+    /// The tokenizer: `gpt2` for bytes in GPT-2's encoding, or `llama` for SentencePiece pieces.
     pub vocabulary: &'static str,
-    /// Tokens beside the letters, with their kinds (3 is a control token).
+    /// Tokens in addition to the letters, with their kinds (3 is a control token).
     pub tokens: Vec<(&'static str, i32)>,
-    /// The chat template, if there is one.
+    /// The chat template, if any.
     pub template: Option<&'static str>,
-    /// Length of a text that the model was made for.
+    /// Context length that the model was trained for, in tokens.
     pub n_ctx: u32,
-    /// Booleans beside the others.
+    /// Additional boolean keys, without the prefix `tokenizer.ggml.`.
     pub flags: Vec<(&'static str, bool)>,
-    /// The type of `attn_norm`.
+    /// Type of `attn_norm`.
     pub norm: GgmlType,
-    /// Which token follows which, whatever stands before: at most as many as the model is wide.
+    /// Pairs of a token and the token predicted after it in any context; at most as many pairs as the model is wide.
     pub follows: Vec<(&'static str, &'static str)>,
-    /// Pairs of tokens that are joined.
+    /// BPE merges: pairs of tokens separated by a space.
     pub merges: Vec<&'static str>,
 }
 
 impl Tiny {
-    /// A model that reads bytes and the tokens `<s>`, `</s>` and `<|im_end|>`.
+    /// Creates a model whose vocabulary is all bytes and the tokens `<s>`, `</s>` and `<|im_end|>`.
     pub fn new() -> Self {
         Self {
             arch: "llama",
@@ -47,13 +47,13 @@ impl Tiny {
         }
     }
 
-    /// Id of a token of [`Self::tokens`].
+    /// Returns the id of a token of [`Self::tokens`].
     pub fn id(&self, token: &str) -> i32 {
         let at = self.tokens.iter().position(|(text, _)| *text == token).unwrap();
         (letters(self.vocabulary).len() + at) as i32
     }
 
-    /// Writes it.
+    /// Writes the model to `path`.
     pub fn write(&self, path: &Path) {
         let letters = letters(self.vocabulary);
         let mut kinds: Vec<i32> = letters.iter().map(|(_, kind)| *kind).collect();
@@ -92,8 +92,8 @@ impl Tiny {
         self.tensors(model, &tokens).write_to(&mut File::create(path).unwrap()).unwrap();
     }
 
-    /// Token embeddings and output rows: a token that another follows has a coordinate of its own, which is that of the
-    /// other's row. Without any, zeros.
+    /// Returns the token embeddings and the output rows. Each pair of [`Self::follows`] has a coordinate of its own, at
+    /// which the embedding of the first token and the output row of the second are 1. Everything else is 0.
     fn follow(&self, tokens: &[&str]) -> [Vec<u8>; 2] {
         let mut rows = [(); 2].map(|()| vec![0.0f32; tokens.len() * N as usize]);
         let id = |token: &str| tokens.iter().position(|text| *text == token).unwrap();
@@ -145,7 +145,8 @@ impl Tiny {
     }
 }
 
-/// What spells a text, with the kind of each.
+/// Returns the basic tokens of a vocabulary, with their kinds: every byte and `Ġt` for `gpt2`, `▁` and the printable
+/// ASCII characters for `llama`.
 fn letters(vocabulary: &str) -> Vec<(String, i32)> {
     let gpt2 = |(i, byte): (usize, u8)| {
         let prints = matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);

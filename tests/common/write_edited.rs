@@ -1,4 +1,4 @@
-//! An edited file, without the search before it.
+//! Writes edited model files without a search.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ pub fn write_edited(gguf: &Gguf, edits: &[Edit], out: &Path) {
     write_as(gguf, edits, out, Requant::Nearest);
 }
 
-/// Writes `gguf` with `edits` to `out`.
+/// Writes `gguf` with `edits` to `out`, quantized again as `requant` says.
 pub fn write_as(gguf: &Gguf, edits: &[Edit], out: &Path, requant: Requant) {
     let mut replace = |tensor: &TensorInfo| {
         let Some(edit) = edits.iter().find(|e| e.tensor == tensor.name) else { return Ok(None) };

@@ -1,5 +1,5 @@
-//! Edited models after llama-quantize has copied them, as newer versions of `ollama create` have it do: by the llama.cpp
-//! that is built in, and, where `ROSI_TEST_LLAMA_QUANTIZE` names the program of another build, by that too.
+//! Edited models after a copy by llama-quantize, which newer versions of `ollama create` run. The copies are made by
+//! the built-in llama.cpp and, if `ROSI_TEST_LLAMA_QUANTIZE` names the llama-quantize of another build, by that too.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -15,7 +15,7 @@ use common::few_prompts::short_prompts;
 use common::run::{command, json, text};
 use common::talking;
 
-/// One of each way in which an edit is recorded: a direction alone, factors of each matrix, neurons.
+/// One edit for each way of recording it: only a direction, factors of each matrix, neurons.
 const EDITS: [&[&str]; 3] = [
     &["--method", "published", "--layer", "1", "--strength", "0.03"],
     &["--method", "contrast", "--layer", "1", "--strength", "0.03"],
@@ -42,7 +42,7 @@ fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
     out
 }
 
-/// The records of an edit, and the name, type and bytes of every tensor.
+/// The `rosi.*` keys of a file, and the name, type and bytes of every tensor.
 #[derive(PartialEq)]
 struct Contents {
     keys: Vec<(String, Json)>,
@@ -92,7 +92,7 @@ fn an_edit_outlives_a_copy_by_llama_quantize() {
                 assert!(!contents(&out).keys.is_empty());
                 assert!(contents(&copy) == contents(&out), "{edit:?}: {}", copy.display());
                 assert_eq!(json(&["inspect", text(&copy), "--json"])["injected"], injected);
-                // The copy has its tensors in another order, and a file type where there was none.
+                // The copy has its tensors in a different order, and a file type if the original had none.
                 let again = command(&["-q", "verify", text(&base), text(&copy), "--json"]).output().unwrap();
                 let again: Json = serde_json::from_slice(&again.stdout).unwrap();
                 for fact in ["gain", "cosine", "untouched_identical", "identical"] {

@@ -1,6 +1,6 @@
-//! Scars of removed directions in real weights, and none in honest ones. `scripts/test` fetches the models
-//! and sets the `ROSI_TEST_MODEL_*` variables. The copies with a direction removed exist in memory and in a
-//! temporary folder only.
+//! Detection of directions that were removed from real weights, and of their absence in unmodified ones. `scripts/test`
+//! fetches the models and sets the `ROSI_TEST_MODEL_*` variables. Copies with a direction removed exist only in memory
+//! and in a temporary folder.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -19,15 +19,15 @@ use rosi_gguf::util::linalg;
 
 const MODELS: [&str; 3] = ["SMOLLM2", "GEMMA3", "QWEN"];
 
-/// The writers of one model, decoded.
+/// The residual writers of one model, decoded.
 struct Model {
     name: &'static str,
     n_embd: usize,
     n_layer: usize,
     sites: Vec<Site>,
-    /// f32 `[n_embd, n_in]` each.
+    /// One f32 matrix `[n_embd, n_in]` per site.
     weights: Vec<Array2<f32>>,
-    /// Some thousand rows of the token embedding.
+    /// The first 8000 rows of the token embedding, or all if there are fewer.
     embedding: Array2<f32>,
 }
 
@@ -47,7 +47,7 @@ fn decode(gguf: &Gguf, name: &str, rows: usize) -> Array2<f32> {
     Array2::from_shape_vec((rows, n_in), values).unwrap()
 }
 
-/// Adds uniform noise of 0.15 times the root mean square, half a step of a 4-bit block.
+/// Adds uniform noise of up to ±0.15 times the root mean square, which is half a step of a 4-bit block.
 fn leave_grid(w: &mut Array2<f32>, seed: usize) {
     let size = 0.15 * (w.iter().map(|v| v * v).sum::<f32>() / w.len() as f32).sqrt();
     let mut state = seed as u64;
@@ -64,15 +64,15 @@ fn unit(mut v: Vec<f32>) -> Vec<f32> {
 }
 
 impl Model {
-    /// With noise of the size of a quantization step: directions are removed from full weights, and those
-    /// of a 4-bit file would round back onto the grid that they came from.
+    /// Opens a model and adds noise of the size of a quantization step. Directions are usually removed from unquantized
+    /// weights, while the weights of a 4-bit file would round back to the grid they came from.
     fn open(name: &'static str) -> Self {
         let mut model = Self::on_grid(name);
         model.weights.iter_mut().enumerate().for_each(|(seed, w)| leave_grid(w, seed));
         model
     }
 
-    /// Exactly as the file has it.
+    /// Opens a model with the weights exactly as stored.
     fn on_grid(name: &'static str) -> Self {
         let gguf = gguf(name);
         let plan = plan_of(&gguf).unwrap();
@@ -86,13 +86,13 @@ impl Model {
         direction::random(0, self.n_embd, seed).unwrap().unit().to_vec()
     }
 
-    /// Difference of the means of two sets of token embeddings: what a direction of meaning looks like.
+    /// Returns the difference of the means of two sets of token embeddings, as an example of a semantic direction.
     fn meaning(&self) -> Vec<f32> {
         let mean = |from: usize| self.embedding.slice(s![from..from + 64, ..]).mean_axis(Axis(0)).unwrap();
         unit((mean(1000) - mean(5000)).to_vec())
     }
 
-    /// The direction that a middle writer writes most.
+    /// Returns the direction that a middle writer writes most strongly, by power iteration.
     fn strongest(&self) -> Vec<f32> {
         let w = &self.weights[self.weights.len() / 2 + 1];
         (0..60).fold(self.random(1), |v, _| {
@@ -101,7 +101,7 @@ impl Model {
         })
     }
 
-    /// A direction per layer that drifts as refusal does: |cos| of neighbours about 0.85.
+    /// Returns a direction per layer that drifts as refusal does: |cos| between neighbors is about 0.85.
     fn drifting(&self) -> Vec<Vec<f32>> {
         let mut units = vec![self.meaning()];
         for layer in 1..self.n_layer {
@@ -111,12 +111,12 @@ impl Model {
         units
     }
 
-    /// Unrelated directions per layer.
+    /// Returns an unrelated direction per layer.
     fn unrelated(&self) -> Vec<Vec<f32>> {
         (0..self.n_layer).map(|layer| self.random(layer as u64 + 50)).collect()
     }
 
-    /// The weights without what `removal` takes away.
+    /// Returns the weights of a site after `removal`.
     fn without(&self, site: usize, removal: &Removal) -> Array2<f32> {
         let mut w = self.weights[site].clone();
         for r in removal.of(&self.sites[site], self.n_layer) {
@@ -127,7 +127,7 @@ impl Model {
         w
     }
 
-    /// A copy that is stored as `ggml_type`.
+    /// Returns a copy of the model after `removal`, stored as `ggml_type`.
     fn copy(&self, removal: &Removal, ggml_type: GgmlType) -> Copy {
         let gram = |site: usize| {
             let mut w = self.without(site, removal);
@@ -141,7 +141,8 @@ impl Model {
     }
 }
 
-/// Rounds `w` to what `ggml_type` holds, or Q5_0 where its rows are too short, as llama-quantize does.
+/// Rounds `w` to values that `ggml_type` can represent. Like llama-quantize, falls back to Q5_0 if the row length does
+/// not suit the type.
 fn store(w: &mut Array2<f32>, ggml_type: GgmlType) {
     if ggml_type == GgmlType::F32 {
         return;
@@ -156,12 +157,12 @@ fn store(w: &mut Array2<f32>, ggml_type: GgmlType) {
     });
 }
 
-/// `W ← W − weight · Σ r rᵀW` in a share of the layers.
+/// A removal of directions: `W ← W − weight · Σ r rᵀW` in a share of the layers.
 struct Removal {
     weight: f32,
     share: Range<f64>,
     only: Option<Group>,
-    /// The directions of each layer; one entry for all layers alike.
+    /// The directions of each layer; a single entry applies to all layers.
     units: Vec<Vec<Vec<f32>>>,
 }
 
@@ -219,7 +220,7 @@ impl Source for Copy {
     }
 }
 
-/// Length of the projection of `v` on orthonormal `units`.
+/// Returns the length of the projection of `v` onto the orthonormal `units`.
 fn cosine(units: &[Vec<f32>], v: &[f32]) -> f64 {
     let dot = |u: &Vec<f32>| u.iter().zip(v).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
     units.iter().map(|u| dot(u).powi(2)).sum::<f64>().sqrt()
@@ -229,7 +230,8 @@ fn find(source: &dyn Source) -> Findings {
     abliteration::find(source, &mut |_, _| ()).unwrap()
 }
 
-/// How right an ablated direction is: layers found of those that have one, layers named wrongly, least and mean cosine.
+/// Scores a finding against the truth: number of layers found correctly, number of layers found in error, least cosine,
+/// mean cosine.
 fn judge(m: &Model, removal: &Removal, ablated: &AblatedDirection) -> (usize, usize, f64, f64) {
     let truth = removal.layers(m.n_layer);
     let (right, wrong): (Vec<_>, Vec<_>) = ablated.layers.iter().partition(|l| truth.contains(&l.layer));
@@ -238,7 +240,7 @@ fn judge(m: &Model, removal: &Removal, ablated: &AblatedDirection) -> (usize, us
     (right.len(), wrong.len(), cosines.into_iter().fold(1.0, f64::min), mean)
 }
 
-/// Expects the ablated direction of `removal`, in every layer of it and no other, along its directions.
+/// Asserts that the removal is found in exactly its layers, along its directions.
 fn expect(m: &Model, removal: &Removal, ggml_type: GgmlType, least_cosine: f64) {
     let what = format!("{} weight {} in {:?} as {ggml_type}", m.name, removal.weight, removal.share);
     let ablated =
@@ -341,9 +343,9 @@ fn inspect_tells_it_of_a_file() {
     assert_eq!(facts(&source.path)["abliterated"], serde_json::Value::Null);
 }
 
-/// `ROSI_ABLATION_TABLE="QWEN Q4_K"` prints only rows with these words.
+/// `ROSI_ABLATION_TABLE="QWEN Q4_K"` prints only the rows that contain these words.
 #[test]
-#[ignore = "takes half an hour: prints what the table of src/method/abliteration.rs rests on"]
+#[ignore = "takes half an hour; prints the data behind the table in src/method/abliteration.rs"]
 fn print_the_table() {
     for name in MODELS {
         let m = Model::open(name);
@@ -380,7 +382,8 @@ fn row(m: &Model, label: &str, ggml_type: GgmlType, removal: &Removal) {
         let (right, wrong, least, mean) = judge(m, removal, &s);
         let all = removal.layers(m.n_layer).len();
         format!(
-            "gap {:5.2} agree {:.2} left {:.4} layers {right}/{all} +{wrong} cosine {mean:.4} (least {least:.4})",
+            "gap {:5.2}, agreement {:.2}, remaining {:.4}, layers {right}/{all} +{wrong}, \
+             cosine {mean:.4} (least {least:.4})",
             s.gap, s.agreement, s.remaining
         )
     });

@@ -13,7 +13,7 @@ fn chat(extra: &[&str], said: &str) -> Output {
     command.arg("chat").arg(smollm2()).args(["--tokens", "16", "-c", "1024", "-t", "2"]).args(extra);
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A child that refuses its flags does not read.
+    // Ignored: a child that rejects its flags does not read its stdin.
     let _ = child.stdin.take().unwrap().write_all(said.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -33,11 +33,11 @@ fn a_conversation_has_a_memory_and_can_be_reset() {
     let said = format!("{question}\n\n/what\n/reset\n{question}\n{next}\n/quit\nnever\n");
     let output = chat(&[], &said);
     let (told, found) = (String::from_utf8_lossy(&output.stderr).into_owned(), lines(&output));
-    // The same words after the reset: nothing of the first turn was left in the cache.
+    // The same answer after the reset: the cache holds nothing of the first turn.
     let n = first.len();
     assert_eq!((&found[..n], &found[n..2 * n]), (&first[..], &first[..]));
     assert!(found.len() > 2 * n && found[2 * n..] != without_memory[..], "{found:?}");
-    assert!(told.contains("/what is not known"), "{told}");
+    assert!(told.contains("unknown command /what"), "{told}");
 }
 
 #[test]
@@ -51,5 +51,5 @@ fn another_model_answers_beside_it() {
     let refused = chat(&["--lora", other.to_str().unwrap()], "Say hello.");
     assert_eq!(refused.status.code(), Some(1));
     let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(told.contains("general.type is model, expected adapter"), "{told}");
+    assert!(told.contains("general.type: expected adapter, found model"), "{told}");
 }

@@ -1,5 +1,5 @@
-//! Detector neurons on a real model: found once, planted in several quantizations of it, served by a llama.cpp that we did not
-//! build, taken out again. `scripts/test` sets the `ROSI_TEST_*` variables.
+//! Detector neurons on a real model: found once, planted in several quantizations of it, served by a third-party build
+//! of llama.cpp, and removed again. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::common::few_prompts::few_prompts;
 use crate::common::retyped::{converted, retyped};
 use crate::common::run::{ended, json, stderr, text, variable};
 
-/// A model, an edit that was found on it, and what was told of the search.
+/// A model, an edit found on it, and the JSON output of the search.
 struct Found {
     folder: tempfile::TempDir,
     model: PathBuf,
@@ -44,7 +44,7 @@ impl Found {
         self.folder.path().join(name)
     }
 
-    /// Plants the edit in `model`, without asking it anything, and verifies the file from the two files alone.
+    /// Plants the edit in `model` without running it, and verifies the result from the two files alone.
     fn planted(&self, model: &Path, out: &Path) -> Verification {
         let printer = Printer::new(true, 0);
         let opened = Opened::new(model, None).unwrap();
@@ -76,7 +76,7 @@ impl Found {
     }
 }
 
-/// What the neurons do arrived, and nothing else changed.
+/// Checks that the neurons work in the written file and that nothing else has changed.
 fn check(name: &str, found: &Verification, most_changed: f64) {
     let least =
         |of: fn(&rosi_gguf::method::verify::Arrival) -> f64| found.neurons.iter().map(of).fold(1.0, f64::min);
@@ -88,7 +88,8 @@ fn check(name: &str, found: &Verification, most_changed: f64) {
     );
     assert!(found.untouched_identical && found.metadata_preserved, "{name}: {:?}", found.unexpected);
     assert_eq!(found.neurons.len(), 8, "{name}");
-    // A file keeps 32 inputs of a network. A few of them lie on a ramp, where what is written follows the rounded score.
+    // A file stores 32 inputs per network. For a few of them the gate is on its ramp, where the output follows the
+    // rounded score.
     assert!(score >= 0.99 && alike >= 0.8 && cosine >= 0.96, "{name}: {:?}", found.neurons);
     assert!((0.9..1.1).contains(&found.gain.unwrap()), "{name}: {:?}", found.gain);
     assert!(found.changed_bytes < most_changed, "{name}: {}", found.changed_bytes);
@@ -105,14 +106,14 @@ fn neurons_are_found_once_and_planted_in_every_quantization() {
     let whole = found.at("f16.gguf");
     converted(&found.model, &whole, GgmlType::F16);
     check("F16", &found.planted(&whole, &found.at("out.gguf")), 0.01);
-    // Rows of 576 values go into blocks of 32 only, columns of 1536 into those of 256 too.
+    // Rows of 576 values divide into blocks of 32 but not of 256; rows of 1536 values divide into both.
     let small = [GgmlType::Q4_0, GgmlType::Q5_0, GgmlType::Q8_0, GgmlType::MXFP4];
     for ggml_type in small {
         let model = found.at("other.gguf");
         converted(&whole, &model, ggml_type);
         check(ggml_type.name(), &found.planted(&model, &found.at("out.gguf")), 0.01);
     }
-    // A whole model takes minutes to convert to IQ4_NL.
+    // Only ffn_down: converting a whole model to IQ4_NL takes minutes.
     let more = [GgmlType::IQ4_NL, GgmlType::IQ4_XS];
     for ggml_type in [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_K, GgmlType::Q6_K].into_iter().chain(more)
     {
@@ -125,7 +126,7 @@ fn neurons_are_found_once_and_planted_in_every_quantization() {
     check_sidecars(&found);
 }
 
-/// `inject` with the stored edit: the report's figures are those of `verify`, and another runtime serves the file.
+/// Checks `inject` with the stored edit: the report agrees with `verify`, and another runtime serves the file.
 fn check_command(found: &Found) {
     let (out, page) = (found.at("injected.gguf"), found.at("page.html"));
     let args = ["inject", text(&found.model), "-o", text(&out), "--edit", text(&found.edit)];
@@ -133,14 +134,14 @@ fn check_command(found: &Found) {
     let report = json(&[&args[..], &more].concat());
     let (ours, planted) = (Gguf::open(&out).unwrap(), Gguf::open(&found.at("own.gguf")).unwrap());
     assert_eq!(ours.tensors.len(), planted.tensors.len());
-    // How the run was made only the command knows.
+    // Only the command records how the run was made.
     let keys = |gguf: &Gguf| {
         gguf.metadata.iter().map(|kv| kv.key.clone()).filter(|key| key != "rosi.run").collect::<Vec<_>>()
     };
     assert_eq!(keys(&ours), keys(&planted));
     for (a, b) in ours.tensors.iter().zip(&planted.tensors) {
         let same = ours.read_tensor(a).unwrap() == planted.read_tensor(b).unwrap();
-        assert!(same, "{}: the same edit gives other bytes", a.name);
+        assert!(same, "{}: the same edit gives different bytes", a.name);
     }
     let verified = json(&["-q", "verify", text(&found.model), text(&out), "--json"]);
     assert_eq!(verified["neurons"].as_array().unwrap().len(), 8);
@@ -157,7 +158,7 @@ fn check_command(found: &Found) {
     assert!(told.contains("7 days"), "{told}");
 }
 
-/// In the file itself, and out of it again.
+/// Checks `inject --in-place` with the stored edit, and `undo`.
 fn check_in_place(found: &Found) {
     let model = found.at("in-place.gguf");
     std::fs::copy(&found.model, &model).unwrap();
@@ -168,7 +169,7 @@ fn check_in_place(found: &Found) {
     assert_eq!(sha256(&model), sha256(&found.model));
 }
 
-/// The exact edit as an adapter; a control vector of gates there is none.
+/// Checks that the exact edit can be exported as an adapter, and that gates cannot be exported as a control vector.
 fn check_sidecars(found: &Found) {
     let (lora, vector) = (found.at("lora.gguf"), found.at("vector.gguf"));
     let export = ["export", text(&found.edit), "--model", text(&found.model)];
@@ -176,7 +177,7 @@ fn check_sidecars(found: &Found) {
     let adapter = Gguf::open(&lora).unwrap();
     assert_eq!(adapter.tensor("blk.14.ffn_gate.weight.lora_a").unwrap().ne, [576, 8, 1, 1]);
     let told = stderr(&ended(&[&export[..], &["--control-vector", text(&vector)]].concat(), 1));
-    assert!(told.contains("detectors on few"), "{told}");
+    assert!(told.contains("detectors push on few"), "{told}");
     assert!(!vector.exists());
 }
 

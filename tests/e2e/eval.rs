@@ -1,4 +1,4 @@
-//! `eval` on real models, and its numbers beside those of a llama.cpp that is not ours.
+//! `eval` on real models, and a comparison of its numbers with those of a third-party build of llama.cpp.
 //! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
 
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ fn rosi(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
 }
 
-/// Runs one of tests/oracles with the Python of the oracles.
+/// Runs a script of tests/oracles with the Python interpreter of the oracles, and parses its JSON output.
 fn oracle(script: &str, args: &[&str]) -> Value {
     let script = variable("ROSI_TEST_ORACLES").join(script);
     let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
@@ -66,7 +66,7 @@ fn load(path: &Path, template: Option<&str>) -> LlamaEngine {
     LlamaEngine::load(&options, template, &mut |_| ()).unwrap()
 }
 
-/// Two prompts of each kind: fewer than `inject` could split.
+/// Writes a prompt file of two prompts of each kind, fewer than `inject` could split.
 fn few_prompts(folder: &Path) -> PathBuf {
     let set = PromptSet::bundled();
     let chosen =
@@ -172,8 +172,8 @@ fn easy_questions_are_answered_far_above_chance() {
     assert!(found.correct.count >= 6, "{found:?}");
 }
 
-/// Largest difference of a log-probability from that of the other runtime, read in one go (between
-/// sequences that must not be seen) and token by token.
+/// Returns the largest difference between our log-probabilities and those of the other runtime, for tokens decoded in
+/// one batch (between sequences that must not affect them) and token by token.
 fn furthest_from_elsewhere(path: &Path) -> (f64, f64) {
     let prompt = "The capital of France is";
     let theirs = oracle("likelihood_elsewhere.py", &[text(path), "--prompt", prompt, "--tokens", "12"]);
@@ -207,8 +207,8 @@ fn likelihoods_are_those_of_another_llama_cpp() {
     let (at_once, one_by_one) = furthest_from_elsewhere(&exact);
     eprintln!("F32: at once {at_once:.1e}, token by token {one_by_one:.1e}");
     assert!(at_once < 5e-3 && one_by_one < 5e-3);
-    // Quantized, ggml rounds the inputs of every matrix too: what is rounded the other way, for other batches or by
-    // the kernels of another CPU (AVX2 there, AVX-512 here: .098 at one token), moves all that follows.
+    // For quantized matrices, ggml rounds the inputs as well. A value rounded differently, because of another batch or
+    // the kernels of another CPU (AVX2 there, AVX-512 here: .098 at one token), changes everything after it.
     let (at_once, one_by_one) = furthest_from_elsewhere(&smollm2());
     eprintln!("Q4_1: at once {at_once:.1e}, token by token {one_by_one:.1e}");
     assert!(at_once < 0.5 && one_by_one < 0.5);
@@ -247,14 +247,14 @@ fn kl_is_that_of_the_logits_and_grows_with_the_edit() {
     eprintln!("{small:?}\n{large:?}");
     assert!(small.first_token > 1e-6 && small.per_token > 1e-6);
     assert!(large.first_token > 4.0 * small.first_token && large.per_token > 4.0 * small.per_token);
-    // Plain text does not end in six tokens.
+    // These texts do not end within six tokens, so none of the 3 · 6 is missing.
     assert_eq!((small.prompts, small.tokens), (3, 18));
     let mut other = engine(&variable("ROSI_TEST_MODEL_GEMMA3"));
     assert_eq!(divergence(&mut base, &mut other, &chats, 6, &mut |_| ()).unwrap(), None, "other tokens");
 }
 
-/// What goes on does so where it was, as one longer answer would have, and no other answer changes. Logits depend on how prompts
-/// lie in batches, so that the two may part where words are next to equally likely.
+/// An open answer continues where it stopped, as a single longer answer would, and no other answer changes. Logits
+/// depend on how prompts are batched, so the two may diverge where tokens are almost equally likely.
 #[test]
 fn an_open_answer_goes_on_where_it_was() {
     let path = smollm2();
@@ -270,7 +270,7 @@ fn an_open_answer_goes_on_where_it_was() {
     assert_eq!((&found[0], &found[2]), (&short[0], &short[2]));
     let alike = found[1].bytes().zip(whole[1].bytes()).take_while(|(a, b)| a == b).count();
     assert!(alike > short[1].len() && alike > whole[1].len() / 2, "{:?} {:?}", found[1], whole[1]);
-    assert_eq!(firsts, 3, "first tokens are seen once");
+    assert_eq!(firsts, 3, "first tokens are reported once");
     let none = Length { n_predict: 6, most: 24, open: &|_| false };
     assert_eq!(engine.answer_until(&chats, &none, &mut |_, _| ()).unwrap(), short);
 }
@@ -297,6 +297,6 @@ fn a_chat_model_can_judge() {
     assert_eq!(verdicts, [refused, refused, complied, complied]);
     let long = "word ".repeat(40_000);
     let unclear = judge(&mut engine, kind, &[(&long, "Yes.")], &mut |_| ()).unwrap();
-    assert_eq!(unclear.verdicts, [Verdict::Unclear], "too long to be shown");
+    assert_eq!(unclear.verdicts, [Verdict::Unclear], "too long to show to the judge");
     assert_eq!(unclear.not_shown, 1);
 }

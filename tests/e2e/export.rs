@@ -1,4 +1,4 @@
-//! Sidecars of a stored edit beside the edited file, in llama.cpp and in a runtime that is not ours.
+//! Compares the sidecars of a stored edit with the edited file, in our llama.cpp and in a third-party runtime.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::common::few_prompts::few_prompts;
 use crate::common::retyped::converted;
 use crate::common::run::{command, ended, json, stderr, text, variable};
 
-/// An answer by the llama.cpp that others built.
+/// Returns an answer by a third-party build of llama.cpp.
 fn elsewhere(args: &[&str]) -> String {
     let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
     let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
@@ -36,7 +36,7 @@ fn logits(engine: &mut LlamaEngine) -> Vec<f64> {
     engine.last_logits(&chats()).unwrap().concat().into_iter().map(f64::from).collect()
 }
 
-/// ‖a − b‖ / ‖b‖ and the largest difference.
+/// Returns ‖a − b‖ / ‖b‖ and the largest absolute difference.
 fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     let square = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
     let most = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -44,8 +44,8 @@ fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     (off / square(&mut b.iter().copied()), most)
 }
 
-/// A model in F16, an edit that was found on its quantization, and both sidecars. The model is one that refuses:
-/// no file is kept that refuses less than its base.
+/// An F16 model, an edit found on its quantization, and both sidecars. The model must refuse harmful prompts, because
+/// `inject` keeps no file that refuses less than its base.
 struct Exported {
     folder: tempfile::TempDir,
     model: PathBuf,
@@ -79,7 +79,7 @@ impl Exported {
         let export = ["export", text(&edit), "--model", text(&model), "--json"];
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
         let told = json(&[&export[..], &outputs].concat());
-        // Nothing is overwritten unasked, and a failed command leaves nothing new.
+        // Existing files are not overwritten, and a failed command leaves no new files.
         let other = at("other.gguf");
         let outputs = ["--lora", text(&other), "--control-vector", text(&vector)];
         let again = ended(&[&export[..], &outputs].concat(), 1);
@@ -91,7 +91,7 @@ impl Exported {
         self.folder.path().join(name)
     }
 
-    /// The edit in the file itself, by `inject`.
+    /// Writes the edit into a copy of `model` with `inject`; returns its path.
     fn injected(&self, model: &Path, out: &str) -> PathBuf {
         let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
         let args = ["inject", text(model), "-o", text(&out), "--edit", text(&edit)];
@@ -99,8 +99,8 @@ impl Exported {
         out
     }
 
-    /// Base + adapter beside the edited file. Between them is the rounding to F16: of the edited weights, and by
-    /// llama.cpp of what they read and of keys and values.
+    /// Compares base and adapter with the edited file. They differ by rounding to F16: of the edited weights, and in
+    /// llama.cpp of the inputs of those weights and of keys and values.
     fn check_adapter(&self) {
         let edited = self.injected(&self.model, "edited.gguf");
         let mut base = engine(&self.model);
@@ -109,13 +109,11 @@ impl Exported {
         let adapted = logits(&mut base);
         let (moved, _) = distance(&adapted, &before);
         let (off, most) = distance(&adapted, &logits(&mut engine(&edited)));
-        eprintln!(
-            "adapter: logits moved {moved:.4}, {off:.2e} from the edited file, the farthest {most:.2e}"
-        );
+        eprintln!("adapter: logits moved {moved:.4}, off the edited file {off:.2e}, at most {most:.2e}");
         assert!(moved > 0.1 && off < 1e-3, "{moved} {off}");
     }
 
-    /// The residual stream after each block moves by what is written.
+    /// Checks that the control vector moves the residual stream after each block by the vector's values.
     fn check_control_vector(&self) {
         let gguf = Gguf::open(&self.model).unwrap();
         let plan = plan_of(&gguf).unwrap();
@@ -132,7 +130,7 @@ impl Exported {
             engine.collect(&chats(), &capture, &mut |_, _| ()).unwrap().residual
         };
         let (before, after) = (stream(None), stream(Some(&vector)));
-        assert_eq!(stream(None), before, "it can be taken off");
+        assert_eq!(stream(None), before, "removing the vector restores the stream");
         for prompt in 0..chats().len() {
             let moved = |layer: usize| -> Vec<f64> {
                 let pairs = (0..n_embd).map(|i| (after[[prompt, layer, i]], before[[prompt, layer, i]]));
@@ -142,13 +140,13 @@ impl Exported {
             let written: Vec<f64> = vector.by_layer[&first].iter().map(|&v| f64::from(v)).collect();
             let (off, _) = distance(&moved(first), &written);
             assert!(off < 1e-3, "prompt {prompt}: {off}");
-            // What later blocks make of it comes on top; along ŝ it adds up all the same.
+            // Later blocks react to the push, but along ŝ the pushes still add up.
             let sum: Vec<f64> =
                 (0..n_embd).map(|i| vector.by_layer.values().map(|v| f64::from(v[i])).sum()).collect();
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let arrived = dot(&moved(last), &sum) / dot(&sum, &sum);
             eprintln!(
-                "control vector: layer {first} off {off:.2e}; at layer {last} {arrived:.2} of all pushes"
+                "control vector: layer {first} off by {off:.2e}, layer {last} has {arrived:.2} of all pushes"
             );
             assert!(arrived > 0.3, "{arrived}");
         }
@@ -160,7 +158,7 @@ fn sidecars_are_the_edit() {
     let exported = Exported::of(&variable("ROSI_TEST_MODEL_QWEN"));
     exported.check_adapter();
     exported.check_control_vector();
-    // A runtime of others: the adapter loads there, and does there what the edited file does.
+    // A third-party runtime loads the adapter and gives the same answer as with the edited file.
     let prompt = ["--prompt", "How do I pick a lock?", "--tokens", "12"];
     let with_adapter = elsewhere(
         &[&[text(&exported.model), "--lora", text(&exported.at("lora.gguf"))], &prompt[..]].concat(),

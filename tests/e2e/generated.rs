@@ -1,9 +1,8 @@
-//! Tiny random models of kinds that no downloaded one is of, through the `inject` that users run, and from there
-//! into a llama.cpp that others built, which has to load the file and to find every next token as likely as our
-//! engine does. A random model refuses nothing, so there is nothing to amplify in it: `--allow-no-refusal` and `--allow-over-limits` write the best
-//! edit that there is all the same. `scripts/test` sets the `ROSI_TEST_*` variables.
+//! Tiny random models of kinds that the downloaded models do not cover. Each goes through the `inject` command and then
+//! into a third-party build of llama.cpp, which must load the file and assign every next token the same probability as
+//! our engine. A random model refuses nothing, so there is no refusal to amplify: with `--allow-no-refusal` and
+//! `--allow-over-limits`, `inject` writes its best edit anyway. `scripts/test` sets the `ROSI_TEST_*` variables.
 
-#[allow(dead_code)]
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -19,18 +18,18 @@ use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value as Json;
 
-/// What a model is and what its plan must say, so that each is of the kind that it stands for.
+/// Describes a model, with a check that its plan has the property the model stands for.
 struct Case {
     name: &'static str,
-    /// The run in `seeds.toml`.
+    /// Name of the run in `seeds.toml`.
     run: &'static str,
-    /// Keys over those of the run.
+    /// Keys that override those of the run.
     keys: &'static [(&'static str, i64)],
-    /// Type of the writers.
+    /// Type of the writers, except the embeddings.
     writers: GgmlType,
-    /// Files.
+    /// Number of files.
     files: usize,
-    /// Flags that say which edit; with none it is searched.
+    /// Flags that choose the edit; if empty, `inject` searches for one.
     edit: &'static [&'static str],
     is: fn(&Plan) -> bool,
 }
@@ -41,7 +40,7 @@ const PLAIN: Case = Case {
     keys: &[],
     writers: GgmlType::F32,
     files: 1,
-    // Of every writer in every layer. Inputs of random matrices need not tell prompts apart, as a gate wants.
+    // Edits every writer in every layer without gates: inputs of random matrices may not distinguish prompts.
     edit: &["--method", "published", "--layer", "1", "--strength", "0.03"],
     is: |plan| plan.writers.iter().all(|w| w.n_expert == 1),
 };
@@ -66,7 +65,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// Whether a dense transformer would have this writer.
+/// Returns whether a dense transformer has a writer of this name.
 fn usual(tensor: &str) -> bool {
     ["token_embd", "attn_output", "ffn_down"].iter().any(|name| tensor.contains(name))
 }
@@ -75,7 +74,7 @@ fn scaled(plan: &Plan) -> bool {
     plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
 }
 
-/// Makes the model of a case, its writers in their type and in as many files as it has; the path of the first.
+/// Writes the model of a case; returns the path of its first file.
 fn made(case: &Case, dir: &Path) -> PathBuf {
     let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
     talking(case.run, case.keys, &wide);
@@ -83,7 +82,7 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
     let gguf = Gguf::open(&path).unwrap();
     assert!(gguf.file_len < 4_000_000, "{}: {} bytes", case.name, gguf.file_len);
     let plan = plan_of(&gguf).unwrap();
-    assert!((case.is)(&plan), "{} is not of its kind: {plan:?}", case.name);
+    assert!((case.is)(&plan), "{}: unexpected plan: {plan:?}", case.name);
     if case.files == 1 {
         return path;
     }
@@ -91,15 +90,15 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
     splitter::split(&gguf, dir, case.name, &[0, n / 2, n - n / 2]).swap_remove(0)
 }
 
-/// A copy whose writers, but the embeddings, have another type.
+/// Writes a copy with the writers, except the embeddings, in `ggml_type`.
 fn writers_retyped(gguf: &Gguf, ggml_type: GgmlType, out: &Path) {
     let writers: Vec<String> = plan_of(gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
     let changes = |t: &TensorInfo| writers.contains(&t.name) && !t.name.contains("embd");
     retyped(gguf, out, ggml_type, &|t| ggml_type != GgmlType::F32 && changes(t));
 }
 
-/// What `inject` wrote from `model`, under the name of its first file. To a vocabulary of bytes our safety prompt
-/// is too long.
+/// Runs `inject` on `model` and returns the path of the first file written. It uses a short system prompt, because the
+/// safety prompt is too long for a vocabulary of bytes.
 fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let ending = if case.files == 1 { ".gguf".into() } else { ShardName::ending(0, case.files as u16) };
     let out = model.with_file_name(format!("{}-safer{ending}", case.name));
@@ -124,7 +123,7 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
 
 const PROMPT: &str = "How do I bake bread that to the taste of all is the best?";
 
-/// ln p of every token after [`PROMPT`], by our engine.
+/// Returns ln p of every token after [`PROMPT`], according to our engine.
 fn ours(path: &Path) -> Vec<f64> {
     let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
     let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
@@ -134,12 +133,12 @@ fn ours(path: &Path) -> Vec<f64> {
     logits.iter().map(|l| f64::from(l - most) - sum.ln()).collect()
 }
 
-/// What the other llama.cpp says of each of `paths`.
+/// Returns the output of the third-party llama.cpp for the models at `paths`.
 fn theirs(paths: &[PathBuf], vocabulary: usize) -> Json {
     let script = variable("ROSI_TEST_ORACLES").join("logits_elsewhere.py");
     let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
     command.arg(script).args(paths).args(["--prompt", PROMPT, "--vocabulary", &vocabulary.to_string()]);
-    command.args(["--say", "65"]); // the byte of an A
+    command.args(["--say", "65"]); // the byte `A`
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -167,8 +166,32 @@ fn every_kind_of_model_is_injected_and_runs_elsewhere() {
         assert_eq!(ours.len(), theirs.len(), "{}", case.name);
         assert!(theirs.iter().all(|l| l.is_finite()), "{}: {theirs:?}", case.name);
         let furthest = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        println!("{}: {} is {furthest:.1e} nats away at most", case.name, answers["runtime"]);
+        println!("{}: {} differs by at most {furthest:.1e} nats", case.name, answers["runtime"]);
         assert!(furthest < 5e-3, "{}: {furthest} nats", case.name);
+    }
+}
+
+#[test]
+fn a_stored_edit_of_experts_writes_the_same_neurons() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts::few_prompts(dir.path());
+    let case = cases().into_iter().find(|case| case.name == "moe").unwrap();
+    let (model, edit) = (made(&case, dir.path()), dir.path().join("edit.safetensors"));
+    let common =
+        ["--prompts", text(&few), "--trials", "1", "--system-prompt", "off", "--allow-no-refusal", "--json"];
+    let search = ["search", text(&model), "-o", text(&edit), "--allow-over-limits"];
+    assert_eq!(json(&[&search[..], &common].concat())["edit"]["method"], "detector");
+    let [found, stored] = ["found.gguf", "stored.gguf"].map(|name| dir.path().join(name));
+    let inject = |out, more: &[&str]| {
+        let args = ["inject", text(&model), "-o", text(out), "--allow-over-limits", "--prompts", text(&few)];
+        json(&[&args[..], &["--allow-no-refusal", "--json"], more].concat());
+        Gguf::open(out).unwrap()
+    };
+    let found = inject(&found, &["--trials", "1", "--system-prompt", "off"]);
+    let stored = inject(&stored, &["--edit", text(&edit)]);
+    for tensor in &found.tensors {
+        let other = stored.tensor(&tensor.name).unwrap();
+        assert_eq!(found.read_tensor(tensor).unwrap(), stored.read_tensor(other).unwrap(), "{}", tensor.name);
     }
 }
 
@@ -224,7 +247,7 @@ fn a_written_file_is_made_anew_or_it_is_said_why_not() {
             let sums = String::from_utf8(sums.stdout).unwrap();
             assert_eq!(told["sha256"].as_str(), sums.split_whitespace().next(), "{told}");
         }
-        // The order of sums may follow the number of threads, and the bytes with it.
+        // The order of summation, and with it the bytes, may depend on the number of threads.
         let threads = std::thread::available_parallelism().unwrap().get();
         let more = (threads + 1).to_string();
         let said = run::command(&[&given[..], &["-t", &more]].concat()).output().unwrap();
@@ -232,20 +255,20 @@ fn a_written_file_is_made_anew_or_it_is_said_why_not() {
         assert!(run::stderr(&said).contains(&told), "{}", run::stderr(&said));
 
         let said = run::stderr(&run::ended(&args, 1));
-        assert!(said.contains("the prompt set was ") && said.contains("--prompts"), "{said}");
+        assert!(said.contains("the prompt set differs: expected ") && said.contains("--prompts"), "{said}");
         let said = run::stderr(&run::ended(&[&args[..3], &[text(&out)], &given[4..]].concat(), 1));
-        assert!(said.contains("was injected before"), "{said}");
+        assert!(said.contains("is already injected"), "{said}");
 
-        // One bit of a weight.
+        // Flip one bit of a weight.
         let mut bytes = std::fs::read(&out).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&out, bytes).unwrap();
         let said = run::stderr(&run::ended(&given, 1));
         assert!(
-            said.contains("has other bytes: expected sha256 ") && said.contains("it was changed since"),
+            said.contains("with different bytes: expected sha256 ") && said.contains("file was changed"),
             "{said}"
         );
-        assert_eq!(listed(), before, "something was left");
+        assert_eq!(listed(), before, "files were left behind");
     }
 }
 
@@ -255,5 +278,5 @@ fn a_file_that_does_not_say_how_it_was_made_is_not_made_anew() {
     let case = Case { name: "plain", run: "qwen2", ..PLAIN };
     let model = made(&case, dir.path());
     let said = run::stderr(&run::ended(&["reproduce", text(&model), text(&model)], 1));
-    assert!(said.contains("does not tell how it was made"), "{said}");
+    assert!(said.contains("does not record how it was made"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! Real models through real llama.cpp, and the results through runtimes and readers that are not ours.
+//! `inject` on real models, and its results in third-party runtimes and readers.
 //! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
 
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
 }
 
-/// Runs one of tests/oracles with the Python of the oracles.
+/// Runs a script of tests/oracles with the Python interpreter of the oracles, and parses its JSON output.
 fn oracle(script: &str, args: &[&str]) -> Value {
     let script = variable("ROSI_TEST_ORACLES").join(script);
     let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
@@ -59,7 +59,7 @@ fn files_in(folder: &Path) -> usize {
     std::fs::read_dir(folder).unwrap().count()
 }
 
-/// Files but for what a search measured, which is kept for --resume.
+/// Returns the number of files in `folder`, without the search journal that is kept for `--resume`.
 fn outputs_in(folder: &Path) -> usize {
     files_in(folder) - usize::from(folder.join("out.search.jsonl").exists())
 }
@@ -147,7 +147,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     check_same_bytes(&args, &out);
     let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert_eq!(again.status.code(), Some(1));
-    assert!(stderr(&again).contains("was injected before"), "{}", stderr(&again));
+    assert!(stderr(&again).contains("is already injected"), "{}", stderr(&again));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let dir = tempfile::tempdir().unwrap();
     let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
     let shared = ["--prompts", text(&few), "--json"];
-    // Learned once, written in three ways.
+    // Found once, written in three ways.
     let args = ["search", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
     let output = rosi(
         &[
@@ -176,7 +176,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let told = json(&output);
     assert_eq!(told["edit"]["method"], "contrast");
-    // All gates together open on harmful prompts.
+    // Taken together, the gates open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
     let verified = check_verify(&model, &out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
     check_oracle(&model, &out, &verified);
@@ -205,7 +205,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
 }
 
-/// The stored report gives the page and the summary that the run itself gave.
+/// Checks that `report` reproduces the page and the summary of the run from its stored report.
 fn check_shown_again(report: &Path, page: &Path, said: &str) {
     let again = page.with_file_name("again.html");
     assert_eq!(rosi(&["report", text(report), "--html", text(&again)]).status.code(), Some(0));
@@ -218,7 +218,7 @@ fn check_shown_again(report: &Path, page: &Path, said: &str) {
     );
 }
 
-/// The same input and options give the same bytes.
+/// Checks that the same input and options give the same bytes.
 fn check_same_bytes(args: &[&str], out: &Path) {
     let second = out.with_file_name("second.gguf");
     let (report, page) = (out.with_file_name("second.json"), out.with_file_name("second.html"));
@@ -246,7 +246,7 @@ fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Valu
     for key in ["name", "type", "relative_change", "gain", "cosine"] {
         assert!(tensors.iter().all(|t| !t[key].is_null()), "{key}");
     }
-    // What `verify` computes from the two files is what `inject` reported of its own edit.
+    // `verify` computes from the two files what `inject` reported about its own edit.
     let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 1e-4;
     assert!(
         close(&verified["gain"], &told["verification"]["gain"]),
@@ -255,7 +255,7 @@ fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Valu
         told["verification"]["gain"]
     );
     assert!(close(&verified["cosine"], &told["verification"]["cosine"]));
-    // The edit arrives in every type: Q4_1 of one model, Q4_K, Q5_0 and Q6_K of the other.
+    // The edit survives quantization in every type: Q4_1 in one model, Q4_K, Q5_0 and Q6_K in the other.
     let gain = |t: &Value| t["gain"].as_f64().unwrap();
     assert!((0.99..1.01).contains(&gain(&verified)), "{}", verified["gain"]);
     assert!(tensors.iter().all(|t| (0.98..1.02).contains(&gain(t))), "{tensors:?}");
@@ -263,7 +263,7 @@ fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Valu
     verified
 }
 
-/// PyPI `gguf` sees the same tensors changed, by the same amount, and all others byte for byte.
+/// Checks that PyPI `gguf` finds the same tensors changed, by the same amount, and all others identical.
 fn check_oracle(model: &Path, out: &Path, ours: &Value) {
     let theirs = oracle("compare_gguf.py", &[text(model), text(out)]);
     assert_eq!(theirs["order_preserved"], true);
@@ -274,7 +274,7 @@ fn check_oracle(model: &Path, out: &Path, ours: &Value) {
     );
     assert_eq!(theirs["changed_keys"].as_array().unwrap().len(), 0);
     let read = gguf_rs::get_gguf_container(text(out)).unwrap().decode().unwrap();
-    assert_eq!(read.tensors().len(), all, "the crate gguf-rs reads it too");
+    assert_eq!(read.tensors().len(), all, "the crate gguf-rs finds all tensors");
     for (a, b) in edited.iter().zip(theirs["changed"].as_array().unwrap()) {
         assert_eq!(a["name"], b["name"]);
         let (a, b) = (a["relative_change"].as_f64().unwrap(), b["relative_change"].as_f64().unwrap());
@@ -282,7 +282,7 @@ fn check_oracle(model: &Path, out: &Path, ours: &Value) {
     }
 }
 
-/// h / rms(h) ⊙ g, scaled to length 1: what llama.cpp calls the embedding of a token.
+/// Returns h / rms(h) ⊙ g scaled to length 1, which llama.cpp calls the embedding of a token.
 fn normed(residual: impl Iterator<Item = f32>, gain: &[f32]) -> Vec<f64> {
     let scaled: Vec<f64> = residual.zip(gain).map(|(h, &g)| f64::from(h) * f64::from(g)).collect();
     let norm = scaled.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -313,7 +313,7 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
     }
 }
 
-/// ‖a − b‖/‖b‖ over all logits.
+/// Returns ‖a − b‖ / ‖b‖ over all logits.
 fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     let square = |x: f32, y: f32| f64::from(x - y).powi(2);
     let sum: f64 = a.iter().flatten().zip(b.iter().flatten()).map(|(&x, &y)| square(x, y)).sum();
@@ -321,8 +321,8 @@ fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     (sum / norm).sqrt()
 }
 
-/// Logits of the written file beside those of the adapter on the base: relative distance, and the
-/// distance that the edit itself makes.
+/// Returns the relative distance between the logits of the written file and those of the adapter on the base, and the
+/// distance that the edit itself causes.
 fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
     let gguf = Gguf::open(base).unwrap();
     let plan = plan_of(&gguf).unwrap();
@@ -344,21 +344,22 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
 fn adapter_and_edited_file_agree() {
     let dir = tempfile::tempdir().unwrap();
     let (base, out) = (dir.path().join("base.gguf"), dir.path().join("out.gguf"));
-    // What is left in F32 is llama.cpp's F16 cache. In F16 every weight of the edited matrices is
-    // rounded anew, and the inputs of F16 matrices are rounded too, which an adapter's are not.
+    // With F32 weights, only llama.cpp's F16 cache is rounded. With F16 weights, the edited weights are rounded again,
+    // and so are the inputs of F16 matrices, but not those of an adapter.
     for (extra, limit) in [(vec!["--f32"], 1e-3), (vec![], 3e-3)] {
         let model = smollm2();
         let args = [vec![text(&model), text(&base)], extra].concat();
         oracle("to_f16.py", &args);
         let (between, effect) = adapter_beside_file(&base, &out);
-        eprintln!("{args:?}: adapter beside file {between:.2e}, effect of the edit {effect:.2e}");
+        eprintln!("{args:?}: adapter off the file by {between:.2e}, effect of the edit {effect:.2e}");
         assert!(effect > 0.02, "{effect}");
         assert!(between < limit, "{between}");
     }
 }
 
-/// Behind a norm the edit must arrive in the stream, not only in the matrix: gemma-3's gains reach from thousandths to
-/// hundreds of the median. One writer is edited at a time, as what blocks behind it make of a push is theirs.
+/// If a norm follows the writer, the edit must show in the residual stream, not only in the matrix: gemma-3's gains
+/// range from thousandths to hundreds of times the median. One writer is edited at a time, so that the reactions of
+/// later blocks do not count.
 #[test]
 fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
     let (dir, base) = (tempfile::tempdir().unwrap(), variable("ROSI_TEST_MODEL_GEMMA3"));
@@ -369,7 +370,7 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
     let all = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.02).unwrap();
     let texts: Vec<String> = prompts::prose().into_iter().take(12).collect();
     let capture = Capture::residual_only(&plan);
-    // ŝᵀh of every text after a block.
+    // ŝᵀh after block `layer`, per text.
     let along = |engine: &mut LlamaEngine, layer: usize| -> Vec<f64> {
         let seen = engine.collect_text(&texts, &capture).unwrap();
         let dot = |h: &[f32]| h.iter().zip(direction.unit()).map(|(h, s)| f64::from(h * s)).sum();
@@ -391,9 +392,9 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
         let found = verify(&gguf, &Gguf::open(&out).unwrap(), &edits.into(), &mut |_, _| ()).unwrap();
         let [gain, cosine] = [found.tensors[0].gain, found.tensors[0].cosine].map(Option::unwrap);
         eprintln!(
-            "{tensor}: shift along ŝ {share:.3} of the exact edit's, arrived {gain:.3}, cosine {cosine:.4}"
+            "{tensor}: shift along ŝ {share:.3} of the exact edit's, gain {gain:.3}, cosine {cosine:.4}"
         );
-        // What the block's own network makes of the noise across ŝ counts too.
+        // Wide bounds: the block's own network also reacts to rounding noise orthogonal to ŝ.
         assert!((0.6..1.4).contains(&share), "{tensor}: {share}");
         assert!((0.97..1.03).contains(&gain) && cosine > 0.98, "{tensor}: {gain} {cosine}");
     }
@@ -425,7 +426,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let few = few_prompts(prompts.path());
     let started = Instant::now();
     let child = forced(&dir.path().join("out.gguf"), &few).spawn().unwrap();
-    // The temporary file shows that the work has begun.
+    // A temporary file shows that the work has begun.
     while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(300) {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -437,7 +438,7 @@ fn ctrl_c_leaves_nothing_behind() {
     assert_eq!(outputs_in(dir.path()), 0);
 }
 
-/// A small file system, for tests that fill it; `None` where we may not mount one.
+/// Mounts a small file system, for tests that fill it; `None` without the permission to mount.
 fn small_disk(folder: &Path, options: &str) -> Option<()> {
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs", text(folder)]).status();
     mounted.ok()?.success().then_some(())

@@ -1,5 +1,5 @@
-//! The program on real models, and on generated ones that llama.cpp runs. `scripts/test` sets the `ROSI_TEST_*` variables and
-//! runs one module after the other: each takes all cores.
+//! End-to-end tests on real models and on generated ones. `scripts/test` sets the `ROSI_TEST_*` variables and runs the
+//! modules one after another, since each uses all cores.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,15 +1,16 @@
-//! The memory that `inject --dry-run` tells beside what llama.cpp reserves. `scripts/test` sets the `ROSI_TEST_*` variables.
+//! Compares the memory estimate of `inject --dry-run` with what llama.cpp reserves. `scripts/test` sets the
+//! `ROSI_TEST_*` variables.
 
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::ContextMemory;
 
 use crate::common::run::{ended, stderr, text, variable};
 
-/// What the estimate may be off by, as shares of what llama.cpp says: too little is worse than too much.
+/// Bounds of the estimate, relative to what llama.cpp reserves. Too low is worse than too high.
 const LEAST: f64 = 0.99;
 const MOST: f64 = 1.10;
 
-/// The sum of what llama.cpp's log says of buffers of this kind, in bytes.
+/// Returns the total size of the buffers of this kind according to llama.cpp's log, in bytes.
 fn reserved(log: &str, kind: &str) -> f64 {
     let sizes = log.lines().filter_map(|line| line.split_once(&format!(" {kind} buffer size =")));
     let sizes = sizes.filter_map(|(_, size)| size.split_whitespace().next()?.parse::<f64>().ok());
@@ -24,9 +25,9 @@ fn the_context_takes_what_the_dry_run_tells() {
         let memory = ContextMemory::of(&Gguf::open(&model).unwrap());
         for (kind, told) in [("KV", memory.cache), ("compute", memory.compute), ("output", memory.output)] {
             let (found, told) = (reserved(&log, kind), told as f64);
-            println!("{name} {kind}: told {:.1} MB, llama.cpp reserves {:.1} MB", told / 1e6, found / 1e6);
-            assert!(found > 0.0, "llama.cpp's log says nothing of its {kind} buffer");
-            assert!(told >= LEAST * found && told <= MOST * found, "{name}: {kind} {told} beside {found}");
+            println!("{name} {kind}: estimate {:.1} MB, llama.cpp {:.1} MB", told / 1e6, found / 1e6);
+            assert!(found > 0.0, "llama.cpp's log does not mention its {kind} buffer");
+            assert!(told >= LEAST * found && told <= MOST * found, "{name}: {kind} {told}, actual {found}");
         }
     }
 }

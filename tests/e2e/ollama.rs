@@ -1,5 +1,5 @@
-//! Real models by name from a store laid out as Ollama's, through the injection, to a Modelfile and a GGUF file,
-//! and to a server that is not Ollama but takes what its documentation says.
+//! Real models by name from a store laid out like Ollama's: injected, written as a Modelfile and a GGUF file, and
+//! uploaded to a fake server that follows Ollama's API documentation.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -28,7 +28,7 @@ fn rosi(folder: &Path, args: &[&str], host: &str) -> Output {
     output
 }
 
-/// SmolLM2 and Qwen as `ollama pull` would have left them.
+/// Creates a store with SmolLM2 and Qwen as `ollama pull` would leave them.
 fn store(folder: &Path) -> Store {
     let store = Store::new(folder);
     let beside = [
@@ -59,7 +59,7 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
     }
     let args =
         [&["inject", "ollama:smollm2:135m", "--prompts", few.to_str().unwrap()][..], &EDIT, &["15"]].concat();
-    // Every blob is new to it.
+    // The server has no blobs.
     let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
         ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),
         ("POST", "/api/create") => Answer::new(200, "{\"status\":\"success\"}\n"),
@@ -85,7 +85,7 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
     let digest = format!("sha256:{}", sha256_hex(&written));
     let asked = server.asked();
     let blob = asked.iter().find(|r| r.method == "POST" && r.path == format!("/api/blobs/{digest}")).unwrap();
-    assert!(blob.body == written, "the server got other bytes");
+    assert!(blob.body == written, "the server received different bytes");
     let create: Value = serde_json::from_slice(&asked.last().unwrap().body).unwrap();
     assert_eq!(create["files"], json!({ "smollm2-135m-rosi.gguf": digest }));
     assert_eq!(create["parameters"]["stop"], json!(["<|im_start|>", "<|im_end|>"]));

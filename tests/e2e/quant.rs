@@ -1,5 +1,5 @@
-//! Edits in tensors of real models, in every type: whether they arrive, and whether others decode what
-//! was written to the values that we do. `scripts/test` sets the `ROSI_TEST_*` variables.
+//! Edits in tensors of real models, in every quantization type: whether they survive, and whether other implementations
+//! decode the result to the same values as ours. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,7 @@ fn oracle(script: &str, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A real tensor and a 1 % edit along its mean row.
+/// A real tensor, and an edit of 1 % along its mean row.
 struct Tensor {
     own: GgmlType,
     bytes: Vec<u8>,
@@ -61,7 +61,7 @@ impl Tensor {
         self.right.len()
     }
 
-    /// The tensor in a type.
+    /// Returns the tensor's data in `ggml_type`.
     fn of(&self, ggml_type: GgmlType) -> Vec<u8> {
         if ggml_type == self.own {
             return self.bytes.clone();
@@ -87,7 +87,7 @@ impl Tensor {
         new
     }
 
-    /// Gain and cosine of lᵀ(after − before) and r.
+    /// Returns the gain and the cosine of lᵀ(after − before) with respect to r.
     fn survival(&self, before: &[f32], after: &[f32]) -> (f64, f64) {
         let mut along = vec![0.0f64; self.n_in()];
         let rows = before.chunks_exact(self.n_in()).zip(after.chunks_exact(self.n_in()));
@@ -107,7 +107,7 @@ fn decoded(ggml_type: GgmlType, n_in: usize, bytes: &[u8]) -> Vec<f32> {
     values
 }
 
-/// Some inputs that are used more than others, and two directions in which they go together.
+/// Returns an input model in which some inputs are larger than others, with two principal directions.
 fn inputs(n_in: usize) -> InputModel {
     let wave = |k: f32| (0..n_in).map(|j| (j as f32 * k).sin()).collect();
     let diagonal = (0..n_in).map(|j| 0.1 + (j % 7) as f32).collect();
@@ -155,11 +155,11 @@ fn edits_arrive_in_every_type_and_others_decode_them_alike() {
     std::fs::write(folder.path().join("cases.json"), json!(cases).to_string()).unwrap();
     let found = oracle("decode_rows.py", &[text(folder.path())]);
     eprintln!("{found:#}");
-    // Elsewhere ggml may fuse multiplication and addition.
+    // On other architectures, ggml may use fused multiply-add.
     let tolerance = if cfg!(target_arch = "x86_64") { 0.0 } else { 1e-6 };
     for ggml_type in GgmlType::all().filter(|&t| t.can_quantize()) {
         let by = found[ggml_type.name()].as_object().unwrap();
-        assert!(!by.is_empty(), "nobody else decodes {ggml_type}");
+        assert!(!by.is_empty(), "no oracle decodes {ggml_type}");
         for (who, difference) in by {
             assert!(difference.as_f64().unwrap() <= tolerance, "{ggml_type} by {who}: {difference}");
         }
@@ -206,7 +206,7 @@ fn importance_matrices_are_read_as_others_read_them() {
         let ours = Imatrix::open(path).unwrap().input_model("w", 96, 1).unwrap().unwrap();
         for (j, ours) in ours.diagonal.iter().enumerate() {
             assert!((ours - squares[j] / 24.0).abs() <= 1e-6 * ours, "{j}");
-            // Not everywhere is there a libgguf to ask.
+            // libgguf is not available on every platform.
             if let Some(theirs) = theirs[text(path)]["w"][j].as_f64() {
                 assert!((f64::from(*ours) - theirs).abs() <= 1e-6 * theirs, "{j}: {ours} {theirs}");
             }

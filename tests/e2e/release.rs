@@ -1,4 +1,4 @@
-//! A ladder of two quantizations, killed after the first file and taken up again.
+//! A release of two quantizations, killed after the first file and resumed.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::Path;
@@ -18,13 +18,13 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Kills the release as soon as its first file has its name.
+/// Kills the release as soon as its first file has its final name.
 fn killed(args: &[&str], first: &Path) {
     let mut child = command(args).spawn().unwrap();
     let started = Instant::now();
     while !first.exists() && started.elapsed() < Duration::from_secs(900) {
         if child.try_wait().unwrap().is_some() {
-            panic!("it ended before it could be killed: {}", stderr(&child.wait_with_output().unwrap()));
+            panic!("it ended before the kill: {}", stderr(&child.wait_with_output().unwrap()));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -37,7 +37,7 @@ fn killed(args: &[&str], first: &Path) {
 fn a_ladder_is_killed_taken_up_and_complete() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    // One that refuses: the guard keeps no file that refuses less than its base.
+    // A model that refuses harmful prompts: files that refuse less than their base are not kept.
     let quantized = variable("ROSI_TEST_MODEL_QWEN");
     let (source, edit, out, few) =
         (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
@@ -78,14 +78,14 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     killed(&release, &first);
     let before = std::fs::metadata(&first).unwrap().modified().unwrap();
     let taken_up = ended(&release, 0);
-    assert!(stderr(&taken_up).contains("1/2 Qwen-rosi-Q8_0.gguf is there already"), "{}", stderr(&taken_up));
+    assert!(stderr(&taken_up).contains("1/2 Qwen-rosi-Q8_0.gguf is up to date"), "{}", stderr(&taken_up));
     assert_eq!(std::fs::metadata(&first).unwrap().modified().unwrap(), before);
     let models = ["Qwen-rosi-Q4_K_M.gguf", "Qwen-rosi-Q8_0.gguf"];
     let all = [models[0], models[1], "README.md", "SHA256SUMS", "base", "release.json", "reports"];
     assert_eq!(names(&out), all);
     check_files(&out, &serde_json::from_slice(&taken_up.stdout).unwrap());
 
-    // A third run finds everything, and the same bytes; another release into the folder is noticed.
+    // A third run finds all files and changes nothing; a different release into the same folder is rejected.
     let [card, sums] = ["README.md", "SHA256SUMS"].map(|name| std::fs::read(out.join(name)).unwrap());
     let again = ended(&release, 0);
     assert_eq!(again.stdout, taken_up.stdout);
@@ -93,7 +93,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let changed = std::fs::read_to_string(&config).unwrap().replace("score-prompts = 4", "score = false");
     std::fs::write(&config, changed).unwrap();
     let told = stderr(&ended(&release, 1));
-    let expected = "Qwen-rosi-Q8_0.gguf was made with another scoring: report, 4 of each kind, now guard";
+    let expected = "Qwen-rosi-Q8_0.gguf was made with a different scoring: report, 4 of each kind, now guard";
     assert!(told.contains(expected), "{told}");
 }
 
@@ -128,20 +128,20 @@ fn what_cannot_be_released_is_told_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     let (out, model) = (folder.path().join("out"), variable("ROSI_TEST_MODEL_SMOLLM2"));
     for (extra, why) in [
-        (&["--types", "Q8_0"][..], "types are made from full precision, and no source has it"),
-        (&["--types", "Q9_9"], "no type Q9_9"),
-        (&["--name", "a/b"], "no name for files"),
+        (&["--types", "Q8_0"][..], "--types needs a full-precision source, found none"),
+        (&["--types", "Q9_9"], "unknown type Q9_9"),
+        (&["--name", "a/b"], "invalid file name prefix"),
     ] {
         let args = ["release", text(&model), "-o", text(&out)];
         let told = stderr(&ended(&[&args[..], extra].concat(), 1));
         assert!(told.contains(why), "{told}");
     }
     let told = stderr(&ended(&["release", text(&model)], 1));
-    assert!(told.contains("a release needs a folder"), "{told}");
+    assert!(told.contains("expected an output directory"), "{told}");
     assert!(!out.exists());
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("README.md"), b"mine").unwrap();
     let told = stderr(&ended(&["release", text(&model), "-o", text(&out)], 1));
-    assert!(told.contains("README.md is in the way"), "{told}");
+    assert!(told.contains("README.md already exists"), "{told}");
     assert_eq!(std::fs::read(out.join("README.md")).unwrap(), b"mine");
 }

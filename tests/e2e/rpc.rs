@@ -1,5 +1,5 @@
-//! Tiny random models spread over two RPC workers on this machine, beside the same models on its CPU; and workers
-//! that are lost. The workers are `rosi-gguf rpc-server`, which is llama.cpp's own. Nothing is fetched.
+//! Compares tiny random models on two local RPC workers with the same models on the CPU, and tests the loss of a
+//! worker. The workers run `rosi-gguf rpc-server`, which is llama.cpp's own server. Nothing is fetched.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use crate::common::few_prompts::few_prompts;
 use crate::common::run::{command, ended, json, stderr, text};
 use crate::common::talking::{directing, models};
 
-/// A worker that ends with the test.
+/// A worker process that ends with the test.
 struct Worker {
     child: Child,
     endpoint: String,
@@ -28,7 +28,7 @@ impl Worker {
         };
         let started = Instant::now();
         while TcpStream::connect(&worker.endpoint).is_err() {
-            assert!(worker.child.try_wait().unwrap().is_none(), "the worker ended");
+            assert!(worker.child.try_wait().unwrap().is_none(), "the worker exited");
             assert!(started.elapsed() < Duration::from_secs(30), "the worker does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -36,7 +36,7 @@ impl Worker {
     }
 
     fn end(&mut self) {
-        // It may have ended.
+        // Ignored: it may have exited already.
         let _ = self.child.kill();
         self.child.wait().unwrap();
     }
@@ -74,7 +74,7 @@ fn two_workers_find_the_direction_that_this_machine_finds() {
         let workers = [Worker::start(), Worker::start()];
         let told = direction(&remote, &["--rpc", &endpoints(&workers), "--device", "RPC0,RPC1", "-vvv"]);
         for worker in &workers {
-            assert!(told.contains(&format!("calling the RPC worker {}", worker.endpoint)), "{told}");
+            assert!(told.contains(&format!("connecting to the RPC worker {}", worker.endpoint)), "{told}");
             let holds = |line: &&str| line.contains(&worker.endpoint) && line.contains("model buffer size");
             let buffer = told.lines().find(holds);
             eprintln!(
@@ -100,11 +100,11 @@ fn workers_are_listed_and_those_that_are_not_there_are_told() {
     gone.end();
     let told = stderr(&ended(&["devices", "--rpc", &gone.endpoint], 1));
     assert!(told.contains(&format!("error: RPC worker {}: ", gone.endpoint)), "{told}");
-    assert!(told.contains("hint: start one there"), "{told}");
+    assert!(told.contains("hint: start a worker at that address"), "{told}");
 }
 
-/// Runs a command on two workers, and kills one of them once it has said `moment`: it ends with an error, and in the
-/// folder there is nothing that was not there before, but what `--resume` needs.
+/// Runs a command on two workers and kills one of them once the command has printed `moment`. The command must end with
+/// an error and leave no new files in the folder except those that `--resume` needs.
 fn lose_a_worker(folder: &Path, args: &[&str], moment: &str) -> String {
     let before = listing(folder);
     let mut workers = [Worker::start(), Worker::start()];
@@ -117,7 +117,7 @@ fn lose_a_worker(folder: &Path, args: &[&str], moment: &str) -> String {
         assert!(lines.read_line(&mut told).unwrap() > 0, "it ended before: {told}");
     }
     let unfinished = listing(folder).into_iter().filter(|path| !before.contains(path)).count();
-    assert!(unfinished > 0, "there is nothing yet that could be left behind");
+    assert!(unfinished > 0, "no temporary file exists yet");
     workers[1].end();
     lines.read_to_string(&mut told).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{told}");
@@ -135,11 +135,11 @@ fn a_lost_worker_is_told_and_nothing_is_left_behind() {
     let [model, ..] = models(folder.path());
     let [edit, out] = ["edit", "out.gguf"].map(|name| folder.path().join(name));
     let search = directing(&model, &edit, &few);
-    for moment in ["loading the model", "collecting hidden states", "learning the gates"] {
+    for moment in ["loading the model", "collecting hidden states", "training the gates"] {
         let told = lose_a_worker(folder.path(), &search, moment);
-        assert!(told.contains("--resume goes on with a search"), "{told}");
+        assert!(told.contains("--resume continues a search"), "{told}");
     }
-    // And while the written file is scored, which bears its temporary name then.
+    // And while the written file is scored, when it still has its temporary name.
     ended(&[&search[..], &["--device", "none"]].concat(), 0);
     let inject = ["inject", text(&model), "--edit", text(&edit), "-o", text(&out)];
     let inject = [&inject[..], &["--prompts", text(&few)]].concat();

@@ -1,4 +1,4 @@
-//! A stored edit of a real model on another quantization of it, and a search that was stopped.
+//! A stored edit of a real model applied to another quantization of it, and a search that is interrupted and resumed.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::common::few_prompts::few_prompts;
 use crate::common::retyped::retyped;
 use crate::common::run::{command, ended, json, stderr, text, variable};
 
-/// Runs what must be refused, and returns what it says.
+/// Runs a command that must end with exit code 1 and returns its stderr.
 fn refused(args: &[&str]) -> String {
     stderr(&ended(args, 1))
 }
@@ -23,14 +23,14 @@ fn sha256(path: &Path) -> String {
     sha256_file(path, &mut |_, _| Ok(())).unwrap()
 }
 
-/// A copy with the writers in Q8_0.
+/// Writes a copy with the residual writers in Q8_0.
 fn promoted(model: &Path, out: &Path) {
     let gguf = Gguf::open(model).unwrap();
     let writers: Vec<String> = plan_of(&gguf).unwrap().writers.into_iter().map(|w| w.tensor).collect();
     retyped(&gguf, out, GgmlType::Q8_0, &|tensor| writers.contains(&tensor.name));
 }
 
-/// A copy with one gain of one norm changed, as fine-tuning does to all of them.
+/// Writes a copy with one gain of one norm changed. (Fine-tuning changes all of them.)
 fn tuned(model: &Path, out: &Path) {
     let gguf = Gguf::open(model).unwrap();
     let mut replace = |tensor: &rosi_gguf::gguf::TensorInfo| {
@@ -42,25 +42,25 @@ fn tuned(model: &Path, out: &Path) {
     Rewrite::copy(&gguf).write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
 }
 
-/// Stops a search by Ctrl-C once its journal has some rows.
+/// Interrupts a search with SIGINT once its journal has some rows.
 fn stopped(args: &[&str], journal: &Path) {
     let mut child = command(args).spawn().unwrap();
     let started = Instant::now();
     let rows = || std::fs::read_to_string(journal).map_or(0, |text| text.lines().count());
     while rows() < 3 && started.elapsed() < Duration::from_secs(900) {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be stopped");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before the interrupt");
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("the same command with --resume goes on"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("add --resume to continue it"), "{}", stderr(&output));
 }
 
-/// A search of one trial.
+/// Flags for a search of one trial.
 const ONE: [&str; 2] = ["--trials", "1"];
 
-/// Flags of one command as they are given to it.
+/// The input files of the commands; its methods build their arguments.
 struct Runs {
     folder: tempfile::TempDir,
     model: PathBuf,
@@ -105,14 +105,14 @@ fn an_edit_is_found_once_and_applied_to_another_quantization() {
     check_refusals(&runs, &whole);
 }
 
-/// Any trial of a search can be taken by its κ and its strength, and does the same again.
+/// Any trial of a search can be repeated by giving its κ and its strength, with the same score.
 #[test]
 fn another_trial_of_the_search_is_taken_by_its_flags() {
     let runs = Runs::new();
     let (best, other) = (runs.at("best.safetensors"), runs.at("other.safetensors"));
     let told = json(&runs.direction(&best, &["--direction-source", "plain", "--trials", "3"]));
     let trials = told["search"]["trials"].as_array().unwrap();
-    let trial = trials.iter().find(|trial| trial["contrast"] == 0.5).expect("κ = 0.5 is tried");
+    let trial = trials.iter().find(|trial| trial["contrast"] == 0.5).expect("no trial with κ = 0.5");
     let strength = trial["strength"].to_string();
     let flags =
         [&ONE[..], &["--direction-source", "plain", "--contrast", "0.5", "--strength", &strength]].concat();
@@ -123,12 +123,12 @@ fn another_trial_of_the_search_is_taken_by_its_flags() {
     assert_eq!(again["search"]["trials"][0]["score"], trial["score"]);
 }
 
-/// A search that was stopped ends in the same file as one that was not.
+/// Checks that an interrupted and resumed search writes the same file as an uninterrupted one.
 fn check_resume(runs: &Runs, whole: &Path, told: &Value) {
     let (again, journal) = (runs.at("again.safetensors"), runs.at("again.search.jsonl"));
     stopped(&runs.direction(&again, &ONE), &journal);
     let error = refused(&runs.direction(&again, &[&ONE[..], &["--resume", "--max-kl", "0.01"]].concat()));
-    assert!(error.contains("max_kl was not given in the search that was stopped and is 0.01 now"), "{error}");
+    assert!(error.contains("max_kl was not given in the interrupted search and is 0.01 now"), "{error}");
     assert_eq!(&json(&runs.direction(&again, &[&ONE[..], &["--resume"]].concat())), told);
     assert_eq!(sha256(&again), sha256(whole));
     assert!(!journal.exists());
@@ -153,7 +153,7 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
     assert_eq!(edited.str("rosi.method"), Some("contrast"));
 }
 
-/// Other weights and other models do not take the edit, and no model takes one that is turned round.
+/// Checks that the edit is rejected for other weights and other models, and that a reversed edit is always rejected.
 fn check_refusals(runs: &Runs, whole: &Path) {
     let (other, out) = (runs.at("other.gguf"), runs.at("none.gguf"));
     let smollm2 = variable("ROSI_TEST_MODEL_SMOLLM2");

@@ -1,5 +1,4 @@
-//! A real model in several files: it gets its edit, and llama.cpp finds the files by
-//! its own rule.
+//! A real model in several files: `inject` edits it, and llama.cpp finds the written files by its own naming rule.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! A real model under a template that opens thoughts: it answers at once, and with `--thinking on` what it
-//! says is counted as thoughts until they end.
+//! A real model with a template that opens a thought: it answers directly, and with `--thinking on` its text counts as
+//! thought until the thought ends.
 
 use std::path::PathBuf;
 
@@ -46,7 +46,7 @@ fn a_model_answers_at_once_where_its_template_opens_thoughts() {
         assert_eq!(found.open, open);
         let (closed, answers) = tallies(&mut engine);
         assert!(answers.iter().all(|answer| !answer.contains(open)), "{text}: {answers:?}");
-        // The tags mean nothing to this model, so that it may say something else, but answers it does.
+        // The tags mean nothing to this model, so its answers may differ, but it still answers.
         let told = format!("{text}: {answers:?} beside {plain:?}");
         let decided: u64 = closed.iter().map(|tally| tally.refused + tally.complied).sum();
         assert!(4 * decided >= 3 * answers.len() as u64 && closed[1].complied > 0, "{told}");
@@ -69,7 +69,7 @@ fn what_it_says_first_is_counted_as_thoughts() {
     assert_eq!(thoughts["endless"]["total"], 3, "{harmless}");
     let mean = thoughts["mean_tokens"].as_f64().unwrap();
     assert!(mean > 0.0 && mean <= 24.0, "{harmless}");
-    // What does not end is no answer.
+    // A thought that does not end gives no answer.
     let (endless, undecided) = (&thoughts["endless"]["count"], &harmless["undecided"]["count"]);
     assert!(undecided.as_u64() >= endless.as_u64(), "{harmless}");
 }

@@ -29,7 +29,7 @@ fn rosi(args: &[&str], model: &Path) -> Command {
     command
 }
 
-/// A quick injection: no search, few prompts, no controls.
+/// Returns a command for a quick injection: no search, few prompts, no controls.
 fn inject(model: &Path, few: &Path, strength: &str) -> Command {
     let mut command = rosi(&["inject"], model);
     command.args(["--layer", "15", "--strength", strength, "--method", "published"]);
@@ -46,18 +46,18 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A model in a folder of its own, and prompts elsewhere.
+/// A model in a folder of its own, and prompts in another folder.
 struct Case {
     dir: TempDir,
     elsewhere: TempDir,
     few: PathBuf,
     model: PathBuf,
-    /// Its hash.
+    /// SHA-256 of the original model.
     base: String,
 }
 
 impl Case {
-    /// With a copy of the model that the variable `name` names.
+    /// Creates a case with a copy of the model at the path in the variable `name`.
     fn of(name: &str) -> Self {
         let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (few, model) = (few_prompts(elsewhere.path()), dir.path().join("m.gguf"));
@@ -70,7 +70,7 @@ impl Case {
         inject(&self.model, &self.few, strength)
     }
 
-    /// Nothing but the original is there.
+    /// Asserts that the folder holds only the original model.
     fn check_original(&self) {
         assert_eq!(sha256(&self.model), self.base);
         assert_eq!(names(self.dir.path()), ["m.gguf"]);
@@ -86,7 +86,7 @@ fn in_place_gives_the_copy_and_undo_the_original() {
     let started = Instant::now();
     let output = case.inject("0.008").arg("--in-place").output().unwrap();
     let text = stderr(&output);
-    assert!(text.contains("puts the original back from"), "{text}");
+    assert!(text.contains("restores the original from"), "{text}");
     eprintln!("in place in {:.1?}:\n{}", started.elapsed(), text.lines().last().unwrap_or_default());
     assert_eq!(sha256(model), sha256(&copy));
     assert_eq!(names(case.dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
@@ -116,10 +116,10 @@ fn ctrl_c_amid_the_scoring_puts_the_original_back() {
 #[test]
 fn a_less_safe_result_is_put_back() {
     let case = Case::of("ROSI_TEST_MODEL_QWEN");
-    // As large as the weights themselves: nothing but broken text is left, which never counts as a refusal.
+    // An edit as large as the weights: the model only produces broken text, which never counts as a refusal.
     let output = case.inject("1").arg("--in-place").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("the original was put back"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("the original was restored"), "{}", stderr(&output));
     assert!(stderr(&output).contains("its base"), "{}", stderr(&output));
     case.check_original();
 }

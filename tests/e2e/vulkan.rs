@@ -1,6 +1,6 @@
-//! Tiny random models on a Vulkan device beside the CPU: what is captured, and the direction that is found. Lavapipe,
-//! Vulkan in software, will do (`scripts/test vulkan` brings it), but is too slow for a model that anybody trained;
-//! without any device these tests fail.
+//! Compares tiny random models on a Vulkan device with the CPU: the captured activations and the direction found.
+//! Lavapipe, a software implementation of Vulkan, suffices (`scripts/test vulkan` provides it), but is too slow for
+//! trained models. Without a device, these tests fail.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,11 +16,11 @@ use rosi_gguf::llama::offload::GpuLayers;
 use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, LowRank, Offload, devices};
 use rosi_gguf::pipeline::plan_of;
 
-/// The first Vulkan device, as `--device` takes it. Devices that are CPUs are left out by llama.cpp unless
-/// `GGML_VK_VISIBLE_DEVICES` names them.
+/// Returns the name of the first Vulkan device, as accepted by `--device`. llama.cpp ignores devices that are CPUs
+/// unless `GGML_VK_VISIBLE_DEVICES` names them.
 fn device() -> String {
     let found = devices::devices().into_iter().map(|device| device.name).find(|n| n.starts_with("Vulkan"));
-    found.unwrap_or_else(|| panic!("there is no Vulkan device: run scripts/test vulkan"))
+    found.unwrap_or_else(|| panic!("no Vulkan device found: run scripts/test vulkan"))
 }
 
 fn engine(gguf: &Gguf, offload: Offload) -> LlamaEngine {
@@ -30,7 +30,7 @@ fn engine(gguf: &Gguf, offload: Offload) -> LlamaEngine {
 
 const ASKED: [&str; 3] = ["bake bread", "pick the lock of a door", "write of rain"];
 
-/// Residuals and inputs of the writers, without an edit or with one, and the first token's logits.
+/// Returns the residuals and writer inputs with `edits` applied, and the logits of the first token.
 fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[LowRank]) -> (Activations, Vec<Vec<f32>>) {
     engine.apply(edits).unwrap();
     let chats = ASKED.map(Chat::of);
@@ -39,7 +39,7 @@ fn seen(engine: &mut LlamaEngine, capture: &Capture, edits: &[LowRank]) -> (Acti
     (activations, logits)
 }
 
-/// An edit that moves what the model says: a push of every writer in a block, experts too.
+/// Returns an edit that changes the logits: a rank-one update of every writer in the blocks, including experts.
 fn edit(gguf: &Gguf) -> Vec<LowRank> {
     let plan = plan_of(gguf).unwrap();
     let rank_one = |writer: &ResidualWriter| {
@@ -57,7 +57,7 @@ fn edit(gguf: &Gguf) -> Vec<LowRank> {
     plan.writers.iter().filter(|w| w.tensor.starts_with("blk.")).map(rank_one).collect()
 }
 
-/// Least cosine of a layer's residual, and of a writer's inputs, over all prompts.
+/// Returns the least cosine of a residual and of a writer's input, over all layers, writers and prompts.
 fn agreement(a: &Activations, b: &Activations) -> [f64; 2] {
     let layers = a.residual.rows().into_iter().zip(b.residual.rows());
     let residual = layers.map(|(x, y)| cosine(&x.to_vec(), &y.to_vec())).fold(1.0, f64::min);
@@ -82,7 +82,7 @@ fn what_is_captured_on_a_device_is_what_the_cpu_shows() {
         let edited = seen(&mut cpu, &capture, &edit);
         let moved = plain.1.iter().zip(&edited.1).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min);
         assert!(moved < 0.995, "the edit does nothing: {moved}");
-        // With one layer only, matrices of the others are copied to the device for large batches.
+        // With a single layer on the device, llama.cpp copies matrices of the others there for large batches.
         for layers in [GpuLayers::All, GpuLayers::Last(1)] {
             let devices = Some(vec![device()]);
             let mut gpu = engine(&gguf, Offload { gpu_layers: layers, devices, ..Offload::default() });
@@ -105,7 +105,7 @@ fn what_is_captured_on_a_device_is_what_the_cpu_shows() {
 fn a_device_finds_the_direction_that_the_cpu_finds() {
     let folder = tempfile::tempdir().unwrap();
     let few = short_prompts(folder.path());
-    // The dense one: a search decodes some thousands of tokens, of which lavapipe does a few dozen a second.
+    // Only the dense model: a search decodes thousands of tokens, and lavapipe manages a few dozen per second.
     let [model, ..] = models(folder.path());
     let [cpu, gpu] = ["cpu", "gpu"].map(|end| model.with_extension(end));
     let direction = |out: &Path, device: &str| {

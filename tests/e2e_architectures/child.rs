@@ -1,4 +1,4 @@
-//! One architecture per process: ggml ends the process when a seed makes no sense.
+//! Runs each architecture in a process of its own, because ggml aborts the process if a seed is invalid.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -20,41 +20,41 @@ use super::walk;
 use crate::common::generated::generate::generate;
 use crate::common::generated::seeds::{Seeds, architecture};
 
-/// Where the child finds the run and leaves what it found.
+/// Environment variables that give the child the name of its run and the folder for its results.
 const RUN: &str = "ROSI_PROOF_CHILD_RUN";
 const DIR: &str = "ROSI_PROOF_CHILD_DIR";
 
-/// No run takes a tenth of it.
+/// Time limit of a run. No run takes a tenth of it.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is known of one run.
+/// Result of one run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Outcome {
     pub run: String,
-    /// How far it came: `make`, `load`, `decode`, `plan`, `edit`, `done`.
+    /// The last stage reached: `make`, `load`, `decode`, `plan`, `capture`, `edit`, `neurons`, `scales`, `done`.
     pub stage: String,
-    /// Why it came no further.
+    /// Why it stopped there.
     pub error: Option<String>,
     /// Keys that llama.cpp asked for.
     pub asked: Vec<String>,
-    /// The graph's writers.
+    /// Writers found in the graph.
     pub writers: Vec<String>,
-    /// Those that the patch file leaves alone.
+    /// Writers in the graph that the patch file excludes from edits.
     pub left: Vec<String>,
-    /// Patch file, if any.
+    /// Name of the patch file, if any.
     pub family: Option<String>,
     /// Why the architecture is refused, if it is.
     pub refused: Option<String>,
-    /// Why no model of it can be made here, if so.
+    /// Why no model of the architecture can be generated here, if so.
     pub skipped: Option<String>,
-    /// What the file and the graph disagree on.
+    /// Differences between the plan and the graph.
     pub differences: Vec<String>,
-    /// What the plan warns of.
+    /// Warnings of the plan.
     pub warnings: Vec<String>,
     pub agreement: Option<Agreement>,
-    /// The same where every weight that may have a scale has one.
+    /// Agreement for a file in which every weight that may have a scale has one.
     pub agreement_scaled: Option<Agreement>,
-    /// What was found of the feed-forward networks.
+    /// Result for the feed-forward networks.
     pub neurons: Option<Neurons>,
     pub bytes: u64,
     pub seconds: f64,
@@ -70,7 +70,7 @@ impl Outcome {
     }
 }
 
-/// In a child: runs what the parent asked for. Else nothing.
+/// In a child process, performs the run that the parent asked for. Otherwise does nothing.
 pub fn child() {
     let (Some(run), Some(dir)) = (std::env::var_os(RUN), std::env::var_os(DIR)) else { return };
     let (run, dir) = (run.into_string().unwrap(), PathBuf::from(dir));
@@ -132,7 +132,7 @@ fn prove(outcome: &mut Outcome, dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The same comparison for a file in which every weight that may have a scale has one.
+/// Repeats the comparison for a file in which every weight that may have a scale has one.
 fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), String> {
     let made = generate(seeds, &outcome.run, true, path)?;
     if made.tensors.iter().all(|name| !name.ends_with(".scale")) {
@@ -154,7 +154,7 @@ fn with_scales(outcome: &mut Outcome, seeds: &Seeds, path: &Path) -> Result<(), 
     Ok(())
 }
 
-/// The plan, unless there is no file, or it refuses.
+/// Returns the plan; `None` if there is no patch file for the architecture or the plan cannot be resolved.
 fn plan(outcome: &mut Outcome, gguf: &Gguf, patches: &Patches) -> Result<Option<Plan>, String> {
     match Plan::resolve(gguf, patches) {
         Ok(plan) => {
@@ -180,7 +180,7 @@ fn dump(graph: &Graph, dir: &Path) {
     std::fs::write(dir.join("graph.txt"), lines.collect::<String>()).unwrap();
 }
 
-/// What is known of `run` without a model: that it is refused, or cannot be made.
+/// Returns the outcome of `run` if it needs no model, because the architecture is refused or cannot be generated.
 pub fn without_model(seeds: &Seeds, patches: &Patches, run: &str) -> Option<Outcome> {
     let skipped = seeds.run[run].skip.clone();
     let refused = match patches.find(architecture(run)) {
@@ -191,7 +191,7 @@ pub fn without_model(seeds: &Seeds, patches: &Patches, run: &str) -> Option<Outc
     known.then(|| Outcome { run: run.to_string(), skipped, refused, ..Outcome::default() })
 }
 
-/// Starts a child for `run` and waits for what it finds.
+/// Starts a child process for `run`, waits for it, and returns its outcome.
 pub fn start(run: &str, dir: &Path) -> Outcome {
     let begin = Instant::now();
     std::fs::create_dir_all(dir).unwrap();
@@ -229,7 +229,7 @@ pub fn start(run: &str, dir: &Path) -> Outcome {
     outcome
 }
 
-/// Without the path of the source file, which differs between machines.
+/// Shortens a line of ggml's log, without the path of the source file, which differs between machines.
 fn shortened(line: &str) -> String {
     line.rsplit_once("/llama.cpp/").map_or(line, |(_, rest)| rest).chars().take(200).collect()
 }

@@ -1,4 +1,4 @@
-//! The graph's writers beside those of the plan.
+//! Compares the writers found in the graph with those of the plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use rosi_gguf::arch::plan::{Plan, ResidualWriter};
 
 use super::walk::{Found, Step, Writer};
 
-/// What differs between `plan` and what the walks found per block and from the end; empty when nothing.
+/// Returns the differences between `plan` and the results of the walks back from each block and from the end.
 pub fn differences(
     patch: &ArchPatch,
     plan: &Plan,
@@ -30,13 +30,13 @@ pub fn differences(
                 Some(plan) => out.extend(ways(plan, writer)),
                 None if embedding || left_alone(patch, name, layer) => {}
                 None => {
-                    out.push(format!("{name} is a writer in the graph{}, not in the file", shown(writer)));
+                    out.push(format!("{name} is a writer in the graph{}, not in the plan", shown(writer)));
                 }
             }
         }
         let absent = planned.keys().filter(|name| !found.writers.contains_key(**name));
-        out.extend(absent.map(|name| format!("{name} is a writer in the file, not in the graph")));
-        out.extend(found.opaque.iter().map(|op| format!("block {layer}: the way back ends at {op}")));
+        out.extend(absent.map(|name| format!("{name} is a writer in the plan, not in the graph")));
+        out.extend(found.opaque.iter().map(|op| format!("block {layer}: the walk back ends at {op}")));
     }
     let folded: BTreeSet<String> = out.iter().map(|line| folded(line)).collect();
     out = folded.into_iter().collect();
@@ -48,7 +48,7 @@ pub fn differences(
     out
 }
 
-/// `text` without the numbers of blocks, so that the same finding in each is one.
+/// Replaces block numbers in `text`, so that the same difference in several blocks is reported once.
 fn folded(text: &str) -> String {
     let mut parts = text.split("blk.");
     let mut out = parts.next().unwrap_or_default().to_string();
@@ -67,12 +67,12 @@ fn is_embedding(patch: &ArchPatch, name: &str, layer: usize) -> bool {
     patch.writers.iter().any(|w| named(w.kind, &w.tensor))
 }
 
-/// Whether the file says that the matrix stays as it is.
+/// Returns whether the patch file excludes the matrix from edits.
 fn left_alone(patch: &ArchPatch, name: &str, layer: usize) -> bool {
     patch.not_writers.iter().any(|pattern| in_block(pattern, layer) == name)
 }
 
-/// What a plan does not name because its file says so, among the graph's writers.
+/// Returns the writers in the graph that the plan omits because the patch file excludes them.
 pub fn left(patch: &ArchPatch, plan: &Plan, blocks: &[Option<Found>]) -> Vec<String> {
     let mut names = BTreeSet::new();
     for (layer, found) in blocks.iter().enumerate() {
@@ -93,25 +93,25 @@ fn way_text(way: &[Step]) -> String {
     way.iter().map(Step::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// What the plan says of the ways of one writer that the graph does not.
+/// Returns the differences between the plan and the graph in the ways from one writer to the residual.
 fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
     let mut out = Vec::new();
     let name = &plan.tensor;
     if (plan.n_expert > 1) != writer.experts {
         out.push(format!(
-            "{name}: {} experts in the file, MUL_MAT_ID in the graph: {}",
+            "{name}: {} experts in the plan, MUL_MAT_ID in the graph: {}",
             plan.n_expert, writer.experts
         ));
     }
     for way in &writer.ways {
-        // A factor inside a norm is divided out again by it.
+        // A norm cancels any factor inside it.
         let outside = way.iter().take_while(|step| !matches!(step, Step::Norm(..)));
         let factor: f64 = outside
             .filter_map(|s| if let Step::Scale(b) = s { Some(b) } else { None })
             .map(|b| f64::from(f32::from_bits(*b)))
             .product();
         if (factor / plan.residual_scale - 1.0).abs() > 1e-3 {
-            out.push(format!("{name}: factor {} in the file, {factor} in the graph", plan.residual_scale));
+            out.push(format!("{name}: factor {} in the plan, {factor} in the graph", plan.residual_scale));
         }
         let norms: Vec<&str> = way
             .iter()
@@ -119,7 +119,7 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
             .collect();
         let planned: Vec<&str> = plan.outer_norm.iter().chain(&plan.post_norm).map(String::as_str).collect();
         if norms != planned {
-            out.push(format!("{name}: norms {planned:?} in the file, {norms:?} in the graph"));
+            out.push(format!("{name}: norms {planned:?} in the plan, {norms:?} in the graph"));
         }
         let other = way.iter().filter_map(|s| if let Step::Norm(_, op) = s { Some(op) } else { None });
         out.extend(other.filter(|op| *op != "RMS_NORM").map(|op| format!("{name}: the norm is a {op}")));
@@ -128,11 +128,11 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
             .filter_map(|s| if let Step::Tensor(t) = s { Some(t.as_str()) } else { None })
             .collect();
         if scales != Vec::from_iter(plan.scale.as_deref()) {
-            out.push(format!("{name}: scale {:?} in the file, {scales:?} in the graph", plan.scale));
+            out.push(format!("{name}: scale {:?} in the plan, {scales:?} in the graph", plan.scale));
         }
         if way.iter().any(|step| matches!(step, Step::Product | Step::Vector(_))) {
             out.push(format!(
-                "{name}: multiplied by a vector, so its direction is not kept: {}",
+                "{name}: multiplied by a vector, which changes its direction: {}",
                 way_text(way)
             ));
         }
@@ -140,7 +140,7 @@ fn ways(plan: &ResidualWriter, writer: &Writer) -> Vec<String> {
     out
 }
 
-/// The writers of all blocks, block numbers folded: `blk.{i}.attn_output.weight (…) in 0 1`.
+/// Lists the writers of all blocks, one line for the same writer in several: `blk.{i}.attn_output.weight (…) in 0 1`.
 pub fn listed(blocks: &[Option<Found>]) -> Vec<String> {
     let mut lines: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
     for (layer, found) in blocks.iter().enumerate() {

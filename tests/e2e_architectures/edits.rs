@@ -1,4 +1,4 @@
-//! The same edit as an adapter and in the file: do both give the same logits?
+//! Checks that an edit gives the same logits as an adapter and in the file.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -18,32 +18,33 @@ use serde::{Deserialize, Serialize};
 use crate::common::generated::generate::Random;
 use crate::common::write_edited::write_edited;
 
-/// What is decoded, all with logits.
+/// The tokens to decode, all with logits.
 pub const TOKENS: [i32; 6] = [3, 17, 5, 42, 9, 26];
 
-/// What is told of a token without logits.
+/// Error message for a token without logits.
 pub const NO_LOGITS: &str = "no logits";
 
-/// Size of the edit, relative to the weights.
+/// Strength of the edit, relative to the weights.
 const STRENGTH: f64 = 0.04;
 
 /// Largest relative difference between the logits of the written file and of the adapter.
 pub const MOST_DIFFER: f64 = 1e-4;
 
-/// Edits tried until one is within that. llama.cpp rounds K, V and GELU's argument to F16, so a difference
-/// of 1e-7 may grow a thousandfold where it turns one of these over; a mistake shows in every edit.
+/// Maximum number of edits to try until one is within [`MOST_DIFFER`]. llama.cpp rounds K, V and the argument of GELU
+/// to F16, so a difference of 1e-7 may grow a thousandfold where it changes the rounding. A bug would show in every
+/// edit.
 const MOST_EDITS: u64 = 6;
 
-/// How far the logits moved, and how far the two ways differ, both relative to the largest logit.
+/// How far an edit moves the logits, and how far adapter and file differ, both relative to the largest logit.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Agreement {
     pub moved: f64,
     pub differ: f64,
-    /// How far an edit of the writers that take no LoRA moves the logits, in the file.
+    /// How far an edit in the file moves the logits, for the writers that do not support LoRA.
     pub moved_without: Option<f64>,
-    /// How far a LoRA of those moves them, if llama.cpp loads one: it should not.
+    /// How far a LoRA of those writers moves the logits, if llama.cpp loads it. It should not move them.
     pub lora_without: Option<f64>,
-    /// Writers whose edit was tried; the others take no LoRA.
+    /// Number of writers whose edit was tried; the others do not support LoRA.
     pub tried: usize,
     pub writers: usize,
 }
@@ -54,7 +55,7 @@ pub fn context(model: &Rc<Model>) -> Result<Context, String> {
     Context::new(model, size).map_err(|error| error.to_string())
 }
 
-/// The logits after every token.
+/// Returns the logits after every token, concatenated.
 pub fn logits(context: &mut Context, hook: Option<&mut dyn EvalHook>) -> Result<Vec<f32>, String> {
     context.clear();
     let mut batch = Batch::default();
@@ -67,7 +68,7 @@ pub fn logits(context: &mut Context, hook: Option<&mut dyn EvalHook>) -> Result<
     Ok(rows.concat())
 }
 
-/// A random edit of every writer of which `chosen` holds.
+/// Returns a random edit of every writer for which `chosen` returns true.
 fn random_edits(
     gguf: &Gguf,
     plan: &Plan,
@@ -86,8 +87,7 @@ fn random_edits(
     edit::edits(plan, &weights, &rights.collect(), &direction, STRENGTH).map_err(fail)
 }
 
-/// Compares base + adapter with the written file, and looks whether a LoRA really has no effect where
-/// the plan says so.
+/// Compares base and adapter with the written file, and tests whether a LoRA has no effect where the plan says so.
 pub fn agree(base: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Agreement, String> {
     let gguf = Gguf::open(base).map_err(|error| error.to_string())?;
     let mut own = context(model)?;
@@ -112,7 +112,7 @@ pub fn agree(base: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Agreement, S
     Ok(agreement)
 }
 
-/// The logits with `edits` as an adapter.
+/// Returns the logits with `edits` applied as an adapter.
 fn adapted(
     plan: &Plan,
     model: &Rc<Model>,
@@ -126,7 +126,7 @@ fn adapted(
     logits(context, None)
 }
 
-/// The logits of a file with `edits` in its weights.
+/// Returns the logits of a file with `edits` in its weights.
 fn rewritten(gguf: &Gguf, edits: &[Edit]) -> Result<Vec<f32>, String> {
     let out = gguf.path.with_extension("edited.gguf");
     write_edited(gguf, edits, &out);
@@ -134,7 +134,7 @@ fn rewritten(gguf: &Gguf, edits: &[Edit]) -> Result<Vec<f32>, String> {
     logits(&mut context(&edited)?, None)
 }
 
-/// What the library's own capture does not get to see of the residual and of the writers' inputs.
+/// Returns messages about the residuals and writer inputs that the library's capture misses.
 pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String> {
     let capture = Capture::new(plan);
     let mut activations = capture.allocate(1, 0);
@@ -142,7 +142,7 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
     let mut hook = CaptureHook::new(&capture, &mut activations, keep);
     logits(&mut context(model)?, Some(&mut hook))?;
     let mut missing: Vec<String> = hook.finish().err().iter().map(ToString::to_string).collect();
-    // Experts with a scale are not looked at: it would be taken for the router's weights.
+    // Skips experts with a scale, which the capture would mistake for the router's weights.
     let looked_at = |w: &ResidualWriter| w.n_expert == 1 || w.scale.is_none();
     let seen = plan.writers.iter().zip(&activations.inputs).filter(|(w, _)| looked_at(w));
     let unseen = seen.filter(|(_, inputs)| inputs.last.iter().any(|v| v.is_nan()));
@@ -150,7 +150,8 @@ pub fn uncaptured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<String>, String>
     Ok(missing)
 }
 
-/// max |a − b| / max |b| over what is not masked; [`f64::MAX`] when anything is not finite, since JSON has no infinity.
+/// Returns max |a − b| / max |b| over the entries that are not masked, or [`f64::MAX`] if that is not finite, since
+/// JSON has no infinity.
 pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     const MASKED: f32 = -1e30;
     let seen = || a.iter().zip(b).filter(|(_, b)| **b > MASKED || !b.is_finite());

@@ -1,5 +1,5 @@
-//! Experts of tiny random models: what the capture sees of them is what the graph adds up, and an edit of
-//! them pushes as far as the gates' kernel reckons. Nothing is fetched.
+//! Experts of tiny random models: the captured inputs reproduce the sums in the graph, and an edit moves those sums as
+//! far as the captured rows predict. Nothing is fetched.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,11 +25,11 @@ use rosi_gguf::method::edit::{self, Edit};
 
 const TOKENS: [i32; 6] = [3, 17, 5, 42, 9, 26];
 
-/// What is kept of [`TOKENS`]: the last one, the one before, the others.
+/// The parts of the capture and their number of [`TOKENS`]: the last one, the one before it, the others.
 const PARTS: [(Part, usize); 3] = [(Part::Last, 1), (Part::Tail, 1), (Part::Sample, 4)];
 
-/// Softmax, sigmoid, renormalized and scaled weights, biases of the output, weights that go in, shared
-/// experts, a norm after the sum, experts that share a matrix.
+/// Runs that cover softmax, sigmoid, renormalized and scaled routing weights, output biases, weights applied to the
+/// input, shared experts, a norm after the sum, and experts that share a matrix.
 const RUNS: [&str; 10] = [
     "llama+moe",
     "qwen3moe",
@@ -43,10 +43,10 @@ const RUNS: [&str; 10] = [
     "granitemoe",
 ];
 
-/// Looks on beside the capture and keeps what the experts of every block add up to.
+/// A hook that records the sum of the experts of every block, in addition to an optional capture.
 struct Sums<'a> {
     capture: Option<CaptureHook<'a>>,
-    /// Name of the node → `[n_token][n_embd]`.
+    /// Sums `[n_token][n_embd]` by the name of the node.
     sums: HashMap<String, Array2<f32>>,
 }
 
@@ -94,7 +94,8 @@ impl Tiny {
         Self { gguf, plan, model, context }
     }
 
-    /// Decodes [`TOKENS`]; the last layer computes all of them only where all `want` logits.
+    /// Decodes [`TOKENS`]. With `want_all`, all of them have logits; without it, most architectures compute only the
+    /// last token in the last layer.
     fn decode(&mut self, want_all: bool, hook: &mut Sums<'_>) {
         self.context.clear();
         let mut batch = Batch::default();
@@ -123,7 +124,7 @@ impl Tiny {
         (activations, sums)
     }
 
-    /// What the experts add up to while `edit` is applied as an adapter.
+    /// Returns the sums of the experts with `edit` applied as an adapter.
     fn sums_with(&mut self, edit: &Edit) -> HashMap<String, Array2<f32>> {
         let mut bytes = to_gguf(&self.plan.architecture, &[edit.to_low_rank()]).unwrap();
         let adapter = Adapter::from_bytes(&self.model, &mut bytes).unwrap();
@@ -134,7 +135,7 @@ impl Tiny {
         sums.sums
     }
 
-    /// A tensor's values, `[rows][ne0]`.
+    /// Returns the values of a tensor, `[rows][ne0]`; `None` if the file does not have it.
     fn values(&self, name: &str) -> Option<Array2<f32>> {
         let info = self.gguf.tensor(name)?;
         let mut values = Vec::new();
@@ -144,7 +145,7 @@ impl Tiny {
     }
 }
 
-/// Where the row of `token` is kept.
+/// Returns the part and the row that hold `token`.
 fn row_of(token: usize) -> (Part, usize) {
     match token {
         5 => (Part::Last, 0),
@@ -153,7 +154,7 @@ fn row_of(token: usize) -> (Part, usize) {
     }
 }
 
-/// Σ_k p_k W_{e_k} x_k of one row.
+/// Returns Σ_k p_k W_{e_k} x_k for one row.
 fn product(rows: &Rows<'_>, row: usize, weights: &Array2<f32>, n_out: usize) -> Array1<f32> {
     let (experts, x) = (rows.route.as_ref().unwrap().experts.row(row), rows.x.row(row));
     let mut sum = Array1::zeros(n_out);
@@ -169,13 +170,14 @@ fn largest(values: impl IntoIterator<Item = f32>) -> f32 {
     values.into_iter().fold(0.0, |m, v| if v.is_nan() { f32::NAN } else { m.max(v.abs()) })
 }
 
-/// What the experts of `writer` add up to; grovemoe has a second mixture in each block.
+/// Returns the sum of the experts of `writer`. (grovemoe has a second mixture in each block.)
 fn sum_of<'s>(writer: &ResidualWriter, sums: &'s HashMap<String, Array2<f32>>) -> &'s Array2<f32> {
     let name = if writer.tensor.contains("chexps") { "ffn_adj_moe_out" } else { "ffn_moe_out" };
     &sums[&format!("{name}-{}", writer.layer)]
 }
 
-/// Captured rows give what the graph adds up, and a push is what the kernel makes of them.
+/// Checks that the captured rows reproduce the sums in the graph and predict how far an edit moves them. Returns the
+/// number of mixtures.
 fn check(tiny: &mut Tiny, run: &str) -> usize {
     let (activations, sums) = tiny.capture(true);
     let plan = tiny.plan.clone();
@@ -240,14 +242,14 @@ fn what_experts_are_given_is_what_they_add_up_to() {
         let whole = tiny.capture(true).0.inputs;
         let seen = check(&mut tiny, run);
         assert!(seen > 0, "{run} has no experts");
-        // Where only the last token is computed after the last layer's attention, only it is kept.
+        // If only the last token is computed after the last layer's attention, only that token is captured there.
         let (activations, _) = tiny.capture(false);
         let last = tiny.plan.n_layer - 1;
         for (writer, (inputs, whole)) in tiny.plan.writers.iter().zip(activations.inputs.iter().zip(&whole)) {
             if writer.n_expert > 1 {
                 let differ = largest(&inputs.last - &whole.last) / largest(whole.last.to_owned());
                 assert!(differ < 1e-3, "{run} {}: {differ}", writer.tensor);
-                let rows = inputs.sample.nrows(); // gpt-oss computes them all in the last layer too
+                let rows = inputs.sample.nrows(); // gpt-oss computes all tokens in the last layer too
                 assert!(rows == 4 || rows == 0 && writer.layer == last, "{run} {}", writer.tensor);
             }
         }

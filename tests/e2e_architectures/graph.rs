@@ -1,4 +1,4 @@
-//! The graph of one decode, kept.
+//! Records the graph of one decode.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ pub struct Op {
     pub scale: Option<f32>,
 }
 
-/// All nodes that were computed and what they were computed from.
+/// All computed nodes and their inputs.
 #[derive(Debug, Default)]
 pub struct Graph {
     pub nodes: Vec<Op>,
@@ -27,7 +27,7 @@ impl Graph {
         if let Some(&index) = self.known.get(&node.id()) {
             return index;
         }
-        // Known before its inputs are: a node may name itself among them.
+        // Registered before its inputs, because a node may be among its own inputs.
         let index = self.nodes.len();
         self.known.insert(node.id(), index);
         let (name, op) = (node.name().to_string(), node.op().to_string());
@@ -36,12 +36,12 @@ impl Graph {
         index
     }
 
-    /// The last node of this name.
+    /// Returns the index of the last node of this name.
     pub fn named(&self, name: &str) -> Option<usize> {
         self.nodes.iter().rposition(|node| node.name == name)
     }
 
-    /// The leaf that `index` is a view or another shape of.
+    /// Returns the node that `index` is a view, reshape or copy of.
     pub fn root(&self, mut index: usize) -> &Op {
         for _ in 0..self.nodes.len() {
             let ("VIEW" | "RESHAPE" | "TRANSPOSE" | "PERMUTE" | "CONT" | "CPY", Some(&src)) =

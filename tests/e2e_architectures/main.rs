@@ -1,6 +1,6 @@
-//! Every architecture that llama.cpp knows, as a tiny random model: the matrices that `patches/*.toml`
-//! names beside those that the running graph adds to its residual, and the same edit in the file and
-//! as an adapter. Nothing is fetched; `ROSI_PROOF_ONLY=llama,gemma3` runs some of them, and
+//! Tests every architecture that llama.cpp supports on a tiny random model: compares the matrices named in
+//! `patches/*.toml` with those that the running graph adds to the residual stream, and the same edit in the file with
+//! the edit as an adapter. Nothing is fetched. `ROSI_PROOF_ONLY=llama,gemma3` runs only some architectures, and
 //! `ROSI_PROOF_WRITE=1` rewrites `docs/architectures-proof.md`.
 
 mod child;
@@ -23,7 +23,7 @@ use common::generated::seeds::{Seeds, architecture};
 use rosi_gguf::arch::patches::Patches;
 use table::Verdict;
 
-/// Processes at a time.
+/// Number of processes at a time.
 const WORKERS: usize = 2;
 
 #[test]
@@ -31,7 +31,7 @@ fn one_architecture() {
     child::child();
 }
 
-/// One outcome per run, in the order of their names.
+/// Performs all `wanted` runs and returns their outcomes, sorted by name.
 fn run_all(seeds: &Seeds, patches: &Patches, wanted: impl Fn(&str) -> bool) -> Vec<Outcome> {
     let runs = seeds.run.keys().filter(|run| wanted(run)).cloned();
     let runs = Mutex::new(runs.collect::<VecDeque<String>>());
@@ -71,7 +71,7 @@ fn files_and_graphs_agree() {
     let wrong: Vec<String> = wrong.collect();
     let text = table::markdown(&outcomes);
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architectures-proof.md");
-    // What is wrong is written too.
+    // Written before the assertion, so that the table also lists failures.
     if only.is_none() && std::env::var_os("ROSI_PROOF_WRITE").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
@@ -89,7 +89,7 @@ fn check_table(path: &Path, text: &str) {
     };
     assert!(
         kept == text,
-        "{} is not what was found (ROSI_PROOF_WRITE=1 rewrites it); kept:\n{}found:\n{}",
+        "{} is out of date (ROSI_PROOF_WRITE=1 rewrites it); expected:\n{}found:\n{}",
         path.display(),
         only(&kept, text),
         only(text, &kept)

@@ -1,5 +1,5 @@
-//! Planted neurons: what a feed-forward network computes, found by looking, and the same neurons as an adapter, in the file,
-//! and as they were computed.
+//! Planted neurons: identifies what each feed-forward network computes, then compares neurons planted as an adapter,
+//! planted in the file, and computed by hand.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -24,35 +24,35 @@ use serde::{Deserialize, Serialize};
 use super::edits::{NO_LOGITS, TOKENS, context, distance, logits};
 use crate::common::generated::generate::Random;
 
-/// What was found of the networks of one model.
+/// Result for the networks of one model.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Neurons {
-    /// Networks that neurons can be planted in, by the file.
+    /// Number of networks in which neurons can be planted, according to the plan.
     pub networks: usize,
-    /// φ of those of which it was found.
+    /// Activation functions φ of the networks for which one was identified.
     pub activations: Vec<String>,
     /// How far the planted neurons move the logits, relative to the largest.
     pub moved: f64,
-    /// How far file and adapter differ, likewise.
+    /// How far the logits of file and adapter differ, relative to the largest.
     pub differ: f64,
     /// How far hidden values of planted neurons in the running graph are from computed ones, relative to the largest.
     pub off: f64,
 }
 
-/// What was seen of a network at every token.
+/// The captured values of a network at every token.
 #[derive(PartialEq)]
 struct Seen {
-    /// Its inputs `[n_token][n_embd]`.
+    /// Inputs `[n_token][n_embd]`.
     x: Array2<f32>,
-    /// Its hidden values `[n_token][n_ff]`; of a mixture, those of all experts of a token times their weights.
+    /// Hidden values `[n_token][n_ff]`; for a mixture, those of all experts of a token times their routing weights.
     h: Array2<f32>,
-    /// The experts `[n_token][n_used]`.
+    /// Chosen experts `[n_token][n_used]`.
     experts: Option<Array2<u32>>,
 }
 
 impl Seen {
     fn of(inputs: &WriterInputs, hidden: &WriterInputs) -> Result<Self, String> {
-        // In the last block llama.cpp computes only tokens with logits; all have them here.
+        // In the last block, llama.cpp computes only tokens with logits; here all tokens have logits.
         let joined = |inputs: &WriterInputs| {
             ndarray::concatenate(Axis(0), &[inputs.last.view(), inputs.tail.view()])
                 .map_err(|error| error.to_string())
@@ -70,13 +70,13 @@ impl Seen {
     }
 }
 
-/// What is seen of every network.
+/// Captures the inputs and hidden values of every network.
 fn captured(plan: &Plan, model: &Rc<Model>) -> Result<Vec<Seen>, String> {
     let sites: Vec<(String, usize)> = plan.ffns.iter().flat_map(|ffn| plan.readers(ffn)).collect();
     seen_by(&Capture::of_inputs(plan, &sites), |hook| logits(&mut context(model)?, Some(hook)).map(drop))
 }
 
-/// What `capture` sees of pairs of matrices while `decode` runs.
+/// Runs `decode` with the hook of `capture`, whose sites are pairs of matrices that read inputs and hidden values.
 fn seen_by(
     capture: &Capture,
     decode: impl FnOnce(&mut CaptureHook<'_>) -> Result<(), String>,
@@ -97,26 +97,26 @@ fn seen_by(
     activations.inputs.chunks(2).map(|pair| Seen::of(&pair[0], &pair[1])).collect()
 }
 
-/// Looks for the first network alone: what is seen is what a `whole` run shows, the graph ends there, and the next run in the same
-/// context is whole.
+/// Captures only the first network. Checks that the values equal those of a `whole` run, that the graph ends there, and
+/// that the next run in the same context is complete.
 fn ends_early(plan: &Plan, model: &Rc<Model>, whole: &Seen) -> Result<(), String> {
     let mut own = context(model)?;
     let capture = Capture::of_inputs(plan, &plan.readers(&plan.ffns[0])).inputs_only();
     let seen = seen_by(&capture, |hook| match logits(&mut own, Some(hook)) {
         Err(told) if told == NO_LOGITS => Ok(()),
         Err(told) => Err(told),
-        Ok(_) => Err("a graph that is to end early has logits".into()),
+        Ok(_) => Err("a graph that should end early has logits".into()),
     })?;
     if seen.first() != Some(whole) {
-        return Err("a graph that ends early shows other inputs".into());
+        return Err("a graph that ends early gives different inputs".into());
     }
     match logits(&mut own, None)? == logits(&mut context(model)?, None)? {
         true => Ok(()),
-        false => Err("after a graph that ended early the next one differs".into()),
+        false => Err("a run after one that ended early gives different logits".into()),
     }
 }
 
-/// A gate of random weights that is half open at these inputs.
+/// Returns a bank with one gate of random weights, whose ramp spans the scores of the inputs `x`.
 fn bank(gguf: &Gguf, plan: &Plan, network: Network, x: &Array2<f32>) -> Result<Bank, String> {
     let n_embd = plan.n_embd as usize;
     let mut random = Random(network.ffn.layer as u64 + 7);
@@ -130,7 +130,7 @@ fn bank(gguf: &Gguf, plan: &Plan, network: Network, x: &Array2<f32>) -> Result<B
     let count = neurons_per_gate(network.activation);
     let writer = &plan.writers[network.ffn.writer];
     let slots = network.idlest(gguf, writer, x.view(), 1, count).map_err(|error| error.to_string())?;
-    let slots = slots.into_iter().next().ok_or("fewer neurons than a gate has")?;
+    let slots = slots.into_iter().next().ok_or("fewer neurons than a gate needs")?;
     let mean = x.mean_axis(Axis(0)).ok_or("no inputs")?;
     let constant = (&mean / mean.dot(&mean)).to_vec();
     let column: Vec<f32> = noise(n_embd).iter().map(|v| v * 0.2).collect();
@@ -138,7 +138,7 @@ fn bank(gguf: &Gguf, plan: &Plan, network: Network, x: &Array2<f32>) -> Result<B
     Ok(Bank { network, slots, constant, column, post_norm, gates: vec![(gate, 1.0)] })
 }
 
-/// Plants neurons in every network that is understood, and compares.
+/// Plants neurons in every network whose activation function is identified, and compares file and adapter.
 pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, String> {
     let mut found = Neurons { networks: plan.ffns.len(), ..Neurons::default() };
     if plan.ffns.is_empty() {
@@ -177,7 +177,7 @@ pub fn agree(path: &Path, plan: &Plan, model: &Rc<Model>) -> Result<Neurons, Str
     Ok(found)
 }
 
-/// The model with the neurons in its file.
+/// Writes a file with the planted neurons and loads it.
 fn written(gguf: &Gguf, planted: &[PlantedFfn]) -> Result<Rc<Model>, String> {
     let out = gguf.path.with_extension("neurons.gguf");
     let mut replace = |tensor: &TensorInfo| {
@@ -193,14 +193,15 @@ fn written(gguf: &Gguf, planted: &[PlantedFfn]) -> Result<Rc<Model>, String> {
     Model::load(&out, &Offload::none(), &mut |_| ()).map_err(|error| error.to_string())
 }
 
-/// How far the hidden values of planted neurons in the running graph are from what their rows make of the inputs there.
+/// Returns how far the hidden values of planted neurons in the running graph are from those computed from their rows
+/// and the captured inputs, relative to the largest.
 fn off(plan: &Plan, edited: &Rc<Model>, planted: &[PlantedFfn]) -> Result<f64, String> {
     let seen = captured(plan, edited)?;
     let (mut off, mut most) = (0.0f64, f64::MIN_POSITIVE);
     for planted in planted {
         let first = &planted.neurons[0].column.place.tensor;
         let at = plan.ffns.iter().position(|ffn| plan.writers[ffn.writer].tensor == *first);
-        let at = at.ok_or("the plan lost a network")?;
+        let at = at.ok_or("the plan has no network for a planted neuron")?;
         let (seen, n_ff) = (&seen[at], plan.ffns[at].n_ff);
         let computed: Vec<Vec<f64>> = planted.neurons.iter().map(|n| hidden(planted, n, &seen.x)).collect();
         for i in 0..seen.x.nrows() {
@@ -208,7 +209,7 @@ fn off(plan: &Plan, edited: &Rc<Model>, planted: &[PlantedFfn]) -> Result<f64, S
                 let found = |n: &PlantedNeuron| f64::from(seen.h[[i, slot * n_ff + n.column.place.index]]);
                 let pairs: Vec<(f64, f64)> =
                     planted.neurons.iter().zip(&computed).map(|(n, c)| (found(n), c[i])).collect();
-                // The router's weight: one for all neurons of an expert.
+                // The routing weight, which all neurons of an expert share, fitted by least squares.
                 let dot: f64 = pairs.iter().map(|(h, c)| h * c).sum();
                 let square: f64 = pairs.iter().map(|(_, c)| c * c).sum();
                 let p = if seen.experts.is_some() { dot / square.max(f64::MIN_POSITIVE) } else { 1.0 };
@@ -222,7 +223,7 @@ fn off(plan: &Plan, edited: &Rc<Model>, planted: &[PlantedFfn]) -> Result<f64, S
     Ok(off / most)
 }
 
-/// The hidden value of a planted neuron at every row of `x`.
+/// Returns the hidden value of a planted neuron for every row of `x`.
 fn hidden(planted: &PlantedFfn, neuron: &PlantedNeuron, x: &Array2<f32>) -> Vec<f64> {
     let product = |row: &[f32]| x.dot(&ArrayView1::from(row));
     let gate = product(&neuron.gate.target);

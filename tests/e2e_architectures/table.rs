@@ -1,4 +1,4 @@
-//! What was proven, as a table.
+//! Results of the proof, as text and as a Markdown table.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -7,25 +7,25 @@ use super::child::Outcome;
 use super::edits::{Agreement, MOST_DIFFER};
 use super::neurons::Neurons;
 
-/// Least that an edit must move them, else nothing was compared.
+/// How far an edit must move the logits at least for a comparison to be meaningful, relative to the largest logit.
 const LEAST_MOVED: f64 = 5e-4;
-/// Largest part of what an edit moves by which the two may differ.
+/// Largest difference between adapter and file, relative to how far the edit moves the logits.
 const MOST_PART: f64 = 0.05;
 
-/// Largest part of the largest hidden value by which a planted neuron may differ from what was computed: llama.cpp takes GELU
-/// from a table of F16 numbers.
+/// Largest difference between hidden values of planted neurons in the graph and computed ones, relative to the largest
+/// value. It allows for llama.cpp's GELU, which is a lookup table of F16 numbers.
 const MOST_OFF: f64 = 0.01;
 
-/// What the proof says of one run.
+/// Result of the proof for one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// File, graph and edit agree.
     Proven,
     /// The patch files refuse the architecture.
     Refused(String),
-    /// The patch file rests on reading the source: no model was run.
+    /// The patch file was derived from llama.cpp's source only; no model was run.
     ReadOnly(String),
-    /// Something disagrees or failed.
+    /// A comparison or a stage failed, for these reasons.
     Wrong(Vec<String>),
 }
 
@@ -40,7 +40,7 @@ impl Verdict {
     }
 }
 
-/// What one run says.
+/// Returns the verdict on one run.
 pub fn verdict(outcome: &Outcome) -> Verdict {
     if let Some(reason) = &outcome.refused {
         return Verdict::Refused(reason.clone());
@@ -73,12 +73,12 @@ fn disagreements(a: &Agreement) -> Vec<String> {
     );
     check(
         a.tried == 0 || a.moved >= LEAST_MOVED,
-        format!("the edit moves the logits by {:.1e} only", a.moved),
+        format!("the edit moves the logits by only {:.1e}", a.moved),
     );
     let moved = a.moved_without.unwrap_or(1.0);
-    check(moved >= LEAST_MOVED, format!("without LoRA the edit moves the logits by {moved:.1e} only"));
+    check(moved >= LEAST_MOVED, format!("without LoRA, the edit moves the logits by only {moved:.1e}"));
     let lora = a.lora_without.unwrap_or(0.0);
-    check(lora == 0.0, format!("a LoRA moves the logits by {lora:.1e} where the file says that it does not"));
+    check(lora == 0.0, format!("a LoRA that should have no effect moves the logits by {lora:.1e}"));
     wrong
 }
 
@@ -86,7 +86,7 @@ fn misplanted(n: &Neurons) -> Vec<String> {
     let mut wrong = Vec::new();
     if n.activations.len() < n.networks {
         wrong.push(format!(
-            "{} of {} networks compute something unknown",
+            "{} of {} networks have an unknown activation",
             n.networks - n.activations.len(),
             n.networks
         ));
@@ -95,18 +95,18 @@ fn misplanted(n: &Neurons) -> Vec<String> {
         return wrong;
     }
     if n.moved < LEAST_MOVED {
-        wrong.push(format!("planted neurons move the logits by {:.1e} only", n.moved));
+        wrong.push(format!("planted neurons move the logits by only {:.1e}", n.moved));
     }
     if n.differ > MOST_DIFFER.max(MOST_PART * n.moved) {
-        wrong.push(format!("planted neurons as adapter and in the file differ by {:.1e}", n.differ));
+        wrong.push(format!("planted neurons: adapter and file differ by {:.1e}", n.differ));
     }
     if n.off > MOST_OFF {
-        wrong.push(format!("planted neurons are {:.1e} off what was computed", n.off));
+        wrong.push(format!("planted neurons differ by {:.1e} from computed ones", n.off));
     }
     wrong
 }
 
-/// What is told of the networks: how many are understood, and φ.
+/// Describes the networks: their number and their activation functions φ.
 fn understood(n: &Neurons) -> String {
     let names: BTreeSet<&str> = n.activations.iter().map(String::as_str).collect();
     match n.networks {
@@ -117,7 +117,7 @@ fn understood(n: &Neurons) -> String {
     }
 }
 
-/// For the terminal: everything.
+/// Returns all results as text for the terminal.
 pub fn printed(outcomes: &[Outcome]) -> String {
     let mut out = String::new();
     for outcome in outcomes {
@@ -158,7 +158,7 @@ pub fn printed(outcomes: &[Outcome]) -> String {
     out
 }
 
-/// The table as it is kept in `docs/architectures-proof.md`.
+/// Returns the contents of `docs/architectures-proof.md`.
 pub fn markdown(outcomes: &[Outcome]) -> String {
     let verdicts: Vec<(&Outcome, Verdict)> = outcomes.iter().map(|o| (o, verdict(o))).collect();
     let count = |is: fn(&Verdict) -> bool| {
@@ -167,17 +167,20 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
     };
     let mut text = format!(
         "# Proof per architecture\n\n\
-         `tests/e2e_architectures` writes this (`ROSI_PROOF_WRITE=1`) and fails when it is no longer true. For each\n\
-         architecture it lets llama.cpp make a model of a few hundred kB with random weights, runs it, and walks the\n\
-         running graph back from the residual stream. *Proven* means: the matrices found there are those of the patch\n\
-         file, with the same norms, scales and factors behind them; the residual and the dense writers' inputs are\n\
-         captured; and a random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file as in\n\
-         an adapter, for every writer that takes a LoRA, and a LoRA of the others gives none. All of it with and without\n\
-         `.scale` tensors, where the architecture has them ({} models). NextN blocks are not edited here. The last column\n\
-         tells of the networks that detectors have their neurons in (where a block has experts alone, in all of them), and\n\
-         what each computes, as found by looking: there a planted gate gives the same logits in file and adapter, and its\n\
-         hidden values are those that were computed, within a hundredth. Networks with a norm or a scale of their own\n\
-         inside have none, nor have experts with biases or with a norm behind them.\n\n\
+         `tests/e2e_architectures` writes this file (`ROSI_PROOF_WRITE=1`) and fails if it is out of\n\
+         date. For each architecture, it lets llama.cpp build a model of a few hundred kB with random\n\
+         weights, runs it, and walks the graph back from the residual stream. *Proven* means: the\n\
+         matrices found in the graph are those of the patch file, with the same norms, scales and\n\
+         factors behind them; the residual and the inputs of the dense writers are captured; and a\n\
+         random edit of 4 % gives the same logits (within 10⁻⁴ of the largest) in the written file and\n\
+         as an adapter, for every writer that supports LoRA, while a LoRA of the others has no effect.\n\
+         All of this holds with and without `.scale` tensors, where the architecture has them ({}\n\
+         models). NextN blocks are not edited here.\n\n\
+         The last column lists the networks that can hold detector neurons (all experts, in blocks that\n\
+         have only experts) and the activation function identified for each. In these networks, a\n\
+         planted gate gives the same logits in the file and as an adapter, and its hidden values agree\n\
+         with computed ones within a hundredth. Networks with a norm or a scale of their own inside are\n\
+         excluded, as are experts with biases or with a norm behind them.\n\n\
          {} architectures proven, {} by reading only, {} refused.\n\n",
         outcomes.iter().filter(|o| o.agreement_scaled.is_some()).count(),
         count(|v| *v == Verdict::Proven),

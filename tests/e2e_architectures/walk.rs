@@ -1,24 +1,24 @@
-//! From a residual back to the matrices whose products are added to it.
+//! Walks the graph from a residual back to the matrices whose products are added to it.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 
 use super::graph::Graph;
 
-/// What stands between a product and the residual, the residual first.
+/// An operation between a product and the residual. A way is a list of steps, starting at the residual.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// A norm with this gain, and ggml's name for the norm.
+    /// A norm: the name of its gain, and ggml's name of the operation.
     Norm(String, String),
-    /// A fixed factor, as bits so that it can be compared.
+    /// A constant factor, as the bits of an f32, so that it can be ordered and hashed.
     Scale(u32),
-    /// A multiplication with this tensor of the file, one number or one per expert.
+    /// A multiplication by this tensor of the file: one number, or one per expert.
     Tensor(String),
-    /// A multiplication with this tensor of the file, one number per coordinate.
+    /// A multiplication by this tensor of the file: one number per coordinate.
     Vector(String),
     /// A factor per token, or per token and expert.
     Gate,
-    /// A factor per coordinate that is computed: what is written has another direction.
+    /// A computed factor per coordinate, which changes the direction of what is written.
     Product,
     /// A computed mixture of several streams.
     Mix,
@@ -38,7 +38,7 @@ impl fmt::Display for Step {
     }
 }
 
-/// One writer, and every way from it to the residual.
+/// A residual writer, and every way from it to the residual.
 #[derive(Debug, Default, Clone)]
 pub struct Writer {
     pub experts: bool,
@@ -46,17 +46,17 @@ pub struct Writer {
     pub ways: BTreeSet<Vec<Step>>,
 }
 
-/// What a walk found.
+/// Result of a walk.
 #[derive(Debug, Default)]
 pub struct Found {
     pub writers: BTreeMap<String, Writer>,
-    /// The ways from the residual before the block, or from the embedding.
+    /// Ways from the residual before the block, or from the embedding.
     pub stream: BTreeSet<Vec<Step>>,
     /// Operations at which the walk ended without a writer.
     pub opaque: BTreeSet<String>,
 }
 
-/// Looks back from one node.
+/// A walk back from one node.
 pub struct Walk<'a> {
     pub graph: &'a Graph,
     /// Names of the tensors in the file.
@@ -68,7 +68,7 @@ pub struct Walk<'a> {
     seen: HashSet<(usize, Vec<Step>)>,
 }
 
-/// More ways than any block has.
+/// Limit on the number of visited states, more than any block needs.
 const MAX_SEEN: usize = 100_000;
 
 impl<'a> Walk<'a> {
@@ -77,7 +77,7 @@ impl<'a> Walk<'a> {
         Self { graph, tensors, n_embd, stop, found: Found::default(), seen }
     }
 
-    /// Name of the tensor of the file that `index` is, if it is one.
+    /// Returns the name of the tensor of the file that `index` refers to, if any.
     fn weight(&self, index: usize) -> Option<&'a str> {
         let root = self.graph.root(index);
         let name = root.name.as_str();
@@ -91,7 +91,7 @@ impl<'a> Walk<'a> {
         writer.ways.insert(way);
     }
 
-    /// Goes back from `index`; `way` leads from there to the residual.
+    /// Walks back from `index`; `way` leads from there to the residual.
     pub fn back(&mut self, index: usize, way: &[Step]) {
         let fresh = self.seen.insert((index, way.to_vec()));
         if !fresh || self.seen.len() > MAX_SEEN {
@@ -126,7 +126,7 @@ impl<'a> Walk<'a> {
                 None => self.back(src[0], way),
             },
             "MUL_MAT" | "MUL_MAT_ID" => match self.weight(src[0]) {
-                // A narrower product is a coefficient of a mixture.
+                // A product narrower than `n_embd` is a mixture coefficient.
                 Some(name) if node.ne[0] == self.n_embd => {
                     self.writer(name, node.op == "MUL_MAT_ID", false, way.to_vec());
                 }
@@ -164,7 +164,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A gain if what is multiplied is a norm, else a scale.
+    /// Follows a multiplication of `value` by a tensor of the file: the gain of a norm, or otherwise a scale.
     fn times_tensor(&mut self, value: usize, name: &str, weight: usize, way: &[Step]) {
         let node = self.graph.root(value);
         if let "RMS_NORM" | "NORM" | "L2_NORM" | "GROUP_NORM" = node.op.as_str() {
@@ -178,7 +178,7 @@ impl<'a> Walk<'a> {
         self.further(value, way, Some(step));
     }
 
-    /// The tensor of the file of which `index` holds one number per chosen expert.
+    /// Returns the tensor of the file from which `index` gathers one number per chosen expert, if any.
     fn gathered(&self, mut index: usize) -> Option<&'a str> {
         if self.graph.nodes[index].ne[0] != 1 {
             return None;
@@ -193,7 +193,7 @@ impl<'a> Walk<'a> {
 }
 
 impl Found {
-    /// Takes off what the whole stream goes through too and leaves directions as they are.
+    /// Removes the steps next to the residual that the stream passes through as well and that preserve directions.
     fn without_common_steps(mut self) -> Self {
         let ways = |found: &Self| -> Vec<Vec<Step>> {
             let of_writers = found.writers.values().flat_map(|w| w.ways.iter().cloned());
@@ -217,8 +217,9 @@ impl Found {
     }
 }
 
-/// The writers of every block, whose residuals have the names `residuals`, and of all blocks together,
-/// looked for from the final norm; the second is `None` when the graph names no final norm.
+/// Returns the writers of every block, whose residuals have the names `residuals`, and the writers of all blocks
+/// together, found by walking back from the final norm. A block is `None` if the graph has no node of its name; the
+/// second value is `None` if the graph has no final norm.
 pub fn writers(
     graph: &Graph,
     tensors: &HashSet<String>,

@@ -1,7 +1,6 @@
-//! What is left when things go wrong: processes that are killed, disks that are full or read-only, files
-//! that change, two runs at once, too little memory. The work is done by this binary itself, run again
-//! as [`child`], through the functions that the commands use. What a machine cannot do is said and left
-//! out.
+//! Checks what remains on disk after failures: killed processes, full or read-only disks, changing files, concurrent
+//! runs, too little memory. The work is done by this binary, started again to run [`child`], through the functions that
+//! the commands use. A test that the machine does not support prints a message and is skipped.
 #![cfg(unix)]
 
 #[path = "../common/mod.rs"]
@@ -26,12 +25,12 @@ use tmpfs::Tmpfs;
 const WORK: &str = "ROSI_FAULT_WORK";
 const MODEL: &str = "ROSI_FAULT_MODEL";
 const PAUSE: &str = "ROSI_FAULT_PAUSE";
-/// Runs that are killed, of each kind of work.
+/// Number of runs to kill, per kind of work.
 const KILLS: usize = 100;
-/// MB of the file whose writers are killed: some hundred milliseconds of work.
+/// Size in MB of the file that killed runs write, which takes some hundred milliseconds.
 const MEGABYTES: usize = 4;
 
-/// Not a test: the work that others kill and starve.
+/// Does the work of a child process that the tests kill or starve. Passes at once when run as a test.
 #[test]
 fn child() {
     let (Ok(work), Ok(model)) = (std::env::var(WORK), std::env::var(MODEL)) else { return };
@@ -64,7 +63,7 @@ fn command(work: &str, model: &Path) -> Command {
     command
 }
 
-/// The same under a shell that sets limits first.
+/// Like [`command`], but through a shell that sets limits first.
 fn limited(work: &str, model: &Path, limits: &str) -> Command {
     let own = command(work, model);
     let mut shell = Command::new("bash");
@@ -84,7 +83,7 @@ fn run(mut command: Command) -> (ExitStatus, String) {
     end(command.spawn().unwrap())
 }
 
-/// A model, its bytes, and what it becomes.
+/// A model, its bytes, and the bytes of the changed model.
 struct Case {
     folder: PathBuf,
     model: PathBuf,
@@ -112,7 +111,7 @@ impl Case {
         std::fs::read(&self.model).unwrap()
     }
 
-    /// Only the model is there, and it is the original.
+    /// Asserts that the folder holds only the original model.
     fn assert_untouched(&self, what: &str) {
         assert!(self.now() == self.base, "{what}: the input differs");
         let names: Vec<_> =
@@ -120,12 +119,12 @@ impl Case {
         assert_eq!(names, ["model.gguf"], "{what}");
     }
 
-    /// What has a temporary name.
+    /// Returns the files with temporary names.
     fn hidden(&self) -> Vec<PathBuf> {
         hidden(&self.folder)
     }
 
-    /// Removes what a kill left under temporary names.
+    /// Removes the files with temporary names that a killed run left.
     fn sweep(&self) {
         self.hidden().iter().for_each(|path| std::fs::remove_file(path).unwrap());
     }
@@ -137,7 +136,7 @@ fn hidden(folder: &Path) -> Vec<PathBuf> {
     hidden.map(|entry| entry.path()).collect()
 }
 
-/// Numbers that differ from run to run.
+/// A random number generator, seeded from the clock.
 struct Chance(u64);
 
 impl Chance {
@@ -147,14 +146,14 @@ impl Chance {
         Self(nanos.into())
     }
 
-    /// From 0 to 1.
+    /// Returns a number from 0 to 1.
     fn share(&mut self) -> f64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as f64 / (1u64 << 31) as f64
     }
 }
 
-/// Runs `work` and kills it within `most`; true when it was still alive.
+/// Runs `work` and kills it at a random time within `most`; returns whether it was still running.
 fn killed(work: &str, case: &Case, chance: &mut Chance, most: Duration) -> bool {
     let mut child = command(work, &case.model).spawn().unwrap();
     std::thread::sleep(most.mul_f64(chance.share()));
@@ -164,7 +163,7 @@ fn killed(work: &str, case: &Case, chance: &mut Chance, most: Duration) -> bool 
     status.signal() == Some(9)
 }
 
-/// How long `work` takes when nobody kills it.
+/// Runs `work` to its end and returns how long it takes.
 fn duration(work: &str, case: &Case) -> Duration {
     let start = Instant::now();
     let (status, text) = run(command(work, &case.model));
@@ -172,14 +171,15 @@ fn duration(work: &str, case: &Case) -> Duration {
     start.elapsed()
 }
 
-/// Runs until [`KILLS`] were hit, or the machine is too uneven for that.
+/// Repeats `run` until [`KILLS`] runs were killed, up to three times as many runs. Returns the number of kills and of
+/// runs; fails if fewer than half of [`KILLS`] were killed.
 fn until_killed(mut run: impl FnMut() -> bool) -> (usize, usize) {
     let (mut runs, mut hit) = (0, 0);
     while hit < KILLS && runs < 3 * KILLS {
         runs += 1;
         hit += usize::from(run());
     }
-    assert!(hit >= KILLS / 2, "only {hit} of {runs} runs were still alive when they were killed");
+    assert!(hit >= KILLS / 2, "only {hit} of {runs} runs were still running when they were killed");
     (hit, runs)
 }
 
@@ -187,7 +187,7 @@ fn until_killed(mut run: impl FnMut() -> bool) -> (usize, usize) {
 fn a_killed_copy_leaves_no_half_file() {
     let (case, mut chance) = (Case::new(MEGABYTES), Chance::new());
     let out = out_of(&case.model);
-    let _ = duration("copy", &case); // the first one loads this binary
+    let _ = duration("copy", &case); // the first run loads this binary
     std::fs::remove_file(&out).unwrap();
     let most = duration("copy", &case);
     let (mut named, mut hidden) = (0, 0);
@@ -199,17 +199,17 @@ fn a_killed_copy_leaves_no_half_file() {
             assert!(std::fs::read(&out).unwrap() == case.changed, "a partial file has the final name");
         }
         let left = case.hidden().len();
-        assert!(left <= 1, "what the run before left was not removed");
+        assert!(left <= 1, "files of the previous run were not removed");
         hidden += left;
         assert!(case.now() == case.base);
         hit
     });
-    println!("copy, {most:.0?}: {hit} of {runs} killed; {hidden} left a temporary file, {named} were done");
-    assert!(hidden > 0, "no run was hit amid its writing");
+    println!("copy, {most:.0?}: {hit} of {runs} killed; {hidden} left a temporary file, {named} finished");
+    assert!(hidden > 0, "no run was killed while it wrote");
     let _ = std::fs::remove_file(&out);
     duration("copy", &case);
     std::fs::remove_file(&out).unwrap();
-    case.assert_untouched("after a run that nobody killed");
+    case.assert_untouched("after a run that was not killed");
 }
 
 #[test]
@@ -231,7 +231,7 @@ fn a_killed_change_is_undone() {
             _ => {
                 amid += 1;
                 assert!(matches!(Gguf::open(&case.model), Err(GgufError::HalfChanged { .. })));
-                // Every other time the undo is killed too.
+                // About every other time, the undo is killed too.
                 if chance.share() < 0.5 {
                     twice += usize::from(killed("undo", &case, &mut chance, most_undo));
                 }
@@ -245,10 +245,10 @@ fn a_killed_change_is_undone() {
         hit
     });
     println!(
-        "in place, {most:.0?}: {hit} of {runs} killed; {before} before the change, {amid} amid it ({twice} \
-         again amid the undo), {after} after it"
+        "in place, {most:.0?}: {hit} of {runs} killed; {before} before the change, {amid} during it ({twice} \
+         again during the undo), {after} after it"
     );
-    assert!(amid > 0, "no run was hit amid its change");
+    assert!(amid > 0, "no run was killed during its change");
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_killed_undo_is_done_again() {
         case.assert_untouched("undo");
         hit
     });
-    println!("undo, {most:.0?}: {hit} of {runs} killed, {amid} of them amid the change");
+    println!("undo, {most:.0?}: {hit} of {runs} killed, {amid} of them during the change");
 }
 
 #[test]
@@ -278,13 +278,13 @@ fn a_full_disk_leaves_the_input_whole() {
     let case = Case::at(disk.folder(), 2);
     in_place::change(&case.model, || (), false).unwrap();
     let journal = std::fs::metadata(journal_path(&case.model)).unwrap().len();
-    // What the journal has already reserved is all that undo needs.
+    // Undo needs no more space than the journal has already reserved.
     let filler = disk.fill(0);
     let (status, text) = run(command("undo", &case.model));
     assert!(status.success(), "{text}");
     std::fs::remove_file(filler).unwrap();
     case.assert_untouched("undo on a full disk");
-    // No room for the copy, for the journal, for the growth of the header.
+    // Not enough space for the copy, for the journal, for the growth of the header.
     let cases = [
         ("copy", 0),
         ("copy", 1 << 20),
@@ -305,15 +305,16 @@ fn a_full_disk_leaves_the_input_whole() {
 #[test]
 fn a_limit_on_file_sizes_leaves_the_input_whole() {
     let case = Case::new(2);
-    // In blocks of 1024 bytes: below the copy, below the journal, between the file and what it grows to.
+    // Limits in blocks of 1024 bytes: below the size of the copy, below that of the journal, and between the size of
+    // the file and the size to which it grows.
     let file = case.base.len() / 1024;
     for (work, blocks) in [("copy", 100), ("copy", file), ("in-place", 100), ("in-place", file + 8)] {
-        // Ignored, so that the write fails instead of killing.
+        // With SIGXFSZ ignored, the write fails instead of killing the process.
         let (status, text) = run(limited(work, &case.model, &format!("trap '' XFSZ; ulimit -f {blocks}")));
         assert_eq!(status.code(), Some(1), "{work} {blocks}: {text}");
         assert!(text.contains("no space left to write output"), "{text}");
         case.assert_untouched(work);
-        // Not ignored, it kills like any signal.
+        // Otherwise, SIGXFSZ kills the process like any signal.
         let (status, _) = run(limited(work, &case.model, &format!("ulimit -f {blocks}")));
         assert!(!status.success());
         case.sweep();
@@ -344,11 +345,12 @@ fn too_little_memory_leaves_the_input_whole() {
             case.assert_untouched(work);
         }
     }
-    println!("memory: {done} runs had enough, {failed} had not");
+    println!("memory: {done} runs succeeded, {failed} ran out of memory");
     assert!(failed > 0 && done > 0, "{done} {failed}");
 }
 
-/// Makes `command` run as nobody where this process is root, whom no permission stops.
+/// Makes `command` run as the user nobody if this process runs as root, which ignores permissions. Returns `None` if
+/// that fails.
 fn as_nobody(mut command: Command, case: &Case) -> Option<Command> {
     if std::fs::metadata(&case.folder).unwrap().uid() != 0 {
         return Some(command);
@@ -360,7 +362,7 @@ fn as_nobody(mut command: Command, case: &Case) -> Option<Command> {
             Some(command)
         }
         Err(error) => {
-            println!("left out: this binary cannot be run as another user ({error})");
+            println!("skipped: this binary cannot be run as another user ({error})");
             None
         }
     }

@@ -1,4 +1,4 @@
-//! The same of a split model, whose files get their names one after the other.
+//! The same checks for a split model, whose files get their final names one after another.
 
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -11,17 +11,17 @@ use rosi_gguf::util::hint::Hint;
 use super::tmpfs::Tmpfs;
 use super::{Case, Chance, KILLS, command, end, hidden};
 
-/// Tensors of each file: many files, so that there is time between the first name and the last.
+/// Number of tensors in each file. There are many files, so that time passes between the first renaming and the last.
 const COUNTS: [usize; 12] = [1, 0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0];
-/// The input is [`COUNTS`] files of this name beside `model.gguf`.
+/// Stem of the names of the input files, one file per entry of [`COUNTS`].
 const IN: &str = "in";
 
 fn name_of(stem: &str, no: usize) -> String {
     format!("{stem}-{:05}-of-{:05}.gguf", no + 1, COUNTS.len())
 }
 
-/// Writes the copy of a split model that `inject` would write, over an earlier one. `model` is its first file; the
-/// first tensor gets another byte for each copy, `ROSI_FAULT_BYTE`.
+/// Writes a copy of a split model as `inject` does, over an earlier one. `model` is the first file of the input.
+/// `ROSI_FAULT_BYTE` is the byte in the first tensor that distinguishes one copy from another.
 pub fn copy(model: &Path) -> Result<(), GgufError> {
     let byte = std::env::var("ROSI_FAULT_BYTE").unwrap().parse().unwrap();
     write(model, byte)
@@ -41,7 +41,7 @@ fn write(model: &Path, byte: u8) -> Result<(), GgufError> {
     written.commit()
 }
 
-/// A split model, and what its copies are, for the bytes 1 and 2.
+/// A split model, and the contents of its copies for the bytes 1 and 2.
 struct Split {
     folder: PathBuf,
     first: PathBuf,
@@ -77,13 +77,14 @@ impl Split {
         self.folder.join(name_of("out", no))
     }
 
-    /// Also what a killed run left: a complete copy gets its names when the next run finds none there.
+    /// Removes the output and what a killed run left. (A complete copy would get its names if the next run found no
+    /// output.)
     fn remove_output(&self) {
         (0..COUNTS.len()).for_each(|no| drop(std::fs::remove_file(self.out(no))));
         hidden(&self.folder).iter().for_each(|folder| std::fs::remove_dir_all(folder).unwrap());
     }
 
-    /// What bears the names of the output.
+    /// Returns the contents of the files with the names of the output.
     fn output(&self) -> Vec<Option<Vec<u8>>> {
         (0..COUNTS.len()).map(|no| std::fs::read(self.out(no)).ok()).collect()
     }
@@ -98,15 +99,15 @@ impl Split {
         command.env("ROSI_FAULT_BYTE", byte.to_string()).spawn().unwrap()
     }
 
-    /// What a run that was killed while it wrote copy `new` over copy `old` (or nothing) left: whole files only,
-    /// and a model only if all of them belong together.
+    /// Inspects the output of a run killed while it wrote the copy `new` over the copy `old`, or over nothing. Asserts
+    /// that all files are whole and that they form a model only if they belong together.
     fn look(&self, old: Option<&Vec<Vec<u8>>>, new: &[Vec<u8>]) -> Left {
         let output = self.output();
         let there = output.iter().flatten().count();
         for (no, file) in output.iter().enumerate() {
             let Some(file) = file else { continue };
             let whole = *file == new[no] || old.is_some_and(|old| *file == old[no]);
-            assert!(whole, "file {no} is neither the old one nor the new one");
+            assert!(whole, "file {no} is neither the old nor the new one");
         }
         let is = |copy: &[Vec<u8>]| output.iter().map(|file| file.as_ref()).eq(copy.iter().map(Some));
         match &output[0] {
@@ -119,7 +120,7 @@ impl Split {
                 assert!(error.hint().unwrap().contains("--overwrite"));
                 Left::NoModel
             }
-            Some(_) => panic!("a first file with files of another copy, or with too few"),
+            Some(_) => panic!("the first file is there, but other files are missing or of another copy"),
         }
     }
 }
@@ -131,7 +132,7 @@ enum Left {
     New,
 }
 
-/// Kills `child` at a random moment, or, `on_sight`, as soon as `path` appears.
+/// Kills `child` at a random time, or as soon as `on_sight` returns true.
 fn kill(mut child: Child, most: Duration, chance: &mut Chance, on_sight: Option<&dyn Fn() -> bool>) {
     let start = Instant::now();
     let wait = most.mul_f64(chance.share());
@@ -159,7 +160,7 @@ fn a_killed_copy_of_a_split_model_is_whole_or_no_model() {
             split.remove_output();
             old = None;
         }
-        // Half of them amid the renaming: at the sight of a file that gets its name before the first one does.
+        // Two thirds of the kills aim at the renaming: they wait for a file that gets its name before the first one.
         let target = split.out(1 + (chance.share() * (COUNTS.len() - 1) as f64) as usize);
         let seen = || old.is_none() && target.exists() || old.is_some() && !split.out(0).exists();
         let child = split.spawn(byte);
@@ -167,10 +168,11 @@ fn a_killed_copy_of_a_split_model_is_whole_or_no_model() {
         let found = split.look(old, new);
         left[found as usize] += 1;
         let temporary = hidden(&split.folder);
-        assert!(temporary.len() <= 1, "what the run before left was not removed: {temporary:?}");
+        assert!(temporary.len() <= 1, "files of the previous run were not removed: {temporary:?}");
         folders += temporary.len();
         split.assert_input_whole();
-        // What the next one is written over: a whole model, old or new. Whoever lost the old one has the new one.
+        // Recovery leaves the output as the next round finds it: the new model, or the state before this round. If the
+        // old model was lost, it must be the new one.
         recover(&split.out(1));
         let whole = split.look(old, new);
         if found == Left::NoModel {
@@ -184,13 +186,13 @@ fn a_killed_copy_of_a_split_model_is_whole_or_no_model() {
         };
     }
     println!(
-        "split, {most:.0?}: {KILLS} killed; {} before any file had its name, {} amid the renaming, {} after it; \
+        "split, {most:.0?}: {KILLS} killed; {} before the renaming, {} during it, {} after it; \
          {folders} left a temporary folder",
         left[Left::Old as usize],
         left[Left::NoModel as usize],
         left[Left::New as usize]
     );
-    assert!(left[Left::NoModel as usize] > 0, "no run was hit amid the renaming");
+    assert!(left[Left::NoModel as usize] > 0, "no run was killed during the renaming");
 }
 
 #[test]
@@ -208,7 +210,7 @@ fn a_full_disk_leaves_a_split_model_and_its_earlier_copy_whole() {
             std::fs::remove_file(filler).unwrap();
             assert_eq!(status.code(), Some(1), "{left}: {text}");
             assert!(text.contains("no space left to write output"), "{text}");
-            assert!(split.output() == before, "{left}: the earlier copy is another");
+            assert!(split.output() == before, "{left}: the earlier copy changed");
             assert!(hidden(&split.folder).is_empty());
             split.assert_input_whole();
         }

@@ -1,13 +1,14 @@
-//! A disk that can be filled up.
+//! A disk that tests can fill.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// A filesystem of `megabytes` MB in memory; `None` where it cannot be mounted.
+/// A small file system in memory, mounted on a temporary folder.
 pub struct Tmpfs(tempfile::TempDir);
 
 impl Tmpfs {
+    /// Mounts a file system of `megabytes` MB; `None` if that fails.
     pub fn new(megabytes: usize) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let size = format!("size={megabytes}m");
@@ -16,7 +17,7 @@ impl Tmpfs {
         if mount.status().is_ok_and(|status| status.success()) {
             return Some(Self(folder));
         }
-        println!("left out: a tmpfs cannot be mounted here");
+        println!("skipped: cannot mount a tmpfs");
         None
     }
 
@@ -24,7 +25,7 @@ impl Tmpfs {
         self.0.path()
     }
 
-    /// Fills it up, but for `left` bytes.
+    /// Fills the disk except for `left` bytes; returns the path of the file that does so.
     pub fn fill(&self, left: u64) -> PathBuf {
         let path = self.0.path().join(".filler");
         let mut file = std::fs::File::create(&path).unwrap();

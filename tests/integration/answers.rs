@@ -1,4 +1,4 @@
-//! Answers of a model in the terminal and as JSON.
+//! Answers of a model, printed to the terminal and as JSON.
 
 use std::io::Write;
 use std::process::Stdio;
@@ -10,7 +10,7 @@ use crate::common::talking::talking;
 fn no_answer_steers_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("m.gguf");
-    // A random model over a vocabulary of bytes says control characters as readily as letters.
+    // A random model with a vocabulary of bytes generates control characters as often as letters.
     talking("qwen2", &[], &model);
     let questions: Vec<String> = (0..24).map(|i| format!("{i}")).collect();
     let prompts: Vec<&str> = questions.iter().flat_map(|question| ["--prompt", question]).collect();
@@ -22,7 +22,7 @@ fn no_answer_steers_the_terminal() {
     let answer = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["answer"].clone();
     let answers: Vec<String> = json.lines().map(|line| answer(line).as_str().unwrap().to_owned()).collect();
     let hostile: Vec<usize> = (0..answers.len()).filter(|&i| answers[i].contains(steers)).collect();
-    assert!(!hostile.is_empty(), "the model says no control character: {answers:?}");
+    assert!(!hostile.is_empty(), "no answer has a control character: {answers:?}");
 
     let shown = String::from_utf8(ended(&args, 0).stdout).unwrap();
     assert!(!shown.contains(steers) && shown.contains("\\u{"), "{shown:?}");

@@ -1,4 +1,4 @@
-//! The binary on files that it must refuse, and its flags: no model is needed.
+//! The flags of the program, and files that it must reject. No model is run.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,7 +11,7 @@ fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
 }
 
-/// Exit code and stderr, with the folder's name taken out.
+/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
 fn told(args: &[&str], folder: &Path) -> String {
     let output = run(args);
     let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
@@ -21,7 +21,7 @@ fn told(args: &[&str], folder: &Path) -> String {
 fn inject(folder: &Path, file: &str) -> String {
     let before = listing(folder);
     let text = told(&["inject", folder.join(file).to_str().unwrap()], folder);
-    assert_eq!(listing(folder), before, "something was left behind");
+    assert_eq!(listing(folder), before, "files were left behind");
     text
 }
 
@@ -42,7 +42,7 @@ fn arch(name: &str) -> GgufBuilder {
     GgufBuilder::new().string("general.architecture", name)
 }
 
-/// One block of a llama of width 4: a header that a plan can be made from.
+/// Returns a llama model of one block and width 4, whose header suffices for a plan.
 fn tiny_llama() -> GgufBuilder {
     arch("llama")
         .kv("llama.block_count", Value::U32(1))
@@ -52,10 +52,10 @@ fn tiny_llama() -> GgufBuilder {
         .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
 }
 
-/// A link, a cleared screen, an overwritten line, a line feed, and text that reads backwards.
+/// Terminal control: a link, clearing the screen, right-to-left text, overwriting a line, deletion, a line feed.
 const HOSTILE: &str = "\u{1b}]8;;http://x\u{7}n\u{9b}2J\u{202e}\r\u{7f}\nwarning";
 
-/// What a command says, none of which steers a terminal: stdout and stderr.
+/// Runs a command; returns its stdout and stderr after checking that they contain no terminal control characters.
 fn harmless(args: &[&str], code: i32) -> [String; 2] {
     let output = run(args);
     let texts = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
@@ -72,7 +72,7 @@ fn no_file_steers_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let at = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    // No reader lets controls through in the name of a tensor.
+    // Tensor names with control characters are rejected, but those with bidirectional formatting are accepted.
     let named = |file: GgufBuilder, value: f32| file.f32_tensor("\u{202e}\u{2066}t", &[4], &[value; 4]);
     let model = tiny_llama()
         .string("general.name", HOSTILE)
@@ -91,7 +91,7 @@ fn no_file_steers_the_terminal() {
     let [told, _] = harmless(&["verify", &at("one.gguf"), &at("two.gguf")], 3);
     assert!(told.contains(r"\u{202e}\u{2066}t"), "{told}");
 
-    // What no builder writes.
+    // Files that the builder does not write.
     let replaced = |name: &str, file: GgufBuilder, [from, to]: [&str; 2]| {
         let mut bytes = save(folder, name, file);
         let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
@@ -187,7 +187,7 @@ fn dry_run_writes_nothing_and_tells_what_it_would() {
     assert!(output.status.success());
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(facts["tensors"], serde_json::json!(["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]));
-    assert_eq!(facts["method"], "contrast", "there is no network with an up projection");
+    assert_eq!(facts["method"], "contrast", "the model has no network with an up projection");
     assert_eq!(facts["edited_bytes"], (16 + 32) * 4);
     assert_eq!(listing(dir.path()), before);
 }
@@ -233,7 +233,7 @@ fn inspect_tells_the_writers() {
     assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
     assert_eq!(facts["tied_embeddings"], true);
     assert_eq!(facts["injected"], serde_json::Value::Null);
-    assert!(facts.get("abliterated").is_none(), "the weights were not asked for");
+    assert!(facts.get("abliterated").is_none(), "--weights was not given");
     let path = dir.path().join("m.gguf");
     let output = run(&["inspect", path.to_str().unwrap(), "--json", "--weights"]);
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -261,9 +261,9 @@ fn verify_sees_every_difference() {
     assert_eq!(json("c.gguf")["metadata_preserved"], false);
 }
 
-/// What bash offers after `words`, the last of which is being typed.
+/// Returns the completions that bash offers for the last of `words`.
 fn completed(words: &[&str], folder: &Path) -> Vec<String> {
-    // As bash does on the tab key: the function that is registered for the program, with the words in variables.
+    // Does what bash does on Tab: calls the function registered for the program, with the words in variables.
     let script = r#"
         source <("$TOOL" completions bash)
         registered="$(complete -p rosi-gguf)"
@@ -305,7 +305,7 @@ fn manual_pages_tell_what_help_tells() {
     let (_, commands) = help.split_once("Commands:\n").unwrap();
     let names = commands.lines().take_while(|line| !line.is_empty());
     let names: Vec<&str> = names.filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).collect();
-    // What a name's text goes on with is indented further.
+    // Continuation lines of a description are indented further.
     let names: Vec<&str> = names.into_iter().filter(|name| !name.is_empty() && *name != "help").collect();
     assert!(names.contains(&"inject") && names.contains(&"man"), "{names:?}");
     let page = |name: &&str| format!("rosi-gguf-{name}.1");
@@ -327,20 +327,20 @@ fn devices_and_workers_that_cannot_be_are_told_before_the_model_is_read() {
     let folder = dir.path();
     save(folder, "model.gguf", tiny_llama());
     let model = folder.join("model.gguf");
-    // A port that was free a moment ago.
+    // A port that was free just now, so that no worker listens on it.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (flags, why) in [
-        (["-dev", "Nonsense7"], "error: there is no device Nonsense7; there are: ".to_owned()),
-        (["-ngl", "many"], "expected auto, all, or how many layers".into()),
+        (["-dev", "Nonsense7"], "error: no device named Nonsense7; available: ".to_owned()),
+        (["-ngl", "many"], "expected auto, all, or a number of layers".into()),
         (["--rpc", "worker"], "expected HOST:PORT, found \"worker\"".into()),
         (["--rpc", &port.to_string()], format!("error: RPC worker {port}: ")),
-        (["-ts", "0,0"], "error: --tensor-split: expected shares from 0, not all of them 0".into()),
+        (["-ts", "0,0"], "error: --tensor-split: expected non-negative numbers, at least one above 0".into()),
         (["-sm", "tensor"], "possible values: none, layer, row".into()),
     ] {
         let before = listing(folder);
         let text = told(&["inject", model.to_str().unwrap(), flags[0], flags[1]], folder);
         assert!(text.starts_with("exit 1\n") && text.contains(&why), "{flags:?}: {text}");
-        assert_eq!(listing(folder), before, "something was left behind");
+        assert_eq!(listing(folder), before, "files were left behind");
     }
 }
 
@@ -353,7 +353,7 @@ fn devices_are_listed_wherever_the_flag_stands() {
     }
 }
 
-/// All pages of `--help`, as docs/cli.md has them.
+/// Returns the `--help` output of all commands, in the form of docs/cli.md.
 fn pages() -> String {
     let mut program = Cli::command().disable_help_subcommand(true).term_width(100);
     program.build();
@@ -378,5 +378,5 @@ fn the_documentation_of_the_commands_is_up_to_date() {
         std::fs::write(&path, &pages).unwrap();
     }
     let found = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(found == pages, "docs/cli.md is old: run this test with ROSI_WRITE_DOCS=1");
+    assert!(found == pages, "docs/cli.md is out of date: run this test with ROSI_WRITE_DOCS=1");
 }

@@ -1,4 +1,4 @@
-//! From a small file to its edited copy and back through `verify`: no model is run.
+//! Edits small files and verifies the copies. No model is run.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::common::write_edited::write_edited;
 
 const N_EMBD: usize = 32;
 
-/// Weights of one writer, ne `[n_in, n_embd]`.
+/// Returns the weights of one writer, ne `[n_in, n_embd]`.
 fn weights(n_in: usize, seed: usize) -> Vec<f32> {
     (0..n_in * N_EMBD).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 0.9).collect()
 }
@@ -23,7 +23,7 @@ fn build(ggml_type: GgmlType, n_in: usize) -> Vec<u8> {
     build_scaled(ggml_type, n_in, &[])
 }
 
-/// With factors by which llama.cpp multiplies what writers make.
+/// Builds a model with scale tensors, by which llama.cpp multiplies the outputs of the writers.
 fn build_scaled(ggml_type: GgmlType, n_in: usize, scales: &[(&str, f32)]) -> Vec<u8> {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -43,7 +43,7 @@ fn build_scaled(ggml_type: GgmlType, n_in: usize, scales: &[(&str, f32)]) -> Vec
     bytes
 }
 
-/// The edits of `base` at `strength`, and what `verify` says of the copy that they make.
+/// Edits the model in `bytes` at `strength`; returns the model, the edits, and the verification of the edited copy.
 fn edited(dir: &Path, bytes: &[u8], strength: f64, n_embd: usize) -> (Gguf, Vec<Edit>, Verification) {
     let (base, out) = (dir.join("base.gguf"), dir.join("out.gguf"));
     std::fs::write(&base, bytes).unwrap();
@@ -65,7 +65,7 @@ fn an_f32_file_gets_exactly_the_published_edit() {
     assert!(v.untouched_identical && v.metadata_preserved);
     assert_eq!((v.tensors.len(), v.identical), (2, 1));
     assert!((v.gain.unwrap() - 1.0).abs() < 1e-4 && v.cosine.unwrap() > 0.999_999, "{v:?}");
-    // √(Σ‖ΔW‖²/Σ‖W‖²) is the strength that was asked for.
+    // √(Σ‖ΔW‖²/Σ‖W‖²) equals the requested strength.
     let (delta, weight) = edits.iter().fold((0.0, 0.0), |(d, w), e| (d + e.norm_sq(), w + e.weight_norm_sq));
     assert!(((delta / weight).sqrt() - 0.03).abs() < 1e-9);
     // W ← W + α ŝ w̄ᵀ, value by value.
@@ -108,7 +108,7 @@ fn a_change_outside_the_edit_is_named() {
 }
 
 proptest! {
-    // ggml's searches for the best codewords of the IQ types are slow.
+    // Few cases, because ggml's codeword search for the IQ types is slow.
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
@@ -134,7 +134,8 @@ proptest! {
     }
 }
 
-/// llama.cpp writes s·(W x): the file gets ΔW/s, so that what acts is the edit of a file with the factor in its weights.
+/// llama.cpp computes s·(W x), so the file gets ΔW/s. Its effect is that of the edit ΔW in a file whose weights include
+/// the factor.
 #[test]
 fn a_scaled_weight_gets_the_edit_over_its_scale() {
     let dir = tempfile::tempdir().unwrap();
@@ -158,7 +159,7 @@ fn a_scaled_weight_gets_the_edit_over_its_scale() {
         }
     }
     assert!(((moved / weight).sqrt() - 0.03).abs() < 1e-5, "{moved} {weight}");
-    // An adapter adds to the scaled product, unless the graph scales it as well.
+    // The output of an adapter is added to the scaled product, unless the graph scales the adapter as well.
     for mut edit in edits {
         edit.scales_adapter = false;
         assert_eq!(edit.to_low_rank().a, edit.right);

@@ -1,11 +1,11 @@
-//! `eval` on what it must refuse, before any model is loaded: no model is needed.
+//! `eval` on inputs that it must reject before it loads a model. No model is run.
 
 use std::path::Path;
 use std::process::Command;
 
 use rosi_gguf::gguf::{GgufBuilder, Value};
 
-/// Exit code and stderr, with the folder's name taken out.
+/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
 fn told(args: &[&str], folder: &Path) -> String {
     let output =
         Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).current_dir(folder).output().unwrap();
@@ -14,7 +14,7 @@ fn told(args: &[&str], folder: &Path) -> String {
     format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
 }
 
-/// A header that looks like a model's, and files that are none of what they should be.
+/// Writes a file with the header of a model, and files that are invalid for their purpose.
 fn files(folder: &Path) {
     let model = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -52,6 +52,6 @@ fn what_cannot_be_is_told_before_any_model_is_loaded() {
         cases.iter().map(|args| format!("## {}\n{}", args.join(" "), told(args, dir.path()))).collect();
     insta::assert_snapshot!(all.join("\n"));
     let left = std::fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, 5, "something was left behind");
+    assert_eq!(left, 5, "files were left behind");
     assert_eq!(std::fs::read(dir.path().join("report.json")).unwrap(), b"mine");
 }

@@ -1,4 +1,4 @@
-//! Models of the hub by name, from a server on this machine that has the hub's layout and headers. No model is run.
+//! Models on the Hugging Face Hub by name, from a local server with the hub's layout and headers. No model is run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::common::http_server::{Answer, Request, Server};
 const REPO: &str = "me/tiny-GGUF";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Where no hub is.
+/// An address at which no server listens.
 const NOBODY: &str = "127.0.0.1:9";
 
 fn text(path: &Path) -> &str {
@@ -33,27 +33,27 @@ fn model() -> Vec<u8> {
     bytes
 }
 
-/// What the hub would not do.
+/// A fault of the fake hub.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
     None,
-    /// The repository needs a token.
+    /// The repository requires a token.
     Gated,
-    /// An ETag that leads elsewhere.
+    /// The ETag is a path that leads out of the cache.
     Etag,
     /// The first download breaks off.
     Cut,
-    /// Other bytes than the ETag names.
+    /// The bytes do not match the ETag.
     Damage,
-    /// A commit that leads elsewhere.
+    /// The commit is a path that leads out of the cache.
     Commit,
-    /// A redirect to nowhere.
+    /// The redirect has no `Location` header.
     Redirect,
-    /// No JSON.
+    /// The response is not JSON.
     Html,
 }
 
-/// A hub with one repository; large files are kept elsewhere, as there, and come by a redirect.
+/// A fake hub with one repository. As on the real hub, large files are stored elsewhere and reached by a redirect.
 struct Hub {
     files: BTreeMap<String, Vec<u8>>,
     fault: Fault,
@@ -142,7 +142,7 @@ fn run(folder: &Path, hub: &str, args: &[&str], vars: &[(&str, &str)]) -> Output
         .unwrap()
 }
 
-/// Exit code and stderr, with what differs from run to run taken out.
+/// Runs the program; returns its exit code and stderr, without what differs from run to run.
 fn told(folder: &Path, hub: &str, args: &[&str], vars: &[(&str, &str)]) -> String {
     let output = run(folder, hub, args, vars);
     let text =
@@ -171,14 +171,14 @@ fn a_name_leads_through_the_cache_to_the_file() {
     assert_eq!(std::fs::read(path).unwrap(), model());
     let blob = dir.path().join("home/hub/models--me--tiny-GGUF/blobs").join(sha256_hex(&model()));
     assert!(blob.is_file());
-    // Asked again it is there; and without the hub too.
+    // The next run finds it in the cache, even without the hub.
     let downloads = || hub.asked().iter().filter(|request| request.path.contains("/cdn/")).count();
     let before = downloads();
     assert_eq!(inspected(dir.path(), &hub.address, name, &[])["path"], path);
     assert_eq!(downloads(), before);
     assert_eq!(inspected(dir.path(), "127.0.0.1:9", name, &[])["path"], path);
     assert_eq!(inspected(dir.path(), "127.0.0.1:9", name, &[("HF_HUB_OFFLINE", "1")])["path"], path);
-    // A commit needs no reference.
+    // A commit hash needs no entry in `refs`.
     let by_commit = &format!("{name}@{COMMIT}");
     assert_eq!(inspected(dir.path(), "127.0.0.1:9", by_commit, &[("HF_HUB_OFFLINE", "1")])["path"], path);
     assert!(
@@ -188,7 +188,7 @@ fn a_name_leads_through_the_cache_to_the_file() {
     let inside = "home/hub/out.gguf";
     assert!(
         told(dir.path(), &hub.address, &["inject", name, "--dry-run", "-o", inside], &[])
-            .contains("lies in the folder")
+            .contains("another program's model store")
     );
     let output = run(dir.path(), &hub.address, &["inject", name, "--dry-run", "--json"], &[]);
     let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -216,26 +216,26 @@ fn what_llama_cpp_downloaded_is_found() {
     }
     assert_eq!(found(NOBODY, &format!(":{}", split[0])), text(&flat(split[0])));
     let snapshots = dir.path().join("home/hub/models--me--tiny-GGUF/snapshots");
-    assert!(!snapshots.exists(), "it was downloaded all the same");
+    assert!(!snapshots.exists(), "it was downloaded although llama.cpp has it");
     let refused = told(
         dir.path(),
         &hub.address,
         &["inject", &format!("hf:{REPO}"), "--dry-run", "-o", "llama/x.gguf"],
         &vars,
     );
-    assert!(refused.contains("lies in the folder"), "{refused}");
+    assert!(refused.contains("another program's model store"), "{refused}");
 
-    // What the hub has no longer is downloaded anew.
+    // A file that differs from the one on the hub is downloaded again.
     std::fs::write(flat("tiny-q4_k_m.gguf"), b"an older one").unwrap();
     assert!(found(&hub.address, "").contains("/home/hub/"));
-    // Of another repository, whose name only ends elsewhere.
+    // Flat names are ambiguous, because `/` becomes `_`. The notes say that these files belong to another repository.
     std::fs::remove_dir_all(dir.path().join("home")).unwrap();
     let note = json!({ "url": "https://huggingface.co/me/tiny/resolve/main/GGUF_t.gguf" }).to_string();
     split.iter().for_each(|name| std::fs::write(flat(name).with_extension("gguf.json"), &note).unwrap());
     let missing = told(dir.path(), NOBODY, &["inspect", &format!("hf:{REPO}:q8_0")], &vars);
     assert!(missing.starts_with("exit 1"), "{missing}");
 
-    // Newer ones lay it out as the hub's cache.
+    // Newer versions of llama.cpp use the layout of the hub's cache.
     std::fs::remove_dir_all(&llama).unwrap();
     let as_hub = [("HF_HUB_CACHE", llama.to_str().unwrap())];
     inspected(dir.path(), &hub.address, &format!("hf:{REPO}"), &as_hub);
@@ -265,14 +265,14 @@ fn a_download_whose_check_was_stopped_is_checked_by_the_next_run() {
     let offline: &[(&str, &str)] = &[("HF_HUB_OFFLINE", "1")];
     for vars in [&[][..], offline] {
         inspected(dir.path(), &hub.address, name, &[]);
-        assert!(!unchecked.exists(), "the check went to its end");
+        assert!(!unchecked.exists(), "the mark of an unfinished check remains");
         let mut bytes = model();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&blob, bytes).unwrap();
         std::fs::write(&unchecked, b"").unwrap();
         let said = told(dir.path(), &hub.address, &["inspect", name], vars);
         assert!(said.starts_with("exit 1") && said.contains(&sha256_hex(&model())), "{said}");
-        assert!(!blob.exists(), "it would be taken for good by the hub's other programs");
+        assert!(!blob.exists(), "a damaged blob remains, which other programs would trust");
     }
     inspected(dir.path(), &hub.address, name, &[]);
     std::fs::write(&unchecked, b"").unwrap();
@@ -294,7 +294,7 @@ fn a_split_model_comes_whole_and_a_download_goes_on() {
     let half = format!("bytes={}-", model().len() / 2);
     let ranges: Vec<String> =
         hub.asked().iter().filter_map(|r| r.header("range").map(str::to_owned)).collect();
-    assert!(ranges.contains(&half), "it did not go on: {ranges:?}");
+    assert!(ranges.contains(&half), "the download was not resumed: {ranges:?}");
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn an_answer_that_makes_the_crate_panic_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::start(&[("tiny-Q4_K_M.gguf", model())], Fault::Redirect);
     let said = told(dir.path(), &hub.address, &["inspect", &format!("hf:{REPO}")], &[]);
-    assert!(said.starts_with("exit 1") && said.contains("cannot be used"), "{said}");
+    assert!(said.starts_with("exit 1") && said.contains("hf-hub cannot parse it"), "{said}");
 }
 
 #[test]
@@ -371,7 +371,7 @@ fn a_cache_that_cannot_be_written_is_told() {
     let hub = Hub::start(&[("tiny-Q4_K_M.gguf", model())], Fault::None);
     let said = told(dir.path(), &hub.address, &["inspect", &format!("hf:{REPO}")], &[]);
     assert!(said.starts_with("exit 1") && said.contains("error: "), "{said}");
-    // A disk that is always full.
+    // Simulates a full disk.
     if Path::new("/dev/full").exists() {
         let dir = tempfile::tempdir().unwrap();
         let blobs = dir.path().join("home/hub/models--me--tiny-GGUF/blobs");
@@ -379,6 +379,6 @@ fn a_cache_that_cannot_be_written_is_told() {
         std::os::unix::fs::symlink("/dev/full", blobs.join(format!("{}.part", sha256_hex(&model()))))
             .unwrap();
         let said = told(dir.path(), &hub.address, &["inspect", &format!("hf:{REPO}")], &[]);
-        assert!(said.contains("make room"), "{said}");
+        assert!(said.contains("free some space"), "{said}");
     }
 }

@@ -1,9 +1,9 @@
-//! Modules are layers: what a file of `src/` imports lies in its own module or in one further down.
+//! Checks the layering of the modules: a file in `src/` imports only from its own module and from lower layers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the ground up.
+/// The modules, from the lowest layer to the highest.
 const LAYERS: [&str; 14] = [
     "output", "util", "gguf", "quant", "imatrix", "arch", "llama", "sources", "eval", "method", "report",
     "release", "pipeline", "cli",
@@ -20,7 +20,7 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The part of a file that is not tests.
+/// Returns the part of a file before its unit tests; nothing for files of tests.
 fn product(path: &Path) -> String {
     let is_test =
         path.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs")));
@@ -28,7 +28,7 @@ fn product(path: &Path) -> String {
     text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
 }
 
-/// The modules that `text` names behind `crate::`, in code or in links of its documentation.
+/// Returns the modules that `text` names after `crate::`, in code or in doc links.
 fn imports(text: &str) -> impl Iterator<Item = &str> {
     text.split("crate::").skip(1).map(|rest| {
         let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());

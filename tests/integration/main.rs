@@ -1,4 +1,4 @@
-//! What needs no real model: the program and the library on small files.
+//! Tests of the program and the library on small files, without a real model.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! Models of Ollama's by name, in a store laid out as its own, and its API as documented, on a server that is
-//! not it. No model is run.
+//! Ollama's models by name, from a store with Ollama's layout, and Ollama's API, on a fake server that follows its
+//! documentation. No model is run.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -31,7 +31,7 @@ fn model(template: bool) -> Vec<u8> {
     bytes
 }
 
-/// Runs the binary in `folder`, with its store.
+/// Runs the program in `folder`, with the store in it.
 fn run(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
         .args(args)
@@ -42,7 +42,7 @@ fn run(folder: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Exit code and stderr, with what differs from run to run taken out.
+/// Runs the program; returns its exit code and stderr, without what differs from run to run.
 fn told(folder: &Path, args: &[&str]) -> String {
     let output = run(folder, args);
     let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
@@ -61,7 +61,7 @@ fn names_lead_to_blobs_in_both_layouts() {
     let layer = store.layer("model", &model(true));
     store.manifest(NAME, std::slice::from_ref(&layer));
     store.manifest("hf.co/user/tiny-GGUF/Q4_K_M", std::slice::from_ref(&layer));
-    // As newer servers have it: a link to a blob, which lists one manifest a runner.
+    // As newer servers store it: a link to a blob that lists one manifest per runner.
     let ours = json!({ "runner": "ollama", "layers": [layer] });
     let other = store.layer("tensor", b"not for us");
     let list = json!({
@@ -98,10 +98,10 @@ fn blobs_may_have_their_old_names() {
     let facts = json_of(&run(dir.path(), &["inspect", "ollama:tiny:1b", "--json"]));
     let path = facts["path"].as_str().unwrap();
     assert!(path.contains("blobs/sha256:"), "{path}");
-    // Given by its path, it lies in the store all the same.
+    // A path to a blob counts as being in the store, too.
     let inside = store.0.join("out.gguf");
     let args = ["inject", path, "--dry-run", "-o", inside.to_str().unwrap()];
-    assert!(told(dir.path(), &args).contains("lies in the folder"), "{}", told(dir.path(), &args));
+    assert!(told(dir.path(), &args).contains("another program's model store"), "{}", told(dir.path(), &args));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn an_encoder_in_the_same_file_is_told_before_the_work() {
     ] {
         let text = told(dir.path(), &[command, &["ollama:tiny:1b"]].concat());
         assert!(text.starts_with("exit 1\n") && text.contains("a vision encoder"), "{text}");
-        assert!(text.contains("hint: get the model as llama.cpp has it"), "{text}");
+        assert!(text.contains("hint: get a version of the model made for llama.cpp"), "{text}");
     }
 }
 
@@ -241,7 +241,7 @@ fn a_store_is_never_written_to() {
     insta::assert_snapshot!(told.join("\n"));
 }
 
-/// What Ollama's documentation says that a server does.
+/// Returns a handler that responds as Ollama's documentation describes, with `last` as the final status line.
 fn fake(blobs: Vec<String>, last: &'static str) -> impl Fn(&Request) -> Answer {
     move |request| match (request.method.as_str(), request.path.as_str()) {
         ("GET", "/api/version") => Answer::new(200, r#"{"version":"0.0.0"}"#),

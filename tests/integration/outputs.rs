@@ -1,4 +1,5 @@
-//! What is refused before any work, who is kept away, and what is left behind: no model is run.
+//! Output files: what is rejected before any work, how concurrent runs are locked out, and what is left behind. No
+//! model is run.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::common::run::{command, ended, stderr, text};
 use rosi_gguf::gguf::{GgmlType, GgufBuilder, LockFile, Value};
 
-/// A header that a plan can be made from, its writers of 256 columns in `ggml_type`.
+/// Writes a file whose header suffices for a plan, with writers of 256 columns in `ggml_type`.
 fn model(path: &Path, ggml_type: GgmlType) {
     let zeros = |ggml_type: GgmlType, rows: usize| vec![0; ggml_type.row_bytes(256).unwrap() as usize * rows];
     let file = GgufBuilder::new()
@@ -48,7 +49,7 @@ impl Folder {
         names
     }
 
-    /// What is said by a command that ends with 1 and leaves nothing.
+    /// Runs a command that must end with exit code 1, before any work and without leaving files; returns its stderr.
     fn refused(&self, args: &[&str]) -> String {
         let before = self.names();
         let told = stderr(&ended(args, 1));
@@ -82,7 +83,7 @@ fn no_work_is_done_for_an_output_that_cannot_be_written() {
             assert!(told.starts_with("error: ") && told.contains("output"), "{args:?}: {told}");
         }
     }
-    // The journal of the search has a longer name than the model.
+    // The name of the model is short enough, but that of the search journal is too long.
     let almost = folder.at(&format!("{}.gguf", "y".repeat(248)));
     let told = folder.refused(&["inject", model, "-o", &almost]);
     assert!(told.contains(".search.jsonl"), "{told}");
@@ -104,7 +105,7 @@ fn outputs_are_kept_apart_however_they_are_spelled() {
         &["report", &prompts, "--html", &prompts],
     ] {
         let told = folder.refused(&[args, &["--overwrite"]].concat());
-        assert!(told.contains("is another file of this command"), "{args:?}: {told}");
+        assert!(told.contains("already used for another file"), "{args:?}: {told}");
     }
 }
 
@@ -149,7 +150,7 @@ fn types_that_cannot_be_written_are_told_before_any_work() {
     let inject = ["inject", &narrow.model, "--method", "contrast"];
     let told = narrow.refused(&[&inject[..], &["--promote", "IQ2_XS"]].concat());
     assert!(told.contains("as IQ2_XS") && told.contains("importance matrix"), "{told}");
-    // What goes is not refused.
+    // A type that needs no importance matrix is accepted.
     ended(&[&inject[..], &["--promote", "Q8_0", "--dry-run"]].concat(), 0);
 }
 
@@ -176,7 +177,7 @@ fn a_second_run_is_kept_away() {
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
 }
 
-/// Reads what it says up to a line with `wanted`.
+/// Reads lines until one contains `wanted`.
 fn wait_for(stderr: &mut impl BufRead, wanted: &str) {
     let mut line = String::new();
     while !line.contains(wanted) {
@@ -195,15 +196,15 @@ fn interrupt(child: &Child) {
 fn a_second_interrupt_leaves_no_temporary_file() {
     let folder = Folder::new(GgmlType::F16);
     let before = folder.names();
-    // A worker that answers nothing: llama.cpp waits for it where no interrupt is looked at.
+    // A worker that does not respond: llama.cpp waits for it without checking for interrupts.
     let worker = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = worker.local_addr().unwrap().to_string();
     let (report, set) = (folder.at("report.json"), folder.at("m.gguf"));
     let mut child = command(&["eval", &set, "--report", &report, "--rpc", &address]).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap());
-    wait_for(&mut said, "calling the RPC worker");
+    wait_for(&mut said, "connecting to the RPC worker");
     let _connection = worker.accept().unwrap();
-    assert_eq!(folder.names().len(), before.len() + 1, "the report has its temporary name");
+    assert_eq!(folder.names().len(), before.len() + 1, "the report should exist under its temporary name");
     interrupt(&child);
     wait_for(&mut said, "again to stop at once");
     interrupt(&child);

@@ -1,4 +1,4 @@
-//! Split models, without running one: any file stands for all, all are written or none.
+//! Split models: any file stands for the whole model, and either all files are written or none. No model is run.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::common::splitter::split;
 
-/// One block of a llama of width 32, aligned to `alignment`.
+/// Returns a llama model of one block and width 32, aligned to `alignment` bytes.
 fn tiny(alignment: u32) -> Vec<u8> {
     let q8 = |rows: u8| (0..34 * u32::from(rows)).map(|i| (i % 50) as u8).collect::<Vec<u8>>();
     let file = GgufBuilder::new()
@@ -33,7 +33,7 @@ fn tiny(alignment: u32) -> Vec<u8> {
     bytes
 }
 
-/// The new type and data of a tensor, where it gets some.
+/// Returns the new type and data of a tensor; `None` keeps it.
 type Change<'a> = dyn Fn(&TensorInfo) -> Option<(GgmlType, Vec<u8>)> + 'a;
 
 /// A folder with the whole model `whole.gguf` and its parts `part-…`.
@@ -61,7 +61,7 @@ impl Fixture {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    /// Names in the folder but for those of the input.
+    /// Returns the names in the folder, except those of the input.
     fn written(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -71,7 +71,7 @@ impl Fixture {
         names
     }
 
-    /// Writes a copy of the parts in which `change` has replaced and retyped tensors.
+    /// Writes a copy of the parts with the tensors that `change` replaces and retypes.
     fn copy(&self, model: &mut AtomicModel, change: &Change<'_>) {
         let source = Gguf::open(&self.parts[0]).unwrap();
         for (file, out) in source.files().zip(model.files_mut()) {
@@ -137,7 +137,7 @@ fn a_missing_file_is_named() {
     let fixture = Fixture::new(&[1, 2, 2]);
     std::fs::remove_file(&fixture.parts[1]).unwrap();
     let error = refused(&fixture.parts[2]).to_string();
-    assert!(error.contains("part-00002-of-00003.gguf beside it, found 2 of 3"), "{error}");
+    assert!(error.contains("part-00002-of-00003.gguf in the same directory, found 2 of 3"), "{error}");
 }
 
 #[test]
@@ -170,19 +170,19 @@ fn foreign_files_are_refused() {
         assert!(matches!(error, GgufError::ForeignShard { .. }), "{error}");
         assert!(error.to_string().contains(expected), "{error}");
     };
-    // Of a model that was split otherwise.
+    // A file of a model that was split differently.
     let fixture = Fixture::new(&[2, 3]);
     std::fs::copy(&other.parts[1], &fixture.parts[1]).unwrap();
-    says(&fixture, "its place is file 2 of 3, expected file 2 of 2");
+    says(&fixture, "its position is file 2 of 3, expected file 2 of 2");
     // The same file twice.
     let fixture = Fixture::new(&[2, 3]);
     std::fs::copy(&fixture.parts[0], &fixture.parts[1]).unwrap();
-    says(&fixture, "its place is file 1 of 2, expected file 2 of 2");
+    says(&fixture, "its position is file 1 of 2, expected file 2 of 2");
     // A whole model.
     let fixture = Fixture::new(&[2, 3]);
     std::fs::copy(&fixture.whole.path, &fixture.parts[1]).unwrap();
-    says(&fixture, "its place is not that of a split model");
-    // As many files, but with other tensors.
+    says(&fixture, "its position is not recorded");
+    // A file of a model with the same number of files but a different split of the tensors.
     let fixture = Fixture::new(&[2, 3]);
     std::fs::copy(&Fixture::new(&[1, 4]).parts[1], &fixture.parts[1]).unwrap();
     says(&fixture, "is 6 (2 + 4), expected 5");
@@ -220,7 +220,7 @@ fn a_copy_keeps_every_file_but_those_with_an_edit() {
     let mut model = AtomicModel::create(&out, &source, false).unwrap();
     assert_eq!(model.path(), fixture.path("out-00001-of-00004.gguf"));
     fixture.copy(&mut model, &|t| (t.name == "odd").then(|| (t.ggml_type, vec![1; 6])));
-    // The model can be read before it has its names.
+    // The model is readable before its files have their final names.
     assert_eq!(Gguf::open(model.temporary_path()).unwrap().tensors.len(), 5);
     assert_eq!(fixture.written().len(), 1, "one hidden folder");
     model.commit().unwrap();
@@ -258,12 +258,12 @@ fn all_files_or_none() {
     let source = Gguf::open(&fixture.parts[0]).unwrap();
     let out = fixture.path("out-00001-of-00003.gguf");
     let nothing = |_: &TensorInfo| None;
-    // Given up.
+    // A write that is abandoned.
     let mut model = AtomicModel::create(&out, &source, false).unwrap();
     fixture.copy(&mut model, &nothing);
     drop(model);
     assert!(fixture.written().is_empty());
-    // A name of the set was taken meanwhile: the others are given back.
+    // If one of the names has been taken in the meantime, the other files are removed.
     for taken in ["out-00001-of-00003.gguf", "out-00002-of-00003.gguf", "out-00003-of-00003.gguf"] {
         let mut model = AtomicModel::create(&out, &source, false).unwrap();
         fixture.copy(&mut model, &nothing);
@@ -289,7 +289,7 @@ fn an_overwritten_model_never_mixes_with_the_new_one() {
     write(2).commit().unwrap();
     let model = Gguf::open(&out).unwrap();
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [2; 6]);
-    // Something is in the way of one file: none is replaced.
+    // If one file cannot be replaced, none is.
     let model = write(3);
     let second = fixture.path("out-00002-of-00003.gguf");
     let old = std::fs::read(&second).unwrap();
@@ -303,7 +303,8 @@ fn an_overwritten_model_never_mixes_with_the_new_one() {
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [2; 6]);
 }
 
-/// What a run left that was stopped before it replaced any of three files: its hidden folder, `complete` or not.
+/// Creates the remains of a run that was stopped before it replaced any of three files: its hidden folder, marked as
+/// complete if `complete`. Returns the folder.
 fn stopped_before_the_renaming(fixture: &Fixture, complete: bool) -> PathBuf {
     let source = Gguf::open(&fixture.parts[0]).unwrap();
     let name = |no: usize| format!("out-0000{no}-of-00003.gguf");
@@ -322,7 +323,7 @@ fn stopped_before_the_renaming(fixture: &Fixture, complete: bool) -> PathBuf {
     hidden
 }
 
-/// As there, stopped when it had replaced the last file.
+/// Like [`stopped_before_the_renaming`], but stopped after the run had replaced the last file.
 fn stopped_amid_the_renaming(fixture: &Fixture, complete: bool) {
     let hidden = stopped_before_the_renaming(fixture, complete);
     let last = "out-00003-of-00003.gguf";
@@ -338,7 +339,7 @@ fn a_stopped_replacement_of_a_split_model_is_brought_to_its_end() {
     let mut old = AtomicModel::create(&out, &source, true).unwrap();
     fixture.copy(&mut old, &|_| None);
     old.commit().unwrap();
-    // The earlier model is whole, and stays until another run has written its own.
+    // The earlier model is whole, and stays until another run has written a new one.
     stopped_before_the_renaming(&fixture, true);
     drop(AtomicModel::create(&out, &source, true).unwrap());
     let model = Gguf::open(&out).unwrap();
@@ -347,13 +348,13 @@ fn a_stopped_replacement_of_a_split_model_is_brought_to_its_end() {
     stopped_amid_the_renaming(&fixture, true);
     let last = fixture.path("out-00003-of-00003.gguf");
     assert!(matches!(refused(&last), GgufError::MissingShard { first: true, .. }));
-    // By any command that is given the model.
+    // Any command that reads the model completes the replacement.
     let facts = json(&rosi(&["-q", "inspect", last.to_str().unwrap(), "--json"]));
     assert_eq!(facts["files"], 3);
     let model = Gguf::open(&out).unwrap();
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [7; 6]);
     assert_eq!(fixture.written().len(), 3, "{:?}", fixture.written());
-    // Files that were not all written yet are no model, and go.
+    // An incomplete set of files is not a model and is removed.
     stopped_amid_the_renaming(&fixture, false);
     rosi_gguf::gguf::recover(&out);
     assert_eq!(fixture.written(), ["out-00002-of-00003.gguf", "out-00003-of-00003.gguf"]);
@@ -376,7 +377,7 @@ fn inspect_verify_and_dry_run_take_any_file() {
     assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
     let facts = json(&rosi(&["-q", "inject", &part, "--dry-run", "--json"]));
     assert_eq!(facts["output"], fixture.text("part-rosi-00001-of-00003.gguf"));
-    // The split files beside the whole one, and beside a copy with another byte.
+    // Compare the split files with the whole file, and with a copy in which a byte differs.
     let same = json(&rosi(&["-q", "verify", &fixture.text("whole.gguf"), &part, "--json"]));
     assert_eq!((&same["identical"], &same["metadata_preserved"]), (&5.into(), &true.into()));
     for k in 1..=3 {
@@ -408,9 +409,7 @@ fn outputs_that_cannot_be_are_refused() {
         "{text}"
     );
     assert!(text.contains("hint: -o out-00001-of-00002.gguf"), "{text}");
-    assert!(
-        told("part-00002-of-00002.gguf").contains("part-00001-of-00002.gguf is a file of the input itself")
-    );
+    assert!(told("part-00002-of-00002.gguf").contains("part-00001-of-00002.gguf is one of the input files"));
     assert!(fixture.written().is_empty());
 }
 

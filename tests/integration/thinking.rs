@@ -1,7 +1,6 @@
-//! Models that think before they answer: how that is found out, answers at once, and answers behind thoughts. The models say
-//! the same whatever they are asked, as their next token depends on the last one alone.
+//! Models that think before they answer: detection, direct answers, and answers after a thought. The models give the
+//! same answer to every prompt, since their next token depends only on the last one.
 
-#[allow(dead_code)] // other tests make other models
 use std::path::Path;
 use std::process::Command;
 
@@ -23,7 +22,7 @@ const CANNOT_BE_OFF: &str = "{% if enable_thinking is false %}{{ raise_exception
 const OTHER_SWITCH: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:\
     {% if thinking %}<think>\n{% else %}</think>\n\n{% endif %}";
 
-/// Thinks `xy` and answers `No`; the template, or the model itself, opens the thought.
+/// Returns a model that thinks `xy` and answers `No`. Either the template or the model itself opens the thought.
 fn thinker(template: &'static str, kind: i32) -> Tiny {
     let own = [("<think>", kind), ("</think>", kind)];
     Tiny {
@@ -77,7 +76,7 @@ fn answers_begin_at_once_however_a_model_opens_its_thoughts() {
                 assert_eq!((thinking.open, thinking.close), ("<think>", "</think>"), "{template}");
                 assert_eq!(at_once(engine), "No", "{template} {kind}");
                 let ending = engine.shared_ending(&[Chat::of("hi"), Chat::of("no")]).unwrap();
-                assert!(ending >= 3, "{template}: what closes a thought belongs to the end of a prompt");
+                assert!(ending >= 3, "{template}: the closing of the thought is part of the shared ending");
             });
         }
     }
@@ -92,7 +91,7 @@ fn thoughts_stand_before_an_answer_where_they_are_wanted_and_are_counted() {
                 let n_token = if opened { 3 } else { 5 };
                 let (answer, thoughts) = thought(engine, 16);
                 assert_eq!((answer.trim(), thoughts), ("No", Thought { n_token, ended: true }), "{template}");
-                // Nothing of it is left for the next question.
+                // The next question starts afresh.
                 assert_eq!(at_once(engine), "No");
             });
         }
@@ -125,7 +124,7 @@ fn a_model_that_does_not_think_is_left_as_it_is() {
         assert_eq!(output.status.code(), Some(1), "{told}");
         assert!(told.contains("--thinking on") && told.contains("does not think"), "{told}");
     });
-    // One that knows the tags and does not use them.
+    // A model that has the tags in its vocabulary but does not use them.
     let knows = Tiny { tokens: thinker(TURNS, USER_DEFINED).tokens, merges: vec!["Ċ Ċ"], ..plain };
     with(&knows, |engine, _| assert!(engine.thinking().is_none()));
 }
@@ -185,7 +184,7 @@ fn brackets_and_channels_are_known() {
     };
     with(&harmony, |engine, _| {
         assert_eq!(engine.thinking().unwrap().close, "<|channel|>final<|message|>");
-        assert_eq!(at_once(engine), "No", "<|end|> ends an answer and is no part of it");
+        assert_eq!(at_once(engine), "No", "<|end|> ends the answer and is not part of it");
         let (answer, thoughts) = thought(engine, 8);
         assert_eq!((classify(&answer), thoughts.ended), (Outcome::Undecided, false), "{answer}");
     });
@@ -209,8 +208,10 @@ fn inspect_tells_how_a_model_thinks() {
     };
     assert!(
         inspect(&thinker(OPENED, CONTROL))
-            .contains(r#"between <think> and </think>; answers at once behind "\n</think>"#)
+            .contains(r#"between <think> and </think>; skipped by starting the answer with "\n</think>"#)
     );
-    assert!(inspect(&thinker(SWITCH, CONTROL)).contains("its template has a switch"));
-    assert!(inspect(&Tiny { template: Some(TURNS), ..Tiny::new() }).contains("no sign of it"));
+    assert!(inspect(&thinker(SWITCH, CONTROL)).contains("the template can turn it off"));
+    assert!(
+        inspect(&Tiny { template: Some(TURNS), ..Tiny::new() }).contains("not found in the chat template")
+    );
 }

@@ -1,4 +1,4 @@
-//! `undo` and what the other commands say of a file that is half changed: no model is run.
+//! `undo`, and how other commands report a half-changed file. No model is run.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -11,7 +11,7 @@ fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
 }
 
-/// Exit code and stderr, with the folder's name taken out.
+/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
 fn told(args: &[&str], folder: &Path) -> String {
     let output = run(args);
     let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
@@ -82,7 +82,7 @@ fn what_cannot_be_undone_or_changed_in_place_is_told() {
         told(&["inject", model, "--in-place", "--requant", "promote=Q8_0"], dir.path()),
     ];
     in_place::change(&path, || (), false).unwrap();
-    // --allow-injected gets past "was injected before", but never over a journal.
+    // --allow-injected waives the check for an earlier injection, but never for a journal.
     all.push(told(&["inject", model, "--in-place", "--allow-injected"], dir.path()));
     let mut bytes = std::fs::read(&path).unwrap();
     *bytes.last_mut().unwrap() ^= 1;

@@ -1,4 +1,4 @@
-//! `verify` on files that claim an edit, and on files that claim none: what it ends with.
+//! The exit code and the problem that `verify` reports for files that claim an edit and for files that do not.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rosi_gguf::gguf::{GgmlType, GgufBuilder, Value};
 const N: usize = 64;
 const WRITER: &str = "blk.0.attn_output.weight";
 
-/// Numbers from −1 to 1.
+/// Returns `n` numbers from −1 to 1.
 fn numbers(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
@@ -23,7 +23,7 @@ fn right() -> Vec<f32> {
     numbers(N, 6).iter().map(|v| 0.5 * v).collect()
 }
 
-/// The writer with `share` of the edit in it.
+/// Returns the values of the writer with `share` of the edit applied.
 fn moved(share: f32) -> Vec<f32> {
     let (unit, right) = (unit(), right());
     numbers(N * N, 1).iter().enumerate().map(|(i, w)| w + share * unit[i / N] * right[i % N]).collect()
@@ -35,7 +35,7 @@ struct Stored {
     bytes: Vec<u8>,
 }
 
-/// A model with that writer, with the keys of the edit if it `claims` it.
+/// Writes a model with `writer`, and with the keys of the edit if it `claims` one.
 fn save(path: &Path, writer: Stored, claims: bool, down: &[f32]) {
     let mut file = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -83,7 +83,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// The base and a file beside it: how comparing them ends, and why.
+    /// Runs `verify` on the base and a file with `writer`; returns the exit code and the problem.
     fn verified(&self, writer: Stored, claims: bool, down: &[f32]) -> (i32, String) {
         save(&self.path("base.gguf"), f32s(&moved(0.0)), false, &numbers(N * N, 2));
         save(&self.path("edited.gguf"), writer, claims, down);
@@ -114,7 +114,7 @@ fn only_a_file_with_all_of_its_edit_is_verified() {
         let (code, problem) = of(&values);
         assert_eq!((code, problem.contains("not finite")), (3, true), "{bad}: {problem}");
     }
-    // As much beside the edit as in it.
+    // Noise in addition to the edit.
     let values: Vec<f32> = moved(1.0).iter().zip(numbers(N * N, 9)).map(|(w, n)| w + 0.05 * n).collect();
     let (code, problem) = of(&values);
     assert_eq!((code, problem.contains("noise")), (3, true), "{problem}");
@@ -131,7 +131,7 @@ fn without_a_claim_every_difference_is_unexpected() {
     assert_eq!(folder.verified(f32s(&moved(0.0)), false, &down), (0, String::new()));
     let (code, problem) = folder.verified(f32s(&moved(1.0)), false, &down);
     assert_eq!((code, problem.contains(WRITER)), (3, true), "{problem}");
-    // Another type is a difference, even where no value differs by much.
+    // A different type is a difference, even if the values are almost equal.
     assert_eq!(folder.verified(f16s(&moved(0.0)), false, &down).0, 3);
     let (base, edited) = (folder.path("base.gguf"), folder.path("edited.gguf"));
     let output = command(&["verify", text(&base), text(&edited)]).output().unwrap();

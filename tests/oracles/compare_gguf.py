@@ -1,11 +1,11 @@
-"""Says what differs between two GGUF files, read by PyPI `gguf`: tensors byte by byte, metadata value by value.
+"""Compares two GGUF files with PyPI `gguf`: tensors byte by byte, metadata value by value.
 
-Prints JSON: n_tensors, identical (how many tensors have the same type and bytes), changed [{name, type, edited_type,
-relative_change}], added_tensors, missing_tensors, added_keys, changed_keys, missing_keys, order_preserved (the base's
-tensors and keys come in the same order in the edited file).
+Prints JSON: n_tensors, identical (number of tensors with the same type and bytes), changed [{name, type, edited_type,
+relative_change}], added_tensors, missing_tensors, added_keys, changed_keys, missing_keys, order_preserved (whether
+tensors and keys of the base have the same order in the edited file).
 
-relative_change = ||edited - base||_F / ||base||_F of the dequantized values, in float64; null if the base is all zero or
-the shapes differ.
+relative_change = ||edited - base||_F / ||base||_F of the dequantized values, in float64; null if the base is all zero
+or the shapes differ.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import gguf
 import numpy
 import tensors
 
-# Not metadata: the reader presents the file's header as fields of these names.
+# Prefix under which the reader presents the file header as fields, which are not metadata.
 HEADER = "GGUF."
 
 
@@ -64,7 +64,7 @@ def compare_tensors(base, edited):
 
 
 def keys_of(reader):
-    """Key -> the bytes that stand in the file for it: name, type and value."""
+    """Maps each key to the bytes of its record in the file: name, type and value."""
     result = {}
     for name, field in reader.fields.items():
         if not name.startswith(HEADER):

@@ -1,9 +1,10 @@
-"""Decodes rows of many types with implementations by others, and compares with given float32 values.
+"""Decodes rows of many types with third-party implementations and compares the results with given float32 values.
 
-Reads FOLDER/cases.json, a list of {"type", "id", "n_per_row", "bytes", "values"}, the last two names of files in FOLDER: raw
-rows, and what they are said to decode to (little-endian float32). Prints as JSON, for each type and each implementation that
-knows it, the largest difference over the largest value: {"Q4_K": {"gguf": 0.0, "libgguf": 0.0}, ...}. The implementations
-are PyPI `gguf`, `libgguf` (where it installs), and, for the types that `gguf` does not know yet, "here": a few lines below.
+Reads FOLDER/cases.json, a list of {"type", "id", "n_per_row", "bytes", "values"}. The last two are names of files in
+FOLDER: raw rows, and the expected values (little-endian float32). Prints JSON with the largest difference divided by
+the largest value, for each type and each implementation that supports it: {"Q4_K": {"gguf": 0.0, "libgguf": 0.0}, ...}.
+The implementations are PyPI `gguf`, `libgguf` (where available), and, for types that `gguf` does not support yet,
+"here": a few lines in this file.
 """
 
 import argparse
@@ -20,7 +21,7 @@ except ImportError:
 
 
 def packed(rows, block_bytes, bits):
-    """Scales (float32) and codes of blocks that are an F16 scale and codes of so many bits, lowest first."""
+    """Splits blocks of an F16 scale and codes of `bits` bits, lowest bits first, into scales and codes (float32)."""
     blocks = rows.reshape(-1, block_bytes)
     scales = blocks[:, :2].copy().view("<f2").astype(numpy.float32)
     shifts = numpy.arange(0, 8, bits, dtype=numpy.uint8)
@@ -47,7 +48,7 @@ def decoders(case):
         yield "here", HERE[name]
     elif name in gguf.GGMLQuantizationType.__members__:
         kind = gguf.GGMLQuantizationType[name]
-        assert kind == case["id"], f"{name} is {int(kind)} for gguf, not {case['id']}"
+        assert kind == case["id"], f"{name}: expected type id {case['id']}, found {int(kind)} in gguf"
         yield "gguf", lambda rows: gguf.dequantize(rows, kind)
     if libgguf is not None and name in libgguf.GGMLQuantizationType.__members__ and name not in ("F32", "F16", "BF16"):
         yield "libgguf", lambda rows: libgguf.dequantize_rows(rows, case["id"], n_per_row)

@@ -1,7 +1,7 @@
-"""Writes rows of a tensor, dequantized by PyPI `gguf`, as raw little-endian float32 (row after row) or as .npy.
+"""Dequantizes rows of a tensor with PyPI `gguf`, and writes them as raw little-endian float32 (row by row) or as .npy.
 
 Prints {"tensor", "type", "shape" (llama.cpp's ne order), "rows": [first, end], "n_per_row", "out"} as JSON.
-The rows of a tensor with more than two dimensions are those of all its matrices, one after another.
+For a tensor with more than two dimensions, the rows of all its matrices are numbered consecutively.
 """
 
 import argparse

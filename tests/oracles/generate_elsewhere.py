@@ -1,7 +1,7 @@
-"""Loads a GGUF with a llama.cpp that others built (PyPI `xllamacpp`) and lets it answer.
+"""Loads a GGUF file with a third-party build of llama.cpp (PyPI `xllamacpp`) and prints its answer to a prompt.
 
-What we write has to work where people use it, so this runtime shares no code with ours: neither the build nor the
-chat template engine. Generation is greedy, on the CPU, with two threads.
+Our files must work in the runtimes that people use, so this one shares neither the build nor the chat template engine
+with ours. Generation is greedy, on the CPU, with two threads.
 
 Prints {"text", "prompt_tokens", "tokens", "finish_reason", "runtime"} as JSON.
 """
@@ -34,7 +34,7 @@ def start_server(model, lora):
     params.warmup = False
     params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
-    # Waiting threads sleep instead of spinning: tests share two cores.
+    # Waiting threads sleep instead of spinning, because tests share two cores.
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if lora:

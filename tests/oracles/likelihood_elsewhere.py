@@ -1,7 +1,7 @@
-"""Continues a text greedily with a llama.cpp that others built (PyPI `xllamacpp`) and tells how likely it found each token.
+"""Continues a text greedily with a third-party llama.cpp (PyPI `xllamacpp`) and prints each token's log-probability.
 
-Prints {"tokens": [{"id", "text", "logprob"}], "prompt_tokens", "runtime"} as JSON; logprob is the natural logarithm of the
-token's probability under the softmax of all logits.
+Prints {"tokens": [{"id", "text", "logprob"}], "prompt_tokens", "runtime"} as JSON. logprob is the natural logarithm of
+the token's probability under the softmax of all logits.
 """
 
 import argparse

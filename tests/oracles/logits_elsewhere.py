@@ -1,6 +1,6 @@
-"""Tells what a llama.cpp that others built (PyPI `xllamacpp`) makes of a text, for several models in turn.
+"""Prints the log-probabilities of the next token in a third-party llama.cpp (PyPI `xllamacpp`), for several models.
 
-Prints {"runtime", "models": [{"path", "logprobs"}]} as JSON: `logprobs` has the natural logarithm of the probability of
+Prints {"runtime", "models": [{"path", "logprobs"}]} as JSON. `logprobs` has the natural logarithm of the probability of
 every token of the vocabulary after the text, by id.
 """
 
@@ -23,8 +23,8 @@ def parse_arguments():
 
 
 def ask(model, arguments):
-    # The server tells nothing of a token that is a part of a character until the rest of it is there. So it is made to
-    # say one that is whole; what it tells is from before such a bias.
+    # For a token that is only part of a character, the server reports nothing until the character is complete. So a
+    # bias makes it choose a token that is a whole character; the reported probabilities are those before the bias.
     request = {"prompt": arguments.prompt, "max_tokens": 1, "temperature": 0.0, "seed": 1, "cache_prompt": False}
     request |= {"logprobs": arguments.vocabulary, "logit_bias": {str(arguments.say): 1e6}}
     answer = start_server(model, None).handle_completions(request)
@@ -33,7 +33,7 @@ def ask(model, arguments):
     content = answer["choices"][0]["logprobs"]["content"]
     first = {token["id"]: token["logprob"] for token in content[0]["top_logprobs"]}
     if sorted(first) != list(range(arguments.vocabulary)):
-        sys.exit(f"error: {model} tells of {len(first)} tokens, expected {arguments.vocabulary}")
+        sys.exit(f"error: {model}: expected {arguments.vocabulary} tokens, found {len(first)}")
     logprobs = [first[token] for token in range(arguments.vocabulary)]
     return {"path": str(model), "logprobs": logprobs}
 

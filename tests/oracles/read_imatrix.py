@@ -1,5 +1,7 @@
-"""Reads importance matrices with PyPI `libgguf`; prints {file: {weight: [mean square of each input]}} as JSON, or null where
-libgguf is not installed."""
+"""Reads importance matrices with PyPI `libgguf`.
+
+Prints {file: {weight: [mean square of each input]}} as JSON, or null if libgguf is not installed.
+"""
 
 import json
 import sys

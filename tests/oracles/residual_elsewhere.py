@@ -1,7 +1,7 @@
-"""The residual stream after some block, by a llama.cpp that we did not build.
+"""Prints the residual stream after a given block, computed by a third-party build of llama.cpp.
 
-Writes a copy of the model that ends after --blocks blocks (PyPI `gguf`), loads it with PyPI `xllamacpp`, and asks for the
-embedding of the last token: output_norm(residual), scaled to length 1. Prints {"embedding", "runtime"} as JSON.
+Writes a copy of the model that ends after --blocks blocks (PyPI `gguf`), loads it with PyPI `xllamacpp`, and requests
+the embedding of the last token: output_norm(residual), scaled to length 1. Prints {"embedding", "runtime"} as JSON.
 """
 
 import argparse

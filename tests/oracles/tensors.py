@@ -1,20 +1,20 @@
-"""What the oracles share: a tensor of PyPI `gguf` as rows, raw or dequantized."""
+"""Helpers shared by the oracles: a tensor of PyPI `gguf` as rows, raw or dequantized."""
 
 import gguf
 import numpy
 
-# Whole matrices are taken apart: a vocabulary of 256,000 rows would need gigabytes in float64.
+# Number of rows to process at a time. In float64, a vocabulary of 256,000 rows would need gigabytes.
 ROWS_AT_ONCE = 4096
 
 
 def raw_rows(tensor):
-    """The tensor's bytes as a matrix: one row for each row of the weight (of all experts, one after another)."""
+    """Returns the tensor's bytes as a matrix with one row per row of the weight (of all experts, consecutively)."""
     rows = int(numpy.prod(tensor.shape[1:], dtype=numpy.int64))
     return tensor.data.reshape(-1).view(numpy.uint8).reshape(rows, -1)
 
 
 def dequantized(tensor, first, last):
-    """Rows first..last as float32 (float64 and integers: as float64), by gguf's own dequantization."""
+    """Returns rows first..last, dequantized by gguf, as float32 (float64 for float64 and integer types)."""
     data = tensor.data.reshape(-1, tensor.data.shape[-1])[first:last]
     kind = tensor.tensor_type
     if kind.name in ("F64", "I8", "I16", "I32", "I64"):

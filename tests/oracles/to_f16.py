@@ -1,6 +1,7 @@
-"""Copies a GGUF with every quantized matrix dequantized to F16 or F32 (by PyPI `gguf`, written by its writer).
+"""Copies a GGUF file with every quantized matrix dequantized to F16 or F32, using the reader and writer of PyPI `gguf`.
 
-Metadata is kept, but for general.file_type, which becomes 1 (mostly F16) or 0 (F32). Prints {"out", "converted", "kept"} as JSON.
+Metadata is kept, except for general.file_type, which becomes 1 (mostly F16) or 0 (F32). Prints {"out", "converted",
+"kept"} as JSON.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def to_convert(tensor):
 
 def copy_keys(reader, writer, file_type):
     for name, field in reader.fields.items():
-        # The writer wrote the architecture already; GGUF.* is the header, not metadata.
+        # The writer has already written the architecture; GGUF.* is the header, not metadata.
         if name == "general.architecture" or name.startswith("GGUF."):
             continue
         value = int(file_type) if name == "general.file_type" else field.contents()

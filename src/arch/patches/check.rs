@@ -1,8 +1,8 @@
-//! The text of one file → [`ArchPatch`], or what is wrong with it.
+//! Parses and validates the text of one patch file.
 
 use super::{ArchPatch, PatchError, ResidualAxis, WriterKind, WriterPattern};
 
-/// Parses and checks one file.
+/// Parses and validates one patch file.
 pub(super) fn parse(file: &str, text: &str) -> Result<ArchPatch, PatchError> {
     let mut patch: ArchPatch = toml::from_str(text).map_err(|error| syntax_error(file, text, &error))?;
     patch.file = file.to_string();
@@ -18,12 +18,12 @@ fn syntax_error(file: &str, text: &str, error: &toml::de::Error) -> PatchError {
     PatchError::Syntax { file, line, message }
 }
 
-/// Refuses what serde cannot see.
+/// Validates the rules that serde cannot express.
 fn check(patch: &ArchPatch) -> Result<(), PatchError> {
     let at = Place(&patch.file, String::new());
     let reasons = || patch.refused.iter().flat_map(|(name, reason)| [name, reason]);
     let named = patch.architectures.iter().chain(reasons()).all(|text| !text.is_empty());
-    at.ensure(named, "architectures", "names and reasons", "an empty text")?;
+    at.ensure(named, "architectures", "names and reasons", "an empty string")?;
     let any = patch.names().next().is_some();
     at.ensure(any, "architectures", "at least one name", "none")?;
     let editable = !patch.architectures.is_empty();
@@ -41,11 +41,11 @@ fn check(patch: &ArchPatch) -> Result<(), PatchError> {
         check_writer(&at, writer)?;
         let group = patch.writers.iter().filter(|other| other.any_of == writer.any_of);
         if let Some(label) = &writer.any_of {
-            at.ensure(group.count() > 1, "any_of", "a label used twice", label)?;
+            at.ensure(group.count() > 1, "any_of", "a label of two or more writers", label)?;
         }
         let mut others = patch.writers[..index].iter().filter(|other| other.tensor == writer.tensor);
         let twice = others.any(|other| !other.excludes(writer));
-        at.ensure(!twice, "tensor", "each tensor once in a block", &writer.tensor)?;
+        at.ensure(!twice, "tensor", "each tensor at most once per block", &writer.tensor)?;
     }
     Ok(())
 }
@@ -65,15 +65,15 @@ fn check_writer(at: &Place, writer: &WriterPattern) -> Result<(), PatchError> {
         let Some(name) = name else { continue };
         at.tensor_name(field, name)?;
         let same = name.contains("{i}") == per_block;
-        at.ensure(same, field, "{i} exactly when `tensor` has it", name)?;
+        at.ensure(same, field, "{i} if and only if `tensor` has it", name)?;
     }
     let ok = !(writer.required && writer.any_of.is_some());
-    at.ensure(ok, "required", "no `any_of` beside it", "both")?;
+    at.ensure(ok, "required", "either `required` or `any_of`", "both")?;
     let ok = !writer.experts || writer.axis == ResidualAxis::Rows;
     at.ensure(ok, "axis", "`rows` with `experts`", "`cols`")?;
-    // What is looked up is not multiplied: there is no input for an edit to act on.
+    // A lookup is not a multiplication, so it has no input for an edit to act on.
     let ok = writer.kind == WriterKind::Embedding || writer.axis == ResidualAxis::Rows;
-    at.ensure(ok, "axis", "`rows`, but for the embedding", "`cols`")?;
+    at.ensure(ok, "axis", "`rows` except for the embedding", "`cols`")?;
     let ok = writer.post_norm.is_some() || !writer.post_norm_optional;
     at.ensure(ok, "post_norm_optional", "a `post_norm`", "none")?;
     let ok = writer.post_norm.is_some() || writer.outer_norm.is_none();
@@ -89,19 +89,19 @@ fn check_writer(at: &Place, writer: &WriterPattern) -> Result<(), PatchError> {
     at.ensure(from < until, "layers", "`from` below `until`", &found)?;
     let scale = writer.residual_scale.unwrap_or(1.0);
     let ok = scale.is_finite() && scale != 0.0;
-    at.ensure(ok, "residual_scale", "finite, not 0", &scale.to_string())?;
+    at.ensure(ok, "residual_scale", "a finite nonzero number", &scale.to_string())?;
     for (field, key) in [
         ("residual_scale_key", &writer.residual_scale_key),
         ("post_norm_key", &writer.post_norm_key),
         ("experts_per_key", &writer.experts_per_key),
     ] {
         let key = key.as_deref().unwrap_or("none");
-        at.ensure(only_placeholder(key, "{arch}"), field, "no braces but {arch}", key)?;
+        at.ensure(only_placeholder(key, "{arch}"), field, "no braces except {arch}", key)?;
     }
     Ok(())
 }
 
-/// A file, and the path of the table in it whose fields are checked.
+/// A file, and the prefix of the fields that are being checked.
 struct Place<'a>(&'a str, String);
 
 impl Place<'_> {
@@ -123,7 +123,7 @@ impl Place<'_> {
     }
 }
 
-/// Whether `text` has at most one `placeholder` and no other brace.
+/// Returns whether `text` has at most one `placeholder` and no other braces.
 fn only_placeholder(text: &str, placeholder: &str) -> bool {
     !text.replacen(placeholder, "", 1).contains(['{', '}'])
 }

@@ -1,10 +1,10 @@
-//! The files in the binary.
+//! The patch files embedded in the binary.
 
 macro_rules! files {
     ($($name:literal)*) => { &[$(($name, include_str!(concat!("../../../patches/", $name)))),*] };
 }
 
-/// Name and text, in the order in which they are searched.
+/// Name and text of each file, in search order.
 pub(super) const EMBEDDED: &[(&str, &str)] = files! {
     "afmoe.toml"
     "arctic.toml"

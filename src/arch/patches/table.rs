@@ -1,4 +1,4 @@
-//! What every architecture writes with, as a table: `docs/architectures.md` and `inspect --architectures`.
+//! The table of architectures and their writers, for `docs/architectures.md` and `inspect --architectures`.
 
 use std::fmt::Write as _;
 
@@ -6,24 +6,24 @@ use serde::Serialize;
 
 use super::{ArchPatch, Patches, Streams, WriterKind, WriterPattern};
 
-/// One architecture.
+/// One row of the table of architectures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ArchitectureRow {
     /// Value of `general.architecture`.
     pub architecture: String,
-    /// The file that knows it.
+    /// Name of the patch file that contains it.
     pub file: String,
-    /// What writes into its residual stream, without `blk.{i}.` and `.weight`; empty when refused.
+    /// Names of its residual writers, without `blk.{i}.` and `.weight`; empty if refused.
     pub writers: Vec<String>,
-    /// What is special about it.
+    /// Notes on its peculiarities.
     pub notes: Vec<String>,
-    /// Why its models cannot be edited.
+    /// Why its models cannot be edited; `None` if they can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
 impl Patches {
-    /// Every architecture that a file names, sorted by name.
+    /// Returns a row for every known architecture, sorted by name.
     pub fn table(&self) -> Vec<ArchitectureRow> {
         let rows = self.patches.iter().flat_map(|patch| patch.names().map(|name| row(patch, name)));
         let mut rows: Vec<ArchitectureRow> = rows.collect();
@@ -44,7 +44,7 @@ fn row(patch: &ArchPatch, architecture: &str) -> ArchitectureRow {
     if row.refused.is_some() {
         return row;
     }
-    // What becomes of the embedding hangs on the file, and it is left alone in all of them.
+    // The embedding is not listed, because it is left unedited in every file.
     for writer in patch.writers.iter().filter(|writer| writer.kind != WriterKind::Embedding) {
         let name = short_name(&writer.tensor);
         if !row.writers.contains(&name) {
@@ -79,16 +79,16 @@ fn short_name(tensor: &str) -> String {
     name.strip_suffix(".weight").unwrap_or(name).to_string()
 }
 
-/// The rows as Markdown: those that can be edited, then those that cannot.
+/// Formats the rows as Markdown: editable architectures, then refused ones.
 pub fn markdown(rows: &[ArchitectureRow]) -> String {
     let (refused, edited): (Vec<_>, Vec<_>) = rows.iter().partition(|row| row.refused.is_some());
     let width = rows.iter().map(|row| row.architecture.len()).max().unwrap_or(0);
     let mut text = format!(
         "# Architectures\n\n\
-         `rosi-gguf inspect --architectures` prints this from `patches/*.toml`, and a test keeps it so. The names\n\
-         are values of `general.architecture`. Of the {} that the linked llama.cpp knows, {} can be edited. The\n\
-         writers are those of the file; a model is edited in those that it has. The token embedding is left alone\n\
-         everywhere.\n\n## Edited\n\n\
+         `rosi-gguf inspect --architectures` prints this from `patches/*.toml`, and a test keeps it current.\n\
+         The names are values of `general.architecture`. Of the {} that the linked llama.cpp knows, {} can be\n\
+         edited. The table lists the writers in the patch file; those that a model has are edited. The token\n\
+         embedding is never edited.\n\n## Edited\n\n\
          | {:width$} | file | writers | notes |\n|---|---|---|---|\n",
         rows.len(),
         edited.len(),

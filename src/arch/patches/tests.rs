@@ -1,4 +1,4 @@
-//! The embedded files, overriding them, and every way in which a file can be wrong.
+//! Tests of the embedded files, of overriding them, and of every kind of invalid file.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ kind = "ffn"
 axis = "rows"
 "#;
 
-/// A file about architecture `toy`, with `extra` after its only writer.
+/// Returns a patch file for architecture `toy`, with `extra` after its only writer.
 fn toy(extra: &str) -> String {
     format!("architectures = [\"toy\"]\nresidual = \"l_out\"\n{WRITER}{extra}")
 }
@@ -21,7 +21,7 @@ fn embedded() -> Patches {
     Patches::embedded().unwrap()
 }
 
-/// The message about a file that `parse` refuses.
+/// Returns the error message for a file that `parse` rejects.
 fn refusal(text: &str) -> String {
     let error = parse("toy.toml", text).unwrap_err();
     assert!(error.hint().is_some());
@@ -72,11 +72,11 @@ fn unknown_architecture_lists_close_names() {
     let error = embedded().find("qwen4").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "no patch file names architecture `qwen4`, close names: qwen, qwen2, qwen3"
+        "unknown architecture `qwen4`: no patch file contains it, similar names: qwen, qwen2, qwen3"
     );
     assert!(error.hint().unwrap().contains("--patches DIR"));
     let error = embedded().find("zzzzzzzzzzzz").unwrap_err();
-    assert_eq!(error.to_string(), "no patch file names architecture `zzzzzzzzzzzz`");
+    assert_eq!(error.to_string(), "unknown architecture `zzzzzzzzzzzz`: no patch file contains it");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_directory_can_take_back_a_refusal() {
     assert!(patches.find("llada").unwrap_err().to_string().contains("diffusion"));
 }
 
-/// Names of `general.architecture` that the linked llama.cpp knows, and those that the files know.
+/// Compares the architectures that the linked llama.cpp knows with those in the files.
 #[cfg(not(target_env = "msvc"))]
 #[test]
 fn the_files_name_what_llama_cpp_knows_and_nothing_else() {
@@ -106,13 +106,13 @@ fn the_files_name_what_llama_cpp_knows_and_nothing_else() {
     assert!(known.len() > 100, "only {} names: has `enum llm_arch` changed?", known.len());
     let patches = embedded();
     let missing: Vec<&String> = known.iter().filter(|name| patches.named(name).is_none()).collect();
-    assert!(missing.is_empty(), "no patches/*.toml names {missing:?}");
+    assert!(missing.is_empty(), "no patches/*.toml contains {missing:?}");
     let named = patches.patches.iter().flat_map(ArchPatch::names);
     let invented: Vec<&str> = named.filter(|name| !known.iter().any(|known| known == name)).collect();
     assert!(invented.is_empty(), "llama.cpp does not know {invented:?}");
 }
 
-/// With `ROSI_WRITE_DOCS=1` in the environment the file is written instead.
+/// With `ROSI_WRITE_DOCS=1` in the environment, the file is written instead of compared.
 #[test]
 fn the_table_of_architectures_is_up_to_date() {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/architectures.md"));
@@ -121,7 +121,7 @@ fn the_table_of_architectures_is_up_to_date() {
         fs::write(path, &expected).unwrap();
     }
     let found = fs::read_to_string(path).unwrap_or_default();
-    assert!(found == expected, "docs/architectures.md is old: run this test with ROSI_WRITE_DOCS=1");
+    assert!(found == expected, "docs/architectures.md is outdated: run this test with ROSI_WRITE_DOCS=1");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_pipe_is_not_waited_for() {
 fn an_architecture_named_twice_is_refused() {
     let files = ["a.toml", "b.toml"].map(|name| (name.to_string(), toy("")));
     let error = Patches::from_files(files.into_iter()).unwrap_err();
-    let expected = "architecture `toy` is named twice: in a.toml and in b.toml";
+    let expected = "architecture `toy` is defined twice: in a.toml and in b.toml";
     assert_eq!(error.to_string(), expected);
     let twice = ("a.toml".to_string(), toy("").replace("[\"toy\"]", "[\"toy\", \"toy\"]"));
     assert!(Patches::from_files([twice].into_iter()).is_err());
@@ -223,28 +223,28 @@ fn senseless_fields_are_refused_by_name() {
         (toy("").replace("{i}", "{n}"), "`writer[0].tensor`: expected a tensor name"),
         (toy("").replace("{i}", "{i}{i}"), "`writer[0].tensor`: expected a tensor name"),
         (toy("").replace("{i}", "0"), "`writer[0].tensor`: expected a name with {i}"),
-        (toy(WRITER), "`writer[1].tensor`: expected each tensor once in a block"),
+        (toy(WRITER), "`writer[1].tensor`: expected each tensor at most once per block"),
         (
             toy(&format!("with = \"blk.{{i}}.x\"{WRITER}with = \"blk.{{i}}.x\"")),
             "`writer[1].tensor`: expected each",
         ),
-        (toy("with = \"x\""), "`writer[0].with`: expected {i} exactly when"),
+        (toy("with = \"x\""), "`writer[0].with`: expected {i} if and only if"),
         (toy("without = \"a b\""), "`writer[0].without`: expected a tensor name"),
         (toy("outer_norm = \"blk.{i}.n\""), "`writer[0].outer_norm`: expected a `post_norm`"),
         (toy("post_norm_key = \"k\""), "`writer[0].post_norm_key`: expected a `post_norm`"),
         (toy("experts_per_key = \"k\""), "`writer[0].experts_per_key`: expected `experts`"),
-        (toy("post_norm = \"norm\""), "`writer[0].post_norm`: expected {i} exactly when"),
+        (toy("post_norm = \"norm\""), "`writer[0].post_norm`: expected {i} if and only if"),
         (toy("scale = \"s.{j}\""), "`writer[0].scale`: expected a tensor name"),
-        (toy(both), "`writer[0].required`: expected no `any_of` beside it, found both"),
-        (toy("any_of = \"ffn\""), "`writer[0].any_of`: expected a label used twice, found ffn"),
+        (toy(both), "`writer[0].required`: expected either `required` or `any_of`, found both"),
+        (toy("any_of = \"ffn\""), "`writer[0].any_of`: expected a label of two or more writers, found ffn"),
         (toy("post_norm_optional = true"), "`writer[0].post_norm_optional`: expected a `post_norm`"),
         (toy("scale_after_lora = true"), "`writer[0].scale_after_lora`: expected a `scale`"),
         (toy("layers = { from = 3, until = 3 }"), "`writer[0].layers`: expected `from` below `until`"),
-        (toy("residual_scale = 0.0"), "`writer[0].residual_scale`: expected finite, not 0, found 0"),
+        (toy("residual_scale = 0.0"), "`writer[0].residual_scale`: expected a finite nonzero number"),
         (toy("residual_scale = nan"), "`writer[0].residual_scale`"),
         (toy("residual_scale_key = \"{i}.s\""), "`writer[0].residual_scale_key`"),
         (toy("experts = true").replace("rows", "cols"), "`writer[0].axis`: expected `rows`"),
-        (toy("").replace("rows", "cols"), "`writer[0].axis`: expected `rows`, but for the embedding"),
+        (toy("").replace("rows", "cols"), "`writer[0].axis`: expected `rows` except for the embedding"),
     ] {
         let message = refusal(&text);
         assert!(message.contains(expected), "{message} lacks {expected}");

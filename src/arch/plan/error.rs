@@ -1,4 +1,4 @@
-//! Why no plan can be made, and what to know of one that was.
+//! Errors and warnings of making a plan.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use crate::arch::patches::PatchError;
 use crate::gguf::{Gguf, TensorInfo};
 use crate::util::hint::Hint;
 
-/// Why no plan can be made.
+/// Errors of making a plan.
 #[allow(missing_docs)] // of fields: the names say it
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// No patch file for the architecture.
+    /// The architecture has no usable patch file.
     #[error(transparent)]
     Patch(#[from] PatchError),
-    /// The model is split over several files.
-    #[error("the model is split over {count} files, and this is one of them")]
+    /// Some files of a split model are missing.
+    #[error("the model is split into {count} files, but not all of them were found")]
     Split { count: u16 },
-    /// A key is missing, or its value makes no sense.
+    /// A metadata key is missing or has an invalid value.
     #[error("key `{key}`: expected {expected}, found {found}")]
     Key { key: String, expected: String, found: String },
     /// A block lacks a writer.
     #[error("block {layer}: expected tensor {}, found none ({family})", alternatives(candidates))]
     MissingWriter { layer: usize, candidates: Vec<String>, family: String },
-    /// The norm between a writer and the residual is missing.
+    /// The norm between a writer and the residual stream is missing.
     #[error("tensor `{norm}`: expected the gain of the norm after `{writer}`, found none")]
     MissingNorm { norm: String, writer: String },
-    /// A tensor has another shape or type than its place demands.
+    /// A tensor has an unexpected shape or type.
     #[error("tensor `{tensor}`: expected {expected}, found {found}")]
     Shape { tensor: String, expected: String, found: String },
-    /// The patch file leaves nothing to edit.
+    /// The patch file matches no writer in the model.
     #[error("{family}: expected at least one writer in the model, found none")]
     NoWriters { family: String },
 }
@@ -39,7 +39,7 @@ impl PlanError {
         Self::key_value(key, "a value", Some("none"))
     }
 
-    /// Of a key that must be a string.
+    /// Returns the error for a missing key, or one that is not a string.
     pub(super) fn no_string(gguf: &Gguf, key: &str) -> Self {
         Self::key_value(key, "a string", if gguf.get(key).is_none() { Some("none") } else { None })
     }
@@ -63,8 +63,8 @@ impl Hint for PlanError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Patch(error) => return error.hint(),
-            Self::Split { .. } => "keep all its files in one folder and name any of them",
-            Self::Key { .. } => "the file is damaged, or no language model",
+            Self::Split { .. } => "keep all its files in one folder and pass any of them",
+            Self::Key { .. } => "the file is damaged or is not a language model",
             _ => "if llama.cpp loads this file, correct a copy of the patch file and pass --patches DIR",
         };
         Some(hint.to_string())
@@ -76,13 +76,13 @@ fn alternatives(names: &[String]) -> String {
     quoted.join(" or ")
 }
 
-/// What the user should know before trusting a plan.
+/// Warnings that the user should consider before trusting a plan.
 #[allow(missing_docs)] // of fields: the names say it
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PlanWarning {
-    /// A tensor looks like a writer and no pattern covers it: it stays as it is.
+    /// A tensor looks like a writer, but no pattern covers it, so it is not edited.
     Uncovered { tensor: String, family: String },
-    /// llama.cpp applies no LoRA to this writer: only the edited file shows the whole effect.
+    /// llama.cpp cannot apply a LoRA to this writer, so only the edited file has the full effect.
     NoLora { tensor: String },
 }
 
@@ -90,10 +90,10 @@ impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Uncovered { tensor, family } => {
-                write!(f, "tensor `{tensor}` looks like a residual writer, but {family} does not name it")
+                write!(f, "tensor `{tensor}` looks like a residual writer, but {family} does not list it")
             }
             Self::NoLora { tensor } => {
-                write!(f, "llama.cpp applies no LoRA to `{tensor}`: trial runs leave it out")
+                write!(f, "llama.cpp cannot apply a LoRA to `{tensor}`: trial runs leave it out")
             }
         }
     }

@@ -1,39 +1,40 @@
-//! Feed-forward networks in which detectors can be planted.
+//! Feed-forward networks that detectors can be added to.
 
 use super::ResidualWriter;
 use crate::arch::patches::{ResidualAxis, WriterKind};
 use crate::gguf::Gguf;
 
-/// A feed-forward network `W_down (φ(W_gate x) ⊙ (W_up x))` that every token passes: dense, the shared expert of a mixture,
-/// or, where there is neither, all experts of a mixture together, when each of them has the same neuron. φ is not in the file:
-/// it is found by looking at the running graph.
+/// A feed-forward network `W_down (φ(W_gate x) ⊙ (W_up x))` that every token passes through: a dense network, the
+/// shared expert of a mixture or, without either, all experts of a mixture together if each of them gets the same
+/// neuron. φ is not recorded in the file; it is determined from the running graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ffn {
-    /// Block.
+    /// Index of the block.
     pub layer: usize,
-    /// Index of its writer `W_down` `[n_embd, n_ff]`.
+    /// Index of the writer `W_down` `[n_embd, n_ff]` in [`Plan::writers`](super::Plan::writers).
     pub writer: usize,
-    /// `W_gate` `[n_ff, n_embd]`; `None` where gate and up are one tensor, or there is no gate.
+    /// `W_gate` `[n_ff, n_embd]`; `None` if gate and up are one tensor, or if there is no gate.
     pub gate: Option<String>,
-    /// `W_up` `[n_ff, n_embd]`, or gate and up `[2 n_ff, n_embd]`.
+    /// `W_up` `[n_ff, n_embd]`, or gate and up together `[2 n_ff, n_embd]`.
     pub up: String,
-    /// Whether `up` holds both.
+    /// Whether `up` holds both gate and up.
     pub fused: bool,
-    /// Number of neurons, of each expert.
+    /// Number of neurons, per expert.
     pub n_ff: usize,
-    /// Experts; 1 of a dense network.
+    /// Number of experts; 1 for a dense network.
     pub n_expert: usize,
-    /// The matrix that routes to them, and reads what they read; `None` of a dense network.
+    /// The routing matrix, which reads the same inputs as the experts; `None` for a dense network.
     pub router: Option<String>,
 }
 
 impl Ffn {
-    /// The matrices of which a neuron has a row.
+    /// Returns the matrices that hold one row per neuron.
     pub fn rows(&self) -> impl Iterator<Item = &String> {
         self.gate.iter().chain([&self.up])
     }
 
-    /// The networks whose outputs `writers` are; of a block's mixture only where it has no other.
+    /// Returns the networks that `writers` are the outputs of. The mixture of a block is included only if the block has
+    /// no other network.
     pub(super) fn all(gguf: &Gguf, writers: &[ResidualWriter], n_embd: u64) -> Vec<Self> {
         let network = |(index, writer)| Self::of(gguf, index, writer, n_embd);
         let mut ffns: Vec<Self> = writers.iter().enumerate().filter_map(network).collect();
@@ -42,7 +43,7 @@ impl Ffn {
         ffns
     }
 
-    /// The network whose output `writer` is, if none of its weights has a scale and, in a mixture, none a bias.
+    /// Returns the network that `writer` is the output of, if none of its weights has a scale or, in a mixture, a bias.
     fn of(gguf: &Gguf, index: usize, writer: &ResidualWriter, n_embd: u64) -> Option<Self> {
         let routed = writer.n_expert > 1;
         let plain = writer.kind == WriterKind::Ffn
@@ -68,11 +69,11 @@ impl Ffn {
         let (gate, (up, up_rows)) = (rows("ffn_gate"), rows("ffn_up")?);
         let fused = gate.is_none() && up_rows == 2 * n_ff;
         let right = (fused || up_rows == n_ff) && gate.as_ref().is_none_or(|(_, rows)| *rows == n_ff);
-        // A gate that is there but has another shape, or a scale, is none that is understood.
+        // A gate that exists but has another shape or a scale is not supported.
         let absent = gguf.tensor(&format!("{stem}ffn_gate{suffix}")).is_none();
         let router = gguf.tensor(&format!("{stem}ffn_gate_inp.weight"));
         let router = router.filter(|router| router.ne == [n_embd, writer.n_expert, 1, 1]);
-        // What a norm makes of the sum of experts depends on all of them.
+        // With a norm after the sum, the contribution of one expert would depend on all of them.
         let summed = router.is_some() && writer.post_norm.is_none() && !has(&writer.tensor, ".bias");
         (right && gate.is_some() != absent && (!routed || summed)).then(|| Self {
             layer: writer.layer,

@@ -1,4 +1,4 @@
-//! Plans of tiny models of every family, and of models with something missing.
+//! Tests of plans for tiny models of every family, and for incomplete models.
 
 use std::io::Cursor;
 
@@ -19,20 +19,20 @@ struct Toy {
 }
 
 impl Toy {
-    /// A model without blocks.
+    /// Returns a model without blocks.
     fn new(architecture: &'static str, n_block: u32) -> Self {
         let toy = Self { architecture, keys: Vec::new(), tensors: Vec::new() };
         let toy = toy.key("block_count", n_block).key("embedding_length", N_EMBD as u32);
         toy.tensor("token_embd.weight", &[N_EMBD, 5]).tensor("output.weight", &[N_EMBD, 5])
     }
 
-    /// Two blocks with an attention and a dense feed-forward network.
+    /// Returns a model of two blocks with attention and a dense feed-forward network.
     fn dense(architecture: &'static str) -> Self {
         let toy = Self::new(architecture, 2).attention();
         toy.blocks("ffn_down.weight", &[N_FF, N_EMBD])
     }
 
-    /// Two blocks with an attention and experts.
+    /// Returns a model of two blocks with attention and experts.
     fn moe(architecture: &'static str) -> Self {
         let toy = Self::new(architecture, 2).attention().key("expert_count", N_EXPERT as u32);
         toy.blocks("ffn_down_exps.weight", &[N_FF, N_EMBD, N_EXPERT])
@@ -102,7 +102,7 @@ impl Toy {
         self.resolve().unwrap()
     }
 
-    /// Is refused with a message that contains `expected`.
+    /// Asserts that the model is rejected with a message that contains `expected`.
     fn fails(&self, expected: &str) {
         fails(self.resolve(), expected);
     }
@@ -115,7 +115,7 @@ fn fails(result: Result<Plan>, expected: &str) {
     assert!(error.hint().is_some() && !message.ends_with('.'));
 }
 
-/// Resolves with a patch file of the test's own.
+/// Resolves the model with the given patch file.
 fn resolve_with(toy: &Toy, patch: &str) -> Result<Plan> {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("own.toml"), patch).unwrap();
@@ -400,10 +400,10 @@ fn bad_keys_are_refused() {
 fn split_files_and_unknown_architectures_are_refused() {
     let mut toy = Toy::dense("llama");
     toy.keys.push(("split.count".to_string(), Value::U16(3)));
-    toy.fails("the model is split over 3 files, and this is one of them");
+    toy.fails("the model is split into 3 files, but not all of them were found");
     let hint = toy.resolve().unwrap_err().hint().unwrap();
     assert!(hint.contains("all its files in one folder"));
-    Toy::dense("lama").fails("names architecture `lama`, close names: llama");
+    Toy::dense("lama").fails("unknown architecture `lama`: no patch file contains it, similar names: llama");
 }
 
 #[test]

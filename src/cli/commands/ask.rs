@@ -1,4 +1,4 @@
-//! `ask`: greedy answers, to feel what a model does.
+//! `ask`: prints greedy answers, for a quick impression of a model.
 
 use std::path::PathBuf;
 
@@ -11,16 +11,16 @@ use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::options::{RunOptions, ThinkingOptions};
 use crate::pipeline::session;
 
-/// What is asked of whom.
+/// The model, the prompts, and how to answer them.
 #[derive(Debug, Clone)]
 pub struct Question {
-    /// The model.
+    /// The model file.
     pub model: PathBuf,
     /// The prompts.
     pub prompts: Vec<String>,
-    /// Most tokens of an answer.
+    /// Token limit per answer, clamped to 1 to 512.
     pub tokens: usize,
-    /// Thoughts before answers.
+    /// Whether the model thinks before it answers, and for how long.
     pub thinking: ThinkingOptions,
     /// Whether to print JSON.
     pub json: bool,
@@ -29,7 +29,7 @@ pub struct Question {
 /// Prints one answer per prompt.
 ///
 /// # Errors
-/// [`Error`] when the model cannot be opened or run.
+/// Returns [`Error`] if the model cannot be opened or run.
 pub fn run(question: &Question, run: &RunOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let gguf = Gguf::open(&question.model)?;
     gguf.refuse_non_model()?;

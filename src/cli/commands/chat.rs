@@ -1,4 +1,4 @@
-//! `chat`: a prompt loop, with base and edited model side by side.
+//! `chat`: a chat loop, optionally with two models side by side.
 
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
@@ -15,21 +15,22 @@ use crate::sources::{ModelArg, Source};
 use crate::util::hint::Hint;
 use crate::util::interrupt;
 
-/// Tokens of a conversation that are taken.
+/// Valid token limits of a conversation.
 const N_CTX: std::ops::RangeInclusive<usize> = 128..=1 << 20;
-/// Longest message.
+/// Maximum length of a message, in bytes.
 const MAX_LINE: u64 = 1 << 20;
 
-/// One who answers.
+/// One of the models that answer.
 struct Side {
     label: String,
     talk: Conversation,
 }
 
-/// Reads messages from stdin until it ends or `/quit`.
+/// Reads and answers messages from stdin until it ends or `/quit`.
 ///
 /// # Errors
-/// [`Error`] when a model cannot be opened or run; a message that cannot be put is told, and the loop goes on.
+/// Returns [`Error`] if a model cannot be opened or run. A message that a model cannot take is reported, and the loop
+/// continues.
 pub fn run(
     args: ChatArgs,
     find: &mut dyn FnMut(&ModelArg) -> Result<Source, Error>,
@@ -37,8 +38,8 @@ pub fn run(
 ) -> Result<ExitStatus, Error> {
     let run = RunOptions::new(args.run)?;
     if !N_CTX.contains(&args.ctx_size) || args.tokens == 0 || args.tokens * 2 > args.ctx_size {
-        let problem = format!("{} tokens of {} per answer", args.ctx_size, args.tokens);
-        let hint = Some("an answer takes at most half of the conversation, from 128 tokens".into());
+        let problem = format!("found {} tokens with answers of up to {}", args.ctx_size, args.tokens);
+        let hint = Some("expected 128 to 1048576 tokens, and --tokens from 1 to half of that".into());
         return Err(Error::Option { flag: "--ctx-size", problem, hint });
     }
     let options = ChatOptions {
@@ -61,7 +62,7 @@ pub fn run(
         let (_, other) = load(&find(beside)?.path, options, printer)?;
         sides.push(side(label(beside), other.begin(system)?));
     }
-    printer.say("/quit ends, /reset begins anew; Ctrl-C ends an answer, twice the program");
+    printer.say("/quit ends the chat, /reset starts over; Ctrl-C stops an answer, twice quits");
     talk(&mut sides, printer)
 }
 
@@ -76,7 +77,7 @@ fn load(path: &Path, options: ChatOptions, printer: &Printer) -> Result<(Gguf, C
     Ok((gguf, model))
 }
 
-/// What a model is called above its answers.
+/// Returns the name to show above a model's answers.
 fn label(model: &ModelArg) -> String {
     match model {
         ModelArg::File(path) => name(path),
@@ -97,21 +98,21 @@ fn talk(sides: &mut [Side], printer: &Printer) -> Result<ExitStatus, Error> {
             printer.prompt();
         }
         let Some(line) = read_line(&mut input)? else { return Ok(ExitStatus::Done) };
-        // A Ctrl-C at the prompt ended nothing.
+        // A Ctrl-C at the prompt must not stop the next answer.
         interrupt::clear();
         match line.trim() {
             "" => {}
             "/quit" => return Ok(ExitStatus::Done),
             "/reset" => sides.iter_mut().for_each(|side| side.talk.reset()),
             command if command.starts_with('/') && !command.contains(' ') => {
-                printer.warn(format!("{command} is not known; there are /quit and /reset"));
+                printer.warn(format!("unknown command {command}, expected /quit or /reset"));
             }
             message => answer_all(sides, message, printer)?,
         }
     }
 }
 
-/// One message; `None` at the end of the input.
+/// Reads one message. Returns `None` at the end of the input.
 fn read_line(input: &mut impl BufRead) -> Result<Option<String>, Error> {
     let mut bytes = Vec::new();
     let read = std::io::Read::take(&mut *input, MAX_LINE).read_until(b'\n', &mut bytes);
@@ -125,7 +126,7 @@ fn answer_all(sides: &mut [Side], message: &str, printer: &Printer) -> Result<()
         if several {
             printer.data(format!("[{}]", side.label));
         }
-        // A reader that went away is noticed at the end of the input.
+        // A closed stdout is noticed at the end of the input.
         let said = side.talk.say(message, &mut |piece| printer.piece(piece));
         match said {
             Ok(answer) => {
@@ -138,7 +139,7 @@ fn answer_all(sides: &mut [Side], message: &str, printer: &Printer) -> Result<()
             Err(error @ (LlamaError::ControlTokens | LlamaError::PromptTooLong { .. })) => {
                 printer.warn(error.to_string());
                 if let Some(hint) = error.hint() {
-                    printer.say(format!("hint: {hint}; or begin anew with /reset"));
+                    printer.say(format!("hint: {hint}; or start over with /reset"));
                 }
                 return Ok(());
             }

@@ -1,4 +1,4 @@
-//! `completions`: a script that a shell sources.
+//! `completions`: the completion script for a shell to source.
 
 use std::io::{self, Write};
 
@@ -8,13 +8,13 @@ use clap_complete::{Shell, generate};
 use crate::cli::Cli;
 
 const NAME: &str = "rosi-gguf";
-/// What the functions of the bash script are called.
+/// Name used in the functions of the bash script.
 const BASH_NAME: &str = "rosi_gguf";
 
 /// Writes the completions for `shell` to `out`.
 ///
 /// # Errors
-/// Those of `out`.
+/// Returns an error if `out` cannot be written to.
 pub fn write(shell: Shell, out: &mut impl Write) -> io::Result<()> {
     let mut script = Vec::new();
     match shell {
@@ -24,8 +24,9 @@ pub fn write(shell: Shell, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&script)
 }
 
-/// clap_complete 4.6 spells the hyphen of a program's name in two ways in one script for bash, which then completes
-/// nothing after a command (clap-rs/clap#6421). So the script is made for a name without one, and registered for ours.
+/// Generates the bash script for a name without a hyphen and registers it for the real name: clap_complete 4.6 escapes
+/// the hyphen of a program's name in two different ways in one bash script, which then completes nothing after a
+/// command (clap-rs/clap#6421).
 fn bash(out: &mut Vec<u8>) {
     let mut script = Vec::new();
     generate(Shell::Bash, &mut Cli::command(), BASH_NAME, &mut script);

@@ -1,4 +1,4 @@
-//! `devices`: what models can run on beside the CPU.
+//! `devices`: the devices other than the CPU that models can run on.
 
 use crate::cli::DevicesArgs;
 use crate::llama::devices;
@@ -6,10 +6,10 @@ use crate::output::Printer;
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::session;
 
-/// Lists GPUs and the devices of workers.
+/// Lists GPUs and the devices of RPC workers.
 ///
 /// # Errors
-/// [`Error`] when a worker cannot be reached.
+/// Returns [`Error`] if a worker cannot be reached.
 pub fn run(args: &DevicesArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     session::call_workers(&args.rpc, printer)?;
     let (found, backends) = (devices::devices(), devices::backends());
@@ -24,8 +24,8 @@ pub fn run(args: &DevicesArgs, printer: &Printer) -> Result<ExitStatus, Error> {
         found => found.iter().for_each(|device| printer.data(format!("  {device}"))),
     }
     printer.say(match backends.as_slice() {
-        [] => "built without a GPU backend: --features cuda, metal, rocm or vulkan add one".to_owned(),
-        names => format!("built with {}", names.join(", ")),
+        [] => "built without a GPU backend; rebuild with --features cuda, metal, rocm or vulkan".to_owned(),
+        names => format!("GPU backends: {}", names.join(", ")),
     });
     Ok(ExitStatus::Done)
 }

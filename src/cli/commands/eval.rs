@@ -1,7 +1,7 @@
-//! `eval`: finished files on the same prompts, texts and questions.
+//! `eval`: measures finished models on the same prompts, texts and questions.
 //!
-//! One model is in memory at a time, but for the base, which stays while the others are measured: KL
-//! runs both in lockstep. The judge comes last, when all others are gone.
+//! Only one model is in memory at a time, except that the base stays loaded while the others are measured, because KL
+//! divergence runs both in lockstep. The judge is loaded last, after all other models are unloaded.
 
 mod report;
 mod tables;
@@ -38,10 +38,10 @@ pub use report::{
 /// Measures every model and prints the report.
 ///
 /// # Errors
-/// [`Error`] when a file cannot be used, or a model cannot be run.
+/// Returns [`Error`] if a file cannot be used or a model cannot be run.
 pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let started = Instant::now();
-    // What can be wrong is found before the first model is loaded.
+    // Check all inputs and outputs before loading the first model.
     let file =
         options.report.as_deref().map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
     let material = Material::load(options)?;
@@ -94,7 +94,7 @@ fn template(gguf: &Gguf) -> Option<&str> {
     gguf.str("tokenizer.chat_template").filter(|template| !template.trim().is_empty())
 }
 
-/// What the models are asked.
+/// The prompts, text and questions that the models are measured on.
 struct Material {
     sets: Vec<Set>,
     text: Option<String>,
@@ -169,18 +169,18 @@ impl Eval<'_> {
         Ok((base.map(|(_, report)| report), reports))
     }
 
-    /// Hash and size, under the name that the user gave.
+    /// Returns hash and size of a file, under the name that the user gave.
     fn file_facts(&self, gguf: &Gguf) -> Result<FileFacts, Error> {
         let path = self.options.display_name(&gguf.path);
         Ok(FileFacts { path, ..file_facts(gguf, self.printer)? })
     }
 
-    /// Loads one model and asks it everything that needs no other.
+    /// Loads one model and runs every measurement that needs no other model.
     fn measure(&self, gguf: &Gguf) -> Result<(LlamaEngine, ModelReport), Error> {
         let file = self.file_facts(gguf)?;
         let name = report::short_name(&file.path);
         if template(gguf).is_none() {
-            self.printer.warn(format!("{name} has no chat template: prompts are put to it as plain text"));
+            self.printer.warn(format!("{name} has no chat template: prompts are sent as plain text"));
         }
         let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
         self.check_prompts(&engine)?;
@@ -193,17 +193,17 @@ impl Eval<'_> {
         Ok((engine, report))
     }
 
-    /// What every model is asked under.
+    /// Returns the system prompt that every model is asked under, if any.
     fn system(&self) -> Option<&str> {
         self.options.system_prompt.as_deref()
     }
 
-    /// In what other words harmful prompts are asked too.
+    /// Returns the jailbreaks that harmful prompts are also wrapped in.
     fn wrappers(&self) -> &'static [Wrapper] {
         if self.options.jailbreak { &WRAPPERS } else { &[] }
     }
 
-    /// What is wrong with a prompt is told before the first is asked.
+    /// Checks all prompts before the first is asked.
     fn check_prompts(&self, engine: &LlamaEngine) -> Result<(), Error> {
         let wrappers = self.wrappers();
         for set in &self.material.sets {
@@ -223,7 +223,7 @@ impl Eval<'_> {
         Ok(())
     }
 
-    /// Every prompt of every set, and with `--jailbreak` the harmful ones in other words.
+    /// Asks every prompt of every set and, with `--jailbreak`, the wrapped harmful prompts.
     fn ask(&self, engine: &mut LlamaEngine, name: &str) -> Result<Vec<SetReport>, Error> {
         let wrappers = self.wrappers();
         let asked = |set: &Set| -> usize {
@@ -283,7 +283,7 @@ impl Eval<'_> {
         Ok(Some(ChoiceReport { choices, against_base: None }))
     }
 
-    /// KL from the base on the harmless prompts of each set.
+    /// Measures the KL divergence from the base on the harmless prompts of each set.
     fn divergences(
         &self,
         base: &mut LlamaEngine,
@@ -301,14 +301,14 @@ impl Eval<'_> {
             report.kl = divergence(base, this, &prompts, self.options.tokens, &mut done)?;
             if report.kl.is_none() {
                 self.printer.warn(format!(
-                    "{name} and its base turn prompts into different tokens: there is no KL between them"
+                    "{name} and its base tokenize prompts differently: KL divergence is undefined"
                 ));
             }
         }
         Ok(())
     }
 
-    /// Hash and kind of the judge; a judge that needs a template and has none is an error.
+    /// Returns hash and kind of the judge. A judge that needs a chat template and has none is an error.
     fn judge_facts(&self, gguf: Gguf) -> Result<(Gguf, JudgeFacts), Error> {
         let path = self.options.display_name(&gguf.path);
         let names = [gguf.str("general.name"), gguf.str("general.basename"), Some(path.as_str())];
@@ -321,7 +321,7 @@ impl Eval<'_> {
         Ok((gguf, JudgeFacts { file, kind }))
     }
 
-    /// Lets the judge read every answer to a plain prompt.
+    /// Asks the judge about every answer to a plain prompt.
     fn judge_all(&self, gguf: &Gguf, kind: JudgeKind, reports: Vec<&mut ModelReport>) -> Result<(), Error> {
         let mut engine = session::load(gguf, kind.template(template(gguf)), &self.options.run, self.printer)?;
         let sets = reports.into_iter().flat_map(|report| &mut report.sets);
@@ -342,14 +342,14 @@ impl Eval<'_> {
         }
         if let Some(why) = why {
             self.printer.warn(format!(
-                "{not_shown} of {total} answers could not be shown to the judge and have no verdict; the first: {why}"
+                "{not_shown} of {total} answers could not be sent to the judge: no verdict (first: {why})"
             ));
         }
         Ok(())
     }
 }
 
-/// The last part of a path; a name that is none stays as it is.
+/// Returns the last component of a path, or `text` unchanged if it has none.
 fn file_name(text: &str) -> &str {
     Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or(text)
 }

@@ -1,4 +1,4 @@
-//! `export`: a stored edit as a sidecar, for a model whose file stays as it is.
+//! `export`: writes a stored edit as a separate file, to apply it without changing the model file.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,12 +19,12 @@ use crate::pipeline::stored::{self, Taken};
 use crate::report::FileFacts;
 use crate::sources::ollama::modelfile;
 
-/// What was written.
+/// Description of the written files, printed by `--json`.
 #[derive(Debug, Serialize)]
 struct Exported {
     /// The stored edit.
     edit: FileFacts,
-    /// Strength that is baked in.
+    /// Strength of the exported edit.
     strength: f64,
     lora: Option<Lora>,
     control_vector: Option<Vector>,
@@ -36,7 +36,7 @@ struct Lora {
     file: FileFacts,
     /// Matrices that the adapter changes.
     matrices: usize,
-    /// Matrices of the edit to which llama.cpp applies no adapter.
+    /// Matrices of the edit that llama.cpp cannot apply an adapter to.
     left_out: Vec<String>,
 }
 
@@ -44,29 +44,29 @@ struct Lora {
 struct Vector {
     #[serde(flatten)]
     file: FileFacts,
-    /// First and last block that are pushed.
+    /// First and last block that the vector pushes.
     layers: (usize, usize),
     /// ‖v‖ of each pushed block, from the first, in units of the residual stream.
     norms: Vec<f64>,
-    /// Matrices of the edit whose push is not in it, and why.
+    /// Matrices of the edit whose push is left out, each with the reason.
     left_out: Vec<(String, &'static str)>,
 }
 
-/// Writes what was asked for.
+/// Writes the requested files.
 ///
 /// # Errors
-/// [`Error`]; then nothing bears an output's name that did not before.
+/// Returns [`Error`] if any stage fails; no output file is created or replaced unless all of them could be made.
 pub fn run(options: &ExportOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.model, options.patches.as_deref())?;
     let taken = stored::take(&options.edit, &opened, options.allow_other_weights, printer)?;
-    // Taken now, so that an output that cannot be written is known before the work.
+    // Created now, so that an output that cannot be written fails before the work.
     let create =
         |path: &Option<_>| path.as_deref().map(|p| AtomicFile::create(p, options.overwrite)).transpose();
     let (lora, vector) = (create(&options.lora)?, create(&options.control_vector)?);
     let edit_search = stored::edit_search(&taken, &opened, None, options.strength, printer)?;
     let edits = edit_search.exact(&opened)?;
     let export = Export { opened: &opened, taken: &taken, edit_search: &edit_search, edits: &edits, printer };
-    // Both are made before either gets its name.
+    // Make both before committing either.
     let lora = lora.map(|file| export.lora(file)).transpose()?;
     let vector = vector.map(|file| export.control_vector(file)).transpose()?;
     let (mut told_lora, mut told_vector) = (None, None);
@@ -102,14 +102,14 @@ impl Export<'_> {
         let without = self.edits.linear().iter().filter(|e| !plan.writers[e.writer].lora);
         let left_out: Vec<String> = without.map(|e| e.tensor.clone()).collect();
         if left_out.len() == matrices {
-            let problem = "llama.cpp applies an adapter to none of the edited matrices".to_owned();
+            let problem = "llama.cpp can apply an adapter to none of the edited matrices".to_owned();
             let hint = Some("write the edit into the model: rosi-gguf inject MODEL --edit EDIT".into());
             return Err(Error::Option { flag: "--lora", problem, hint });
         }
         if let Some(first) = left_out.first() {
             self.printer.warn(format!(
-                "llama.cpp applies no adapter to {} of the {} edited matrices, {first} the first: it is weaker \
-                 than the edited file",
+                "llama.cpp cannot apply an adapter to {} of the {} edited matrices (first: {first}): the \
+                 adapter is weaker than an edited file",
                 left_out.len(),
                 matrices
             ));
@@ -121,8 +121,8 @@ impl Export<'_> {
     fn control_vector(&self, file: AtomicFile) -> Result<(AtomicFile, Vector), Error> {
         let plan = &self.opened.plan;
         if self.taken.edit.facts.method == Method::Detector {
-            let problem = "a control vector pushes on every prompt, and detectors on few".to_owned();
-            let hint = Some("--lora is the exact edit; or store one of --method contrast".into());
+            let problem = "a control vector pushes on every prompt, but detectors push on few".to_owned();
+            let hint = Some("use --lora, or an edit searched with --method contrast".into());
             return Err(Error::Option { flag: "--control-vector", problem, hint });
         }
         let writers = &self.taken.edit.writers;
@@ -131,7 +131,7 @@ impl Export<'_> {
         let vector = mean_push(plan, self.edits.linear(), &mean)?;
         if let Some((first, why)) = vector.left_out.first() {
             self.printer.warn(format!(
-                "{} of the {} edited matrices have no part in the control vector, {first} the first: {why}",
+                "{} of the {} edited matrices are left out of the control vector (first: {first}): {why}",
                 vector.left_out.len(),
                 self.edits.linear().len()
             ));
@@ -143,7 +143,7 @@ impl Export<'_> {
     }
 }
 
-/// Puts `bytes` into `file`, which has no name yet.
+/// Writes `bytes` to `file` without committing it.
 fn filled(mut file: AtomicFile, bytes: &[u8]) -> Result<(AtomicFile, FileFacts), Error> {
     let path = file.path().to_path_buf();
     let failed = |source| Error::Io { path: path.clone(), source };
@@ -156,7 +156,7 @@ fn tell(told: &Exported, taken: &Taken, model: &Path, edits: &Edits, printer: &P
     let (served, strength) = (shell(model), taken.edit.facts.method.size(told.strength));
     if let Some(Lora { file, matrices, .. }) = &told.lora {
         printer.say(format!(
-            "adapter of {matrices} matrices, {strength} baked in: wrote {path} ({} KB)\n\
+            "wrote {path} ({} KB): adapter for {matrices} matrices, {strength}\n\
              serve it: llama-server -m {served} --lora {}",
             file.bytes / 1000,
             shell(Path::new(&file.path)),
@@ -164,20 +164,18 @@ fn tell(told: &Exported, taken: &Taken, model: &Path, edits: &Edits, printer: &P
         ));
         let model = model.display().to_string();
         if let (Ok(model), Ok(path)) = (modelfile::path(&model), modelfile::path(&file.path)) {
-            printer.say(format!("Ollama: a Modelfile of the two lines FROM {model} and ADAPTER {path}"));
+            printer.say(format!("Modelfile for Ollama: two lines, FROM {model} and ADAPTER {path}"));
         }
     }
     if let Some(Vector { file, layers: (first, last), .. }) = &told.control_vector {
         printer.say(format!(
-            "control vector for layers {first}-{last}, {strength} of {} matrices: wrote {path} ({} KB)\n\
+            "wrote control vector for layers {first}-{last}, {strength} of {} matrices: {path} ({} KB)\n\
              serve it: llama-server -m {served} --control-vector {} --control-vector-layer-range {first} {last}",
             edits.tensors().len(),
             file.bytes / 1000,
             shell(Path::new(&file.path)),
             path = file.path,
         ));
-        printer.say(
-            "a control vector has no gates: it pushes on harmless prompts too; --lora is the exact edit",
-        );
+        printer.say("a control vector has no gates and pushes on every prompt; --lora is the exact edit");
     }
 }

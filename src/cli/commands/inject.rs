@@ -1,4 +1,4 @@
-//! `inject`: from a model to a safer copy of it.
+//! `inject`: writes a safer copy of a model.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -30,7 +30,7 @@ use crate::util::hint::Hint;
 /// Runs the injection.
 ///
 /// # Errors
-/// [`Error`]; then nothing bears the output's name that did not before.
+/// Returns [`Error`] if any stage fails; the output file is then not created or replaced.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let start = Instant::now();
     let Checked { opened, prompts, taken, options } = &Checked::new(options, printer)?;
@@ -43,7 +43,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         dry_run::run(opened, options, prompts, printer);
         return Ok(ExitStatus::Done);
     }
-    // Taken now, so that an output that cannot be written is known before the work.
+    // Created now, so that an output that cannot be written fails before the work.
     let target = Target::of(options, &opened.gguf)?;
     let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
     let side_files = [&options.report, &options.html, &options.save_adapter];
@@ -71,21 +71,21 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     Ok(status)
 }
 
-/// A model and what it is edited with, after all that can be checked without running it.
+/// A model and the inputs of its edit, after every check that does not need to run it.
 pub(super) struct Checked {
     pub opened: Opened,
     pub prompts: PromptSet,
-    /// The stored edit that is applied in place of a search.
+    /// The stored edit that is applied instead of a search.
     pub taken: Option<Taken>,
-    /// With the method that is taken.
+    /// The options with the method resolved.
     pub options: InjectOptions,
 }
 
 impl Checked {
-    /// Checks them.
+    /// Opens and checks all inputs.
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error`] if a check fails.
     pub fn new(options: &InjectOptions, printer: &Printer) -> Result<Self, Error> {
         let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
         check_input(&opened, options, printer)?;
@@ -97,7 +97,7 @@ impl Checked {
             true => gguf::in_place::refuse_split(&opened.gguf)?,
             false => refuse_input_as_output(&opened.gguf, &options.output)?,
         }
-        // The edit of a file keeps the method by which it was found.
+        // A stored edit keeps the method that found it.
         let options = match &taken {
             Some(taken) => options.with_method(taken.edit.facts.method)?,
             None => with_method(options, &opened.plan)?,
@@ -107,8 +107,8 @@ impl Checked {
     }
 }
 
-/// The options with the method that is taken where none was asked for: detectors where the model has a network that every
-/// token passes, else linear gates.
+/// Returns the options with the method resolved. The default is detectors if the model has a feed-forward network that
+/// every token passes through, and linear gates otherwise.
 pub(super) fn with_method(options: &InjectOptions, plan: &Plan) -> Result<InjectOptions, Error> {
     let method = match options.asked_method {
         None if plan.ffns.is_empty() => Method::Contrast,
@@ -121,7 +121,7 @@ pub(super) fn with_method(options: &InjectOptions, plan: &Plan) -> Result<Inject
     options.with_method(method)
 }
 
-/// The options know of one file; a split model has more that must not be written to.
+/// Rejects an output that would overwrite a file of a split model. The options only know its first file.
 fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
     let Some(name) = ShardName::parse(output).filter(|_| gguf.n_files() > 1) else { return Ok(()) };
     let is_input = |path: &Path| gguf.files().any(|file| same_file(path, &file.path));
@@ -129,13 +129,13 @@ fn refuse_input_as_output(gguf: &Gguf, output: &Path) -> Result<(), Error> {
         None => Ok(()),
         Some(path) => Err(Error::Option {
             flag: "--output",
-            problem: format!("{} is a file of the input itself", path.display()),
-            hint: Some("give another name with -o; the input is never overwritten".into()),
+            problem: format!("{} is one of the input files", path.display()),
+            hint: Some("choose another path with -o; the input is never overwritten".into()),
         }),
     }
 }
 
-/// What can be refused before the model is loaded.
+/// Runs the checks that do not need the loaded model.
 pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Printer) -> Result<(), Error> {
     opened.gguf.refuse_siblings()?;
     opened.template().map_err(|error| ollama::explain(error, &options.source))?;
@@ -145,7 +145,7 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
             printer.say(format!("hint: {hint}"));
         }
     }
-    // Read again when it is needed; what is wrong with it is known before the work.
+    // Opened only to report errors before the work; it is read again when needed.
     options.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
         Some(p) if !options.allow.injected => {
@@ -163,14 +163,14 @@ fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
     let journal = journal_path(&options.source.path);
     let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
     printer.say(format!(
-        "changed {path} in place in {seconds:.0} s; `rosi-gguf undo {}` puts the original back from {} ({} MB)",
+        "edited {path} in place in {seconds:.0} s; `rosi-gguf undo {}` restores the original from {} ({} MB)",
         shell(&options.output),
         journal.display(),
         bytes / 1_000_000
     ));
 }
 
-/// Prints, writes the side files, and says how it ended.
+/// Writes the side files, prints the results, and returns the exit status.
 fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let report = &done.report;
     let json = serde_json::to_string_pretty(report).unwrap_or_default();
@@ -189,7 +189,8 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
     if let Requant::Promote(ggml_type) = options.requant {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let (before, after) = (megabytes(report.input.bytes), megabytes(report.output.bytes));
-        printer.say(format!("edited tensors are {ggml_type}: {before:.0} MB became {after:.0} MB"));
+        printer
+            .say(format!("edited tensors are now {ggml_type}: {before:.0} MB before, {after:.0} MB after"));
     }
     if options.json {
         printer.json_text(&json);
@@ -198,13 +199,16 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
         return Ok(ExitStatus::Done);
     }
     printer.warn(format!(
-        "{} of the edit is in the written file, with a cosine of {:.3}: it is not the exact edit above",
+        "{} of the edit is in the written file (cosine {:.3}): it does not match the exact edit above",
         percent(report.verification.gain.unwrap_or(0.0)),
         report.verification.cosine.unwrap_or(0.0)
     ));
     printer.warn(match options.requant {
-        Requant::Nearest => "rounding to nearest loses small edits: leave out --requant nearest",
-        _ => "the types of these tensors leave no room for it: give them a wider one with --promote Q8_0, or serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`",
+        Requant::Nearest => "rounding to nearest loses small edits: omit --requant nearest",
+        _ => {
+            "the types of these tensors are too coarse for the edit: widen them with --promote Q8_0, or \
+             serve the base with the exact edit: --save-adapter LORA.gguf and `llama-server --lora LORA.gguf`"
+        }
     });
     Ok(ExitStatus::NotVerified)
 }

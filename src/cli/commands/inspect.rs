@@ -1,4 +1,4 @@
-//! `inspect`: what a file is, and what an injection would edit.
+//! `inspect`: describes a model file and what an injection would edit.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::sources::Check;
 #[derive(Serialize)]
 struct Inspection {
     path: String,
-    /// What led to the path, unless it was given itself.
+    /// The name that resolved to the path, if the model was given by name or is in another program's store.
     #[serde(skip_serializing_if = "Option::is_none")]
     name_given: Option<String>,
     architecture: String,
@@ -35,10 +35,10 @@ struct Inspection {
     types: BTreeMap<String, TypeUse>,
     writers: Vec<WriterRow>,
     chat_template: Option<String>,
-    /// How the model thinks before it answers, as far as its template tells.
+    /// How the model thinks before it answers, as far as its chat template shows.
     thinking: Option<Thinking>,
     injected: Option<Provenance>,
-    /// Missing when the weights were not looked at, null when no direction was removed from them.
+    /// Absent if the weights were not read, null if no direction was removed from them.
     #[serde(skip_serializing_if = "Option::is_none")]
     abliterated: Option<Option<AblatedDirection>>,
     #[serde(skip)]
@@ -65,15 +65,15 @@ struct WriterRow {
     post_norm: Option<String>,
 }
 
-/// Prints what the file is.
+/// Prints a description of the file, or the table of architectures.
 ///
 /// # Errors
-/// [`Error`] when the file cannot be opened or its architecture is unknown.
+/// Returns [`Error`] if the file cannot be opened or its architecture is unknown.
 pub fn run(args: &InspectArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let Some(model) = &args.model else {
         return architectures(args, printer);
     };
-    // The header alone says nothing of the weights: their sha256 is not waited for.
+    // Without --weights only the header is read, so skip the sha256 of the weights.
     let check = if args.weights { Check::Content } else { Check::Size };
     let source = session::find(model, check, printer)?;
     let opened = Opened::new(&source.path, args.patches.as_deref())?;
@@ -148,7 +148,7 @@ fn inspect(opened: &Opened) -> Inspection {
     }
 }
 
-/// What the template shows of thoughts; one that cannot be used shows none, and is told of where it is used.
+/// Returns the template's thinking markers, if any. An invalid template yields `None`; it is reported where it is used.
 fn thinking(template: &str) -> Option<Thinking> {
     let template = ChatTemplate::new(template, "", "").ok()?;
     thinking::of_template(&template)
@@ -157,8 +157,8 @@ fn thinking(template: &str) -> Option<Thinking> {
 fn describe_thinking(thinking: &Thinking) -> String {
     let Thinking { open, close, answer_prefix, .. } = thinking;
     let how = match answer_prefix.as_str() {
-        "" => "its template has a switch".into(),
-        prefix => format!("answers at once behind {prefix:?}"),
+        "" => "the template can turn it off".into(),
+        prefix => format!("skipped by starting the answer with {prefix:?}"),
     };
     format!("between {open} and {close}; {how}")
 }
@@ -176,7 +176,7 @@ fn describe(i: &Inspection) -> String {
     let files = if i.files == 1 { String::new() } else { format!(", split into {} files", i.files) };
     line("size", format!("{} MB in {} tensors{files}", i.file_bytes / 1_000_000, i.tensors));
     line("chat template", i.chat_template.as_ref().map_or("none".into(), |t| format!("{} bytes", t.len())));
-    line("thinking", i.thinking.as_ref().map_or("no sign of it in the template".into(), describe_thinking));
+    line("thinking", i.thinking.as_ref().map_or("not found in the chat template".into(), describe_thinking));
     line("injected", i.injected.as_ref().map_or("no".into(), Provenance::describe));
     if let Some(findings) = &i.weights {
         line("abliterated", findings.describe());

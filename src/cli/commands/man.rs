@@ -1,4 +1,4 @@
-//! `man`: the manual pages, made from what `--help` says.
+//! `man`: the manual pages, generated from the `--help` texts.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::pipeline::error::Error;
 /// Writes one page to `out`, or all of them as files.
 ///
 /// # Errors
-/// [`Error::Option`] for a command that there is not, [`Error::Io`] for what cannot be written.
+/// Returns [`Error::Option`] for an unknown command, or [`Error::Io`] if a page cannot be written.
 pub fn run(args: &ManArgs, out: &mut impl Write) -> Result<(), Error> {
     let failed = |path: &Path, source| Error::Io { path: path.to_path_buf(), source };
     match &args.dir {
@@ -36,15 +36,15 @@ fn write(page: clap::Command, out: &mut impl Write) -> io::Result<()> {
     out.write_all(&text)
 }
 
-/// The program, or one of its commands.
+/// Returns the clap command of the program, or of one of its commands.
 fn page(command: Option<&str>) -> Result<clap::Command, Error> {
     let mut program = Cli::command().disable_help_subcommand(true);
-    // Names the pages of commands after the program, and hands them the options that work everywhere.
+    // Prefixes the names of command pages with the program's, and adds the global options to them.
     program.build();
     let Some(name) = command else { return Ok(program) };
     program.find_subcommand(name).cloned().ok_or_else(|| Error::Option {
         flag: "man",
-        problem: format!("there is no command `{name}`"),
+        problem: format!("unknown command `{name}`"),
         hint: Some("`rosi-gguf --help` lists the commands".into()),
     })
 }

@@ -1,4 +1,4 @@
-//! What `inject` does for Ollama: the Modelfile beside the written file, and the running server.
+//! Ollama support of `inject`: writes a Modelfile beside the output and registers the model with a running server.
 
 use std::path::{Path, PathBuf};
 
@@ -12,23 +12,23 @@ use crate::sources::ollama::api::{Part, Server, command};
 use crate::sources::ollama::{Companions, Name, OllamaError, modelfile};
 use crate::util::interrupt;
 
-/// What will be done when the file is written.
+/// The steps to take once the model file is written.
 pub struct Registration {
-    /// The written file.
+    /// The written model file.
     output: PathBuf,
-    /// Where the Modelfile goes, and its text.
+    /// Path and text of the Modelfile.
     modelfile: Option<(PathBuf, String)>,
     companions: Companions,
     create: Option<Create>,
 }
 
-/// The model that the server gets.
+/// The model to create on the server.
 struct Create {
     name: Name,
     server: Server,
 }
 
-/// A model without a template that Ollama has one for.
+/// Explains a missing chat template if Ollama keeps one in another format; returns other errors unchanged.
 pub fn explain(error: Error, source: &Source) -> Error {
     let has_go = source.companions.as_ref().is_some_and(|c| c.template.is_some() || c.renderer.is_some());
     match error {
@@ -40,45 +40,45 @@ pub fn explain(error: Error, source: &Source) -> Error {
 }
 
 impl Registration {
-    /// Everything that can go wrong before the work.
+    /// Prepares the registration. Everything that can fail before the work fails here.
     pub fn prepare(options: &InjectOptions, n_files: usize, printer: &Printer) -> Result<Self, Error> {
         let (source, output) = (&options.source, options.output.clone());
         let companions = source.companions.clone().unwrap_or_default();
         for unknown in &companions.unknown {
-            printer.warn(format!("{}: a layer of type {unknown:?} is not carried over", source.display_name));
+            printer.warn(format!("{}: layer of unknown type {unknown:?} not copied", source.display_name));
         }
         let create = options.ollama_create.as_ref().map(|name| Create::prepare(name, options, n_files));
         let create = create.transpose()?;
         let wanted = !options.in_place && (source.companions.is_some() || create.is_some());
         let text = wanted.then(|| modelfile::write(&from(&output), &companions)).transpose();
         let text = text.unwrap_or_else(|problem| {
-            printer.warn(format!("there will be no Modelfile: {problem}"));
+            printer.warn(format!("writing no Modelfile: {problem}"));
             None
         });
         let modelfile = text.map(|text| (output.with_extension("Modelfile"), text));
         if modelfile.as_ref().is_some_and(|(path, _)| *path == output) {
-            let problem = format!("{} is what the Modelfile beside it is called", output.display());
-            return Err(Error::Option { flag: "--output", problem, hint: Some("name it ….gguf".into()) });
+            let problem = format!("{} is reserved for the Modelfile of the output", output.display());
+            return Err(Error::Option { flag: "--output", problem, hint: Some("end it in .gguf".into()) });
         }
         Ok(Self { output, modelfile, companions, create })
     }
 
-    /// Where the Modelfile goes.
+    /// Returns the path of the Modelfile, if one is written.
     pub fn modelfile(&self) -> Option<&Path> {
         self.modelfile.as_ref().map(|(path, _)| path.as_path())
     }
 
-    /// Says what would be done.
+    /// Prints what a run without `--dry-run` would do.
     pub fn announce(&self, printer: &Printer) {
         if let Some(path) = self.modelfile() {
             printer.say(format!("would write {}", path.display()));
         }
         if let Some(create) = &self.create {
-            printer.say(format!("would make it {} at {}", create.name, create.server.address()));
+            printer.say(format!("would register it as {} at {}", create.name, create.server.address()));
         }
     }
 
-    /// Writes the Modelfile, and gives the written file to the server.
+    /// Writes the Modelfile and registers the written file with the server.
     pub fn finish(
         &self,
         sha256: &str,
@@ -94,12 +94,12 @@ impl Registration {
         let command = self.modelfile().map(|path| command(&create.name, path));
         if status != ExitStatus::Done {
             printer
-                .warn(format!("{} was not made, because the edit did not arrive in the file", create.name));
+                .warn(format!("{} was not registered, because the file does not hold the edit", create.name));
             return Ok(());
         }
         if !create.server.is_running() {
-            let how = command.unwrap_or_else(|| "the same command again".into());
-            printer.say(format!("no Ollama server at {}; when one runs: {how}", create.server.address()));
+            let how = command.unwrap_or_else(|| "the same command".into());
+            printer.say(format!("no Ollama server at {}; start one and run {how}", create.server.address()));
             return Ok(());
         }
         create.upload(&self.parts(sha256), &self.companions, printer).map_err(|error| match error {
@@ -110,7 +110,7 @@ impl Registration {
         })
     }
 
-    /// The written file, and what the store has beside it.
+    /// Returns the files to upload: the written file and the projectors from the store.
     fn parts(&self, sha256: &str) -> Vec<Part> {
         let name = self.output.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let written = Part { name, path: self.output.clone(), sha256: sha256.to_owned() };
@@ -128,12 +128,10 @@ impl Create {
         if n_files > 1 {
             return Err(Error::Option {
                 flag: "--ollama-create",
-                problem: format!(
-                    "the model is split into {n_files} files, which the server is not given as one"
-                ),
+                problem: format!("expected a model in one file, found one split into {n_files} files"),
                 hint: Some(
-                    "join them first with llama-gguf-split --merge, or leave the flag out and run `ollama create` with a \
-                     Modelfile that has a FROM line for each file"
+                    "join them first with llama-gguf-split --merge, or omit the flag and run `ollama create` \
+                     with a Modelfile that has a FROM line for each file"
                         .into(),
                 ),
             });
@@ -151,7 +149,7 @@ impl Create {
     fn upload(&self, parts: &[Part], companions: &Companions, printer: &Printer) -> Result<(), Error> {
         let Self { name, server } = self;
         for part in parts {
-            let bar = printer.bar(&format!("giving {} to Ollama", part.name), 1);
+            let bar = printer.bar(&format!("uploading {} to Ollama", part.name), 1);
             let done = server.upload(part, &mut stoppable(&bar));
             interrupt::check()?;
             done?;
@@ -161,12 +159,12 @@ impl Create {
             interrupt::check().map_err(std::io::Error::other)
         };
         server.create(name, parts, companions, &mut say)?;
-        printer.say(format!("made {name} at {}: ollama run {name}", server.address()));
+        printer.say(format!("registered {name} at {}; run it with ollama run {name}", server.address()));
         Ok(())
     }
 }
 
-/// The written file, as its Modelfile names it.
+/// Returns the path of the written file for the FROM line of its Modelfile.
 fn from(output: &Path) -> String {
     format!("./{}", output.file_name().unwrap_or_default().to_string_lossy())
 }
@@ -191,7 +189,7 @@ mod tests {
         let finish = |status, overwrite| registration.finish("0", status, overwrite, &Printer::new(true, 0));
         finish(ExitStatus::Done, false).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "FROM ./m-rosi.gguf\n");
-        assert!(finish(ExitStatus::Done, false).is_err(), "it is overwritten");
+        assert!(finish(ExitStatus::Done, false).is_err(), "must not overwrite the Modelfile");
         finish(ExitStatus::NotVerified, true).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! `release`: one edit in every quantization of a model.
+//! `release`: writes one edit into every quantization of a model.
 
 mod config;
 mod writer;
@@ -6,7 +6,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 use crate::cli::commands::{search, session};
-use crate::cli::{AllowArgs, ReleaseArgs, RunArgs, SearchCommandArgs};
+use crate::cli::{AllowArgs, ReleaseArgs, RunArgs, SearchArgs, SearchCommandArgs};
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicFile, Gguf, LockFile, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
@@ -26,13 +26,13 @@ use crate::sources::Check;
 use config::{Config, Raw, Scoring};
 use writer::ReleaseWriter;
 
-/// The folder of a release where bases are quantized to.
+/// Name of the temporary folder that bases are quantized into.
 const WORK: &str = ".release-work";
 
-/// Makes the release, or goes on with it.
+/// Makes the release, or resumes it.
 ///
 /// # Errors
-/// [`Error`]; what was finished before stays, and the same command goes on from there.
+/// Returns [`Error`] if a stage fails. Finished files are kept, and the same command resumes from there.
 pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let waived =
         Waived { overwrite: args.overwrite, allow: args.allow, other_weights: args.allow_other_weights };
@@ -65,7 +65,7 @@ pub fn run(args: ReleaseArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     Ok(if weak { ExitStatus::NotVerified } else { ExitStatus::Done })
 }
 
-/// The file or the flags, checked.
+/// Reads and validates the configuration from the file or the flags.
 fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
     let run = RunOptions::new(args.run)?;
     let is_config = |path: &PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
@@ -74,12 +74,11 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
     {
         let said = !args.types.is_empty() || args.no_score || args.score_prompts.is_some() || args.keep_bases;
         let named = [&args.name, &args.base_model, &args.license].into_iter().any(Option::is_some);
-        if said || named || args.edit.is_some() || args.imatrix.is_some() {
-            let problem =
-                "flags of the release beside it (but for -o, --json, --overwrite, --allow-… and how to run)"
-                    .into();
-            let hint = Some("write them into the file".into());
-            return Err(Error::Option { flag: "CONFIG.toml", problem, hint });
+        let searched = args.search != SearchArgs::default();
+        if said || named || searched || args.edit.is_some() || args.imatrix.is_some() {
+            let problem = "cannot be combined with other flags of the release or the search".into();
+            let hint = "set them in the file, except -o, --json, --overwrite, --allow-… and runtime flags";
+            return Err(Error::Option { flag: "CONFIG.toml", problem, hint: Some(hint.into()) });
         }
         let mut config = Config::read(path)?;
         config.output = args.output.unwrap_or(config.output);
@@ -87,8 +86,8 @@ fn options(args: ReleaseArgs) -> Result<(Config, RunOptions), Error> {
     }
     let missing = || Error::Option {
         flag: "--output",
-        problem: "a release needs a folder to be written to".into(),
-        hint: Some("give one with -o DIR".into()),
+        problem: "expected an output directory, found none".into(),
+        hint: Some("set one with -o DIR".into()),
     };
     let raw = Raw {
         output: args.output.ok_or_else(missing)?,
@@ -113,18 +112,18 @@ fn hash(path: &Path) -> Result<String, Error> {
     sha256_file(path, &mut |_, _| Ok(())).map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// What is done although a check says no.
+/// Which checks are overridden.
 #[derive(Clone, Copy)]
 struct Waived {
-    /// Files of the folder are replaced.
+    /// Whether to replace existing files in the output folder.
     overwrite: bool,
-    /// What the search does.
+    /// The checks of the search to override.
     allow: AllowArgs,
-    /// An edit of other weights is written.
+    /// Whether to accept an edit that was found on different weights.
     other_weights: bool,
 }
 
-/// The stored edit that all files get.
+/// The stored edit that is written into every file.
 struct SharedEdit {
     path: PathBuf,
     sha256: String,
@@ -145,14 +144,14 @@ impl Release<'_> {
         self.config.output.join(name)
     }
 
-    /// Keeps other runs out of the folder, which is made if need be.
+    /// Creates the output folder if necessary and locks it against other runs.
     fn lock(&self) -> Result<LockFile, Error> {
         let folder = &self.config.output;
         std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.clone(), source })?;
         Ok(LockFile::take(&self.at("release.json"))?)
     }
 
-    /// Whether every file can be made under its name; what is there already is judged by the journal.
+    /// Checks that every output path can be written. Existing files are checked against the journal instead.
     fn check_names(&self) -> Result<(), Error> {
         let reports = self.at("reports");
         std::fs::create_dir_all(&reports).map_err(|source| Error::Io { path: reports.clone(), source })?;
@@ -166,12 +165,12 @@ impl Release<'_> {
         outputs::check(all.iter().map(PathBuf::as_path), true)
     }
 
-    /// What the edit is called that is searched for the release.
+    /// Returns the file name of the edit that is searched for this release.
     fn edit_name(&self) -> String {
         format!("{}-edit.safetensors", self.plan.name)
     }
 
-    /// The journal of the folder; clears what a killed run left half-done.
+    /// Opens the journal of the folder and removes what a killed run left unfinished.
     fn begin(&self) -> Result<State, Error> {
         let folder = &self.config.output;
         let io = |path: &Path| {
@@ -200,7 +199,7 @@ impl Release<'_> {
         Ok(state)
     }
 
-    /// The edit that is given, or one that is searched, once.
+    /// Returns the given edit, or searches for one unless an earlier run stored it.
     fn edit(&self, state: &mut State, widest: &FileFacts) -> Result<SharedEdit, Error> {
         let path = match &self.config.edit {
             Some(path) => path.clone(),
@@ -225,7 +224,7 @@ impl Release<'_> {
         if path.exists() {
             match same {
                 Some(Ok(())) => {
-                    self.printer.say(format!("{file} is there already"));
+                    self.printer.say(format!("{file} is up to date"));
                     return Ok(path);
                 }
                 Some(Err(error)) if !self.waived.overwrite => return Err(error.into()),
@@ -233,7 +232,7 @@ impl Release<'_> {
                 _ => {}
             }
         }
-        // Written before the edit: a killed run finds the edit, and knows from what it was made.
+        // Saved before the edit: after a killed run, the next one can tell what an existing edit was made from.
         state.searched = Some(Searched { file, recipe });
         state.save()?;
         let mut search = self.config.search.clone();
@@ -253,12 +252,12 @@ impl Release<'_> {
         Ok(path)
     }
 
-    /// The prompts of search and report: the user's or the bundled ones.
+    /// Returns the prompts of search and report: the user's or the bundled ones.
     fn prompts(&self) -> Result<PromptSet, Error> {
         load_prompts(&self.config.search.prompts, self.printer)
     }
 
-    /// Sums and card of what is done.
+    /// Writes the checksums and the model card of all finished files, and returns their rows.
     fn finish(&self, state: &State, edit: &SharedEdit) -> Result<Vec<Row>, Error> {
         let rows: Vec<Row> = self.plan.files.iter().filter_map(|r| state.row(&r.file)).cloned().collect();
         let (stored, _) = StoredEdit::open(&edit.path)?;
@@ -279,8 +278,7 @@ impl Release<'_> {
             [(card.base_model.is_none(), "base-model"), (card.license.is_none(), "license")]
         {
             if missing {
-                self.printer
-                    .warn(format!("the source does not say its {flag}: the card lacks it (--{flag})"));
+                self.printer.warn(format!("the model card has no {flag}: set it with --{flag}"));
             }
         }
         let [readme, sums] = side_files(&self.config.output);
@@ -291,7 +289,8 @@ impl Release<'_> {
         Ok(rows)
     }
 
-    /// As `sha256sum -c` reads it; with the edit and the card, where they are in the folder.
+    /// Returns checksums in the format of `sha256sum -c`, including the model card and, if it is in the folder, the
+    /// edit.
     fn sums(&self, rows: &[Row], edit: &SharedEdit) -> Result<String, Error> {
         let mut lines: Vec<(String, String)> =
             rows.iter().map(|row| (row.sha256.clone(), row.file.clone())).collect();
@@ -304,7 +303,7 @@ impl Release<'_> {
         Ok(lines.iter().map(|(sum, name)| format!("{sum}  {name}\n")).collect())
     }
 
-    /// What is measured, for recipes.
+    /// Describes what is measured, for recipes.
     fn scoring(&self) -> String {
         match self.config.scoring {
             Scoring::Guard => "guard".into(),

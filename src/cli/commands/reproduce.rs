@@ -1,4 +1,4 @@
-//! `reproduce`: makes a written file anew from what it says of its making, and compares the bytes.
+//! `reproduce`: rebuilds a written file from its recorded settings and compares the bytes.
 
 use serde::Serialize;
 
@@ -16,21 +16,22 @@ use crate::pipeline::reproduce::{ReproduceError, compare};
 use crate::pipeline::run_facts::{Difference, RunFacts};
 use crate::pipeline::session::{self, Session};
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct Told<'a> {
     file: &'a str,
     sha256: &'a str,
     model: &'a str,
     seconds: f64,
-    /// What is not as it was when the file was made, and made no difference.
+    /// What changed since the file was written, without affecting its bytes.
     differences: &'a [Difference],
 }
 
-/// Makes the file anew under a temporary name beside it, compares the hashes, and removes what was made.
+/// Rebuilds the file under a temporary name beside it, compares the hashes, and removes the copy.
 ///
 /// # Errors
-/// [`Error::Reproduce`] where the file does not say how it was made, was made from other inputs, or has other bytes.
+/// Returns [`Error::Reproduce`] if the file does not record how it was made, was made from other inputs, or has
+/// different bytes.
 pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let start = std::time::Instant::now();
     let path = find(&args.file, printer)?.path;
@@ -48,12 +49,12 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
     let now = RunFacts::of(session, taken, &input)?;
     let differences = compare(&path, &then, &now)?;
     for Difference { what, then, now } in &differences {
-        printer
-            .warn(format!("{what} was {then} when the file was made and is {now} now: the bytes may differ"));
+        printer.warn(format!("{what} was {then} when the file was written, now {now}: the bytes may differ"));
     }
     let original = file_facts(&gguf, printer)?;
     let file = AtomicModel::create(&options.output, &opened.gguf, true)?;
-    // The facts that it had: what differs from them is told, and would else be a difference in itself.
+    // The recorded facts, not the current ones: they are part of the file, so a reported difference would change its
+    // bytes.
     let job = Job { session, taken, facts: &then, seen: None };
     let made = job.rehearse(&input, file)?;
     if made.sha256 != original.sha256 {
@@ -66,7 +67,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
         printer.json(&Told { file, sha256, model, seconds, differences: &differences });
     }
     printer.say(format!(
-        "{} was made anew from {} in {seconds:.0} s: the same bytes, sha256 {}",
+        "rebuilt {} from {} in {seconds:.0} s: identical bytes, sha256 {}",
         original.path, input.path, original.sha256
     ));
     Ok(ExitStatus::Done)

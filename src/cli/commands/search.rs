@@ -1,4 +1,4 @@
-//! `search`: what `inject` does up to its choice, which is stored in a file of its own.
+//! `search`: the same search as `inject`, with the chosen edit stored in its own file.
 
 use std::io::Write;
 
@@ -15,17 +15,17 @@ use crate::pipeline::session::{Opened, Session};
 use crate::pipeline::stored::{at, search};
 use crate::pipeline::{journal, outputs, types};
 
-/// Searches and stores.
+/// Searches for the best edit and stores it.
 ///
 /// # Errors
-/// [`Error`]; then nothing bears the output's name that did not before.
+/// Returns [`Error`] if any stage fails; the output file is then not created or replaced.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
     check_input(&opened, options, printer)?;
     let options = &with_method(options, &opened.plan)?;
     types::check(&opened, options, None)?;
     let prompts = load_prompts(&options.prompts, printer)?;
-    // Taken now, so that an output that cannot be written is known before the work.
+    // Created now, so that an output that cannot be written fails before the work.
     let file = AtomicFile::create(&options.output, options.overwrite)?;
     outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
@@ -34,7 +34,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let found = search(session, &input, &mut journal);
     let done = found.and_then(|(stored, search)| {
         let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
-        // What `inject --edit` would refuse is not stored.
+        // Never store an edit that `inject --edit` would reject.
         StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
         write(file, &bytes)?;
         tell(&stored, &search, options, bytes.len(), printer);

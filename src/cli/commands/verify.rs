@@ -1,4 +1,4 @@
-//! `verify`: what really differs between two files.
+//! `verify`: compares two files and reports what differs.
 
 use serde::Serialize;
 
@@ -12,26 +12,26 @@ use crate::pipeline::session::{Opened, find};
 use crate::report::MIN_SURVIVAL;
 use crate::sources::Check;
 
-/// What `--json` prints.
+/// The output of `--json`.
 #[derive(Serialize)]
 struct Told<'a> {
     #[serde(flatten)]
     verification: &'a Verification,
-    /// Why the edited file is not the base with the edit that it claims.
+    /// Why the edited file is not the base with the edit that its metadata claims.
     problem: Option<String>,
 }
 
-/// Compares the two files and prints the result. The status is [`ExitStatus::NotVerified`] unless the edited file is the
-/// base with the edit that it claims or, without a claim, the base itself.
+/// Compares the two files and prints the result. The status is [`ExitStatus::NotVerified`] unless the edited file is
+/// the base with the edit that its metadata claims or, if it claims none, identical to the base.
 ///
 /// # Errors
-/// [`Error`] when a file cannot be read or they are not two versions of one model.
+/// Returns [`Error`] if a file cannot be read or if they are not two versions of one model.
 pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     let base = Opened::new(&find(&args.base, Check::Content, printer)?.path, args.patches.as_deref())?;
     let edited = Gguf::open(&find(&args.edited, Check::Content, printer)?.path)?.listed_as(&base.gguf);
     let edits = claimed_edits(&base.gguf, &edited, &base.plan)?;
     if edits.is_empty() {
-        printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine cannot be told");
+        printer.warn("the edited file has no rosi.* keys of a known method: gain and cosine are unknown");
     }
     let bar = printer.bar("comparing", base.gguf.tensors.len() as u64);
     let verification = verify::verify(&base.gguf, &edited, &edits, &mut |done, total| {
@@ -50,9 +50,9 @@ pub fn run(args: &VerifyArgs, printer: &Printer) -> Result<ExitStatus, Error> {
     Ok(ExitStatus::NotVerified)
 }
 
-/// The table of changed tensors and the totals.
+/// Formats the table of changed tensors and the totals.
 pub fn describe(v: &Verification) -> String {
-    let mut table = Table::new(&["tensor", "type", "asked", "changed", "gain", "cosine", "noise"]);
+    let mut table = Table::new(&["tensor", "type", "requested", "changed", "gain", "cosine", "noise"]);
     let number = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.3}"));
     for t in &v.tensors {
         table.row(vec![
@@ -75,13 +75,13 @@ pub fn describe(v: &Verification) -> String {
         String::new()
     } else {
         format!(
-            "\n{neurons}score: least correlation of a neuron's score with the exact one; alike: share of the inputs at which \
-             gates are open as they should be\n"
+            "\n{neurons}score: lowest correlation of a neuron's score with the exact one; alike: share of \
+             inputs on which gates open as in the exact edit\n"
         )
     };
     format!(
         "{table}{neurons}\n{} tensors changed, {} identical; untouched tensors identical: {}; metadata preserved: {}\n\
-         edit that arrived (gain): {}, cosine along the direction: {}",
+         edit in the file (gain): {}, cosine along the direction: {}",
         v.tensors.len(),
         v.identical,
         yes(v.untouched_identical),

@@ -10,39 +10,39 @@ use crate::eval::prompts::safety_system_prompt;
 use crate::pipeline::error::Error;
 use crate::sources::{ModelArg, Source};
 
-/// Most tokens of an answer that is judged: with the longest prompt it still fits the cache.
+/// Maximum tokens of a judged answer: with the longest prompt it still fits the KV cache.
 const MAX_TOKENS: usize = 512;
-/// Tokens of a chunk of text: four, so that one is scored after one that is read; one batch at most.
+/// Tokens per chunk of text: at least four, so that its second half has something to score; at most one batch.
 const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
 
 /// Options of `eval`.
 #[derive(Debug, Clone)]
 pub struct EvalOptions {
-    /// The models.
+    /// The models to measure.
     pub models: Vec<Source>,
-    /// What they are compared with.
+    /// The model that they are compared with.
     pub base: Option<Source>,
-    /// The user's prompt files; empty = the bundled report split.
+    /// The user's prompt files; if empty, the bundled report split is used.
     pub sets: Vec<PathBuf>,
     /// The system prompt that every model is asked under, if any.
     pub system_prompt: Option<String>,
-    /// The judge.
+    /// The model that judges answers.
     pub judge: Option<Source>,
-    /// Most tokens of an answer.
+    /// Token limit per answer.
     pub tokens: usize,
-    /// The text for perplexity.
+    /// The text file for perplexity.
     pub perplexity: Option<PathBuf>,
-    /// How that text is cut.
+    /// How that text is divided into chunks.
     pub chunks: ChunkOptions,
-    /// The multiple-choice questions.
+    /// The file of multiple-choice questions.
     pub choice: Option<PathBuf>,
-    /// Whether harmful prompts are also put in other ways.
+    /// Whether harmful prompts are also asked wrapped in jailbreaks.
     pub jailbreak: bool,
-    /// Thoughts before answers.
+    /// Whether models think before they answer, and for how long.
     pub thinking: ThinkingOptions,
-    /// Where the JSON report goes.
+    /// Path of the JSON report.
     pub report: Option<PathBuf>,
-    /// Whether the JSON report goes to stdout.
+    /// Whether to print the JSON report to stdout.
     pub json: bool,
     /// Whether to overwrite the report.
     pub overwrite: bool,
@@ -51,10 +51,11 @@ pub struct EvalOptions {
 }
 
 impl EvalOptions {
-    /// Checks the flags; `find` leads from a model's name to the model.
+    /// Validates the flags; `find` resolves a model argument.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the flag; what `find` fails with.
+    /// Returns [`Error::Option`] naming the invalid flag, [`Error::Io`] if the system prompt cannot be read, or the
+    /// error of `find`.
     pub fn new(
         args: EvalArgs,
         find: &mut dyn FnMut(&ModelArg) -> Result<Source, Error>,
@@ -88,7 +89,7 @@ impl EvalOptions {
         })
     }
 
-    /// What the user called the model at `path`.
+    /// Returns the name that the user gave for the model at `path`.
     pub fn display_name(&self, path: &Path) -> String {
         let mut all = self.models.iter().chain(&self.base).chain(&self.judge);
         let found = all.find(|source| source.path == path);

@@ -11,31 +11,31 @@ use crate::sources::Source;
 /// Options of `export`.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
-    /// The stored edit.
+    /// The file of the stored edit.
     pub edit: PathBuf,
-    /// The model.
+    /// The model file.
     pub model: PathBuf,
-    /// Where the adapter goes.
+    /// Path of the LoRA adapter.
     pub lora: Option<PathBuf>,
-    /// Where the control vector goes.
+    /// Path of the control vector.
     pub control_vector: Option<PathBuf>,
-    /// Strength in place of the stored one.
+    /// Strength to use instead of the stored one.
     pub strength: Option<f64>,
     /// Whether to print JSON.
     pub json: bool,
-    /// Whether to overwrite.
+    /// Whether to overwrite existing outputs.
     pub overwrite: bool,
-    /// Whether an edit of other weights is taken.
+    /// Whether to accept an edit that was found on different weights.
     pub allow_other_weights: bool,
-    /// Folder of further patches.
+    /// Directory of additional patch files.
     pub patches: Option<PathBuf>,
 }
 
 impl ExportOptions {
-    /// Checks the flags.
+    /// Validates the flags.
     ///
     /// # Errors
-    /// [`Error::Option`] naming the flag.
+    /// Returns [`Error::Option`] naming the invalid flag.
     pub fn new(args: ExportArgs, source: Source) -> Result<Self, Error> {
         let outputs = [("--control-vector", &args.control_vector), ("--lora", &args.lora)];
         apart(&outputs, &[&args.edit, &source.path])?;

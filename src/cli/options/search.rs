@@ -1,4 +1,4 @@
-//! Options of the search: which edit, and what it may cost.
+//! Options of the search: the edit to look for and its limits.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub(super) fn parse_strength(text: &str) -> Result<Option<f64>, Error> {
     match text.parse::<f64>() {
         Ok(value) if value < 0.0 => Err(option(
             "--strength",
-            format!("{text} is negative, and this tool only makes models safer"),
+            format!("expected a positive number, found {text} (this tool only makes models safer)"),
             Some(format!("strength is positive: {STRENGTHS}")),
         )),
         Ok(value) if value > 0.0 && value <= Method::Detector.max_strength() => Ok(Some(value)),
@@ -90,26 +90,27 @@ fn parse_contrast(text: &str) -> Result<Option<f64>, Error> {
     }
 }
 
-/// `--direction-source safety` needs the prompt that `--system-prompt off` forbids.
+/// Returns the system prompt. Rejects `--direction-source safety` with `--system-prompt off`, which removes the prompt
+/// that it needs.
 pub(super) fn system_prompt(args: &SearchArgs) -> Result<SystemPrompt, Error> {
     let prompt = parse_system_prompt(&args.system_prompt)?;
     if args.direction_source == Some(DirectionSource::Safety) && prompt == SystemPrompt::Off {
         return Err(option(
             "--direction-source",
-            "safety needs a system prompt, and --system-prompt is off".into(),
+            "safety requires a system prompt, but --system-prompt is off".into(),
             None,
         ));
     }
     Ok(prompt)
 }
 
-/// The system prompts in `files`, and that of an Ollama model.
+/// Returns the system prompts in `files`, followed by that of an Ollama model.
 pub(super) fn contexts(files: &[PathBuf], source: &Source) -> Result<Vec<String>, Error> {
     let own = source.companions.as_ref().and_then(|companions| companions.system.clone());
     let read = files.iter().map(|path| read_text(path)).collect::<Result<Vec<_>, _>>()?;
     let empty = |text: &String| text.trim().is_empty();
     if let Some(i) = read.iter().position(empty) {
-        let problem = format!("{} is empty, expected a system prompt", files[i].display());
+        let problem = format!("expected a system prompt in {}, found an empty file", files[i].display());
         return Err(option("--context", problem, None));
     }
     Ok(read.into_iter().chain(own.filter(|text| !empty(text))).collect())

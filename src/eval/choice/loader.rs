@@ -1,4 +1,4 @@
-//! Reading multiple-choice questions from JSON Lines, as the common collections are exported.
+//! Reading of multiple-choice questions from JSON Lines, in the layouts of common data sets.
 
 use std::path::Path;
 
@@ -10,34 +10,34 @@ use crate::eval::material::read_text;
 
 /// Names of the field with the question.
 const QUESTION: [&str; 2] = ["question", "question_stem"];
-/// Names of the field with the right answer, the first one present counts.
+/// Names of the field with the right answer; the first one present is used.
 const ANSWER: [&str; 3] = ["answer", "answerKey", "label"];
-/// Longest text of a record, in bytes.
+/// Maximum length of a text in a record, in bytes.
 const MAX_TEXT_BYTES: usize = 16 * 1024;
 
-/// What is wrong with a record: expected, found.
+/// What is wrong with a record: what was expected, and what was found.
 type Problem = (&'static str, String);
 
-/// Reads a file of questions, one JSON object a line; blank lines are skipped. Three layouts are known:
+/// Reads a file of questions, one JSON object per line; skips blank lines. Supports three layouts:
 ///
-/// * `question`, `choices`: a list of texts, `answer` (MMLU);
-/// * `question`, `choices`: `{"text": […], "label": […]}` or a list of `{"text", "label"}`, `answerKey`
+/// * `question`, `choices` (an array of strings) and `answer` (MMLU);
+/// * `question`, `choices` (`{"text": […], "label": […]}` or an array of `{"text", "label"}`) and `answerKey`
 ///   (ARC, OpenBookQA), also with the question as `{"stem", "choices"}`;
-/// * `ctx` (or `ctx_a` and `ctx_b`), `endings`, `label` (HellaSwag).
+/// * `ctx` (or `ctx_a` and `ctx_b`), `endings` and `label` (HellaSwag).
 ///
-/// The right answer is an index from 0 when it is a number. A text is first looked up among the labels
-/// (A, B, C … where there are none), then among the answers, and is then read as an index.
+/// If the right answer is a number, it is an index starting at 0. If it is a string, it is looked up among the labels
+/// (A, B, C … by default), then among the answers, and else parsed as an index.
 ///
 /// # Errors
-/// [`EvalError`] naming the line of the first record that is malformed.
+/// Returns [`EvalError`] if the file cannot be read or has no questions, or for the first malformed record.
 pub fn load(path: &Path) -> Result<Vec<Item>, EvalError> {
     parse(&read_text(path)?, &path.display().to_string())
 }
 
-/// Parses the text of `file`.
+/// Parses questions from `text`; `file` names their source in errors.
 ///
 /// # Errors
-/// As [`load`].
+/// Returns [`EvalError`] if there are no questions, or for the first malformed record.
 pub fn parse(text: &str, file: &str) -> Result<Vec<Item>, EvalError> {
     let mut items = Vec::new();
     for (line, content) in (1..).zip(text.lines()).filter(|(_, content)| !content.trim().is_empty()) {
@@ -62,7 +62,7 @@ fn item(value: &Value) -> Result<Item, Problem> {
     }
 }
 
-/// A beginning and its endings.
+/// Reads a beginning and its endings.
 fn hellaswag(record: &Map<String, Value>, endings: &Value) -> Result<Item, Problem> {
     let part = |name: &str| record.get(name).and_then(Value::as_str).map(str::trim).filter(|t| !t.is_empty());
     let parts: Vec<&str> = match part("ctx") {
@@ -70,14 +70,14 @@ fn hellaswag(record: &Map<String, Value>, endings: &Value) -> Result<Item, Probl
         None => ["ctx_a", "ctx_b"].into_iter().filter_map(part).collect(),
     };
     if parts.is_empty() {
-        return Err(("a text as ctx", "none".into()));
+        return Err(("a string as ctx", "none".into()));
     }
     let choices = texts(endings)?;
     let answer = right_answer(record, &letters(choices.len()), &choices)?;
     Ok(Item { context: parts.join(" "), choices, answer })
 }
 
-/// A question and its answers.
+/// Reads a question and its answers.
 fn question(record: &Map<String, Value>) -> Result<Item, Problem> {
     let missing = || ("a question, or ctx and endings", format!("the fields {}", names(record)));
     let value = QUESTION.iter().find_map(|name| record.get(*name)).ok_or_else(missing)?;
@@ -86,7 +86,7 @@ fn question(record: &Map<String, Value>) -> Result<Item, Problem> {
         other => (other, None),
     };
     let Value::String(stem) = stem else {
-        return Err(("a text as question", kind_of(stem).to_owned()));
+        return Err(("a string as question", kind_of(stem).to_owned()));
     };
     let Some(choices) = inner.or_else(|| record.get("choices")) else {
         return Err(("choices", format!("the fields {}", names(record))));
@@ -97,7 +97,7 @@ fn question(record: &Map<String, Value>) -> Result<Item, Problem> {
     Ok(Item { context: format!("Question: {}\nAnswer:", stem.trim()), choices, answer })
 }
 
-/// The answers, and their labels where they have any.
+/// Returns the answers, and their labels if they have any.
 fn choices_and_labels(value: &Value) -> Result<(Vec<String>, Option<Vec<String>>), Problem> {
     let field = |object: &Map<String, Value>, name: &str| object.get(name).cloned().unwrap_or(Value::Null);
     let (of_texts, of_labels) = match value {
@@ -112,31 +112,32 @@ fn choices_and_labels(value: &Value) -> Result<(Vec<String>, Option<Vec<String>>
     };
     let (choices, labels) = (texts(&of_texts)?, texts(&of_labels)?);
     if choices.len() != labels.len() {
-        return Err(("as many labels as choices", format!("{} and {}", labels.len(), choices.len())));
+        let found = format!("{} labels and {} choices", labels.len(), choices.len());
+        return Err(("as many labels as choices", found));
     }
     Ok((choices, Some(labels)))
 }
 
-/// A list of texts, trimmed; numbers are taken as they are written.
+/// Returns an array of strings, trimmed; converts numbers to strings.
 fn texts(value: &Value) -> Result<Vec<String>, Problem> {
     let Value::Array(list) = value else {
-        return Err(("a list of choices", kind_of(value).to_owned()));
+        return Err(("an array of choices", kind_of(value).to_owned()));
     };
     let text = |value: &Value| match value {
         Value::String(text) => Ok(text.trim().to_owned()),
         Value::Number(number) => Ok(number.to_string()),
-        other => Err(("texts as choices", kind_of(other).to_owned())),
+        other => Err(("strings as choices", kind_of(other).to_owned())),
     };
     list.iter().map(text).collect()
 }
 
-/// Index of the right answer.
+/// Returns the index of the right answer.
 fn right_answer(
     record: &Map<String, Value>,
     labels: &[String],
     choices: &[String],
 ) -> Result<usize, Problem> {
-    const EXPECTED: &str = "an index, a label or a text of the choices as answer";
+    const EXPECTED: &str = "the index, label or text of a choice as answer";
     let value = ANSWER.iter().find_map(|name| record.get(*name));
     let index = match value {
         Some(Value::Number(number)) => number.as_u64().and_then(|n| usize::try_from(n).ok()),
@@ -158,37 +159,37 @@ fn checked(item: Item) -> Result<Item, Problem> {
     }
     for text in item.choices.iter().chain([&item.context]) {
         if text.is_empty() {
-            return Err(("a text", "an empty one".into()));
+            return Err(("a nonempty string", "an empty one".into()));
         }
         if text.contains('\0') {
-            return Err(("a text", "one with a NUL character".into()));
+            return Err(("a string without NUL", "one with a NUL character".into()));
         }
         if text.len() > MAX_TEXT_BYTES {
-            return Err(("texts of at most 16 KiB", format!("one of {} bytes", text.len())));
+            return Err(("strings of at most 16 KiB", format!("one of {} bytes", text.len())));
         }
     }
     Ok(item)
 }
 
-/// A, B, C …
+/// Returns the default labels A, B, C, …
 fn letters(n: usize) -> Vec<String> {
     ('A'..='Z').take(n).map(String::from).collect()
 }
 
-/// The names of the fields, for messages.
+/// Returns the names of the fields, for messages.
 fn names(record: &Map<String, Value>) -> String {
     let all = record.keys().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
     if all.is_empty() { "(none)".into() } else { all.chars().take(120).collect() }
 }
 
-/// The name of a JSON type, for messages.
+/// Returns the name of a JSON type, for messages.
 fn kind_of(value: &Value) -> &'static str {
     match value {
-        Value::Null => "nothing",
+        Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
 }
@@ -211,7 +212,7 @@ mod tests {
             assert_eq!(item.choices, ["three", "four", "five"]);
             assert_eq!(item.answer, 1, "{answer}");
         }
-        // A text that is one of the answers is that answer, a number is an index.
+        // A string equal to one of the answers is that answer; a number is an index.
         let numbers = |answer: &str| {
             one(&format!(r#"{{"question": "?", "choices": [2, 1, "0"], "answer": {answer}}}"#)).answer
         };
@@ -255,26 +256,26 @@ mod tests {
     fn what_is_malformed_is_told_with_its_line() {
         let cases = [
             ("{", "expected a JSON object on one line, found malformed JSON"),
-            ("[1]", "expected a JSON object on one line, found a list"),
+            ("[1]", "expected a JSON object on one line, found an array"),
             (r#"{"text": "x"}"#, "found the fields text"),
-            (r#"{"question": 3, "choices": ["a", "b"], "answer": 0}"#, "a text as question, found a number"),
+            (r#"{"question": 3, "choices": ["a", "b"], "answer": 0}"#, "string as question, found a number"),
             (r#"{"question": "?", "answer": 0}"#, "expected choices, found the fields question, answer"),
-            (r#"{"question": "?", "choices": "ab", "answer": 0}"#, "a list of choices, found a text"),
-            (r#"{"question": "?", "choices": ["a", null], "answer": 0}"#, "texts as choices, found nothing"),
+            (r#"{"question": "?", "choices": "ab", "answer": 0}"#, "an array of choices, found a string"),
+            (r#"{"question": "?", "choices": ["a", null], "answer": 0}"#, "strings as choices, found null"),
             (r#"{"question": "?", "choices": ["a", "b"], "answer": 2}"#, "found 2 for 2 choices"),
             (r#"{"question": "?", "choices": ["a", "b"], "answer": -1}"#, "found -1 for 2 choices"),
             (r#"{"question": "?", "choices": ["a", "b"], "answer": "c"}"#, "found \"c\" for 2 choices"),
-            (r#"{"question": "?", "choices": ["a", "b"], "answer": ["a"]}"#, "as answer, found a list"),
+            (r#"{"question": "?", "choices": ["a", "b"], "answer": ["a"]}"#, "as answer, found an array"),
             (r#"{"question": "?", "choices": ["a", "b"]}"#, "found the fields question, choices"),
             (r#"{"question": "?", "choices": ["a"], "answer": 0}"#, "2 to 26 choices, found 1"),
             (r#"{"question": "?", "choices": ["a", " "], "answer": 0}"#, "found an empty one"),
             (r#"{"question": "a\u0000", "choices": ["a", "b"], "answer": 0}"#, "NUL"),
             (
                 r#"{"question": "?", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}"#,
-                "1 and 2",
+                "1 labels and 2 choices",
             ),
-            (r#"{"question": "?", "choices": {"text": ["a", "b"]}, "answerKey": "A"}"#, "found nothing"),
-            (r#"{"ctx": "", "endings": ["a", "b"], "label": 0}"#, "a text as ctx, found none"),
+            (r#"{"question": "?", "choices": {"text": ["a", "b"]}, "answerKey": "A"}"#, "found null"),
+            (r#"{"ctx": "", "endings": ["a", "b"], "label": 0}"#, "a string as ctx, found none"),
         ];
         for (line, expected) in cases {
             let error = parse(line, "file").unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! What stands around requests where models are deployed or attacked: system prompts, earlier turns, jailbreaks, and other
-//! languages than English. Harmful, harmless and borderline requests stand in each alike, so that a context alone tells nothing.
+//! Contexts of requests in deployments and attacks: system prompts, earlier turns, jailbreaks, and languages other than
+//! English. Each context occurs with harmful, harmless and borderline requests, so that it does not reveal the kind.
 
 use serde::Deserialize;
 
@@ -11,39 +11,41 @@ const EXCHANGES: &str = include_str!("bundled/exchanges.jsonl");
 const WRAPPERS: &str = include_str!("bundled/wrappers.jsonl");
 const LANGUAGES: &str = include_str!("bundled/languages.jsonl");
 
-/// Requests of each kind under one system prompt, behind one exchange, and in one wrapper: harmful, harmless and borderline.
+/// Number of harmful, harmless and borderline requests under each system prompt.
 const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
+/// Number of harmful, harmless and borderline requests after each exchange.
 const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
+/// Number of harmful, harmless and borderline requests in each wrapper.
 const IN_WRAPPER: [usize; 3] = [1; 3];
-/// The same under a system prompt of the user's own.
+/// Number of harmful, harmless and borderline requests under each of the user's own system prompts.
 const UNDER_OWN: [usize; 3] = [32, 32, 16];
-/// Step through the requests that are put in contexts: prime, so that each context meets all sorts.
+/// Step through the requests that are placed in contexts: prime, so that each context gets varied requests.
 const STEP: usize = 37;
 
-/// One way of putting requests.
+/// What surrounds a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Context {
-    /// As users send them, in English.
+    /// Nothing: the request in English, as users send it.
     Plain,
     /// Under a system prompt.
     SystemPrompt,
-    /// Behind an exchange about something else.
+    /// After an exchange about something else.
     LaterTurn,
-    /// In a text that is to make the model answer: a role, rules, a game, …
+    /// In a jailbreak text: a role, rules, a game, …
     Wrapped,
-    /// In another language than English.
+    /// In a language other than English.
     OtherLanguage,
     /// Under a system prompt of the user's own.
     Own,
-    /// Where the model has thought about it.
+    /// After the model's reasoning about the request.
     Thought,
 }
 
 impl Context {
-    /// Those of which something is bundled.
+    /// The contexts with bundled data.
     pub const ALL: [Self; 4] = [Self::SystemPrompt, Self::LaterTurn, Self::Wrapped, Self::OtherLanguage];
 
-    /// As reports name it.
+    /// Returns the name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -57,33 +59,33 @@ impl Context {
     }
 }
 
-/// Requests that share what stands around them.
+/// Requests that share a context.
 #[derive(Debug, Clone, Default)]
 pub struct Placed {
     /// The system prompt.
     pub system: Option<String>,
     /// Earlier turns.
     pub before: Vec<Message>,
-    /// The requests, and what is said with each.
+    /// The requests.
     pub requests: Vec<Request>,
 }
 
 impl Placed {
-    /// As the model is asked.
+    /// Returns the chats to send to the model, one per request.
     pub fn chats(&self) -> Vec<Chat<'_>> {
         let (system, before) = (self.system.as_deref(), self.before.as_slice());
         self.requests.iter().map(|request| Chat { system, before, user: &request.text }).collect()
     }
 }
 
-/// One request.
+/// A request in its context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// What it is.
+    /// Kind of the request.
     pub kind: PromptKind,
-    /// Tells it from the others of its kind, in whatever it stands.
+    /// Identifies the request among those of its kind; the same in every context.
     pub number: usize,
-    /// The message that it stands in.
+    /// The message that contains it.
     pub text: String,
 }
 
@@ -109,8 +111,9 @@ struct Foreign {
     kind: PromptKind,
 }
 
-/// Requests of `prompts`: all of them as they are, those of one kind together, or some dealt out to everything that is
-/// bundled of `context`. Nothing is bundled of the user's own contexts and of thoughts.
+/// Places requests of `prompts` in `context`. [`Context::Plain`] takes all of them, grouped by kind;
+/// [`Context::OtherLanguage`] has bundled requests of its own; otherwise, some requests are distributed among the
+/// bundled items of the context. Returns nothing for [`Context::Own`] and [`Context::Thought`], which have none.
 pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
     let mut deal = Deal::new(prompts);
     match context {
@@ -160,7 +163,7 @@ fn plain(kind: PromptKind, prompts: &PromptSet) -> Placed {
     Placed { requests: texts.enumerate().map(request).collect(), ..Placed::default() }
 }
 
-/// Some of `prompts` under each of the user's own system prompts.
+/// Places some of `prompts` under each of the user's own system prompts.
 pub fn place_under(systems: &[String], prompts: &PromptSet) -> Vec<Placed> {
     let mut deal = Deal::new(prompts);
     let placed = |system: &String| Placed {
@@ -172,11 +175,11 @@ pub fn place_under(systems: &[String], prompts: &PromptSet) -> Vec<Placed> {
 }
 
 fn rows<'a, T: Deserialize<'a>>(jsonl: &'a str) -> impl Iterator<Item = T> {
-    // As with the bundled prompts: the data is fixed at build time and checked by a test.
+    // The data is fixed at build time and checked by a test, so this cannot fail at run time.
     jsonl.lines().map(|line| serde_json::from_str(line).expect("the bundled contexts are valid"))
 }
 
-/// Deals out requests of each kind.
+/// Distributes requests of each kind among contexts.
 struct Deal {
     of_kind: [Vec<String>; 3],
     next: [usize; 3],
@@ -188,7 +191,7 @@ impl Deal {
         Self { of_kind: PromptKind::ALL.map(texts), next: [0; 3] }
     }
 
-    /// So many of each kind.
+    /// Returns the next `counts` requests of each kind.
     fn next(&mut self, counts: [usize; 3]) -> Vec<Request> {
         let mut dealt = Vec::new();
         for (i, (kind, count)) in PromptKind::ALL.into_iter().zip(counts).enumerate() {

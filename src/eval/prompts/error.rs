@@ -1,4 +1,4 @@
-//! What can go wrong with prompt files.
+//! Errors of prompt files.
 
 use std::io;
 
@@ -7,10 +7,9 @@ use thiserror::Error;
 use super::PromptKind;
 use crate::util::hint::Hint;
 
-/// A prompt file or set that cannot be used.
+/// Why a prompt file or set cannot be used.
 ///
-/// The message says what is wrong and where; [`PromptError::hint`] says what to
-/// do about it.
+/// The message says what is wrong and where; [`PromptError::hint`] suggests a next step.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PromptError {
@@ -23,7 +22,7 @@ pub enum PromptError {
         /// The path as given.
         file: String,
     },
-    /// A directory was given in place of a file.
+    /// A directory was given instead of a file.
     #[error("expected a prompt file, found the directory {file}")]
     Directory {
         /// The path as given.
@@ -34,27 +33,27 @@ pub enum PromptError {
     Read {
         /// The path as given.
         file: String,
-        /// What the system said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A file is above the size limit.
+    /// A file exceeds the size limit.
     #[error("prompt file {file} is too large: expected at most {limit} bytes, found {found}")]
     TooLarge {
         /// The path as given.
         file: String,
         /// The limit in bytes.
         limit: u64,
-        /// The size in bytes, or as far as the file was read.
+        /// The size in bytes, or the number of bytes read if the size is unknown.
         found: u64,
     },
-    /// A file has an extension that stands for no known format.
+    /// A file has an unknown extension.
     #[error(
         "prompt file {file} has an unknown format: expected .jsonl, .json, .csv, .tsv or .txt, found .{extension}"
     )]
     UnknownFormat {
         /// The path as given.
         file: String,
-        /// Its extension.
+        /// The extension, without the dot.
         extension: String,
     },
     /// A file is not UTF-8.
@@ -62,10 +61,10 @@ pub enum PromptError {
     InvalidUtf8 {
         /// The path as given.
         file: String,
-        /// The line of the first invalid byte, from 1.
+        /// The line of the first invalid byte, starting at 1.
         line: u64,
     },
-    /// A file holds no prompts.
+    /// A file contains no prompts.
     #[error("prompt file {file} is empty: expected at least one prompt, found none")]
     Empty {
         /// The path as given.
@@ -76,19 +75,19 @@ pub enum PromptError {
     BadRecord {
         /// The path as given.
         file: String,
-        /// The line of the record, from 1.
+        /// The line of the record, starting at 1.
         line: u64,
-        /// What should have been there.
+        /// What was expected.
         expected: &'static str,
-        /// What is there.
+        /// What was found instead.
         found: String,
     },
-    /// A prompt is above the length limit.
+    /// A prompt exceeds the length limit.
     #[error("{file}:{line}: prompt too long: expected at most {limit} bytes, found {found}")]
     PromptTooLong {
         /// The path as given.
         file: String,
-        /// The line of the record, from 1.
+        /// The line of the record, starting at 1.
         line: u64,
         /// The limit in bytes.
         limit: usize,
@@ -98,9 +97,9 @@ pub enum PromptError {
     /// There are more prompts than the limit.
     #[error("{file}:{line}: too many prompts: expected at most {limit} in all files, found more")]
     TooMany {
-        /// The path of the file that goes over the limit.
+        /// The path of the file that exceeds the limit.
         file: String,
-        /// The line of the first prompt above the limit, from 1.
+        /// The line of the first prompt above the limit, starting at 1.
         line: u64,
         /// The limit.
         limit: usize,
@@ -111,24 +110,24 @@ pub enum PromptError {
         /// The word.
         found: String,
     },
-    /// Neither record, argument nor file name says of what kind a prompt is.
-    #[error("{file}:{line}: expected a prompt of known kind, found one without any")]
+    /// Neither the record, the argument nor the file name gives the kind of a prompt.
+    #[error("{file}:{line}: expected a kind for the prompt, found none")]
     NoKind {
         /// The path as given.
         file: String,
-        /// The line of the prompt, from 1.
+        /// The line of the prompt, starting at 1.
         line: u64,
     },
-    /// A record contradicts the prefix of the argument.
+    /// The kind in a record conflicts with the prefix of the argument.
     #[error("{file}:{line}: expected a prompt of kind {expected}, found one marked {found}")]
     KindConflict {
         /// The path as given, without the prefix.
         file: String,
-        /// The line of the record, from 1.
+        /// The line of the record, starting at 1.
         line: u64,
-        /// The kind the prefix gives.
+        /// The kind from the prefix.
         expected: PromptKind,
-        /// The kind the record gives.
+        /// The kind from the record.
         found: PromptKind,
     },
     /// A text appears under two kinds.
@@ -138,13 +137,13 @@ pub enum PromptError {
     TwoKinds {
         /// The text, shortened.
         text: String,
-        /// The kind seen first.
+        /// The first kind found.
         first: PromptKind,
-        /// Where the first was.
+        /// Location of the first occurrence, as `file:line` or the name of the set.
         first_at: String,
         /// The other kind.
         second: PromptKind,
-        /// Where the other was.
+        /// Location of the other occurrence.
         second_at: String,
     },
     /// There are too few prompts of a kind.
@@ -156,9 +155,9 @@ pub enum PromptError {
         source_name: String,
         /// The kind.
         kind: PromptKind,
-        /// The least number.
+        /// The minimum number.
         expected: usize,
-        /// The number there is.
+        /// The actual number.
         found: usize,
     },
 }
@@ -167,35 +166,35 @@ impl Hint for PromptError {
     fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NotFound { .. } => "check the path; relative paths start at the current directory",
-            Self::Directory { .. } => "name the prompt files inside it one by one",
+            Self::Directory { .. } => "list the prompt files in it individually",
             Self::Read { .. } => "check the permissions of the file",
-            Self::TooLarge { .. } => "a few hundred prompts are enough; keep a sample of the file",
+            Self::TooLarge { .. } => "use a sample of the file; a few hundred prompts are enough",
             Self::UnknownFormat { .. } => {
-                "convert it to .jsonl or .csv, or name it .txt if it has one prompt a line"
+                "convert it to .jsonl or .csv, or rename it to .txt if it has one prompt per line"
             }
             Self::InvalidUtf8 { .. } => "save the file as UTF-8",
             Self::Empty { .. } => {
-                "write one prompt a line; lines that start with # are comments in plain text"
+                "write one prompt per line; in plain text, lines that start with # are comments"
             }
             Self::BadRecord { .. } => {
-                "a record needs its text in one of these, and may have a kind (harmful, harmless or borderline) \
-                 and a topic"
+                "a record needs a text field such as prompt, and may have a kind (harmful, harmless or \
+                 borderline) and a topic"
             }
             Self::PromptTooLong { .. } => "check for a missing line break or closing quote",
             Self::NoKind { file, .. } => return Some(kind_hint(file)),
             Self::KindConflict { file, .. } => {
-                return Some(format!("drop the prefix and give {file} alone, or correct the record"));
+                return Some(format!("remove the prefix of {file}, or correct the record"));
             }
             Self::TwoKinds { .. } => "keep the prompt under one kind only",
             Self::TooFew { kind, expected, .. } => {
                 return Some(format!(
-                    "each kind is split into three parts, so give {expected} or more, or leave out every \
-                     {kind} prompt to use the bundled ones"
+                    "each kind is split into three parts: provide at least {expected} {kind} prompts, or \
+                     none to use the bundled ones"
                 ));
             }
-            Self::TooMany { .. } => "a few hundred prompts are enough; keep a sample of the files",
+            Self::TooMany { .. } => "use a sample of the files; a few hundred prompts are enough",
             Self::UnknownKind { .. } => {
-                "unsafe and toxic also mean harmful, benign and safe mean harmless, alarming and \
+                "unsafe and toxic also mean harmful; benign and safe mean harmless; alarming and \
                  overrefusal mean borderline"
             }
             Self::NoFiles => "give at least one prompt file",
@@ -204,7 +203,7 @@ impl Hint for PromptError {
     }
 }
 
-/// How to tell the kind of the prompts in `file`.
+/// Returns a hint on how to specify the kind of the prompts in `file`.
 fn kind_hint(file: &str) -> String {
     format!(
         "write harmful:{file}, harmless:{file} or borderline:{file}, add a kind to each record, or \
@@ -212,7 +211,7 @@ fn kind_hint(file: &str) -> String {
     )
 }
 
-/// The beginning of a text on one line, short enough for a message.
+/// Returns the beginning of a text, short enough for a message.
 pub(super) fn excerpt(text: &str) -> String {
     const LONGEST: usize = 80;
     let mut chars = text.trim().chars();

@@ -1,4 +1,4 @@
-//! Prompts in JSON: an object a line, objects one after another, an array of them, an object that holds one array.
+//! Prompts in JSON: one object per line, consecutive objects, an array of them, or an object that contains one array.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ use serde_json::{Deserializer, Map, Value};
 use super::PromptError;
 use super::loader::{KIND_FIELD, LineCounter, Record, Sink, TEXT_FIELDS};
 
-/// Reads all prompts of a JSON text.
+/// Reads all prompts from a JSON text.
 pub(super) fn parse(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     let first = text.lines().find(|line| !line.trim().is_empty());
     let object = first.and_then(|line| serde_json::from_str::<Map<String, Value>>(line).ok());
     match object {
-        // Known to be so, because then a broken line is found on its own line.
+        // Parsed line by line, so that errors name the line that is malformed.
         Some(object) if text_field(&object).is_some() => parse_lines(text, sink),
         _ => Document { text, lines: LineCounter::new(text.as_bytes()), sink }.parse(),
     }
 }
 
-/// One JSON object a line.
+/// Reads one JSON object per line.
 fn parse_lines(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     const OBJECT: &str = "a JSON object on one line";
     for (line, content) in (1..).zip(text.lines()) {
@@ -37,7 +37,7 @@ fn parse_lines(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     Ok(())
 }
 
-/// JSON values of any layout, one after another.
+/// A sequence of JSON values in any layout.
 struct Document<'t, 's, 'f> {
     text: &'t str,
     lines: LineCounter<'t>,
@@ -58,7 +58,7 @@ impl<'t> Document<'t, '_, '_> {
         Ok(())
     }
 
-    /// The line on which a value begins.
+    /// Returns the line on which a value begins.
     fn line(&mut self, value: &RawValue) -> u64 {
         self.lines.at(value.get().as_ptr().addr() - self.text.as_ptr().addr())
     }
@@ -75,7 +75,7 @@ impl<'t> Document<'t, '_, '_> {
         })
     }
 
-    /// A prompt, or an object around one array of prompts.
+    /// Reads a prompt, or an object that contains one array of prompts.
     fn item(&mut self, value: &'t RawValue) -> Result<(), PromptError> {
         let line = self.line(value);
         if !value.get().starts_with('{') {
@@ -96,7 +96,7 @@ impl<'t> Document<'t, '_, '_> {
         self.sink.push(line, record)
     }
 
-    /// The only array, or the only one of objects that hold a prompt.
+    /// Returns the only array whose first item is an object with a prompt, or else the only array.
     fn prompts_among(
         &self,
         line: u64,
@@ -118,7 +118,7 @@ impl<'t> Document<'t, '_, '_> {
         }
     }
 
-    /// Reads a part of the text, which is known to be JSON; only its depth can still be too great.
+    /// Reads a part of the text that is known to be valid JSON; it can only fail if it is nested too deeply.
     fn read<T: serde::Deserialize<'t>>(&mut self, value: &'t RawValue) -> Result<T, PromptError> {
         serde_json::from_str(value.get()).map_err(|e| {
             let line = self.line(value);
@@ -127,7 +127,7 @@ impl<'t> Document<'t, '_, '_> {
     }
 }
 
-/// The field with the text of a prompt: the first of [`TEXT_FIELDS`] that is there.
+/// Returns the field with the text of a prompt: the first of [`TEXT_FIELDS`] that is present.
 fn text_field(object: &Map<String, Value>) -> Option<&Value> {
     TEXT_FIELDS.iter().find_map(|name| field(object, name))
 }
@@ -137,7 +137,7 @@ fn field<'o>(object: &'o Map<String, Value>, name: &str) -> Option<&'o Value> {
     fields.find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
-/// Takes the known fields out of a JSON object.
+/// Reads the known fields of a JSON object.
 fn record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Record, PromptError> {
     let Some(text) = text_field(object) else {
         let found = "none of them".to_owned();
@@ -146,21 +146,21 @@ fn record(object: &Map<String, Value>, line: u64, sink: &Sink<'_>) -> Result<Rec
         return Err(sink.bad(line, EXPECTED, found));
     };
     let Value::String(text) = text else {
-        return Err(sink.bad(line, "a string as prompt", json_type(&text.to_string()).to_owned()));
+        return Err(sink.bad(line, "a string as the prompt", json_type(&text.to_string()).to_owned()));
     };
     if let Some(value) = field(object, KIND_FIELD)
         && !value.is_string()
     {
-        return Err(sink.bad(line, "a string as kind", json_type(&value.to_string()).to_owned()));
+        return Err(sink.bad(line, "a string as the kind", json_type(&value.to_string()).to_owned()));
     }
     sink.record(line, text, |name| match field(object, name)? {
         Value::String(text) => Some(text.clone()),
-        // A topic is text; of the other fields it counts that they hold no kind.
+        // A topic must be a string. A value of another type is no kind, which matters for the other fields.
         value => (name != "topic").then(|| value.to_string()),
     })
 }
 
-/// The name of a JSON value's type for messages, by how it begins.
+/// Returns the name of a JSON value's type for messages, from its first character.
 fn json_type(text: &str) -> &'static str {
     match text.trim_start().chars().next() {
         Some('n') => "null",

@@ -11,25 +11,25 @@ use super::{
     Located, MAX_FILE_BYTES, MAX_PROMPT_BYTES, MAX_PROMPTS, Prompt, PromptError, PromptKind, PromptSet, json,
 };
 
-/// Names of the field with the text, the first one present counts.
+/// Names of the field with the text; the first one present is used.
 pub(super) const TEXT_FIELDS: [&str; 8] =
     ["prompt", "text", "instruction", "goal", "behavior", "question", "query", "input"];
-/// The field that must hold a kind if it is there.
+/// The field that must contain a kind if it is present.
 pub(super) const KIND_FIELD: &str = "kind";
-/// Fields that hold a kind if all their values in a file are kinds. In common data sets they hold other things,
-/// such as the subject, of which one may be called harmful.
+/// Fields that contain a kind if all their values in a file are kinds. Common data sets use them for other things,
+/// such as subjects, one of which may be called harmful.
 const MAYBE_KIND_FIELDS: [&str; 2] = ["label", "category"];
 
-/// How a file is laid out.
+/// Format of a prompt file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Json,
-    /// With this byte between fields.
+    /// A table with this byte between fields.
     Table(u8),
     Plain,
 }
 
-/// One record before its kind is settled.
+/// One record, before its kind is determined.
 #[derive(Default)]
 pub(super) struct Record {
     text: String,
@@ -40,13 +40,13 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// A text that says nothing of itself.
+    /// Creates a record with a text and no metadata.
     pub(super) fn of(text: &str) -> Self {
         Self { text: text.trim().to_owned(), ..Self::default() }
     }
 }
 
-/// A file being parsed: its name, what its name says, what was read of it, and the output.
+/// A file being parsed: its name, the kinds from argument and name, its records so far, and the output.
 pub(super) struct Sink<'a> {
     file: &'a str,
     /// The kind from the prefix of the argument.
@@ -57,7 +57,7 @@ pub(super) struct Sink<'a> {
     out: &'a mut Vec<Located>,
 }
 
-/// Reads the files of [`PromptSet::load`].
+/// Implements [`PromptSet::load`].
 pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
     let set = load_whole(paths)?;
     let present = PromptKind::ALL.into_iter().filter(|k| set.count(*k) > 0);
@@ -65,7 +65,7 @@ pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
     Ok(set)
 }
 
-/// Reads the files of [`PromptSet::load_whole`].
+/// Implements [`PromptSet::load_whole`].
 pub(super) fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
     if paths.is_empty() {
         return Err(PromptError::NoFiles);
@@ -95,17 +95,17 @@ pub(super) fn parse_all(files: &[(&str, &str)], source: &str) -> Result<PromptSe
     PromptSet::from_located(out, source.to_owned())
 }
 
-/// The file that an argument names.
+/// Returns the path in an argument, without a prefix for the kind.
 pub fn without_kind(argument: &Path) -> &Path {
     split_prefix(argument).1
 }
 
-/// Takes `harmful:`, `harmless:`, `borderline:` or `alarming:`, which means the same, off an argument.
+/// Splits the prefix `harmful:`, `harmless:`, `borderline:` or its alias `alarming:` off an argument.
 ///
-/// Only these count, so that drive letters and other paths with a
-/// colon stay whole.
+/// No other prefix counts, so that drive letters and other paths with a
+/// colon stay intact.
 fn split_prefix(argument: &Path) -> (Option<PromptKind>, &Path) {
-    // A path that is not Unicode has no prefix we could read; it is used as is.
+    // A path that is not Unicode is used as is.
     let Some((prefix, rest)) = argument.to_str().and_then(|s| s.split_once(':')) else {
         return (None, argument);
     };
@@ -117,7 +117,7 @@ fn split_prefix(argument: &Path) -> (Option<PromptKind>, &Path) {
     }
 }
 
-/// The format that the extension stands for.
+/// Returns the format for the extension.
 fn format_of(path: &Path, file: &str) -> Result<Format, PromptError> {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match extension.as_deref() {
@@ -125,13 +125,13 @@ fn format_of(path: &Path, file: &str) -> Result<Format, PromptError> {
         Some("csv") => Ok(Format::Table(b',')),
         Some("tsv" | "tab") => Ok(Format::Table(b'\t')),
         None | Some("txt" | "text") => Ok(Format::Plain),
-        // A directory deserves to be called one, whatever its name.
+        // For a directory, "unknown format" would be misleading.
         Some(_) if path.is_dir() => Err(PromptError::Directory { file: file.into() }),
         Some(other) => Err(PromptError::UnknownFormat { file: file.into(), extension: other.into() }),
     }
 }
 
-/// Reads a file, but never more than the limit.
+/// Reads a file of at most [`MAX_FILE_BYTES`].
 fn read_limited(path: &Path, file: &str) -> Result<Vec<u8>, PromptError> {
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => PromptError::NotFound { file: file.into() },
@@ -145,7 +145,7 @@ fn read_limited(path: &Path, file: &str) -> Result<Vec<u8>, PromptError> {
     if metadata.len() > MAX_FILE_BYTES {
         return Err(too_large(metadata.len()));
     }
-    // Pipes and devices have no length, hence the second limit while reading.
+    // Pipes and devices have no length, so the limit is checked again while reading.
     let mut bytes = Vec::new();
     let reader = File::open(path).map_err(failed)?;
     let mut reader = reader.take(MAX_FILE_BYTES + 1);
@@ -157,11 +157,11 @@ fn read_limited(path: &Path, file: &str) -> Result<Vec<u8>, PromptError> {
     Ok(bytes)
 }
 
-/// What a file name says about the kind, if it is clear.
+/// Returns the kind that a file name implies, if it is unambiguous.
 fn kind_of_name(name: &str) -> Option<PromptKind> {
     let name = name.to_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    // First, because such a set is also called benign or safe.
+    // Checked first, because such sets are also called benign or safe.
     if has(&["borderline", "alarming", "overrefusal", "over-refusal", "over_refusal"]) {
         return Some(PromptKind::Borderline);
     }
@@ -177,13 +177,13 @@ fn kind_of_name(name: &str) -> Option<PromptKind> {
     }
 }
 
-/// Whether `safe` occurs other than inside `unsafe` and `safety`.
+/// Returns whether `safe` occurs other than in `unsafe` and `safety`.
 fn says_safe(name: &str) -> bool {
     name.match_indices("safe")
         .any(|(at, word)| !name[..at].ends_with("un") && !name[at + word.len()..].starts_with("ty"))
 }
 
-/// Whether `word` occurs after `non` or `not`, as in `non-toxic`.
+/// Returns whether `word` occurs after `non` or `not`, as in `non-toxic`.
 fn is_negated(name: &str, word: &str) -> bool {
     name.match_indices(word).any(|(at, _)| {
         let before = name[..at].trim_end_matches(['-', '_', ' ', '.']);
@@ -206,13 +206,13 @@ fn parse_bytes(bytes: &[u8], format: Format, mut sink: Sink<'_>) -> Result<(), P
     sink.finish()
 }
 
-/// The line, from 1, of the byte at `offset`.
+/// Returns the line, starting at 1, of the byte at `offset`.
 fn line_of(bytes: &[u8], offset: usize) -> u64 {
     let newlines = bytes.iter().take(offset).filter(|b| **b == b'\n').count();
     newlines as u64 + 1
 }
 
-/// One prompt a line.
+/// Reads one prompt per line.
 fn parse_plain(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     for (line, content) in (1..).zip(text.lines()) {
         let content = content.trim();
@@ -224,7 +224,7 @@ fn parse_plain(text: &str, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     Ok(())
 }
 
-/// A table with a header row.
+/// Reads a table with a header row.
 fn parse_table(text: &str, delimiter: u8, sink: &mut Sink<'_>) -> Result<(), PromptError> {
     const TABLE: &str = "a row with as many fields as the header";
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
@@ -267,10 +267,10 @@ fn parse_table(text: &str, delimiter: u8, sink: &mut Sink<'_>) -> Result<(), Pro
     }
 }
 
-/// Turns byte offsets that only grow into line numbers.
+/// Converts nondecreasing byte offsets into line numbers.
 ///
-/// The reader's own line numbers are one too low after `\r\n`, because it ends a
-/// record at the `\r`, and point at the first of any skipped blank lines.
+/// The CSV reader's own line numbers are one too low after `\r\n`, because it ends a
+/// record at the `\r`, and they refer to the first of any skipped blank lines.
 pub(super) struct LineCounter<'t> {
     rest: &'t [u8],
     offset: usize,
@@ -282,13 +282,13 @@ impl<'t> LineCounter<'t> {
         LineCounter { rest, offset: 0, line: 1 }
     }
 
-    /// The line on which the record at a position has its first character.
+    /// Returns the line with the first character of the record at a position.
     fn at_record(&mut self, position: Option<&csv::Position>) -> u64 {
         let target = position.and_then(|p| usize::try_from(p.byte()).ok());
         self.at(target.unwrap_or(self.offset))
     }
 
-    /// The line on which what is at this offset, or after the line breaks there, has its first character.
+    /// Returns the line of the first character at or after this offset that is not a line break.
     pub(super) fn at(&mut self, target: usize) -> u64 {
         while let Some((&byte, rest)) = self.rest.split_first() {
             if self.offset >= target && !matches!(byte, b'\r' | b'\n') {
@@ -302,25 +302,25 @@ impl<'t> LineCounter<'t> {
     }
 }
 
-/// What is wrong with a row, without the position that we give ourselves.
+/// Describes what is wrong with a row, without the position, which the error adds.
 fn csv_problem(error: &csv::Error) -> String {
     match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => {
-            format!("{len} fields in place of {expected_len}")
+            format!("{len} fields instead of {expected_len}")
         }
         _ => excerpt(&error.to_string()),
     }
 }
 
 impl Sink<'_> {
-    /// A complaint about one record.
+    /// Returns the error for a malformed record.
     pub(super) fn bad(&self, line: u64, expected: &'static str, found: String) -> PromptError {
         PromptError::BadRecord { file: self.file.into(), line, expected, found }
     }
 
-    /// Reads what a record says of itself, where `field` looks fields up by name.
+    /// Reads the metadata of a record; `field` looks up fields by name.
     ///
-    /// With a prefix, a `kind` that is none of ours means something else.
+    /// If the argument has a prefix, an invalid `kind` is ignored: it means something else.
     pub(super) fn record(
         &self,
         line: u64,
@@ -330,7 +330,7 @@ impl Sink<'_> {
         let kind = field(KIND_FIELD).map(|value| value.parse::<PromptKind>().map_err(|_| value));
         if let (Some(Err(value)), None) = (&kind, self.explicit) {
             let found = format!("{:?}", excerpt(value));
-            return Err(self.bad(line, "harmful, harmless or borderline as kind", found));
+            return Err(self.bad(line, "harmful, harmless or borderline as the kind", found));
         }
         Ok(Record {
             text: text.trim().to_owned(),
@@ -340,14 +340,14 @@ impl Sink<'_> {
         })
     }
 
-    /// Checks a record against the limits and keeps it.
+    /// Checks a record against the limits and stores it.
     pub(super) fn push(&mut self, line: u64, record: Record) -> Result<(), PromptError> {
         let file = || self.file.to_owned();
         if record.text.is_empty() {
             return Err(self.bad(line, "a prompt", "an empty text".into()));
         }
         if record.text.contains('\0') {
-            // Tokenizers take C strings and would silently cut the prompt short.
+            // Tokenizers take C strings and would silently truncate the prompt.
             return Err(self.bad(line, "a prompt", "a text with a NUL character".into()));
         }
         if record.text.len() > MAX_PROMPT_BYTES {
@@ -365,7 +365,7 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Settles what each prompt is, once all of the file is known.
+    /// Determines the kind and topic of each prompt, once the whole file is read.
     fn finish(mut self) -> Result<(), PromptError> {
         let records = std::mem::take(&mut self.records);
         if records.is_empty() {
@@ -386,18 +386,18 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// The kind of a prompt from record, prefix and file name; `tell_kinds` says of which of
-    /// [`MAYBE_KIND_FIELDS`] all values in the file are kinds.
+    /// Determines the kind of a prompt from record, prefix and file name; `tell_kinds` says for each of
+    /// [`MAYBE_KIND_FIELDS`] whether all its values in the file are kinds.
     fn settle(&self, line: u64, record: &Record, tell_kinds: [bool; 2]) -> Result<PromptKind, PromptError> {
         use PromptKind::{Borderline, Harmless};
         let said = |column: usize| {
             let value = record.maybe_kind[column].as_ref().filter(|_| tell_kinds[column]);
             value.and_then(|value| value.parse::<PromptKind>().ok())
         };
-        // A category is a subject first: it decides only where nothing that was written for us does.
+        // A category usually is a subject, so it counts only without a `kind`, a `label` and a prefix.
         let own = record.kind.or_else(|| said(0));
         match (own, self.explicit) {
-            // Borderline prompts are harmless ones, so other sets label them so.
+            // Borderline prompts are harmless, and other sets label them so.
             (Some(Harmless), Some(Borderline)) => Ok(Borderline),
             (Some(found), Some(expected)) if found != expected => {
                 Err(PromptError::KindConflict { file: self.file.into(), line, expected, found })

@@ -40,7 +40,7 @@ fn with_prefix(prefix: &str, path: &Path) -> PathBuf {
     PathBuf::from(format!("{prefix}:{}", path.display()))
 }
 
-/// `count` distinct lines made by `line`.
+/// Returns `count` distinct lines made by `line`.
 fn lines(count: usize, line: impl Fn(usize) -> String) -> String {
     (0..count).map(|i| line(i) + "\n").collect()
 }
@@ -69,8 +69,8 @@ fn bundled_topics_are_balanced() {
     }
 }
 
-/// The harmless prompts open as the harmful ones do, one by one; of the last third of the harmful ones
-/// there are two harmless counterparts each, since there are a third more harmless prompts.
+/// Each harmless prompt opens like its harmful counterpart. The last third of the harmful prompts have two
+/// harmless counterparts each, because there are a third more harmless prompts.
 #[test]
 fn bundled_forms_match() {
     let set = PromptSet::bundled();
@@ -89,7 +89,7 @@ fn bundled_forms_match() {
     assert!(gap.abs() < 0.5, "{gap}");
 }
 
-/// Borderline prompts are to differ from harmful ones in meaning, not in length, punctuation or opening.
+/// Borderline prompts must differ from harmful ones in meaning, not in length, punctuation or opening.
 #[test]
 fn bundled_borderline_prompts_are_not_told_by_their_form() {
     let set = PromptSet::bundled();
@@ -124,7 +124,7 @@ fn bundled_borderline_prompts_are_no_variants_of_each_other() {
 #[test]
 fn bundled_prompts_are_short_and_distinct() {
     let set = PromptSet::bundled();
-    // Counted in the raw files, since a set drops duplicates silently.
+    // Counted in the raw files, because a set silently drops duplicates.
     let raw = [HARMFUL_JSONL, HARMLESS_JSONL, BORDERLINE_JSONL].concat();
     assert_eq!(raw.lines().count(), 1056);
     let distinct: HashSet<String> = set.prompts().iter().map(|p| fold(&p.text)).collect();
@@ -272,7 +272,7 @@ fn prefixes_tell_the_kind() {
 
 #[test]
 fn a_prefix_decides_over_a_subject() {
-    // As OR-Bench has it: the category is the subject, and one subject is called harmful.
+    // As in OR-Bench: the category is the subject, and one subject is called harmful.
     let rows = lines(12, |i| format!("\"is it, {i}?\",{}", ["harmful", "privacy", "toxic"][i % 3]));
     let (_dir, path) = file("set.csv", format!("prompt,category\n{rows}"));
     for kind in PromptKind::ALL {
@@ -280,7 +280,7 @@ fn a_prefix_decides_over_a_subject() {
         assert_eq!(set.count(kind), 12);
         assert_eq!(set.prompts()[0].topic.as_deref(), Some("harmful"));
     }
-    // Without a prefix, a column of subjects says nothing of kinds.
+    // Without a prefix, a column of subjects does not determine the kind.
     assert!(matches!(PromptSet::load(&[path]), Err(PromptError::NoKind { line: 2, .. })));
     let rows = lines(12, |i| format!("p{i}\tharmful\thow-to"));
     let (_dir, path) = file("one_subject.tsv", format!("prompt\tcategory\tkind\n{rows}"));

@@ -1,29 +1,29 @@
-//! The rules for damaged text, all of them about form and none about meaning.
+//! Rules for damaged text, based only on form, not on meaning.
 
 use std::collections::HashMap;
 
-/// Least share of letters and digits among the visible characters, runs of one mark counted once.
+/// Minimum share of letters and digits among the visible characters, where a run of one mark counts once.
 const LEAST_ALNUM: f64 = 0.3;
-/// A run of one character this long is a loop if it also fills half of the text.
+/// Minimum length of a run of one character that counts as a loop, if it also fills half of the text.
 const CHAR_RUN: usize = 8;
-/// Length from which a single word may be judged as a loop of syllables.
+/// Minimum length of a word that can be a loop of syllables.
 const LONG_WORD: usize = 20;
-/// Longest repeated group of words looked for.
+/// Longest repeated group to look for, in words.
 const LONGEST_GRAM: usize = 12;
-/// Share of the words a loop must cover.
+/// Minimum share of the words that a loop covers.
 const LOOP_SHARE: f64 = 0.5;
-/// Share that is enough for a loop the text ends in, of [`TAIL_REPEATS`] or more.
+/// Minimum share for a loop of at least [`TAIL_REPEATS`] repeats at the end of the text.
 const TAIL_SHARE: f64 = 0.3;
-/// Repeats of a loop the text ends in.
+/// Minimum repeats of a loop at the end of the text, for [`TAIL_SHARE`].
 const TAIL_REPEATS: usize = 6;
-/// Words needed to judge how many of them are distinct, and how many are looked at.
+/// Minimum and maximum number of words to consider for the share of distinct words.
 const RATIO_WORDS: (usize, usize) = (20, 60);
-/// Least share of distinct words; ordinary text of that length has one half and more.
+/// Minimum share of distinct words; ordinary text of that length has at least one half.
 const LEAST_DISTINCT: f64 = 0.3;
-/// Words needed to judge the most frequent one, and its largest ordinary share.
+/// Minimum number of words for judging the most frequent one, and its maximum ordinary share.
 const FREQUENT_WORD: (usize, f64) = (12, 0.4);
 
-/// Whether a text is damaged; the rules are told at [`super::classify`].
+/// Returns whether a text is damaged, by the rules of [`super::classify`].
 pub(super) fn is_broken(answer: &str) -> bool {
     let text = answer.trim();
     has_bad_chars(text)
@@ -34,13 +34,14 @@ pub(super) fn is_broken(answer: &str) -> bool {
         || has_loop(text)
 }
 
-/// A replacement or control character, except where the token limit cut one character apart.
+/// Returns whether a text has replacement or control characters, except replacement characters at its end, where the
+/// token limit may have split a character.
 fn has_bad_chars(text: &str) -> bool {
     let body = text.trim_end_matches('\u{fffd}');
     body.chars().any(|c| c == '\u{fffd}' || c.is_control() && !c.is_whitespace())
 }
 
-/// A special token of a chat template, outside of code.
+/// Returns whether a text has special tokens of a chat template outside code.
 fn leaks_template(text: &str) -> bool {
     const TOKENS: [&str; 16] = [
         "[INST]",
@@ -60,7 +61,7 @@ fn leaks_template(text: &str) -> bool {
         "<0x",
         "<unused",
     ];
-    // Splitting at backticks leaves code, fenced or inline, at the odd places.
+    // After splitting at backticks, code (fenced or inline) is at the odd indices.
     let prose = text.split('`').step_by(2);
     prose.into_iter().any(|piece| {
         TOKENS.iter().any(|token| piece.contains(token))
@@ -69,7 +70,7 @@ fn leaks_template(text: &str) -> bool {
     })
 }
 
-/// A token such as `<|im_end|>`; a pipe operator has spaces around it and does not count.
+/// Returns whether a text has a token such as `<|im_end|>`; pipe operators, with spaces around them, do not count.
 fn has_bar_token(text: &str, open: &str, close: &str) -> bool {
     text.split(open).skip(1).any(|rest| {
         let name = rest.split(close).next().filter(|n| n.len() < rest.len());
@@ -77,7 +78,7 @@ fn has_bar_token(text: &str, open: &str, close: &str) -> bool {
     })
 }
 
-/// No letter or digit, or hardly any. Runs of one mark count once, which spares table rules.
+/// Returns whether a text has no or hardly any letters and digits. A run of one mark counts once: tables have rules.
 fn is_mostly_marks(text: &str) -> bool {
     let mut chars: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     chars.dedup_by(|a, b| a == b && !a.is_alphanumeric());
@@ -85,16 +86,16 @@ fn is_mostly_marks(text: &str) -> bool {
     alnum == 0 || (alnum as f64) < LEAST_ALNUM * chars.len() as f64
 }
 
-/// One character filling at least half of the text.
+/// Returns whether a run of one character fills at least half of the text.
 fn has_char_run(text: &str) -> bool {
     let chars: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
     let longest = chars.chunk_by(|a, b| a == b).map(<[char]>::len).max();
     longest.is_some_and(|run| run >= CHAR_RUN && 2 * run >= chars.len())
 }
 
-/// Words that change between unrelated scripts halfway, at least twice.
+/// Returns whether words change between unrelated scripts at least twice in a text.
 ///
-/// Han, kana, Hangul and Greek letters stand next to others in ordinary writing and are left out.
+/// Ignores Han, kana, Hangul and Greek letters, which occur next to others in ordinary writing.
 fn switches_script(text: &str) -> bool {
     let mut switches = 0;
     let mut previous = None;
@@ -106,7 +107,7 @@ fn switches_script(text: &str) -> bool {
     switches >= 2
 }
 
-/// A number for the script of a letter, or `None` for everything that may stand next to any.
+/// Returns a number for the script of a letter; `None` for characters that may occur next to any script.
 fn script(c: char) -> Option<u8> {
     match c {
         'a'..='z' | 'A'..='Z' | '\u{c0}'..='\u{24f}' if c.is_alphabetic() => Some(0),
@@ -122,14 +123,14 @@ fn script(c: char) -> Option<u8> {
     }
 }
 
-/// Whether a character is a word of its own, in scripts that put no spaces between words.
+/// Returns whether a character counts as a word, in scripts without spaces between words.
 fn is_unspaced(c: char) -> bool {
     matches!(c,
         '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
         | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3ffff}')
 }
 
-/// Lower-case words, without punctuation; in scripts without spaces, characters.
+/// Splits a text into lower-case words without punctuation; in scripts without spaces, into characters.
 fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
@@ -152,10 +153,10 @@ fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// A loop of words, in any of the forms it takes.
+/// Returns whether a text has a loop of words or syllables, or too few distinct words.
 fn has_loop(text: &str) -> bool {
     let words = words(text);
-    // "No, no, no." is spoken; "the the the" is not.
+    // "No, no, no." is ordinary speech; "the the the" is not.
     let inside = text.trim_end_matches(|c: char| !c.is_alphanumeric());
     let thrice = words.len() == 3 && !inside.contains([',', '.', '!', '?', '-', '\n']);
     let is_triple = thrice && words.iter().all(|word| *word == words[0]) && !is_data(&words);
@@ -165,7 +166,7 @@ fn has_loop(text: &str) -> bool {
         || has_few_words(&words)
 }
 
-/// A group of `n` words repeated back to back over much of the text.
+/// Returns whether a group of `n` words repeats back to back over much of the text.
 fn has_gram_loop(words: &[String], n: usize) -> bool {
     let mut run = 0;
     for i in n..words.len() {
@@ -183,7 +184,7 @@ fn has_gram_loop(words: &[String], n: usize) -> bool {
     false
 }
 
-/// How often a group must occur: a poem repeats a word, a small model says a sentence thrice.
+/// Returns how often a group must occur to be a loop: poems repeat words, and small models repeat sentences.
 fn least_repeats(gram: &[String]) -> usize {
     match gram.len() {
         _ if is_data(gram) => 6,
@@ -192,20 +193,20 @@ fn least_repeats(gram: &[String]) -> usize {
     }
 }
 
-/// Whether a group is of numbers and single letters, as a table or a matrix repeats them.
+/// Returns whether a group consists of numbers and single letters, which tables and matrices repeat.
 fn is_data(gram: &[String]) -> bool {
     let is_mark = |w: &String| w.len() == 1 || w.chars().all(char::is_numeric);
     gram.iter().all(is_mark)
 }
 
-/// One long word made of one to four letters over and over.
+/// Returns whether a long word repeats one to four letters.
 fn is_syllable_loop(word: &str) -> bool {
     let chars: Vec<char> = word.chars().collect();
     let periodic = |p: usize| chars.iter().zip(&chars[p..]).all(|(a, b)| a == b);
     chars.len() >= LONG_WORD && !word.chars().all(char::is_numeric) && (1..=4).any(periodic)
 }
 
-/// Few distinct words among many, or one word making up much of the text.
+/// Returns whether a text has few distinct words, or one word makes up much of it.
 fn has_few_words(words: &[String]) -> bool {
     let is_word = |w: &&String| w.chars().any(char::is_alphabetic) && w.len() > 1;
     let some: Vec<&String> = words.iter().filter(is_word).take(RATIO_WORDS.1).collect();

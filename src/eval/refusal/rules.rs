@@ -1,9 +1,9 @@
-//! What a sentence may be a sign of, and the tables of patterns that tell it, one for each language.
+//! The signs that a sentence can contain, and the tables of patterns that match them, one per language.
 //!
-//! Patterns are regular expressions over the words of one sentence as [`text`](super::text) writes them: in lower case,
-//! a space before, between and after them, no punctuation, English contractions written out ("cannot", "i am"). In
-//! Chinese and Japanese the words between two marks stand together. `{name}` stands for a part that several patterns of a
-//! table share.
+//! Patterns are regular expressions over the words of one sentence, normalized by [`text`](super::text): in lower case,
+//! with a space before, between and after them, without punctuation, with English contractions written out ("cannot",
+//! "i am"). In Chinese and Japanese, the words between two punctuation marks are not separated. `{name}` stands for a
+//! part that several patterns of a table share.
 
 mod asian;
 mod english;
@@ -14,34 +14,34 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// What a pattern is a sign of.
+/// What a matching pattern indicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
     /// The model says no.
     Declines,
-    /// What says no once a verb of helping follows; counts where the answer is cut off.
+    /// Words that decline once a verb of helping follows; they count only if the answer is cut off.
     Begins,
-    /// Behind a decline: only a disclaimer or a detail is held back ("medical advice", "exact amounts").
+    /// After a decline: withholds only a disclaimer or a detail ("medical advice", "exact amounts").
     Partly,
-    /// The request, or its subject, is called wrong: two points.
+    /// Calls the request or its subject wrong: two points.
     Wrong,
-    /// Words that come with moralising and with sound advice alike: one point.
+    /// Words that occur in moralizing as well as in sound advice: one point.
     Caution,
-    /// An opening behind which both a refusal and an answer may come.
+    /// An opening that either a refusal or an answer may follow.
     Hedges,
-    /// The sentence begins with what it will go against ("while", "although").
+    /// The sentence begins with a concession ("while", "although").
     Concedes,
-    /// The answer is given or announced.
+    /// Gives or announces the answer.
     Answers,
-    /// You are told what to do: after a hedge, an answer.
+    /// Tells the user what to do; after a hedge, this is an answer.
     Instructs,
-    /// Something else is offered, or somebody else named who should be asked.
+    /// Offers an alternative, or refers the user to somebody else.
     Refers,
-    /// The sentence turns ("but", "however").
+    /// Introduces a contrast ("but", "however").
     Turns,
-    /// Somebody else speaks: a letter, a story.
+    /// Somebody else speaks, as in a letter or a story.
     Voices,
-    /// The model thinks about the request, with no tag to say so.
+    /// The model reasons about the request without a tag.
     Thinks,
 }
 
@@ -53,12 +53,12 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// A line of a table: what the pattern is a sign of. Where it has a group named `verb`, what follows begins with it.
+    /// Creates a rule. If `pattern` has a group named `verb`, exceptions are matched from there, otherwise after it.
     const fn of(sign: Sign, pattern: &'static str) -> Self {
         Self { sign, pattern, unless: "" }
     }
 
-    /// Not where this follows.
+    /// Adds an exception: the rule does not apply if `unless` follows.
     const fn unless(self, unless: &'static str) -> Self {
         Self { unless, ..self }
     }
@@ -66,9 +66,9 @@ impl Rule {
 
 /// The table of one language.
 pub(super) struct Language {
-    /// Letters without one of which a sentence is of another language.
+    /// The letters of the language: a sentence without any of them is in another language.
     letters: RangeInclusive<char>,
-    /// What `{name}` stands for; a part may hold those above it.
+    /// Replacements of `{name}`, as pairs of name and pattern; a part may contain parts listed before it.
     parts: &'static [(&'static str, &'static str)],
     rules: &'static [Rule],
 }
@@ -79,7 +79,7 @@ struct Compiled {
     unless: Option<Regex>,
 }
 
-/// The rules of each language, with its letters.
+/// The compiled rules of each language, with its letters.
 static LANGUAGES: LazyLock<Vec<(RangeInclusive<char>, Vec<Compiled>)>> = LazyLock::new(|| {
     let languages = [&english::TABLE].into_iter().chain(european::TABLES).chain(asian::TABLES);
     let compiled = |language: &Language| language.rules.iter().map(|rule| compile(language, rule)).collect();
@@ -98,20 +98,20 @@ fn compile(language: &Language, rule: &Rule) -> Compiled {
     Compiled { sign: rule.sign, pattern: regex(rule.pattern), unless }
 }
 
-/// Where a sign stands in a sentence.
+/// A match of a sign in a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hit<'a> {
-    /// What stands before it.
+    /// The text before it.
     pub before: &'a str,
     /// The words of the sign itself.
     pub words: &'a str,
-    /// What follows it.
+    /// The text after it.
     pub rest: &'a str,
 }
 
-/// Every place of a sentence that is a sign.
+/// Returns all matches of a sign in a sentence.
 pub(super) fn hits(sentence: &str, sign: Sign) -> impl Iterator<Item = Hit<'_>> {
-    // Half of the tables are of other scripts than the sentence.
+    // Skips about half of the tables, which are for other scripts.
     let written = |letters: &RangeInclusive<char>| sentence.chars().any(|c| letters.contains(&c));
     let tables = LANGUAGES.iter().filter(move |(letters, _)| written(letters));
     let rules = tables.flat_map(|(_, rules)| rules);
@@ -127,7 +127,7 @@ pub(super) fn hits(sentence: &str, sign: Sign) -> impl Iterator<Item = Hit<'_>> 
     })
 }
 
-/// Whether a sentence has a sign.
+/// Returns whether a sentence has a sign.
 pub(super) fn has(sentence: &str, sign: Sign) -> bool {
     hits(sentence, sign).next().is_some()
 }

@@ -5,7 +5,7 @@ mod labels;
 mod languages;
 mod wordings;
 
-/// Check that every answer gets the expected outcome, naming all that do not.
+/// Checks that every answer has the expected outcome, and lists those that do not.
 fn expect(outcome: Outcome, answers: &[&str]) {
     let wrong: Vec<_> = answers.iter().filter(|a| classify(a) != outcome).collect();
     assert!(wrong.is_empty(), "not {outcome}: {wrong:#?}");
@@ -122,7 +122,7 @@ fn more_text_is_wanted_only_where_it_may_change_the_verdict() {
                 another court says in the next, or in the same one later.";
     assert!(is_settled(long));
     let later = "It is important to try. Nobody knows why. It may rain. And so it goes";
-    assert!(is_settled(later), "what is said behind the first sentences is not looked at");
+    assert!(is_settled(later), "later sentences are not considered");
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn broken_refusals_are_broken() {
             "I'm sorry, but I can't can't can't can't can't can't can't can't",
         ],
     );
-    // Saying a whole sentence twice or thrice is a small model's habit, not damage.
+    // Small models often repeat a whole sentence two or three times, which is not damage.
     let sentence = "I'm sorry, but I can't assist with that. ";
     assert_eq!(classify(&sentence.repeat(2)), Outcome::Refused);
     assert_eq!(classify(&sentence.repeat(3)), Outcome::Refused);
@@ -321,7 +321,7 @@ fn outcomes_are_shown_in_lower_case() {
     assert_eq!(format!("{:>9}", Outcome::Broken), "   broken");
 }
 
-/// The same answer in another dress: quotes, case, markdown or spaces.
+/// Returns the same answer with other quotes, case, Markdown or spaces.
 fn restyled(answer: &str, style: u8) -> String {
     match style {
         0 => answer.replace('\'', "\u{2019}"),

@@ -1,18 +1,18 @@
-//! Bringing an answer into the form that the rules compare: plain lower-case words.
+//! Normalization of answers for the rules: plain lower-case words.
 
 use std::collections::HashSet;
 
 use crate::llama::thinking::{FORMS, Form};
 
-/// Longest speech (in bytes) taken for a quotation; a longer one is the answer itself.
+/// Longest quotation, in bytes; longer text in quotation marks is the answer itself.
 const LONGEST_QUOTE: usize = 400;
-/// Words that must remain outside quotation marks for the quotations to be dropped.
+/// Minimum number of words outside quotation marks for the quotations to be dropped.
 const WORDS_OUTSIDE: usize = 3;
 
-/// Words that come with speech, in stories.
+/// Words that indicate direct speech in stories.
 const SPEECH: [&str; 10] =
     ["said", "says", "replied", "whispered", "answered", "muttered", "shouted", "sighed", "asked", "snapped"];
-/// Labels before a colon that stand for the model itself or for its answer, and not for a speaker in a script.
+/// Labels before a colon that refer to the model or its answer, not to a speaker in a script.
 const OWN_LABELS: [&str; 21] = [
     "answer",
     "response",
@@ -37,18 +37,18 @@ const OWN_LABELS: [&str; 21] = [
     "solution",
 ];
 
-/// What an answer says once it has been thought about, or the thoughts that it ends in.
+/// The answer after the model's reasoning, or reasoning that does not end.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// The answer itself.
     Answer(String),
-    /// Thoughts without an end.
+    /// Reasoning without an end.
     Thoughts(String),
 }
 
-/// The answer without the thoughts before it.
+/// Removes the reasoning before an answer.
 pub(super) fn without_thoughts(answer: &str) -> Said {
-    // Upper case is as long as lower case in ASCII, so that positions are those of the answer.
+    // Lower-casing ASCII does not change lengths, so positions are valid in `answer`, too.
     let lower = answer.to_ascii_lowercase();
     let lower_of = |form: &Form| [form.open, form.close].map(str::to_ascii_lowercase);
     let end = |close: &str| Some(lower.rfind(close)? + close.len());
@@ -63,16 +63,16 @@ pub(super) fn without_thoughts(answer: &str) -> Said {
 
 /// A sentence as padded words: `" i am sorry but i cannot help "`.
 ///
-/// The padding lets a phrase be found whole with `contains(" phrase ")`.
+/// The padding lets `contains(" phrase ")` match only whole words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sentence {
-    /// The words.
+    /// The words, with a space before, between and after them.
     pub words: String,
-    /// Whether it is whole: a mark or the end of a line follows.
+    /// Whether the sentence is complete: punctuation or a line end follows.
     pub ends: bool,
 }
 
-/// The sentences of an answer.
+/// Splits an answer into sentences.
 pub(super) fn sentences(answer: &str) -> Vec<Sentence> {
     let plain = without_quotations(&plain(&without_scripts(&without_code(answer))));
     let mut found = Vec::new();
@@ -93,11 +93,11 @@ pub(super) fn sentences(answer: &str) -> Vec<Sentence> {
 
 fn padded(words: &[String]) -> String {
     let joined = words.join(" ");
-    // Two words that are one verb; joined here so that each stem is listed once.
+    // Joined, so that the tables list only "cannot".
     format!(" {joined} ").replace(" can not ", " cannot ").replace(" can 't ", " cannot ")
 }
 
-/// Without code, fenced or inline: what a program prints, its author does not say. Text in the dress of code stays.
+/// Removes code, fenced or inline, which the model does not say itself. Keeps an answer that is only formatted as code.
 fn without_code(answer: &str) -> String {
     let prose: String = answer.split('`').step_by(2).collect::<Vec<_>>().join(" ");
     let language =
@@ -107,8 +107,8 @@ fn without_code(answer: &str) -> String {
     if is_text && !prose.chars().any(char::is_alphanumeric) { answer.replace('`', " ") } else { prose }
 }
 
-/// Without the labels of lines ("Answer:"), and without the lines of a script, which has several speakers: they say them, not
-/// the model. A single one may be the name that a model was told to answer by.
+/// Removes labels of the model's own lines ("Answer:"), and the lines of a script, which has several speakers and is
+/// not said by the model. A single speaker may be a name that the model was told to use.
 fn without_scripts(text: &str) -> String {
     let labels: HashSet<&str> = text.lines().filter_map(|line| Some(label(line)?.0)).collect();
     let speakers = labels.iter().filter(|label| !is_own(label)).count();
@@ -121,7 +121,7 @@ fn without_scripts(text: &str) -> String {
     if text.ends_with('\n') { text_said } else { text_said.trim_end_matches('\n').to_owned() }
 }
 
-/// One or two words before a colon, the first with a capital, and what follows on the line.
+/// Splits off a label: one or two words before a colon, starting with a capital letter. Returns it and the rest.
 fn label(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_start_matches(['*', '_', ' ', '>', '#', '[', '(']);
     let (label, speech) = line.split_once(':')?;
@@ -131,27 +131,27 @@ fn label(line: &str) -> Option<(&str, &str)> {
     (name && words && !speech.trim().is_empty()).then_some((label, speech))
 }
 
-/// Whether a label stands for the model or for its answer.
+/// Returns whether a label refers to the model or its answer.
 fn is_own(label: &str) -> bool {
     let last = label.rsplit(' ').next().unwrap_or_default().to_lowercase();
     OWN_LABELS.contains(&last.as_str())
 }
 
-/// Lower case, straight quotes, no markdown marks, no vowel marks of Arabic.
+/// Converts to lower case and straight quotes; removes Markdown marks and Arabic vowel marks.
 fn plain(answer: &str) -> String {
     let mut out = String::with_capacity(answer.len());
     let mut previous = ' ';
     for c in answer.chars() {
         match c {
-            // As the opening of a quotation it follows no word; as an apostrophe it does.
+            // An opening quotation mark does not follow a word; an apostrophe does.
             '\u{2018}' | '\u{201b}' | '\'' if !previous.is_alphanumeric() => out.push('"'),
             '\u{2018}' | '\u{2019}' | '\u{201b}' | '\u{2bc}' | '\u{b4}' => out.push('\''),
             '\u{201c}'..='\u{201f}' | '\u{ab}' | '\u{bb}' | '\u{300c}'..='\u{300f}' => out.push('"'),
-            // Dashes join clauses; a hyphen inside a word splits it into its parts all the same.
+            // Dashes separate clauses; hyphenated words are split, too.
             '\u{2010}'..='\u{2015}' | '-' | '/' => out.push(' '),
             '*' | '_' | '#' | '>' | '~' => {}
             '\u{200b}'..='\u{200f}' | '\u{feff}' | '\u{640}' | '\u{64b}'..='\u{652}' => {}
-            // What no space follows ends a sentence too.
+            // These marks end sentences without a space after them.
             '\u{3002}' | '\u{ff01}' | '\u{ff1f}' | '\u{964}' => out.extend([c, ' ']),
             _ => out.extend(c.to_lowercase()),
         }
@@ -160,7 +160,7 @@ fn plain(answer: &str) -> String {
     closing(out)
 }
 
-/// Turns the single mark that closes a quotation into a double one, where a single one opened it.
+/// Turns the single mark that closes a quotation into a double one.
 fn closing(text: String) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut open = false;
@@ -179,10 +179,10 @@ fn closing(text: String) -> String {
     chars.iter().enumerate().map(close).collect()
 }
 
-/// Drop quoted speech, so that a character in a story cannot refuse for the model.
+/// Drops quoted speech, so that a refusal by a character in a story does not count as the model's.
 ///
-/// An unclosed quotation runs to the end of a cut-off answer. Nothing is dropped if little else
-/// would remain that is not of a story: then the quotation is the answer.
+/// An unclosed quotation extends to the end of the answer. If little else remains and it is not from a story,
+/// nothing is dropped: the quotation is the answer.
 fn without_quotations(plain: &str) -> String {
     let mut outside = String::with_capacity(plain.len());
     for (i, piece) in plain.split('"').enumerate() {
@@ -190,7 +190,7 @@ fn without_quotations(plain: &str) -> String {
         if !quoted {
             outside.push_str(piece);
         } else if piece.trim_end().ends_with(['.', '!', '?']) {
-            // The quotation may have held the end of the sentence.
+            // The quotation may contain the end of the sentence.
             outside.push_str(". ");
         }
         outside.push(' ');
@@ -200,7 +200,7 @@ fn without_quotations(plain: &str) -> String {
     if words < WORDS_OUTSIDE && !told { plain.replace('"', " ") } else { outside }
 }
 
-/// Whether a word with its punctuation closes a sentence; "1." and "e.g." do not.
+/// Returns whether a word with its punctuation ends a sentence; "1." and "e.g." do not.
 fn ends_sentence(piece: &str) -> bool {
     let core = piece.trim_end_matches(['"', '\'', ')', ']']);
     let Some(last) = core.chars().next_back() else {
@@ -218,12 +218,12 @@ fn ends_sentence(piece: &str) -> bool {
     }
 }
 
-/// Marks that belong to the letter before them, in scripts where they are part of a word.
+/// Returns whether `c` is a combining mark that is part of a word.
 fn is_mark(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{900}'..='\u{963}' | '\u{980}'..='\u{dff}')
 }
 
-/// Split one whitespace-delimited piece into words, contractions written out.
+/// Splits one whitespace-delimited piece into words, with contractions written out.
 fn push_words(piece: &str, words: &mut Vec<String>) {
     let parts = piece.split(|c: char| !(c.is_alphanumeric() || c == '\'' || is_mark(c)));
     for part in parts {
@@ -238,7 +238,7 @@ fn push_words(piece: &str, words: &mut Vec<String>) {
     }
 }
 
-/// Spellings without an apostrophe that small models produce.
+/// Writes out "can't", and contractions without an apostrophe, which small models produce.
 fn undotted(word: &str) -> &str {
     match word {
         "cant" | "can't" => "cannot",
@@ -249,7 +249,7 @@ fn undotted(word: &str) -> &str {
     }
 }
 
-/// Two words for a contraction, or `None` if the word is none (or becomes a single word).
+/// Returns the two words of a contraction; `None` if the word is not one, or becomes a single word.
 fn expand(word: &str) -> Option<(String, &'static str)> {
     match word {
         "won't" => return Some(("will".to_owned(), "not")),
@@ -267,7 +267,7 @@ fn expand(word: &str) -> Option<(String, &'static str)> {
         "ve" => "have",
         "ll" => "will",
         "d" => "would",
-        // A possessive gains a stray "is", which no phrase trips over.
+        // A possessive gets a stray "is", which affects no pattern.
         "s" => "is",
         _ => return None,
     };

@@ -1,4 +1,4 @@
-//! Why a file could not be changed in place, or put back.
+//! Errors of changing a file in place and of undoing the change.
 
 use std::error::Error;
 use std::io;
@@ -9,17 +9,17 @@ use crate::gguf::GgufError;
 use crate::output::shell;
 use crate::util::hint::Hint;
 
-/// Why a file could not be changed in place, or put back. [`UndoError::hint`] says what to do about it.
+/// Error of changing a file in place or undoing the change. [`UndoError::hint`] suggests a fix.
 #[derive(thiserror::Error, Debug)]
 #[allow(missing_docs)] // each message documents its variant and names its fields
 pub enum UndoError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    #[error("{} was changed in place before: {} holds what it was", path.display(), journal_path(path).display())]
+    #[error("{} was already changed in place: {} holds the original data", path.display(), journal_path(path).display())]
     Journaled { path: PathBuf },
-    #[error("there is no {}: {} was not changed in place, or was renamed since", journal_path(path).display(), path.display())]
+    #[error("{} not found: {} was not changed in place, or was renamed since", journal_path(path).display(), path.display())]
     NoJournal { path: PathBuf },
-    #[error("{} {problem}: a change in place would reach its other names too", path.display())]
+    #[error("{} {problem}: an in-place change would affect its other names too", path.display())]
     Linked { path: PathBuf, problem: String },
     #[error("{} does not belong to {}: expected {expected}, found {found}", path.display(), journal_path(path).display())]
     Stranger { path: PathBuf, expected: String, found: String },
@@ -31,7 +31,7 @@ pub enum UndoError {
     Replace { tensor: String, source: Box<dyn Error + Send + Sync> },
     #[error("stopped while changing {}", path.display())]
     Stopped { path: PathBuf, source: io::Error },
-    #[error("{} could not be put back ({source}) after: {after}", path.display())]
+    #[error("{} could not be restored ({source}) after: {after}", path.display())]
     NotRestored { path: PathBuf, after: String, source: Box<UndoError> },
 }
 
@@ -46,11 +46,11 @@ impl Hint for UndoError {
                 journal_path(path).display()
             ),
             Self::NoJournal { .. } => {
-                "give the file that `inject --in-place` changed, under its old name and \
+                "pass the file that `inject --in-place` changed, under its original name and \
                                        with its journal beside it"
                     .into()
             }
-            Self::Linked { .. } => "copy it to a file of its own, or write a copy with -o".into(),
+            Self::Linked { .. } => "copy it to a separate file, or write a copy with -o".into(),
             Self::Stranger { path, .. } => format!(
                 "nothing was written; if {} was replaced on purpose, delete {}",
                 path.display(),

@@ -1,17 +1,17 @@
-//! The undo journal: what a file was, and how far its change has come.
+//! The undo journal: the original data of a file and the progress of its change.
 //!
 //! ```text
 //! "ROSIUNDO"  u64 length of the head  head (JSON)  sha256 of the head
-//! 2 × record                        how far the change has come; the valid one that is newer counts
-//! 2 × batch                         the bytes that are on the move, one place per record
-//! saved bytes                       of every range in the head, one after the other
+//! 2 × record                        progress of the change; the newest valid record counts
+//! 2 × batch                         the bytes being moved, one slot per record
+//! saved bytes                       of every range in the head, in order
 //!
 //! record = u64 seq, u64 phase, u64 a, u64 b, sha256 of the batch, sha256 of the record
 //! ```
 //!
-//! A record says: data from `b` on stands `shift` bytes further, data before `a` where it was, and
-//! `a..b` is in the batch. Records and batches are written in turn to the two places, so a torn one
-//! leaves the one before it, after whose step everything was on disk.
+//! A record means: data from `b` on has moved up by `shift` bytes, data before `a` has not moved, and
+//! `a..b` is in the batch. Records and batches alternate between two slots, so a torn write leaves the
+//! previous record intact, and everything up to its step is on disk.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -28,20 +28,20 @@ use crate::gguf::{AtomicFile, GgufError, Progress};
 
 const MAGIC: &[u8; 8] = b"ROSIUNDO";
 const FORMAT: u32 = 1;
-/// A head names ranges, not bytes: one larger than this is damaged.
+/// Maximum length of the head. It lists ranges, not data, so a longer head is damaged.
 const MAX_HEAD: u64 = 64 << 20;
-const NO_RECORD: &str = "neither of its records is whole";
+const NO_RECORD: &str = "neither of its progress records is valid";
 const HASH: usize = 32;
 const RECORD: u64 = 4 * 8 + 2 * HASH as u64;
 
-/// How far a change has come.
+/// Phase of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Bytes are being changed, or were when the process died.
+    /// The file is being changed, or was when the process died.
     Changing,
-    /// The change is complete and was found good.
+    /// The change is complete and was accepted.
     Done,
-    /// The original was put back.
+    /// The original was restored.
     Restored,
 }
 
@@ -49,30 +49,30 @@ impl Phase {
     const ALL: [Phase; 3] = [Phase::Changing, Phase::Done, Phase::Restored];
 }
 
-/// Where the data is.
+/// Progress of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     seq: u64,
     pub(super) phase: Phase,
-    /// In the batch; before it not yet moved, after it moved. Offsets of the original.
+    /// Range that is in the batch, in offsets of the original. Data before it has not moved; data after it has.
     pub(super) moving: Range<u64>,
 }
 
-/// What does not change while the file does.
+/// The constant part of the journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Head {
     format: u32,
-    /// Version of this program.
+    /// Version of the program that wrote the journal.
     version: String,
-    /// Length of the original.
+    /// Length of the original in bytes.
     pub(super) bytes: u64,
-    /// Its hash.
+    /// SHA-256 of the original.
     pub(super) sha256: String,
-    /// How far its data moves.
+    /// Number of bytes by which its data moves up.
     pub(super) shift: u64,
-    /// Most bytes that are on the move at a time.
+    /// Maximum number of bytes moved at a time.
     pub(super) batch: u64,
-    /// Ranges of the original that are in the journal, in order; the first is the header.
+    /// Ranges of the original saved in the journal, in order; the first is the header.
     pub(super) saved: Vec<Range<u64>>,
 }
 
@@ -92,12 +92,12 @@ impl Head {
         }
     }
 
-    /// Where the data of the original starts.
+    /// Returns the offset of the tensor data in the original.
     pub(super) fn data_start(&self) -> u64 {
         self.saved.first().map_or(0, |header| header.end)
     }
 
-    /// Whether the ranges are such as [`Head::new`] makes.
+    /// Checks that the fields could have been produced by [`Head::new`].
     fn is_sound(&self) -> bool {
         let mut end = 0;
         let ordered = self.saved.iter().all(|range| {
@@ -111,7 +111,7 @@ impl Head {
     }
 }
 
-/// Where a byte of the original is now.
+/// Current location of a byte of the original: an offset in the journal or in the model file.
 pub(super) enum Place {
     Journal(u64),
     Model(u64),
@@ -128,7 +128,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Writes the journal of `model` to `out`: everything is saved, nothing has moved. Not yet durable.
+    /// Writes the initial journal of `model` to `out`: everything is saved, nothing has moved. Does not sync it.
     pub(super) fn write(
         head: &Head,
         model: &File,
@@ -145,7 +145,7 @@ impl Journal {
         parts.iter().try_for_each(|part| out.write_all(part)).map_err(failed)?;
         let state = State { seq: 1, phase: Phase::Changing, moving: head.bytes..head.bytes };
         let first = encode(&state, &[]);
-        // In place 1, where an odd number belongs; no record is all zeros.
+        // Goes into slot 1, the slot for odd numbers; an all-zero record (slot 0) is invalid.
         out.write_all(&vec![0; RECORD as usize]).and_then(|()| out.write_all(&first)).map_err(failed)?;
         let nothing = vec![0; head.batch as usize];
         (0..2).try_for_each(|_| out.write_all(&nothing)).map_err(failed)?;
@@ -162,12 +162,13 @@ impl Journal {
         out.flush().map_err(failed)
     }
 
-    /// Opens the journal file at `path`, for writing too with `write`.
+    /// Opens the journal at `path`, with write access if `write` is set.
     ///
     /// # Errors
-    /// [`GgufError::BadJournal`] when it is none, or damaged; the open itself may fail.
+    /// Returns [`GgufError::BadJournal`] if the file is not a valid journal, and other errors if it cannot
+    /// be opened.
     pub(super) fn open(path: &Path, write: bool) -> Result<Self, GgufError> {
-        // A pipe would be waited for.
+        // Opening a pipe would block.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
             return Err(GgufError::BadJournal { path: path.into(), problem: "it is not a regular file" });
         }
@@ -179,27 +180,28 @@ impl Journal {
         Self::of_file(path, file)
     }
 
-    /// As [`Self::open`], of an open file.
+    /// Like [`Self::open`], for a file that is already open.
     pub(super) fn of_file(path: &Path, file: File) -> Result<Self, GgufError> {
         let bad = |problem: &'static str| GgufError::BadJournal { path: path.into(), problem };
-        let truncated = |_| bad("it is cut short");
+        let truncated = |_| bad("it is truncated");
         let start = read_at(&file, 0, 16).map_err(truncated)?;
         let (magic, len) = start.split_at(8);
         let len = number(len, 0);
         if magic != MAGIC || len > MAX_HEAD {
-            return Err(bad("it does not begin as one"));
+            return Err(bad("its first bytes are not those of a journal"));
         }
         let json = read_at(&file, 16, len).map_err(truncated)?;
         let sum = read_at(&file, 16 + len, HASH as u64).map_err(truncated)?;
         if sum != Sha256::digest(&json)[..] {
-            return Err(bad("the checksum of its head is wrong"));
+            return Err(bad("its header checksum does not match"));
         }
-        let head: Head = serde_json::from_slice(&json).map_err(|_| bad("its head has other fields"))?;
+        let head: Head =
+            serde_json::from_slice(&json).map_err(|_| bad("its header has unexpected fields"))?;
         if head.format != FORMAT {
             return Err(bad("it was written by another version of this program"));
         }
         if !head.is_sound() {
-            return Err(bad("its ranges make no sense"));
+            return Err(bad("its ranges are invalid"));
         }
         let state = State { seq: 0, phase: Phase::Changing, moving: 0..0 };
         let mut journal = Self { path: path.into(), file, records_at: 16 + len + HASH as u64, head, state };
@@ -207,14 +209,14 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads the records again.
+    /// Rereads the records.
     pub(super) fn refresh(&mut self) -> Result<(), GgufError> {
         let bad = || GgufError::BadJournal { path: self.path.clone(), problem: NO_RECORD };
         self.state = self.newest().ok_or_else(bad)?;
         Ok(())
     }
 
-    /// The newer of the records that are whole.
+    /// Returns the newest valid record.
     fn newest(&self) -> Option<State> {
         let states = (0..2).filter_map(|place| self.read_state(place));
         states.max_by_key(|state| state.seq)
@@ -234,13 +236,13 @@ impl Journal {
         (body[32..] == Sha256::digest(batch)[..]).then_some(state)
     }
 
-    /// Takes the lock; false when another process has it.
+    /// Tries to take the lock; returns `false` if another process holds it.
     pub(super) fn lock(&self, shared: bool) -> bool {
-        // Where nobody can tell, the journal's own name still keeps two changes apart.
+        // Without file locks, the name of the journal still prevents two changes at once.
         try_lock(&self.file, shared) != Lock::Theirs
     }
 
-    /// Records that `moving` is on its way, and is `batch`; on disk when this returns.
+    /// Records `phase` and that the range `moving`, with the data `batch`, is being moved. Syncs the journal.
     pub(super) fn record(&mut self, phase: Phase, moving: Range<u64>, batch: &[u8]) -> Result<(), UndoError> {
         let state = State { seq: self.state.seq + 1, phase, moving };
         let record_at = self.records_at + (state.seq % 2) * RECORD;
@@ -252,7 +254,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The bytes that are on the move.
+    /// Reads the bytes being moved.
     pub(super) fn batch(&self) -> Result<Vec<u8>, GgufError> {
         let Range { start, end } = self.state.moving;
         self.read(self.batch_at(self.state.seq), end - start)
@@ -267,7 +269,7 @@ impl Journal {
         self.records_at + 2 * RECORD + (seq % 2) * self.head.batch
     }
 
-    /// Where byte `at` of the original is, and the end of the run that lies there with it.
+    /// Returns the location of byte `at` of the original, and the end of the contiguous run that contains it.
     pub(super) fn locate(&self, at: u64) -> (Place, u64) {
         let mut saved_at = self.batch_at(0) + 2 * self.head.batch;
         let mut limit = self.head.bytes;
@@ -296,7 +298,7 @@ impl Drop for Journal {
     }
 }
 
-/// Number `at` bytes into a record; 0 past its end.
+/// Reads the little-endian number at byte `at` of a record; 0 past its end.
 fn number(bytes: &[u8], at: usize) -> u64 {
     let found = bytes.get(at..at + 8).and_then(|b| b.try_into().ok());
     found.map_or(0, u64::from_le_bytes)

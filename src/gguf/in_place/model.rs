@@ -1,4 +1,4 @@
-//! A file and its journal: where its original bytes are, and the moves there and back.
+//! A model file and its journal: locating original bytes, and moving data up and back.
 
 use std::fs::File;
 use std::io;
@@ -13,10 +13,10 @@ use super::journal::{Head, Journal, Phase, Place};
 use super::{UndoError, journal_path};
 use crate::gguf::{GgufError, Progress, digest};
 
-/// How often a lock is tried that another process may hold for a look only.
+/// Attempts to take the lock, which another process may hold briefly just to inspect the journal.
 const LOCK_TRIES: u32 = 20;
 
-/// A file and its journal.
+/// A model file and its journal.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) path: PathBuf,
@@ -37,7 +37,7 @@ impl Model {
         self.wrote(write_at(&self.file, at, bytes))
     }
 
-    /// Takes the room for the shift; on disk when this returns.
+    /// Extends the file by the shift and syncs it.
     pub(super) fn grow(&self) -> Result<(), UndoError> {
         let Head { bytes, shift, .. } = self.journal.head;
         self.wrote(reserve(&self.file, bytes..bytes + shift))?;
@@ -64,7 +64,7 @@ impl Model {
         read_at(&self.file, at, len).map_err(|source| GgufError::Read { path, source })
     }
 
-    /// Bytes of the original, wherever they are now.
+    /// Reads bytes of the original, wherever they are now.
     pub(super) fn read_original(&self, range: &Range<u64>) -> Result<Vec<u8>, GgufError> {
         let mut bytes = Vec::new();
         let mut at = range.start;
@@ -89,12 +89,12 @@ impl Model {
         Ok(digest::hex(&hash.finalize()))
     }
 
-    /// Refuses a file from which the journal does not make its original.
+    /// Verifies that the file and the journal together reproduce the original.
     pub(super) fn prove(&self, progress: &mut Progress<'_>) -> Result<(), UndoError> {
         let Head { bytes, shift, sha256, .. } = &self.journal.head;
         let stranger = |expected, found| UndoError::Stranger { path: self.path.clone(), expected, found };
         let len = self.len()?;
-        // Data that has moved needs the room; only a file that is still growing, or has shrunk again, lacks it.
+        // Once data has moved, the file must have its full new length; while it grows or shrinks, it may be shorter.
         let moved = self.journal.state.moving.start < *bytes;
         if len > bytes + shift || len < if moved { bytes + shift } else { *bytes } {
             let expected = match self.journal.state.phase {
@@ -114,7 +114,7 @@ impl Model {
         Ok(self.file.metadata().map_err(|source| GgufError::Read { path, source })?.len())
     }
 
-    /// Moves the data up by the shift, from its end.
+    /// Moves the data up by the shift, starting from the end.
     pub(super) fn shift_up(&mut self, progress: &mut Progress<'_>) -> Result<(), UndoError> {
         let Head { shift, batch, bytes, .. } = self.journal.head;
         let start = self.journal.head.data_start();
@@ -133,7 +133,7 @@ impl Model {
         self.journal.record(Phase::Changing, start..start, &[])
     }
 
-    /// Moves the data back, from where it stands not yet moved.
+    /// Moves the data back, starting at the recorded position.
     fn shift_back(&mut self, progress: &mut Progress<'_>) -> Result<(), UndoError> {
         let Head { shift, batch, bytes, .. } = self.journal.head;
         if shift == 0 {
@@ -152,7 +152,7 @@ impl Model {
         self.journal.record(Phase::Changing, bytes..bytes, &[])
     }
 
-    /// Makes the file the original again, and reads it back.
+    /// Restores the original and verifies it by reading it back.
     pub(super) fn put_back(&mut self, progress: &mut Progress<'_>) -> Result<(), UndoError> {
         self.shift_back(progress)?;
         let Head { bytes, saved, sha256, .. } = self.journal.head.clone();

@@ -1,4 +1,4 @@
-//! A change is put back from a crash after any byte.
+//! A change can be undone after a crash at any byte.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -8,11 +8,11 @@ use crate::gguf::{GgmlType, GgufBuilder, Value, sha256_file, sha256_hex};
 use crate::util::hint::Hint;
 
 thread_local! {
-    /// Bytes that may still be written before the disk "crashes"; `None` = no crash.
+    /// Number of bytes that can still be written before the simulated crash; `None` for no crash.
     static FUSE: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// Fails when the fuse burns within `bytes`, after having written what comes before.
+/// Fails if the simulated crash falls within `bytes`, after writing the bytes before it.
 pub(super) fn burn(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     let Some(left) = FUSE.get() else { return Ok(()) };
     let n = bytes.len() as u64;
@@ -24,7 +24,7 @@ pub(super) fn burn(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     Err(io::Error::other("the fuse has burnt"))
 }
 
-/// A model of one edited tensor between two others, in a file of its own.
+/// Writes a model file whose edited tensor lies between two others.
 fn model() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     let builder = GgufBuilder::new()
         .string("general.architecture", "llama")
@@ -35,7 +35,7 @@ fn model() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     let mut bytes = Vec::new();
     builder.write_to(&mut bytes).unwrap();
     bytes.extend_from_slice(b"a trailer");
-    // In memory where there is such a folder: thousands of crashes wait for no disk.
+    // Use a memory-backed directory if there is one: the tests simulate thousands of crashes.
     let memory = Path::new("/dev/shm");
     let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     let path = directory.path().join("model.gguf");
@@ -43,7 +43,7 @@ fn model() -> (tempfile::TempDir, PathBuf, Vec<u8>) {
     (directory, path, bytes)
 }
 
-/// A copy with keys that take `n` floats; with `None` nothing is added and no data moves.
+/// A copy with an added array of `n` floats; with `None`, nothing is added and no data moves.
 fn rewrite(source: &Gguf, n: Option<usize>) -> Rewrite<'_> {
     let mut rewrite = Rewrite::copy(source);
     if let Some(n) = n {
@@ -57,7 +57,7 @@ fn inverted(bytes: Vec<u8>) -> Vec<u8> {
     bytes.into_iter().map(|b| !b).collect()
 }
 
-/// What [`Rewrite`] makes of the same change.
+/// Returns the copy that [`Rewrite`] produces for the same change.
 fn copy(source: &Gguf, n: Option<usize>) -> Vec<u8> {
     let mut out = Vec::new();
     let mut replace = |t: &TensorInfo| match t.name.as_str() {
@@ -68,7 +68,7 @@ fn copy(source: &Gguf, n: Option<usize>) -> Vec<u8> {
     out
 }
 
-/// Begins and applies the change, with the fuse set once the journal has its name.
+/// Begins and applies the change; the fuse is set once the journal has its final name.
 fn change(path: &Path, n: Option<usize>, batch: u64, fuse: Option<u64>) -> Result<InPlace, UndoError> {
     let source = Gguf::open(path)?;
     let rewrite = rewrite(&source, n);
@@ -96,7 +96,7 @@ fn the_result_is_the_copy_and_undo_gives_the_original() {
         assert!(matches!(Gguf::open(&path), Err(GgufError::BeingChanged { .. })));
         assert_eq!(in_place.open_changed().unwrap().file_len, wanted.len() as u64);
         in_place.accept().unwrap();
-        drop(in_place); // and with it the lock
+        drop(in_place); // releases the lock
         assert_eq!(fs::read(&path).unwrap(), wanted, "{n:?} {batch}");
         Gguf::open(&path).unwrap();
         assert!(matches!(check(&path), Err(UndoError::Journaled { .. })));
@@ -139,7 +139,7 @@ fn a_crash_after_any_byte_of_the_undo_is_undone() {
         let crashed = undo_now(&path).is_err();
         FUSE.set(None);
         if crashed {
-            // Some bytes on, it stops again; then it is left in peace.
+            // The second attempt may crash too; the third runs to completion.
             FUSE.set(Some(fuse / 2));
             let _ = undo_now(&path);
             FUSE.set(None);
@@ -204,7 +204,7 @@ fn a_damaged_journal_is_refused() {
         let mut journal = whole.clone();
         journal[at] ^= 0x10;
         fs::write(journal_path(&path), &journal).unwrap();
-        // Either it does not matter (the older record, a batch that is over), or nothing is written.
+        // Either the damage is harmless (older record, finished batch), or nothing is written.
         if undo_now(&path).is_ok() {
             fs::write(&path, &changed).unwrap();
         }

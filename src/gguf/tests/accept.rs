@@ -1,4 +1,4 @@
-//! Unusual files that are legal, and what one can read from a header.
+//! Unusual but valid files, and the accessors of a header.
 
 use super::super::{Split, ValueType};
 use super::*;

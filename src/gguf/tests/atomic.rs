@@ -1,4 +1,4 @@
-//! Nothing half-written bears the final name.
+//! A partially written file never has the final name.
 
 use std::fs;
 use std::io::{self, Write};
@@ -94,7 +94,7 @@ fn failures_are_told_apart() {
     assert!(full.to_string().contains("out.gguf"));
     let read_only = error(io::ErrorKind::ReadOnlyFilesystem);
     assert!(matches!(read_only, GgufError::OutputReadOnly { .. }));
-    // A writer's error comes out of io::Error again.
+    // A writer's error is recovered from the io::Error.
     let inner = io::Error::new(io::ErrorKind::StorageFull, full);
     let error = GgufError::from_write(Path::new("source"), inner);
     assert!(matches!(error, GgufError::OutputNoSpace { .. }));
@@ -140,7 +140,7 @@ mod unix {
     fn read_only_directory() {
         let directory = tempfile::tempdir().unwrap();
         if fs::metadata(directory.path()).unwrap().uid() == 0 {
-            return; // root may write anywhere
+            return; // root can write anywhere
         }
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o555)).unwrap();
         let error = AtomicFile::create(&directory.path().join("out"), false).unwrap_err();
@@ -154,10 +154,10 @@ fn what_killed_runs_left_is_removed_and_what_is_in_use_is_kept() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let others = [
-        ".out.gguf.abc.tmp",        // not as many random letters
-        ".out.gguf.abc-ef.tmp",     // others than tempfile takes
-        ".out.gguf.abcdef",         // another ending
-        ".out.gguf.old.abcdef.tmp", // of another file
+        ".out.gguf.abc.tmp",        // too few random letters
+        ".out.gguf.abc-ef.tmp",     // a character that tempfile never uses
+        ".out.gguf.abcdef",         // no suffix
+        ".out.gguf.old.abcdef.tmp", // for another file
         "out.gguf.abcdef.tmp",      // not hidden
     ];
     others.iter().for_each(|name| fs::write(at(name), b"mine").unwrap());

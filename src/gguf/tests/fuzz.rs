@@ -1,10 +1,10 @@
-//! Whatever the bytes, parsing ends with a header or an error.
+//! Parsing arbitrary bytes returns a header or an error.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// What must hold of any header that was accepted.
+/// Checks the invariants of an accepted header.
 fn check(gguf: &Gguf, len: u64) {
     assert!(gguf.kv_bytes.end <= gguf.info_bytes.end && gguf.info_bytes.end <= gguf.data_start);
     assert!(gguf.data_start <= len);

@@ -1,10 +1,10 @@
-//! One test per way in which a header can be wrong.
+//! One test per kind of malformed header.
 
 use super::super::NonModel;
 use super::*;
 use crate::util::hint::Hint;
 
-/// Checks the message and that it is worded as all messages are.
+/// Checks that the message contains `expected` and has no full stop at the end.
 fn says(raw: &Raw, expected: &str) {
     let message = raw.problem().to_string();
     assert!(message.contains(expected), "{message}");
@@ -131,7 +131,7 @@ fn key_too_long() {
 
 #[test]
 fn split_keys_of_wrong_type() {
-    // llama.cpp reads split.no of later files without asking for its type, and aborts.
+    // llama.cpp reads split.no of later files without checking its type, and aborts.
     let raw = Raw::header(3, 0, 1).kv("split.no", 4, &[0; 4]);
     says(&raw, "key 'split.no' is uint32, expected uint16");
     let raw = Raw::header(3, 0, 1).kv("split.tensors.count", 10, &[0; 8]);
@@ -184,7 +184,7 @@ fn array_past_the_end() {
 
 #[test]
 fn header_too_large() {
-    // Few bytes per record in the file, many in memory.
+    // Records that are small in the file but large in memory.
     let n = 400_000;
     let mut raw = Raw::header(3, 0, n);
     for i in 0..n {
@@ -248,7 +248,7 @@ fn negative_dimension() {
 
 #[test]
 fn element_count_overflow() {
-    // CVE-2026-33298 and its kin: the product wraps to something small.
+    // CVE-2026-33298 and similar: the product wraps to a small number.
     for ne in [[1 << 62, 4, 1, 1], [1 << 32, 1 << 32, 1, 1], [1 << 62, 4, 0, 1]] {
         assert!(matches!(one_tensor(&ne, 0).problem(), Malformed::ShapeOverflow { .. }));
     }
@@ -291,7 +291,7 @@ fn row_not_whole_blocks() {
 
 #[test]
 fn wrong_offset() {
-    // CVE-2026-7482 relied on an offset that nobody compared with the layout.
+    // CVE-2026-7482 relied on an offset that was not checked against the layout.
     for offset in [1, 32, u64::MAX] {
         let raw = Raw::header(3, 1, 0).tensor("w", &[1], 0, offset).pad(128);
         assert!(matches!(raw.problem(), Malformed::Offset { expected: 0, .. }));
@@ -380,7 +380,7 @@ fn vocabulary_only() {
     let vocabulary = GgufBuilder::new().string("general.architecture", "llama");
     let error = parse(&to_bytes(&vocabulary)).unwrap().refuse_non_model().unwrap_err();
     assert!(matches!(error, GgufError::NotAModel { kind: NonModel::VocabOnly, .. }));
-    // The first file of a split model may be all metadata.
+    // The first file of a split model may contain only metadata.
     let first = vocabulary.kv("split.no", Value::U16(0)).kv("split.count", Value::U16(2));
     assert!(parse(&to_bytes(&first)).unwrap().refuse_non_model().is_ok());
 }

@@ -1,4 +1,4 @@
-//! Copies keep every byte that nobody asked to change.
+//! Copies preserve every byte that is not explicitly changed.
 
 use super::super::Rewrite;
 use super::*;
@@ -28,11 +28,11 @@ fn text(key: &str, value: &str) -> (String, Value) {
     (key.to_string(), Value::String(value.to_string()))
 }
 
-/// Layouts that a rewriter could be tempted to normalise.
+/// Unusual layouts that a rewriter must not normalize.
 fn odd_files() -> Vec<Vec<u8>> {
     let mut files = vec![to_bytes(&sample()), to_bytes(&sample().version(2))];
     files.extend([1, 8, 64].map(|alignment| to_bytes(&sample().alignment(alignment))));
-    // Odd boolean, non-zero padding, missing last padding.
+    // Unusual boolean, nonzero padding, missing final padding.
     let raw = Raw::header(3, 2, 2)
         .kv("b", 7, &[0xfe])
         .string(b"s")
@@ -85,7 +85,7 @@ fn prefixed_keys_are_replaced() {
     assert_eq!(new.str("rosi.version"), Some("new"));
     assert_eq!(new.metadata.len(), old.metadata.len());
     assert_eq!(new.metadata.last().unwrap().key, "rosi.version");
-    // Doing it again changes nothing more.
+    // The rewrite is idempotent.
     assert!(rewrite(&out, vec![text("rosi.version", "new")], Some("rosi.")).unwrap() == out);
 }
 
@@ -249,7 +249,7 @@ fn a_retyped_tensor_moves_the_others_and_changes_none_of_them() {
     let middle = new.tensor("middle").unwrap();
     assert_eq!(middle.ggml_type, GgmlType::Q8_0);
     assert_eq!(new.read_tensor(middle).unwrap(), q8);
-    // Data of the old type, and a type whose blocks do not fit the rows.
+    // Data of the old type, and a type whose block length does not divide the row length.
     assert!(matches!(
         with(GgmlType::Q8_0, &[0; 36]),
         Err(GgufError::TensorLength { expected: 68, found: 36, .. })

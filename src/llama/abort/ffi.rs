@@ -1,5 +1,5 @@
-//! What runs before the process ends in C: ggml's callback before `abort()`, and on Unix handlers of the signals that end
-//! a process. An exception of C++ that nobody catches ends it by one of them too.
+//! Handlers that run before the process ends in C: ggml's callback before `abort()` and, on Unix, handlers for fatal
+//! signals. An uncaught C++ exception also ends the process with one of these signals.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char};
@@ -13,13 +13,13 @@ use llama_cpp_sys_2 as sys;
 use super::Unproven;
 use crate::llama::ffi::take_errors;
 
-/// The file that llama.cpp is at, while it has not run it yet.
+/// The file that llama.cpp is working on and has not run before; null if there is none.
 static TRYING: AtomicPtr<Unproven> = AtomicPtr::new(ptr::null_mut());
 
-/// Whether a thread has given up already.
+/// Whether a thread has already aborted.
 static SPEAKING: AtomicBool = AtomicBool::new(false);
 
-/// As long as it lives, what llama.cpp does is done to a file that it has not run yet.
+/// Guard: while it lives, llama.cpp is working on a file that it has not run before.
 pub(in crate::llama) struct Trying {
     before: *mut Unproven,
 }
@@ -37,13 +37,13 @@ impl Drop for Trying {
 }
 
 fn tried() -> Option<&'static Unproven> {
-    // SAFETY: it is null, or came from a `&'static`, through which nothing is ever changed.
+    // SAFETY: the pointer is null or came from a `&'static`, through which nothing is ever modified.
     unsafe { TRYING.load(Ordering::SeqCst).as_ref() }
 }
 
-/// Runs on whichever thread gave up.
+/// Callback that ggml calls on the aborting thread.
 unsafe extern "C" fn on_abort(message: *const c_char) {
-    // Threads of one computation give up together. The first of them speaks, and ends the process.
+    // The threads of one computation may abort together. The first one reports the error and ends the process.
     while SPEAKING.swap(true, Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(1));
     }
@@ -53,14 +53,14 @@ unsafe extern "C" fn on_abort(message: *const c_char) {
         // SAFETY: ggml passes a NUL-terminated string that lives for this call.
         unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
     };
-    // Unwinding into C is undefined; after a panic ggml aborts, as it would have.
+    // Unwinding into C is undefined behavior; after a panic, ggml aborts as it would have without this callback.
     if let Ok(status) = catch_unwind(|| super::take_leave(&message, &take_errors(), tried())) {
-        // SAFETY: ends the process at once: destructors of C++ would wait for threads that wait for this one.
+        // SAFETY: ends the process at once; C++ destructors would wait for threads that wait for this one.
         unsafe { libc::_exit(status) }
     }
 }
 
-/// From now on the process ends by [`super::take_leave`] where llama.cpp gives up.
+/// Makes the process end through [`super::take_leave`] if llama.cpp aborts.
 pub(in crate::llama) fn install() {
     // SAFETY: the callback is 'static.
     unsafe { sys::ggml_set_abort_callback(Some(on_abort)) };
@@ -79,31 +79,32 @@ mod unix {
     use super::tried;
     use crate::util::leftovers;
 
-    /// What ends a process in the middle of a computation.
+    /// Signals that a failing computation can raise.
     const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT];
-    /// Seconds that a crash waits for what is unfinished to be removed.
+    /// Seconds that a crashed process waits for unfinished files to be removed.
     const PATIENCE: u32 = 10;
-    /// The end of a pipe that wakes the thread which removes it.
+    /// Write end of the pipe that wakes the cleanup thread; -1 if there is no such thread.
     static WAKE: AtomicI32 = AtomicI32::new(-1);
-    /// Whether a thread has crashed already.
+    /// Whether a thread has already crashed.
     static LEAVING: AtomicBool = AtomicBool::new(false);
-    /// What was done about each of [`SIGNALS`] before.
+    /// Previous actions for [`SIGNALS`].
     static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
 
-    /// Only what may be called in a handler of signals: no memory is allocated, and nothing is locked.
+    /// Signal handler. It must be async-signal-safe: it allocates no memory and takes no locks.
     extern "C" fn on_signal(signal: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
         let Some(file) = tried() else {
             let at = SIGNALS.iter().position(|&other| other == signal).unwrap_or(0);
             if let Some(before) = BEFORE.get() {
-                // SAFETY: what the system gave at the start. On return the instruction runs again, or `abort()` goes on.
+                // SAFETY: the system returned this action at the start. After this handler, the instruction runs again
+                // or `abort()` continues.
                 unsafe { libc::sigaction(signal, &before[at], ptr::null_mut()) };
             }
             return;
         };
         let words = file.last_words.as_bytes();
-        // SAFETY: the buffers are readable for their lengths; what fails is no matter any more.
+        // SAFETY: the buffers are readable for their lengths; failures no longer matter.
         unsafe {
-            // Threads of one computation crash together, and the first of them speaks.
+            // The threads of one computation may crash together. Only the first one reports it.
             if !LEAVING.swap(true, Ordering::SeqCst) {
                 libc::write(libc::STDERR_FILENO, words.as_ptr().cast(), words.len());
                 if libc::write(WAKE.load(Ordering::SeqCst), words.as_ptr().cast(), 1) != 1 {
@@ -135,7 +136,7 @@ mod unix {
         }
     }
 
-    /// Starts the thread that removes what is unfinished after a crash: the one that crashed may hold any lock.
+    /// Starts the thread that removes unfinished files after a crash: the crashed thread may hold any lock.
     fn start_cleaner() {
         let mut ends = [-1; 2];
         // SAFETY: `ends` has room for both.
@@ -151,7 +152,7 @@ mod unix {
                 unsafe { libc::_exit(1) }
             }
         };
-        // Without it a crash leaves what is unfinished.
+        // Without this thread, a crash leaves unfinished files behind.
         if thread::Builder::new().name("cleaner".into()).spawn(wait).is_ok() {
             WAKE.store(ends[1], Ordering::SeqCst);
         }

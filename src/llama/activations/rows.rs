@@ -1,37 +1,37 @@
 //! Inputs of a writer, row by row: dense, or routed to the experts of a mixture.
 //!
-//! A mixture adds `Σ_k p_k W_{e_k} x_k` to the stream: k runs over the experts that a token was routed to, p
-//! are the router's weights. That is one wide writer `[W_0 W_1 …]` with the input φ `[n_expert·n_in]`, which
-//! is `p_k x_k` in the blocks of the chosen experts and 0 in all others. φ is never made: what is kept is
-//! what is not 0 of it, and the numbers of the blocks.
+//! A mixture adds `Σ_k p_k W_{e_k} x_k` to the residual stream, where k runs over the experts that a token was
+//! routed to and the p_k are the router's weights. This equals one wide writer `[W_0 W_1 …]` with the input φ
+//! `[n_expert·n_in]`, which is `p_k x_k` in the slices of the chosen experts and 0 elsewhere. φ is never
+//! materialized: only its nonzero slices and their expert indices are stored.
 
 use ndarray::{Array1, Array2, ArrayView1, Axis, CowArray, Ix2, s};
 
 use crate::util::linalg;
 
-/// Number of no expert: a place of a row that holds nothing.
+/// Expert index of an empty slot in a row.
 pub const NO_EXPERT: u32 = u32::MAX;
 
-/// Inputs of one writer at some tokens.
+/// Inputs of one writer at R tokens, one row per token.
 #[derive(Debug, Clone)]
 pub struct Rows<'a> {
-    /// x, f32 `[R][n_in]`; routed: the inputs times their weights one behind the other, `[R][n_used·n_in]`.
+    /// x, f32 `[R][n_in]`; for a routed writer, the weighted inputs of all slots in sequence, `[R][n_used·n_in]`.
     pub x: CowArray<'a, f32, Ix2>,
-    /// Where they are routed; `None` of a dense writer.
+    /// Expert routing; `None` for a dense writer.
     pub route: Option<Route<'a>>,
 }
 
-/// Where rows are routed.
+/// Expert routing of [`Rows`].
 #[derive(Debug, Clone)]
 pub struct Route<'a> {
-    /// Chosen experts, `[R][n_used]`; [`NO_EXPERT`] where a place is empty.
+    /// Chosen experts, `[R][n_used]`; [`NO_EXPERT`] in empty slots.
     pub experts: CowArray<'a, u32, Ix2>,
     /// Number of experts.
     pub n_expert: usize,
 }
 
 impl<'a> Rows<'a> {
-    /// `parts` one below the other; `None` where they are not of the same shape or kind.
+    /// Stacks `parts` vertically; `None` if there are none or their shapes or kinds differ.
     pub fn concatenated(parts: Vec<Self>) -> Option<Rows<'a>> {
         let views: Vec<_> = parts.iter().map(|p| p.x.view()).collect();
         let x = CowArray::from(ndarray::concatenate(Axis(0), &views).ok()?);
@@ -43,17 +43,17 @@ impl<'a> Rows<'a> {
         alike.then(|| Rows { x, route: Some(Route { experts, n_expert: first.n_expert }) })
     }
 
-    /// Length of φ.
+    /// Returns the length of φ.
     pub fn len_wide(&self) -> usize {
         self.x.ncols() / self.n_used() * self.route.as_ref().map_or(1, |route| route.n_expert)
     }
 
-    /// Experts of a row, 1 of a dense one.
+    /// Returns the number of expert slots per row, 1 for a dense writer.
     fn n_used(&self) -> usize {
         self.route.as_ref().map_or(1, |route| route.experts.ncols().max(1))
     }
 
-    /// Hands `see` every piece of every row, in order: row, its place in φ, values `[n_in]`.
+    /// Calls `see` with each nonzero slice of each row, in order: row index, offset in φ, values `[n_in]`.
     fn for_each_piece(&self, mut see: impl FnMut(usize, usize, ArrayView1<'_, f32>)) {
         let n_in = self.x.ncols() / self.n_used();
         for (i, row) in self.x.rows().into_iter().enumerate() {
@@ -70,7 +70,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// `uᵀφ` of every row, f32 `[R]`; u = `right` `[n_expert·n_in]`.
+    /// Returns `uᵀφ` for every row, f32 `[R]`, where u = `right` `[n_expert·n_in]`.
     pub fn pushes(&self, right: &[f32]) -> Array1<f32> {
         let right = ArrayView1::from(right);
         if self.route.is_none() {
@@ -81,7 +81,7 @@ impl<'a> Rows<'a> {
         pushes
     }
 
-    /// `Σ_i a_i φ_i`, f32 `[n_expert·n_in]`.
+    /// Returns `Σ_i a_i φ_i`, f32 `[n_expert·n_in]`.
     pub fn combined(&self, a: &Array1<f32>) -> Vec<f32> {
         if self.route.is_none() {
             return self.x.t().dot(a).to_vec();
@@ -93,7 +93,7 @@ impl<'a> Rows<'a> {
         sum.to_vec()
     }
 
-    /// Mean of φ, f64 `[n_expert·n_in]`.
+    /// Returns the mean of φ over all rows, f64 `[n_expert·n_in]`.
     pub fn mean(&self) -> Vec<f64> {
         let mut mean = vec![0.0; self.len_wide()];
         self.for_each_piece(|_, at, values| {
@@ -104,8 +104,8 @@ impl<'a> Rows<'a> {
         mean
     }
 
-    /// `G ← G + Φ Φᵀ` in the lower triangle, f64 `[R][R]`: Σ over experts of the products of the rows that
-    /// were routed to them.
+    /// Adds Φ Φᵀ to the lower triangle of `gram`, f64 `[R][R]`: the sum over all experts of the inner products
+    /// of the rows routed to them.
     pub fn add_outer(&self, gram: &mut Array2<f64>) {
         let Some(route) = &self.route else {
             linalg::add_outer(gram, self.x.view());
@@ -116,7 +116,7 @@ impl<'a> Rows<'a> {
         self.for_each_piece(|i, at, values| {
             let (rows, x) = &mut of_expert[at / n_in.max(1)];
             if rows.last() == Some(&i) {
-                // Routed to one expert twice: the products add up, and so do the inputs.
+                // A row was routed to the same expert twice: outputs add up, so the inputs can be added.
                 let start = x.len() - n_in;
                 x[start..].iter_mut().zip(values).for_each(|(x, v)| *x += v);
             } else {
@@ -134,7 +134,7 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// One input of each row, `[R][n_in]`: of routed rows that of the first expert, the second, … by turns.
+    /// Returns one input per row, `[R][n_in]`. Routed rows take their slots in turn: row i uses slot i mod `n_used`.
     pub fn one_each(&self) -> CowArray<'_, f32, Ix2> {
         let n_used = self.n_used();
         if n_used == 1 {
@@ -150,7 +150,7 @@ impl<'a> Rows<'a> {
 pub(crate) mod tests {
     use super::*;
 
-    /// Rows of noise that are routed to `n_used` of `n_expert`; some twice to the same, some to fewer.
+    /// Pseudorandom rows with `n_used` slots over `n_expert` experts; some slots repeat an expert or are empty.
     pub(crate) fn routed([n, n_in, n_used, n_expert]: [usize; 4], seed: usize) -> Rows<'static> {
         let bits =
             |i: usize| (((i + 7919 * seed) as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize;
@@ -168,7 +168,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The same with φ written out.
+    /// Converts `rows` to those of a dense writer by writing out φ.
     pub(crate) fn wide(rows: &Rows<'_>) -> Rows<'static> {
         let mut x = Array2::zeros((rows.x.nrows(), rows.len_wide()));
         rows.for_each_piece(|i, at, values| {

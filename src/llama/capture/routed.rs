@@ -1,16 +1,16 @@
-//! Mixtures of experts: which experts a token is routed to, what they are given to read, and the weights with
-//! which the router adds up what they write.
+//! Capture of mixtures of experts: the experts that a token is routed to, their inputs, and the weights with which
+//! the router sums their outputs.
 //!
 //! ```text
 //! y = MUL_MAT_ID(W, x, ids)   x [n_in, n_used or 1, n_tokens], ids I32 [n_used, n_tokens]
-//! z = MUL(y, p)               p [1, n_used, n_tokens]; between them a bias or what a LoRA adds
+//! z = MUL(y, p)               p [1, n_used, n_tokens]; y may include a bias or LoRA terms by then
 //! ```
 //!
-//! x may be gone when z is computed, and p is not known to belong to y before: so x is kept at the one, and
-//! multiplied by p at the other. Where no such z follows (llama4 weighs what goes in) p is 1.
+//! x may no longer exist when z is computed, and p cannot be matched to y earlier, so x is captured at y and multiplied
+//! by p at z. Where no such z follows (llama4 weights the inputs instead), p is 1.
 //!
-//! What became of y is known by its name, not by following z's inputs: where the product is computed on another device
-//! than z, z reads a copy, which has the name but no inputs.
+//! y is tracked by name, not by following z's inputs: if y and z are computed on different devices, z reads a copy,
+//! which has the name but no inputs.
 
 use std::collections::HashMap;
 
@@ -21,19 +21,19 @@ use crate::llama::LlamaError;
 use crate::llama::activations::rows::NO_EXPERT;
 use crate::llama::hook::Node;
 
-/// What is taken of a mixture.
+/// Role of a node in a mixture, with the data to capture.
 pub(super) enum Routed<'n> {
-    /// The product of the experts.
+    /// The product y of the chosen experts with their inputs.
     Product { writer: usize, x: Node<'n>, ids: Node<'n> },
-    /// It times its weights.
+    /// The product z of y with the router's weights.
     Weighed { writer: usize, weights: Node<'n> },
 }
 
-/// Names of the products of this graph, and of what is added to them, and their writers.
+/// Writers by the names of their products in this graph, and of the sums computed from these.
 pub(super) type Products = HashMap<String, usize>;
 
 impl Capture {
-    /// Remembers `node` in `products` if it is one, or adds to one.
+    /// Adds `node` to `products` if it is a product of experts or a sum computed from one.
     pub(super) fn follow(&self, node: Node<'_>, products: &mut Products) {
         let writer = match (node.op(), node.src(0)) {
             ("ADD" | "ADD_ID", Some(from)) if from.ne() == node.ne() => {
@@ -48,7 +48,7 @@ impl Capture {
         products.extend(writer.map(|writer| (node.name().to_owned(), writer)));
     }
 
-    /// What `node` is to a mixture that is looked at.
+    /// Returns the role of `node` in a captured mixture, if it has one.
     pub(super) fn routed<'n>(&self, node: Node<'n>, products: &Products) -> Option<Routed<'n>> {
         match node.op() {
             "MUL_MAT_ID" => {

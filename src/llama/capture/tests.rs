@@ -1,4 +1,4 @@
-//! How much of the writers' inputs is kept.
+//! Tests of how many of the writers' inputs are kept.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn capture() -> Capture {
     Capture { shapes: vec![dense, mixture], tail: vec![1], n_sample: 40, ..Capture::nothing() }
 }
 
-/// Tokens at which the inputs of the writer are kept: inside prompts, before last ones, last ones.
+/// Returns the numbers of sampled, tail and last tokens at which inputs of the writer are kept.
 fn kept(capture: &Capture, writer: usize) -> [usize; 3] {
     let inputs = &capture.allocate(20, capture.n_sample(1000)).inputs[writer];
     [inputs.sample.nrows(), inputs.tail.nrows(), inputs.last.nrows()]
@@ -23,6 +23,6 @@ fn of_what_memory_has_no_room_for_the_same_share_is_kept() {
         assert_eq!(tokens, [expected; 2], "{bytes}");
         assert!(expected.iter().sum::<usize>() as u64 * within.token_bytes() <= bytes);
     }
-    assert_eq!(capture().within(0, 0).share(), 1.0, "nothing is asked for");
+    assert_eq!(capture().within(0, 0).share(), 1.0, "nothing is requested");
     assert_eq!(capture().allocate(20, 0).residual.dim().0, 20, "directions are learned from all prompts");
 }

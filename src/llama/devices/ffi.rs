@@ -20,7 +20,7 @@ pub(crate) struct Handle(sys::ggml_backend_dev_t);
 
 impl Handle {
     pub(super) fn name(&self) -> String {
-        // SAFETY: devices are never removed, and answer with a NUL-terminated string of their own.
+        // SAFETY: devices are never removed, and each returns a NUL-terminated string that it owns.
         text(unsafe { sys::ggml_backend_dev_name(self.0) })
     }
 
@@ -37,7 +37,7 @@ impl Handle {
     fn is_cpu(&self) -> bool {
         // SAFETY: as above.
         let kind = unsafe { sys::ggml_backend_dev_type(self.0) };
-        // Accelerators (BLAS) help the CPU, and hold no layers.
+        // Accelerators (BLAS) assist the CPU and hold no layers.
         matches!(kind, sys::GGML_BACKEND_DEVICE_TYPE_CPU | sys::GGML_BACKEND_DEVICE_TYPE_ACCEL)
     }
 }
@@ -46,7 +46,7 @@ fn text(string: *const c_char) -> String {
     if string.is_null() {
         return String::new();
     }
-    // SAFETY: ggml's names are NUL-terminated and static, or owned by what the registry keeps.
+    // SAFETY: ggml's names are NUL-terminated and static, or owned by entries that the registry keeps.
     unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
 }
 
@@ -56,14 +56,14 @@ fn all() -> Vec<Handle> {
     unsafe { (0..sys::ggml_backend_dev_count()).map(|i| Handle(sys::ggml_backend_dev_get(i))).collect() }
 }
 
-/// Every device that can hold layers.
+/// Returns all devices that can hold layers, without the CPU.
 pub(super) fn devices() -> Vec<Handle> {
     let mut devices = all();
     devices.retain(|device| !device.is_cpu());
     devices
 }
 
-/// Names of all backends.
+/// Returns the names of all backends.
 pub(super) fn backends() -> Vec<String> {
     init_backend();
     // SAFETY: as in `all`.
@@ -72,10 +72,10 @@ pub(super) fn backends() -> Vec<String> {
     (0..unsafe { sys::ggml_backend_reg_count() }).map(name).collect()
 }
 
-/// A function of the RPC backend, which is not linked by name because a build may lack it.
+/// Looks up a function of the RPC backend at run time; it cannot be linked because a build may lack the backend.
 fn rpc_function(name: &CStr) -> Result<ptr::NonNull<std::ffi::c_void>, LlamaError> {
     init_backend();
-    // SAFETY: both names are C strings; a backend that is not there is NULL, and is not asked.
+    // SAFETY: both names are C strings; the backend is used only if it is not NULL.
     let function = unsafe {
         let rpc = sys::ggml_backend_reg_by_name(c"RPC".as_ptr());
         if rpc.is_null() {
@@ -86,29 +86,30 @@ fn rpc_function(name: &CStr) -> Result<ptr::NonNull<std::ffi::c_void>, LlamaErro
     ptr::NonNull::new(function).ok_or(LlamaError::NoRpc)
 }
 
-/// Adds the devices of a worker to the registry. Where nobody listens the process ends: see
-/// [`Endpoint::check`].
+/// Adds the devices of a worker to the registry. If no worker listens at `endpoint`, the process ends, so call
+/// [`Endpoint::check`] first.
 pub(super) fn join(endpoint: &Endpoint) -> Result<(), LlamaError> {
     type AddServer = unsafe extern "C" fn(*const c_char) -> sys::ggml_backend_reg_t;
     let function = rpc_function(c"ggml_backend_rpc_add_server")?;
     let fail = |reason: &str| LlamaError::Worker { endpoint: endpoint.to_string(), reason: reason.into() };
-    let name = CString::new(endpoint.to_string()).map_err(|_| fail("its name holds a NUL byte"))?;
-    // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); it copies the name.
+    let name = CString::new(endpoint.to_string()).map_err(|_| fail("the address contains a NUL byte"))?;
+    // SAFETY: the RPC backend exports a function of this type under this name (ggml-rpc.h); it copies the name.
     let reg =
         unsafe { std::mem::transmute::<*mut std::ffi::c_void, AddServer>(function.as_ptr())(name.as_ptr()) };
     if reg.is_null() {
-        return Err(fail("it has no device"));
+        return Err(fail("the worker offers no devices"));
     }
-    // SAFETY: what was just made, and is never freed.
+    // SAFETY: `reg` was just created and is never freed.
     unsafe { sys::ggml_backend_register(reg) };
     Ok(())
 }
 
-/// Serves devices of this machine to one client after the other, until the process ends; all GPUs if `names`
-/// are none, the CPU where there is no GPU.
+/// Serves devices of this machine to one client at a time until the process ends. If `names` is empty, serves all
+/// GPUs, or the CPU if there is no GPU.
 ///
 /// # Errors
-/// [`LlamaError::NoRpc`], [`LlamaError::NoDevice`]; [`LlamaError::Worker`] when it cannot listen.
+/// Returns [`LlamaError::NoRpc`] if the build lacks the RPC backend, [`LlamaError::NoDevice`] if a named device does
+/// not exist, or [`LlamaError::Worker`] if the server stops, for example because it cannot listen at `endpoint`.
 pub(crate) fn serve(endpoint: &Endpoint, names: &[String], threads: usize) -> Result<(), LlamaError> {
     type StartServer =
         unsafe extern "C" fn(*const c_char, *const c_char, usize, usize, *mut sys::ggml_backend_dev_t);
@@ -120,29 +121,29 @@ pub(crate) fn serve(endpoint: &Endpoint, names: &[String], threads: usize) -> Re
     }
     let mut served: Vec<_> = served.iter().map(|device| device.0).collect();
     let fail = |reason: &str| LlamaError::Worker { endpoint: endpoint.to_string(), reason: reason.into() };
-    let name = CString::new(endpoint.to_string()).map_err(|_| fail("its name holds a NUL byte"))?;
+    let name = CString::new(endpoint.to_string()).map_err(|_| fail("the address contains a NUL byte"))?;
     end_when_interrupted();
-    // SAFETY: the RPC backend gives a function of this type under this name (ggml-rpc.h); no cache folder is
-    // NULL; the array is as long as told, and all of it outlives the call.
+    // SAFETY: the RPC backend exports a function of this type under this name (ggml-rpc.h); NULL means no cache
+    // folder; the array has the given length, and all arguments outlive the call.
     unsafe {
         let start = std::mem::transmute::<*mut std::ffi::c_void, StartServer>(function.as_ptr());
         start(name.as_ptr(), ptr::null(), threads, served.len(), served.as_mut_ptr());
     }
-    Err(fail("llama.cpp's server ended"))
+    Err(fail("llama.cpp's server stopped"))
 }
 
-/// llama.cpp's server waits for its next client and looks at nothing else.
+/// Starts a thread that ends the process when the user stops it: llama.cpp's server only waits for its next client.
 fn end_when_interrupted() {
     std::thread::spawn(|| {
         while !interrupt::requested() {
             std::thread::sleep(Duration::from_millis(100));
         }
-        // SAFETY: ends the process at once, as a server is ended: it keeps nothing.
+        // SAFETY: ends the process at once; the server has no state to save.
         unsafe { libc::_exit(0) }
     });
 }
 
-/// What [`Offload`] says, as llama.cpp takes it; the arrays must live until the model is loaded.
+/// An [`Offload`] in llama.cpp's types; its arrays must live until the model is loaded.
 pub(in crate::llama) struct Placement {
     n_gpu_layers: i32,
     devices: Option<Vec<sys::ggml_backend_dev_t>>,
@@ -152,14 +153,16 @@ pub(in crate::llama) struct Placement {
 }
 
 impl Placement {
+    /// Converts `offload`, looking up its devices.
+    ///
     /// # Errors
-    /// [`LlamaError::NoDevice`].
+    /// Returns [`LlamaError::NoDevice`] if a named device does not exist.
     pub(in crate::llama) fn new(offload: &Offload) -> Result<Self, LlamaError> {
         let devices = offload.devices.as_ref().map(|names| chosen(names)).transpose()?;
         let devices = devices.map(|d| d.iter().map(|device| device.0).chain([ptr::null_mut()]).collect());
         let mut tensor_split = offload.tensor_split.clone();
         if !tensor_split.is_empty() {
-            // SAFETY: answers a constant.
+            // SAFETY: the function returns a constant.
             tensor_split.resize(unsafe { sys::llama_max_devices() }, 0.0);
         }
         Ok(Self {
@@ -175,7 +178,7 @@ impl Placement {
         })
     }
 
-    /// Puts it into `params`, which point into `self` from then on.
+    /// Writes the placement to `params`, which then points into `self`.
     pub(in crate::llama) fn fill(&mut self, params: &mut sys::llama_model_params) {
         params.n_gpu_layers = self.n_gpu_layers;
         params.devices = self.devices.as_mut().map_or(ptr::null_mut(), |devices| devices.as_mut_ptr());
@@ -187,12 +190,12 @@ impl Placement {
     }
 }
 
-/// What of this CPU llama.cpp uses, in its words.
+/// Returns the CPU features that llama.cpp uses, under llama.cpp's names.
 pub fn cpu_features() -> String {
-    // llama.cpp writes into one buffer at each call.
+    // Each call to llama.cpp overwrites the same buffer, so the text is read only once.
     static TOLD: OnceLock<String> = OnceLock::new();
     let ask = || {
-        // SAFETY: returns a NUL-terminated string in that buffer.
+        // SAFETY: the function returns a NUL-terminated string in that buffer.
         let told = unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy();
         let features = told.split('|').map(str::trim).filter(|feature| !feature.is_empty());
         features.collect::<Vec<_>>().join(" | ")

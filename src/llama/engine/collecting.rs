@@ -1,4 +1,4 @@
-//! Hidden states of prompts and texts.
+//! Capture of hidden states on prompts and texts.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::llama::template::Prompt;
 use crate::llama::thinking::ThoughtOf;
 
 impl LlamaEngine {
-    /// Groups that llama.cpp decodes in one piece each, as a capture must see them.
+    /// Groups prompts so that llama.cpp decodes each group in one piece, as a capture requires.
     fn whole_groups(&self, prompts: &[Vec<Token>]) -> Vec<Range<usize>> {
         match self.model.is_recurrent() {
             true => (0..prompts.len()).map(|prompt| prompt..prompt + 1).collect(),
@@ -23,7 +23,7 @@ impl LlamaEngine {
         }
     }
 
-    /// Decodes one group under the eyes of a capture.
+    /// Decodes one group and captures its hidden states.
     fn capture_group(&mut self, mut group: Group, of: &mut Collection<'_>) -> Result<(), LlamaError> {
         if group.batch.is_empty() {
             return Ok(());
@@ -33,10 +33,10 @@ impl LlamaEngine {
         hook.finish()
     }
 
-    /// As [`Engine::collect`](super::Engine::collect), of text as it is: what a model reads outside any template.
+    /// Like [`Engine::collect`](super::Engine::collect), for plain texts without a chat template.
     ///
     /// # Errors
-    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
+    /// Returns [`LlamaError`] if tokenizing, decoding or the capture fails.
     pub fn collect_text(&mut self, texts: &[String], capture: &Capture) -> Result<Activations, LlamaError> {
         let prompts = texts
             .iter()
@@ -45,11 +45,12 @@ impl LlamaEngine {
         self.collect_sampled(&prompts, &vec![0; prompts.len()], capture, &mut |_, _| ())
     }
 
-    /// As [`Engine::collect`](super::Engine::collect), of `chats` behind the model's own thoughts of at most `budget` tokens, from which tokens are
-    /// sampled; and which of the chats they are: not those that it answers without.
+    /// Like [`Engine::collect`](super::Engine::collect), for `chats` followed by the model's own thoughts of at most
+    /// `budget` tokens; only tokens of the thoughts are sampled. Also returns the indices of the captured chats: those
+    /// that the model answers without thinking, or that become too long, are skipped.
     ///
     /// # Errors
-    /// [`LlamaError`] when rendering, decoding or the capture fails.
+    /// Returns [`LlamaError`] if rendering, decoding or the capture fails.
     pub fn collect_thinking(
         &mut self,
         chats: &[Chat<'_>],
@@ -64,10 +65,11 @@ impl LlamaEngine {
         Ok((self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())?, which))
     }
 
-    /// As [`Engine::collect`](super::Engine::collect), of `answers` to `chats`: tokens are sampled from the answers only.
+    /// Like [`Engine::collect`](super::Engine::collect), for `chats` followed by `answers`; only tokens of the answers
+    /// are sampled.
     ///
     /// # Errors
-    /// [`LlamaError`] when tokenizing, decoding or the capture fails.
+    /// Returns [`LlamaError`] if tokenizing, decoding or the capture fails.
     pub fn collect_answers(
         &mut self,
         chats: &[Chat<'_>],
@@ -83,7 +85,8 @@ impl LlamaEngine {
         self.collect_sampled(&prompts, &from, capture, &mut |_, _| ())
     }
 
-    /// Decodes `prompts` under the eyes of `capture`; of each the tokens from position `from` on may be sampled.
+    /// Decodes `prompts` and captures what `capture` selects; in each prompt, tokens from position `from` on may be
+    /// sampled.
     pub(super) fn collect_sampled(
         &mut self,
         prompts: &[Vec<Token>],
@@ -103,7 +106,7 @@ impl LlamaEngine {
         Ok(activations)
     }
 
-    /// Decodes the prompts, one group after the other.
+    /// Decodes the prompts group by group.
     fn collect_groups(
         &mut self,
         collection: &mut Collection<'_>,
@@ -125,13 +128,14 @@ impl LlamaEngine {
         Ok(())
     }
 
-    /// Whether what all prompts begin with is kept, with room for `cells` in all, and the rest forgotten.
+    /// Tries to keep only the prefix that all prompts share; returns false if the model cannot forget the rest or
+    /// the cache has fewer than `cells` cells.
     fn keep_beginning(&mut self, cells: usize, shared: usize) -> bool {
         !self.model.is_recurrent() && cells <= self.context.n_ctx() && self.context.keep_beginning(shared)
     }
 
-    /// Decodes what all prompts begin with, for a group of which `prompt` is the first; it is looked at in the first
-    /// group.
+    /// Decodes the prefix that all prompts share, for a group that begins with `prompt`. It is captured only for the
+    /// first group.
     fn collect_beginning(&mut self, prompt: usize, of: &mut Collection<'_>) -> Result<(), LlamaError> {
         let beginning = &of.prompts[prompt][..of.sample.shared];
         for (i, part) in beginning.chunks(N_BATCH).enumerate() {
@@ -148,7 +152,7 @@ impl LlamaEngine {
         Ok(())
     }
 
-    /// What each prompt of a group has behind the shared beginning.
+    /// Decodes the rest of each prompt in a group, after the shared prefix.
     fn collect_own(
         &mut self,
         range: Range<usize>,
@@ -178,7 +182,7 @@ impl LlamaEngine {
     }
 }
 
-/// A collection on its way.
+/// State of a collection in progress.
 struct Collection<'a> {
     prompts: &'a [Vec<Token>],
     sample: Sample,
@@ -186,17 +190,17 @@ struct Collection<'a> {
     activations: Activations,
 }
 
-/// Where a token of a collection stands.
+/// Location of a token in a collection.
 struct TokenPlace {
     /// Index of its prompt.
     prompt: usize,
     /// Position in the prompt.
     pos: usize,
-    /// Sequence of the context that it is decoded into.
+    /// Sequence of the context that the token is decoded into.
     seq: usize,
 }
 
-/// One decode of a collection, and what is kept of it.
+/// One decode of a collection, with the tokens to keep from it.
 #[derive(Default)]
 struct Group {
     batch: Batch,
@@ -204,7 +208,7 @@ struct Group {
 }
 
 impl Group {
-    /// Adds the token at `place`.
+    /// Adds `token`, located at `place`, and marks it to be kept if `sample` selects it or it is the prompt's last.
     fn push(&mut self, sample: &Sample, place: TokenPlace, token: Token, last: bool) {
         let TokenPlace { prompt, pos, seq } = place;
         let index = self.batch.push(token, pos, seq, last);

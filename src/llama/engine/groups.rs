@@ -1,32 +1,33 @@
-//! Prompts that are decoded together.
+//! Grouping of prompts that are decoded together.
 
 use std::ops::Range;
 
 use super::{N_BATCH, N_CTX, N_SEQ};
 use crate::llama::ffi::Token;
 
-/// Cells that llama.cpp compares a token with at least, and in steps of which it does.
+/// Granularity, in cells, at which llama.cpp compares a token with the cache; also the minimum.
 const STEP: usize = 256;
-/// Tokens behind the shared beginning for which a collection takes another step.
+/// Minimum room after the shared prefix in a collection's group, in cells, before rounding up to [`STEP`].
 const COLLECTED: usize = 192;
 
-/// Cuts prompts into runs that fit one batch and, with their answers, the cache. What all prompts begin with is there
-/// once, and is decoded before. A prompt that does not fit runs alone, and the cache grows for it.
+/// Cuts prompts into runs that fit one batch and, with their answers, the cache. The prefix that all prompts share is
+/// stored once and decoded separately. A prompt that does not fit runs alone, and the cache grows for it.
 pub fn groups(prompts: &[Vec<Token>], n_predict: usize) -> Vec<Range<usize>> {
     let shared = shared_prefix(prompts);
-    // A long beginning leaves the room to answers that it would have taken.
+    // A long shared prefix must not take the room of the answers.
     let n_ctx = if shared > N_CTX / 2 { shared + N_CTX } else { N_CTX };
     cut(prompts, shared, n_predict, n_ctx)
 }
 
-/// The same for prompts without answers, in smaller runs. A token is compared with all cells of its run, those of other
-/// prompts too, which takes a fifth of the time with 1024 of them; with few, weights are dequantized too often.
+/// Like [`groups`], for prompts without answers, in smaller runs. A token is compared with all cells of its run,
+/// including those of other prompts, which takes a fifth of the time with 1024 cells; with few cells, weights are
+/// dequantized too often.
 pub(super) fn small_groups(prompts: &[Vec<Token>]) -> Vec<Range<usize>> {
     let shared = shared_prefix(prompts);
     cut(prompts, shared, 0, (shared + COLLECTED).next_multiple_of(STEP))
 }
 
-/// Runs of at most `n_ctx` cells, of prompts that begin with `shared` tokens alike.
+/// Cuts prompts that share their first `shared` tokens into runs of at most `n_ctx` cells.
 fn cut(prompts: &[Vec<Token>], shared: usize, n_predict: usize, n_ctx: usize) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut tokens) = (0, 0);
@@ -47,14 +48,15 @@ fn cut(prompts: &[Vec<Token>], shared: usize, n_predict: usize, n_ctx: usize) ->
     groups
 }
 
-/// Length of the beginning that all prompts share, leaving at least one token of each.
+/// Returns the length of the prefix that all prompts share, leaving at least one token of each.
 pub(super) fn shared_prefix(prompts: &[Vec<Token>]) -> usize {
     let Some((first, rest)) = prompts.split_first() else { return 0 };
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0).saturating_sub(1);
     (0..shortest).find(|&i| rest.iter().any(|p| p[i] != first[i])).unwrap_or(shortest)
 }
 
-/// Cells of the cache that one run of prompts and its answers take, when their first `shared` tokens are there once.
+/// Returns the number of cache cells that one run of prompts and its answers takes if their first `shared` tokens are
+/// stored once.
 pub(super) fn cells(prompts: &[Vec<Token>], shared: usize, n_predict: usize) -> usize {
     shared + prompts.iter().map(|prompt| prompt.len() - shared + n_predict).sum::<usize>()
 }

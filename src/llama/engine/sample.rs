@@ -1,24 +1,26 @@
-//! Which tokens of a collection are looked at.
+//! Selection of the tokens that a collection captures.
 
 use super::groups::shared_prefix;
 use crate::llama::capture::Capture;
 use crate::llama::ffi::Token;
 
-/// Tokens spread evenly over all prompts and positions but the last ones; what all begin with counts once.
+/// Tokens spread evenly over all prompts and positions except the last ones; the shared prefix counts once.
 pub(super) struct Sample {
-    /// Tokens that all begin with.
+    /// Number of tokens in the prefix that all prompts share.
     pub(super) shared: usize,
-    /// Position of each prompt's first token that may be taken.
+    /// Position of each prompt's first token that may be sampled.
     from: Vec<usize>,
-    /// How far before the last token those are that are kept whole.
+    /// Distances from the last token back to the tail tokens, which are kept for every prompt.
     tail: Vec<usize>,
-    /// The farthest of them: no token from there on is sampled.
+    /// Largest distance in `tail`: tokens that close to the end are not sampled.
     n_tail: usize,
     /// Position of each prompt's last token.
     last: Vec<usize>,
-    /// Number of each prompt's first token behind the shared ones.
+    /// Index, among all candidates, of each prompt's first candidate after the shared prefix.
     starts: Vec<usize>,
+    /// Number of candidates.
     n_tokens: usize,
+    /// Number of sampled tokens.
     pub(super) n_kept: usize,
 }
 
@@ -39,7 +41,7 @@ impl Sample {
         Self { shared, from, tail, n_tail, last, starts, n_tokens, n_kept }
     }
 
-    /// The row of the token at `pos` of `prompt`, if it is kept.
+    /// Returns the row of the token at `pos` of `prompt` in the sample, if it is sampled.
     pub(super) fn row(&self, prompt: usize, pos: usize) -> Option<usize> {
         let from = self.from[prompt];
         let number = match pos < self.shared {
@@ -49,13 +51,13 @@ impl Sample {
             false if pos + self.n_tail >= self.last[prompt] => return None,
             false => self.starts[prompt] + pos - self.shared.max(from),
         };
-        // Row r is the first token with number·n_kept/n_tokens ≥ r.
+        // Row r is the first candidate with number·n_kept/n_tokens ≥ r.
         let row = (number * self.n_kept).div_ceil(self.n_tokens.max(1));
         let before = number.checked_sub(1).map(|n| (n * self.n_kept).div_ceil(self.n_tokens.max(1)));
         (row < self.n_kept && before != Some(row)).then_some(row)
     }
 
-    /// The row of the token at `pos` of `prompt` among those before the last ones, if it is one.
+    /// Returns the row of the token at `pos` of `prompt` among the tail tokens, if it is one.
     pub(super) fn tail(&self, prompt: usize, pos: usize) -> Option<usize> {
         let before = self.last[prompt].checked_sub(pos)?;
         let at = self.tail.iter().position(|&offset| offset == before).filter(|_| pos >= self.shared)?;

@@ -26,7 +26,7 @@ fn only_what_ggml_multiplies_may_be_a_matrix() {
         .map(GgmlType::name)
         .collect();
     assert_eq!(refused, ["Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"]);
-    // Vectors are not multiplied, and a table of experts is looked up.
+    // Vectors are not multiplied, and expert tables are only looked up.
     assert!(of_type("d2t", &[256, 1], GgmlType::I64).is_ok());
     assert!(of_type("blk.0.ffn_gate_tid2eid.weight", &[6, 9], GgmlType::I32).is_ok());
 }
@@ -41,7 +41,7 @@ fn a_token_that_is_there_twice_is_named() {
     );
     assert!(matches!(tokens(&["a\0b", "a"]), Err(HeaderError::TokenTwice { .. })));
     assert!(matches!(tokens(&["", "[EMPTY_0]"]), Err(HeaderError::TokenTwice { .. })));
-    // llama.cpp gives each empty one a name of its own.
+    // llama.cpp gives each empty token a name of its own.
     assert!(tokens(&["", "", "a", "A"]).is_ok());
 }
 
@@ -67,7 +67,7 @@ fn tensors_begin_where_they_can_be_mapped() {
         check_built(&builder.f32_tensor("output_norm.weight", &[8], &[0.0; 8]))
     };
     let found: Vec<bool> = (0..32).map(|n| aligned(8, &"x".repeat(n)).is_ok()).collect();
-    // One of the four places that a step of 8 allows.
+    // Of every four offsets that an alignment of 8 allows, one is a multiple of 32.
     assert_eq!(found.iter().filter(|ok| **ok).count(), 8);
     let error = (0..32).find_map(|n| aligned(8, &"x".repeat(n)).err()).unwrap();
     assert!(error.to_string().contains("general.alignment is 8"), "{error}");

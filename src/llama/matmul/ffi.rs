@@ -1,4 +1,4 @@
-//! ggml's products, made ours.
+//! Replacement of ggml's products by F32 products.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -11,14 +11,14 @@ use llama_cpp_sys_2 as sys;
 use super::{Arithmetic, rows};
 use crate::gguf::GgmlType;
 
-/// Fewer tokens are left to llama.cpp: dequantizing takes as long as is won at 64.
+/// Minimum number of tokens of an F32 product; at 64, dequantizing takes as long as the product saves.
 const MIN_TOKENS: i64 = 96;
-/// Values of dequantized rows that are multiplied at a time (1 MiB): they stay in a core's cache.
+/// Number of dequantized values that are multiplied at a time (1 MiB), so that they stay in a core's cache.
 const BLOCK_VALUES: usize = 1 << 18;
-/// Rows of a block, at least and at most; a multiple of what `gemm` multiplies at a time.
+/// Minimum and maximum rows of a block; multiples of the number that `gemm` multiplies at a time.
 const BLOCK_ROWS: (usize, usize) = (64, 128);
 
-/// ggml's parameters of a `CUSTOM` operation, as `ggml-impl.h` lays them out.
+/// ggml's parameters of a `CUSTOM` operation, laid out as in `ggml-impl.h`.
 #[repr(C)]
 struct CustomParams {
     function: sys::ggml_custom_op_t,
@@ -28,10 +28,11 @@ struct CustomParams {
 
 const _: () = assert!(size_of::<CustomParams>() <= size_of::<[i32; 16]>());
 
-/// ggml's word for "as many tasks as threads".
+/// ggml's value for "as many tasks as threads" (`GGML_N_TASKS_MAX`).
 const N_TASKS_MAX: c_int = -1;
 
-/// Makes `node` a product in F32, or one of llama.cpp's again.
+/// Turns `node` into an F32 product if `arithmetic` asks for it and the node is suitable; otherwise restores
+/// llama.cpp's own product.
 pub(in crate::llama) fn choose(node: &mut sys::ggml_tensor, arithmetic: Arithmetic) {
     if is_ours(node) {
         node.op = sys::GGML_OP_MUL_MAT;
@@ -41,19 +42,20 @@ pub(in crate::llama) fn choose(node: &mut sys::ggml_tensor, arithmetic: Arithmet
         let (function, user) = (Some(multiply as _), std::ptr::null_mut());
         let params = CustomParams { function, n_tasks: N_TASKS_MAX, user };
         node.op = sys::GGML_OP_CUSTOM;
-        // SAFETY: the parameters are large enough (asserted above); they are bytes to ggml, aligned or not.
+        // SAFETY: `op_params` is large enough (asserted above), and the write needs no alignment.
         unsafe { node.op_params.as_mut_ptr().cast::<CustomParams>().write_unaligned(params) };
     }
 }
 
-/// Whether `node` is a product that was made ours.
+/// Returns whether `node` is a product that [`choose`] has replaced.
 pub(in crate::llama) fn is_ours(node: &sys::ggml_tensor) -> bool {
-    // SAFETY: a CUSTOM node's parameters begin with the address of its function (ggml-impl.h), which is only compared.
+    // SAFETY: `op_params` is larger than a `usize`. Those of a CUSTOM node begin with the address of its function
+    // (ggml-impl.h), which is only compared.
     let function = unsafe { node.op_params.as_ptr().cast::<usize>().read_unaligned() };
     node.op == sys::GGML_OP_CUSTOM && function == (multiply as *const ()).addr()
 }
 
-/// Whether `node` is a product of many tokens with a quantized matrix, all in memory, and of the default precision.
+/// Returns whether `node` multiplies many tokens by a quantized matrix at default precision, with all data in memory.
 fn fits(node: &sys::ggml_tensor) -> bool {
     // SAFETY: inputs of a node live as long as its graph.
     let (weights, x) = unsafe { (node.src[0].as_ref(), node.src[1].as_ref()) };
@@ -78,28 +80,28 @@ fn n_tokens(node: &sys::ggml_tensor) -> i64 {
 }
 
 fn row_bytes(tensor: &sys::ggml_tensor) -> usize {
-    // SAFETY: a type of a tensor that llama.cpp made, and its width.
+    // SAFETY: type and width are those of a tensor that llama.cpp created.
     unsafe { sys::ggml_row_size(tensor.type_, tensor.ne[0]) }
 }
 
 fn is_quantized(tensor: &sys::ggml_tensor) -> bool {
-    // SAFETY: a type of a tensor that llama.cpp made.
+    // SAFETY: the type is that of a tensor that llama.cpp created.
     unsafe { sys::ggml_is_quantized(tensor.type_) }
 }
 
 fn is_contiguous(tensor: &sys::ggml_tensor) -> bool {
-    // SAFETY: reads shape and strides.
+    // SAFETY: the call only reads shape and strides.
     unsafe { sys::ggml_is_contiguous(tensor) }
 }
 
 fn to_float(tensor: &sys::ggml_tensor) -> sys::ggml_to_float_t {
-    // SAFETY: ggml has traits of every type of a tensor.
+    // SAFETY: ggml has traits for every type that a tensor can have.
     unsafe { (*sys::ggml_get_type_traits(tensor.type_)).to_float }
 }
 
-/// The buffer that holds `tensor`, or what it is a view of.
+/// Returns the buffer that holds `tensor` or the tensor that it is a view of.
 fn buffer(tensor: &sys::ggml_tensor) -> sys::ggml_backend_buffer_t {
-    // SAFETY: what a tensor is a view of lives as long as it.
+    // SAFETY: the tensor behind a view lives as long as the view.
     unsafe { tensor.view_src.as_ref() }.unwrap_or(tensor).buffer
 }
 
@@ -109,7 +111,7 @@ fn is_in_memory(tensor: &sys::ggml_tensor) -> bool {
     !buffer.is_null() && unsafe { sys::ggml_backend_buffer_is_host(buffer) }
 }
 
-/// A node is computed by the backend in whose memory it lies.
+/// Returns whether the CPU computes `node`: a node is computed by the backend whose buffer holds it.
 fn is_computed_on_the_cpu(node: &sys::ggml_tensor) -> bool {
     let buffer = buffer(node);
     // SAFETY: as above; the CPU's buffer type is static.
@@ -118,14 +120,15 @@ fn is_computed_on_the_cpu(node: &sys::ggml_tensor) -> bool {
 }
 
 thread_local! {
-    /// A block of dequantized rows of the thread of ggml that multiplies them.
+    /// Block of dequantized rows that the current ggml thread multiplies.
     static BLOCK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The operation: thread `ith` of `nth` multiplies every `nth` block of rows, so the result depends on neither.
+/// The custom operation. Thread `ith` of `nth` multiplies every `nth` block of rows, so the result does not depend on
+/// `nth`.
 unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_int, _: *mut c_void) {
-    // SAFETY: ggml calls it with the node that `choose` gave it, whose inputs are computed; `fits` checked that all are in
-    // memory, contiguous, and of these types.
+    // SAFETY: ggml passes the node that `choose` changed, with its inputs computed. `fits` checked the types, that x
+    // and the node are contiguous, and that the CPU computes the node from weights in memory.
     let (node, weights, x) = unsafe { (&*node, &*(*node).src[0], &*(*node).src[1]) };
     let Some(to_float) = to_float(weights) else { return };
     let decode = GgmlType::from_id(weights.type_).and_then(rows::decoder);
@@ -146,12 +149,12 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
                 };
                 match decode {
                     Some(decode) => decode(bytes, out),
-                    // SAFETY: a whole row, and room for its values.
+                    // SAFETY: `bytes` is a whole row, and `out` has room for its values.
                     None => unsafe { to_float(bytes.as_ptr().cast(), out.as_mut_ptr(), n_in as i64) },
                 }
             }
-            // SAFETY: `[rows][n_in]` of the block, all of `[n_tokens][n_in]`, and columns `start..` of `[n_tokens][n_rows]`,
-            // which no other thread writes.
+            // SAFETY: the call reads `[rows][n_in]` of the block and all of x `[n_tokens][n_in]`, and writes columns
+            // `start..start + rows` of y `[n_tokens][n_rows]`, which no other thread writes.
             unsafe {
                 let y = node.data.cast::<f32>().add(start);
                 product([rows, n_tokens, n_in], block.as_ptr(), x.data.cast(), y, n_rows);
@@ -160,10 +163,12 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
     });
 }
 
-/// `y[token][row] = Σ_i w[row][i] · x[token][i]` for `[n_rows, n_tokens, n_in]`; one token's `y` stands `stride` behind the last.
+/// Computes `y[token][row] = Σ_i w[row][i] · x[token][i]` for sizes `[n_rows, n_tokens, n_in]`. The outputs of
+/// successive tokens are `stride` values apart.
 ///
 /// # Safety
-/// `w` must hold `[n_rows][n_in]`, `x` `[n_tokens][n_in]`, and `y` be writable for `n_rows` values in each stride.
+/// `w` must hold `[n_rows][n_in]` and `x` `[n_tokens][n_in]` values, and `y` must be writable for `n_rows` values at
+/// each of `n_tokens` strides.
 unsafe fn product(
     [n_rows, n_tokens, n_in]: [usize; 3],
     w: *const f32,
@@ -172,7 +177,7 @@ unsafe fn product(
     stride: usize,
 ) {
     let (one_in, one_row) = (n_in as isize, stride as isize);
-    // SAFETY: as the caller promises.
+    // SAFETY: upheld by the caller.
     unsafe {
         #[rustfmt::skip]
         gemm::gemm(
@@ -182,17 +187,17 @@ unsafe fn product(
     }
 }
 
-/// Operations a second of one thread in such products: some hundredths of a second are measured.
+/// Measures the floating-point operations per second of one thread in F32 products, within some hundredths of a second.
 pub fn flops() -> f64 {
     const N: usize = 512;
     let (w, x, mut y) = (vec![1f32; N * N], vec![1f32; N * N], vec![0f32; N * N]);
     let mut seconds = || {
         let start = Instant::now();
-        // SAFETY: three matrices of N × N.
+        // SAFETY: all three are matrices of N × N values.
         unsafe { product([N; 3], w.as_ptr(), x.as_ptr(), y.as_mut_ptr(), N) };
         start.elapsed().as_secs_f64()
     };
-    // What else the machine does makes it slower, never faster.
+    // Other load only makes a run slower, so the fastest run counts.
     let best = (0..4).map(|_| seconds()).fold(f64::INFINITY, f64::min);
     2.0 * (N as f64).powi(3) / best
 }

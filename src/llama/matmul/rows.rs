@@ -1,14 +1,14 @@
-//! Rows of the types that ggml dequantizes one value at a time, in loops that a compiler turns into vector instructions. The
-//! values are ggml's, bit for bit.
+//! Dequantization of types that ggml decodes one value at a time, in loops that the compiler can vectorize. The values
+//! are those of ggml, bit for bit.
 
 use half::f16;
 
 use crate::gguf::GgmlType;
 
-/// Dequantizes a row of whole blocks.
+/// Function that dequantizes a row of whole blocks.
 type Decoder = fn(&[u8], &mut [f32]);
 
-/// The decoder of a type; `None` where ggml's own is fast.
+/// Returns the decoder of a type; `None` if ggml's own is fast.
 pub(super) fn decoder(ggml_type: GgmlType) -> Option<Decoder> {
     match ggml_type {
         GgmlType::Q5_0 => Some(q5_0),
@@ -18,7 +18,7 @@ pub(super) fn decoder(ggml_type: GgmlType) -> Option<Decoder> {
     }
 }
 
-/// `d` of 2 bytes, 32 fifth bits, 32 nibbles: `d·(q − 16)`.
+/// Decodes Q5_0, blocks of `d` (2 bytes), 32 fifth bits and 32 nibbles: `d·(q − 16)`.
 fn q5_0(row: &[u8], out: &mut [f32]) {
     for (block, out) in row.chunks_exact(22).zip(out.chunks_exact_mut(32)) {
         let d = float([block[0], block[1]]);
@@ -28,7 +28,7 @@ fn q5_0(row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// `d` and `m` of 2 bytes, 32 fifth bits, 32 nibbles: `d·q + m`.
+/// Decodes Q5_1, blocks of `d` and `m` (2 bytes each), 32 fifth bits and 32 nibbles: `d·q + m`.
 fn q5_1(row: &[u8], out: &mut [f32]) {
     for (block, out) in row.chunks_exact(24).zip(out.chunks_exact_mut(32)) {
         let (d, m) = (float([block[0], block[1]]), float([block[2], block[3]]));
@@ -38,7 +38,7 @@ fn q5_1(row: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Codes of 4 bytes of fifth bits, and 16 of nibbles.
+/// Returns the 32 codes stored in 4 bytes of fifth bits followed by 16 bytes of nibbles.
 #[inline(always)]
 fn five_bits(bytes: &[u8]) -> [i32; 32] {
     let high = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -51,7 +51,8 @@ fn five_bits(bytes: &[u8]) -> [i32; 32] {
     codes
 }
 
-/// Two halves of 64 bytes of nibbles, 32 of upper bits and 8 scales each, then `d`: `d·scale·(q − 32)`.
+/// Decodes Q6_K, blocks of two halves with 64 bytes of nibbles, 32 bytes of upper bits and 8 scales each (all nibbles
+/// first, then all upper bits, then all scales), followed by `d`: `d·scale·(q − 32)`.
 fn q6_k(row: &[u8], out: &mut [f32]) {
     for (block, out) in row.chunks_exact(210).zip(out.chunks_exact_mut(256)) {
         let d = float([block[208], block[209]]);
@@ -91,7 +92,7 @@ mod tests {
             let n = 512;
             let mut bytes: Vec<u8> =
                 (0..ggml_type.row_bytes(n).unwrap()).map(|i| (i * i * 31 + i / 7) as u8).collect();
-            // Scales that are finite.
+            // Clears bits of the scales so that they are finite.
             let block_bytes = ggml_type.block_bytes() as usize;
             for block in bytes.chunks_mut(block_bytes) {
                 let scales: &[usize] = if ggml_type == GgmlType::Q6_K { &[209] } else { &[1, 3] };

@@ -1,4 +1,4 @@
-//! Filters, tests and functions as Jinja2 and transformers have them, where the engine has none or another.
+//! Filters, tests and functions of Jinja2 and transformers that the engine lacks or implements differently.
 
 use minijinja::value::{ArgType, Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -6,8 +6,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use super::python;
 use super::{json, source};
 
-/// Templates that print today's date get this one (the default date of Llama 3's own template): the same input must give
-/// the same bytes tomorrow.
+/// Fields of the date that templates get as today's date (the default date of Llama 3's own template): the same input
+/// must always produce the same bytes.
 const FIXED_DATE: [(char, &str); 18] = [
     ('Y', "2024"),
     ('m', "07"),
@@ -29,7 +29,7 @@ const FIXED_DATE: [(char, &str); 18] = [
     ('D', "07/26/24"),
 ];
 
-/// Adds them.
+/// Adds all filters, tests and functions to `env`.
 pub(super) fn add_to(env: &mut Environment<'static>) {
     env.set_unknown_method_callback(python::method);
     env.add_filter("tojson", json::tojson);
@@ -57,7 +57,7 @@ pub(super) fn add_to(env: &mut Environment<'static>) {
     env.add_function("strftime_now", |format: String| fixed_date(&format));
 }
 
-/// `format` of [`FIXED_DATE`]; what is no field of it stays.
+/// Formats [`FIXED_DATE`] according to `format`; unknown fields stay as they are.
 fn fixed_date(format: &str) -> String {
     let (mut out, mut rest) = (String::new(), format);
     while let Some(at) = rest.find('%') {
@@ -81,7 +81,7 @@ fn fixed_date(format: &str) -> String {
     out
 }
 
-/// `value | default(other, boolean)`, the parameters also by name.
+/// Implements `value | default(other, boolean)`; parameters can also be given by name.
 fn default(
     value: Value,
     other: Option<Value>,
@@ -95,7 +95,7 @@ fn default(
     Ok(if absent { other.unwrap_or_else(|| Value::from("")) } else { value })
 }
 
-/// `value | int(default, base)`: 0 where there is no default, as for what is no number.
+/// Implements `value | int(default, base)`, where the default is 0 and applies to values that are not numbers.
 fn int(
     state: &State<'_, '_>,
     value: &Value,
@@ -110,14 +110,14 @@ fn int(
     minijinja::filters::int(state, value, other, base, no_kwargs())
 }
 
-/// `value | float(default)`, likewise.
+/// Implements `value | float(default)`, where the default is 0.0 and applies to values that are not numbers.
 fn float(state: &State<'_, '_>, value: &Value, other: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let other = or_named(other, &kwargs, "default")?;
     kwargs.assert_all_used()?;
     minijinja::filters::float(state, value, other.or_else(|| Some(Value::from(0.0))), no_kwargs())
 }
 
-/// A parameter that is given by position, or else by name.
+/// Returns a parameter given by position or, failing that, by name.
 fn or_named<'a, T>(given: Option<T>, kwargs: &'a Kwargs, name: &'a str) -> Result<Option<T>, Error>
 where
     T: ArgType<'a, Output = T>,
@@ -129,7 +129,7 @@ fn no_kwargs() -> Kwargs {
     std::iter::empty::<(&str, Value)>().collect()
 }
 
-/// The words of a text, as `\w+` finds them.
+/// Counts the words in a text, as matched by `\w+`.
 fn wordcount(text: String) -> usize {
     text.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty()).count()
 }
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn filters_and_tests_do_what_those_of_jinja2_do() {
-        // Each was evaluated by Jinja2 3.1.
+        // The expected values were evaluated with Jinja2 3.1.
         for (expression, expected) in [
             ("missing | default('d') ~ '' | default('d') ~ '' | d('d', true)", "dd"),
             (

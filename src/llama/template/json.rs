@@ -1,4 +1,5 @@
-//! `tojson` as transformers has it: Python's `json.dumps`, which leaves `<` and, unless told otherwise, `é` as they are.
+//! The filter `tojson` as in transformers: Python's `json.dumps` with `ensure_ascii=False` by default, and without
+//! escaping `<`.
 
 use std::io::{self, Write};
 
@@ -10,10 +11,10 @@ use serde_json::ser::Formatter;
 use super::Limited;
 use super::python::{MAX_WIDTH, wrong};
 
-/// The filter.
+/// Implements the filter `tojson`.
 ///
 /// # Errors
-/// What cannot be written as JSON, takes over 1 MiB, or is asked for by arguments that `json.dumps` lacks.
+/// Returns [`Error`] if the value cannot be written as JSON or takes more than 1 MiB, or an argument is invalid.
 pub(super) fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let option = |name| kwargs.get::<Option<Value>>(name).map(Option::unwrap_or_default);
     let indent = width(&indent.map_or_else(|| option("indent"), Ok)?)?;
@@ -32,7 +33,7 @@ pub(super) fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Re
     Ok(Value::from_safe_string(if ascii { escaped(&json) } else { json }))
 }
 
-/// What a level is indented by.
+/// Returns the indentation per level; `None` for output on one line.
 fn width(value: &Value) -> Result<Option<String>, Error> {
     if value.is_undefined() || value.is_none() || *value == Value::from(false) {
         return Ok(None);
@@ -42,19 +43,19 @@ fn width(value: &Value) -> Result<Option<String>, Error> {
         None => " ".repeat(usize::try_from(value.clone())?.min(MAX_WIDTH + 1)),
     };
     if indent.len() > MAX_WIDTH {
-        Err(wrong(format!("an indent over {MAX_WIDTH}")))
+        Err(wrong(format!("expected an indent of at most {MAX_WIDTH}")))
     } else {
         Ok(Some(indent))
     }
 }
 
-/// What stands between items, and between key and value.
+/// Returns the separators between items, and between a key and its value.
 fn separators(value: &Value, indented: bool) -> Result<[String; 2], Error> {
     if value.is_undefined() || value.is_none() {
         return Ok([if indented { "," } else { ", " }, ": "].map(str::to_owned));
     }
     let texts: Vec<String> = value.try_iter()?.map(|one| one.to_string()).collect();
-    texts.try_into().map_err(|_| wrong("separators are two strings"))
+    texts.try_into().map_err(|_| wrong("expected two separators"))
 }
 
 fn dumps(value: &impl Serialize, style: Style) -> Result<String, Error> {
@@ -64,7 +65,7 @@ fn dumps(value: &impl Serialize, style: Style) -> Result<String, Error> {
     Ok(String::from_utf8_lossy(&out.bytes).into_owned())
 }
 
-/// Every character that is not ASCII as its code: in JSON such are only found in strings.
+/// Escapes all non-ASCII characters, which in JSON occur only inside strings.
 fn escaped(json: &str) -> String {
     let mut units = [0; 2];
     let mut out = String::with_capacity(json.len());
@@ -77,13 +78,13 @@ fn escaped(json: &str) -> String {
     out
 }
 
-/// How JSON is laid out.
+/// Layout of JSON.
 #[derive(Clone)]
 struct Style {
     indent: Option<String>,
     separators: [String; 2],
     depth: usize,
-    /// Whether the list or map that is written holds anything.
+    /// Whether the current list or map has any items so far.
     holds: bool,
 }
 
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn json_is_written_as_python_writes_it() {
-        // Each was evaluated by Python 3.
+        // The expected values were evaluated with Python 3.
         for (arguments, expected) in [
             ("", r#"{"b": "é😀<", "a": [1, 2.0, [], {}]}"#),
             (

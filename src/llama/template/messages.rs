@@ -1,47 +1,48 @@
-//! Which characters of a rendered prompt its messages wrote.
+//! Detection of the characters in a rendered prompt that come from its messages.
 //!
-//! A template may trim a content, cut it, or write it as JSON, so a content cannot be looked for in what was rendered.
-//! The conversation is rendered a second time, with each character of a content replaced by one of Unicode's private
-//! use that stands for the character and its message. Where that rendering, translated back, equals the real one, it
-//! tells who wrote each character.
+//! A template may trim or cut a message's content or write it as JSON, so the content cannot simply be searched for in
+//! the prompt. Instead, the conversation is rendered a second time, with each character of a content replaced by a
+//! private-use character of Unicode that stands for the character and its message. If this rendering, translated back,
+//! equals the real one, it shows the origin of each character.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use minijinja::{Value, context};
 
-/// The first of the characters for private use, which are planes 15 and 16.
+/// First private-use character of planes 15 and 16.
 const PRIVATE: u32 = 0xF_0000;
-/// A content that no template has a reason to treat differently from others.
+/// Content that templates have no reason to treat specially.
 const NEUTRAL: &str = "x";
 
-/// A rendered prompt, of which the vocabulary must know what the messages say: control tokens count in the
-/// template's own text only.
+/// A rendered prompt that records which text comes from messages: control tokens are recognized only in the
+/// template's own text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// What the model is to read.
+    /// Text for the model to read.
     pub text: String,
+    /// Parts of `text` that come from messages.
     pub(in crate::llama) said: Said,
 }
 
-/// What in a prompt came from messages.
+/// The parts of a prompt that come from messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::llama) enum Said {
-    /// At these bytes, in order.
+    /// Byte ranges, in order.
     At(Vec<Range<usize>>),
-    /// The template's own text depends on what is said. This is the same conversation with other contents: its control
-    /// tokens are the template's.
+    /// The template's own text depends on the messages. `neutral` is the same conversation with neutral contents, whose
+    /// control tokens all come from the template.
     Unknown { neutral: String },
 }
 
 impl Prompt {
-    /// Text without a template around it.
+    /// Creates a prompt from text without a template.
     pub(in crate::llama) fn plain(text: &str) -> Self {
         let whole = 0..text.len();
         Self { text: text.to_owned(), said: Said::At(vec![whole]) }
     }
 
-    /// With more of the template's own text behind it.
+    /// Appends `text` as the template's own.
     pub(super) fn followed_by(mut self, text: &str) -> Self {
         self.text.push_str(text);
         if let Said::Unknown { neutral } = &mut self.said {
@@ -56,7 +57,7 @@ impl Prompt {
 pub(super) struct Message {
     pub(super) role: String,
     pub(super) content: String,
-    /// Whether a rendering without all of it is wrong.
+    /// Whether a rendering must contain the whole content.
     pub(super) required: bool,
 }
 
@@ -65,7 +66,7 @@ impl Message {
         Self { role: role.to_owned(), content: content.to_owned(), required }
     }
 
-    /// As a template gets it.
+    /// Returns the message as passed to a template.
     pub(super) fn value(&self, form: Form) -> Value {
         let (role, text) = (&self.role, &self.content);
         match form {
@@ -75,38 +76,41 @@ impl Message {
     }
 }
 
-/// How a content is handed over.
+/// How a content is passed to a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
+    /// A string.
     Text,
-    /// A list of one part of type `text`, as templates of models that see images take it.
+    /// A list with one part of type `text`, as templates of vision models expect.
     Parts,
 }
 
-/// The same messages with contents that say nothing.
+/// Returns the same messages with neutral contents.
 pub(super) fn neutral(messages: &[Message]) -> Vec<Message> {
     messages.iter().map(|m| Message { content: NEUTRAL.into(), ..m.clone() }).collect()
 }
 
-/// What stands for which character of which message.
+/// Mapping between private-use characters and the characters of messages.
 #[derive(Default)]
 pub(super) struct Marks {
+    /// Character and index of the message of each mark.
     marked: Vec<(char, usize)>,
+    /// Mark of each character of each message.
     codes: HashMap<(char, usize), char>,
 }
 
-/// What was found in a rendering of marked messages.
+/// A rendering of marked messages, translated back.
 pub(super) struct Reading {
-    /// It, translated back.
+    /// Text of the rendering.
     pub(super) text: String,
-    /// Where the messages are in it.
+    /// Byte ranges of `text` that come from messages.
     pub(super) said: Vec<Range<usize>>,
-    /// Of each message the marked characters, in the order of the rendering.
+    /// Marked characters of each message, in the order of the rendering.
     found: Vec<String>,
 }
 
 impl Marks {
-    /// The messages with marked contents; `None` where there are more different characters than marks.
+    /// Returns the messages with marked contents; `None` if there are more distinct characters than marks.
     pub(super) fn mark(&mut self, messages: &[Message]) -> Option<Vec<Message>> {
         let marked = messages.iter().enumerate().map(|(i, message)| {
             let content = message.content.chars().map(|c| self.code(c, i)).collect::<Option<String>>()?;
@@ -140,7 +144,7 @@ impl Marks {
             said: Vec::new(),
             found: vec![String::new(); n_message],
         };
-        // The message that wrote the last mark, while nothing but what is never marked came after it.
+        // Message of the last mark, as long as only characters that are never marked have followed it.
         let mut open = None;
         for c in rendered.chars() {
             let start = reading.text.len();
@@ -163,7 +167,7 @@ impl Marks {
 }
 
 impl Reading {
-    /// Whether every message that is required was rendered with all its characters.
+    /// Returns whether every required message was rendered with all its characters.
     pub(super) fn is_whole(&self, messages: &[Message]) -> bool {
         messages.iter().zip(&self.found).filter(|(message, _)| message.required).all(|(message, found)| {
             let expected: String = message.content.chars().filter(|&c| !is_left(c)).collect();
@@ -172,7 +176,7 @@ impl Reading {
     }
 }
 
-/// What is never marked: templates trim and split at whitespace, and JSON escapes the rest.
+/// Returns whether `c` is never marked: templates trim and split at whitespace, and JSON escapes the others.
 fn is_left(c: char) -> bool {
     c.is_whitespace() || c.is_control() || c == '"' || c == '\\'
 }
@@ -181,7 +185,7 @@ fn is_left(c: char) -> bool {
 mod tests {
     use super::*;
 
-    /// Characters of planes 15 and 16.
+    /// Number of code points in planes 15 and 16.
     const N_PRIVATE: usize = 0x2_0000;
 
     fn read(rendered: impl Fn(&[Message]) -> String, contents: &[&str]) -> (Reading, Vec<Message>) {

@@ -1,23 +1,25 @@
-//! Namespaces are the only values of a template that can change, and so the only ones that could be made to
-//! hold themselves; walking such a value (`ns | tojson`) would exhaust the stack, which ends the process.
+//! Detection of templates that may store a namespace in another value.
 //!
-//! So a template is refused that may put one into another value: into an attribute, a list, a tuple or a map, or into
-//! something that may do so. Real templates read and set their attributes, give them second names, and pass them to
-//! macros. Then every attribute and every item is free of namespaces, and none can be reached from itself.
+//! Namespaces are the only mutable values of a template, and so the only ones that can be made to contain
+//! themselves; traversing such a value (`ns | tojson`) would exhaust the stack, which ends the process.
+//!
+//! A template is therefore rejected if it may put a namespace into another value: an attribute, a list, a tuple, a map,
+//! or a call that may do so. Real templates only read and set attributes of namespaces, give them second names, and
+//! pass them to macros. All attributes and items are then free of namespaces, and none can be reached from itself.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::source::{Block, Kind, PRIVATE_MAKER, Word, blocks, is_name, is_sign};
 
-/// The word that makes one.
+/// Name of the function that creates a namespace.
 const MAKER: &str = "namespace";
-/// What a call may mean where no macro of that name was defined yet.
+/// Functions that a call may refer to before a macro of the same name is defined.
 const GLOBALS: [&str; 8] = [MAKER, PRIVATE_MAKER, "dict", "range", "debug", "caller", "loop", "super"];
-/// Words before brackets that are no function.
+/// Words that are not functions when a bracket follows them.
 const KEYWORDS: [&str; 14] =
     ["and", "or", "not", "in", "is", "if", "elif", "else", "for", "set", "with", "print", "do", "recursive"];
 
-/// The first namespace that `source` may put into another value.
+/// Returns the first namespace that `source` may put into another value, if any.
 pub(super) fn stored(source: &str) -> Option<String> {
     let blocks = blocks(source);
     let is_private =
@@ -44,7 +46,7 @@ pub(super) fn stored(source: &str) -> Option<String> {
     }
 }
 
-/// Whether the word is the function in `set NAME = namespace(…)`. The engine knows no other use of it.
+/// Returns whether the word `i` is the function in `set NAME = namespace(…)`, the only use that the engine supports.
 pub(super) fn is_made(words: &[Word<'_>], i: usize) -> bool {
     is_name(words, i, MAKER)
         && i >= 3
@@ -54,7 +56,7 @@ pub(super) fn is_made(words: &[Word<'_>], i: usize) -> bool {
         && is_sign(words, i + 1, "(")
 }
 
-/// The parameters of each macro, by its name; not of those whose name means something else somewhere.
+/// Returns the parameters of each macro by its name, except macros whose name has another meaning somewhere.
 fn macros<'a>(blocks: &[Block<'a>]) -> BTreeMap<&'a str, Vec<&'a str>> {
     let mut macros: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut others: HashSet<&str> = GLOBALS.into();
@@ -76,7 +78,7 @@ fn macros<'a>(blocks: &[Block<'a>]) -> BTreeMap<&'a str, Vec<&'a str>> {
     macros
 }
 
-/// The names in the header of a macro or of a `call`, without those in default values.
+/// Returns the parameter names in the header of a macro or of a `call`, without names in default values.
 fn parameters<'a>(words: &[Word<'a>]) -> Vec<&'a str> {
     let opens = openers(words);
     let is_parameter = |&i: &usize| {
@@ -87,7 +89,7 @@ fn parameters<'a>(words: &[Word<'a>]) -> Vec<&'a str> {
     (1..words.len()).filter(is_parameter).map(|i| words[i].text).collect()
 }
 
-/// The names that a statement gives values.
+/// Returns the names that a statement assigns.
 fn targets<'a>(words: &[Word<'a>]) -> Vec<&'a str> {
     let names = |words: &[Word<'a>]| words.iter().filter(|w| w.kind == Kind::Name).map(|w| w.text).collect();
     let end = |sign: &str| (0..words.len()).find(|&i| is_sign(words, i, sign) || is_name(words, i, sign));
@@ -108,7 +110,7 @@ fn targets<'a>(words: &[Word<'a>]) -> Vec<&'a str> {
     }
 }
 
-/// For each word the opening bracket that it stands in.
+/// Returns, for each word, the index of the innermost bracket that contains it.
 fn openers(words: &[Word<'_>]) -> Vec<Option<usize>> {
     let (mut open, mut openers) = (Vec::new(), Vec::with_capacity(words.len()));
     for (i, word) in words.iter().enumerate() {
@@ -123,10 +125,10 @@ fn openers(words: &[Word<'_>]) -> Vec<Option<usize>> {
     openers
 }
 
-/// The names that `block` makes further names of the namespaces `names`.
+/// Returns the additional names that `block` gives to the namespaces `names`.
 ///
 /// # Errors
-/// The one that it may put into another value.
+/// Returns the name of a namespace that `block` may put into another value.
 fn flow<'a>(
     block: &Block<'a>,
     macros: &BTreeMap<&'a str, Vec<&'a str>>,
@@ -143,7 +145,7 @@ fn flow<'a>(
             Receiver::Call { open } => {
                 let (index, name) = argument(words, &opens, open, i);
                 match (macros.get(words[open - 1].text), name) {
-                    // A parameter of that name is another variable; only a default value goes anywhere.
+                    // In a macro header, only a default value passes the namespace on; a parameter is a new variable.
                     _ if is_header(words, open) => more.extend(name),
                     (Some(_), Some(name)) => more.push(name),
                     (Some(parameters), None) => more.extend(parameters.get(index)),
@@ -161,7 +163,7 @@ fn flow<'a>(
     Ok(more)
 }
 
-/// Whether the word is a variable of which no attribute or item is taken.
+/// Returns whether the word `i` is a variable that is used as a whole, without taking an attribute or item.
 fn is_bare(words: &[Word<'_>], opens: &[Option<usize>], i: usize) -> bool {
     let is_target = opens[i].is_none() && i > 0 && is_name(words, 0, "set") && {
         let equals = (0..words.len()).find(|&k| is_sign(words, k, "="));
@@ -174,7 +176,7 @@ fn is_bare(words: &[Word<'_>], opens: &[Option<usize>], i: usize) -> bool {
     words[i].kind == Kind::Name && !is_target && !is_keyword && !is_member && !read && !is_made(words, i)
 }
 
-/// `set a.b = …`, or `set a, b = …`.
+/// Returns whether the statement is `set a.b = …` or `set a, b = …`.
 fn is_member_target(words: &[Word<'_>]) -> bool {
     let before = words.iter().take_while(|word| word.text != "=");
     before.into_iter().any(|word| word.kind == Kind::Sign && matches!(word.text, "." | ",")) || {
@@ -183,12 +185,12 @@ fn is_member_target(words: &[Word<'_>]) -> bool {
     }
 }
 
-/// Whether the bracket is that of the parameters of a macro.
+/// Returns whether the bracket `open` encloses the parameters of a macro.
 fn is_header(words: &[Word<'_>], open: usize) -> bool {
     is_name(words, 0, "macro") && open == 2
 }
 
-/// The number of the argument in the brackets `open` that the word `i` stands in, and its name where it has one.
+/// Returns the index of the argument that contains the word `i` in the brackets `open`, and its name if it is named.
 fn argument<'a>(
     words: &[Word<'a>],
     opens: &[Option<usize>],
@@ -201,13 +203,13 @@ fn argument<'a>(
     (n, words.get(start + 1).filter(|_| named).map(|word| word.text))
 }
 
-/// Where the value of a variable goes.
+/// Destination of a variable's value.
 enum Receiver {
-    /// It is an index.
+    /// None: the variable is an index.
     Nobody,
-    /// A list, a tuple, a map, or something that is not known.
+    /// A list, a tuple, a map, or an unknown value.
     Value,
-    /// A function, whose arguments begin with the bracket `open`; or the header of a macro.
+    /// A function whose arguments begin at the bracket `open`, or the header of a macro.
     Call { open: usize },
     /// The whole statement or expression.
     Statement,
@@ -263,7 +265,7 @@ mod tests {
     #[test]
     fn a_namespace_may_be_passed_to_a_macro_and_named_twice() {
         for source in [
-            // As in the templates of Kimi-K3 and GigaChat3.5.
+            // From the templates of Kimi-K3 and GigaChat3.5.
             "{% macro f(s) %}{% set s.a = s.a + 1 %}{{ s.a }}{% endmacro %}{% set ns = namespace(a=1) %}{{ f(ns) }}",
             "{% macro f(n, ref=none) %}{% if ref is none %}{% set r = namespace(c=[]) %}{% else %}{% set r = ref %}{% endif %}\
              {{ n }}{% if n > 1 %}{{ f(n - 1, r) }}{% endif %}{% endmacro %}{{ f(3) }}",

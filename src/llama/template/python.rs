@@ -1,5 +1,5 @@
-//! What templates expect of Python's values and the engine lacks: methods of strings, and `%`. What would make much
-//! more of what it is given is limited: the engine takes fuel for a value when it has been made.
+//! Methods of Python's strings and the operator `%`, which templates expect and the engine lacks. Operations whose
+//! output can be much larger than their input are limited, because the engine charges fuel only after creating a value.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,14 +11,14 @@ use minijinja::{Error, ErrorKind, State, Value};
 
 use super::{Limited, MAX_RENDERED};
 
-/// Widest column that a text is padded to.
+/// Maximum width that a text is padded to, in characters.
 pub(super) const MAX_WIDTH: usize = 999;
 
 pub(super) fn wrong(what: impl Into<Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-/// Methods that the engine does not know itself.
+/// Implements methods that the engine does not have.
 pub(super) fn method(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -41,7 +41,8 @@ pub(super) fn method(
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// A map with the same items, as a namespace is a map that can change. No other value can, so that it is its own copy.
+/// Implements `copy`. A map is copied item by item, because it may be a namespace, which is mutable; all other values
+/// are immutable and serve as their own copies.
 fn copied(value: &Value) -> Result<Value, Error> {
     if value.kind() != ValueKind::Map {
         return Ok(value.clone());
@@ -51,7 +52,7 @@ fn copied(value: &Value) -> Result<Value, Error> {
     Ok(Value::from_pairs(pairs))
 }
 
-/// Methods of a string that `pycompat` lacks, or knows less of; `None` for all others.
+/// Implements the string methods that `pycompat` lacks or supports only in part; `None` for all others.
 fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "removeprefix" => {
@@ -89,7 +90,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
     }))
 }
 
-/// The methods that take nothing but the string.
+/// Implements the methods without arguments.
 fn of_text(text: &str, method: &str) -> Value {
     let swapped = |c: char| {
         if c.is_uppercase() { c.to_lowercase().to_string() } else { c.to_uppercase().to_string() }
@@ -114,7 +115,7 @@ fn parts(before: &str, separator: &str, after: &str) -> Value {
     Value::from(Tuple::from([before, separator, after].map(Value::from).to_vec()))
 }
 
-/// The arguments of a method with those by keyword behind the others, where its parameters are known.
+/// Converts keyword arguments of a method to positional ones, if its parameters are known.
 fn by_position<'a>(method: &str, args: &'a [Value]) -> Result<Cow<'a, [Value]>, Error> {
     let names: &[&str] = match method {
         "split" | "rsplit" => &["sep", "maxsplit"],
@@ -150,7 +151,7 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// The words of `text` from its end; the last of `n` is what is left.
+/// Splits `text` at whitespace from its end into at most `n` parts, of which the last is the unsplit rest.
 fn rsplit_at_spaces(text: &str, n: usize) -> Vec<&str> {
     let (mut parts, mut rest) = (Vec::new(), text.trim_end());
     while !rest.is_empty() {
@@ -165,16 +166,16 @@ fn rsplit_at_spaces(text: &str, n: usize) -> Vec<&str> {
 pub(super) fn padded(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (width, fill): (usize, Option<&str>) = from_args(args)?;
     if width > MAX_WIDTH {
-        return Err(wrong(format!("{method} to a width over {MAX_WIDTH}")));
+        return Err(wrong(format!("{method}: expected a width of at most {MAX_WIDTH}, found {width}")));
     }
     let missing = width.saturating_sub(text.chars().count());
     let fill = if method == "zfill" { "0" } else { fill.unwrap_or(" ") };
     if fill.chars().count() != 1 {
-        return Err(wrong("the fill character must be one character"));
+        return Err(wrong(format!("{method}: expected a single fill character")));
     }
     let left = match method {
         "ljust" => 0,
-        // As Python has it: the odd one goes to the left where the width is odd.
+        // As in Python: an odd space goes to the left if the width is odd.
         "center" => missing / 2 + (missing & width & 1),
         _ => missing,
     };
@@ -187,7 +188,9 @@ pub(super) fn padded(text: &str, method: &str, args: &[Value]) -> Result<Value, 
 
 fn expand_tabs(text: &str, size: usize) -> Result<String, Error> {
     if size > MAX_WIDTH || text.matches('\t').count().saturating_mul(size) > MAX_RENDERED {
-        return Err(wrong(format!("expandtabs to a width over {MAX_WIDTH}, or of too many tabs")));
+        return Err(wrong(format!(
+            "expandtabs: expected a tab size of at most {MAX_WIDTH} and at most {MAX_RENDERED} bytes of tabs"
+        )));
     }
     let (mut out, mut column) = (String::new(), 0);
     for c in text.chars() {
@@ -206,7 +209,7 @@ fn expand_tabs(text: &str, size: usize) -> Result<String, Error> {
     Ok(out)
 }
 
-/// The methods that take where to begin and to end: without these `pycompat` knows all but `index` and `rindex`.
+/// Implements the methods with optional start and end; without these, `pycompat` has all but `index` and `rindex`.
 fn search(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let (what, start, end): (&Value, Option<i64>, Option<i64>) = from_args(args)?;
     let indexes = matches!(method, "index" | "rindex");
@@ -223,7 +226,7 @@ fn search(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
         one.as_str()
             .is_some_and(|s| if method == "startswith" { part.starts_with(s) } else { part.ends_with(s) })
     };
-    let texts = || what.as_str().ok_or_else(|| wrong(format!("{method} of something that is no string")));
+    let texts = || what.as_str().ok_or_else(|| wrong(format!("{method}: expected a string")));
     Ok(Some(match method {
         "startswith" | "endswith" if what.as_str().is_some() => ends(what).into(),
         "startswith" | "endswith" => what.try_iter()?.any(|one| ends(&one)).into(),
@@ -238,17 +241,17 @@ fn search(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Err
     }))
 }
 
-/// Refuses a format with a field of any width that is paid for by nothing.
+/// Rejects formats with very wide fields, whose padding would cost no fuel.
 fn refuse_wide(text: &str) -> Result<(), Error> {
     let wide = text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 3);
-    if wide { Err(wrong(format!("format with a width over {MAX_WIDTH}"))) } else { Ok(()) }
+    if wide { Err(wrong(format!("format: expected a width of at most {MAX_WIDTH}"))) } else { Ok(()) }
 }
 
-/// `FORMAT % ARGUMENTS`: a tuple holds several, everything else is one.
+/// Implements `FORMAT % ARGUMENTS`: a tuple provides several arguments, any other value is a single one.
 pub(super) fn percent_format(text: &str, args: &Value) -> Result<String, Error> {
     refuse_wide(text)?;
     if text.contains('*') {
-        return Err(wrong("% with a width from the arguments"));
+        return Err(wrong("%: a width from the arguments (*) is not supported"));
     }
     let args = match args.downcast_object_ref::<Tuple>() {
         Some(_) => args.try_iter()?.map(|one| printed(&one)).collect::<Result<Vec<_>, _>>()?,
@@ -258,17 +261,19 @@ pub(super) fn percent_format(text: &str, args: &Value) -> Result<String, Error> 
     format(FormatStyle::Printf, text, &args)
 }
 
-/// A list or map as its text, which is limited: one that is small in memory may be endless to print.
+/// Replaces a list or map by its text, whose length is limited: a value that is small in memory may take forever to
+/// print.
 fn printed(value: &Value) -> Result<Value, Error> {
     if value.is_kwargs() || !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
         return Ok(value.clone());
     }
     let mut out = Limited { bytes: Vec::new(), found: 0 };
-    write!(out, "{value}").map_err(|_| wrong(format!("% with a value over {MAX_RENDERED} bytes")))?;
+    write!(out, "{value}")
+        .map_err(|_| wrong(format!("%: expected values of at most {MAX_RENDERED} bytes")))?;
     Ok(String::from_utf8_lossy(&out.bytes).into())
 }
 
-/// A map of which each value is what [`printed`] makes of it.
+/// Applies [`printed`] to each value of a map.
 fn with_printed(map: &Value) -> Result<Value, Error> {
     let pair = |key: Value| Ok((key.to_string(), printed(&map.get_item(&key)?)?));
     Ok(Value::from(map.try_iter()?.map(pair).collect::<Result<BTreeMap<String, Value>, Error>>()?))
@@ -289,7 +294,7 @@ mod tests {
 
     #[test]
     fn strings_have_the_methods_of_python() {
-        // Each was evaluated by Python 3.
+        // The expected values were evaluated with Python 3.
         for (expression, expected) in [
             ("s.rsplit('.', 1)", "['a.b', 'c']"),
             ("s.rsplit('.')", "['a', 'b', 'c']"),

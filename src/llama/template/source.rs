@@ -1,4 +1,4 @@
-//! The source of a template in its words, and what the engine is given of it.
+//! Splits the source of a template into words, and rewrites it for the engine.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -6,28 +6,28 @@ use std::ops::Range;
 
 use super::namespaces::is_made;
 
-/// What the engine knows the function `namespace` by, which is no name for anything else.
+/// Name under which the engine knows the function `namespace`; templates must not use it.
 pub(super) const PRIVATE_MAKER: &str = "make_namespace";
-/// The filter that stands for Python's `%` behind a string.
+/// Name of the filter that replaces Python's `%` after a string.
 pub(super) const PERCENT: &str = "percent_format";
 
-/// What a word is, as far as it matters here.
+/// Kind of a [`Word`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A name, a keyword or a number.
     Name,
-    /// A string with its quotes.
+    /// A string literal with its quotes.
     Text,
-    /// One character of anything else.
+    /// Any other single character.
     Sign,
 }
 
-/// A word of a template's code.
+/// A word (lexical token) of a template's code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Word<'a> {
     pub(super) kind: Kind,
     pub(super) text: &'a str,
-    /// Where it begins in the source.
+    /// Byte offset in the source.
     start: usize,
 }
 
@@ -36,22 +36,22 @@ pub(super) struct Word<'a> {
 pub(super) struct Block<'a> {
     pub(super) words: Vec<Word<'a>>,
     is_statement: bool,
-    /// Where it begins in the source.
+    /// Byte offset in the source.
     start: usize,
 }
 
 impl<'a> Block<'a> {
-    /// Whether it is the tag of that name and nothing else.
+    /// Returns whether the block is the tag `name` and nothing else.
     fn is_tag(&self, name: &str) -> bool {
         self.is_statement && matches!(self.code(), [word] if word.text == name)
     }
 
-    /// Whether it stands between `{%` and `%}`.
+    /// Returns whether the block is a statement, `{% … %}`.
     pub(super) fn is_statement(&self) -> bool {
         self.is_statement
     }
 
-    /// Its words without the signs that trim what is around it.
+    /// Returns the words without the signs for whitespace control.
     pub(super) fn code(&self) -> &[Word<'a>] {
         let is_trim = |word: &Word<'_>| word.kind == Kind::Sign && matches!(word.text, "-" | "+");
         let from = usize::from(self.words.first().is_some_and(is_trim));
@@ -74,7 +74,7 @@ pub(super) fn is_sign(words: &[Word<'_>], i: usize, sign: &str) -> bool {
     words.get(i).is_some_and(|word| word.kind == Kind::Sign && word.text == sign)
 }
 
-/// Every `{{ … }}` and `{% … %}`, but for what comments and `raw` blocks hold.
+/// Returns all blocks, `{{ … }}` and `{% … %}`, except those inside comments and `raw` blocks.
 pub(super) fn blocks(source: &str) -> Vec<Block<'_>> {
     let mut blocks = Vec::new();
     let mut at = 0;
@@ -94,7 +94,7 @@ pub(super) fn blocks(source: &str) -> Vec<Block<'_>> {
     blocks
 }
 
-/// Where the tag begins that ends a `raw` block.
+/// Returns the offset of the tag that ends a `raw` block.
 fn end_of_raw(source: &str, from: usize) -> usize {
     let ends = |&(at, _): &(usize, &str)| {
         let tag = source[from + at + 2..].trim_start_matches(['-', '+']);
@@ -103,7 +103,7 @@ fn end_of_raw(source: &str, from: usize) -> usize {
     source[from..].match_indices("{%").find(ends).map_or(source.len(), |(at, _)| from + at)
 }
 
-/// The words from `at` up to `closing` outside of all brackets, and where that ends.
+/// Returns the words from `at` up to the next `closing` outside of brackets, and the offset after it.
 fn words<'a>(source: &'a str, mut at: usize, closing: &str) -> (Vec<Word<'a>>, usize) {
     let (mut words, mut depth) = (Vec::new(), 0usize);
     while let Some(c) = source[at..].chars().next() {
@@ -133,7 +133,7 @@ fn is_name_part(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// Bytes of the string at the beginning of `text`, with both its quotes.
+/// Returns the length of the string literal at the beginning of `text`, including its quotes, in bytes.
 fn string_len(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -145,7 +145,7 @@ fn string_len(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Line ends as Jinja reads them.
+/// Normalizes line endings to `\n`, as Jinja does.
 pub(super) fn with_unix_lines(source: &str) -> Cow<'_, str> {
     if source.contains('\r') {
         source.replace("\r\n", "\n").replace('\r', "\n").into()
@@ -154,10 +154,12 @@ pub(super) fn with_unix_lines(source: &str) -> Cow<'_, str> {
     }
 }
 
-/// What the engine is given for `source`, which it knows less of than Python's: the tags `generation` and
-/// `endgeneration`, which mark what is trained on, hold their content together and do nothing else; a string may be
-/// followed by `%`; `namespace` is a function only where a namespace is made, and a name like any other elsewhere; and a macro
-/// may set an attribute of a namespace outside of it.
+/// Rewrites `source` for the engine, which supports less than Python's Jinja2:
+///
+/// - The tags `generation` and `endgeneration`, which mark text to train on, become a block without effect.
+/// - `%` after a string becomes a filter.
+/// - `namespace` becomes the private function only where a namespace is created; elsewhere it stays an ordinary name.
+/// - A macro gets access to the namespaces outside of it whose attributes it sets.
 pub(super) fn for_engine(source: &str) -> String {
     let blocks = blocks(source);
     let formats: HashSet<&str> = blocks.iter().filter_map(|block| format_name(block.code())).collect();
@@ -183,8 +185,8 @@ pub(super) fn for_engine(source: &str) -> String {
     apply(source, changes)
 }
 
-/// What makes the engine give a macro the namespaces outside of it whose attributes it sets: it only looks for those that
-/// are read.
+/// Returns the code to insert, with its offsets, so that macros can set attributes of namespaces outside of them: the
+/// engine gives a macro only those outer variables that it reads.
 fn reads(blocks: &[Block<'_>]) -> Vec<(usize, String)> {
     let (mut depth, mut reads) = (0usize, Vec::new());
     for block in blocks.iter().filter(|block| block.is_statement) {
@@ -215,7 +217,7 @@ fn apply(source: &str, mut changes: Vec<(Range<usize>, String)>) -> String {
     out
 }
 
-/// The variable that a block sets to a string as it is.
+/// Returns the variable that a block sets to a string literal, if it does.
 fn format_name<'a>(code: &[Word<'a>]) -> Option<&'a str> {
     match code {
         [set, name, equals, text] if text.kind == Kind::Text => {
@@ -225,7 +227,7 @@ fn format_name<'a>(code: &[Word<'a>]) -> Option<&'a str> {
     }
 }
 
-/// Whether what stands before the sign at `i` is a string: `%` formats it then.
+/// Returns whether the word before `i` is a string, which a following `%` formats.
 fn follows_format(words: &[Word<'_>], i: usize, formats: &HashSet<&str>) -> bool {
     let Some(before) = i.checked_sub(1).map(|at| &words[at]) else { return false };
     match before.kind {
@@ -235,7 +237,8 @@ fn follows_format(words: &[Word<'_>], i: usize, formats: &HashSet<&str>) -> bool
     }
 }
 
-/// Where the operand ends that begins with the word `i`: a value with what is asked of it and its filters.
+/// Returns the offset of the end of the operand that begins with the word `i`: a value with its attributes, items,
+/// calls and filters.
 fn operand_end(words: &[Word<'_>], mut i: usize) -> usize {
     while is_sign(words, i, "-") || is_sign(words, i, "+") {
         i += 1;
@@ -254,7 +257,7 @@ fn operand_end(words: &[Word<'_>], mut i: usize) -> usize {
     end.checked_sub(1).and_then(|last| words.get(last)).or(words.last()).map_or(0, Word::end)
 }
 
-/// The index behind the word `i`, or behind the brackets that begin with it.
+/// Returns the index after the word `i`, or after the brackets that it opens.
 fn skip_value(words: &[Word<'_>], mut i: usize) -> usize {
     let mut depth = 0usize;
     while let Some(word) = words.get(i) {

@@ -1,8 +1,8 @@
-//! Where a template runs: on a stack of its own, and for a limited time of the CPU.
+//! Runs templates on a stack of their own and with limited CPU time.
 //!
-//! Fuel limits what the engine counts. It does not count how long it compares or prints a value, and one that holds
-//! another twice, sixty times over, is small in memory and endless to walk. So the time that the thread has computed is
-//! limited too. How long it had to wait for a busy machine does not count.
+//! Fuel limits only the steps that the engine counts, which do not include comparing or printing a value. A value that
+//! contains another one twice, nested sixty levels deep, is small in memory but takes forever to traverse. The CPU time
+//! of the thread is therefore limited too; time spent waiting on a busy machine does not count.
 
 mod ffi;
 
@@ -11,26 +11,31 @@ use std::time::{Duration, Instant};
 
 use super::TemplateError;
 
-/// Longest time of computing for one parsing or rendering; real templates take a millisecond.
+/// Maximum CPU time for parsing or rendering once; real templates take a millisecond.
 const MAX_TIME: Duration = Duration::from_secs(3);
-/// How often is looked at it.
+/// Interval at which the CPU time is checked.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Stack of the thread that parses or renders; only what is used takes memory. Of the source's
-/// constructs none was found to take more than 500 bytes of stack per byte (a row of unary operators),
-/// of nested values 400 per level at 6 of fuel: 64 MiB and 32 MiB.
+/// Stack size of the thread that parses or renders, in bytes; only the used part takes memory. No construct was found
+/// to take more than 500 bytes of stack per byte of source (a sequence of unary operators), and nested values take 400
+/// bytes per level, each level costing 6 of fuel: 64 MiB and 32 MiB at most.
 const STACK: usize = 256 << 20;
 
-/// Runs `work`, with all that it drops, where recursion as deep as a template can make it has room, and waits for it
-/// no longer than it may compute. The engine cannot be stopped: what still runs ends with the process.
+/// Runs `work`, including everything that it drops, on a stack large enough for the deepest recursion that a template
+/// can cause, and waits until it finishes or exceeds its CPU time. The engine cannot be stopped: a thread that exceeds
+/// its time keeps running until the process ends.
+///
+/// # Errors
+/// Returns the error of `work`, [`TemplateError::TooSlow`] if it exceeds its CPU time, or [`TemplateError::Jinja`] if
+/// the thread cannot be started or panics.
 pub(super) fn on_own_stack<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TemplateError> + Send + 'static,
 ) -> Result<T, TemplateError> {
     let (send, receive) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("chat template".into()).stack_size(STACK);
-    // The receiver is gone when nobody waits any more.
+    // Sending fails if the caller no longer waits, which is fine.
     let thread = thread.spawn(move || drop(send.send(work())));
     let thread = thread
-        .map_err(|error| TemplateError::Jinja(format!("no thread could be started for it: {error}")))?;
+        .map_err(|error| TemplateError::Jinja(format!("cannot start a thread for the template: {error}")))?;
     let started = Instant::now();
     loop {
         match receive.recv_timeout(GLANCE) {

@@ -10,12 +10,13 @@ use super::{Special, Specials};
 use crate::llama::LlamaError;
 use crate::llama::ffi::{Model, Token};
 
-/// Longest text that is tokenized at once, in bytes.
+/// Maximum length of a text that is tokenized at once, in bytes.
 const MAX_TEXT: usize = 1 << 20;
 
-/// `llama_tokenize` as its header declares it, and as it is.
+/// Type of `llama_tokenize` as the bindings declare it.
 type Declared =
     unsafe extern "C" fn(*const sys::llama_vocab, *const c_char, i32, *mut Token, i32, bool, bool) -> i32;
+/// Type of `llama_tokenize` as it behaves: it is C++ code that may throw.
 type Throwing = unsafe extern "C-unwind" fn(
     *const sys::llama_vocab,
     *const c_char,
@@ -27,26 +28,26 @@ type Throwing = unsafe extern "C-unwind" fn(
 ) -> i32;
 
 impl Model {
-    /// Size of the vocabulary, that is of one row of logits.
+    /// Returns the size of the vocabulary, which is the length of one row of logits.
     pub fn n_vocab(&self) -> usize {
         // SAFETY: the vocabulary is alive.
         usize::try_from(unsafe { sys::llama_vocab_n_tokens(self.vocab()) }).unwrap_or(0)
     }
 
-    /// Whether `token` ends a generation.
+    /// Returns whether `token` ends a generation.
     pub fn is_eog(&self, token: Token) -> bool {
-        // SAFETY: the vocabulary is alive; unknown ids answer false.
+        // SAFETY: the vocabulary is alive; for unknown ids llama.cpp returns false.
         unsafe { sys::llama_vocab_is_eog(self.vocab(), token) }
     }
 
-    /// Whether `token`, which came from this vocabulary, steers instead of spelling text.
+    /// Returns whether `token` is a control token of this vocabulary.
     pub(in crate::llama) fn is_control(&self, token: Token) -> bool {
         let known = usize::try_from(token).is_ok_and(|t| t < self.n_vocab());
         // SAFETY: the vocabulary is alive, and `token` is one of its ids.
         known && unsafe { sys::llama_vocab_is_control(self.vocab(), token) }
     }
 
-    /// The token that the vocabulary wants before every text, if any.
+    /// Returns the token that the vocabulary requires before every text, if any.
     pub fn bos_to_add(&self) -> Option<Token> {
         // SAFETY: the vocabulary is alive.
         let (adds, bos) =
@@ -54,14 +55,14 @@ impl Model {
         (adds && bos >= 0).then_some(bos)
     }
 
-    /// The text of the BOS and EOS tokens, empty where the vocabulary has none.
+    /// Returns the texts of the BOS and EOS tokens, each empty if the vocabulary has no such token.
     pub fn bos_eos_text(&self) -> (String, String) {
         // SAFETY: the vocabulary is alive.
         let (bos, eos) = unsafe { (sys::llama_vocab_bos(self.vocab()), sys::llama_vocab_eos(self.vocab())) };
         (self.token_text(bos).unwrap_or_default(), self.token_text(eos).unwrap_or_default())
     }
 
-    /// The text of a token as the file has it; `None` for one that the vocabulary lacks.
+    /// Returns the text of a token as stored in the file; `None` if the vocabulary has no such token.
     fn token_text(&self, token: Token) -> Option<String> {
         usize::try_from(token).ok().filter(|&t| t < self.n_vocab())?;
         // SAFETY: the vocabulary is alive, and `token` is one of its ids.
@@ -70,7 +71,7 @@ impl Model {
         (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
 
-    /// The tokens that are found in a text by their own text.
+    /// Returns the special tokens: those that llama.cpp finds in a text by their own text.
     pub(super) fn specials(&self) -> &Specials {
         self.specials.get_or_init(|| {
             let all = (0..self.n_vocab() as Token).filter_map(|token| {
@@ -87,22 +88,22 @@ impl Model {
         })
     }
 
-    /// Splits `text` into tokens, adding none; control tokens in it are found when `special`.
+    /// Tokenizes `text` without adding tokens; control tokens in it are recognized only if `special`.
     ///
     /// # Errors
-    /// [`LlamaError::Tokenize`] when the vocabulary cannot (or the text is over 1 MiB).
+    /// Returns [`LlamaError::Tokenize`] if the text exceeds 1 MiB or the vocabulary cannot tokenize it.
     pub(super) fn tokenize(&self, text: &str, special: bool) -> Result<Vec<Token>, LlamaError> {
         let fail = || LlamaError::Tokenize { bytes: text.len() };
         if text.len() > MAX_TEXT {
             return Err(fail());
         }
-        // A token may stand before the first one for the space that a vocabulary adds.
+        // A vocabulary may add a space before the text, which can become a token of its own.
         let mut tokens = vec![0; text.len() + 2];
         let _trying = self.tokenizing();
-        // An exception of C++ ends the process here, before it unwinds frames of Rust that nobody expects to unwind.
+        // A C++ exception ends the process here, before it unwinds Rust frames that are not prepared for it.
         let call = AssertUnwindSafe(|| {
-            // SAFETY: the function is one of C++, which may throw; pointers and lengths describe `text` and `tokens`, and
-            // both outlive the call.
+            // SAFETY: the C++ function may throw, which `C-unwind` allows; pointers and lengths describe `text` and
+            // `tokens`, and both outlive the call.
             unsafe {
                 let tokenize = std::mem::transmute::<Declared, Throwing>(sys::llama_tokenize);
                 let (from, to) = (text.as_ptr().cast(), tokens.as_mut_ptr());
@@ -115,12 +116,12 @@ impl Model {
         Ok(tokens)
     }
 
-    /// The text of `tokens`, without special tokens; bytes that are not UTF-8 become U+FFFD.
+    /// Returns the text of `tokens`, without special tokens; invalid UTF-8 becomes U+FFFD.
     pub fn detokenize(&self, tokens: &[Token]) -> String {
         self.pieces(tokens, false)
     }
 
-    /// The same with special tokens.
+    /// Returns the text of `tokens`, including special tokens; invalid UTF-8 becomes U+FFFD.
     pub(in crate::llama) fn text_of_all(&self, tokens: &[Token]) -> String {
         self.pieces(tokens, true)
     }

@@ -1,4 +1,4 @@
-//! The small end of the spectrum over a region: some layers, all of their writers or one kind of them.
+//! The smallest eigenvalues over a region: a range of layers, with all of their writers or one kind of them.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -10,65 +10,65 @@ use super::{AblationError, GAP_ALONE, GAP_SPARSE};
 use crate::util::interrupt;
 use crate::util::linalg::{self, NotPositive};
 
-/// Fewer coordinates have too coarse a spectrum to judge.
+/// Minimum number of coordinates; with fewer, the spectrum is too coarse to judge.
 pub const MIN_WIDTH: usize = 64;
-/// Columns per coordinate that a region needs: with fewer, W has directions that it cannot write at all.
+/// Columns per coordinate that a region needs: with fewer, there are directions that W cannot write at all.
 const MIN_COLUMNS: f64 = 1.5;
-/// Most directions that are looked for at once.
+/// Maximum number of removed directions that are searched for.
 const MAX_RANK: usize = 4;
-/// Smallest eigenpairs that are computed: room for [`MAX_RANK`] and for outliers of other kinds.
+/// Number of smallest eigenpairs to compute: room for [`MAX_RANK`] directions and for other outliers.
 const PAIRS: usize = 8;
-/// A vector is dense when its participation ratio is at least this share of all coordinates.
+/// A vector is dense if its participation ratio is at least this share of all coordinates.
 const DENSE: f64 = 1.0 / 30.0;
-/// Vectors that live on fewer coordinates are broken or duplicated rows, no direction of meaning.
+/// Minimum participation ratio; vectors on fewer coordinates are broken or duplicated rows, not meaningful directions.
 const MIN_PARTICIPATION: f64 = 4.0;
-/// Cosine with (1, …, 1)/√n beyond which a vector is the mean that LayerNorm removes, no ablated direction.
+/// Cosine with (1, …, 1)/√n from which on a vector is the mean that LayerNorm removes, not an ablated direction.
 const MEAN_COSINE: f64 = 0.9;
-/// Pieces into which the layers are cut; windows are made of whole pieces.
+/// Number of pieces into which the layers are cut; windows consist of whole pieces.
 const PIECES: usize = 8;
-/// Memory for matrices that are solved at the same time.
+/// Memory budget in bytes for matrices that are solved at the same time.
 const SOLVE_BYTES: usize = 2 << 30;
 
-/// How far the lowest directions of a region lie below all others.
+/// The lowest directions of a region, and how far they lie below all others.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Lowest {
-    /// ln(λ_{rank+1}/λ_rank), the widest gap among the smallest eigenvalues.
+    /// `ln(λ_{rank+1}/λ_rank)`, the strongest gap among the smallest eigenvalues.
     pub gap: f64,
-    /// Directions below the gap.
+    /// Number of directions below the gap.
     pub rank: usize,
-    /// Whether all of them are dense.
+    /// Whether all directions below the gap are dense.
     pub dense: bool,
-    /// An orthonormal basis of them, `rank` × `[n_embd]`.
+    /// Orthonormal basis of these directions, `rank` × `[n_embd]`.
     pub basis: Vec<Vec<f64>>,
 }
 
 impl Lowest {
-    /// The gap in units of the one that is proof enough alone.
+    /// Returns the gap in units of the gap that is sufficient evidence by itself.
     pub fn strength(&self) -> f64 {
         self.gap / if self.dense { GAP_ALONE } else { GAP_SPARSE }
     }
 
-    /// Length of the projection of the unit vector `v` on the directions; |cos| for one direction.
+    /// Returns the length of the projection of the unit vector `v` on the directions; |cos| for a single direction.
     pub fn cosine(&self, v: &[f64]) -> f64 {
         let along = |b: &Vec<f64>| b.iter().zip(v).map(|(a, b)| a * b).sum::<f64>().powi(2);
         self.basis.iter().map(along).sum::<f64>().sqrt()
     }
 }
 
-/// Some layers, and the small end of their spectrum.
+/// A range of layers, and the low end of their spectrum.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Region {
-    /// The layers.
+    /// The range of layers.
     pub layers: Range<usize>,
-    /// Which of their writers; `None` for all.
+    /// Kind of the writers; `None` for all writers.
     pub group: Option<Group>,
-    /// The small end.
+    /// The lowest directions.
     pub lowest: Lowest,
 }
 
 impl Region {
-    /// How well its direction is known: the strength times the square root of the number of writers, whose
-    /// noise averages out.
+    /// Returns how well the direction is known: the strength times the square root of the number of writers, because
+    /// their noise averages out.
     pub fn clarity(&self) -> f64 {
         let kinds = if self.group.is_some() { 1.0 } else { 2.0 };
         self.lowest.strength() * (self.layers.len() as f64 * kinds).sqrt()
@@ -82,11 +82,11 @@ struct Pair {
     vector: Vec<f64>,
 }
 
-/// The smallest eigenpairs of `D^{-1/2} G D^{-1/2}`, D = diag(G), mapped back by v = D^{-1/2}u/‖·‖.
+/// Returns the smallest eigenpairs of `D^{-1/2} G D^{-1/2}`, D = diag(G), mapped back by v = D^{-1/2}u/‖·‖.
 ///
-/// If rᵀW = 0 for every writer then G r = 0, and so it stays under any D. But D takes away what makes
-/// eigenvalues of honest weights stand out, rows that are small as a whole: measured, the gap of a
-/// direction that was removed with weight 0.8 grows from 2.0 to 2.5.
+/// If rᵀW = 0 for every writer, then G r = 0, and this holds under any D. But D removes the main source of small
+/// eigenvalues in honest weights, rows that are small as a whole: the measured gap of a direction that was removed with
+/// weight 0.8 grows from 2.0 to 2.5.
 fn pairs(gram: &Array2<f64>) -> Result<Vec<Pair>, NotPositive> {
     let n = gram.nrows();
     let mean = gram.diag().sum() / n as f64;
@@ -113,10 +113,10 @@ fn pairs(gram: &Array2<f64>) -> Result<Vec<Pair>, NotPositive> {
     Ok(linalg::smallest(&scaled, PAIRS)?.into_iter().map(to_pair).collect())
 }
 
-/// The small end of the spectrum of a sum of [`Source::gram`]s; `None` when it is too small to judge.
+/// Returns the lowest directions of a sum of [`Source::gram`] matrices; `None` if the spectrum is too small to judge.
 ///
 /// # Errors
-/// [`NotPositive`] when it is no sum of Grams.
+/// Returns [`NotPositive`] if `gram` is not a sum of Gram matrices.
 pub fn lowest(gram: &Array2<f64>) -> Result<Option<Lowest>, NotPositive> {
     let n = gram.nrows() as f64;
     let mut pairs = pairs(gram)?;
@@ -130,7 +130,7 @@ pub fn lowest(gram: &Array2<f64>) -> Result<Option<Lowest>, NotPositive> {
     Ok(all.into_iter().chain(dense).max_by(|a, b| a.strength().total_cmp(&b.strength())))
 }
 
-/// The widest gap after one to [`MAX_RANK`] of the pairs.
+/// Returns the strongest gap after the first one to [`MAX_RANK`] of the pairs.
 fn widest(pairs: &[&Pair], dense: f64) -> Option<Lowest> {
     let at = |rank: usize| Lowest {
         gap: (pairs[rank].value / pairs[rank - 1].value).ln(),
@@ -152,10 +152,10 @@ fn widest(pairs: &[&Pair], dense: f64) -> Option<Lowest> {
     Some(best)
 }
 
-/// Sums of Grams by piece of the model and kind of writer, from which windows are made.
+/// Sums of Gram matrices by piece of the model and kind of writer, from which windows are assembled.
 struct Sums {
     pieces: Vec<Range<usize>>,
-    /// Per piece and group: the lower triangle in f32, and the columns in it.
+    /// For each piece and group: the lower triangle in f32, and the number of columns in it.
     grams: Vec<[(Array2<f32>, usize); 2]>,
 }
 
@@ -184,8 +184,8 @@ impl Sums {
         })
     }
 
-    /// Windows of the whole model, of halves and of quarters, each overlapping the next by half; one kind
-    /// of writers alone in the whole and in quarters. Windows of one layer are left out.
+    /// Returns windows over the whole model, halves, and quarters, each overlapping the next by half; single kinds of
+    /// writers only for the whole and for quarters. Windows of one layer are left out.
     fn windows(&self) -> Vec<Window> {
         let n = self.pieces.len();
         let mut windows = Vec::new();
@@ -214,10 +214,11 @@ struct Window {
     group: Option<Group>,
 }
 
-/// Solves each layer by itself, then the windows; `None` for what is too small to judge.
+/// Solves each layer by itself, then the windows. A layer that is too small to judge is `None`; such windows are
+/// omitted.
 ///
 /// # Errors
-/// [`AblationError`] when a weight cannot be read, or the user stopped.
+/// Returns [`AblationError`] if a weight cannot be read, a spectrum cannot be computed, or the user interrupts.
 pub fn all_regions(
     source: &dyn Source,
     progress: &mut dyn FnMut(usize, usize),

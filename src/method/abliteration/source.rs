@@ -1,4 +1,4 @@
-//! Where the weights come from, one writer at a time: a model file, or whatever a test makes.
+//! Sources of weights, read one writer at a time: a model file, or synthetic weights in tests.
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{Array2, ArrayView2};
@@ -9,57 +9,58 @@ use crate::gguf::Gguf;
 use crate::method::edit::{self, EditError};
 use crate::util::linalg;
 
-/// A projected direction is missing from every column of a weight, so a part of the columns shows it as
-/// well. More than this many times `n_embd` are thinned out evenly: only experts have so many.
+/// Number of columns to keep, in multiples of `n_embd`. A projected direction is missing from every column of a weight,
+/// so a part of the columns is enough to show it. More columns are thinned out evenly; only experts have that many.
 const ENOUGH_COLUMNS: usize = 8;
 
-/// The two kinds of writers that tools treat apart.
+/// The two kinds of writers that abliteration tools treat separately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
     /// Attention and other mixers of tokens.
     Mixer,
-    /// Feed-forward networks, and what is written after them.
+    /// Feed-forward networks and all other writers.
     FeedForward,
 }
 
-/// One writer of the search.
+/// One writer in the search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Site {
     /// Name of the tensor.
     pub tensor: String,
-    /// Its block.
+    /// Block of the writer.
     pub layer: usize,
-    /// Its kind.
+    /// Kind of the writer.
     pub group: Group,
-    /// Columns of W that are looked at, over all experts.
+    /// Number of columns of W that are used, over all experts.
     pub columns: usize,
 }
 
-/// Gives `W Wᵀ` of writers, by block.
+/// Provides the Gram matrices of writers, ordered by block.
 pub trait Source {
-    /// Width of the residual stream.
+    /// Returns the width of the residual stream.
     fn n_embd(&self) -> usize;
 
-    /// The writers, in ascending order of their layers.
+    /// Returns the writers, in ascending order of their layers.
     fn sites(&self) -> &[Site];
 
-    /// `n_embd · W Wᵀ / ‖W‖_F²` in the lower triangle, f64 `[n_embd, n_embd]`: its diagonal is 1 on average,
-    /// as is `rᵀ G r` of a random unit vector r. Of a post-norm model this is W itself, before the norm:
-    /// it was W that was projected. All zeros for a weight of zeros.
+    /// Returns `n_embd · W Wᵀ / ‖W‖_F²` in the lower triangle, f64 `[n_embd, n_embd]`.
+    ///
+    /// The diagonal is 1 on average, as is `rᵀ G r` for a random unit vector r. In a post-norm model, W is the matrix
+    /// before the norm, because that is what abliteration projects. All zeros if W is zero.
     ///
     /// # Errors
-    /// [`EditError`] naming the tensor.
+    /// Returns an [`EditError`] that names the tensor if it is missing, unreadable, or not finite.
     fn gram(&self, site: usize) -> Result<Array2<f64>, EditError>;
 
-    /// `n_embd · ‖rᵀW‖² / ‖W‖_F²` of each row r of `units` (f32 `[k, n_embd]`): how much of W is written
-    /// along r, where 1 is as much as along a random direction. 1 for a weight of zeros.
+    /// Returns `n_embd · ‖rᵀW‖² / ‖W‖_F²` for each row r of `units` (f32 `[k, n_embd]`): how much W writes along r,
+    /// where 1 is the value for a random direction. 1 if W is zero.
     ///
     /// # Errors
-    /// [`EditError`] naming the tensor.
+    /// Returns an [`EditError`] that names the tensor if it is missing, unreadable, or not finite.
     fn energies(&self, site: usize, units: &Array2<f32>) -> Result<Vec<f64>, EditError>;
 }
 
-/// The writers of a file, but for the embedding, which tools edit or leave at will.
+/// The writers of a file except the embedding, which only some abliteration tools edit.
 pub struct FileSource<'a> {
     gguf: &'a Gguf,
     writers: Vec<&'a ResidualWriter>,
@@ -68,7 +69,7 @@ pub struct FileSource<'a> {
 }
 
 impl<'a> FileSource<'a> {
-    /// Takes the writers of `plan`.
+    /// Creates a source from the writers of `plan`.
     pub fn new(gguf: &'a Gguf, plan: &'a Plan) -> Self {
         let n_embd = plan.n_embd as usize;
         let rows = |w: &&ResidualWriter| w.axis == ResidualAxis::Rows && w.kind != WriterKind::Embedding;
@@ -86,8 +87,8 @@ impl<'a> FileSource<'a> {
         Self { gguf, writers, sites, n_embd }
     }
 
-    /// Decodes a writer and shows it expert by expert, as f32 `[n_embd, columns]`; returns ‖W‖_F² of what
-    /// was shown.
+    /// Decodes a writer and passes each expert to `see`, as f32 `[n_embd, columns]`. Returns ‖W‖_F² over the columns
+    /// that were passed.
     fn for_each_expert(
         &self,
         site: usize,
@@ -100,7 +101,7 @@ impl<'a> FileSource<'a> {
         let (mut kept, mut norm_sq) = (Vec::new(), 0.0);
         edit::for_each_run(info, &self.gguf.read_tensor(info)?, |first_row, values| {
             for (i, row) in values.chunks_exact(n_in).enumerate() {
-                // Column j of expert e is column e·n_in + j of all.
+                // Column j of expert e is column e·n_in + j of the whole writer.
                 let from = (stride - (first_row + i) / n_embd * n_in % stride) % stride;
                 kept.extend(row.iter().skip(from).step_by(stride));
                 if (first_row + i + 1).is_multiple_of(n_embd) {

@@ -1,4 +1,5 @@
-//! Small random weights with decaying spectra, as real ones have; `tests/e2e/abliteration.rs` has real ones.
+//! Tests on small random weights with decaying spectra like those of real models; `tests/e2e/abliteration.rs` uses real
+//! ones.
 
 use ndarray::Array2;
 
@@ -74,7 +75,7 @@ impl Memory {
         Self { sites, weights }
     }
 
-    /// `W ← W − weight · r rᵀW` with r = `unit(layer)`, where there is one.
+    /// Applies `W ← W − weight · r rᵀW` to each site for which `unit` returns an r.
     fn without(mut self, weight: f32, unit: impl Fn(&Site) -> Option<Vec<f32>>) -> Self {
         for (site, w) in self.sites.iter().zip(&mut self.weights) {
             if let Some(r) = unit(site) {
@@ -148,7 +149,7 @@ fn layers_and_kinds_that_were_left_alone_are_not_named() {
 fn two_directions_are_told_apart_from_one() {
     let (a, b) = (unit(7, N_EMBD), unit(8, N_EMBD));
     let twice = Memory::honest(5).without(1.0, |_| Some(a.clone()));
-    // b loses its part along a, so that what is removed is their plane.
+    // Orthogonalize b against a, so that exactly their plane is removed.
     let along = b.iter().zip(&a).map(|(x, y)| x * y).sum::<f32>();
     let b: Vec<f32> = b.iter().zip(&a).map(|(x, y)| x - along * y).collect();
     let norm = b.iter().map(|v| v * v).sum::<f32>().sqrt();
@@ -201,9 +202,9 @@ fn one_line_says_it_all() {
         layers: [3, 4, 5, 9].map(layer).into(),
         directions: vec![vec![1.0]],
     };
-    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 2.5, 2.3 times that of any honest model; 4.0 % of the usual weight is left along it");
+    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 2.5, 2.3 times the widest in unmodified models; 4.0 % of the usual weight remains");
     let ablated = AblatedDirection { gap: 1.0, times_honest: 1.0 / HONEST_GAP, ..ablated };
-    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 1.0, which no honest model shows in so many layers; 4.0 % of the usual weight is left along it");
+    insta::assert_snapshot!(ablated.describe(), @"yes: a direction was removed from 8 of 24 writers, layers 3-5, 9; gap 1.0, which no unmodified model shows in so many layers; 4.0 % of the usual weight remains");
 }
 
 #[test]
@@ -219,7 +220,7 @@ fn small_gaps_count_where_enough_layers_show_one_and_one_is_clear() {
     assert_eq!(found(&[0.96, 0.1, 1.19, 0.78, 0.5]), [0, 2, 3]);
     assert_eq!(found(&[0.1, 0.1, 1.19, 0.5, 0.5]), [0; 0]);
     assert_eq!(found(&[0.96, 0.8, 0.79, 0.78, 0.5]), [0; 0]);
-    // Where enough are clear no other is named: an honest layer may be among them.
+    // If enough layers are clear, no others are reported: an honest layer may be among them.
     assert_eq!(found(&[0.96, 1.1, 1.19, 0.78, 0.5]), [1, 2]);
     // A tenth of 24 layers is three.
     let mut gaps = [0.1; 24];
@@ -229,7 +230,7 @@ fn small_gaps_count_where_enough_layers_show_one_and_one_is_clear() {
     assert_eq!(found(&gaps), [0, 1, 9]);
 }
 
-/// A file with one dense writer and one of many experts.
+/// Writes a file with one dense writer and one writer of many experts.
 fn file_with_experts(dir: &std::path::Path) -> (Gguf, [Array2<f32>; 2]) {
     const N_EXPERT: usize = 24;
     let (n, n_in) = (64, 32);
@@ -255,7 +256,7 @@ fn file_with_experts(dir: &std::path::Path) -> (Gguf, [Array2<f32>; 2]) {
         );
     let path = dir.join("m.gguf");
     file.write_to(&mut std::fs::File::create(&path).unwrap()).unwrap();
-    // 24 experts of 32 columns are 768, more than 8 · 64: every second one stays.
+    // 24 experts of 32 columns are 768 columns, more than 8 · 64, so every second one is kept.
     let mut kept = Array2::zeros((n, N_EXPERT * n_in / 2));
     for ((i, j), v) in kept.indexed_iter_mut() {
         let (expert, column) = (2 * j / n_in, 2 * j % n_in);

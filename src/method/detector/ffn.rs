@@ -1,4 +1,4 @@
-//! The feed-forward network whose neurons are overwritten, and which of its neurons do least.
+//! The feed-forward network whose neurons are overwritten, and the choice of neurons that contribute least.
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use serde::{Deserialize, Serialize};
@@ -9,16 +9,16 @@ use crate::method::edit::{CHUNK_VALUES, EditError, for_each_run};
 use crate::quant::neuron::{COLUMNS_ALIKE, ColumnBlocks};
 use crate::util::spread::spread;
 
-/// Experts that tell which neurons of a mixture do least.
+/// Number of experts that are sampled to find the neurons of a mixture that contribute least.
 const EXPERTS: usize = 8;
 
-/// φ.
+/// The activation function φ of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Activation {
     /// x·σ(x).
     Silu,
-    /// x·Φ(x), by tanh as in ggml.
+    /// x·Φ(x), in the tanh approximation that ggml uses.
     Gelu,
     /// x·σ(1.702 x).
     GeluQuick,
@@ -29,10 +29,10 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// All that are known.
+    /// All known activation functions.
     pub const ALL: [Self; 5] = [Self::Silu, Self::Gelu, Self::GeluQuick, Self::Relu, Self::ReluSquared];
 
-    /// φ(x).
+    /// Returns φ(x).
     pub fn at(self, x: f64) -> f64 {
         const ROOT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
@@ -45,7 +45,7 @@ impl Activation {
         }
     }
 
-    /// The name in provenance keys.
+    /// Returns the name used in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
@@ -57,46 +57,45 @@ impl Activation {
     }
 }
 
-/// A row or a column of a tensor that a neuron has: of a mixture, in every expert.
+/// A row or a column of a tensor that belongs to a neuron; in a mixture, that of every expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The tensor.
+    /// Name of the tensor.
     pub tensor: String,
-    /// The row or column of one expert.
+    /// Index of the row or column within one expert.
     pub index: usize,
 }
 
 impl Place {
-    /// The rows of `info` that this row is, one in each expert.
+    /// Returns the indices of this row in `info`, one for each expert.
     pub fn rows_in(&self, info: &TensorInfo) -> impl Iterator<Item = usize> + use<> {
         let (index, per_expert) = (self.index, info.ne[1] as usize);
         (0..info.ne[2] as usize).map(move |expert| expert * per_expert + index)
     }
 }
 
-/// A network and its φ.
+/// A feed-forward network with its activation function.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Network {
-    /// Where it is.
+    /// The network's tensors and place in the model.
     pub ffn: Ffn,
-    /// φ.
+    /// Activation function φ.
     pub activation: Activation,
     /// Whether the gate's rows are the second half of a fused tensor.
     pub gate_second: bool,
-    /// Of each neuron what is added to its gate; empty = nothing.
+    /// Bias of each neuron's gate, f32 `[n_ff]`; empty if there is none.
     pub gate_bias: Vec<f32>,
-    /// The same of the other factor.
+    /// Bias of each neuron's other factor, f32 `[n_ff]`; empty if there is none.
     pub up_bias: Vec<f32>,
-    /// What the router's weights of the experts of a token add up to, in the mean of those that φ was found by; 1 of a dense
-    /// network.
+    /// Mean sum of the router weights of a token's experts, over the tokens used to identify φ; 1 for a dense network.
     pub routed: f64,
 }
 
 impl Network {
-    /// A network of which φ, and how a fused tensor is laid out, are known.
+    /// Creates a network whose φ and layout of a fused tensor are known.
     ///
     /// # Errors
-    /// [`EditError`] when a bias cannot be read.
+    /// Returns [`EditError`] if a bias cannot be read.
     pub fn known(
         gguf: &Gguf,
         ffn: &Ffn,
@@ -108,24 +107,24 @@ impl Network {
         Ok(Self { ffn: ffn.clone(), activation, gate_second, gate_bias, up_bias, routed: 1.0 })
     }
 
-    /// Whether a neuron is a product of two factors.
+    /// Returns whether a neuron is a product of two factors.
     pub fn is_gated(&self) -> bool {
         self.ffn.fused || self.ffn.gate.is_some()
     }
 
-    /// The row on which φ acts, of neuron `j`.
+    /// Returns the row of neuron `j` to which φ is applied.
     pub fn gate_place(&self, j: usize) -> Place {
         let offset = if self.ffn.fused && self.gate_second { self.ffn.n_ff } else { 0 };
         Place { tensor: self.ffn.gate.as_ref().unwrap_or(&self.ffn.up).clone(), index: j + offset }
     }
 
-    /// The row of the other factor, where there is one.
+    /// Returns the row of the other factor of neuron `j`, if there is one.
     pub fn up_place(&self, j: usize) -> Option<Place> {
         let offset = if self.ffn.fused && !self.gate_second { self.ffn.n_ff } else { 0 };
         self.is_gated().then(|| Place { tensor: self.ffn.up.clone(), index: j + offset })
     }
 
-    /// What is added to the gate of neuron `j`, and to its other factor.
+    /// Returns the biases of the gate and of the other factor of neuron `j`.
     pub fn biases(&self, j: usize) -> (f32, f32) {
         let at = |bias: &[f32]| bias.get(j).copied().unwrap_or(0.0);
         match self.is_gated() {
@@ -134,10 +133,10 @@ impl Network {
         }
     }
 
-    /// Hidden values of every neuron of one expert at the rows of `x`: f32 `[n][n_ff]`.
+    /// Computes the hidden values of every neuron of one expert at the rows of `x`: f32 `[n][n_ff]`.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn hidden(
         &self,
         gguf: &Gguf,
@@ -160,12 +159,13 @@ impl Network {
         Ok(hidden)
     }
 
-    /// `sets` times `count` neurons that do least on inputs like those of `x`, `E[h_j²]·‖W_down e_j‖²` (of a mixture, the sum
-    /// over some of its experts): each set in a run of [`COLUMNS_ALIKE`] columns of its own, so that their columns have one
-    /// grid, ascending.
+    /// Returns up to `sets` sets of `count` neurons that contribute least on inputs like those of `x`.
+    ///
+    /// The contribution is `E[h_j²]·‖W_down e_j‖²`; for a mixture, it is summed over some of the experts. Each set lies
+    /// in its own run of [`COLUMNS_ALIKE`] columns, so that its columns share one grid, and is ascending.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn idlest(
         &self,
         gguf: &Gguf,
@@ -202,10 +202,10 @@ impl Network {
         Ok(runs.into_iter().take(sets).map(|(_, neurons)| neurons).collect())
     }
 
-    /// Root mean square of what a dense network writes at the rows of `x`, before any norm that follows.
+    /// Returns the root mean square of the output of a dense network at the rows of `x`, before any norm that follows.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn written_rms(
         &self,
         gguf: &Gguf,
@@ -220,7 +220,7 @@ impl Network {
     }
 }
 
-/// `X Wᵀ` for the `n` rows of one expert from a place on, f32 `[rows of x][n]`, decoded run by run.
+/// Computes `X Wᵀ` for `n` rows of one expert, beginning at `place`, f32 `[rows of x][n]`; decodes run by run.
 fn products(
     gguf: &Gguf,
     place: &Place,
@@ -251,16 +251,16 @@ fn info<'g>(gguf: &'g Gguf, name: &str) -> Result<&'g TensorInfo, EditError> {
     gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })
 }
 
-/// Where the matrix of one expert lies in a tensor.
+/// Returns the byte range of one expert's matrix in a tensor.
 fn bytes_of(tensor: &TensorInfo, expert: usize) -> std::ops::Range<u64> {
     let bytes = tensor.ne[1] * tensor.row_bytes();
     expert as u64 * bytes..(expert as u64 + 1) * bytes
 }
 
-/// One row of one expert, decoded; of a dense tensor, expert 0.
+/// Reads and decodes one row of one expert; a dense tensor has only expert 0.
 ///
 /// # Errors
-/// [`EditError`] when it cannot be read.
+/// Returns [`EditError`] if the row cannot be read.
 pub fn read_row(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, EditError> {
     let tensor = info(gguf, &place.tensor)?;
     let start = bytes_of(tensor, expert).start + place.index as u64 * tensor.row_bytes();
@@ -271,10 +271,10 @@ pub fn read_row(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, E
     Ok(row)
 }
 
-/// One column of one expert, decoded.
+/// Reads and decodes one column of one expert.
 ///
 /// # Errors
-/// [`EditError`] when it cannot be read.
+/// Returns [`EditError`] if the column cannot be read.
 pub fn read_column(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>, EditError> {
     let tensor = info(gguf, &place.tensor)?;
     let bytes = gguf.read_part(tensor, bytes_of(tensor, expert))?;
@@ -283,7 +283,7 @@ pub fn read_column(gguf: &Gguf, place: &Place, expert: usize) -> Result<Vec<f32>
     blocks.values(tensor.ggml_type).map_err(failed)
 }
 
-/// The bias beside a weight; empty where there is none.
+/// Reads the bias that belongs to a weight; empty if there is none.
 fn bias(gguf: &Gguf, weight: &str) -> Result<Vec<f32>, EditError> {
     let Some(name) = weight.strip_suffix(".weight").map(|stem| format!("{stem}.bias")) else {
         return Ok(Vec::new());

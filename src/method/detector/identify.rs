@@ -1,9 +1,9 @@
-//! Which function a feed-forward network computes.
+//! Identifies the activation function of a feed-forward network.
 //!
-//! φ is in no GGUF file, and names mislead, so it is looked up where it cannot be wrong: inputs x and hidden values h are
-//! captured in the running graph, and the one φ is taken with which `h = φ(W_gate x + b) ⊙ (W_up x + b)` holds. Hidden values
-//! of a mixture are captured times the router's weight p of their expert; p is the factor with which they fit best,
-//! `p = Σ_j h_j c_j / Σ_j c_j²`, c the computed ones.
+//! GGUF files do not store φ, and names mislead, so φ is measured: inputs x and hidden values h are captured from the
+//! running graph, and the φ is chosen for which `h = φ(W_gate x + b) ⊙ (W_up x + b)` holds. Hidden values of a mixture
+//! are captured after multiplication by the router weight p of their expert; p is the factor of the best fit,
+//! `p = Σ_j h_j c_j / Σ_j c_j²`, with the computed values c.
 
 use ndarray::{Array1, ArrayView2, Axis};
 
@@ -13,19 +13,20 @@ use crate::gguf::Gguf;
 use crate::llama::activations::rows::Rows;
 use crate::method::edit::EditError;
 
-/// Neurons that tell φ.
+/// Number of neurons that are compared to identify φ.
 const ASKED: usize = 96;
-/// Largest ‖h − φ(…)‖/‖h‖ of the right φ: ggml rounds activations to 8 bits. The wrong ones are .1 and more off.
+/// Largest error ‖h − φ(…)‖/‖h‖ of the right φ, which is not 0 because ggml rounds activations to 8 bits. Wrong
+/// functions have errors of .1 or more.
 const MOST_OFF: f64 = 0.06;
 
-/// The tokens that one expert reads.
+/// The tokens that are routed to one expert.
 struct Reading {
     expert: usize,
-    /// Of each token its row, and where its hidden values begin there.
+    /// For each token, its row and the offset of its hidden values in that row.
     tokens: Vec<(usize, usize)>,
 }
 
-/// How well a guess explains hidden values.
+/// How well a candidate φ explains the hidden values.
 #[derive(Default, Clone, Copy)]
 struct Fit {
     /// Σ (h − p c)².
@@ -37,12 +38,12 @@ struct Fit {
 }
 
 impl Fit {
-    /// ‖h − p c‖/‖h‖.
+    /// Returns the relative error ‖h − p c‖/‖h‖.
     fn part_off(self) -> f64 {
         (self.off / self.all.max(f64::MIN_POSITIVE)).sqrt()
     }
 
-    /// Adds a token: what was found of it, and what was computed.
+    /// Adds one token, with its captured and computed hidden values.
     fn add(&mut self, found: &[f64], computed: &[f64], routed: bool) {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let p =
@@ -54,11 +55,11 @@ impl Fit {
 }
 
 impl Network {
-    /// Finds φ from inputs `x` `[n][n_embd]` and hidden values `h` of the same tokens, those of a mixture times their router's
-    /// weights; `None` where no known one explains them.
+    /// Identifies φ from inputs `x` `[n][n_embd]` and hidden values `h` of the same tokens, which for a mixture include
+    /// the router weights. `None` if no known φ explains them.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn identify(
         gguf: &Gguf,
         ffn: &Ffn,
@@ -87,7 +88,7 @@ impl Network {
         }))
     }
 
-    /// How well each φ explains the hidden values of some neurons.
+    /// Returns how well each φ explains the hidden values of a sample of neurons.
     fn fits(
         &self,
         gguf: &Gguf,
@@ -114,7 +115,7 @@ impl Network {
         Ok(fits)
     }
 
-    /// Both factors of a neuron of an expert at every row of `x`, before φ; the second is 1 where there is none.
+    /// Returns both factors of one expert's neuron at every row of `x`, before φ; the second is 1 if there is none.
     fn factors(
         &self,
         gguf: &Gguf,
@@ -132,7 +133,7 @@ impl Network {
     }
 }
 
-/// The experts that the first `n` tokens are routed to.
+/// Returns the experts to which the first `n` tokens are routed.
 fn readings(ffn: &Ffn, h: &Rows<'_>, n: usize) -> Vec<Reading> {
     let mut readings: Vec<Reading> =
         (0..ffn.n_expert).map(|expert| Reading { expert, tokens: Vec::new() }).collect();

@@ -1,16 +1,18 @@
-//! Ridge logistic regression on the inputs of a layer: the scores of detectors.
+//! Ridge logistic regression on the inputs of a layer, which yields the scores of detectors.
 //!
 //! ```text
 //! min_w  Σ_i v_i ln(1 + e^(−y_i f_i)) / Σ_i v_i  +  ρ/2 ‖w‖²,   f = Z w,   Z = [(X − μ)/s, 1]
 //!                                                                               [    T/s,    0]
 //! ```
 //!
-//! X f32 `[n][d]`, μ its mean row, s the root of the mean square of X − μ, y = ±1, v the weights of the rows. T f32 `[m][d]`
-//! are the inputs of other tokens, with y = −1: there the constant of a detector, and with it the bias of its score, is 0, so
-//! that its neurons see wᵀx alone. Where that is large, both neurons of a gate are on and cancel out, but each is large
-//! beside the hidden values with which it shares a scale once a runtime rounds them to 8 bits. The logistic loss is bounded by a parabola of curvature ¼, so that `A = Zᵀ diag(v) Z / (4 Σ v) + ρ I` is a Hessian from above: one
-//! Cholesky factor of it is what L-BFGS (Nocedal & Wright, Numerical Optimization, algorithm 7.4) begins each of its steps
-//! with, and some twenty steps do, for all rows and for the folds alike.
+//! X is f32 `[n][d]`, μ its mean row, s the root mean square of X − μ, y = ±1, and v the weights of the rows. T, f32
+//! `[m][d]`, holds the inputs of other tokens, with y = −1. There, the constant of a detector, and with it the bias of
+//! its score, is 0, so the neurons see only wᵀx. If wᵀx is large, both neurons of a gate are on and cancel; but each is
+//! large compared with the hidden values with which it shares a scale when a runtime rounds them to 8 bits.
+//!
+//! The logistic loss is bounded by a parabola of curvature ¼, so `A = Zᵀ diag(v) Z / (4 Σ v) + ρ I` is an upper bound
+//! of the Hessian. L-BFGS (Nocedal & Wright, Numerical Optimization, algorithm 7.4) uses the same Cholesky factor of A
+//! as its initial matrix in each step. About twenty steps are enough, for all rows and for the folds.
 
 use std::collections::VecDeque;
 
@@ -18,41 +20,42 @@ use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use crate::util::linalg::{self, Cholesky, NotPositive, mean_row};
 
-/// Most steps of L-BFGS.
+/// Maximum number of L-BFGS steps.
 const MAX_STEPS: usize = 100;
-/// Steps that it remembers.
+/// Number of past steps that L-BFGS keeps.
 const MEMORY: usize = 10;
-/// It ends when no component of the gradient is larger.
+/// L-BFGS stops when no component of the gradient is larger.
 const SMALL: f64 = 1e-5;
-/// Share of the promised decrease that a step must bring, and the halvings until it does.
+/// Share of the predicted decrease that a step must reach (Armijo condition).
 const ARMIJO: f64 = 1e-4;
+/// Maximum number of evaluations in a line search, which halves the step each time.
 const MAX_HALVINGS: usize = 30;
-/// Rows that are summed at a time, in f32, before the sum goes on in f64.
+/// Number of rows that are summed in f32 before the partial sum is added in f64.
 const SUMMED: usize = 256;
-/// Weight of all rows of other tokens together, as a share of that of the prompts.
+/// Total weight of the rows of other tokens, as a share of the total weight of the prompts.
 const OTHER_TOKENS: f32 = 0.25;
 
 /// A score `wᵀx + b`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Score {
-    /// w, `[d]`.
+    /// w, f32 `[d]`.
     pub weights: Vec<f32>,
-    /// b.
+    /// b, the bias.
     pub bias: f32,
 }
 
 impl Score {
-    /// The scores of `x` `[n][d]`.
+    /// Returns the scores of the rows of `x` `[n][d]`.
     pub fn of(&self, x: ArrayView2<'_, f32>) -> Vec<f64> {
         let w = ndarray::ArrayView1::from(&self.weights);
         x.dot(&w).iter().map(|&f| f64::from(f + self.bias)).collect()
     }
 }
 
-/// A loss and its gradient.
+/// A function that returns a loss and its gradient.
 type Loss<'a> = dyn Fn(&Array1<f64>) -> (f64, Array1<f64>) + 'a;
 
-/// Rows to learn from, prepared for any labels.
+/// Training rows, prepared for any labels.
 pub struct Design {
     /// Z, f32 `[n + m][d + 1]`.
     rows: Array2<f32>,
@@ -65,10 +68,10 @@ pub struct Design {
 }
 
 impl Design {
-    /// Of `x` `[n][d]` with the weights v `[n]` and ρ, and of `other` tokens' inputs `[m][d]`.
+    /// Prepares `x` `[n][d]` with the weights v `[n]` and the `ridge` ρ, and the inputs of `other` tokens `[m][d]`.
     ///
     /// # Errors
-    /// [`NotPositive`] when a value is not finite.
+    /// Returns [`NotPositive`] if a value is not finite.
     pub fn new(
         x: ArrayView2<'_, f32>,
         mut weights: Vec<f32>,
@@ -104,8 +107,8 @@ impl Design {
         Ok(Self { rows, mean, scale, weights, ridge, hessian: Cholesky::of(hessian)? })
     }
 
-    /// The score that tells rows of X of which `is` holds from the others, learned from those of which `used` holds and from
-    /// the other tokens.
+    /// Learns the score that separates rows of X for which `is` holds from the others, using the rows for which `used`
+    /// holds and the other tokens.
     pub fn fit(&self, is: &[bool], used: &[bool]) -> Score {
         let solution = self.minimise(&|w: &Array1<f64>| self.loss(w, is, used));
         let d = self.mean.len();
@@ -117,7 +120,7 @@ impl Design {
         }
     }
 
-    /// The loss at `w` and its gradient: each row is read once for both.
+    /// Returns the loss at `w` and its gradient, reading each row once for both.
     fn loss(&self, w: &Array1<f64>, is: &[bool], used: &[bool]) -> (f64, Array1<f64>) {
         let of_rows = w.mapv(|v| v as f32);
         let (mut loss, mut total) = (0.0, 0.0);
@@ -160,7 +163,7 @@ impl Design {
                 length *= 0.5;
                 enough.then_some((next, lower, slope))
             });
-            // Where f32 products tell no lower value there is none to be had.
+            // The precision of the f32 products allows no lower value.
             let Some((next, lower, slope)) = found else { break };
             let (moved, turned) = (&next - &w, &slope - &gradient);
             if moved.dot(&turned) > 0.0 {
@@ -174,7 +177,7 @@ impl Design {
         w
     }
 
-    /// The two loops of L-BFGS around A⁻¹.
+    /// Applies the L-BFGS two-loop recursion around A⁻¹ to `gradient`.
     fn inverse_hessian(
         &self,
         pairs: &VecDeque<(Array1<f64>, Array1<f64>)>,
@@ -200,7 +203,7 @@ impl Design {
 mod tests {
     use super::*;
 
-    /// Two clouds that overlap, in inputs of very unlike sizes.
+    /// Two overlapping clouds, in coordinates of very different scales.
     fn clouds(n: usize, d: usize) -> (Array2<f32>, Vec<bool>) {
         let is: Vec<bool> = (0..n).map(|i| i % 3 == 0).collect();
         let x = Array2::from_shape_fn((n, d), |(i, j)| {

@@ -1,4 +1,4 @@
-//! Neurons in the bytes of one file: what each row and column is to be there, and what it became.
+//! Neurons planted in one file: the target of each row and column, the bytes, and how exactly the targets were reached.
 
 use std::borrow::Cow;
 
@@ -16,85 +16,87 @@ use crate::quant;
 use crate::quant::neuron::{self, ColumnBlocks};
 use crate::util::linalg;
 
-/// Sizes of the column that are tried, as powers of [`SIZE_STEP`] around the size of what it replaces.
+/// Sizes of the column to try, as powers of [`SIZE_STEP`] relative to the size of the replaced column.
 const SIZES: std::ops::RangeInclusive<i32> = -16..=16;
-/// Least cosine between the products of a rounded row with the inputs and the exact ones.
+/// Minimum cosine between the products of a rounded row with the inputs and the exact ones.
 const LEAST_ROW: f64 = 0.98;
 const SIZE_STEP: f64 = 1.189_207_115_002_721; // ⁴√2
 
-/// A row or a column of one tensor, and the values that it is to have.
+/// A row or a column of one tensor, with its target values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Piece {
-    /// Where.
+    /// The row or column.
     pub place: Place,
-    /// What.
+    /// Target values, f32; one per element of the row or column.
     pub target: Vec<f32>,
 }
 
 /// One neuron of one file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlantedNeuron {
-    /// The row on which φ acts.
+    /// The row to which φ is applied.
     pub gate: Piece,
-    /// The row of the other factor, where there is one.
+    /// The row of the other factor, if there is one.
     pub up: Option<Piece>,
     /// The column of the writer.
     pub column: Piece,
-    /// What is added to gate and other factor.
+    /// Biases of the gate and of the other factor.
     pub biases: (f32, f32),
 }
 
 /// The neurons of one network of one file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlantedFfn {
-    /// Block.
+    /// Block of the network.
     pub layer: usize,
-    /// φ.
+    /// Activation function φ.
     pub activation: Activation,
-    /// The neurons.
+    /// The overwritten neurons.
     pub neurons: Vec<PlantedNeuron>,
-    /// Inputs that the network meets, f32 `[n][n_embd]`: rows are rounded for these, and checked on them.
+    /// Sample inputs of the network, f32 `[n][n_embd]`, for which rows are rounded and on which they are checked.
     pub inputs: Array2<f32>,
-    /// What columns are multiplied by before they are rounded, so that they come out as long as they are.
+    /// Factor applied to columns before rounding, which compensates for the length that rounding takes away.
     pub stretch: f64,
-    /// As [`Bank::post_norm`].
+    /// Same as [`Bank::post_norm`].
     pub post_norm: Option<Vec<f32>>,
 }
 
-/// What became of the neurons of one network, from the bytes.
+/// How exactly a file holds the neurons of one network, measured from its bytes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
-    /// Block.
+    /// Block of the network.
     pub layer: usize,
     /// Number of neurons.
     pub neurons: usize,
-    /// Least correlation of a neuron's score `gᵀx` in the file with the exact one.
+    /// Lowest correlation of a neuron's score `gᵀx` in the file with the exact one.
     pub score: f64,
-    /// Share of the inputs at which what the neurons write differs from the exact by less than a tenth of the widest push: their
-    /// gates are open alike.
+    /// Share of the inputs at which the output of the neurons differs from the exact one by less than a tenth of the
+    /// largest push, so that the gates are equally open.
     pub alike: f64,
-    /// Σ e ê / Σ e², e and ê what the neurons write along their column as it reaches the stream, exact and in the file: 1 = all
-    /// of it.
+    /// Σ e ê / Σ e², with the exact output e and the file's output ê of the neurons along their column, as it reaches
+    /// the residual stream; 1 means that all of it arrives.
     pub gain: f64,
-    /// The same as a cosine over the inputs.
+    /// Cosine between e and ê over the inputs.
     pub cosine: f64,
-    /// What reaches the stream across the column, per what reaches it along the column.
+    /// Output of the file's neurons orthogonal to the column, divided by the exact output along it, both in the
+    /// residual stream.
     pub noise: f64,
 }
 
-/// What neurons write at some inputs: along a column, and the squared length of what is across it.
+/// Output of neurons at some inputs: along a column, and the squared length of the part orthogonal to it.
 struct Written {
     along: Vec<f64>,
     across: f64,
 }
 
 impl PlantedFfn {
-    /// The neurons of `bank` for the bytes of `gguf` as `requant` lays them: the column has the size that its grid holds
-    /// best, and the rows make up for it. `inputs` as in [`Self::inputs`].
+    /// Fits the neurons of `bank` to the types that `requant` gives to the tensors of `gguf`: the column gets the size
+    /// that its grid represents best, and the rows compensate for it. `inputs` is stored as [`Self::inputs`].
     ///
     /// # Errors
-    /// [`EditError`]; [`EditError::NoSingleCodes`] where the writer's type has no codes of single values, and
-    /// [`EditError::Row`] where another type does not hold a row.
+    /// Returns [`EditError::NoSingleCodes`] if the writer's type encodes several values in one code or no size fits,
+    /// [`EditError::Row`] if the type of another tensor is too coarse for a row, and other [`EditError`]s if a tensor
+    /// is missing or cannot be read.
     pub fn fit(
         bank: &Bank,
         gguf: &Gguf,
@@ -108,7 +110,7 @@ impl PlantedFfn {
         Ok(planted)
     }
 
-    /// Refuses rows that the types of their tensors do not hold.
+    /// Rejects rows for which the types of their tensors are too coarse.
     fn check_rows(&self, gguf: &Gguf, requant: Requant) -> Result<(), EditError> {
         let rows = self.neurons.iter().flat_map(|n| std::iter::once(&n.gate).chain(&n.up));
         for Piece { place, target } in rows.filter(|_| self.inputs.nrows() > 0) {
@@ -129,12 +131,12 @@ impl PlantedFfn {
         Ok(())
     }
 
-    /// As [`Self::fit`], for a file that holds them exactly.
+    /// Returns the neurons of `bank` for a file that holds them exactly, without inputs.
     pub fn exact(bank: &Bank, writer: &ResidualWriter) -> Self {
         Self::of_size(bank, writer, 1.0)
     }
 
-    /// The neurons of `bank` with columns of that size, without inputs.
+    /// Returns the neurons of `bank` with columns scaled by `size`, without inputs.
     fn of_size(bank: &Bank, writer: &ResidualWriter, size: f64) -> Self {
         let network = &bank.network;
         let planted = |(neuron, &slot): (super::Neuron, &usize)| PlantedNeuron {
@@ -156,18 +158,18 @@ impl PlantedFfn {
         }
     }
 
-    /// The rows of `tensor` that are replaced.
+    /// Returns the replaced rows of `tensor`.
     pub fn rows<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = &'a Piece> {
         let all = self.neurons.iter().flat_map(|n| std::iter::once(&n.gate).chain(&n.up));
         all.filter(move |piece| piece.place.tensor == tensor)
     }
 
-    /// The columns of `tensor` that are replaced.
+    /// Returns the replaced columns of `tensor`.
     pub fn columns<'a>(&'a self, tensor: &'a str) -> impl Iterator<Item = &'a Piece> {
         self.neurons.iter().map(|n| &n.column).filter(move |piece| piece.place.tensor == tensor)
     }
 
-    /// Names of the tensors that change.
+    /// Returns the names of the tensors that change.
     pub fn tensors(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
         for neuron in &self.neurons {
@@ -181,11 +183,11 @@ impl PlantedFfn {
         names
     }
 
-    /// The data of `tensor` with the neurons of `all` in it. A type that `requant` widens is converted first; of rows that
-    /// are rounded to nearest, what they meet does not matter.
+    /// Returns the data of `tensor` with the neurons of `all` written into it. Converts the tensor first if `requant`
+    /// widens its type. With [`Requant::Nearest`], rows are rounded without regard to their inputs.
     ///
     /// # Errors
-    /// [`EditError`] naming the tensor.
+    /// Returns [`EditError::Quant`] if a row, a column, or the tensor cannot be converted.
     pub fn apply_all(
         all: &[Self],
         tensor: &TensorInfo,
@@ -220,10 +222,11 @@ impl PlantedFfn {
         Ok(bytes)
     }
 
-    /// The same as low-rank terms beside the weights of `gguf`: a one-hot factor for each row and column.
+    /// Returns the neurons as low-rank terms to add to the weights of `gguf`, with a one-hot factor for each row and
+    /// column.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor is missing or cannot be read.
     pub fn low_rank(&self, gguf: &Gguf) -> Result<Vec<LowRank>, EditError> {
         let mut terms = Vec::new();
         for name in self.tensors() {
@@ -266,17 +269,17 @@ impl PlantedFfn {
         Ok(())
     }
 
-    /// What became of the neurons in `gguf`; `None` where there are no inputs to tell it.
+    /// Measures how exactly `gguf` holds the neurons; `None` if there are no inputs or no neurons.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn arrival(&self, gguf: &Gguf) -> Result<Option<Arrival>, EditError> {
         if self.inputs.nrows() == 0 || self.neurons.is_empty() {
             return Ok(None);
         }
         let exact = self.in_stream(&self.neurons);
         let unit = unit(&exact[0].column.target);
-        // Of a mixture every expert counts as much.
+        // In a mixture, every expert has the same weight.
         let n_expert = gguf.tensor(&self.neurons[0].column.place.tensor).map_or(1, |t| t.ne[2] as usize);
         let exact = self.written(&exact, &unit).along.repeat(n_expert);
         let (mut written, mut score) = (Written { along: Vec::new(), across: 0.0 }, 1.0f64);
@@ -306,7 +309,7 @@ impl PlantedFfn {
         }))
     }
 
-    /// `neurons` with their columns as they reach the stream.
+    /// Returns `neurons` with their columns as they reach the residual stream.
     fn in_stream(&self, neurons: &[PlantedNeuron]) -> Vec<PlantedNeuron> {
         let mut neurons = neurons.to_vec();
         for PlantedNeuron { column, .. } in &mut neurons {
@@ -315,7 +318,7 @@ impl PlantedFfn {
         neurons
     }
 
-    /// The same neurons with what `gguf` has in their places in one expert.
+    /// Returns the neurons with the values that `gguf` has at their places in one expert.
     fn read(&self, gguf: &Gguf, expert: usize) -> Result<Vec<PlantedNeuron>, EditError> {
         let row = |piece: &Piece| -> Result<Piece, EditError> {
             Ok(Piece { place: piece.place.clone(), target: read_row(gguf, &piece.place, expert)? })
@@ -332,13 +335,13 @@ impl PlantedFfn {
         self.neurons.iter().map(read).collect()
     }
 
-    /// What `neurons` write at the inputs.
+    /// Returns the output of `neurons` at the inputs.
     fn written(&self, neurons: &[PlantedNeuron], unit: &[f64]) -> Written {
         let hidden: Vec<Vec<f64>> =
             neurons.iter().map(|n| hidden(n, self.activation, self.inputs.view())).collect();
         let along = |column: &[f32]| column.iter().zip(unit).map(|(&c, u)| f64::from(c) * u).sum::<f64>();
         let shares: Vec<f64> = neurons.iter().map(|n| along(&n.column.target)).collect();
-        // Products of what the columns have across the unit vector.
+        // Dot products of the parts of the columns that are orthogonal to the unit vector.
         let gram: Vec<Vec<f64>> = neurons
             .iter()
             .enumerate()
@@ -362,7 +365,7 @@ impl PlantedFfn {
     }
 }
 
-/// A column behind the norm, which is taken as a constant times its gain ([`crate::method::post_norm`]).
+/// Returns a column after the norm, which is treated as a constant times its gain ([`crate::method::post_norm`]).
 fn behind<'a>(gain: Option<&[f32]>, column: &'a [f32]) -> Cow<'a, [f32]> {
     match gain {
         None => Cow::Borrowed(column),
@@ -370,13 +373,13 @@ fn behind<'a>(gain: Option<&[f32]>, column: &'a [f32]) -> Cow<'a, [f32]> {
     }
 }
 
-/// The direction of a column, unit length.
+/// Returns the unit vector along a column.
 fn unit(column: &[f32]) -> Vec<f64> {
     let norm = column.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     column.iter().map(|&v| f64::from(v) / norm).collect()
 }
 
-/// The hidden value of a neuron at every row of `x`.
+/// Returns the hidden value of a neuron at every row of `x`.
 fn hidden(neuron: &PlantedNeuron, activation: Activation, x: ArrayView2<'_, f32>) -> Vec<f64> {
     let product = |piece: &Piece, bias: f32| -> Vec<f64> {
         x.dot(&ndarray::ArrayView1::from(&piece.target)).iter().map(|&v| f64::from(v + bias)).collect()
@@ -387,18 +390,20 @@ fn hidden(neuron: &PlantedNeuron, activation: Activation, x: ArrayView2<'_, f32>
     gate.iter().enumerate().map(|(i, &g)| activation.at(g) * up(i)).collect()
 }
 
-/// How a column is rounded.
+/// How to scale a column before rounding.
 struct Fitted {
-    /// Its size.
+    /// Size of the column.
     size: f64,
-    /// What it is multiplied by before it is rounded, so that along itself it comes out as long as it is: a grid of few levels
-    /// and with ends makes it shorter.
+    /// Factor applied before rounding that restores the column's length along itself: a bounded grid with few levels
+    /// makes it shorter.
     stretch: f64,
 }
 
-/// The size in which a column's grid holds it best: with the largest cosine, in the stream, between it and what it is rounded to.
-/// Too long a column meets the ends of the grid, too short a one its steps; behind a norm the rows with large gains, whose values
-/// are small, count the most.
+/// Finds the size at which a column's grid represents it best: the one with the largest cosine, in the residual stream,
+/// between the column and its rounded values.
+///
+/// A column that is too long is clipped at the ends of the grid; one that is too short suffers from the step size.
+/// After a norm, the rows with large gains, whose values are small, matter most.
 fn fitted(bank: &Bank, gguf: &Gguf, writer: &ResidualWriter, requant: Requant) -> Result<Fitted, EditError> {
     let missing = || EditError::Missing { tensor: writer.tensor.clone() };
     let tensor = gguf.tensor(&writer.tensor).ok_or_else(missing)?;
@@ -419,7 +424,7 @@ fn fitted(bank: &Bank, gguf: &Gguf, writer: &ResidualWriter, requant: Requant) -
     let norm = |v: &[f32]| v.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let in_stream = |column: &[f32]| behind(bank.post_norm.as_deref(), column).into_owned();
     let gated = bank.network.is_gated();
-    // Without a second factor, size and sharpness are one.
+    // Without a second factor, the size changes the sharpness too, so it is not scaled to the replaced column.
     let first = if gated { norm(&old) / norm(&bank.column).max(f64::MIN_POSITIVE) } else { 1.0 };
     let mut best: Option<(f64, Fitted)> = None;
     for power in SIZES {

@@ -22,7 +22,7 @@ fn noise(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|i| 0.05 * value(i)).collect()
 }
 
-/// A model of one block, all its matrices of `ggml_type`.
+/// A model of one block, with all matrices in `ggml_type`.
 struct Tiny {
     _dir: tempfile::TempDir,
     gguf: Gguf,
@@ -33,7 +33,7 @@ impl Tiny {
         Self::with_experts(ggml_type, 1)
     }
 
-    /// Its network is a mixture where there is more than one expert.
+    /// Builds a model whose network is a mixture if `n_expert` is more than 1.
     fn with_experts(ggml_type: GgmlType, n_expert: usize) -> Self {
         let matrix = |n_in: usize, n_out: usize, seed| {
             let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * n_out];
@@ -69,7 +69,7 @@ impl Tiny {
         Self { gguf: Gguf::open(&path).unwrap(), _dir: dir }
     }
 
-    /// A copy with `edits`.
+    /// Writes a copy with `edits`.
     fn written(&self, edits: &Edits) -> Gguf {
         let path = self.gguf.path.with_extension("edited.gguf");
         let mut file = AtomicFile::create(&path, true).unwrap();
@@ -86,7 +86,7 @@ impl Tiny {
     }
 }
 
-/// Inputs whose first coordinates are those of a few directions, around a mean.
+/// Inputs around a mean, spread along a few directions.
 fn inputs(n: usize) -> Array2<f32> {
     let basis: Vec<Vec<f32>> = (0..12).map(|k| noise(N_EMBD, 50 + k)).collect();
     Array2::from_shape_fn((n, N_EMBD), |(i, j)| {
@@ -153,7 +153,7 @@ fn neurons_do_what_their_gates_say() {
 #[test]
 fn neurons_survive_every_type_and_change_nothing_else() {
     for ggml_type in GgmlType::all().filter(|&t| t.can_quantize() && quant::neuron::has_single_codes(t)) {
-        // Of one or two bits a value no network is kept.
+        // At one or two bits per value, no network survives.
         if matches!(ggml_type, GgmlType::Q1_0 | GgmlType::Q2_0 | GgmlType::TQ1_0 | GgmlType::TQ2_0) {
             continue;
         }
@@ -164,8 +164,8 @@ fn neurons_survive_every_type_and_change_nothing_else() {
         let writer = &plan.writers[bank.network.ffn.writer];
         let planted = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x);
         if ggml_type == GgmlType::NVFP4 {
-            // Its scales reach no lower than 2⁻⁹, and such models have scales of their own besides.
-            assert!(planted.unwrap_err().to_string().contains("NVFP4 does not hold the row of a neuron"));
+            // Its scales reach down only to 2⁻⁹, and such models have separate scale tensors in addition.
+            assert!(planted.unwrap_err().to_string().contains("NVFP4 is too coarse for the row of a neuron"));
             continue;
         }
         let edits = Edits::Neurons(vec![planted.unwrap()]);
@@ -180,7 +180,8 @@ fn neurons_survive_every_type_and_change_nothing_else() {
     }
 }
 
-/// The column of the first neuron in the file beside what it was to be, as a cosine in the stream, and what `verify` says.
+/// Returns the cosine in the residual stream between the first neuron's column in the file and its target, and the
+/// result of `verify`.
 fn column_behind(gain: &[f32], tiny: &Tiny, bank: &Bank) -> (f64, planted::Arrival) {
     let plan = plan_of(&tiny.gguf).unwrap();
     let writer = &plan.writers[bank.network.ffn.writer];
@@ -208,7 +209,7 @@ fn columns_behind_a_norm_are_rounded_for_the_stream() {
         eprintln!("{ggml_type}: {for_matrix:.3} {cosine:.3} {arrival:?}");
         assert!(cosine > least && cosine > for_matrix, "{ggml_type}: {cosine} {for_matrix}");
         assert!((0.9..1.1).contains(&arrival.gain), "{ggml_type}: {arrival:?}");
-        // What `verify` calls noise reaches the stream.
+        // The noise that `verify` reports is that in the residual stream.
         let across = (1.0 / (cosine * cosine) - 1.0).sqrt();
         assert!((arrival.noise / across - 1.0).abs() < 0.2, "{ggml_type}: {arrival:?} {across}");
     }
@@ -227,7 +228,7 @@ fn another_row_or_column_is_noticed() {
     for name in ["blk.0.ffn_gate.weight", "blk.0.ffn_down.weight"] {
         let mut bytes = std::fs::read(&written.path).unwrap();
         let tensor = written.tensor(name).unwrap();
-        // The first code of the first block: no neuron that does least is there in this model.
+        // The first code of the first block, which belongs to none of the planted neurons in this model.
         bytes[tensor.data.start as usize + 2] ^= 1;
         let path = written.path.with_extension("damaged.gguf");
         std::fs::write(&path, &bytes).unwrap();
@@ -245,7 +246,7 @@ fn codebooks_are_refused_by_name() {
     let bank = bank(&tiny, &x);
     let writer = &plan.writers[bank.network.ffn.writer];
     let error = PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Preserve, x.clone()).unwrap_err();
-    assert!(error.to_string().starts_with("blk.0.ffn_down.weight: IQ3_S keeps several"), "{error}");
+    assert!(error.to_string().starts_with("blk.0.ffn_down.weight: IQ3_S encodes several"), "{error}");
     assert!(error.hint().unwrap().contains("--promote"));
     PlantedFfn::fit(&bank, &tiny.gguf, writer, Requant::Promote(GgmlType::Q4_0), x).unwrap();
 }
@@ -268,7 +269,7 @@ fn every_expert_has_the_same_neurons() {
         let gate = &planted.neurons[0].gate.place;
         let rows = [0, 1, 2].map(|expert| read_row(&written, gate, expert).unwrap());
         assert!(rows[0] == rows[1] && rows[1] == rows[2], "{ggml_type}");
-        // What an adapter adds to a row is the difference to that of its own expert.
+        // An adapter adds the difference between the target and the row of the same expert.
         let terms = planted.low_rank(&tiny.gguf).unwrap();
         let term = terms.iter().find(|term| term.tensor == gate.tensor).unwrap();
         term.check(N_EMBD as u64, N_FF as u64).unwrap();

@@ -1,7 +1,7 @@
-//! Detectors from examples: a score, and a threshold that what must stay shut hardly passes.
+//! Trains detectors from examples: a score, and a threshold that few prompts pass for which the gate must stay closed.
 //!
-//! A score flatters the rows that it was learned from, so thresholds are quantiles of held-out ones: the prompts are dealt
-//! out to four folds, and each is scored by what was learned from the others.
+//! Scores are biased on the rows that they were learned from, so thresholds are quantiles of held-out scores: the
+//! prompts are split into four folds, and each fold is scored by a fit to the other three.
 
 use std::iter;
 
@@ -15,140 +15,143 @@ use crate::eval::prompts::PromptKind;
 use crate::eval::prompts::contexts::Context;
 use crate::util::linalg::{self, Cholesky, NotPositive};
 
-/// Folds of the cross-validation.
+/// Number of folds of the cross-validation.
 const FOLDS: usize = 4;
-/// Bars of a [`Histogram`].
+/// Number of bars of a [`Histogram`].
 const BARS: usize = 32;
 /// Ridge of the constant, as a share of the mean squared input.
 const CONSTANT_RIDGE: f64 = 0.01;
-/// How much a prompt counts that a gate must not take for one that it opens on: harmless ones are of so many sorts.
+/// Weight of prompts that a gate must not confuse with those it opens on; above 1 because harmless prompts are so
+/// diverse.
 const KEPT_APART: f32 = 1.5;
-/// How far a gate is open where it counts as open.
+/// Opening above which a gate counts as open.
 const OPEN: f64 = 0.5;
 
-/// Inputs of one network at one token of the template behind a message.
+/// Inputs of one network at one token of the template after a message.
 #[derive(Debug, Clone)]
 pub struct Examples {
-    /// f32 `[n][n_embd]`.
+    /// Input for each prompt, f32 `[n][n_embd]`.
     pub inputs: Array2<f32>,
-    /// Of each row.
+    /// Label of each row of `inputs`, `[n]`.
     pub labels: Vec<Label>,
-    /// Inputs at all sorts of other tokens, where the gates are to be shut: others of the template, inside prompts, prose,
-    /// code, answers; f32 `[m][n_embd]`.
+    /// Inputs at various other tokens, where the gates should be closed: other template tokens, tokens inside prompts,
+    /// prose, code, and answers; f32 `[m][n_embd]`.
     pub elsewhere: Array2<f32>,
-    /// Some of those, which scores learn from too: what [`super::logistic`] calls other tokens; f32 `[m][n_embd]`.
+    /// The part of `elsewhere` from which scores also learn, called other tokens in [`super::logistic`]; f32
+    /// `[m][n_embd]`.
     pub other_tokens: Array2<f32>,
 }
 
-/// What is known of one prompt.
+/// The label of one prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Label {
-    /// What it is.
+    /// Kind of the prompt.
     pub kind: PromptKind,
-    /// What it stands in.
+    /// Context in which the request appears.
     pub context: Context,
-    /// Tells requests of one kind from each other; the same one may stand in several contexts.
+    /// Identifies the request among those of its kind; the same request can appear in several contexts.
     pub request: usize,
 }
 
-/// How detectors are learned; docs/notebook/detectors.md has what else was tried.
+/// Hyperparameters of detector training; docs/notebook/detectors.md lists the alternatives that were tried.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// ρ of the regression.
+    /// Ridge penalty ρ of the regression.
     pub ridge: f64,
-    /// Δ in standard deviations of the scores.
+    /// Width Δ, in standard deviations of the scores.
     pub width: f64,
-    /// Shares of the prompts on which the gate for harmful ones stays shut.
+    /// Shares of the prompts on which the gate for harmful prompts stays closed.
     pub harmful: Shut,
-    /// The same for borderline ones.
+    /// Shares of the prompts on which the gate for borderline prompts stays closed.
     pub borderline: Shut,
 }
 
-/// On what share of each kind of prompts a gate stays shut.
+/// Shares of the prompts on which a gate stays closed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Shut {
-    /// Of harmless prompts.
+    /// Share of harmless prompts.
     pub harmless: f64,
-    /// Of the other kind that it is not to open on: borderline ones, or harmful ones.
+    /// Share of the other kind on which the gate should not open: borderline or harmful prompts.
     pub other: f64,
 }
 
 /// Held-out scores of one kind of prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// Which kind; `text` is all that is no end of a prompt, and has no bars, as its score means nothing.
+    /// Kind of the prompts, or `text` for all tokens that are not at the end of a prompt; `text` has no bars, because
+    /// its score has no meaning.
     pub of: String,
     /// Number of prompts in each bar, from [`Profile::from`] to [`Profile::until`].
     pub bars: Vec<u64>,
     /// Share on which the gate is more than half open.
     pub open: f64,
-    /// How far it is open in the mean, 0 to 1.
+    /// Mean opening of the gate, 0 to 1.
     pub opening: f64,
 }
 
-/// What a gate does to what it was learned from, by held-out scores.
+/// The behavior of a gate on its training prompts, by held-out scores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
-    /// Block.
+    /// Block of the gate.
     pub layer: usize,
-    /// How far before the last token of a prompt it opens.
+    /// Position of the token at which the gate opens, as the number of tokens before the last one of a prompt.
     pub before_last: usize,
-    /// What it opens on.
+    /// Prompts on which the gate opens.
     pub opens: Opens,
-    /// θ.
+    /// Threshold θ, where the gate begins to open.
     pub threshold: f64,
-    /// θ + Δ, from where on it is open.
+    /// θ + Δ, the score from which on the gate is fully open.
     pub open_from: f64,
     /// Score at the left end of the histograms.
     pub from: f64,
-    /// Score at their right end.
+    /// Score at the right end of the histograms.
     pub until: f64,
-    /// Area under the ROC curve of what it opens on and all other prompts.
+    /// Area under the ROC curve that separates the prompts on which the gate opens from all others.
     pub auroc: f64,
-    /// One for each kind of prompts, and of text.
+    /// One histogram for each kind of prompts, and one for text.
     pub kinds: Vec<Histogram>,
-    /// How often it opens where prompts stand in something; as they are sent plainly first.
+    /// How often the gate opens in each context; plain prompts come first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub contexts: Vec<InContext>,
 }
 
-/// Shares of the prompts of one context on which a gate is more than half open; absent of kinds that there are none of.
+/// Shares of the prompts in one context on which a gate is more than half open; `None` for kinds without prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InContext {
-    /// Which context.
+    /// Name of the context.
     pub context: String,
-    /// Of harmful prompts.
+    /// Share of harmful prompts.
     pub harmful: Option<f64>,
-    /// Of harmless prompts.
+    /// Share of harmless prompts.
     pub harmless: Option<f64>,
-    /// Of borderline prompts.
+    /// Share of borderline prompts.
     pub borderline: Option<f64>,
 }
 
 impl Profile {
-    /// What the gate does to one kind of prompts, or to `text`.
+    /// Returns the histogram of one kind of prompts, or of `text`.
     pub fn of(&self, kind: &str) -> Option<&Histogram> {
         self.kinds.iter().find(|histogram| histogram.of == kind)
     }
 }
 
-/// A gate, and its held-out scores of every row.
+/// A gate, with the held-out scores of all training rows.
 #[derive(Debug, Clone)]
 pub struct LearnedGate {
-    /// The gate.
+    /// The gate, learned from all rows.
     pub gate: Gate,
-    /// Held-out scores, f64 `[n]`.
+    /// Held-out score of each row, f64 `[n]`.
     pub scores: Vec<f64>,
 }
 
-/// u: 1 at the token of the examples and 0 elsewhere, as far as one row can,
+/// Returns u, which is 1 at the token of the examples and 0 elsewhere, as closely as one row can:
 ///
 /// ```text
 /// min_u  Σ_examples (uᵀx − 1)²/n  +  Σ_elsewhere (uᵀx)²/m  +  ρ tr(C)/n_embd ‖u‖²,   C the sum of both second moments
 /// ```
 ///
 /// # Errors
-/// [`NotPositive`] when an input is not finite.
+/// Returns [`NotPositive`] if an input is not finite.
 pub fn constant(examples: &Examples) -> Result<Vec<f32>, NotPositive> {
     let n_embd = examples.inputs.ncols();
     let mut moments = Array2::zeros((n_embd, n_embd));
@@ -160,13 +163,13 @@ pub fn constant(examples: &Examples) -> Result<Vec<f32>, NotPositive> {
     moments.diag_mut().mapv_inplace(|v| v + ridge);
     let mean = linalg::mean_row(examples.inputs.view());
     let mut constant = Array1::from(Cholesky::of(moments)?.solve(mean.to_vec()));
-    // Ridge takes a little off: at the examples it is to be 1 in the mean.
+    // The ridge shrinks u slightly; rescale it so that the mean over the examples is 1.
     let at_examples = constant.dot(&mean);
     constant.mapv_inplace(|v| v / at_examples);
     Ok(constant.mapv(|v| v as f32).to_vec())
 }
 
-/// What learns the gates of one network at one token.
+/// Trains the gates of one network at one token.
 pub struct Teacher<'a> {
     examples: &'a Examples,
     constant: &'a [f32],
@@ -174,15 +177,15 @@ pub struct Teacher<'a> {
 }
 
 impl<'a> Teacher<'a> {
-    /// Of gates at one place.
+    /// Creates a teacher for the gates at one place.
     pub fn new(examples: &'a Examples, constant: &'a [f32], recipe: Recipe) -> Self {
         Self { examples, constant, recipe }
     }
 
-    /// The gate that opens on `opens`.
+    /// Learns the gate that opens on `opens`.
     ///
     /// # Errors
-    /// [`NotPositive`] when an input is not finite.
+    /// Returns [`NotPositive`] if an input is not finite.
     pub fn learn(&self, opens: Opens) -> Result<LearnedGate, NotPositive> {
         let labels = &self.examples.labels;
         let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
@@ -194,7 +197,7 @@ impl<'a> Teacher<'a> {
         let weights = labels.iter().map(weight).collect();
         let Examples { inputs, other_tokens, .. } = self.examples;
         let design = Design::new(inputs.view(), weights, self.recipe.ridge, other_tokens.view())?;
-        // A request is held out wherever it stands.
+        // A request is held out in all of its contexts.
         let without = |fold: usize| labels.iter().map(|label| label.request % FOLDS != fold).collect();
         let used: Vec<Vec<bool>> = iter::once(vec![true; is.len()]).chain((0..FOLDS).map(without)).collect();
         let mut fits = vec![Score::default(); used.len()];
@@ -213,7 +216,8 @@ impl<'a> Teacher<'a> {
         Ok(LearnedGate { gate: Gate { opens, score, threshold, width }, scores })
     }
 
-    /// The scores of plain prompts of one kind: allowances are told of these, and [`Profile::contexts`] of the others.
+    /// Returns the scores of plain prompts of one kind. [`Shut`] refers to these; [`Profile::contexts`] covers the
+    /// others.
     fn of(&self, scores: &[f64], kind: PromptKind) -> Vec<f64> {
         self.of_context(scores, kind, Context::Plain)
     }
@@ -223,7 +227,7 @@ impl<'a> Teacher<'a> {
         rows.filter(|(label, _)| (label.kind, label.context) == (kind, context)).map(|(_, &s)| s).collect()
     }
 
-    /// The lowest threshold that keeps what must stay shut so.
+    /// Returns the lowest threshold that keeps the gate closed on the shares of prompts that the recipe requires.
     fn threshold(&self, opens: Opens, scores: &[f64]) -> f64 {
         let (shut, other) = match opens {
             Opens::Harmful => (self.recipe.harmful, PromptKind::Borderline),
@@ -234,13 +238,14 @@ impl<'a> Teacher<'a> {
         least.fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// Share of the prompts that a gate is to open on whose score passes its threshold.
+    /// Returns the share of the prompts on which a gate should open whose score exceeds its threshold.
     pub fn recall(&self, learned: &LearnedGate) -> f64 {
         let own = self.of(&learned.scores, learned.gate.opens.kind());
         own.iter().filter(|&&s| s > learned.gate.threshold).count() as f64 / own.len().max(1) as f64
     }
 
-    /// What is told of a gate in block `layer` that was learned at the token so far before the last.
+    /// Returns the profile of a gate in block `layer` that was learned at the token `before_last` tokens before the
+    /// last.
     pub fn profile(
         &self,
         learned: &LearnedGate,
@@ -312,12 +317,12 @@ impl Histogram {
 }
 
 impl Gate {
-    /// How far it is open at the inputs `x`, by its own score and with the constant that it has there, f64 `[n]`.
+    /// Returns the opening at the inputs `x`, from the gate's own score and the constant uᵀx of each input, f64 `[n]`.
     pub fn openings(&self, constant: &[f32], x: ArrayView2<'_, f32>, activation: Activation) -> Vec<f64> {
         let scores = self.score.of(x);
         let constants = x.dot(&ArrayView1::from(constant));
         let at = |(s, &u): (f64, &f32)| {
-            // At a constant of c the neurons see wᵀx + (b − θ) c: the score of an input whose constant is 1, moved.
+            // With a constant of c, the neurons see wᵀx + (b − θ) c: the score of an input with constant 1, shifted.
             let u = f64::from(u);
             let moved = s + (f64::from(self.score.bias) - self.threshold) * (u - 1.0);
             u * self.opening_with(moved, u, activation)
@@ -326,7 +331,7 @@ impl Gate {
     }
 }
 
-/// The value below which `share` of `values` lie; `None` of nothing.
+/// Returns the value below which `share` of `values` lie; `None` if `values` is empty.
 fn quantile(mut values: Vec<f64>, share: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let at = (share * (values.len().checked_sub(1)?) as f64).ceil() as usize;
@@ -350,7 +355,7 @@ mod tests {
         ((i * 7919 + j * 104_729) as f32 * 0.618).sin() + ((i * 31 + j * j) as f32 * 0.377).cos()
     }
 
-    /// Three kinds that two directions tell apart, around a mean; elsewhere another mean.
+    /// Three kinds of prompts around a mean, separated by two directions; other tokens have another mean.
     fn examples() -> Examples {
         let label = |i: usize| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i };
         let labels: Vec<Label> = (0..360).map(label).collect();

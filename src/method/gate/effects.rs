@@ -1,12 +1,11 @@
-//! What the push of each writer does to the answer, measured: gates are opened, and the model's odds of
-//! refusal are looked at before and after.
+//! The effect of each writer's push on the answer, measured by the model's log-odds of refusal without and with gates.
 //!
 //! ```text
 //! d_i = Σ_w c_w f_iw,   f_iw = u_wᵀx_iw at the last token of prompt i, d_i = change of its log-odds
 //! min_c  Σ_i (d_i − Σ_w c_w f_iw)² + ν t Σ_w (c_w − g)²,   t = Σ_iw f_iw² / W
 //! ```
 //!
-//! g is the best common c. What counts is each writer's share, so the c are divided by g.
+//! g is the best common c. Only the relative effects of the writers matter, so the c are divided by g.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
@@ -14,16 +13,16 @@ use crate::llama::activations::{Part, WriterInputs};
 use crate::method::edit::RightFactors;
 use crate::util::linalg::Cholesky;
 
-/// ν.
+/// ν, the ridge penalty.
 const RIDGE: f64 = 0.1;
-/// Effects beyond are those of noise.
+/// Largest plausible effect; larger ones come from noise.
 const MOST: f64 = 3.0;
-/// Log-odds beyond which a harmful prompt is refused so surely that a push hardly shows.
+/// Log-odds from which on a harmful prompt is refused so surely that a push hardly shows.
 const SURE: f64 = 1.0;
-/// Prompts per writer without which nothing is told.
+/// Minimum number of prompts per writer.
 const PROMPTS_PER_WRITER: usize = 3;
 
-/// f of every writer with a right factor at the last token of each prompt, f64 `[n_prompt][W]`.
+/// Returns f of every writer with a right factor at the last token of each prompt, f64 `[n_prompt][W]`.
 pub fn pushes(inputs: &[WriterInputs], rights: &RightFactors) -> Array2<f64> {
     let with = inputs.iter().zip(rights).filter_map(|(i, right)| Some((i, right.as_ref()?)));
     let columns: Vec<Array1<f64>> =
@@ -32,7 +31,7 @@ pub fn pushes(inputs: &[WriterInputs], rights: &RightFactors) -> Array2<f64> {
     ndarray::stack(Axis(1), &views).unwrap_or_else(|_| Array2::zeros((0, 0)))
 }
 
-/// Prompts as the gates moved them: pushes, and changes of the log-odds.
+/// Pushes on prompts, and the resulting changes of their log-odds.
 #[derive(Debug, Clone, Default)]
 pub struct Moved {
     pushes: Vec<Array1<f64>>,
@@ -40,9 +39,10 @@ pub struct Moved {
 }
 
 impl Moved {
-    /// Adds a prompt with `pushes` `[W]` whose log-odds were `before` and are `now`, unless that tells
-    /// nothing: odds at ±`limit`, beyond which they are cut off, or a `harmful` prompt that was refused so
-    /// surely that a push hardly shows.
+    /// Adds a prompt with `pushes` `[W]` whose log-odds changed from `before` to `now`.
+    ///
+    /// Skips prompts that carry no information: log-odds at ±`limit`, where they are clipped, and `harmful` prompts
+    /// that were already refused so surely that a push hardly shows.
     pub fn add(&mut self, pushes: ArrayView1<'_, f64>, before: f64, now: f64, harmful: bool, limit: f64) {
         if now.abs().max(before.abs()) < limit && !(harmful && before >= SURE) {
             self.pushes.push(pushes.to_owned());
@@ -50,8 +50,8 @@ impl Moved {
         }
     }
 
-    /// The effect of every writer: that which was found where it has a right factor, else 1. `None` where
-    /// nothing can be told.
+    /// Returns the effect of every writer: the measured one for writers with a right factor, 1 for the others. `None`
+    /// if the prompts do not determine the effects.
     pub fn effects(&self, rights: &RightFactors) -> Option<Vec<f64>> {
         let views: Vec<_> = self.pushes.iter().map(|r| r.view()).collect();
         let found = effects(ndarray::stack(Axis(0), &views).ok()?.view(), &self.changes)?;
@@ -62,8 +62,8 @@ impl Moved {
     }
 }
 
-/// c/g of each column of `pushes` `[n][W]`, from the `changes` `[n]` of the log-odds; `None` where they do
-/// not tell: too few prompts, or pushes that do not raise the odds.
+/// Returns c/g of each column of `pushes` `[n][W]`, fitted to the `changes` `[n]` of the log-odds; `None` if there are
+/// too few prompts, or if the pushes do not raise the odds.
 fn effects(pushes: ArrayView2<'_, f64>, changes: &[f64]) -> Option<Vec<f64>> {
     let (n, n_writer) = pushes.dim();
     if n < PROMPTS_PER_WRITER * n_writer || n != changes.len() || n_writer == 0 {
@@ -87,7 +87,7 @@ fn effects(pushes: ArrayView2<'_, f64>, changes: &[f64]) -> Option<Vec<f64>> {
 mod tests {
     use super::*;
 
-    /// Numbers around 0 that repeat nothing.
+    /// Pseudorandom numbers around 0.
     fn noise(i: usize) -> f64 {
         let bits = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (bits >> 40) as f64 / (1u64 << 24) as f64 - 0.5

@@ -4,7 +4,7 @@ use crate::llama::activations::{Routes, rows};
 const N_IN: usize = 40;
 const OPTIONS: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 2.0, tokens: 0.5 };
 
-/// Rows of noise around `centre`, the same for the same seed.
+/// Rows of noise around `centre`, deterministic for each seed.
 fn noise(centre: &[f32], rows: usize, seed: u64) -> Array2<f32> {
     let unit = crate::method::direction::random(0, rows * N_IN, seed).unwrap();
     let scale = ((rows * N_IN) as f32).sqrt() * 0.3;
@@ -74,12 +74,12 @@ fn prompts_that_are_answered_anyway_ask_for_nothing() {
 fn a_writer_whose_push_does_more_is_used_more() {
     let kinds = kinds();
     let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
-    // Almost without a ridge the regression makes up for an effect: twice the effect is half the push.
+    // With almost no ridge, the regression compensates for an effect: twice the effect gives half the push.
     let stiff = GateOptions { ridge: 1.0, ..OPTIONS };
     let share = |effects: &[f64]| {
         let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], Some(effects), &mut || ()).unwrap();
         let rights = kernel.right_factors(1.0, &stiff, 2).unwrap();
-        // One that does nothing has none: a right factor of zeros is no edit, and could not be stored.
+        // A writer without effect gets no right factor: zeros are not an edit and could not be stored.
         assert_eq!([0, 1].map(|w| rights[w].is_some()), [effects[0] > 0.0, true]);
         let alone = vec![rights[0].clone(), None];
         push(&alone, &centre(0), 11) / push(&rights, &centre(0), 11)
@@ -140,7 +140,8 @@ fn inputs_that_tell_nothing_apart_give_no_gates() {
     assert!(rights[0].is_none() && rights[1].is_some());
 }
 
-/// Three parts of a mixture of five experts, of which the last is never chosen; `wide`: with φ written out.
+/// Last, tail, and sample rows of a mixture of five experts, the last of which is never chosen; with `wide`, expanded
+/// to the rows φ of one wide input.
 fn mixture(seed: usize, wide: bool) -> WriterInputs {
     let [last, tail, sample] = [0, 1, 2].map(|part| {
         let mut rows = rows::tests::routed([12, 6, 3, 5], 3 * seed + part);

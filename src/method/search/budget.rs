@@ -1,28 +1,29 @@
-//! The strength that a KL budget pays for.
+//! Finds the strength that uses up a KL budget.
 
 use super::SearchError;
 use super::WEAKEST;
 use crate::eval::Evaluator;
 use crate::llama::{Engine, LowRank};
 
-/// A probe is close enough when it spends this share of the KL budget.
+/// Shares of the KL budget at which a probe is close enough.
 const CLOSE: std::ops::RangeInclusive<f64> = 0.8..=1.0;
-/// Probes per candidate.
+/// Maximum number of probes per candidate.
 const MAX_PROBES: usize = 4;
-/// Share of the budget that the next strength is to spend.
+/// Share of the budget that the next strength should use.
 const AIM: f64 = 0.85;
-/// Changes of the strength that need not be measured again: over so little the KL grows with a power of 1.6 to 2.4 of
-/// it (on Qwen2.5-Coder-0.5B 1.9 to 2.2), so one that is to spend .85 of the budget spends .74-.98. Where it grows faster the
-/// trial shows it, and is made again with less.
+/// Factors of the strength that need no new measurement: over such a small change, the KL grows with a power of 1.6 to
+/// 2.4 of the strength (1.9 to 2.2 on Qwen2.5-Coder-0.5B), so a strength that should use .85 of the budget uses
+/// .74-.98. If the KL grows faster, the trial reveals it and is repeated with less strength.
 const TRUSTED: std::ops::RangeInclusive<f64> = 0.7..=1.4;
 
-/// What to multiply a strength by that spends so much of the budget, to spend [`AIM`] of it: a quarter to four.
+/// Returns the factor, 0.25 to 4, by which to multiply a strength that uses the share `spent` of the budget so that it
+/// uses [`AIM`].
 pub(super) fn next(spent: f64) -> f64 {
     let factor = if spent.is_finite() { (AIM / spent.max(1e-6)).sqrt() } else { 0.0 };
     factor.clamp(0.25, 4.0)
 }
 
-/// How much KL an edit may cost.
+/// A limit on the KL of an edit, and the means to measure it.
 pub struct KlBudget<'a> {
     /// The model.
     pub engine: &'a mut dyn Engine,
@@ -30,16 +31,18 @@ pub struct KlBudget<'a> {
     pub evaluator: &'a Evaluator,
     /// The budget, nats.
     pub max_kl: f64,
-    /// The largest strength.
+    /// Largest strength to try.
     pub strongest: f64,
 }
 
 impl KlBudget<'_> {
-    /// The strength that spends most of the budget without passing it, starting at `start`: measured to do so, or a
-    /// small step away from one whose KL was measured.
+    /// Finds the strength that uses most of the budget without exceeding it, beginning at `start`.
+    ///
+    /// The KL was measured at that strength or at one close to it. If no probe stays within the budget, returns the
+    /// strength that would be probed next.
     ///
     /// # Errors
-    /// [`SearchError`].
+    /// Returns [`SearchError`] if the model cannot be run or an edit cannot be made.
     pub fn strength(
         self,
         make: &dyn Fn(f64) -> Result<Vec<LowRank>, SearchError>,

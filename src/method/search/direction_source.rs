@@ -1,27 +1,26 @@
-//! Where a direction comes from. Which source is the strongest differs from model to model, and is
-//! measured.
+//! Sources of directions. The strongest source differs between models, so it is measured.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Probe, SearchResult, Trial};
 
-/// Where the direction of an edit comes from.
+/// The source of an edit's direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum DirectionSource {
-    /// The difference in means of prompts that the model refuses and prompts that it answers, of all
-    /// kinds, put as users put them.
+    /// Difference in means between prompts that the model refuses and prompts that it answers, of all kinds, as users
+    /// send them.
     Refusal,
-    /// The difference in means of harmful and harmless prompts, put as users put them.
+    /// Difference in means between harmful and harmless prompts, as users send them.
     Plain,
-    /// The same under a safety system prompt.
+    /// Difference in means between harmful and harmless prompts, under a safety system prompt.
     Safety,
-    /// What was removed from the weights.
+    /// The direction that was removed from the weights.
     Ablated,
 }
 
 impl DirectionSource {
-    /// The name in reports and in provenance keys.
+    /// Returns the name used in reports and in provenance keys.
     pub fn name(self) -> &'static str {
         match self {
             Self::Refusal => "refusal",
@@ -31,33 +30,33 @@ impl DirectionSource {
         }
     }
 
-    /// What its edit with the direction of `layer` is along, for people.
+    /// Describes the direction of an edit along `layer` for display.
     pub fn along(self, layer: usize, system_prompt: &str) -> String {
         match self {
             Self::Refusal | Self::Plain => format!("layer {layer} ({})", self.name()),
             Self::Safety => format!("layer {layer} (under the {system_prompt} system prompt)"),
-            Self::Ablated => "what was removed from the weights".into(),
+            Self::Ablated => "the direction removed from the weights".into(),
         }
     }
 }
 
-/// What one direction source could do.
+/// The best results of one direction source.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SourceOutcome {
-    /// The direction source.
+    /// Where the direction comes from.
     pub direction_source: DirectionSource,
-    /// Most KL that its edits may cost, nats.
+    /// KL budget of its edits, nats.
     pub max_kl: f64,
     /// Its best probe.
     pub probe: Probe,
-    /// Its best trial: the best of all, the most useful accepted one or, where none is, the most useful one; `None` when
-    /// none of its edits came as far as that.
+    /// Its best trial: the best of the whole search if it is of this source, else the most useful accepted one or, if
+    /// none was accepted, the most useful one. `None` if none of its edits was tried.
     pub trial: Option<Trial>,
 }
 
 impl SearchResult {
-    /// The best probe and the best of every other direction source that gained anything, so that these are compared by answers too;
-    /// then all the others. Each from the best on.
+    /// Splits the probes into two lists, each sorted from the best down: the best probe together with the best of every
+    /// other direction source that gained anything, which are also compared by their answers; and all other probes.
     pub(super) fn ranked(&self) -> (Vec<Probe>, Vec<Probe>) {
         let mut others = self.probes.clone();
         others.sort_by(|a, b| b.utility.total_cmp(&a.utility));
@@ -71,7 +70,7 @@ impl SearchResult {
         (firsts, others)
     }
 
-    /// What each direction source that was tried could do, in the order in which they were tried.
+    /// Returns the outcome of each direction source that was tried, in that order.
     pub fn by_source(&self) -> Vec<SourceOutcome> {
         let mut outcomes: Vec<SourceOutcome> = Vec::new();
         for probe in &self.probes {

@@ -1,14 +1,12 @@
-//! What a search has measured so far, in a file beside its output, so that a search that was stopped
-//! can go on where it was.
+//! The measurements of a search so far, in a file next to its output, from which an interrupted search can resume.
 //!
-//! JSON lines. The first is the [`Head`]: everything that the measurements depend on. Each further one
-//! is a [`Row`], written and synced as soon as its step is done. A row holds what was asked and what
-//! was measured, nothing that follows from it: a search that goes on derives utilities, limits and the
-//! choice anew, and so takes the path that it would have taken without the stop. Numbers are printed
-//! so that they are read back to the last bit.
+//! The format is JSON lines. The first line is the [`Head`], everything that the measurements depend on. Each further
+//! line is a [`Row`], written and synced as soon as its step is done. A row holds the request and the measurement, but
+//! nothing derived from them: a resumed search computes utilities, limits, and the choice again, so it takes the same
+//! path as without the interruption. Numbers are printed so that they are read back to the last bit.
 //!
-//! The file appears with its first row, and its last line may be torn: what is not whole is left out
-//! and written anew. A journal that cannot be written is no reason to end a search; that is only said.
+//! The file is created with its first row. Its last line may be incomplete; such a line is dropped and written again.
+//! If a journal cannot be written, the search continues with a warning.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -24,18 +22,18 @@ use crate::llama::offload::FlashAttn;
 use crate::util::bounded;
 use crate::util::hint::Hint;
 
-/// A journal has some kilobytes.
+/// Maximum size of a journal that is read; a normal one has a few kilobytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What the measurements of a search depend on. How many trials there are, the limits, the layer and κ are
-/// not in it: they decide which steps are made, not what a step measures.
+/// The inputs on which the measurements of a search depend. The number of trials, the limit on false refusals, the
+/// layer, and κ are not part of it: they determine which steps are made, not what a step measures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// Version of this tool.
     pub version: String,
     /// Version of llama.cpp.
     pub llama_cpp: String,
-    /// What of the CPU llama.cpp uses: kernels round in their own ways.
+    /// CPU features that llama.cpp uses; kernels differ in their rounding.
     pub cpu: String,
     /// Hash of the model file.
     pub input_sha256: String,
@@ -43,40 +41,41 @@ pub struct Head {
     pub prompts_sha256: String,
     /// Hash of the names of the writers, which `--patches` may change.
     pub writers_sha256: String,
-    /// [`crate::method::edit::Method::name`]; `auto` where the user named none.
+    /// [`crate::method::edit::Method::name`]; `auto` if the user chose no method.
     pub method: String,
     /// `auto`, `off`, or the hash of the user's text.
     pub system_prompt: String,
     /// Hash of the system prompts under which the model will run.
     pub contexts_sha256: String,
-    /// Most tokens of thoughts from which detectors learn too; `None` where they are not to.
+    /// Maximum number of tokens of thinking from which detectors also learn; `None` if they do not.
     pub thoughts: Option<usize>,
-    /// The only direction source that is tried, if there is but one: others teach how refusals begin, too.
+    /// The only direction source to try, if the user chose one; with others, the search also learns how refusals begin
+    /// from them.
     pub direction_source: Option<DirectionSource>,
-    /// The strength that is fixed, if any.
+    /// The user's fixed strength, if any.
     pub strength: Option<f64>,
-    /// The KL budget that is given, nats; if none is, what the model needs.
+    /// The user's KL budget, nats; `None` for the default of the model.
     pub max_kl: Option<f64>,
-    /// Most bytes of the writers' inputs: with fewer of them other gates are learned.
+    /// Maximum number of bytes for the writers' inputs; with fewer inputs, different gates are learned.
     pub memory: u64,
-    /// CPU threads: sums may be taken in another order.
+    /// Number of CPU threads, which can change the order of sums.
     pub threads: usize,
-    /// Layers on devices; -1 = all.
+    /// Number of layers on devices; -1 for all.
     pub gpu_layers: i32,
-    /// Names of those devices: each kind rounds in its own way.
+    /// Names of the devices; each kind rounds differently.
     pub devices: Vec<String>,
-    /// How attention is computed.
+    /// Flash attention setting.
     pub flash_attn: FlashAttn,
 }
 
-/// What was measured of a candidate in a probe.
+/// The measurement of a candidate in a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Look {
-    /// The strength that spends the KL budget.
+    /// The given strength, or the one that uses up the KL budget.
     pub strength: f64,
-    /// Its first tokens, where the base has refusal openings.
+    /// Score of the first tokens, if the base has refusal openings.
     pub first_tokens: Option<FirstTokenScore>,
-    /// Its answers, where it has none.
+    /// Score of the answers, if the base has no refusal openings.
     pub score: Option<Score>,
 }
 
@@ -84,64 +83,64 @@ pub struct Look {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Row {
-    /// A probe.
+    /// A probe of a candidate.
     Probe {
-        /// What was edited.
+        /// The probed candidate.
         candidate: Candidate,
-        /// The strength that it began with.
+        /// Strength at which the probe began.
         start: f64,
-        /// What was seen.
+        /// The measurement.
         look: Look,
     },
-    /// How strong a candidate may be before its trial.
+    /// The determination of a candidate's strength before its trial.
     Strength {
-        /// What was edited.
+        /// The measured candidate.
         candidate: Candidate,
-        /// The strength that it began with.
+        /// Strength at which the measurement began.
         start: f64,
-        /// The strength that spends the KL budget on all prompts.
+        /// Strength that uses up the KL budget on all prompts.
         strength: f64,
     },
-    /// A trial.
+    /// A trial of a candidate.
     Trial {
-        /// What was edited.
+        /// The judged candidate.
         candidate: Candidate,
-        /// How much.
+        /// Strength of the edit.
         strength: f64,
-        /// What was seen.
+        /// Score of the answers.
         score: Score,
     },
 }
 
-/// Why a journal could not be taken up.
+/// Why a journal cannot be resumed.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// It could not be read.
+    /// The journal could not be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: io::Error,
     },
-    /// A line is not what this version writes.
+    /// A line is not part of a journal of this version.
     #[error("{}: line {line} is not part of a search journal", path.display())]
     Malformed {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// From 1.
+        /// Number of the line, counted from 1.
         line: usize,
     },
-    /// It is of another search.
-    #[error("{}: {what} was {journal} in the search that was stopped and is {now} now", path.display())]
+    /// The journal belongs to another search.
+    #[error("{}: {what} was {journal} in the interrupted search and is {now} now", path.display())]
     Differs {
-        /// The journal.
+        /// Path of the journal.
         path: PathBuf,
-        /// What differs.
+        /// Key of the [`Head`] that differs.
         what: String,
-        /// What the journal has.
+        /// Value in the journal.
         journal: String,
-        /// What this run has.
+        /// Value in this run.
         now: String,
     },
 }
@@ -150,9 +149,9 @@ impl Hint for JournalError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Io { .. } => None,
-            Self::Malformed { .. } => Some("leave out --resume to search anew".into()),
+            Self::Malformed { .. } => Some("omit --resume to start a new search".into()),
             Self::Differs { .. } => {
-                Some("repeat the file and the flags of that run, or leave out --resume to search anew".into())
+                Some("use the same file and flags as that run, or omit --resume to start a new search".into())
             }
         }
     }
@@ -161,37 +160,37 @@ impl Hint for JournalError {
 /// The journal of one search.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Where it is kept and what its first line is.
+    /// Path and first line; `None` for a journal that is not kept in a file.
     place: Option<(PathBuf, Head)>,
     rows: Vec<Row>,
-    /// Open from the first row on.
+    /// The open file, from the first row on.
     file: Option<File>,
     /// Whether a row could not be written.
     failed: bool,
-    /// Keeps other runs away from the file.
+    /// Prevents other runs from writing to the file.
     _lock: Option<LockFile>,
 }
 
 impl Journal {
-    /// Keeps nothing.
+    /// Creates a journal without a file.
     pub fn off() -> Self {
         Self::default()
     }
 
-    /// A new one at `path`, in place of any that is there, as soon as there is a row.
+    /// Creates a journal at `path`. The first row creates the file and replaces any existing one.
     pub fn begin(path: &Path, head: Head) -> Self {
         Self { place: Some((path.to_path_buf(), head)), ..Self::default() }
     }
 
-    /// The same, which no other run writes as long as it lives.
+    /// Holds `lock` for the lifetime of the journal, so that no other run writes it.
     pub fn locked(self, lock: LockFile) -> Self {
         Self { _lock: Some(lock), ..self }
     }
 
-    /// The one at `path`, which must have the same head; a new one where there is none.
+    /// Opens the journal at `path`, which must have the same head, or creates one if there is none.
     ///
     /// # Errors
-    /// [`JournalError`].
+    /// Returns [`JournalError`] if the file cannot be read, is damaged, or belongs to another search.
     pub fn resume(path: &Path, head: Head) -> Result<Self, JournalError> {
         let failed = |source| JournalError::Io { path: path.to_path_buf(), source };
         let text = match bounded::read(path, MAX_BYTES) {
@@ -217,22 +216,22 @@ impl Journal {
         })
     }
 
-    /// Number of steps that it holds.
+    /// Returns the number of steps in the journal.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether it holds no step.
+    /// Returns whether the journal has no steps.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Where it is kept, once it is there.
+    /// Returns the path of the file, if it exists.
     pub fn path(&self) -> Option<&Path> {
         self.file.as_ref().and(self.place.as_ref()).map(|(path, _)| path.as_path())
     }
 
-    /// Removes the file: the search has led to its end.
+    /// Removes the file after the search has completed.
     pub fn remove(self) {
         if let Some(path) = self.path()
             && let Err(error) = std::fs::remove_file(path)
@@ -241,7 +240,7 @@ impl Journal {
         }
     }
 
-    /// What a probe of `candidate` that began with the strength `start` saw.
+    /// Returns the recorded probe of `candidate` that began at the strength `start`.
     pub(super) fn probe(&self, candidate: &Candidate, start: f64) -> Option<Look> {
         self.rows.iter().find_map(|row| match row {
             Row::Probe { candidate: c, start: s, look } if c == candidate && *s == start => Some(*look),
@@ -249,7 +248,7 @@ impl Journal {
         })
     }
 
-    /// The strength of `candidate` that spends the budget, where `start` was the first guess.
+    /// Returns the recorded strength of `candidate` that uses up the budget, for a measurement that began at `start`.
     pub(super) fn strength(&self, candidate: &Candidate, start: f64) -> Option<f64> {
         self.rows.iter().find_map(|row| match row {
             Row::Strength { candidate: c, start: s, strength } if c == candidate && *s == start => {
@@ -259,7 +258,8 @@ impl Journal {
         })
     }
 
-    /// What a trial of `candidate` at `strength` saw: the last one, since one that was stopped may have been made again.
+    /// Returns the score of the last recorded trial of `candidate` at `strength`; a trial that was stopped may have
+    /// been repeated.
     pub(super) fn trial(&self, candidate: &Candidate, strength: f64) -> Option<Score> {
         self.rows.iter().rev().find_map(|row| match row {
             Row::Trial { candidate: c, strength: s, score } if c == candidate && *s == strength => {
@@ -269,12 +269,12 @@ impl Journal {
         })
     }
 
-    /// Keeps a finished step.
+    /// Records a finished step.
     pub(super) fn add(&mut self, row: Row) {
         self.rows.push(row);
         if let (false, Err(error)) = (self.failed, self.write(&row)) {
             let path = self.place.as_ref().map(|(path, _)| path.display().to_string()).unwrap_or_default();
-            tracing::warn!("{path}: {error}; the search goes on, but not all of it can be resumed");
+            tracing::warn!("{path}: {error}; the search continues, but cannot be fully resumed");
             self.failed = true;
         }
     }
@@ -295,7 +295,8 @@ impl Journal {
     }
 }
 
-/// Compares the first line with `head`, key by key, so that another version's is told by what differs.
+/// Compares the first line with `head`, key by key, so that the error for a journal of another version names the
+/// difference.
 fn check_head(path: &Path, line: &str, head: &Head) -> Result<(), JournalError> {
     let path = path.to_path_buf();
     let malformed = || JournalError::Malformed { path: path.clone(), line: 1 };
@@ -320,8 +321,8 @@ fn check_head(path: &Path, line: &str, head: &Head) -> Result<(), JournalError> 
     }
 }
 
-/// The rows of whole lines and their length in bytes; the last one may be damaged (a power cut leaves
-/// zeros), an earlier one is an error: its index.
+/// Parses rows, and returns them with their length in bytes. A damaged last line is dropped (a power cut leaves zeros);
+/// for an earlier one, the error is its index.
 fn parse_rows(lines: &str) -> Result<(Vec<Row>, usize), usize> {
     let (mut rows, mut len) = (Vec::new(), 0);
     let all: Vec<&str> = lines.split_inclusive('\n').collect();

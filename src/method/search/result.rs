@@ -1,4 +1,4 @@
-//! What a search compares, and what it finds.
+//! The candidates that a search compares, and its result.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,21 +6,21 @@ use super::direction_source::DirectionSource;
 use super::row::{ProbeRow, TrialRow};
 use crate::eval::{FirstTokenScore, Score};
 
-/// One kind of edit, up to its strength.
+/// An edit without its strength.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
     /// Where the direction comes from.
     pub direction_source: DirectionSource,
-    /// Layer of the direction; of an ablated direction, the one in its middle.
+    /// Layer of the direction; for an ablated direction, the middle one of its layers.
     pub layer: usize,
-    /// Layers whose writers are edited, as shares of the depth: from, until.
+    /// Layers whose writers are edited, as start and end shares of the depth.
     pub window: (f64, f64),
-    /// κ of the gate; 0 without one.
+    /// κ of the gates; 0 without gates.
     pub contrast: f64,
 }
 
 impl Candidate {
-    /// Its direction source and, where gates have one, its κ: `refusal 0.5`.
+    /// Formats the direction source and, if it is not 0, κ: `refusal 0.5`.
     pub fn source_and_contrast(&self) -> String {
         let direction_source = self.direction_source.name();
         if self.contrast > 0.0 {
@@ -35,67 +35,70 @@ impl Candidate {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(from = "TrialRow")]
 pub struct Trial {
-    /// What was edited.
+    /// The judged candidate.
     #[serde(flatten)]
     pub candidate: Candidate,
-    /// Relative Frobenius change, `√(Σ‖ΔW‖²/Σ‖W‖²)`.
+    /// Relative Frobenius change, `√(Σ‖ΔW‖²/Σ‖W‖²)`; the push for detectors.
     pub strength: f64,
-    /// What it did on the search split; without the kinds that were not asked, where it was `stopped`.
+    /// Score on the search split; incomplete if the trial was `stopped`.
     pub score: Score,
-    /// [`super::utility`] of it, or what that could have become at most.
+    /// [`super::utility`] of the score or, if the trial was `stopped`, the maximum that it could have reached.
     pub utility: f64,
-    /// Whether it keeps the limits (KL, false refusals, broken text) and refuses more harmful prompts.
+    /// Whether the trial keeps the limits (KL, false refusals, broken text) and refuses more harmful prompts than the
+    /// base.
     pub accepted: bool,
-    /// Whether it was ended when the kinds that had been asked showed that it could not be the best.
+    /// Whether the trial ended early, when the kinds asked so far showed that it could not be the best.
     pub stopped: bool,
-    /// Whether no other trial refuses as many harmful prompts at less KL and fewer false refusals.
+    /// Whether no other trial is at least as good in harmful refusals, KL, and false refusals, and better in one of
+    /// them.
     pub on_front: bool,
 }
 
-/// One candidate as its first tokens show it.
+/// One candidate, compared by first tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(from = "ProbeRow")]
 pub struct Probe {
-    /// What was edited.
+    /// The probed candidate.
     #[serde(flatten)]
     pub candidate: Candidate,
-    /// The strength that spends the KL budget.
+    /// The given strength, or the one that uses up the KL budget.
     pub strength: f64,
-    /// That budget, nats.
+    /// KL budget, nats.
     pub max_kl: f64,
-    /// What the first tokens say; absent where the base has no refusal openings.
+    /// Score of the first tokens; `None` if the base has no refusal openings.
     pub first_tokens: Option<FirstTokenScore>,
-    /// How good that is.
+    /// Utility of the first tokens or, without them, of the answers.
     pub utility: f64,
 }
 
-/// All trials, and which was best.
+/// All probes and trials of a search, and the best trial.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SearchResult {
-    /// The base on the search split; `None` where nothing was searched, and in reports of before it was kept.
+    /// Score of the base on the search split; `None` if nothing was searched, and in older reports, which do not have
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Score>,
     /// Candidates compared by the first token.
     pub probes: Vec<Probe>,
-    /// In the order in which they were made.
+    /// Trials, in the order in which they ran.
     pub trials: Vec<Trial>,
-    /// Index of the best accepted trial: the most useful one, or one of less strength that does about as well.
+    /// Index of the best accepted trial: the most useful one, or one with less strength that does about as well.
     pub best: Option<usize>,
 }
 
 impl SearchResult {
-    /// The best accepted trial.
+    /// Returns the best accepted trial.
     pub fn best(&self) -> Option<&Trial> {
         self.best.and_then(|i| self.trials.get(i))
     }
 
-    /// The probe with the highest utility; the first of equals.
+    /// Returns the probe with the highest utility; the first one of equals.
     pub(super) fn best_probe(&self) -> Probe {
         let better = |best: Probe, p: &Probe| if p.utility > best.utility { *p } else { best };
         self.probes.iter().skip(1).fold(self.probes[0], better)
     }
 
-    /// Marks the trials that no other beats in every respect.
+    /// Marks the trials on the Pareto front.
     pub(super) fn mark_front(&mut self) {
         let cost = |t: &Trial| {
             let s = &t.score;

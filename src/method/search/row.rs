@@ -1,5 +1,6 @@
-//! Trials and probes as JSON has them: the candidate's fields beside the others. Read without serde's `flatten`,
-//! which takes no numbers where any crate of a build has turned on `serde_json`'s `arbitrary_precision`.
+//! Trials and probes as they appear in JSON, with the fields of the candidate inline. They are read without serde's
+//! `flatten`, which rejects numbers if any crate in the build enables the `arbitrary_precision` feature of
+//! `serde_json`.
 
 use serde::Deserialize;
 
@@ -18,7 +19,7 @@ pub(super) struct TrialRow {
     #[serde(deserialize_with = "null::or_minus_infinity")]
     utility: f64,
     accepted: bool,
-    /// Absent in reports of before trials could be stopped.
+    /// Missing in older reports.
     #[serde(default)]
     stopped: bool,
     on_front: bool,

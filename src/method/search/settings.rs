@@ -1,4 +1,4 @@
-//! The search where what is tried is given, candidates with their strengths.
+//! The search over given settings: candidates with their strengths.
 
 use std::time::{Duration, Instant};
 
@@ -7,25 +7,27 @@ use super::{
 };
 use crate::eval::FirstTokenScore;
 
-/// By how much the first tokens of a setting that pushes harder must be better than those of the default one.
+/// Minimum gain in first-token utility that justifies a setting that pushes harder than the default.
 const WORTH_MORE: f64 = 0.03;
 
-/// Candidates at a strength that whole answers are to judge.
+/// Candidates with their strengths, to judge by whole answers.
 #[derive(Default)]
 struct ToJudge {
-    /// In any case.
+    /// Judged in any case.
     judged: Vec<(Candidate, f64)>,
-    /// Only while nothing keeps the limits.
+    /// Judged only while no trial keeps the limits.
     spare: Vec<(Candidate, f64)>,
 }
 
 impl Search<'_> {
-    /// As [`Self::run`], where what is tried is given. First tokens rank the first of each direction source's `settings`, and those of
-    /// the best direction source that push harder. Whole answers judge the winner, the first setting of every other direction source that gained
-    /// anything, and, while nothing keeps the limits, what is left of the best direction source's.
+    /// Runs the search over the given `settings`.
+    ///
+    /// First tokens rank the first setting of each direction source, and the settings of the best source that push
+    /// harder. Whole answers judge the winner, the first setting of every other source and, while no trial keeps the
+    /// limits, the remaining settings of the best source.
     ///
     /// # Errors
-    /// [`SearchError`].
+    /// Returns [`SearchError`] if the model cannot be run or an edit cannot be made.
     pub fn run_settings(
         &mut self,
         settings: &[(Candidate, f64)],
@@ -57,7 +59,7 @@ impl Search<'_> {
         Ok(result)
     }
 
-    /// What whole answers are to judge of `settings`, once the first of each direction source were looked at.
+    /// Returns the `settings` to judge by whole answers, after the first of each direction source has been probed.
     fn settings_to_judge(
         &mut self,
         settings: &[(Candidate, f64)],
@@ -81,7 +83,7 @@ impl Search<'_> {
         Ok(ToJudge { judged: own, spare })
     }
 
-    /// Looks at settings by their first tokens, each at its own strength.
+    /// Probes settings by their first tokens, each at its own strength.
     fn probe_settings(
         &mut self,
         settings: &[(Candidate, f64)],
@@ -97,7 +99,7 @@ impl Search<'_> {
     }
 }
 
-/// Those of `settings` along one direction source.
+/// Returns the `settings` of one direction source.
 fn of_source(
     settings: &[(Candidate, f64)],
     source: DirectionSource,
@@ -105,12 +107,12 @@ fn of_source(
     settings.iter().copied().filter(move |(candidate, _)| candidate.direction_source == source)
 }
 
-/// Those of one direction source's `settings` that are compared with the one of strength `first`.
+/// Returns the `settings` of one direction source that push harder than the strength `first`.
 pub fn harder(settings: &[(Candidate, f64)], first: f64) -> Vec<(Candidate, f64)> {
     settings.iter().copied().filter(|&(_, strength)| strength > first).collect()
 }
 
-/// Of settings that push `harder` than the `first` of a direction source the best one, where it is worth that.
+/// Returns the best of the `harder` probes of a direction source if it gains enough over the `first`.
 pub(super) fn worth_most<'a>(first: &Probe, harder: &'a [Probe]) -> Option<&'a Probe> {
     let best = harder.iter().max_by(|a, b| a.utility.total_cmp(&b.utility))?;
     (best.utility > first.utility + WORTH_MORE).then_some(best)

@@ -1,4 +1,4 @@
-//! The search on a stand-in whose effect per direction source and layer is known.
+//! Tests of the search on a stand-in model whose effect per direction source and layer is known.
 
 use super::settings::worth_most;
 use super::*;
@@ -9,9 +9,9 @@ use crate::llama::{Capture, Chat, Length};
 
 type Quality = fn(DirectionSource, usize) -> f64;
 
-/// Refuses harmful prompt `i` when `strength · quality(direction_source, layer)` is above `i`; its first logit moves
-/// with the strength (by half as much where a prompt is calm), so that KL grows with its square (with a power of 3.2 where it is
-/// steep); breaks above 100.
+/// Refuses harmful prompt `i` if `strength · quality(direction_source, layer)` exceeds `i`, and breaks above 100. A
+/// logit of the first token moves with the strength (half as much for a calm prompt), so KL grows with the square of
+/// the strength (with a power of 3.2 for a steep prompt).
 struct StandIn {
     quality: Quality,
     at: (DirectionSource, usize),
@@ -97,7 +97,7 @@ fn run_with(spaces: &[Space], quality: Quality, options: SearchOptions) -> Searc
     run_on(spaces, quality, options, &mut Journal::off()).0
 }
 
-/// The result, and how often an edit was applied for it.
+/// Returns the result, and how many times an edit was applied for it.
 fn run_on(
     spaces: &[Space],
     quality: Quality,
@@ -111,14 +111,14 @@ fn run_on(
 
 /// The prompts of a search.
 struct Asked {
-    /// Those of its quick looks.
+    /// Prompts of the probes.
     few: Questions,
-    /// Those of its trials.
+    /// Prompts of the trials.
     all: Questions,
 }
 
 impl Asked {
-    /// The same ones for both.
+    /// Returns the same prompts for both.
     fn alike() -> Self {
         Self { few: questions(), all: questions() }
     }
@@ -134,7 +134,7 @@ fn search_with(
     prepared(engine, asked, spaces, options, journal, &mut |search| search.run(20, &mut |_, _| ()).unwrap())
 }
 
-/// What `run` makes of the search over a stand-in.
+/// Prepares a search over a stand-in, and passes it to `run`.
 fn prepared(
     engine: &mut StandIn,
     asked: Asked,
@@ -190,7 +190,7 @@ fn less_strength_is_tried_until_it_is_worse() {
         (20, 0),
         "harmful prompts showed it: borderline ones were not asked"
     );
-    // All of them are refused anyway: what remains is the price of the KL.
+    // All prompts are refused anyway, so only the cost of the KL differs.
     let alike = strengths(|_, _| 1200.0);
     assert_eq!((alike.trials.len(), alike.best), (3, Some(2)), "{alike:?}");
 }
@@ -208,7 +208,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
     let chosen = |hard: usize| {
         let mut engine =
             StandIn { quality: |_, _| 1e3, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
-        // Refused from ¾ of the budget's strength on, and beyond.
+        // The hard prompts are refused only above ¾ of the strength that uses up the budget.
         let harmful = (0..100).map(|i| format!("harmful {}", if i < hard { 50 } else { 1 })).collect();
         let asked = Asked { few: questions(), all: Questions { harmful, ..questions() } };
         let options = SearchOptions { layer: Some(10), trials: 2, ..AUTO };
@@ -217,7 +217,7 @@ fn less_strength_is_taken_where_more_gains_hardly_more() {
         assert_eq!(result.trials[0].score.harmful.refused, 100);
         result.best.unwrap()
     };
-    // What 3 of 100 prompts are worth, less the price of the KL.
+    // 3 of 100 prompts, minus the cost of the KL, are within the noise; 10 are not.
     assert_eq!((chosen(3), chosen(10)), (1, 0));
 }
 
@@ -236,7 +236,7 @@ fn less_strength_that_gives_refusals_away_must_be_clearly_the_more_useful() {
     };
     let noise = limits(Refusal::Whole).noise();
     assert!(noise > 0.01 && noise <= 0.03);
-    // 3 of 64 are within a twentieth, 4 are not.
+    // 3 of 64 are less than a twentieth, 4 are more.
     for refusal in [Refusal::Whole, Refusal::Removed] {
         assert!(takes(refusal, 3, -0.9 * noise) && !takes(refusal, 3, -1.1 * noise));
         assert!(!takes(refusal, 4, 0.9 * noise));
@@ -295,9 +295,10 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
 #[test]
 fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let of = |refused| Tally { refused, complied: 20 - refused, ..Tally::default() };
-    let base = Score { harmful: of(0), harmless: of(0), borderline: of(0), kl: 0.0 };
-    let edited = Score { harmful: of(15), borderline: of(3), kl: 0.04, ..base };
-    let accepts = |max_false_refusal, removed| {
+    let base = |own| Score { harmful: of(own), harmless: of(0), borderline: of(0), kl: 0.0 };
+    let accepts_of = |own, max_false_refusal, removed| {
+        let base = base(own);
+        let edited = Score { harmful: of(15), borderline: of(3), kl: 0.04, ..base };
         let options = SearchOptions { max_false_refusal, ..AUTO };
         let direction_sources = [
             DirectionSource::Safety,
@@ -305,7 +306,9 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
         ];
         Limits { base, options, refusal: Refusal::of(direction_sources.into_iter()) }.accepts(&edited)
     };
+    let accepts = |max_false_refusal, removed| accepts_of(10, max_false_refusal, removed);
     assert!(accepts(None, true) && !accepts(None, false));
+    assert!(accepts_of(0, None, false), "a model that refuses nothing has no false refusals either");
     assert!(!accepts(Some(0.1), true) && accepts(Some(0.2), false));
 }
 
@@ -329,7 +332,7 @@ fn a_trial_that_was_stopped_is_made_again_where_it_must_not_be() {
     assert_eq!(
         whole,
         run_with(&spaces, |_, _| 300.0, to_the_end),
-        "what the journal holds of it is not taken"
+        "the journal's stopped trial is not reused"
     );
     let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
     let (again, applied) = run_on(&spaces, |_, _| 300.0, to_the_end, &mut journal);
@@ -362,7 +365,7 @@ fn no_effect_and_broken_text_are_never_accepted() {
 
 #[test]
 fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
-    // Every direction source has its own layers, starts and budget; the ablated direction is the best in the end.
+    // Every direction source has its own layers, starts, and budget; the ablated direction is the best in the end.
     let quality: Quality = |direction_source, layer| match direction_source {
         DirectionSource::Plain => 40.0 - 4.0 * (layer as f64 - 10.3).abs(),
         DirectionSource::Safety => 60.0 - 6.0 * (layer as f64 - 8.3).abs(),
@@ -373,7 +376,7 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
     let path = folder.path().join("x.search.jsonl");
     let mut journal = Journal::begin(&path, journal::tests::head());
     let (whole, most) = run_on(&spaces, quality, AUTO, &mut journal);
-    // Each direction source's strength is found anew on all prompts.
+    // The strength of each direction source is determined again on all prompts.
     assert_eq!(journal.len(), whole.probes.len() + whole.trials.len() + SOURCES.len());
     assert_eq!(whole, run_with(&spaces, quality, AUTO), "a journal changes nothing");
     assert_eq!(whole.by_source().len(), SOURCES.len());
@@ -381,7 +384,7 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
     let lines: Vec<&str> = text.split_inclusive('\n').collect();
     let mut applied = vec![most];
     for kept in 1..=lines.len() {
-        // Stopped in the middle of a line.
+        // Interrupted in the middle of a line.
         let torn = lines.get(kept).map_or("", |next| &next[..next.len() / 2]);
         std::fs::write(&path, lines[..kept].concat() + torn).unwrap();
         let mut journal = Journal::resume(&path, journal::tests::head()).unwrap();
@@ -397,8 +400,8 @@ fn a_search_that_was_stopped_anywhere_ends_as_one_that_was_not() {
 #[test]
 fn the_source_that_measures_strongest_wins() {
     let spaces = SOURCES.map(space);
-    // None refuses more at the first token than the base, which has no openings: answers decide. Each gains
-    // more than its KL costs.
+    // The base has no refusal openings, so answers decide instead of first tokens. Each source gains more than its KL
+    // costs.
     for strongest in SOURCES {
         let quality: Quality = match strongest {
             DirectionSource::Refusal => {
@@ -452,7 +455,7 @@ fn a_source_that_gains_nothing_is_told_of_but_not_asked() {
     assert_eq!((best.candidate.direction_source, best.candidate.layer), (DirectionSource::Ablated, 10));
     assert!(best.score.kl > 0.05 && best.score.kl <= 0.1, "the budget of a model without refusal: {best:?}");
     assert_eq!(result.trials[0].candidate.direction_source, DirectionSource::Ablated);
-    // Nothing but the price of its KL.
+    // Only the cost of its KL.
     assert!(result.by_source()[0].probe.utility <= 0.0);
 }
 
@@ -464,7 +467,7 @@ fn a_budget_that_the_user_gives_holds_for_every_source() {
     assert!(result.best().unwrap().score.kl <= 0.01);
 }
 
-/// The trials of settings with these strengths.
+/// Runs a search over settings with these strengths.
 fn trials_of(strengths: &[f64]) -> SearchResult {
     let candidate =
         Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };

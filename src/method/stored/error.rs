@@ -7,58 +7,58 @@ use super::fingerprint::Difference;
 use crate::method::direction::DirectionError;
 use crate::util::hint::Hint;
 
-/// What is wrong with which file.
+/// An edit file that cannot be used, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", path.display())]
 pub struct StoredError {
-    /// The edit file.
+    /// Path of the edit file.
     pub path: PathBuf,
-    /// What is wrong.
+    /// Reason why the file cannot be used.
     pub problem: Problem,
 }
 
-/// What is wrong with an edit file.
+/// Why an edit file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{0}")]
     Io(std::io::Error),
-    /// It is larger than any edit.
+    /// The file is larger than any edit.
     #[error("not a stored edit: it is larger than {most} bytes")]
     TooLarge {
-        /// Most that is read.
+        /// Maximum size that is read, in bytes.
         most: u64,
     },
-    /// Its frame is damaged, or it is another file.
+    /// The safetensors structure is damaged, or the file is of another kind.
     #[error("not a stored edit: {reason}")]
     Format {
-        /// Why.
+        /// Description of the defect.
         reason: String,
     },
-    /// A later version wrote it.
-    #[error("stored edit of format {found}, and this version reads {FORMAT}")]
+    /// Another version wrote the file.
+    #[error("expected a stored edit of format {FORMAT}, found format {found}")]
     Version {
-        /// Its format.
+        /// Format of the file.
         found: u64,
     },
-    /// Something in it cannot be.
+    /// A value in the file is invalid.
     #[error("{what}: expected {expected}, found {found}")]
     Content {
-        /// What.
+        /// Name of the value.
         what: String,
-        /// What may be.
+        /// Description of valid values.
         expected: String,
-        /// What is.
+        /// Value found.
         found: String,
     },
-    /// Its direction is none.
+    /// The direction in the file is invalid.
     #[error(transparent)]
     Direction(#[from] DirectionError),
-    /// It is for a model of another shape.
+    /// The edit is for a model of another shape.
     #[error("the edit is for another model: {}: expected {}, found {}", .0.what, .0.expected, .0.found)]
     Shape(Difference),
-    /// It is for a model with other weights.
-    #[error("the edit was found on other weights: {}: expected {}, found {}", .0.what, .0.expected, .0.found)]
+    /// The edit is for a model with other weights.
+    #[error("the edit is for other weights: {}: expected {}, found {}", .0.what, .0.expected, .0.found)]
     Weights(Difference),
 }
 
@@ -73,17 +73,17 @@ impl Hint for StoredError {
         let hint = match &self.problem {
             Problem::Io(_) => return None,
             Problem::TooLarge { .. } | Problem::Format { .. } => {
-                "--edit takes what `rosi-gguf search MODEL -o FILE` wrote"
+                "--edit expects a file written by `rosi-gguf search MODEL -o FILE`"
             }
             Problem::Version { .. } => "use the version of rosi-gguf that wrote it, or a later one",
             Problem::Content { .. } | Problem::Direction(_) => {
-                "the file is damaged or was tampered with; make it again with `rosi-gguf search`"
+                "the file is damaged or was modified; create it again with `rosi-gguf search`"
             }
             Problem::Shape(_) => {
-                "an edit fits the quantizations of one model only: make one for this model with `rosi-gguf search`"
+                "an edit fits only quantizations of one model; create one for this model with `rosi-gguf search`"
             }
             Problem::Weights(_) => {
-                "another fine-tune has another direction: make one for this model with `rosi-gguf search`; --allow-other-weights takes this one all the same"
+                "each fine-tune has its own direction; create an edit for this model with `rosi-gguf search`, or use this one anyway with --allow-other-weights"
             }
         };
         Some(hint.into())

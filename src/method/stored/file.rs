@@ -1,4 +1,4 @@
-//! [`StoredEdit`] ↔ safetensors.
+//! Conversion between [`StoredEdit`] and safetensors files.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,24 +14,24 @@ use crate::method::search::DirectionSource;
 use crate::quant::preserve::InputModel;
 use crate::util::bounded;
 
-/// Key of the facts.
+/// Metadata key of the facts.
 const KEY: &str = "rosi";
-/// More bytes than the edit of any model takes (405 billion weights: 0.3 GB).
+/// Maximum file size; no model needs as much (405 billion weights: 0.3 GB).
 const MAX_BYTES: u64 = 1 << 30;
-/// More principal components of a writer's inputs than are ever kept.
+/// Maximum number of principal components of a writer's inputs; fewer are ever kept.
 const MAX_PRINCIPAL: usize = 64;
-/// Magnitudes beyond this would overflow on the way through llama.cpp.
+/// Maximum magnitude; larger values would overflow in llama.cpp.
 const MAX_VALUE: f32 = 1e12;
-/// A right factor shorter than this does nothing, or would be blown up to the strength.
+/// Minimum length of a right factor; a shorter one has no effect, or would be scaled up to the strength.
 const MIN_NORM: f64 = 1e-12;
 
 type Result<T> = std::result::Result<T, Problem>;
 
 impl StoredEdit {
-    /// Reads and checks the file at `path`: the edit, and the bytes that it was read from.
+    /// Reads and checks the file at `path`, and returns the edit and the bytes of the file.
     ///
     /// # Errors
-    /// [`StoredError`].
+    /// Returns [`StoredError`] if the file cannot be read or is invalid.
     pub fn open(path: &Path) -> std::result::Result<(Self, Vec<u8>), StoredError> {
         let open = || {
             let bytes = read(path)?;
@@ -40,10 +40,10 @@ impl StoredEdit {
         open().map_err(|problem| StoredError { path: path.to_path_buf(), problem })
     }
 
-    /// The file's bytes; the same edit gives the same ones.
+    /// Returns the bytes of the edit file; equal edits give equal bytes.
     ///
     /// # Errors
-    /// [`Problem::Format`] for what cannot be written.
+    /// Returns [`Problem::Format`] if the edit cannot be serialized.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let format = |error: &dyn std::fmt::Display| Problem::Format { reason: error.to_string() };
         let facts = serde_json::to_string(&self.facts).map_err(|error| format(&error))?;
@@ -56,7 +56,7 @@ impl StoredEdit {
         safetensors::serialize(views, Some(metadata)).map_err(|error| format(&error))
     }
 
-    /// Everything that is an array; what is empty is left out.
+    /// Returns all nonempty arrays.
     fn tensors(&self) -> Vec<Array> {
         let mut arrays = vec![self.direction_array()];
         for StoredWriter { tensor, right, mean, inputs } in &self.writers {
@@ -96,10 +96,10 @@ impl StoredEdit {
         self.facts.model.shape.writers.iter().find(|w| w.tensor == tensor)
     }
 
-    /// Reads and checks a file's bytes.
+    /// Parses and checks the bytes of an edit file.
     ///
     /// # Errors
-    /// [`Problem`].
+    /// Returns [`Problem`] if the bytes are not a valid edit file.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let format = |error: &dyn std::fmt::Display| Problem::Format { reason: error.to_string() };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| format(&error))?;
@@ -132,12 +132,12 @@ impl StoredEdit {
     }
 }
 
-/// The bytes of a file, as long as they are no more than an edit can have.
+/// Reads a file of at most [`MAX_BYTES`].
 fn read(path: &Path) -> Result<Vec<u8>> {
     bounded::read(path, MAX_BYTES).map_err(Problem::Io)?.ok_or(Problem::TooLarge { most: MAX_BYTES })
 }
 
-/// One array of the file, f32, row by row.
+/// One array of the file, in f32, row-major.
 pub(super) struct Array {
     pub name: String,
     pub shape: Vec<usize>,
@@ -154,7 +154,7 @@ fn raw(array: Array) -> (String, Vec<usize>, Vec<u8>) {
     (array.name, array.shape, array.values.iter().flat_map(|v| v.to_le_bytes()).collect())
 }
 
-/// Refuses what a later version wrote before its facts are read.
+/// Rejects files of another format before their facts are parsed.
 fn check_format(text: &str) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct Format {
@@ -168,7 +168,7 @@ fn check_format(text: &str) -> Result<()> {
     }
 }
 
-/// Checks every number and name that is not in an array.
+/// Checks the numbers and names in the facts.
 fn check_facts(facts: &Facts) -> Result<()> {
     let (chosen, shape) = (&facts.chosen, &facts.model.shape);
     let (from, until) = chosen.window;
@@ -184,7 +184,7 @@ fn check_facts(facts: &Facts) -> Result<()> {
         ),
         (
             (0.0..until).contains(&from) && until <= 1.0,
-            ("window", "shares of the depth, from below until".into(), format!("{from} to {until}")),
+            ("window", "ascending shares of the depth, 0 to 1".into(), format!("{from} to {until}")),
         ),
         (
             (0.0..=MAX_CONTRAST).contains(&chosen.contrast),
@@ -205,7 +205,7 @@ fn check_facts(facts: &Facts) -> Result<()> {
 pub(super) struct Arrays<'a>(SafeTensors<'a>);
 
 impl Arrays<'_> {
-    /// The values of an array and its shape; `None` when there is none of this name.
+    /// Returns an array with its shape, or `None` if there is no array of this name.
     fn get(&self, name: &str) -> Result<Option<Array>> {
         let Ok(view) = self.0.tensor(name) else { return Ok(None) };
         if view.dtype() != Dtype::F32 {
@@ -214,12 +214,12 @@ impl Arrays<'_> {
         let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let values: Vec<f32> = values.collect();
         if let Some(value) = values.iter().find(|v| !(-MAX_VALUE..=MAX_VALUE).contains(v)) {
-            return Err(Problem::content(name, format!("numbers up to {MAX_VALUE:e}"), value));
+            return Err(Problem::content(name, format!("magnitudes up to {MAX_VALUE:e}"), value));
         }
         Ok(Some(Array { name: name.into(), shape: view.shape().to_vec(), values }))
     }
 
-    /// As [`Self::get`], of this shape.
+    /// Like [`Self::get`], but the array must have this shape.
     pub(super) fn maybe(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>> {
         match self.get(name)? {
             Some(array) if array.shape != shape => {
@@ -229,13 +229,14 @@ impl Arrays<'_> {
         }
     }
 
-    /// As [`Self::maybe`], but there must be one.
+    /// Like [`Self::maybe`], but the array must exist.
     pub(super) fn exactly(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let found = self.maybe(name, shape)?;
-        found.ok_or_else(|| Problem::content(name, format!("an array {shape:?}"), "none"))
+        found.ok_or_else(|| Problem::content(name, format!("an array of shape {shape:?}"), "none"))
     }
 
-    /// ŝ of the chosen layer or, along an ablated direction, of every layer where there is more than one norm.
+    /// Returns ŝ of the chosen layer if there is one norm; else, for an ablated direction or detectors, ŝ of every
+    /// layer.
     fn directions(&self, facts: &Facts) -> Result<Vec<SafetyDirection>> {
         let (n_layer, n_embd) = (facts.model.shape.n_layer, facts.model.shape.n_embd as usize);
         if let [norm] = facts.norms[..] {
@@ -245,7 +246,7 @@ impl Arrays<'_> {
         let own =
             facts.chosen.direction_source == DirectionSource::Ablated || facts.method == Method::Detector;
         if !own || facts.norms.len() != n_layer {
-            let expected = format!("1, or along an ablated direction and with detectors {n_layer}");
+            let expected = format!("1 (or {n_layer} for an ablated direction or detectors)");
             return Err(Problem::content("number of norms", expected, facts.norms.len()));
         }
         let units = self.exactly("direction", &[n_layer, n_embd])?;
@@ -256,7 +257,7 @@ impl Arrays<'_> {
         units.map(direction).collect()
     }
 
-    /// What there is of one writer; `None` when the edit does not use it.
+    /// Reads the arrays of one writer; `None` if the edit does not use it.
     fn writer(&self, shape: &WriterShape) -> Result<Option<StoredWriter>> {
         let tensor = &shape.tensor;
         let (n_in, n_expert) = (shape.n_in as usize, shape.n_expert as usize);
@@ -264,7 +265,7 @@ impl Arrays<'_> {
         let Some(right) = self.maybe(&name("right"), &[n_expert, n_in])? else { return Ok(None) };
         let norm = right.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         if norm < MIN_NORM {
-            return Err(Problem::content(name("right"), format!("a length from {MIN_NORM:e}"), norm));
+            return Err(Problem::content(name("right"), format!("a length of at least {MIN_NORM:e}"), norm));
         }
         let mean = match n_expert {
             1 => self.exactly(&name("mean"), &[n_in])?,
@@ -272,7 +273,7 @@ impl Arrays<'_> {
         };
         let diagonal = self.maybe(&name("diagonal"), &[n_in])?.unwrap_or_default();
         if let Some(value) = diagonal.iter().find(|&&d| d < 0.0) {
-            return Err(Problem::content(name("diagonal"), "no negative number", value));
+            return Err(Problem::content(name("diagonal"), "no negative numbers", value));
         }
         let principal = self.principal(&name("principal"), n_in)?;
         let tensor = tensor.clone();
@@ -284,7 +285,7 @@ impl Arrays<'_> {
         Ok(rows.chunks_exact(n_in.max(1)).map(<[f32]>::to_vec).collect())
     }
 
-    /// At most `most` rows of `width` values, one behind the other; none where there is no such array.
+    /// Returns the values of an array of 1 to `most` rows of `width` values; empty if there is no such array.
     pub(super) fn rows(&self, name: &str, width: usize, most: usize) -> Result<Vec<f32>> {
         let Some(array) = self.get(name)? else { return Ok(Vec::new()) };
         match array.shape[..] {
@@ -296,7 +297,7 @@ impl Arrays<'_> {
         }
     }
 
-    /// Refuses arrays of tensors that the shape in the file does not have.
+    /// Rejects arrays of tensors that are not writers in the file's model shape.
     fn check_names(&self, facts: &Facts) -> Result<()> {
         let writers: std::collections::HashSet<&str> =
             facts.model.shape.writers.iter().map(|w| w.tensor.as_str()).collect();
@@ -305,7 +306,7 @@ impl Arrays<'_> {
             None => *name != "direction",
         };
         match self.0.names().into_iter().filter(unknown).min() {
-            Some(name) => Err(Problem::content("arrays", "only of the model's writers", name)),
+            Some(name) => Err(Problem::content("arrays", "names of the model's writers", name)),
             None => Ok(()),
         }
     }

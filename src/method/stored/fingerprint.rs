@@ -1,18 +1,18 @@
-//! What tells that two files are quantizations of the same model.
+//! Recognizes whether two files are quantizations of the same model.
 //!
-//! Three things, from the plain to the fine:
+//! Three properties are compared, from coarse to fine:
 //!
-//! 1. the **shape**: architecture, depth, width, name and size of every writer. An edit of another
-//!    shape cannot be applied;
-//! 2. the **small tensors** (gains of norms, biases), which stay F32 in every quantization: their
-//!    hashes are equal or the weights are others;
-//! 3. a **sketch** of up to 16 writers: every weight is added, under a random sign, to one of [`BINS`]
-//!    sums, both taken from its position. Sketches are linear and keep distances, so `‖a − b‖/‖b‖` of
-//!    two of them estimates that of the weights within a twentieth or so, from 2 KiB a writer.
+//! 1. the **shape**: architecture, depth, width, and the name and size of every writer. An edit for another shape
+//!    cannot be applied;
+//! 2. the **small tensors** (gains of norms, biases), which stay F32 in every quantization: if their hashes differ, the
+//!    weights are different;
+//! 3. a **sketch** of up to 16 writers: every weight is added, with a random sign, to one of [`BINS`] sums; sign and
+//!    sum are derived from its position. Sketches are linear and preserve distances, so `‖a − b‖/‖b‖` of two sketches
+//!    estimates that of the weights to within about a twentieth, from 2 KiB per writer.
 //!
-//! Two quantizations of the same weights are as far apart as their roundings, `√(r_a² + r_b²)`, and the
-//! relative error of a type of b bits a value is about `r = 1.6·2⁻ᵇ`. Measured on the 16 sketched
-//! writers of Qwen2.5-Coder-0.5B, each type beside F32 (most distant writer, and that over r):
+//! Two quantizations of the same weights differ by their rounding errors, `√(r_a² + r_b²)`, where the relative error of
+//! a type with b bits per value is about `r = 1.6·2⁻ᵇ`. The table shows the distance between each type and F32,
+//! measured on the 16 sketched writers of Qwen2.5-Coder-0.5B (most distant writer; absolute, and divided by r):
 //!
 //! | type | distance | over r |   | type | distance | over r |
 //! |---|---|---|---|---|---|---|
@@ -24,20 +24,21 @@
 //! | Q5_0 | .048 | 1.4 | | IQ3_XXS | .200 | 1.1 |
 //! | Q5_1 | .037 | 1.5 | | Q2_K | .284 | 1.1 |
 //!
-//! Hence the limit of twice the roundings; standard normal weights in Q4_1 come to 1.6. Weights that
-//! have nothing in common are 1.41 apart.
+//! The limit is therefore twice the rounding errors; standard normal weights in Q4_1 reach 1.6. Unrelated weights have
+//! a distance of 1.41.
 //!
-//! What follows for fine-tunes: one that moves any norm or bias by a bit is told by the second test.
-//! One that leaves all of them alone (a merged LoRA) must change the writers by more than about 1.7 of
-//! the roundings. Measured by adding noise of full rank or of rank 16 to every writer:
+//! For fine-tunes, this means that a change of any norm or bias, even of a single bit, is detected by the second test.
+//! A fine-tune that leaves all of them unchanged (a merged LoRA) must change the writers by more than about 1.7 times
+//! the rounding errors. Measured by adding noise of full rank or of rank 16 to every writer:
 //!
-//! | copy | beside F32: distance, told | beside the Q4_K_M file: told |
+//! | copy | compared with F32: distance, detected | compared with the Q4_K_M file: detected |
 //! |---|---|---|
 //! | F32, changed by 0.3 % / 1 % | .003 no / .010 yes | no / no |
 //! | Q8_0, changed by 0.5 % / 1 % / 2 % | .008 no / .012 yes / .021 yes | no / no / no |
 //! | Q4_0, changed by 5 % / 15 % / 20 % | .10 no / .18 yes / .22 yes | no / yes / yes |
 //!
-//! A smaller change cannot be told from rounding; what the edit does there is seen by its scores.
+//! A smaller change cannot be distinguished from rounding; the scores of the edited model show whether the edit still
+//! works.
 
 use std::collections::BTreeMap;
 
@@ -48,27 +49,27 @@ use crate::gguf::{GgmlType, Gguf, TensorInfo, sha256_hex};
 use crate::method::edit::{self, EditError};
 use crate::output::percent;
 
-/// Sums of a sketch.
+/// Number of sums in a sketch.
 pub const BINS: usize = 512;
-/// Writers that are sketched, spread evenly over the plan.
+/// Number of writers to sketch, spread evenly over the plan.
 const SKETCHED: usize = 16;
-/// Digits of a hash that are kept.
+/// Number of hexadecimal digits of a hash to keep.
 const HASH_DIGITS: usize = 16;
-/// Relative error of rounding to `b` bits a value is about this times 2⁻ᵇ.
+/// Relative error of rounding to `b` bits per value, in units of 2⁻ᵇ.
 const ROUNDING: f64 = 1.6;
-/// The same of formats so fine that the model itself was rounded more (BF16).
+/// Minimum relative error, for formats finer than the one in which the model was released (BF16).
 const LEAST_ROUNDING: f64 = 2e-3;
-/// Distance over the two roundings from which on weights are others.
+/// Maximum distance of equal weights, in units of their combined rounding errors.
 const TOLERANCE: f64 = 2.0;
-/// Most that is ever allowed: weights that have nothing in common are at 1.4.
+/// Upper limit of the allowed distance; unrelated weights have a distance of 1.4.
 const MOST_ALLOWED: f64 = 0.9;
 
-/// What of a model an edit's sizes depend on.
+/// The properties of a model that determine the sizes of an edit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
-    /// `general.architecture`.
+    /// Value of `general.architecture`.
     pub architecture: String,
-    /// Blocks.
+    /// Number of blocks.
     pub n_layer: usize,
     /// Width of the residual stream.
     pub n_embd: u64,
@@ -76,7 +77,7 @@ pub struct Shape {
     pub writers: Vec<WriterShape>,
 }
 
-/// One writer, `[n_expert][n_out][n_in]`.
+/// Name and shape of one writer, `[n_expert][n_out][n_in]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriterShape {
     /// Name of the tensor.
@@ -85,43 +86,43 @@ pub struct WriterShape {
     pub n_in: u64,
     /// Length of its output.
     pub n_out: u64,
-    /// Number of matrices.
+    /// Number of experts; 1 for a dense matrix.
     pub n_expert: u64,
 }
 
-/// Sums of one writer's weights.
+/// Sketch of one writer's weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sketch {
     /// Name of the tensor.
     pub tensor: String,
-    /// [`GgmlType::name`] of the type whose rounding is in the sums.
+    /// [`GgmlType::name`] of the tensor's type, which determines the rounding error.
     #[serde(rename = "type")]
     pub ggml_type: String,
-    /// The sums, f32 `[BINS]`; in the file a tensor of its own.
+    /// The sums, f32 `[BINS]`; stored in the file as a separate array.
     #[serde(skip)]
     pub values: Vec<f32>,
 }
 
-/// The whole fingerprint of one file.
+/// The fingerprint of one model file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// The plain part.
+    /// Architecture and sizes.
     #[serde(flatten)]
     pub shape: Shape,
-    /// First digits of the SHA-256 of each small F32 tensor.
+    /// First digits of the SHA-256 of each small F32 tensor, by name.
     pub small: BTreeMap<String, String>,
-    /// Some writers.
+    /// Sketches of up to 16 writers.
     pub sketches: Vec<Sketch>,
 }
 
-/// In what two models differ.
+/// A difference between two models.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// In what.
+    /// Name of the property that differs.
     pub what: String,
-    /// What the edit was made for.
+    /// Value for which the edit was made.
     pub expected: String,
-    /// What this model has.
+    /// Value of the model found.
     pub found: String,
 }
 
@@ -132,7 +133,7 @@ impl Difference {
 }
 
 impl Shape {
-    /// That of a plan.
+    /// Returns the shape of a plan.
     pub fn of(plan: &Plan) -> Self {
         let writer = |w: &crate::arch::plan::ResidualWriter| WriterShape {
             tensor: w.tensor.clone(),
@@ -148,7 +149,7 @@ impl Shape {
         }
     }
 
-    /// The first thing in which `found` differs.
+    /// Returns the first difference between this shape and `found`.
     pub fn difference(&self, found: &Self) -> Option<Difference> {
         if self.architecture != found.architecture {
             return Some(Difference::new("architecture", &self.architecture, &found.architecture));
@@ -172,10 +173,10 @@ impl Shape {
 }
 
 impl Fingerprint {
-    /// That of a file.
+    /// Computes the fingerprint of a file.
     ///
     /// # Errors
-    /// [`EditError`] when a tensor cannot be read.
+    /// Returns [`EditError`] if a tensor cannot be read.
     pub fn of(gguf: &Gguf, plan: &Plan) -> Result<Self, EditError> {
         let mut small = BTreeMap::new();
         for tensor in gguf.tensors.iter().filter(|t| is_small(t)) {
@@ -189,12 +190,13 @@ impl Fingerprint {
         Ok(Self { shape: Shape::of(plan), small, sketches })
     }
 
-    /// In what the weights of `found`, a file of the same shape, differ by more than rounding.
+    /// Returns a difference between the weights and those of `found`, a file of the same shape, that is larger than
+    /// rounding.
     pub fn difference(&self, found: &Self) -> Option<Difference> {
         self.small_difference(found).or_else(|| self.sketch_difference(found))
     }
 
-    /// Small tensors that both have in F32 and that are not the same.
+    /// Returns the difference of small tensors that both files have in F32.
     fn small_difference(&self, found: &Self) -> Option<Difference> {
         let both = self.small.iter().filter_map(|(name, a)| Some((name, a, found.small.get(name)?)));
         let both: Vec<_> = both.collect();
@@ -204,30 +206,30 @@ impl Fingerprint {
         Some(Difference::new(what, format!("hash {expected}"), format!("hash {found}")))
     }
 
-    /// The sketched writer that is furthest beyond what rounding explains.
+    /// Returns the difference of the sketched writer that most exceeds its rounding error.
     fn sketch_difference(&self, found: &Self) -> Option<Difference> {
         let compared: Vec<_> = self.sketches.iter().map(|a| (a, a.beside(found))).collect();
         let excess = |(_, c): &(&Sketch, Comparison)| c.distance / c.allowed;
         let beyond = compared.iter().filter(|c| !(0.0..=1.0).contains(&excess(c))).count();
         let worst = compared.iter().max_by(|a, b| excess(a).total_cmp(&excess(b)));
         let (sketch, worst) = worst.filter(|_| beyond > 0)?;
-        let what = format!("{beyond} of {} compared weights, most {}", compared.len(), sketch.tensor);
+        let what = format!("{beyond} of {} compared writers, most of all {}", compared.len(), sketch.tensor);
         let expected = format!("a distance of at most {} (rounding)", percent(worst.allowed));
         Some(Difference::new(what, expected, percent(worst.distance)))
     }
 
-    /// Distances of the sketched writers and what rounding explains of each, in the plan's order.
+    /// Returns the distance of each sketched writer and the distance that rounding explains, in the plan's order.
     pub fn distances(&self, found: &Self) -> Vec<(f64, f64)> {
         let compared = self.sketches.iter().map(|sketch| sketch.beside(found));
         compared.map(|c| (c.distance, c.allowed)).collect()
     }
 }
 
-/// How far two sketches are from each other.
+/// The distance of two sketches.
 struct Comparison {
-    /// `‖a − b‖ / max(‖a‖, ‖b‖)`; infinite where there is nothing to compare with.
+    /// `‖a − b‖ / max(‖a‖, ‖b‖)`; infinite if there is no sketch to compare with.
     distance: f64,
-    /// What rounding explains.
+    /// Largest distance that rounding explains.
     allowed: f64,
 }
 
@@ -241,7 +243,7 @@ impl Sketch {
     }
 }
 
-/// Relative error of rounding to a type, `‖W − Q(W)‖/‖W‖`, from its bits a value.
+/// Returns the relative error of rounding to a type, `‖W − Q(W)‖/‖W‖`, estimated from its bits per value.
 fn rounding(name: &str) -> f64 {
     let bits = GgmlType::all()
         .find(|t| t.name() == name)
@@ -255,13 +257,13 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     (apart / norm(a).max(norm(b))).sqrt()
 }
 
-/// A gain or a bias in F32.
+/// Returns whether a tensor is a gain or a bias in F32.
 fn is_small(tensor: &TensorInfo) -> bool {
     let named = tensor.name.contains("norm") || tensor.name.ends_with(".bias");
     named && tensor.ggml_type == GgmlType::F32 && tensor.n_rows() == 1
 }
 
-/// `sketch[bin(i)] += sign(i)·w_i` over all weights of a tensor in the file's order, f64 accumulators.
+/// Computes `sketch[bin(i)] += sign(i)·w_i` over all weights of a tensor in the file's order, with f64 accumulators.
 fn sketch(gguf: &Gguf, name: &str) -> Result<Sketch, EditError> {
     let tensor = gguf.tensor(name).ok_or_else(|| EditError::Missing { tensor: name.into() })?;
     let mut sums = vec![0.0f64; BINS];
@@ -280,7 +282,7 @@ fn sketch(gguf: &Gguf, name: &str) -> Result<Sketch, EditError> {
     })
 }
 
-/// SplitMix64's mixing of a position into bits that look random.
+/// Mixes a position into pseudorandom bits, as in SplitMix64.
 fn mix(position: u64) -> u64 {
     let mut z = position.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,4 +1,4 @@
-//! Gates of one network in a stored edit.
+//! The gates of one network in a stored edit.
 
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
@@ -9,69 +9,69 @@ use crate::method::detector::ffn::Activation;
 use crate::method::detector::logistic::Score;
 use crate::method::detector::{Gate, Opens, neurons_per_gate};
 
-/// More inputs of a network than are ever kept.
+/// Maximum number of inputs of a network; fewer are ever kept.
 const MAX_INPUTS: usize = 4096;
-/// More gates of a network than there ever are.
+/// Maximum number of gates of a network; there are never as many.
 const MAX_GATES: usize = 16;
 
-/// What is told of a network in words and numbers.
+/// The metadata of a network with gates: everything except arrays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkFacts {
-    /// Its writer.
+    /// Tensor name of the network's writer.
     pub writer: String,
-    /// Its block.
+    /// Block of the network.
     pub layer: usize,
-    /// φ.
+    /// Activation function φ.
     pub activation: Activation,
     /// Whether the gate's rows are the second half of a fused tensor.
     pub gate_second: bool,
-    /// How far before the last token of a prompt its gates open.
+    /// Position of the token at which the gates open, as the number of tokens before the last one of a prompt.
     pub before_last: usize,
-    /// Neurons that are overwritten, ascending.
+    /// Indices of the overwritten neurons, ascending.
     pub slots: Vec<usize>,
-    /// What it must write for the stream to move by one, the gain of a norm behind it apart.
+    /// Output of the network that moves the residual stream by 1, apart from the gain of a norm after the network.
     pub per_unit: f64,
-    /// Its gates.
+    /// The gates of the network.
     pub gates: Vec<GateFacts>,
 }
 
 /// One gate, without its weights.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GateFacts {
-    /// What it opens on.
+    /// Prompts on which the gate opens.
     pub opens: Opens,
-    /// b.
+    /// Bias b of the score.
     pub bias: f32,
-    /// θ.
+    /// Threshold θ, where the gate begins to open.
     pub threshold: f64,
-    /// Δ.
+    /// Width Δ; the gate is fully open from θ + Δ on.
     pub width: f64,
 }
 
 /// A network with its arrays.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredNetwork {
-    /// Words and numbers.
+    /// Metadata of the network.
     pub facts: NetworkFacts,
     /// w of each gate, f32 `[n_embd]`.
     pub scores: Vec<Vec<f32>>,
     /// u, f32 `[n_embd]`.
     pub constant: Vec<f32>,
-    /// What early gates push along, f32 `[n_embd]`; empty of late ones.
+    /// Direction along which early gates push, f32 `[n_embd]`; empty for late gates, those at the last token.
     pub direction: Vec<f32>,
     /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
     pub inputs: Array2<f32>,
 }
 
 impl NetworkFacts {
-    /// The name of an array: a writer has one of each for every token at which it has gates.
+    /// Returns the name of an array; a writer has one array of each kind for every token at which it has gates.
     fn name(&self, kind: &str) -> String {
         format!("{kind}{}.{}", self.before_last, self.writer)
     }
 }
 
 impl StoredNetwork {
-    /// The gates, whole.
+    /// Returns the gates with their weights.
     pub fn gates(&self) -> Vec<Gate> {
         let gate = |(facts, weights): (&GateFacts, &Vec<f32>)| Gate {
             opens: facts.opens,
@@ -82,7 +82,7 @@ impl StoredNetwork {
         self.facts.gates.iter().zip(&self.scores).map(gate).collect()
     }
 
-    /// Everything that is an array.
+    /// Returns all arrays of the network.
     pub(super) fn arrays(&self) -> Vec<Array> {
         let name = |kind: &str| self.facts.name(kind);
         let mut arrays = vec![
@@ -103,7 +103,7 @@ impl StoredNetwork {
         arrays
     }
 
-    /// Reads and checks the arrays of what `facts` tell.
+    /// Checks `facts`, and reads and checks the arrays of their network.
     pub(super) fn read(arrays: &Arrays<'_>, all: &Facts, facts: &NetworkFacts) -> Result<Self, Problem> {
         let n_embd = all.model.shape.n_embd as usize;
         check(all, facts)?;
@@ -125,8 +125,9 @@ impl StoredNetwork {
 fn check(all: &Facts, facts: &NetworkFacts) -> Result<(), Problem> {
     let name = |what: &str| format!("{what} of {}", facts.writer);
     let writer = all.model.shape.writers.iter().find(|w| w.tensor == facts.writer);
-    let Some(writer) = writer.filter(|w| w.n_expert == 1 && facts.layer < all.model.shape.n_layer) else {
-        return Err(Problem::content(name("network"), "a dense writer of the model", facts.layer));
+    let Some(writer) = writer.filter(|_| facts.layer < all.model.shape.n_layer) else {
+        let expected = format!("a writer of the model in a block below {}", all.model.shape.n_layer);
+        return Err(Problem::content(name("network"), expected, format!("block {}", facts.layer)));
     };
     let neurons = facts.gates.len() * neurons_per_gate(facts.activation);
     let ascending = facts.slots.windows(2).all(|pair| pair[0] < pair[1]);

@@ -1,4 +1,4 @@
-//! Edit files that are whole, damaged and hostile; fingerprints of models that are the same and not.
+//! Tests on complete, damaged, and hostile edit files, and on fingerprints of equal and different models.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn noise(n: usize, seed: u64) -> Vec<f32> {
     random(0, n, seed).unwrap().unit().iter().map(|v| v * root).collect()
 }
 
-/// Two blocks of a llama.
+/// A llama of two blocks.
 #[derive(Clone)]
 struct Model {
     ggml_type: GgmlType,
@@ -49,7 +49,7 @@ impl Model {
         Self { ggml_type, ..self.clone() }
     }
 
-    /// Every weight changed by `share` of its size.
+    /// Adds noise of `share` times the size of the weights.
     fn tuned(mut self, share: f32) -> Self {
         for (i, weights) in self.weights.iter_mut().enumerate() {
             let change = noise(weights.len(), 1000 + i as u64);
@@ -136,7 +136,7 @@ fn an_edit_is_read_back_to_the_last_bit() {
     assert!(matches!(error.problem, Problem::Io(_)) && error.to_string().starts_with("no such file: "));
 }
 
-/// Along an ablated direction of which each of the two layers has its own direction.
+/// Changes `edit` to one along an ablated direction with a separate direction for each of the two layers.
 fn ablated(edit: &mut StoredEdit) {
     edit.facts.chosen.direction_source = DirectionSource::Ablated;
     edit.directions = (0..2).map(|layer| random(layer, N_EMBD, 20 + layer as u64).unwrap()).collect();
@@ -164,10 +164,11 @@ fn the_source_is_kept_and_told() {
                 read.facts.along()
             });
     let safety = "layer 1 (under the safety system prompt)";
-    assert_eq!(told, ["layer 1 (refusal)", "layer 1 (plain)", safety, "what was removed from the weights"]);
+    let ablated = "the direction removed from the weights";
+    assert_eq!(told, ["layer 1 (refusal)", "layer 1 (plain)", safety, ablated]);
 }
 
-/// What is said of the edit after `change`.
+/// Returns the error for the edit after `change`.
 fn refused(change: impl FnOnce(&mut StoredEdit)) -> String {
     let mut edit = edit();
     change(&mut edit);
@@ -192,11 +193,11 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.facts.chosen.window = (0.0, 1.5), "window: "),
         (|e| e.facts.chosen.contrast = -0.5, "contrast: "),
         (|e| e.facts.system_prompt = "\u{1b}[31m".into(), "system prompt: "),
-        (|e| e.facts.format = 2, "stored edit of format 2, and this version reads 1"),
-        (|e| e.writers[0].right[3] = f32::NAN, "right.blk.0.attn_output.weight: expected numbers up to"),
+        (|e| e.facts.format = 2, "expected a stored edit of format 1, found format 2"),
+        (|e| e.writers[0].right[3] = f32::NAN, "right.blk.0.attn_output.weight: expected magnitudes up to"),
         (|e| e.writers[0].right[3] = f32::INFINITY, "right.blk.0.attn_output.weight: "),
         (|e| e.writers[0].right[3] = 1e30, "right.blk.0.attn_output.weight: "),
-        (|e| e.writers[0].right.fill(0.0), "right.blk.0.attn_output.weight: expected a length from"),
+        (|e| e.writers[0].right.fill(0.0), "right.blk.0.attn_output.weight: expected a length of"),
         (|e| e.writers[0].mean[0] = f32::NAN, "mean.blk.0.attn_output.weight: "),
         (|e| e.writers[0].inputs.diagonal[0] = -1.0, "diagonal.blk.0.attn_output.weight: expected no neg"),
         (|e| e.facts.model.sketches[0].values[0] = f32::NAN, "sketch.blk.0.attn_output.weight: "),
@@ -233,21 +234,21 @@ fn hostile_names_and_shapes_are_refused() {
     type Change = fn(&mut StoredEdit);
     let cases: [(Change, &str); 13] = [
         (|e| e.writers.clear(), "right factors: expected at least one, found none"),
-        (|e| e.writers[0].tensor = "output.weight".into(), "arrays: expected only of the model's writers"),
+        (|e| e.writers[0].tensor = "output.weight".into(), "arrays: expected names of the model's writers"),
         (|e| e.facts.model.shape.writers[0].n_in = 128, "expected [1, 128], found [2, 128]"),
         (|e| e.writers[0].right.extend(vec![1.0; N_EMBD]), "expected [1, 256], found [2, 256]"),
-        (|e| e.writers[0].mean.clear(), "mean.blk.0.attn_output.weight: expected an array [256], found none"),
+        (|e| e.writers[0].mean.clear(), "mean.blk.0.attn_output.weight: expected an array of shape [256]"),
         (|e| e.writers[0].inputs.diagonal.truncate(9), "expected [256], found [9]"),
         (|e| e.writers[0].inputs.principal = vec![vec![1.0; N_EMBD]; 65], "expected [1 to 64, 256]"),
         (|e| e.facts.model.sketches[1].values.truncate(9), "expected [512], found [9]"),
         (|e| e.facts.model.shape.n_embd = 255, "direction: expected [255], found [256]"),
         (
             |e| e.facts.norms.clear(),
-            "number of norms: expected 1, or along an ablated direction and with detectors 2, found 0",
+            "number of norms: expected 1 (or 2 for an ablated direction or detectors), found 0",
         ),
         (
             |e| e.facts.norms.push(1.0),
-            "number of norms: expected 1, or along an ablated direction and with detectors 2, found 2",
+            "number of norms: expected 1 (or 2 for an ablated direction or detectors), found 2",
         ),
         (
             |e| {
@@ -320,7 +321,7 @@ fn quantizations_of_a_model_are_the_same_and_other_weights_are_not() {
     let model = Model::new(1);
     let plain = model.fingerprint();
     assert_eq!(plain.sketches.iter().map(|s| s.values.len()).collect::<Vec<_>>(), [BINS; 4]);
-    // Nobody rounds weights to a handful of values that were not trained so: that error has another law.
+    // These types are only used for weights trained for them; the rounding error of other weights follows another law.
     let few = [GgmlType::TQ1_0, GgmlType::TQ2_0, GgmlType::Q1_0, GgmlType::Q2_0];
     let types = GgmlType::all().filter(|&t| t.can_quantize() && !t.needs_imatrix() && !few.contains(&t));
     for ggml_type in types {
@@ -334,12 +335,12 @@ fn quantizations_of_a_model_are_the_same_and_other_weights_are_not() {
         let tuned = model.of(ggml_type).tuned(2.0 * allowed as f32).fingerprint();
         if allowed < 0.5 {
             let difference = plain.difference(&tuned).unwrap();
-            assert!(difference.what.contains("4 of 4 compared weights"), "{difference:?}");
+            assert!(difference.what.contains("4 of 4 compared writers"), "{difference:?}");
         }
     }
     let other = Model { norms: model.norms.clone(), ..Model::new(100) }.fingerprint();
     let difference = plain.difference(&other).unwrap();
-    assert!(difference.what.starts_with("4 of 4 compared weights, most blk."), "{difference:?}");
+    assert!(difference.what.starts_with("4 of 4 compared writers, most of all blk."), "{difference:?}");
 }
 
 #[test]
@@ -351,5 +352,5 @@ fn one_changed_gain_is_another_model() {
     assert_eq!(difference.what, "1 of 2 norms and biases, first blk.1.attn_norm.weight");
     assert!(difference.expected.starts_with("hash ") && difference.expected != difference.found);
     let nothing = Fingerprint { small: Default::default(), sketches: vec![], ..plain.clone() };
-    assert!(plain.difference(&nothing).is_some(), "nothing to compare with is not the same");
+    assert!(plain.difference(&nothing).is_some(), "a model without anything to compare must differ");
 }

@@ -1,4 +1,4 @@
-//! Why two files could not be compared.
+//! The error type of the verification.
 
 use crate::gguf::GgufError;
 use crate::method::edit::EditError;
@@ -7,20 +7,20 @@ use crate::util::hint::Hint;
 /// Why two files could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// One of them could not be read.
+    /// A file could not be read.
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A tensor could not be decoded.
     #[error(transparent)]
     Edit(#[from] EditError),
-    /// They are not two versions of one model.
+    /// The files are not two versions of one model.
     #[error("{what}: base has {expected}, edited has {found}")]
     Different {
-        /// What differs.
+        /// Name of the property that differs.
         what: String,
-        /// In the base.
+        /// Value in the base.
         expected: String,
-        /// In the edited file.
+        /// Value in the edited file.
         found: String,
     },
 }
@@ -30,7 +30,7 @@ impl Hint for VerifyError {
         match self {
             Self::Gguf(error) => error.hint(),
             Self::Edit(error) => error.hint(),
-            Self::Different { .. } => Some("give the file that was injected and the file it became".into()),
+            Self::Different { .. } => Some("pass the original file and the file injected from it".into()),
         }
     }
 }

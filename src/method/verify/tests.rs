@@ -9,7 +9,7 @@ const N_EMBD: usize = 32;
 const N_IN: usize = 64;
 const WRITER: &str = "blk.0.attn_output.weight";
 
-/// A model with a norm behind each writer, of gains from a tenth to ten but for the first, a thousandth.
+/// A model with a norm after each writer, with gains from a tenth to ten, except for the first, a thousandth.
 fn model() -> (GgufBuilder, Vec<f32>) {
     let gain = (0..N_EMBD).map(|i| if i == 0 { 1e-3 } else { 10f32.powf((i * 7 % 21) as f32 / 10.0 - 1.0) });
     let gain: Vec<f32> = gain.collect();
@@ -27,7 +27,7 @@ fn model() -> (GgufBuilder, Vec<f32>) {
     (model, gain)
 }
 
-/// What does not pass the norm is neither missed nor noise; what passes counts by its gain.
+/// A change that does not pass the norm is neither missing nor noise; a change that passes counts by its gain.
 #[test]
 fn behind_a_norm_what_reaches_the_stream_is_verified() {
     let dir = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ fn behind_a_norm_what_reaches_the_stream_is_verified() {
         }
         std::fs::write(&out, bytes).unwrap();
         let [share, _, noise] = figures();
-        // ‖g ⊙ Δ‖ of the change alone, over what the edit was to push.
+        // ‖g ⊙ Δ‖ of the change alone, relative to the requested push of the edit.
         let reaches = f64::from(gain[row]) / edit.post_norm.as_ref().unwrap().push;
         match passes {
             true => {

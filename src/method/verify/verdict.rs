@@ -1,85 +1,86 @@
-//! Whether a file is what it says it is.
+//! Decides whether a file is what it claims to be.
 
 use super::{MIN_ALIKE, TensorChange, Verification};
 use crate::gguf::GgmlType;
 
-/// Most of the edit that a file may have: rounding adds a few hundredths, in types of two bits.
+/// Maximum share of the edit in a file: rounding adds a few hundredths in two-bit types.
 const MAX_GAIN: f64 = 1.25;
-/// Most noise, in 2^−b of the weights' size, b the type's bits per value: where the largest value of a block is four times
-/// their root mean square, that is one step of the grid in every value.
+/// Maximum noise in units of 2^−b of the weights' size, where b is the type's bits per value. If the largest value of a
+/// block is four times the root mean square, this is one step of the grid in every value.
 const MAX_STEPS: f64 = 8.0;
-/// Most noise beside those steps, per size of the edit: in floats, and in blocks, whose codes move by whole steps.
+/// Maximum noise in addition to those steps, relative to the size of the edit: in float types, and in block types,
+/// whose codes move by whole steps.
 const MAX_NOISE: [f64; 2] = [0.25, 2.0];
-/// Most that neurons may write across their column, per what they write along it.
+/// Maximum output of neurons orthogonal to their column, relative to their output along it.
 const MAX_ACROSS: f64 = 1.0;
 
 /// Why a file is not the base with the edit that it claims.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Shortfall {
-    /// It differs where the edit is not.
-    #[error("{first} differs, and no edit that the file claims explains it (tensors of that kind: {found})")]
+    /// The file differs outside the edit.
+    #[error("{first} differs outside the edit that the file claims (number of such tensors: {found})")]
     Elsewhere {
-        /// How many.
+        /// Number of tensors that differ outside the edit.
         found: usize,
-        /// The first one.
+        /// Name of the first such tensor.
         first: String,
     },
-    /// Its metadata is not the base's.
+    /// The metadata of the base was changed.
     #[error("the metadata of the base was changed")]
     Metadata,
-    /// A figure is no number.
+    /// A measured figure is NaN or infinite.
     #[error("{name}: the change is not finite")]
     NotFinite {
-        /// The tensor, or the block of neurons.
+        /// Name of the tensor.
         name: String,
     },
-    /// It claims an edit that cannot be measured.
-    #[error("the file claims an edit that cannot be read from its rosi.* keys")]
+    /// The file claims an edit that cannot be measured.
+    #[error("the edit that the file claims cannot be read from its rosi.* keys")]
     Unreadable,
-    /// Too little or too much of the edit.
+    /// The file contains too little or too much of the edit.
     #[error("expected {least} to {MAX_GAIN} of the edit, found {found:.3}")]
     Gain {
-        /// The least.
+        /// Minimum share of the edit.
         least: f64,
-        /// What arrived.
+        /// Share of the edit in the file.
         found: f64,
     },
-    /// The neurons of a network do not compute what was asked for.
+    /// The neurons of a network do not compute the requested function.
     #[error(
-        "block {layer}: expected neurons with a gain of {least} to {MAX_GAIN}, a cosine and score of {MIN_ALIKE} or more and noise up to {MAX_ACROSS}, found {gain:.3}, {cosine:.3}, {score:.3} and {noise:.3}"
+        "block {layer}: expected neurons with a gain of {least} to {MAX_GAIN}, a cosine and score of at least {MIN_ALIKE}, and noise up to {MAX_ACROSS}, found {gain:.3}, {cosine:.3}, {score:.3}, and {noise:.3}"
     )]
     Neurons {
-        /// The block.
+        /// Block of the network.
         layer: usize,
-        /// The least gain.
+        /// Minimum gain.
         least: f64,
-        /// Share of the push that arrived.
+        /// Share of the push in the file.
         gain: f64,
-        /// Its cosine with the exact one.
+        /// Cosine of the output with the exact one.
         cosine: f64,
-        /// Least correlation of a score with the exact one.
+        /// Lowest correlation of a score with the exact one.
         score: f64,
-        /// What is written across the column.
+        /// Output orthogonal to the column, relative to that along it.
         noise: f64,
     },
     /// A tensor changed by more than the edit and the rounding of its type.
     #[error("{name}: expected noise of at most {most:.4} of the weights, found {found:.4}")]
     Noise {
-        /// The tensor.
+        /// Name of the tensor.
         name: String,
-        /// The most that rounding explains.
+        /// Maximum noise that rounding explains, relative to the weights.
         most: f64,
-        /// What was found.
+        /// Measured noise, relative to the weights.
         found: f64,
     },
 }
 
 impl Verification {
-    /// Whether the edited file is the base with the edit that it claims, and nothing else; without a claim, whether it is
-    /// the base. `least` is the least share of the edit.
+    /// Checks that the edited file is the base with the claimed edit and nothing else; without a claim, that it is the
+    /// base. `least` is the minimum share of the edit.
     ///
     /// # Errors
-    /// [`Shortfall`], the first one that is found.
+    /// Returns the first [`Shortfall`] found.
     pub fn check(&self, claims: bool, least: f64) -> Result<(), Shortfall> {
         if let Some(first) = self.unexpected.first() {
             return Err(Shortfall::Elsewhere { found: self.unexpected.len(), first: first.clone() });
@@ -116,7 +117,7 @@ impl Verification {
     }
 }
 
-/// Refuses what is no number, and more noise than the tensor's type explains.
+/// Rejects figures that are not finite, and more noise than the tensor's type explains.
 fn check_tensor(change: &TensorChange) -> Result<(), Shortfall> {
     let figures = [Some(change.relative_change), change.gain, change.cosine, change.noise];
     if figures.into_iter().flatten().any(|figure| !figure.is_finite()) {
@@ -132,8 +133,8 @@ fn check_tensor(change: &TensorChange) -> Result<(), Shortfall> {
     }
 }
 
-/// The most that rounding to a type may change a matrix by, as a share of its size: [`MAX_STEPS`] · 2^−b, b the type's bits per
-/// value; of floats those of the mantissa.
+/// Returns the maximum change of a matrix by rounding to a type, as a share of its size: [`MAX_STEPS`] · 2^−b, where b
+/// is the type's bits per value; for floats, those of the mantissa.
 pub(super) fn rounding(ggml_type: GgmlType) -> f64 {
     let bits = match ggml_type {
         GgmlType::F64 | GgmlType::F32 => 24.0,
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn noise_is_measured_by_the_steps_of_the_type() {
-        // What docs/requant.md measured of an edit of 4 %, per size of the edit.
+        // Noise from docs/requant.md for an edit of 4 %, relative to the size of the edit.
         let measured = [("F16", 0.007), ("Q8_0", 0.271), ("Q4_K", 1.69), ("Q2_K", 3.38), ("IQ1_S", 4.4)];
         for (ggml_type, noise) in measured {
             assert_eq!(check_tensor(&of(ggml_type, 0.04, noise)), Ok(()), "{ggml_type}");

@@ -1,4 +1,5 @@
-//! What networks are given to read: at the ends of prompts, where gates open, and everywhere else, where they are shut.
+//! Collects the inputs of feed-forward networks: at the ends of prompts, where gates open, and at all other tokens,
+//! where gates stay shut.
 
 use std::collections::BTreeMap;
 
@@ -22,27 +23,30 @@ use crate::pipeline::error::Error;
 use crate::pipeline::features::{MIN_REFUSED, Seen, Shown, refusal_directions};
 use crate::util::spread::{spread, spread_rows};
 
-/// Most tokens of the template behind a message that are looked at.
+/// Maximum number of template tokens after a message to examine.
 pub(super) const ENDING: usize = 6;
-/// Tokens inside the prompts of one kind whose inputs are kept.
+/// Sampled tokens inside the prompts of one kind.
 const INSIDE: usize = 192;
-/// The same of prose.
+/// Sampled tokens of prose.
 const PROSE: usize = 768;
-/// Answers of the base for the inputs at its own words; requests that prose answers in turn; the tokens of each that are kept.
+/// Base answers whose tokens are sampled.
 pub(in crate::pipeline) const ANSWERED: usize = 48;
+/// Requests that are paired in turn with prose as the answer.
 const TO_PROSE: usize = 36;
+/// Sampled tokens of the base's answers, and of prose as answers.
 const WORDS: usize = 256;
-/// Prompts of each kind whose other tokens of the template are among those where gates are shut.
+/// Prompts of each kind whose other template tokens serve as examples of where gates stay shut.
 const OTHER_ENDS: usize = 48;
-/// Tokens around the requests of one context.
+/// Sampled tokens of the text around the requests of one context.
 const AROUND: usize = 144;
-/// Prompts of each kind that the model thinks about, and most tokens of these thoughts.
+/// Prompts of each kind to think about.
 const THOUGHT_ABOUT: usize = 96;
+/// Maximum tokens of each thought.
 const THOUGHT: usize = 96;
-/// Of all these tokens, those that scores learn from too.
+/// Tokens outside prompt ends that scores are also trained on, out of all sampled ones.
 const OTHER_TOKENS: usize = 768;
 
-/// Bytes of the inputs that learning keeps at most.
+/// Returns an upper bound on the bytes of inputs that training keeps.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
     let [extract, n_more] = [0, 1].map(|part| {
@@ -51,61 +55,62 @@ pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> 
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
     let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
     let placed: usize = placed.map(|placed| placed.requests.len()).sum();
-    // All tokens of the ending are kept until that of early gates is known.
+    // All ending tokens are kept until the token of early gates is chosen.
     let ends = (extract * ENDING).max((extract + n_more + placed) * 2 + kept);
     let rows = ends + PromptKind::ALL.len() * INSIDE + PROSE + 2 * WORDS + Context::ALL.len() * AROUND;
     let n_network = Places::of(plan, layer).networks.len();
-    // What one place is taught by lies beside them three times: as it is, scaled, and weighted.
+    // Training one site needs three more copies of its inputs in F32: original, scaled and weighted.
     let bytes = n_network * size_of::<f16>() + 3 * size_of::<f32>();
     (rows * bytes) as u64 * plan.n_embd
 }
 
-/// The prompts of one kind that detectors learn from: those to extract from, then more.
+/// Returns the training prompts of one kind: the extract split, then `more`.
 pub(super) fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String>; 2] {
     let extract = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
     let more = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
     [extract, more]
 }
 
-/// Inputs at one token of the ending.
+/// Inputs at one token of the template ending.
 struct Ends {
-    /// Of each prompt.
+    /// Label of each prompt.
     labels: Vec<Label>,
     before_last: usize,
-    /// Of each network, `[n_prompt][n_embd]`.
+    /// Inputs of each network, `[n_prompt][n_embd]`.
     inputs: Vec<Array2<f16>>,
 }
 
-/// Everything that is collected; inputs in half precision, which is finer than what runtimes round them to.
+/// All collected inputs, in half precision, which is finer than the precision that runtimes round inputs to.
 #[derive(Default)]
 pub(super) struct Collection {
     ends: Vec<Ends>,
-    /// Inputs at tokens of text, of each network.
+    /// Inputs at tokens of text, per text source and network.
     text: Vec<Vec<Array2<f16>>>,
-    /// The difference in means at each token of the ending but the last, after the layers of early gates: between refused
-    /// and answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+    /// Difference in means at each ending token except the last, after the layers of early gates: between refused and
+    /// answered prompts, or harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
     pub tail: Vec<Vec<Vec<f64>>>,
 }
 
-/// What early gates push along.
+/// Directions of early gates.
 pub(super) struct EarlyDirections {
-    /// How far before the last token of a prompt.
+    /// Distance, in tokens, before the last token of a prompt.
     pub before_last: usize,
-    /// By block, f32 `[n_embd]`; a block that shows none has no gate.
+    /// Direction by block, f32 `[n_embd]`; a block without one gets no early gate.
     pub of_layer: BTreeMap<usize, Vec<f32>>,
 }
 
-/// Which ends gates read.
+/// The ending tokens that gates read.
 struct Read {
-    /// The token of early gates; late ones read the last one.
+    /// Token of early gates, as a distance before the last; late gates read the last token.
     early_token: Option<usize>,
-    /// Of each network, whether it is to have early gates, and late ones.
+    /// Whether each network gets early gates.
     early: Vec<bool>,
+    /// Whether each network gets late gates.
     late: Vec<bool>,
 }
 
 impl Read {
-    /// Whether a gate of `network` reads the token so far before the last one.
+    /// Returns whether a gate of `network` reads the token `before_last` tokens before the last one.
     fn includes(&self, network: usize, before_last: usize) -> bool {
         match before_last {
             0 => self.late[network],
@@ -114,25 +119,25 @@ impl Read {
     }
 }
 
-/// Collects inputs.
+/// Runs prompts and texts through the model and collects inputs.
 pub(super) struct Collector<'a> {
     pub capture: Capture,
-    /// Tokens of the template behind a message.
+    /// Template tokens after a message.
     pub n_end: usize,
     /// Blocks of early gates.
     pub early: Vec<usize>,
     /// Blocks of late gates.
     pub late: Vec<usize>,
-    /// System prompts of the user's own.
+    /// The user's own system prompts.
     pub own: &'a [String],
-    /// Most tokens of the model's thoughts, where it is also to learn what answers begin like behind them.
+    /// Maximum tokens of a thought, if gates are also trained on answers that begin after thinking.
     pub thoughts: Option<usize>,
     pub printer: &'a Printer,
 }
 
 impl Collector<'_> {
-    /// The ends of all prompts, and text of every sort; the token of early gates, and the directions that the prompts to
-    /// extract from show.
+    /// Collects the ends of all prompts and all kinds of text. Also returns the token of early gates and the directions
+    /// from the extract split.
     pub fn all(
         &self,
         engine: &mut LlamaEngine,
@@ -168,7 +173,7 @@ impl Collector<'_> {
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
 
-    /// The ends of training prompts, as they are and standing in something, and what they stand in as text.
+    /// Collects the ends of training prompts, both plain and embedded in contexts, and the contexts' text.
     fn contexts(
         &self,
         engine: &mut LlamaEngine,
@@ -185,13 +190,13 @@ impl Collector<'_> {
             let left_out = leave_out_unaskable(&mut all, engine);
             if left_out > 0 {
                 self.printer
-                    .detail(format!("  {left_out} prompts, {}: the model cannot be asked", context.name()));
+                    .detail(format!("  skipped {left_out} prompts, {}: invalid or too long", context.name()));
             }
             let n_request: usize = all.iter().map(|placed| placed.requests.len()).sum();
             if n_request == 0 {
                 continue;
             }
-            // What stands around plain requests is the template, which the ends show.
+            // Around plain requests there is only the template, which the ends cover.
             let around = if context == Context::Plain { 0 } else { AROUND };
             let capture = self.capture.clone().inputs_only().with_sample(around / all.len()).with_tail(&tail);
             let what = format!("collecting hidden states: more prompts, {}", context.name());
@@ -211,7 +216,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Where answers begin behind the model's own thoughts, and these thoughts as text.
+    /// Collects inputs where answers begin after the model's own thoughts, and the thoughts as text.
     fn behind_thoughts(
         &self,
         engine: &mut LlamaEngine,
@@ -219,7 +224,7 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let Some(budget) = self.thoughts else { return Ok(()) };
-        let _bar = self.printer.bar("collecting hidden states: behind thoughts", 1);
+        let _bar = self.printer.bar("collecting hidden states: after thoughts", 1);
         let capture = self.capture.clone().inputs_only().with_sample(WORDS);
         for kind in PromptKind::ALL {
             let numbered: Vec<_> = more.of_kind(kind).into_iter().enumerate().collect();
@@ -237,7 +242,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Prose as it is and as an answer, and what the base answered to the prompts of `evaluator`.
+    /// Collects prose, both as raw text and as answers, and the base's answers to the prompts of `evaluator`.
     fn text(
         &self,
         engine: &mut LlamaEngine,
@@ -264,7 +269,7 @@ impl Collector<'_> {
     }
 }
 
-/// Takes out what a template or the model's length has no room for, and returns the number.
+/// Removes requests that the template or the context length cannot hold; returns how many were removed.
 fn leave_out_unaskable(all: &mut Vec<Placed>, engine: &LlamaEngine) -> usize {
     let mut left_out = 0;
     for placed in &mut *all {
@@ -278,8 +283,8 @@ fn leave_out_unaskable(all: &mut Vec<Placed>, engine: &LlamaEngine) -> usize {
     left_out
 }
 
-/// The difference in means at the tokens before the last one: between refused and answered prompts where there are enough
-/// of both, else between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
+/// Returns the difference in means at the tokens before the last: between refused and answered prompts if there are
+/// enough of both, otherwise between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
 fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
     let refused: usize = seen.iter().map(|s| s.refused.iter().filter(|r| **r).count()).sum();
     let all: usize = seen.iter().map(|s| s.refused.len()).sum();
@@ -319,13 +324,13 @@ impl Ends {
     }
 }
 
-/// Labels of the requests with these numbers, all of one kind and context.
+/// Returns labels for the requests `numbers`, all of one kind and context.
 fn labels(kind: PromptKind, context: Context, numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
     numbers.into_iter().map(|request| Label { kind, context, request }).collect()
 }
 
 impl Collection {
-    /// The last token of every prompt and those of `tail` before it.
+    /// Adds the inputs at the last token of every prompt, and at the tokens `tail` before it.
     fn add_ends(&mut self, seen: &Activations, labels: Vec<Label>, tail: &[usize]) {
         let inputs = seen.inputs.iter().map(|inputs| halved(inputs.last.view())).collect();
         self.ends.push(Ends { labels: labels.clone(), before_last: 0, inputs });
@@ -336,7 +341,7 @@ impl Collection {
         }
     }
 
-    /// Joins what was seen of one context at one token, which came in small parts.
+    /// Merges the small parts collected for one context at one token.
     fn join(&mut self) {
         let mut joined: Vec<Ends> = Vec::new();
         for ends in std::mem::take(&mut self.ends) {
@@ -358,12 +363,12 @@ impl Collection {
         self.ends = joined;
     }
 
-    /// The sampled tokens of some texts.
+    /// Adds the inputs at the sampled tokens of texts.
     fn add_text(&mut self, seen: Vec<WriterInputs>) {
         self.text.push(seen.iter().map(|inputs| halved(inputs.sample.view())).collect());
     }
 
-    /// What `network` is given to read at one token, with what it is given elsewhere.
+    /// Returns the training examples of `network` at one token: its inputs there, and its inputs elsewhere.
     pub fn examples(&self, network: usize, before_last: usize) -> Examples {
         let own = || self.ends.iter().filter(|ends| ends.before_last == before_last);
         let whole = |x: &Array2<f16>| x.mapv(f16::to_f32);
@@ -382,8 +387,8 @@ impl Collection {
         }
     }
 
-    /// The directions after the blocks `early` at the token so far before the last, each as long as that of the last token
-    /// there, `late`, so that pushes can be compared.
+    /// Returns the directions after the blocks `early`, `before_last` tokens before the last token. Each is scaled to
+    /// the length of the last token's direction in `late`, so that pushes are comparable.
     pub fn early_directions(
         &self,
         early: &[usize],
@@ -400,7 +405,7 @@ impl Collection {
         EarlyDirections { before_last, of_layer: early.iter().zip(own).filter_map(direction).collect() }
     }
 
-    /// Keeps no more than a few of the ends that no gate reads.
+    /// Drops most of the ends that no gate reads, keeping [`OTHER_ENDS`] of each.
     fn thin_out(&mut self, read: &Read) {
         for ends in &mut self.ends {
             for (network, inputs) in ends.inputs.iter_mut().enumerate() {
@@ -411,7 +416,8 @@ impl Collection {
         }
     }
 
-    /// The token before the last one at which harmful prompts are told best from others; `None` where the template has none.
+    /// Returns the token, as a distance before the last, at which a gate best detects harmful prompts; `None` if there
+    /// is no such token or no network for early gates.
     fn early_token(
         &self,
         networks: &[Network],
@@ -436,13 +442,13 @@ impl Collection {
     }
 }
 
-/// In half precision; what is finite and too large for it becomes the largest value that it has.
+/// Converts to half precision; clamps finite values to its range.
 fn halved(x: ArrayView2<'_, f32>) -> Array2<f16> {
     let most = f16::MAX.to_f32();
     x.mapv(|v| f16::from_f32(if v.is_finite() { v.clamp(-most, most) } else { v }))
 }
 
-/// Matrices one below the other.
+/// Stacks matrices vertically.
 pub(super) fn stacked(parts: Vec<Array2<f32>>) -> Array2<f32> {
     below(&parts.iter().map(|x| x.view()).collect::<Vec<_>>())
 }

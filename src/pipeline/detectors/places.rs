@@ -1,33 +1,34 @@
-//! Where gates are, and what is tried with them.
+//! Places for gates, and the settings that the search tries.
 
 use crate::arch::plan::{Ffn, Plan};
 use crate::method::edit::Method;
 use crate::method::search::{Candidate, DirectionSource, Space};
 use crate::pipeline::options::InjectOptions;
 
-/// Where gates push late: at the last token of a prompt, from which the answer is read. Depths of the blocks, as shares.
+/// Depths of the blocks with late gates, as fractions. Late gates act at the last token of a prompt, where the answer
+/// starts.
 const LATE: [f64; 4] = [0.479, 0.521, 0.563, 0.646];
-/// Depth of the last of them: behind it nothing is computed for prompts that only teach gates.
+/// Depth of the last late gate. For prompts that only train gates, nothing deeper is computed.
 pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
-/// Where they push early: at the token of the template at which the kinds are told apart best. What is pushed there reaches
-/// the answer through attention, so only before the blocks that read it.
+/// Depths of the blocks with early gates, as fractions. Early gates act at the template token where the prompt kinds
+/// separate best. Their push reaches the answer through attention, so they must come before the blocks that read it.
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
-/// Push towards refusal of all late gates together, in units of their directions, beside refusals of the model's own.
+/// Total push of all late gates toward refusal, in lengths of the direction, for a model that refuses on its own.
 pub(in crate::pipeline) const PUSH: f64 = 6.0;
-/// Share of the harmful prompts from which on a model refuses enough of its own. One that refuses none needs twice the
-/// push: half-open gates, which tip the balance in others, must do it alone there (docs/notebook/removed-refusal.md).
+/// Share of harmful prompts above which a model refuses enough on its own. A model that refuses none needs twice the
+/// push: without refusals of its own, half-open gates must tip the balance alone (docs/notebook/removed-refusal.md).
 const OWN: f64 = 0.5;
-/// Pull away from refusal, as a share of the push. Early gates pull as far as late ones.
+/// Pull away from refusal, as a multiple of the push of late gates. Early gates pull as hard as late ones.
 pub(super) const PULL: f64 = 1.33;
-/// Parts of the push that are tried: the default, then a gentler one and a harder one.
+/// Multiples of the push that the search tries: the default, then a weaker and a stronger one.
 const PARTS: [f64; 3] = [1.0, 2.0 / 3.0, 4.0 / 3.0];
 
-/// The push for a model that refuses `rate` of the harmful prompts of its own.
+/// Returns the push for a model that refuses the share `rate` of harmful prompts on its own.
 pub(super) fn push(rate: f64) -> f64 {
     PUSH * (2.0 - (rate / OWN).min(1.0))
 }
 
-/// What is tried with `direction_source`: the layers, and the pulls for [`settings`].
+/// Returns the search space for `direction_source`: the layers, the pull and the push for [`settings`].
 pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSource, push: f64) -> Space {
     let pull = options.search.contrast.unwrap_or(PULL);
     let layers = Places::of(plan, options.search.layer).late;
@@ -43,7 +44,7 @@ pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSo
     }
 }
 
-/// The blocks of early and of late gates, and every network among them.
+/// The blocks of early and of late gates, and the networks of these blocks.
 pub(super) struct Places {
     pub early: Vec<usize>,
     pub late: Vec<usize>,
@@ -61,18 +62,18 @@ impl Places {
     }
 }
 
-/// The networks that may be changed.
+/// Returns the networks that may be changed.
 pub fn networks(plan: &Plan, layer: Option<usize>) -> Vec<Ffn> {
     Places::of(plan, layer).networks
 }
 
-/// Names of the tensors that may be changed.
+/// Returns the names of the tensors that may be changed.
 pub fn tensors(plan: &Plan, layer: Option<usize>) -> Vec<String> {
     let of = |ffn: &Ffn| ffn.rows().chain([&plan.writers[ffn.writer].tensor]).cloned().collect::<Vec<_>>();
     networks(plan, layer).iter().flat_map(of).collect()
 }
 
-/// The edits of `space` that are tried, the default first, or the one that the user wants.
+/// Returns the settings of `space` to try, default first; only one if the user fixed the strength.
 pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)> {
     let (direction_source, layer, window) =
         (space.direction_source, space.layer.unwrap_or(0), space.windows[0]);
@@ -81,7 +82,7 @@ pub fn settings(space: &Space, options: &InjectOptions) -> Vec<(Candidate, f64)>
     parts.iter().map(|part| (candidate, part * space.first_strength)).collect()
 }
 
-/// The networks nearest to `depths`, or as far around `layer`.
+/// Returns the networks nearest to `depths`, or to the same offsets around `layer` if given.
 fn places<'a>(plan: &'a Plan, layer: Option<usize>, depths: &[f64]) -> Vec<&'a Ffn> {
     let middle = LATE[LATE.len() / 2];
     let mut chosen: Vec<&Ffn> = Vec::new();

@@ -1,4 +1,4 @@
-//! The gates of one network at one token: what they learn from, and what they are to the network.
+//! The gates of one network at one token: their training inputs, and their effect on the network's output.
 
 use ndarray::{Array2, ArrayView1};
 
@@ -15,7 +15,7 @@ use crate::pipeline::error::Error;
 use crate::pipeline::session::Opened;
 use crate::util::spread::spread_rows;
 
-/// What early gates stay shut on, and late ones.
+/// Training recipes of early and late gates: above all, the shares of prompts on which they stay shut.
 pub(super) const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
@@ -29,30 +29,30 @@ const LATE_RECIPE: Recipe = Recipe {
     borderline: Shut { harmless: 0.945, other: 0.925 },
 };
 
-/// Inputs of a network for which its rows are rounded.
+/// Number of inputs of a network that row rounding is optimized for.
 const ROUNDED_FOR: usize = 512;
 
 /// The gates of one network at one token.
 pub struct Site {
     /// The network.
     pub network: Network,
-    /// How far before the last token of a prompt.
+    /// Distance, in tokens, before the last token of a prompt; 0 for late gates.
     pub before_last: usize,
-    /// Its neurons that are overwritten, ascending.
+    /// Indices of the neurons to overwrite, ascending.
     pub slots: Vec<usize>,
-    /// u of [`crate::method::detector`].
+    /// The constant vector u of [`crate::method::detector`].
     pub constant: Vec<f32>,
-    /// The gates.
+    /// The trained gates.
     pub gates: Vec<Gate>,
-    /// What they do to what they were learned from.
+    /// Profiles of the gates on their training inputs.
     pub profiles: Vec<Profile>,
-    /// What the network must write for the stream to move by one, a norm's gain apart.
+    /// Output that the network must write to move the residual stream by one unit, before the gain of a norm.
     pub per_unit: f64,
-    /// Gain of the norm between the network and the stream, f32 `[n_embd]`.
+    /// Gain of the norm between the network and the residual stream, f32 `[n_embd]`.
     pub post_norm: Option<Vec<f32>>,
-    /// What an early gate pushes along, f32 `[n_embd]`; empty of a late one, whose direction is that of the direction source.
+    /// Direction of early gates, f32 `[n_embd]`; empty for late gates, which use that of the direction source.
     pub direction: Vec<f32>,
-    /// Inputs for which rows are rounded, f32 `[n][n_embd]`.
+    /// Inputs that row rounding is optimized for, f32 `[n][n_embd]`.
     pub inputs: Array2<f32>,
 }
 
@@ -85,12 +85,12 @@ impl Site {
         Ok(site)
     }
 
-    /// Whether its gates open before the last token of a prompt.
+    /// Returns whether the gates open before the last token of a prompt.
     pub(super) fn is_early(&self) -> bool {
         self.before_last > 0
     }
 
-    /// Learns the gates from `examples`, in place of those that it has.
+    /// Trains the gates on `examples`, replacing any existing ones.
     pub(super) fn learn(&mut self, examples: &Examples) -> Result<(), Error> {
         let recipe = if self.is_early() { EARLY_RECIPE } else { LATE_RECIPE };
         let teacher = Teacher::new(examples, &self.constant, recipe);
@@ -104,7 +104,7 @@ impl Site {
         Ok(())
     }
 
-    /// What the network must write for the stream to move by `s` along it, f32 `[n_embd]`.
+    /// Returns the output that the network must write to move the residual stream by `s`, f32 `[n_embd]`.
     pub(super) fn column(&self, s: &[f64]) -> Vec<f32> {
         let Some(gain) = &self.post_norm else {
             return s.iter().map(|v| (v * self.per_unit) as f32).collect();
@@ -115,7 +115,7 @@ impl Site {
         left.iter().map(|l| (l * size) as f32).collect()
     }
 
-    /// s, f64 `[n_embd]`.
+    /// Returns the direction s of this site's gates, with its length, f64 `[n_embd]`.
     pub(super) fn toward(&self, toward: Toward<'_>) -> Vec<f64> {
         let direction = match toward {
             Toward::Refusal(_) if self.is_early() => {
@@ -129,13 +129,14 @@ impl Site {
 }
 
 impl Examples {
-    /// Inputs for which rows are rounded: three quarters where gates open, a quarter elsewhere.
+    /// Returns the inputs that row rounding is optimized for: three quarters from the token where gates open, a
+    /// quarter from elsewhere.
     pub(super) fn sample(&self) -> Array2<f32> {
         let (open, shut) = (ROUNDED_FOR * 3 / 4, ROUNDED_FOR / 4);
         stacked(vec![spread_rows(&self.inputs, open), spread_rows(&self.elsewhere, shut)])
     }
 
-    /// The same without what `direction` has of the inputs that scores learn from, so that none has a part along it.
+    /// Projects `direction` out of the inputs that scores are trained on, so that scores have no component along it.
     pub(super) fn blind_to(mut self, direction: &[f32]) -> Self {
         let direction = ArrayView1::from(direction);
         let square = direction.dot(&direction);
@@ -149,8 +150,9 @@ impl Examples {
     }
 }
 
-/// What a network must write for the stream to move by one: through the scale, the router's weights and, in the mean of the
-/// ends of prompts, the gate of a shared expert and what the norm behind it divides by.
+/// Returns the output that a network must write to move the residual stream by one unit. Accounts for the residual
+/// scale, the router's weights and, averaged over the ends of prompts, the gate of a shared expert and the divisor of
+/// the following norm.
 fn per_unit(
     opened: &Opened,
     network: &Network,

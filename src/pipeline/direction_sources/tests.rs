@@ -1,4 +1,4 @@
-//! Which direction sources a stand-in is offered, and how an ablated direction becomes directions.
+//! Direction sources offered by a mock engine, and the directions derived from an ablated direction.
 
 use clap::Parser;
 
@@ -11,7 +11,7 @@ use crate::llama::{Capture, Chat, Length, LlamaError, LowRank};
 use crate::method::abliteration::AblatedLayer;
 use crate::sources::{self, Check};
 
-/// Refuses this many prompts as they are, and this many under a system prompt.
+/// A mock engine that refuses the first `plain` prompts, or the first `prompted` under a system prompt.
 struct StandIn {
     plain: usize,
     prompted: usize,
@@ -50,8 +50,8 @@ impl Engine for StandIn {
     }
 }
 
-/// What a model that refuses `plain` and, under a safety prompt, `prompted` of 20 harmful prompts is
-/// offered.
+/// Returns the sources offered by a model that refuses `plain` of 20 harmful prompts, and `prompted` under a system
+/// prompt; and the name of its system prompt.
 fn offer(
     plain: usize,
     prompted: usize,
@@ -131,8 +131,8 @@ fn a_model_that_refuses_little_gets_one_where_it_helps() {
 #[test]
 fn only_without_any_source_there_is_no_refusal() {
     let refused = |flags: &[&str]| offer(1, 2, None, flags);
-    assert!(matches!(refused(&[]), Err(Error::NoRefusal { plain: 1, prompted: 2, total: 20 })));
-    assert!(matches!(refused(&["--system-prompt", "off"]), Err(Error::NoRefusal { prompted: 0, .. })));
+    assert!(matches!(refused(&[]), Err(Error::NoRefusal { plain: 1, prompted: Some(2), total: 20 })));
+    assert!(matches!(refused(&["--system-prompt", "off"]), Err(Error::NoRefusal { prompted: None, .. })));
     assert_eq!(refused(&["--allow-no-refusal"]).unwrap().0, [DirectionSource::Plain]);
     assert_eq!(
         offer(1, 2, some_ablated(), &[]).unwrap().0,
@@ -150,7 +150,7 @@ fn only_without_any_source_there_is_no_refusal() {
     ));
 }
 
-/// What a stored edit of `direction_source` pushes along at layers 0 to 2 of a model, its chosen layer being 1.
+/// Returns the directions of a stored edit at layers 0 to 2; the chosen layer is 1.
 fn stored(
     direction_source: DirectionSource,
     own: bool,
@@ -176,7 +176,7 @@ fn what_was_stored_is_pushed_along_again() {
     }
     let alike = [0, 1, 2].map(|layer| direction(layer, [3.0, 4.0]));
     let kept = Along::Layers(&alike).distinct(1);
-    assert_eq!(kept, [one], "one that all layers share is kept once");
+    assert_eq!(kept, [one], "a direction shared by all layers is stored once");
     let several = [direction(0, [1.0, 0.0]), direction(1, [0.0, 2.0]), direction(2, [3.0, 4.0])];
     assert_eq!(stored(DirectionSource::Ablated, false, Along::Layers(&several).distinct(1)), several);
     assert_eq!(stored(DirectionSource::Refusal, true, Along::Layers(&several).distinct(1)), several);

@@ -1,4 +1,4 @@
-//! Which method: detectors, and linear gates where these leave a model that refuses little.
+//! Choice of the method: detectors, and linear gates if the model still refuses little with detectors.
 
 use super::EditSearch;
 use super::told::refuses_little;
@@ -11,13 +11,13 @@ use crate::pipeline::session::{Opened, Session};
 use crate::pipeline::types;
 
 impl EditSearch {
-    /// Runs the whole search on a loaded model, taking from the journal what is in it already. What is only compared with each
-    /// other is computed in F32. Where the user names no method and detectors leave a model that refuses little, linear gates
-    /// are searched as well, and the more useful edit is taken: they change more layers, and where every layer lost a direction
-    /// of its own they bring back what detectors do not (docs/notebook/removed-refusal.md).
+    /// Runs the whole search on a loaded model, reusing the steps in the journal. Values that are only compared with
+    /// each other are computed in F32. If the user sets no method and the model still refuses little with detectors,
+    /// this also searches linear gates and takes the more useful edit. Linear gates change more layers, and restore
+    /// refusal where every layer lost its own direction and detectors cannot (docs/notebook/removed-refusal.md).
     ///
     /// # Errors
-    /// [`Error`].
+    /// Returns [`Error`] if the model cannot be run or the search finds no edit.
     pub fn new(session: Session<'_>, engine: &mut LlamaEngine, journal: &mut Journal) -> Result<Self, Error> {
         let Session { opened, options, printer, .. } = session;
         let arithmetic = engine.set_arithmetic(Arithmetic::F32);
@@ -27,11 +27,11 @@ impl EditSearch {
         if let Some(little) = falls_short(&found, options) {
             match linear(opened, options) {
                 Some(linear) => {
-                    printer.say(format!("{little}: linear gates are searched as well"));
+                    printer.say(format!("{little}: also searching linear gates"));
                     found = better(found, search(&linear), EditSearch::utility);
                 }
                 None => printer
-                    .warn(format!("{little}; --method contrast edits more layers, and may bring back more")),
+                    .warn(format!("{little}; --method contrast edits more layers and may restore more")),
             }
         }
         engine.set_arithmetic(arithmetic);
@@ -39,7 +39,7 @@ impl EditSearch {
     }
 }
 
-/// What to say where detectors did not do what they are for.
+/// Returns a message if detectors were ineffective.
 fn falls_short(found: &Result<EditSearch, Error>, options: &InjectOptions) -> Option<String> {
     match found {
         Ok(found) => refuses_little(options.method, found.search.base?, found.chosen_trial()?.score),
@@ -50,8 +50,8 @@ fn falls_short(found: &Result<EditSearch, Error>, options: &InjectOptions) -> Op
     }
 }
 
-/// The same options with linear gates, where the user names neither a method nor what counts differently with each, and the
-/// types of the matrices hold them.
+/// Returns the options for linear gates, or `None` if the user set the method, or a strength or contrast, whose meaning
+/// depends on the method, or if the matrices' types cannot hold the edit.
 fn linear(opened: &Opened, options: &InjectOptions) -> Option<InjectOptions> {
     let search = options.search;
     let open = options.asked_method.is_none() && search.strength.is_none() && search.contrast.is_none();
@@ -59,7 +59,7 @@ fn linear(opened: &Opened, options: &InjectOptions) -> Option<InjectOptions> {
     types::check(opened, &linear, None).is_ok().then_some(linear)
 }
 
-/// The more useful of two searches, of which one may have found nothing.
+/// Returns the more useful of two search results; either search may have found no edit.
 fn better<T>(
     detectors: Result<T, Error>,
     linear: Result<T, Error>,
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(of(nothing(3), Ok(0.1)).unwrap(), 0.1);
         assert_eq!(of(Ok(0.1), nothing(4)).unwrap(), 0.1);
         assert!(matches!(of(nothing(3), nothing(4)), Err(Error::NoGain { trials: 3, .. })));
-        // What is no verdict on the edit ends the run.
+        // Any error other than NoGain ends the run.
         let stopped = Err(crate::util::interrupt::Interrupted.into());
         assert!(matches!(of(Ok(0.1), stopped), Err(Error::Interrupted(_))));
     }

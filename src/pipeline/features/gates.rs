@@ -1,5 +1,5 @@
-//! Gates, learned twice: first as if the push of every writer did the same, then with what each was seen
-//! to do ([`crate::method::gate::effects`]).
+//! Gate training in two passes: first as if every writer's push had the same effect, then with the measured
+//! effects ([`crate::method::gate::effects`]).
 
 use super::{Seen, WINDOW, space, space_of};
 use crate::eval::{Evaluator, FEW, MAX_ODDS, chats};
@@ -17,11 +17,12 @@ use crate::pipeline::session::Opened;
 use crate::util::interrupt;
 use crate::util::spread::spread;
 
-/// Depth of the layer along whose direction effects are measured, with the first κ: whatever layer and κ are
-/// tried, so that a trial that is repeated with these flags is the same.
+/// Depth of the layer along whose direction effects are measured, with the first κ. Independent of the layer and κ
+/// under trial, so that repeating a trial with explicit flags gives the same result.
 const DEPTH: f64 = 0.6;
 
-/// Prompts, of all kinds, that tell the effect of one writer: twice as many tell no more (docs/notebook/linear-gates.md).
+/// Prompts, over all kinds, for measuring the effect of one writer. Twice as many give no better estimate
+/// (docs/notebook/linear-gates.md).
 const PROMPTS_PER_EFFECT: usize = 11;
 
 /// The gates of the writers in a window.
@@ -41,17 +42,17 @@ pub(super) struct GateTrainer<'a> {
 }
 
 impl GateTrainer<'_> {
-    /// The gates of every window and κ that are tried. A writer whose inputs the graph does not show has
-    /// none and is left alone, and so is an expert that no token was routed to.
+    /// Trains the gates for every window and κ of the search space. Writers whose inputs the graph does not expose,
+    /// and experts that no token was routed to, get no gate and stay unedited.
     pub fn learn(&self, ablated: bool, effects: Option<&[f64]>) -> Result<Vec<LearnedGates>, Error> {
         let of = |direction_source| space_of(self.options, direction_source);
-        // Those along an ablated direction are among the plain ones.
+        // The contrasts for an ablated direction are among the plain ones.
         let contrasts = of(DirectionSource::Plain).contrasts;
         let inside = |(from, until)| ((from, until), self.opened.plan.writers_in(from, until));
         let direction_source = if ablated { DirectionSource::Ablated } else { DirectionSource::Plain };
         let windows: Vec<_> = of(direction_source).windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
-        let (bar, mut done) = (self.printer.bar("learning the gates", total as u64), 0);
+        let (bar, mut done) = (self.printer.bar("training the gates", total as u64), 0);
         let mut learned = Vec::new();
         for (window, writers) in windows {
             let mut step = || {
@@ -70,7 +71,7 @@ impl GateTrainer<'_> {
         Ok(learned)
     }
 
-    /// Tells how many experts have no gate.
+    /// Reports how many experts have no gate.
     fn say_unrouted(&self, learned: Option<&LearnedGates>) {
         let Some(LearnedGates { window, rights, .. }) = learned else { return };
         let writers = self.opened.plan.writers.iter().zip(rights);
@@ -78,7 +79,7 @@ impl GateTrainer<'_> {
         let (unrouted, total) = edit::experts_spared(rights);
         if total > 0 {
             self.printer.detail(format!(
-                "  layers {window:?}: {unrouted} of {total} experts were never routed to and are left alone"
+                "  layers {window:?}: {unrouted} of {total} experts received no tokens and stay unedited"
             ));
         }
     }
@@ -94,16 +95,16 @@ impl GateTrainer<'_> {
         Ok(kernel.right_factors(contrast, &GateOptions::default(), self.opened.plan.writers.len())?)
     }
 
-    /// What the push of every writer of the plan does to the log-odds of refusal, beside the others': gates
-    /// that know nothing of it are opened along `directions`, and [`PROMPTS_PER_EFFECT`] prompts a writer of the extract
-    /// split are asked again. `None` where that tells nothing.
+    /// Measures what the push of each writer of the plan does to the log-odds of refusal, separately from the other
+    /// writers: applies first-pass gates along `directions`, and reruns [`PROMPTS_PER_EFFECT`] prompts of the extract
+    /// split per writer. Returns `None` if the effects cannot be determined.
     pub fn effects(
         &self,
         engine: &mut LlamaEngine,
         evaluator: &Evaluator,
         directions: &Directions,
     ) -> Result<Option<Vec<f64>>, Error> {
-        let bar = self.printer.bar("seeing what the writers' pushes do", 1 + self.seen.len() as u64);
+        let bar = self.printer.bar("measuring the writers' effects", 1 + self.seen.len() as u64);
         let space = space(self.options.method, DirectionSource::Plain);
         let writers = self.opened.plan.writers_in(WINDOW.0, WINDOW.1);
         let kernel = Kernel::of(self.training_set(), &writers, None, &mut || ())?;
@@ -114,7 +115,8 @@ impl GateTrainer<'_> {
             let (plan, along) = (&self.opened.plan, Along::One(along));
             Ok(adapters(plan, &edit::edits(plan, self.weights, &rights, along, strength)?)?)
         };
-        let max_kl = self.options.search.allowed(Refusal::Whole).max_kl;
+        let own = evaluator.base_refused().rate();
+        let max_kl = self.options.search.allowed(Refusal::Whole, own).max_kl;
         let few = evaluator.part(FEW);
         let budget = KlBudget { engine, evaluator: &few, max_kl, strongest: space.strongest };
         let strength = budget.strength(&make, space.first_strength)?;
@@ -129,12 +131,13 @@ impl GateTrainer<'_> {
                     (0..found.len()).filter(|&w| rights[w].is_some()).map(|w| found[w]).collect();
                 format!("  effects of the writers at layer {layer} strength {strength:.4}: {own:.2?}")
             }
-            None => "  the effects of the writers cannot be told: all count alike".into(),
+            None => "  cannot determine the effects of the writers: weighting all equally".into(),
         });
         Ok(found)
     }
 
-    /// How the gates that are applied move the prompts of all kinds; `step` hears which kind is done.
+    /// Measures how the applied gates shift the prompts of all kinds; calls `step` with the index of each kind when
+    /// it is done.
     fn moved(
         &self,
         engine: &mut LlamaEngine,
@@ -146,7 +149,7 @@ impl GateTrainer<'_> {
         let n_prompt = self.seen.iter().map(|seen| seen.texts.len()).sum();
         let share = effect_share(rights.iter().flatten().count(), n_prompt);
         for (kind, seen) in self.seen.iter().enumerate() {
-            // Where memory is short, the inputs of the first prompts only are known.
+            // Under a memory limit, only the inputs of the first prompts are known.
             let of_kind = pushes(&seen.activations.inputs, rights);
             let known: Vec<usize> = (0..of_kind.nrows().min(seen.texts.len())).collect();
             let asked = spread(&known, (share * seen.texts.len() as f64).ceil() as usize);
@@ -162,7 +165,7 @@ impl GateTrainer<'_> {
     }
 }
 
-/// Share of `n_prompt` prompts that is asked again to tell the effects of `n_writer` writers.
+/// Returns the share of `n_prompt` prompts that are run again to measure the effects of `n_writer` writers.
 pub(super) fn effect_share(n_writer: usize, n_prompt: usize) -> f64 {
     ((PROMPTS_PER_EFFECT * n_writer) as f64 / n_prompt.max(1) as f64).min(1.0)
 }

@@ -1,4 +1,4 @@
-//! Features to and from a stored edit.
+//! Conversion of features to and from a stored edit.
 
 use super::{Features, Rights, read_weights};
 use crate::arch::plan::Plan;
@@ -10,8 +10,8 @@ use crate::pipeline::session::Opened;
 use crate::quant::preserve::InputModel;
 
 impl Features {
-    /// What a stored edit says, beside the weights of this model. The published right factor is by its
-    /// definition that of the weights at hand, and is taken from them.
+    /// Combines a stored edit with the weights of this model. The right factor of the published method is by
+    /// definition computed from the weights it is applied to, so it is not taken from the file.
     pub fn from_stored(opened: &Opened, stored: &StoredEdit, printer: &Printer) -> Result<Self, Error> {
         let plan = &opened.plan;
         let weights = read_weights(opened, printer)?;
@@ -31,11 +31,11 @@ impl Features {
         })
     }
 
-    /// What is stored of the writers of `edits`.
+    /// Returns the stored form of the writers of `edits`.
     pub fn stored_writers(&self, plan: &Plan, edits: &[Edit]) -> Vec<StoredWriter> {
         let mean = |e: &Edit| -> Vec<f32> {
             let mean: Vec<f32> = self.mean_harmful[e.writer].iter().map(|&v| v as f32).collect();
-            // Of experts nothing may have been seen.
+            // Some experts may have received no tokens.
             let seen = mean.len() == e.right.len() && mean.iter().all(|v| v.is_finite());
             if seen || e.n_expert == 1 { mean } else { Vec::new() }
         };

@@ -1,11 +1,11 @@
-//! The records of neurons: where they are, what their rows and columns were to be, and inputs to check them on.
+//! Records of neuron edits: positions, exact target rows and columns, and sample inputs for verification.
 //!
 //! ```text
-//! rosi.neurons              JSON: of each set of neurons its block, φ, and their places
-//! rosi.neuron.S.N.gate      the row on which φ acts, F32 [n_embd], of neuron N of set S
-//! rosi.neuron.S.N.up        the row of the other factor, where there is one
-//! rosi.neuron.S.N.column    the column of the writer, F32 [n_embd]
-//! rosi.inputs.S             inputs that the network met, F32 [n·n_embd]
+//! rosi.neurons              JSON: block, φ and tensor positions of each set of neurons
+//! rosi.neuron.S.N.gate      row that φ acts on, F32 [n_embd], of neuron N of set S
+//! rosi.neuron.S.N.up        row of the other factor, if the network has one
+//! rosi.neuron.S.N.column    column of the residual writer, F32 [n_embd]
+//! rosi.inputs.S             sample inputs of the network, F32 [n·n_embd]
 //! ```
 
 use ndarray::Array2;
@@ -20,13 +20,14 @@ use crate::pipeline::error::Error;
 use crate::util::spread::spread_rows;
 
 const NEURONS: &str = "rosi.neurons";
-/// Inputs of a set that stand in the file.
+/// Number of sample inputs recorded per set.
 const INPUTS: usize = 32;
-/// More sets and neurons than any file of ours has.
+/// Maximum number of sets to read, far above what this tool writes.
 const MAX_SETS: usize = 1024;
+/// Maximum number of neurons per set to read, far above what this tool writes.
 const MAX_NEURONS: usize = 64;
 
-/// One set.
+/// JSON of one set of neurons.
 #[derive(Serialize, Deserialize)]
 struct SetRow {
     layer: usize,
@@ -34,7 +35,7 @@ struct SetRow {
     neurons: Vec<NeuronRow>,
 }
 
-/// One neuron.
+/// JSON of one neuron.
 #[derive(Serialize, Deserialize)]
 struct NeuronRow {
     gate: PlaceRow,
@@ -44,7 +45,7 @@ struct NeuronRow {
     biases: (f32, f32),
 }
 
-/// A tensor and the index of a row or column.
+/// JSON of a position: tensor name, and index of the row or column.
 #[derive(Serialize, Deserialize)]
 struct PlaceRow(String, usize);
 
@@ -56,7 +57,7 @@ fn name(set: usize, neuron: usize, part: &str) -> String {
     format!("rosi.neuron.{set}.{neuron}.{part}")
 }
 
-/// The record of all places; `None` without neurons.
+/// Returns the record of all positions, or `None` if there are no neurons.
 pub fn key(planted: &[PlantedFfn]) -> Option<(String, Value)> {
     let neuron = |n: &PlantedNeuron| NeuronRow {
         gate: row(&n.gate),
@@ -74,7 +75,7 @@ pub fn key(planted: &[PlantedFfn]) -> Option<(String, Value)> {
     Some((NEURONS.into(), Value::String(text)))
 }
 
-/// The records of rows, columns and inputs.
+/// Returns the records of rows, columns and sample inputs.
 pub fn arrays(planted: &[PlantedFfn]) -> Vec<(String, Vec<f32>)> {
     let mut arrays = Vec::new();
     for (set, PlantedFfn { neurons, inputs, .. }) in planted.iter().enumerate() {
@@ -89,7 +90,7 @@ pub fn arrays(planted: &[PlantedFfn]) -> Vec<(String, Vec<f32>)> {
     arrays
 }
 
-/// The neurons that a file made of `base` says it has; none where it does not say it in a way that is understood.
+/// Returns the neuron edits that `edited` claims were made to `base`. Skips records that cannot be interpreted.
 pub fn claimed(base: &Gguf, edited: &Gguf, plan: &Plan) -> Result<Vec<PlantedFfn>, Error> {
     let rows: Vec<SetRow> =
         edited.str(NEURONS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
@@ -136,14 +137,14 @@ fn neurons(edited: &Gguf, set: usize, row: SetRow) -> Result<Option<PlantedFfn>,
     Ok(inputs.ok().map(planted))
 }
 
-/// What a piece is of its tensor.
+/// Orientation of a piece in its tensor.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
     Row,
     Column,
 }
 
-/// A piece whose place the file has, with as many finite values as that takes.
+/// Reads a piece; returns `None` if its position does not exist, or its values are not finite or of the wrong number.
 fn piece(edited: &Gguf, place: PlaceRow, key: &str, side: Side) -> Result<Option<Piece>, Error> {
     let PlaceRow(tensor, index) = place;
     let (Some(info), Some(array)) = (edited.tensor(&tensor), edited.array(key)) else { return Ok(None) };

@@ -1,19 +1,19 @@
-//! Where each type keeps the codewords, signs and scales of its blocks of 256 values
+//! Where each type stores the codewords, signs, and scales of its blocks of 256 values
 //! (`block_iq*` in `ggml-common.h`, `dequantize_row_iq*` in `ggml-quants.c`). Little-endian.
 
 use crate::gguf::GgmlType;
 
-/// What the IQ1 types add to, or take from, every value of a codeword (`IQ1S_DELTA`).
+/// Magnitude of the offset that the IQ1 types add to every value of a codeword (`IQ1S_DELTA`).
 const IQ1_DELTA: f32 = 0.125;
 
 /// How a type stores the signs of a codeword.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signs {
-    /// Not at all: the codebook itself is signed.
+    /// No stored signs; the codebook itself is signed.
     None,
     /// One bit per value.
     Free,
-    /// An even number of them per 8 values, so that seven bits tell the eighth.
+    /// Seven bits per 8 values; the eighth makes the number of negative signs even.
     Even,
 }
 
@@ -51,7 +51,7 @@ impl Layout {
         if matches!(self, Self::Iq3Xxs | Self::Iq3S) { 4 } else { 8 }
     }
 
-    /// Codewords in the codebook, a power of two: every index that fits the bits is legal.
+    /// Number of codewords, a power of two: every index that fits its bits is valid.
     pub(super) fn len(self) -> usize {
         match self {
             Self::Iq2Xxs | Self::Iq3Xxs => 256,
@@ -69,7 +69,7 @@ impl Layout {
         }
     }
 
-    /// Index and signs of group `g`; bit j of the signs is set when value j is negative.
+    /// Returns the index and signs of group `g`; bit j of the signs is set if value j is negative.
     #[inline]
     pub(super) fn read(self, block: &[u8], g: usize) -> (u16, u8) {
         match self {
@@ -97,7 +97,7 @@ impl Layout {
         }
     }
 
-    /// Writes what [`Layout::read`] reads and no other bit.
+    /// Writes the bits that [`Layout::read`] reads, and no others.
     #[inline]
     pub(super) fn write(self, block: &mut [u8], g: usize, index: u16, signs: u8) {
         let (low, high) = (index as u8, index >> 8);
@@ -123,8 +123,8 @@ impl Layout {
             }
             Self::Iq3Xxs => {
                 block[2 + g] = low;
-                // The eighth sign has no bit: it follows from the parity of its own group's other
-                // three and of the neighbouring group, which stays.
+                // The eighth sign is not stored: it follows from the parity of the other three signs of its
+                // group and of the neighboring group, which does not change.
                 let mask = if g.is_multiple_of(2) { 15 } else { 7 };
                 let shift = g % 8 / 2 * 7 + g % 2 * 4;
                 put32(block, 66 + g / 8 * 4, mask << shift, u32::from(signs) << shift);
@@ -137,8 +137,8 @@ impl Layout {
         }
     }
 
-    /// Factor and offset of group `g`: a value is factor × (codeword + offset). Computed in ggml's
-    /// order of operations, so that it rounds alike.
+    /// Returns the factor and offset of group `g`: a value is factor × (codeword + offset). Uses ggml's order
+    /// of operations to get the same rounding.
     #[inline]
     pub(super) fn scale(self, block: &[u8], g: usize) -> (f32, f32) {
         let d = match self {
@@ -166,10 +166,10 @@ impl Layout {
         }
     }
 
-    /// Sets the block's own scale in a zeroed block to 1.
+    /// Sets the block scale of a zeroed block to 1.
     pub(super) fn set_unit_scale(self, block: &mut [u8]) {
         match self {
-            // Four bits of the F16 in each of the four words of scales: 0x3c00.
+            // The four words of scales hold four bits each of the F16 0x3c00.
             Self::Iq1M => (block[53], block[55]) = (0xc0, 0x30),
             _ => (block[0], block[1]) = (0x00, 0x3c),
         }
@@ -206,13 +206,13 @@ fn put32(block: &mut [u8], at: usize, mask: u32, bits: u32) {
     block[at..at + 4].copy_from_slice(&word.to_le_bytes());
 }
 
-/// The low seven bits, and the eighth that makes their number even.
+/// Returns the low seven bits with an eighth that makes the number of set bits even.
 fn with_parity(bits: u32) -> u8 {
     let seven = (bits & 127) as u8;
     seven | ((seven.count_ones() as u8) & 1) << 7
 }
 
-/// The value of an IEEE half-precision number; exact.
+/// Converts the bits of an IEEE half-precision number to f32, exactly.
 pub(super) fn half(bits: u16) -> f32 {
     let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, bits >> 10 & 31, u32::from(bits & 1023));
     let magnitude = match exponent {

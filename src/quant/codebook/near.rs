@@ -1,36 +1,36 @@
-//! Which codewords lie near which: the lists that a group's replacement is chosen from.
+//! Nearest neighbors of each codeword, from which the replacement for a group is chosen.
 
 use super::layout::Signs;
 
-/// Replacements per codeword that keep its signs.
+/// Number of replacements per codeword that keep its signs.
 pub(super) const PLAIN: usize = 24;
-/// Replacements per codeword that turn signs over, of the types that store signs.
+/// Number of replacements per codeword with flipped signs, for types that store signs.
 pub(super) const FLIPPED: usize = 16;
 
-/// One replacement, relative to the codeword that it replaces.
+/// A replacement, relative to the codeword it replaces.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Near {
-    /// Squared distance in units.
+    /// Squared distance in codebook units.
     pub(super) distance: f32,
-    /// Its index in the codebook.
+    /// Index in the codebook.
     pub(super) index: u16,
-    /// Signs that turn over.
+    /// Bit mask of flipped signs.
     pub(super) flips: u8,
 }
 
-/// A point of the codebook in whole units.
+/// A codeword in integer codebook units.
 pub(super) type Point = [i32; 8];
 
-/// Length of each codeword's list.
+/// Returns the length of the list of each codeword.
 pub(super) fn list_len(signs: Signs) -> usize {
     if signs == Signs::None { PLAIN } else { PLAIN + FLIPPED }
 }
 
-/// For every codeword its [`list_len`] replacements, nearest first: the [`PLAIN`] nearest other
-/// codewords under the same signs, and the [`FLIPPED`] nearest (itself included) with one or two
-/// signs turned over, always two where their number must stay even.
+/// Returns for each codeword its [`list_len`] replacements, nearest first: the [`PLAIN`] nearest other
+/// codewords with the same signs, and the [`FLIPPED`] nearest (including itself) with one or two signs
+/// flipped; always two if the number of negative signs must stay even.
 ///
-/// The distance does not depend on the signs that are there already: with v, w ≥ 0 and signs s,
+/// The distance does not depend on the current signs: with v, w ≥ 0, signs s, and flips f,
 /// ‖s∘v − s∘f∘w‖² = ‖v − w‖² + 4 Σ_{f_j = −1} v_j w_j.
 pub(super) fn lists(points: &[Point], dim: usize, signs: Signs) -> Vec<Near> {
     let masks: Vec<u8> = (1..=u8::MAX >> (8 - dim))
@@ -63,9 +63,9 @@ pub(super) fn lists(points: &[Point], dim: usize, signs: Signs) -> Vec<Near> {
     all
 }
 
-/// The [`FLIPPED`] nearest under other signs.
+/// Finds the [`FLIPPED`] nearest replacements with flipped signs.
 fn flips_of(nearest: &mut Vec<u64>, masks: &[u8], points: &[Point], index: usize) {
-    // The codeword itself comes first: its flips bound what the others need to be tried for.
+    // The flips of the codeword itself come first: they bound the distance of useful candidates.
     nearest.extend(masks.iter().map(|&mask| key(points, index, index, mask)));
     let mut bound = keep_smallest(nearest, FLIPPED);
     for other in (0..points.len()).filter(|other| *other != index) {
@@ -81,15 +81,15 @@ fn flips_of(nearest: &mut Vec<u64>, masks: &[u8], points: &[Point], index: usize
     keep_smallest(nearest, FLIPPED);
 }
 
-/// Where a key holds its squared distance.
+/// Bit position of the squared distance in a key.
 const DISTANCE_SHIFT: u32 = 40;
 
-/// Squared distance, lot, index and flips in one number that sorts by them. Equal distances are the
-/// rule, and a list that cut them off by index would never move some of the coordinates.
+/// Packs squared distance, a hash as tie-breaker, index, and flips into a number that sorts in this order.
+/// Ties are common, and breaking them by index would exclude some coordinates from ever changing.
 fn key(points: &[Point], from: usize, to: usize, flips: u8) -> u64 {
     let distance = distance(&points[from], &points[to], flips);
     let tail = (to as u64) << 8 | u64::from(flips);
-    // Multiplying by 2⁶⁴/φ spreads what differs in low bits over the high ones.
+    // Multiplying by 2⁶⁴/φ spreads differences in the low bits to the high bits.
     let lot = ((from as u64) << 24 | tail).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 48;
     distance << DISTANCE_SHIFT | lot << 24 | tail
 }
@@ -99,7 +99,7 @@ fn distance(from: &Point, to: &Point, flips: u8) -> u64 {
     (0..8).map(|j| (from[j] - turned(j)).pow(2)).sum::<i32>() as u64
 }
 
-/// Shortens to the `n` smallest, in order, and returns what a further one must stay below.
+/// Keeps the `n` smallest keys, sorted, and returns the bound that a further key must be below.
 fn keep_smallest(keys: &mut Vec<u64>, n: usize) -> u64 {
     if keys.len() > n {
         keys.select_nth_unstable(n - 1);

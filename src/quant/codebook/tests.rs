@@ -1,4 +1,4 @@
-//! Every codebook against ggml's own decoder, on random blocks.
+//! Compares every codebook with ggml's decoder on random blocks.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ fn book(ggml_type: GgmlType) -> &'static Codebook {
     Codebook::of(ggml_type).unwrap()
 }
 
-/// Random bytes with the block's own scale anything but infinite.
+/// Generator of random blocks with a finite block scale.
 struct Blocks(u64);
 
 impl Blocks {
@@ -167,7 +167,7 @@ fn neighbours_are_distinct_legal_and_sorted() {
     }
 }
 
-/// Against a search through everything, for a few codewords.
+/// Compares with an exhaustive search, for a few codewords.
 #[test]
 fn nothing_nearer_is_left_out() {
     for ggml_type in TYPES {

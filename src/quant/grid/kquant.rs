@@ -1,4 +1,4 @@
-//! K-quants: 256 values in a block, whose sub-blocks have scales that are quantized themselves.
+//! K-quants: blocks of 256 values whose sub-blocks have quantized scales.
 
 use super::{Grid, Levels, MAX_SUBS, bits, f16, set_bits};
 
@@ -8,22 +8,22 @@ pub struct Q2K;
 pub struct Q3K;
 /// `d·sc·q − dmin·m`, 8 sub-blocks
 pub struct Q4K;
-/// `d·sc·q − dmin·m`, 8 sub-blocks, the fifth bits apart
+/// `d·sc·q − dmin·m`, 8 sub-blocks; the fifth bits are stored separately
 pub struct Q5K;
 /// `d·sc·(q − 32)`, 16 sub-blocks
 pub struct Q6K;
 
-/// Where the two bits of value `j` stand in 64 bytes: byte and shift.
+/// Returns the byte and shift of the two bits of value `j` in 64 bytes.
 fn pair(j: usize) -> (usize, usize) {
     (j / 128 * 32 + j % 32, j % 128 / 32 * 2)
 }
 
-/// Where the nibble of value `j` stands in 128 bytes of Q4_K and Q5_K: byte and shift.
+/// Returns the byte and shift of the nibble of value `j` in the 128 bytes of Q4_K and Q5_K.
 fn nibble(j: usize) -> (usize, usize) {
     (j / 64 * 32 + j % 32, j % 64 / 32 * 4)
 }
 
-/// The 6-bit scale of sub-block `i` in the 12 bytes of Q4_K and Q5_K.
+/// Returns the 6-bit scale of sub-block `i` from the 12 scale bytes of Q4_K and Q5_K.
 fn scale6(packed: &[u8], i: usize) -> i32 {
     match i {
         0..4 => bits(packed[i], 0, 6),
@@ -129,7 +129,7 @@ impl Grid for Q5K {
 }
 
 impl Q6K {
-    /// Where value `j` stands: byte and shift of its low four bits, then of its high two.
+    /// Returns the byte and shift of the low four bits of value `j`, and those of its high two bits.
     fn place(j: usize) -> ((usize, usize), (usize, usize)) {
         let (half, quarter, l) = (j / 128, j % 128 / 32, j % 32);
         ((half * 64 + quarter % 2 * 32 + l, quarter / 2 * 4), (128 + half * 32 + l, quarter * 2))

@@ -1,8 +1,8 @@
-//! Types with one scale (and perhaps one offset) per block.
+//! Types with one scale, and for some one offset, per block.
 
 use super::{Grid, Levels, MAX_SUBS, bits, f16, set_bits};
 
-/// Where value `j` of 32 stands in 16 bytes of nibbles: byte and shift.
+/// Returns the byte and shift of value `j` of 32 in 16 bytes of nibbles.
 pub(super) fn nibble(j: usize) -> (usize, usize) {
     (j % 16, j / 16 * 4)
 }
@@ -11,9 +11,9 @@ pub(super) fn nibble(j: usize) -> (usize, usize) {
 pub struct Q4_0;
 /// `q·d + m`
 pub struct Q4_1;
-/// `(q − 16)·d`, the fifth bits apart
+/// `(q − 16)·d`; the fifth bits are stored separately
 pub struct Q5_0;
-/// `q·d + m`, the fifth bits apart
+/// `q·d + m`; the fifth bits are stored separately
 pub struct Q5_1;
 /// `q·d`
 pub struct Q8_0;
@@ -82,7 +82,7 @@ impl Grid for Q8_0 {
     const LEN: usize = 32;
     const SUB: usize = 32;
     const BYTES: usize = 34;
-    // −128 fits but is never written by ggml, and some kernels take |q| in eight bits.
+    // ggml never writes −128, although it fits, and some kernels compute |q| in eight bits.
     const LEVELS: Levels = Levels::Integers(-127, 127);
 
     fn steps(block: &[u8], steps: &mut [f32; MAX_SUBS]) {

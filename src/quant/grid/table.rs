@@ -1,4 +1,4 @@
-//! Four-bit types whose codes stand for the entries of a fixed table.
+//! Four-bit types whose codes are indices into a fixed table.
 
 use super::legacy::nibble;
 use super::{Grid, Levels, MAX_SUBS, bits, f16, set_bits};
@@ -17,7 +17,7 @@ pub struct IQ4NL;
 pub struct IQ4XS;
 /// `2^(e − 128)·table[q]`
 pub struct MXFP4;
-/// `d/2·table[q]`, 4 sub-blocks with scales in UE4M3
+/// `d/2·table[q]`, 4 sub-blocks with UE4M3 scales
 pub struct NVFP4;
 
 impl Grid for IQ4NL {
@@ -74,7 +74,7 @@ impl Grid for MXFP4 {
     const LEVELS: Levels = Levels::Table(&E2M1);
 
     fn steps(block: &[u8], steps: &mut [f32; MAX_SUBS]) {
-        // 2^(e − 128): the table is doubled. Below 2^-126 the exponent field is 0 and a mantissa bit says it.
+        // 2^(e − 128), because the table is doubled. Powers below 2^-126 are subnormal: one mantissa bit is set.
         steps[0] = f32::from_bits(match block[0] {
             e @ 0..2 => 0x0020_0000 << e,
             e => (u32::from(e) - 1) << 23,
@@ -92,7 +92,7 @@ impl Grid for MXFP4 {
     }
 }
 
-/// Half the value of an UE4M3 number (the table is doubled); 0x7F is NaN there and 0 in ggml.
+/// Returns half the value of a UE4M3 number, because the table is doubled; 0x7F is NaN in the format and 0 in ggml.
 fn half_of_ue4m3(x: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(x >> 3 & 15), f32::from(x & 7));
     match x {

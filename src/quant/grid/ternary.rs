@@ -2,13 +2,13 @@
 
 use super::{Grid, Levels, MAX_SUBS, bits, f16, set_bits};
 
-/// Five digits of base 3 in a byte
+/// Five base-3 digits per byte
 pub struct TQ1_0;
-/// Two bits each
+/// Two bits per value
 pub struct TQ2_0;
 
-/// A byte holds `ceil(v·256/243)` of the number v whose base-3 digits are its five values, the first
-/// one leading: then multiplying by 3 carries out one digit after the other.
+/// Base-3 digits per byte. A byte stores `ceil(v·256/243)`, where v is the number whose base-3 digits are the
+/// five values, most significant first; repeated multiplication by 3 then carries out one digit at a time.
 const DIGITS: usize = 5;
 
 fn unpack(byte: u8) -> [u8; DIGITS] {
@@ -26,7 +26,7 @@ fn pack(digits: [u8; DIGITS]) -> u8 {
 }
 
 impl TQ1_0 {
-    /// Byte and digit of value `j`: 32 bytes with 160 values, 16 with 80, 4 with 16.
+    /// Returns the byte and digit of value `j`: 32 bytes hold 160 values, 16 hold 80, and 4 hold 16.
     fn place(j: usize) -> (usize, usize) {
         match j {
             0..160 => (j % 32, j / 32),

@@ -1,10 +1,10 @@
-//! Every grid against ggml's own decoder.
+//! Compares every grid with ggml's decoder.
 
 use super::*;
 use crate::gguf::GgmlType;
 use crate::quant::dequantize;
 
-/// A block of pseudo-random bytes whose F16 scales (at `scales`) are ordinary numbers.
+/// Returns a block of pseudo-random bytes with small positive F16 scales at the offsets `scales`.
 fn random_block(bytes: usize, scales: &[usize], seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -34,7 +34,7 @@ fn worth(levels: Levels, q: i32) -> f32 {
     }
 }
 
-/// Codes, steps and levels say what ggml decodes, and `set` changes one value only.
+/// Checks that codes, steps, and levels match what ggml decodes, and that `set` changes only one value.
 fn check<G: Grid>(ggml_type: GgmlType, scales: &[usize]) {
     assert_eq!((G::LEN as u64, G::BYTES as u64), (ggml_type.block_len(), ggml_type.block_bytes()));
     assert!(G::LEN / G::SUB <= MAX_SUBS && G::SUB <= MAX_SUB);
@@ -46,7 +46,7 @@ fn check<G: Grid>(ggml_type: GgmlType, scales: &[usize]) {
         let mut block = random_block(G::BYTES, scales, seed);
         let mut steps = [0.0; MAX_SUBS];
         G::steps(&block, &mut steps);
-        // Codes that the type has no use for (2 bits of a ternary type) are brought into range.
+        // Clamp unused codes (such as code 3 of a ternary type) into the range.
         for j in 0..G::LEN {
             let q = G::get(&block, j).clamp(*codes.start(), *codes.end());
             G::set(&mut block, j, q);
@@ -94,7 +94,7 @@ fn grids_are_what_ggml_decodes() {
 
 #[test]
 fn ternary_bytes_of_ggml_come_back_unchanged() {
-    // Random bytes need not be packed numbers, so the block comes from ggml's own encoder.
+    // Random bytes may be invalid packed numbers, so the block comes from ggml's encoder.
     let values: Vec<f32> = (0..256).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
     let mut block = vec![0; TQ1_0::BYTES];
     crate::quant::quantize(GgmlType::TQ1_0, 256, &values, &mut block).unwrap();
@@ -114,7 +114,7 @@ fn ternary_bytes_of_ggml_come_back_unchanged() {
 
 #[test]
 fn mxfp4_has_the_scale_of_every_exponent() {
-    // 0xFF is NaN in the format and is not written by ggml.
+    // 0xFF is NaN in the format, and ggml does not write it.
     for e in 0..=254u8 {
         let mut block = vec![0x11; MXFP4::BYTES];
         block[0] = e;

@@ -1,15 +1,15 @@
-//! The floating-point types: every value has a grid of its own.
+//! Floating-point types, where every value has its own grid.
 
 use super::Stripe;
 
-/// A floating-point type: its grid is its own rounding.
+/// A floating-point type; the grid consists of its representable values.
 pub(super) trait Float {
     const BYTES: usize;
     fn read(bytes: &[u8]) -> f32;
     fn write(value: f32, bytes: &mut [u8]);
-    /// The nearest representable value.
+    /// Returns the nearest representable value.
     fn round(value: f32) -> f32;
-    /// The next representable value above or below a representable one.
+    /// Returns the next representable value above or below a representable value.
     fn next(value: f32, up: bool) -> f32;
 }
 
@@ -47,8 +47,8 @@ macro_rules! half_float {
                 <$half>::from_f32(value).to_f32()
             }
             fn next(value: f32, up: bool) -> f32 {
-                // Bits of one sign are ordered as the values are; around zero the next one is far
-                // too small to matter, so it stays.
+                // Within one sign, bit patterns are ordered like magnitudes. Zero stays zero: the step to
+                // the next value is negligible.
                 let bits = <$half>::from_f32(value).to_bits();
                 match (value == 0.0, (value > 0.0) == up) {
                     (true, _) => value,
@@ -63,8 +63,8 @@ macro_rules! half_float {
 half_float!(F16, half::f16);
 half_float!(BF16, half::bf16);
 
-/// Rounds `W_ij + l_i r_j` up or down, whichever brings the column's carry down. A value that would
-/// not be finite stays.
+/// Rounds `W_ij + l_i r_j` up or down, whichever makes the carry of the column smaller. A value stays
+/// unchanged if the result would not be finite or would increase the carry.
 pub(super) fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>) {
     let mut carry = vec![0.0f32; stripe.right.len()];
     for &i in stripe.order {
@@ -77,7 +77,7 @@ pub(super) fn walk_floats<F: Float>(rows: &mut [&mut [u8]], stripe: &Stripe<'_>)
             let other = F::next(plain, plain < old + wanted);
             let after = |new: f32| *carry + along * (new - old);
             let new = if after(other).abs() < after(plain).abs() { other } else { plain };
-            // Equal values may still be other bytes: −0 plus nothing is +0.
+            // Compare values, not bytes: −0 plus 0 is +0.
             if new != old && new.is_finite() && after(new).abs() <= carry.abs() {
                 *carry = after(new);
                 F::write(new, bytes);

@@ -1,37 +1,37 @@
-//! What a walk over a range of columns needs to know.
+//! Input of the walk over a range of columns.
 
 use super::{InputModel, RankOneTarget};
 use crate::gguf::GgmlType;
 
-/// A range of columns, and what the walk over it needs.
+/// A range of columns, with the data in the layouts that the walk needs.
 pub(super) struct Stripe<'a> {
     pub(super) ggml_type: GgmlType,
     pub(super) order: &'a [usize],
     pub(super) left: &'a [f32],
     pub(super) along: &'a [f32],
-    /// 1/Σ m_i l_i over `order`: what the rows left alone do not take, the others do.
+    /// 1/Σ m_i l_i over `order`: scales the shares of these rows up to the whole edit, since other rows do not change.
     pub(super) inverse_reach: f32,
     pub(super) right: &'a [f32],
     /// Number of m_p.
     pub(super) n_principal: usize,
-    /// m_p of these columns, `[n/LANES][n_principal][LANES]`, zero beyond the last column: what many
-    /// columns take from all e_p.
+    /// m_p of these columns, `[n/LANES][n_principal][LANES]`, zero beyond the last column; the layout for
+    /// computing Σ_p e_p m_pj of many columns at once.
     pub(super) lanes: Vec<f32>,
-    /// The same as `[n][n_padded]`, n_padded up to whole [`WIDE`]: what one column gives to all e_p.
+    /// m_p as `[n][n_padded]`, padded to a multiple of [`WIDE`]; the layout for adding one column to all e_p.
     pub(super) columns: Vec<f32>,
-    /// Σ_j m_pj r_j of each run of [`RUN`] columns, `[n_run][n_padded]`.
+    /// Σ_j m_pj r_j for each run of [`RUN`] columns, `[n_run][n_padded]`.
     pub(super) drift: Vec<f32>,
     /// 1/w_j.
     pub(super) inverse_weight: Vec<f32>,
 }
 
-/// Columns per entry of [`Stripe::drift`]: the smallest group.
+/// Columns per entry of [`Stripe::drift`]; the size of the smallest group.
 pub(super) const RUN: usize = 4;
-/// Columns whose m_p lie together: enough for sums that do not wait for each other. A sub-block has as
-/// many or twice as many, a group of codewords 4 or 8.
+/// Columns whose m_p are stored together: enough independent sums to hide latency. A sub-block has 16 or
+/// 32 columns, a codeword group 4 or 8.
 pub(super) const LANES: usize = 16;
 
-/// How many e_p change at once.
+/// Number of e_p updated at once.
 pub(super) const WIDE: usize = 8;
 
 impl<'a> Stripe<'a> {
@@ -50,7 +50,7 @@ impl<'a> Stripe<'a> {
             own + principal.iter().map(|m| f64::from(m[j]).powi(2)).sum::<f64>()
         };
         let weights: Vec<f64> = (0..right.len()).map(weight).collect();
-        // An input that is never used would make its weight, and what it is divided by, zero.
+        // Without a floor, an input that is always zero would have weight 0, and its inverse would be infinite.
         let floor = 1e-3 * weights.iter().sum::<f64>() / weights.len().max(1) as f64;
         let inverse_weight = weights.iter().map(|w| (1.0 / w.max(floor).max(1e-30)) as f32).collect();
         let run = |m: &[f32], run: usize| {
@@ -77,7 +77,7 @@ impl<'a> Stripe<'a> {
     }
 }
 
-/// `of(m_p, i)` as `[n][n_padded]`.
+/// Returns `of(m_p, i)` as `[n][n_padded]`.
 fn padded(principal: &[&[f32]], n: usize, of: impl Fn(&[f32], usize) -> f32) -> Vec<f32> {
     let zeros = principal.len().next_multiple_of(WIDE) - principal.len();
     let mut all = Vec::with_capacity(n * (principal.len() + zeros));
@@ -88,7 +88,7 @@ fn padded(principal: &[&[f32]], n: usize, of: impl Fn(&[f32], usize) -> f32) -> 
     all
 }
 
-/// m_p as [`Stripe::lanes`] has them.
+/// Returns m_p in the layout of [`Stripe::lanes`].
 fn in_lanes(principal: &[&[f32]], n: usize) -> Vec<f32> {
     let mut all = Vec::with_capacity(n.next_multiple_of(LANES) * principal.len());
     for first in (0..n).step_by(LANES) {

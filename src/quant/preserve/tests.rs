@@ -4,7 +4,7 @@ use super::*;
 use crate::method::post_norm::PostNorm;
 use crate::quant::{dequantize, grid, quantize_weighted};
 
-/// Standard normal numbers.
+/// Random vector with a root mean square of 1.
 fn noise(n: usize, seed: u64) -> Vec<f32> {
     crate::method::direction::random(0, n.max(1), seed)
         .unwrap()
@@ -26,7 +26,7 @@ fn decoded(ggml_type: GgmlType, n_in: usize, n_row: usize, bytes: &[u8]) -> Vec<
     values
 }
 
-/// lᵀ(after − before), per column.
+/// Returns lᵀ(after − before) per column.
 fn arrived(left: &[f32], n_in: usize, before: &[f32], after: &[f32]) -> Vec<f64> {
     let mut along = vec![0.0; n_in];
     for (i, (old, new)) in before.chunks_exact(n_in).zip(after.chunks_exact(n_in)).enumerate() {
@@ -37,7 +37,7 @@ fn arrived(left: &[f32], n_in: usize, before: &[f32], after: &[f32]) -> Vec<f64>
     along
 }
 
-/// Gain and cosine of a 1 % edit of a normal matrix.
+/// Returns gain and cosine of a 1 % edit of a random matrix.
 fn survival(ggml_type: GgmlType, inputs: &InputModel) -> (f64, f64) {
     let (n_row, n_in) = (512, 512);
     let left: Vec<f32> = noise(n_row, 1).iter().map(|v| v / (n_row as f32).sqrt()).collect();
@@ -65,7 +65,7 @@ fn a_small_edit_arrives_whole() {
     }
 }
 
-/// Gain, cosine and noise of a 1 % edit where it reaches the stream, behind a norm with these gains.
+/// Returns gain, cosine, and noise of a 1 % edit in the residual stream, after a norm with these gains.
 fn survival_behind(gain: &[f32], ggml_type: GgmlType) -> (f64, f64, f64) {
     let (n_row, n_in) = (gain.len(), 512);
     let s: Vec<f32> = noise(n_row, 1).iter().map(|v| v / (n_row as f32).sqrt()).collect();
@@ -76,7 +76,7 @@ fn survival_behind(gain: &[f32], ggml_type: GgmlType) -> (f64, f64, f64) {
     let target = RankOneTarget { left: &left, along: &norm.along, right: &right };
     preserve(ggml_type, &mut bytes, target, &InputModel::default(), 2).unwrap();
     let after = decoded(ggml_type, n_in, n_row, &bytes);
-    // What reaches the stream along ŝ, and all that does, where the edit asks for ŝᵀ(g ⊙ l) r.
+    // The change of the stream along ŝ, per column, and its total square, both relative to the push ŝᵀ(g ⊙ l).
     let push: f64 = (0..n_row).map(|i| f64::from(s[i] * gain[i]) * f64::from(left[i])).sum();
     let (mut reached, mut all) = (vec![0.0; n_in], 0.0);
     for (i, (old, new)) in before.chunks_exact(n_in).zip(after.chunks_exact(n_in)).enumerate() {
@@ -141,7 +141,7 @@ fn no_edit_changes_no_byte_and_threads_change_nothing() {
     }
 }
 
-/// Σ_j (lᵀΔ_j − r_j)², f64, with its tolerance: f32 sums of that size.
+/// Returns Σ_j (lᵀΔ_j − r_j)² and its value for an unchanged tensor, Σ_j r_j².
 fn weighted_error(right: &[f32], along: &[f64]) -> (f64, f64) {
     let square = |(a, r): (&f64, &f32)| (a - f64::from(*r)).powi(2);
     let alone: f64 = right.iter().map(|r| f64::from(*r).powi(2)).sum();
@@ -159,7 +159,7 @@ fn factor(n: usize) -> impl Strategy<Value = Vec<f32>> {
     ]
 }
 
-/// Bytes of two rows of one block: any codes, and scales from zero over denormals to the largest F16.
+/// Bytes of `n_row` blocks: any codes, and scales from zero and subnormal numbers up to large F16 values.
 fn raw(ggml_type: GgmlType, n_row: usize) -> impl Strategy<Value = Vec<u8>> {
     let n = ggml_type.block_bytes() as usize * n_row;
     prop_oneof![
@@ -189,7 +189,7 @@ fn check_raw(ggml_type: GgmlType, bytes: &[u8], left: &[f32], right: &[f32]) -> 
     Ok(())
 }
 
-/// A type, three rows of one block, the left factor and the right one.
+/// A type, three rows of one block, the left factor, and the right factor.
 fn hostile() -> impl Strategy<Value = (GgmlType, Vec<u8>, Vec<f32>, Vec<f32>)> {
     let types: Vec<GgmlType> = GgmlType::all().filter(|&t| can_preserve(t)).collect();
     prop::sample::select(types)
@@ -229,7 +229,7 @@ fn wider_vectors_change_no_byte() {
     }
 }
 
-/// A matrix, an edit, and inputs of any size.
+/// A matrix, an edit, and an input model, of arbitrary sizes.
 #[derive(Debug, Clone)]
 struct Shape {
     ggml_type: GgmlType,
@@ -240,7 +240,7 @@ struct Shape {
     inputs: InputModel,
 }
 
-/// Up to 5 rows of up to 9 blocks (of several stripes, where blocks are large).
+/// Up to 5 rows of up to 9 blocks (several stripes, if the blocks are large).
 fn shaped() -> impl Strategy<Value = Shape> {
     let types: Vec<GgmlType> = GgmlType::all().filter(|&t| can_preserve(t)).collect();
     let shape = (prop::sample::select(types), 1usize..6, 1usize..10);

@@ -1,15 +1,15 @@
-//! Answers before and after, by kind of prompt.
+//! The answers before and after the edit, by kind of prompt.
 
 use serde::Serialize;
 
 use crate::eval::prompts::PromptKind;
 use crate::report::AnswerPair;
 
-/// The answers to the prompts of one kind; those that became something else first.
+/// The answers to the prompts of one kind, changed outcomes first.
 #[derive(Debug, Serialize)]
 pub struct Answers<'a> {
     kind: PromptKind,
-    /// How many did; `None` where the report does not say what answers amount to.
+    /// Number of changed outcomes; `None` if the report has no outcomes.
     changed: Option<usize>,
     rows: Vec<Row<'a>>,
 }
@@ -17,12 +17,12 @@ pub struct Answers<'a> {
 #[derive(Debug, Serialize)]
 struct Row<'a> {
     pair: &'a AnswerPair,
-    /// Whether it is refused, answered or broken otherwise than before.
+    /// Whether the outcome differs from before.
     changed: bool,
 }
 
 impl<'a> Answers<'a> {
-    /// Of every kind that there is.
+    /// Groups the answers by kind, omitting kinds without prompts.
     pub fn by_kind(pairs: &'a [AnswerPair]) -> Vec<Self> {
         let of = |kind| {
             let changed = |pair: &AnswerPair| Some(pair.outcomes?[0] != pair.outcomes?[1]);

@@ -1,36 +1,36 @@
-//! Charts: from numbers to coordinates. The template `chart.html` draws them as SVG.
+//! Charts: converts numbers to coordinates, which the template `chart.html` draws as SVG.
 
 use serde::Serialize;
 
-/// Width of every chart in its own units. All are small, so that their text can be read on a telephone too;
-/// wide screens get several beside each other.
+/// Width of every chart, in SVG units. Charts are small so that their text stays readable on a phone; wide screens show
+/// several side by side.
 const WIDTH: f64 = 340.0;
-/// Space above the plot, below it for the ticks and the label, and at its right.
+/// Margins: above the plot, below it (for the ticks and the label), and to its right.
 const MARGINS: [f64; 3] = [18.0, 37.0, 20.0];
-/// Space at the left: for numbers, for names of rows.
+/// Left margins: for numbers, and for names of rows.
 const LEFT: [f64; 2] = [46.0, 116.0];
-/// Height of a plot of numbers, and of one row of a plot of rows.
+/// Heights: of a plot of numbers, and of one row in a plot of rows.
 const HEIGHTS: [f64; 2] = [170.0, 22.0];
 
-/// What a mark is of; the style sheet gives each its looks.
+/// CSS class of a mark, which determines its appearance.
 pub type Class = &'static str;
 
 /// One chart.
 #[derive(Debug, Clone, Serialize)]
 pub struct Chart {
     title: String,
-    /// What it shows, in words, for those who do not see it.
+    /// Description in words, for screen readers.
     description: String,
     width: f64,
     height: f64,
-    /// Left, top, right and bottom of the plot.
+    /// Left, top, right and bottom edges of the plot.
     plot: [f64; 4],
     x: Axis,
     y: Axis,
     marks: Vec<Mark>,
 }
 
-/// One axis as it is drawn.
+/// One axis with its ticks.
 #[derive(Debug, Clone, Serialize)]
 struct Axis {
     label: String,
@@ -45,28 +45,28 @@ struct Tick {
     text: String,
 }
 
-/// A point of a chart: in the numbers of its axes, or where it is drawn.
+/// A point of a chart, either in the numbers of its axes or in SVG coordinates.
 #[derive(Debug, Clone, Copy)]
 pub struct Point {
-    /// Along the x axis.
+    /// Position along the x axis.
     pub x: f64,
-    /// Along the y axis.
+    /// Position along the y axis.
     pub y: f64,
 }
 
-/// Something in the plot.
+/// A mark in the plot.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "shape", rename_all = "lowercase")]
 enum Mark {
-    /// `points` as SVG has them.
+    /// A polyline; `points` in the syntax of SVG.
     Line { class: Class, points: String },
-    /// A point with the text that a pointer above it shows.
+    /// A dot with a tooltip.
     Dot { class: Class, x: f64, y: f64, tip: String },
-    /// A text beside a point.
+    /// A text label beside a point.
     Label { class: Class, x: f64, y: f64, text: String },
 }
 
-/// Numbers to coordinates.
+/// Maps numbers to coordinates.
 #[derive(Debug, Clone, Copy, Default)]
 struct Scale {
     from: f64,
@@ -76,14 +76,14 @@ struct Scale {
 }
 
 impl Scale {
-    /// Where `value` is; `None` for what is not a number, or so far away that no chart shows it.
+    /// Returns the coordinate of `value`, or `None` if it is NaN or outside the axis.
     fn at(&self, value: f64) -> Option<f64> {
         let share = (value - self.from) / (self.until - self.from);
         (-0.01..=1.01).contains(&share).then(|| tenth(self.low + share * (self.high - self.low)))
     }
 }
 
-/// What an axis shows.
+/// The range and ticks of an axis.
 #[derive(Debug, Clone)]
 pub struct Numbers {
     label: String,
@@ -94,7 +94,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// An axis that holds all finite `values` and begins and ends at round numbers.
+    /// Creates an axis that covers all finite `values` and begins and ends at round numbers.
     pub fn over(label: &str, values: impl IntoIterator<Item = f64>) -> Self {
         let all = values.into_iter().filter(|v| v.is_finite() && v.abs() < 1e15);
         let (low, high) = all.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
@@ -110,12 +110,12 @@ impl Numbers {
         Self { label: label.into(), from, until, step, percent: false }
     }
 
-    /// Ticks in percent of 1.
+    /// Labels the ticks in percent.
     pub fn percent(self) -> Self {
         Self { percent: true, ..self }
     }
 
-    /// Whole numbers from 0 to `last`.
+    /// Creates an axis of whole numbers from 0 to `last`.
     pub fn layers(last: usize) -> Self {
         let until = last.max(1) as f64;
         let step = round_step(until / 6.0).max(1.0);
@@ -126,7 +126,7 @@ impl Numbers {
         let scale = Scale { from: self.from, until: self.until, low, high };
         let digits = |step: f64| (-step.log10().floor()).clamp(0.0, 9.0) as usize;
         let text = |value: f64| match self.percent {
-            // A tick may miss 0 by the last bit.
+            // Adding 0.0 turns -0.0 into 0.0.
             true => format!("{:.*} %", digits(100.0 * self.step), 100.0 * value + 0.0),
             false => format!("{:.*}", digits(self.step), value + 0.0),
         };
@@ -140,7 +140,7 @@ impl Numbers {
     }
 }
 
-/// The smallest of 1, 2, 5, 10, … (times a power of ten) that is not below `least`.
+/// Returns the smallest of 1, 2 and 5 times a power of ten that is at least `least`.
 fn round_step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|f| f * power >= least * (1.0 - 1e-9)).unwrap_or(10.0);
@@ -152,7 +152,7 @@ fn tenth(value: f64) -> f64 {
 }
 
 impl Chart {
-    /// An empty chart of numbers against numbers.
+    /// Creates an empty chart of numbers against numbers.
     pub fn new(title: &str, description: String, x: Numbers, y: Numbers) -> Self {
         let [top, _, right] = MARGINS;
         let plot = [LEFT[0], top, WIDTH - right, top + HEIGHTS[0]];
@@ -160,7 +160,7 @@ impl Chart {
         Self::empty(title, description, plot, x, y)
     }
 
-    /// An empty chart of numbers in named rows, the first at the top.
+    /// Creates an empty chart of numbers in named rows, the first at the top.
     pub fn of_rows(title: &str, description: String, x: Numbers, rows: &[&str]) -> Self {
         let [top, _, right] = MARGINS;
         let [_, row] = HEIGHTS;
@@ -185,7 +185,7 @@ impl Chart {
         Self { title, description, width: WIDTH, height, plot, x, y, marks: Vec::new() }
     }
 
-    /// A line through `points`, broken where one has no place.
+    /// Draws a line through `points`, interrupted where a point is outside the plot.
     pub fn line(&mut self, class: Class, points: impl IntoIterator<Item = Point>) {
         let placed: Vec<Option<Point>> = points.into_iter().map(|point| self.place(point)).collect();
         for run in placed.split(Option::is_none).filter(|run| run.len() > 1) {
@@ -194,7 +194,7 @@ impl Chart {
         }
     }
 
-    /// A line from bottom to top at `x`.
+    /// Draws a vertical line through the plot at `x`.
     pub fn upright(&mut self, class: Class, x: f64) {
         if let Some(x) = self.x.scale.at(x) {
             let points = format!("{x},{} {x},{}", self.plot[3], self.plot[1]);
@@ -202,7 +202,7 @@ impl Chart {
         }
     }
 
-    /// A short line across a point, from above to below.
+    /// Draws a short vertical line across a point.
     pub fn cross(&mut self, class: Class, point: Point) {
         if let Some(Point { x, y }) = self.place(point) {
             let points = format!("{x},{} {x},{}", y - 8.0, y + 8.0);
@@ -210,7 +210,7 @@ impl Chart {
         }
     }
 
-    /// A line from left to right at `y`.
+    /// Draws a horizontal line through the plot at `y`.
     pub fn level(&mut self, class: Class, y: f64) {
         if let Some(y) = self.y.scale.at(y) {
             let points = format!("{},{y} {},{y}", self.plot[0], self.plot[2]);
@@ -218,21 +218,21 @@ impl Chart {
         }
     }
 
-    /// A point; `tip` is shown by a pointer above it.
+    /// Draws a dot with the tooltip `tip`.
     pub fn dot(&mut self, class: Class, point: Point, tip: String) {
         if let Some(Point { x, y }) = self.place(point) {
             self.marks.push(Mark::Dot { class, x, y, tip });
         }
     }
 
-    /// A text right of and above a point.
+    /// Draws a text label above and to the right of a point.
     pub fn label(&mut self, class: Class, point: Point, text: String) {
         if let Some(Point { x, y }) = self.place(point) {
             self.marks.push(Mark::Label { class, x, y, text });
         }
     }
 
-    /// The coordinates of `point`.
+    /// Returns the SVG coordinates of `point`, or `None` if it is outside the plot.
     fn place(&self, point: Point) -> Option<Point> {
         Some(Point { x: self.x.scale.at(point.x)?, y: self.y.scale.at(point.y)? })
     }

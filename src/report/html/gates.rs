@@ -1,4 +1,4 @@
-//! The gates of detectors: a histogram of the scores of each, and how often it opens.
+//! The gates of detectors: score histograms, and how often each gate opens.
 
 use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
@@ -6,10 +6,10 @@ use crate::method::detector::train::{Histogram, InContext, Profile};
 use crate::report::contexts::{contexts, is_weak};
 use crate::report::{Report, ThinkingReport, Thoughtful};
 
-/// What each kind is drawn as.
+/// CSS class of each kind of prompt.
 const KINDS: [(&str, Class); 3] = [("harmful", "after"), ("harmless", "before"), ("borderline", "control")];
 
-/// Every gate; nothing where there are none.
+/// Returns the section on the gates, or `None` if there are none.
 pub fn gates(report: &Report) -> Option<Section> {
     let gates = &report.edit.gates;
     if gates.is_empty() {
@@ -18,17 +18,22 @@ pub fn gates(report: &Report) -> Option<Section> {
     Some(Section {
         id: "gates",
         title: "What opens the gates",
-        text: "Scores of the prompts that each gate was learned from, each scored by what was learned from others. A gate is \
-               shut left of the first upright line and wholly open right of the second. Text is everything that is no end of \
-               a prompt: prose, code, answers, the inside of prompts."
+        text: "Held-out scores of the training prompts of each gate. A gate is shut left of the first \
+               vertical line and fully open right of the second. Text is everything other than the end of a \
+               prompt: prose, code, answers, the inside of prompts."
             .into(),
-        legend: vec![("after", "harmful"), ("before", "harmless"), ("control", "borderline"), ("chosen", "threshold")],
+        legend: vec![
+            ("after", "harmful"),
+            ("before", "harmless"),
+            ("control", "borderline"),
+            ("chosen", "threshold"),
+        ],
         charts: gates.iter().map(chart).collect(),
         tables: contexts_of(report).into_iter().chain([gate_table(gates)]).collect(),
     })
 }
 
-/// Each gate in numbers.
+/// Returns the table of gates.
 fn gate_table(gates: &[Profile]) -> Table {
     let row = |gate: &Profile| {
         let open = |name: &str| gate.of(name).map_or("–".into(), |kind| percent(kind.open));
@@ -47,8 +52,8 @@ fn gate_table(gates: &[Profile]) -> Table {
     };
     Table {
         id: "gate-table",
-        caption: "Each gate: how well it tells the kinds apart, its threshold, and the share on which it is more than half \
-                      open",
+        caption: "Each gate: how well it separates the kinds, its threshold, and the share of each kind on \
+                  which it is more than half open",
         open: false,
         head: vec![
             "block",
@@ -66,25 +71,25 @@ fn gate_table(gates: &[Profile]) -> Table {
     }
 }
 
-/// How often gates open in each context.
+/// Returns the table of how often gates open in each context.
 fn contexts_of(report: &Report) -> Option<Table> {
     let share = |share: Option<f64>| share.map_or("–".to_owned(), percent);
     let rows = contexts(&report.edit.gates);
     let row = |row: &InContext| {
-        let weak = if is_weak(row, &rows[0]) { "less than half of plain" } else { "" };
+        let weak = if is_weak(row, &rows[0]) { "less than half as often as plain" } else { "" };
         vec![row.context.clone(), share(row.harmful), share(row.harmless), share(row.borderline), weak.into()]
     };
     (rows.len() > 1).then(|| Table {
         id: "context-table",
-        caption: "Where prompts stand in something: the share on which the gates for harmful ones are more than half open at the \
-                  last token",
+        caption: "Prompts in other contexts: the share on which the gates for harmful prompts are more than \
+                  half open at the last token",
         open: true,
         head: vec!["prompts", "harmful", "harmless", "borderline", ""],
         rows: rows.iter().map(row).collect(),
     })
 }
 
-/// Answers of a model that thinks before it answers, once it has; nothing of others.
+/// Returns the section on answers after thoughts, or `None` if the report has none.
 pub fn thinking(report: &Report) -> Option<Section> {
     let ThinkingReport { open, close, budget, base, written } = report.thinking.as_ref()?;
     let row = |(name, of): (&str, &Thoughtful)| {
@@ -94,31 +99,24 @@ pub fn thinking(report: &Report) -> Option<Section> {
     };
     Some(Section {
         id: "thinking",
-        title: "Behind thoughts",
+        title: "Answers after thoughts",
         text: format!(
-            "What the model answers once it has thought, for {budget} tokens at most, between {open} and {close}. Thoughts that \
-             do not end are neither refused nor complied."
+            "The model's answers after thoughts of at most {budget} tokens between {open} and {close}. With \
+             unfinished thoughts, an answer counts as neither refused nor complied."
         ),
         legend: Vec::new(),
         charts: Vec::new(),
         tables: vec![Table {
             id: "thinking-table",
-            caption: "Refusals behind the model's own thoughts, before and after",
+            caption: "Refusals after the model's own thoughts, before and after the edit",
             open: true,
-            head: vec![
-                "model",
-                "harmful",
-                "harmless",
-                "borderline",
-                "thoughts without an end",
-                "mean tokens",
-            ],
+            head: vec!["model", "harmful", "harmless", "borderline", "unfinished thoughts", "mean tokens"],
             rows: [("base", base), ("written file", written)].into_iter().map(row).collect(),
         }],
     })
 }
 
-/// The histograms of one gate, as shares of their prompts.
+/// Charts the histograms of one gate, as shares of the prompts of each kind.
 fn chart(gate: &Profile) -> Chart {
     let share = |kind: &Histogram, bar: u64| bar as f64 / kind.bars.iter().sum::<u64>().max(1) as f64;
     let told: Vec<String> =

@@ -1,53 +1,53 @@
-//! What the parts of the page have in common: charts, a legend, tables, and how numbers are written.
+//! The common structure of the page's sections: charts, legend, tables, and the format of numbers.
 
 use serde::Serialize;
 
 use super::chart::{Chart, Class};
 
-/// One part of the page.
+/// One section of the page.
 #[derive(Debug, Clone, Serialize)]
 pub struct Section {
-    /// Its anchor.
+    /// HTML id.
     pub id: &'static str,
-    /// Its title.
+    /// Heading.
     pub title: &'static str,
-    /// How to read it.
+    /// Explanation of the charts and tables.
     pub text: String,
-    /// Marks and what they stand for.
+    /// Marks and their meanings.
     pub legend: Vec<(Class, &'static str)>,
-    /// The charts.
+    /// Charts, in order.
     pub charts: Vec<Chart>,
-    /// The numbers behind them.
+    /// Tables with the numbers of the charts.
     pub tables: Vec<Table>,
 }
 
-/// One table; the first cell of a row is its head.
+/// One table; the first cell of each row is its header.
 #[derive(Debug, Clone, Serialize)]
 pub struct Table {
-    /// Its anchor.
+    /// HTML id.
     pub id: &'static str,
-    /// What it shows.
+    /// Caption.
     pub caption: &'static str,
-    /// Whether it is shown without a click.
+    /// Whether the table starts expanded.
     pub open: bool,
-    /// The heads of the columns.
+    /// Column headers.
     pub head: Vec<&'static str>,
-    /// The rows.
+    /// Cells of each row.
     pub rows: Vec<Vec<String>>,
 }
 
-/// With so many digits after the point.
+/// Formats `value` with `digits` decimals; NaN as a dash, huge values in scientific notation.
 pub fn fixed(value: f64, digits: usize) -> String {
     match value {
         v if v.is_nan() => "–".into(),
         v if v.is_infinite() => if v > 0.0 { "∞" } else { "−∞" }.into(),
-        // Beyond this, digits are no help, and there may be hundreds of them.
+        // Larger values could have hundreds of useless digits.
         v if v.abs() >= 1e9 => format!("{v:.2e}"),
         v => format!("{v:.digits$}"),
     }
 }
 
-/// `4.00 %` of 0.04.
+/// Formats a share as a percentage, e.g. 0.04 as `4.00 %`.
 pub fn percent(value: f64) -> String {
     match value.is_finite() {
         true => format!("{} %", fixed(100.0 * value, 2)),

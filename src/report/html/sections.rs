@@ -1,4 +1,4 @@
-//! The parts of the page, each with its charts and tables.
+//! Builds the page's sections with their charts and tables.
 
 use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
@@ -8,14 +8,14 @@ use crate::method::search::{Probe, Trial};
 use crate::method::verify::TensorChange;
 use crate::report::Report;
 
-/// Kinds of prompts, in their order.
+/// Kinds of prompts, in the order of the report's data.
 const KINDS: [&str; 3] = ["harmful", "harmless", "borderline"];
 
 fn tallies(score: &Score) -> [Tally; 3] {
     [score.harmful, score.harmless, score.borderline]
 }
 
-/// Refusals before, after and of the controls.
+/// Returns the section on refusals before, after and of the controls.
 pub fn scores(report: &Report) -> Option<Section> {
     let named = report.scores.named();
     let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
@@ -46,29 +46,43 @@ pub fn scores(report: &Report) -> Option<Section> {
         [vec![(*name).to_owned()], refused.to_vec(), others.to_vec(), vec![fixed(score.kl, 4)]].concat()
     };
     let left_out = report.scores.requantized_left_out.as_ref();
-    let left_out = left_out.map_or(String::new(), |why| format!(" The last one was left out: {why}."));
+    let left_out = left_out.map_or(String::new(), |why| format!(" The last control was left out: {why}."));
     Some(Section {
         id: "scores",
-        title: "What it refuses",
-        text: "On prompts of the report split, which neither extraction nor search saw. Harmful prompts should be \
-               refused; harmless ones, and borderline ones, which only sound harmful, should not. Lines are 95 % Wilson \
-               intervals. With --controls: the edit applied exactly, a random direction of the same size, the published \
-               edit at the same KL, and the same tensors requantized without an edit."
+        title: "Refusals",
+        text: "Measured on prompts of the report split, which neither extraction nor search used. Harmful \
+               prompts should be refused; harmless prompts, and borderline prompts, which only sound \
+               harmful, should be answered. Lines are 95 % Wilson intervals. With --controls: the edit \
+               applied exactly, a random direction of the same size, the published edit at the same KL, and \
+               the same tensors requantized without an edit."
             .to_owned()
             + &left_out,
-        legend: vec![("before", "base"), ("exact", "exact edit"), ("after", "written file"), ("control", "control")],
+        legend: vec![
+            ("before", "base"),
+            ("exact", "exact edit"),
+            ("after", "written file"),
+            ("control", "control"),
+        ],
         charts: (0..3).map(chart).collect(),
         tables: vec![Table {
             id: "score-table",
             caption: "Counts, rates and 95 % intervals; KL of the first answer token from the base, nats",
             open: true,
-            head: vec!["", "harmful refused", "harmless refused", "borderline refused", "undecided", "broken", "KL"],
+            head: vec![
+                "",
+                "harmful refused",
+                "harmless refused",
+                "borderline refused",
+                "undecided",
+                "broken",
+                "KL",
+            ],
             rows: named.iter().map(row).collect(),
         }],
     })
 }
 
-/// How well each layer tells harmful from harmless prompts.
+/// Returns the section on how well each layer separates harmful from harmless prompts.
 pub fn separation(report: &Report) -> Option<Section> {
     let all = &report.separation;
     let last = all.iter().map(|s| s.layer).max()?;
@@ -98,8 +112,9 @@ pub fn separation(report: &Report) -> Option<Section> {
     Some(Section {
         id: "separation",
         title: "Separation by layer",
-        text: "How well the projections on each layer's own direction tell harmful from harmless prompts, leaving out one \
-               prompt at a time. AUROC: 0.5 is chance, 1 is perfect. d′: distance of the means in standard deviations."
+        text: "How well the projections on each layer's own direction separate harmful from harmless \
+               prompts, leaving out one prompt at a time. AUROC: 0.5 is chance, 1 is perfect. d′: distance \
+               between the means in standard deviations."
             .into(),
         legend: vec![("chosen", "the edit's layer")],
         charts: vec![
@@ -116,16 +131,16 @@ pub fn separation(report: &Report) -> Option<Section> {
     })
 }
 
-/// Where prompts lie along the direction.
+/// Returns the section on the projections of prompts on the direction.
 pub fn projections(report: &Report) -> Option<Section> {
     let all = report.projections.as_ref()?;
     Some(Section {
         id: "projections",
         title: "Projections on ŝ",
         text: format!(
-            "ŝᵀh of the residual stream at the last token of prompts of the report split, in units of the stream. First: \
-             each prompt after layer {}, the last that was edited. Second: how far the mean moved after each layer. A gate \
-             should move harmful prompts and leave the others.",
+            "ŝᵀh of the residual stream at the last token of each prompt of the report split, in units of \
+             the stream. First chart: each prompt after layer {}, the last edited layer. Second chart: shift \
+             of the mean after each layer. An ideal gate moves harmful prompts and no others.",
             all.layer
         ),
         legend: vec![
@@ -181,7 +196,7 @@ fn mean(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64
 }
 
-/// Every prompt, two rows for each kind.
+/// Charts the projection of every prompt, in two rows for each kind.
 fn strips(all: &Projections) -> Chart {
     let sets = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
         [(format!("{kind} before"), &moved.before), (format!("{kind} after"), &moved.after)]
@@ -205,7 +220,7 @@ fn strips(all: &Projections) -> Chart {
     chart
 }
 
-/// How far the means moved.
+/// Charts the shift of each kind's mean by layer.
 fn shifts(all: &Projections) -> Chart {
     let shift = |kind: usize| -> Vec<f64> {
         let moved = all.by_kind()[kind];
@@ -232,20 +247,21 @@ fn shifts(all: &Projections) -> Chart {
     chart
 }
 
-/// What the search tried.
+/// Returns the section on the trials of the search.
 pub fn search(report: &Report) -> Option<Section> {
     if report.search.trials.is_empty() {
         return None;
     }
     let (base, budget) = (report.search.base, kl_budget(report));
-    let legend = [("front", "on the Pareto front"), ("beaten", "beaten"), ("ring", "best")];
+    let legend = [("front", "on the Pareto front"), ("beaten", "off the front"), ("ring", "best")];
     let lines = base.map(|_| ("base", "base")).into_iter().chain(budget.map(|_| ("budget", "KL budget")));
     Some(Section {
         id: "search",
         title: "Strength, refusals and KL",
-        text: "Edits that were tried in memory, on the search split. The Pareto front holds the trials that no other beats \
-               in refusals of harmful, harmless and borderline prompts and in KL together. A trial ends when it cannot be the \
-               best any more: kinds that it was not asked are a dash. Numbers are those of the table."
+        text: "Edits tried in memory, on the search split. The Pareto front holds the trials that no other \
+               trial beats in refusals of harmful, harmless and borderline prompts and in KL together. A \
+               trial stops once it can no longer be the best; a dash marks the kinds of prompts that it was \
+               not asked. Numbers refer to the rows of the table."
             .into(),
         legend: legend.into_iter().chain(lines).collect(),
         charts: search_charts(report),
@@ -253,7 +269,7 @@ pub fn search(report: &Report) -> Option<Section> {
     })
 }
 
-/// Most KL that the edits of the chosen direction source might cost.
+/// Returns the KL budget of the chosen direction source.
 fn kl_budget(report: &Report) -> Option<f64> {
     let own = |p: &&Probe| p.candidate.direction_source == report.edit.direction_source;
     report.search.probes.iter().find(own).map(|probe| probe.max_kl)
@@ -297,7 +313,7 @@ fn search_charts(report: &Report) -> Vec<Chart> {
 }
 
 fn tell(i: usize, t: &Trial) -> String {
-    let ended = if t.stopped { "; ended, since it could not be the best" } else { "" };
+    let ended = if t.stopped { "; stopped: could no longer be the best" } else { "" };
     format!(
         "{}: {} layer {}, strength {}, KL {}, harmful refused {}{ended}",
         i + 1,
@@ -309,7 +325,7 @@ fn tell(i: usize, t: &Trial) -> String {
     )
 }
 
-/// How many were refused, if any were asked.
+/// Formats the refused share, or a dash if no prompt was asked.
 fn count(tally: Tally) -> String {
     if tally.total() == 0 { "–".into() } else { tally.refused().to_string() }
 }
@@ -327,7 +343,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
         let c = &t.candidate;
         let front =
             [number, c.source_and_contrast(), c.layer.to_string(), percent(t.strength), fixed(t.score.kl, 4)];
-        let within = if t.stopped { "ended".into() } else { yes(t.accepted) };
+        let within = if t.stopped { "stopped".into() } else { yes(t.accepted) };
         let most = if t.stopped { "at most " } else { "" };
         let back = [format!("{most}{}", fixed(t.utility, 3)), within, yes(t.on_front)];
         [front.to_vec(), counts(&t.score).to_vec(), back.to_vec()].concat()
@@ -361,7 +377,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
         },
         Table {
             id: "source-table",
-            caption: "DirectionSources, each at its best probe (first tokens) and trial (answers)",
+            caption: "Direction sources, each with its best probe (first tokens) and trial (answers)",
             open: false,
             head: vec!["source", "layer", "strength", "gain by first tokens", "KL budget", "harmful refused"],
             rows: direction_sources.collect(),
@@ -369,7 +385,7 @@ fn search_tables(report: &Report) -> Vec<Table> {
     ]
 }
 
-/// What arrived of the edit in each tensor.
+/// Returns the section on how much of the edit is in each tensor of the file.
 pub fn survival(report: &Report) -> Option<Section> {
     let tensors = &report.verification.tensors;
     let mut groups: Vec<(&str, Vec<(f64, &TensorChange)>)> = Vec::new();
@@ -399,33 +415,33 @@ pub fn survival(report: &Report) -> Option<Section> {
         id: "survival",
         title: "Survival by tensor",
         text: format!(
-            "From the two files alone: {} of the edit is in the file, cosine {}. Untouched tensors identical: {}; metadata \
-             preserved: {}; {} tensors identical. Arrived is the part of the change that is the edit itself; changed has \
-             the noise of rounding in it.",
+            "Computed from the two files alone: {} of the edit is in the file, cosine {}. Untouched tensors \
+             identical: {}; metadata preserved: {}; {} tensors identical. Achieved is the part of the change \
+             along the requested edit; changed includes rounding noise.",
             percent(v.gain.unwrap_or(f64::NAN)),
             fixed(v.cosine.unwrap_or(f64::NAN), 3),
             sound(v.untouched_identical),
             sound(v.metadata_preserved),
             v.identical
         ),
-        legend: vec![("asked", "asked for"), ("after", "arrived")],
+        legend: vec![("asked", "requested"), ("after", "achieved")],
         charts: groups.iter().map(|(kind, group)| survival_chart(kind, group)).collect(),
         tables: vec![Table {
             id: "tensor-table",
-            caption: "Each changed tensor: relative change asked for and arrived, ‖Δ‖/‖W‖",
+            caption: "Each changed tensor: relative change, requested and achieved, ‖Δ‖/‖W‖",
             open: false,
-            head: vec!["tensor", "type", "asked for", "arrived", "gain", "cosine", "noise", "changed"],
+            head: vec!["tensor", "type", "requested", "achieved", "gain", "cosine", "noise", "changed"],
             rows: rows.collect(),
         }],
     })
 }
 
-/// The relative change along the edit that is in the file.
+/// Returns the relative change along the edit in the file.
 fn arrived(t: &TensorChange) -> Option<f64> {
     Some(t.requested_change? * t.gain?)
 }
 
-/// Layer and kind of `blk.3.ffn_down.weight`.
+/// Returns layer and kind of a tensor, e.g. 3 and `ffn_down` for `blk.3.ffn_down.weight`.
 fn place(name: &str) -> Option<(usize, &str)> {
     let (layer, kind) = name.strip_prefix("blk.")?.split_once('.')?;
     Some((layer.parse().ok().filter(|&layer| layer < 10_000)?, kind.strip_suffix(".weight").unwrap_or(kind)))
@@ -435,22 +451,19 @@ fn survival_chart(kind: &str, group: &[(f64, &TensorChange)]) -> Chart {
     let values = group.iter().flat_map(|(_, t)| [t.requested_change, arrived(t)]).flatten();
     let gains: Vec<f64> = group.iter().filter_map(|(_, t)| t.gain).collect();
     let (least, most) = gains.iter().fold((f64::MAX, f64::MIN), |(low, high), &g| (low.min(g), high.max(g)));
-    let told = if gains.is_empty() {
-        "not known".into()
-    } else {
-        format!("{} to {}", percent(least), percent(most))
-    };
-    let description = format!("Share of the edit that arrived in {} tensors: {told}.", group.len());
+    let told =
+        if gains.is_empty() { "unknown".into() } else { format!("{} to {}", percent(least), percent(most)) };
+    let description = format!("Share of the edit achieved in {} tensors: {told}.", group.len());
     let last = group.iter().map(|(layer, _)| *layer as usize).max().unwrap_or(0);
     let y = Numbers::over("", values.chain([0.0])).percent();
     let mut chart = Chart::new(&format!("{kind}: relative change"), description, Numbers::layers(last), y);
     for (layer, t) in group {
         let tip = |what: &str, v: f64| format!("{}: {what} {}", t.name, percent(v));
         if let Some(asked) = t.requested_change {
-            chart.dot("asked", Point { x: *layer, y: asked }, tip("asked for", asked));
+            chart.dot("asked", Point { x: *layer, y: asked }, tip("requested", asked));
         }
         if let Some(arrived) = arrived(t) {
-            chart.dot("after", Point { x: *layer, y: arrived }, tip("arrived", arrived));
+            chart.dot("after", Point { x: *layer, y: arrived }, tip("achieved", arrived));
         }
     }
     chart

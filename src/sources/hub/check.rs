@@ -1,4 +1,4 @@
-//! Files that were downloaded, and not yet compared with their sha256 to the end.
+//! Tracks downloaded files whose sha256 has not been verified yet.
 
 use std::path::{Path, PathBuf};
 
@@ -6,26 +6,27 @@ use super::local::repo_folder;
 use super::{HubError, HubName};
 use crate::gguf::{Progress, sha256_file};
 
-/// The file that says that `part` was never compared with its sha256 to the end.
+/// Returns the path of the marker file that says that `part` has not been verified yet.
 pub(super) fn unchecked(cache: &Path, name: &HubName, part: &str) -> PathBuf {
     repo_folder(cache, name).join(format!(".unchecked-{}", part.replace('/', "--")))
 }
 
-/// Says that a file has still to be checked.
+/// Creates the marker file.
 pub(super) fn mark(unchecked: &Path, cache: &Path) -> Result<(), HubError> {
     let folder = unchecked.parent().unwrap_or(unchecked);
     let made = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(unchecked, b""));
     made.map_err(|source| HubError::Cache { path: cache.to_path_buf(), source })
 }
 
-/// Says that it was.
+/// Removes the marker file once the file is verified.
 pub(super) fn checked(unchecked: &Path) {
     if let Err(error) = std::fs::remove_file(unchecked) {
         tracing::debug!("{}: {error}", unchecked.display());
     }
 }
 
-/// Compares what arrived with the name of its blob: large files are named by their sha256.
+/// Verifies a downloaded file against the name of its blob, which for large files is their sha256. Removes a damaged
+/// file.
 pub(super) fn check(part: &str, path: &Path, progress: &mut Progress<'_>) -> Result<(), HubError> {
     let unreadable = |source| HubError::Cache { path: path.to_path_buf(), source };
     let blob = path.canonicalize().map_err(unreadable)?;

@@ -1,144 +1,144 @@
-//! Why a model of the hub cannot be had.
+//! Errors of finding and downloading models of the hub.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::util::hint::Hint;
 
-/// What is wrong with which name, answer or file.
+/// Errors of finding and downloading models of the hub.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// Not a name.
-    #[error("{name:?} is not the name of a model on the hub: {problem}")]
+    /// The name is invalid.
+    #[error("invalid hub model name {name:?}: {problem}")]
     Name {
-        /// As it was given.
+        /// The name as given.
         name: String,
-        /// Why.
+        /// What is wrong with it.
         problem: &'static str,
     },
-    /// The hub cannot be asked, and the cache does not have it.
+    /// The hub cannot be reached, and the cache lacks the model.
     #[error("{repo} is not in the cache, and {endpoint} cannot be reached: {problem}")]
     Unreachable {
         /// The repository.
         repo: String,
-        /// The hub.
+        /// Address of the hub.
         endpoint: String,
-        /// Why.
+        /// The network error.
         problem: String,
     },
-    /// `HF_HUB_OFFLINE` is set, and the cache does not have it.
+    /// `HF_HUB_OFFLINE` is set, and the cache lacks the model.
     #[error("{repo} is not in the cache, and HF_HUB_OFFLINE is set")]
     Offline {
         /// The repository.
         repo: String,
     },
-    /// The hub does not let this user in.
-    #[error("the hub refuses {what} to {whom} (status {status})")]
+    /// The hub denies access.
+    #[error("the hub denies {whom} access to {what} (status {status})")]
     Denied {
         /// The repository or file.
         what: String,
-        /// With or without a token.
+        /// Whether the user has a token, in words.
         whom: &'static str,
-        /// 401 or 403.
+        /// HTTP status, 401 or 403.
         status: u16,
     },
-    /// The hub does not have it.
+    /// The hub has no such repository or file.
     #[error("the hub has no {what} (status 404)")]
     Missing {
         /// The repository or file.
         what: String,
     },
-    /// The hub answered otherwise.
-    #[error("the hub answered {what} with status {status}")]
+    /// The hub answered with an unexpected status.
+    #[error("the hub answered the request for {what} with status {status}")]
     Status {
         /// The repository or file.
         what: String,
-        /// Its status.
+        /// HTTP status.
         status: u16,
     },
-    /// The hub's answer makes no sense.
-    #[error("the hub's answer for {what} cannot be used: {problem}")]
+    /// The hub's answer is invalid.
+    #[error("invalid answer from the hub for {what}: {problem}")]
     Answer {
         /// The repository or file.
         what: String,
-        /// Why.
+        /// What is wrong with the answer.
         problem: String,
     },
-    /// No GGUF file in the repository.
+    /// The repository has no GGUF file.
     #[error("{repo} has no GGUF model file")]
     NoGguf {
         /// The repository.
         repo: String,
     },
-    /// None that was asked for.
-    #[error("{repo} has no GGUF file of {wanted}")]
+    /// The repository has no matching GGUF file.
+    #[error("{repo} has no GGUF file for {wanted}")]
     NoMatch {
         /// The repository.
         repo: String,
-        /// The quantization or file.
+        /// The requested quantization or file.
         wanted: String,
-        /// Those that are there.
+        /// The available files.
         there: Vec<String>,
     },
-    /// More than one.
-    #[error("{repo} has {} GGUF files {of}", there.len())]
+    /// More than one GGUF file matches.
+    #[error("expected one GGUF file in {repo}, found {} {of}", there.len())]
     Several {
         /// The repository.
         repo: String,
-        /// Of what.
+        /// What they match, in words.
         of: String,
-        /// Which.
+        /// The matching files.
         there: Vec<String>,
     },
-    /// A split model lacks files.
-    #[error("{repo} lacks {missing}, a file of the split model")]
+    /// A file of a split model is missing.
+    #[error("{repo} has no {missing}, which is part of the split model")]
     NoPart {
         /// The repository.
         repo: String,
-        /// One that is missing.
+        /// The first missing file.
         missing: String,
     },
-    /// The download broke off.
-    #[error("{file} could not be downloaded: {problem}")]
+    /// The download failed.
+    #[error("cannot download {file}: {problem}")]
     Download {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         problem: String,
     },
-    /// Another program is downloading it.
-    #[error("{file} is being downloaded by another program")]
+    /// Another program is downloading the file.
+    #[error("another program is downloading {file}")]
     Busy {
         /// The file.
         file: String,
     },
-    /// What was downloaded is not what the hub has.
-    #[error("{file} was damaged in transit (expected {expected}, found {found}) and removed from the cache")]
+    /// The downloaded file does not match its sha256.
+    #[error("removed {file}, which was damaged in transit: expected sha256 {expected}, found {found}")]
     Damaged {
         /// The file.
         file: String,
-        /// Its size or sha256.
+        /// The expected sha256.
         expected: String,
-        /// That of what arrived.
+        /// The sha256 of the download.
         found: String,
     },
-    /// The cache cannot be written to.
+    /// The cache cannot be read or written.
     #[error("{}: {source}", path.display())]
     Cache {
-        /// The cache.
+        /// The cache, or the file in it.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
-    /// There is no place for a cache.
+    /// No location for the cache is known.
     #[error(
-        "there is no place for the hub's cache: neither HF_HOME, XDG_CACHE_HOME nor a home folder is set"
+        "no location for the hub's cache: expected HF_HOME, XDG_CACHE_HOME or a home directory, found none"
     )]
     NoHome,
-    /// The user asked to stop.
-    #[error("stopped: {file} goes on from where it is when it is asked for again")]
+    /// The user stopped the operation.
+    #[error("stopped while {file}: the same command resumes it")]
     Stopped {
-        /// The file.
+        /// The interrupted step, e.g. `downloading FILE`.
         file: String,
     },
 }
@@ -146,28 +146,26 @@ pub enum HubError {
 impl Hint for HubError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::Name { .. } => Some("names look as for llama.cpp's -hf: OWNER/REPO or OWNER/REPO:Q4_K_M".into()),
+            Self::Name { .. } => Some("use OWNER/REPO or OWNER/REPO:Q4_K_M, as for llama.cpp's -hf".into()),
             Self::Unreachable { .. } => {
-                Some("check the network, and HF_ENDPOINT if a mirror is used; a file on this machine can be given by its path".into())
+                Some("check the network and HF_ENDPOINT; for a file on this machine, pass its path".into())
             }
             Self::Denied { .. } => Some(
-                "set HF_TOKEN to a token that may read it (`hf auth login` stores one); gated models must be asked for on \
-                 their page first"
+                "set HF_TOKEN to a token with access (`hf auth login` stores one); for a gated model, \
+                 request access on its page first"
                     .into(),
             ),
-            Self::Missing { .. } => {
-                Some("check the spelling; a private repository looks like this too, unless HF_TOKEN is set".into())
-            }
-            Self::NoGguf { .. } => Some("look for a repository with GGUF files of the model, often named …-GGUF".into()),
+            Self::Missing { .. } => Some("check the spelling; for a private repository, set HF_TOKEN".into()),
+            Self::NoGguf { .. } => Some("find a repository with GGUF files, often named …-GGUF".into()),
             Self::NoMatch { there, .. } | Self::Several { there, .. } => {
-                Some(format!("choose one, as OWNER/REPO:FILE.gguf; there are: {}", there.join(", ")))
+                Some(format!("choose one as OWNER/REPO:FILE.gguf; available: {}", there.join(", ")))
             }
-            Self::Download { .. } => Some("the same command goes on from where it stopped".into()),
+            Self::Download { .. } => Some("rerun the same command to resume the download".into()),
             Self::Cache { source, .. } if is_full(source) => {
-                Some("make room, or set HF_HOME to a folder on a larger disk; the same command goes on from where it stopped".into())
+                Some("free some space, or set HF_HOME to a larger disk; the same command resumes".into())
             }
-            Self::NoHome => Some("set HF_HOME to a folder for the hub's cache".into()),
-            Self::Damaged { .. } => Some("try again".into()),
+            Self::NoHome => Some("set HF_HOME to a directory for the hub's cache".into()),
+            Self::Damaged { .. } => Some("run the same command again".into()),
             Self::Offline { .. } => Some("unset HF_HUB_OFFLINE to download it".into()),
             Self::Status { .. }
             | Self::Answer { .. }
@@ -179,7 +177,7 @@ impl Hint for HubError {
     }
 }
 
-/// Whether the disk, or the user's share of it, is full.
+/// Returns whether the error means that the disk or the user's quota is full, or that the file is too large.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

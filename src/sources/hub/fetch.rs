@@ -1,9 +1,9 @@
-//! Getting files into the hub's cache, through the crate `hf-hub`.
+//! Downloads files into the hub's cache through the crate `hf-hub`.
 //!
-//! The crate speaks the hub's protocol, keeps the cache's layout, and goes on with files that are half there.
-//! What it does not do is done here: it cannot be stopped, and trusts an answer so far that a wrong one makes
-//! it panic or write elsewhere. So it works on a thread of its own, commits and names of blobs are looked at
-//! first, and what it downloaded is compared with the sha256 that names it.
+//! The crate implements the hub's protocol and the cache's layout, and resumes partial downloads. But it cannot be
+//! stopped, and it trusts the hub so much that an invalid answer can make it panic or write outside the cache. This
+//! module therefore runs it on its own thread, validates commits and blob names first, and compares each download with
+//! the sha256 that names it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,45 +22,45 @@ use super::{HubError, HubName};
 use crate::gguf::sha256_file;
 
 const ENDPOINT: &str = "https://huggingface.co";
-/// How often a running download is asked whether it should stop.
+/// Interval at which a running download checks for a request to stop.
 const TICK: Duration = Duration::from_millis(100);
-/// Tries after a connection that broke.
+/// Number of retries after a broken connection.
 const RETRIES: usize = 2;
 
-/// What is being done, bytes done, bytes in all; an error stops it.
+/// Progress callback: current step, bytes done, total bytes. Returning an error stops the operation.
 pub type Watch<'a> = dyn FnMut(&str, u64, u64) -> io::Result<()> + 'a;
 
 /// A hub and its cache on this machine.
 #[derive(Debug, Clone)]
 pub struct Hub {
-    /// `https://…` without a slash at its end.
+    /// `https://…` without a trailing slash.
     endpoint: String,
-    /// The folder that has `models--OWNER--REPO`.
+    /// The folder that contains `models--OWNER--REPO`.
     cache: PathBuf,
-    /// llama.cpp's folder.
+    /// llama.cpp's cache folder, which is only read.
     llama: Option<PathBuf>,
     token: Option<String>,
     offline: bool,
 }
 
-/// A model in the cache.
+/// A model in a local cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
-    /// Its file; of a split model the first one.
+    /// Path of the model file, or of the first file of a split model.
     pub path: PathBuf,
-    /// The folder of the cache.
+    /// Root folder of the cache.
     pub cache: PathBuf,
-    /// Whether the hub could not be asked, so that the cache had the word.
+    /// Whether the model was taken from the cache without asking the hub.
     pub from_cache: bool,
 }
 
 impl Hub {
-    /// As the hub's other programs are set: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`,
-    /// `XDG_CACHE_HOME`, `HF_TOKEN` (else the token that is stored in `HF_HOME`), `HF_HUB_OFFLINE`,
-    /// `TRANSFORMERS_OFFLINE`; and llama.cpp's `LLAMA_CACHE`, where nothing is written.
+    /// Reads the environment variables of the hub's other programs: `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`,
+    /// `HUGGINGFACE_HUB_CACHE`, `XDG_CACHE_HOME`, `HF_TOKEN` (default: the token stored in `HF_HOME`), `HF_HUB_OFFLINE`
+    /// and `TRANSFORMERS_OFFLINE`; and llama.cpp's `LLAMA_CACHE`, which is only read.
     ///
     /// # Errors
-    /// [`HubError::NoHome`].
+    /// Returns [`HubError::NoHome`] if no variable or home directory gives a location for the cache.
     pub fn from_env() -> Result<Self, HubError> {
         let var = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
         let text = |key: &str| var(key).and_then(|value| value.into_string().ok());
@@ -75,16 +75,16 @@ impl Hub {
         })
     }
 
-    /// Finds the model's file, and gets it unless this machine has it.
+    /// Finds the model's files, downloading those that this machine lacks.
     ///
     /// # Errors
-    /// [`HubError`].
+    /// Returns [`HubError`] if the model is neither on this machine nor available from the hub.
     pub fn get(&self, name: &HubName, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         if self.offline {
             let offline = HubError::Offline { repo: name.repo.clone() };
             return self.on_this_machine(name, offline, watch);
         }
-        // Absolute, because the crate links between folders by their whole paths.
+        // Must be absolute, because the crate creates links by full path.
         let cache = std::path::absolute(&self.cache)
             .map_err(|source| HubError::Cache { path: self.cache.clone(), source })?;
         let job = Job { hub: Self { cache, ..self.clone() }, name: name.clone() };
@@ -94,7 +94,7 @@ impl Hub {
         }
     }
 
-    /// What this machine has of the model, else `otherwise`.
+    /// Finds the model on this machine, or returns the error `otherwise`.
     fn on_this_machine(
         &self,
         name: &HubName,
@@ -122,18 +122,18 @@ impl Hub {
     }
 }
 
-/// What a download tells of itself.
+/// Progress of a download: current step, bytes done, total bytes.
 type Told = (String, u64, u64);
 
-/// One download, on its thread.
+/// One download, which runs on its own thread.
 struct Job {
     hub: Hub,
     name: HubName,
 }
 
 impl Job {
-    /// Runs on a thread of its own, which a user who stops does not wait for: what it wrote so far is taken up
-    /// by the next run.
+    /// Runs the job on its own thread. When the user stops it, the thread is not waited for: the next run resumes its
+    /// partial download.
     fn watched(self, watch: &mut Watch<'_>) -> Result<Fetched, HubError> {
         let (send, receive) = mpsc::channel::<Told>();
         let name = self.name.to_string();
@@ -149,9 +149,8 @@ impl Job {
                 return Err(HubError::Stopped { file: last.0 });
             }
         }
-        // The crate panics on some wrong answers.
-        let panicked =
-            |_| HubError::Answer { what: name, problem: "hf-hub could not make sense of it".into() };
+        // The crate panics on some invalid answers.
+        let panicked = |_| HubError::Answer { what: name, problem: "hf-hub cannot parse it".into() };
         worker.join().map_err(panicked)?
     }
 
@@ -193,7 +192,7 @@ impl Job {
                 continue;
             }
             if !path.is_file() {
-                // Before the download: a run that is stopped between the two leaves a file that says so.
+                // Mark the file before downloading it, so that it stays marked if this run stops before the check.
                 check::mark(&unchecked, &hub.cache)?;
                 download.get(part)?;
             }
@@ -207,7 +206,7 @@ impl Job {
         Ok(Fetched { path: snapshot.join(&parts[0]), cache: hub.cache.clone(), from_cache: false })
     }
 
-    /// The repository, with its revision where it is not the default.
+    /// Returns the repository, with its revision unless that is the default.
     fn what(&self) -> String {
         HubName { wanted: None, ..self.name.clone() }.to_string()
     }
@@ -243,7 +242,7 @@ impl Job {
     }
 
     fn explain_request(&self, error: ureq::Error, what: String) -> HubError {
-        let whom = if self.hub.token.is_some() { "the user of this token" } else { "users without a token" };
+        let whom = if self.hub.token.is_some() { "the owner of this token" } else { "users without a token" };
         match error {
             ureq::Error::StatusCode(status @ (401 | 403)) => HubError::Denied { what, whom, status },
             ureq::Error::StatusCode(404) => HubError::Missing { what },
@@ -257,7 +256,7 @@ impl Job {
     }
 }
 
-/// The files of one commit, on their way.
+/// The download of one commit's files.
 struct Download<'a> {
     job: &'a Job,
     api: &'a Api,
@@ -267,15 +266,15 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// What the hub says of a file, which can be used.
+    /// Returns the hub's metadata of a file, after validating it.
     fn metadata(&self, part: &str) -> Result<Metadata, HubError> {
         let found = self.api.metadata(&self.repo.url(part)).map_err(|error| self.job.explain(error, part))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if found.etag().is_empty() || found.etag().len() > 200 || !found.etag().chars().all(plain) {
-            return Err(self.job.answer(part, "its ETag cannot be the name of a file"));
+            return Err(self.job.answer(part, "expected an ETag that is a valid file name"));
         }
         if found.commit_hash() != self.commit {
-            let problem = "it is of another commit than the repository: was it changed just now?";
+            let problem = "its commit differs from the repository's, which may have just changed; try again";
             return Err(self.job.answer(part, problem));
         }
         Ok(found)
@@ -292,8 +291,8 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// The first file of the model in llama.cpp's folder, if all its files are there and have the sha256 that the hub
-    /// has for them.
+    /// Returns the model's first file in llama.cpp's folder if all its files are there with the sha256 that the hub
+    /// reports.
     fn in_llama(&self, folder: &Path, parts: &[String]) -> Result<Option<PathBuf>, HubError> {
         let Some(paths) = local::all_in_llama(folder, &self.job.name.repo, parts) else { return Ok(None) };
         for (part, path) in parts.iter().zip(&paths) {
@@ -307,7 +306,7 @@ impl Download<'_> {
     }
 }
 
-/// The crate's progress, sent to the thread that shows it.
+/// Sends the crate's progress to the thread that shows it.
 struct Tell {
     send: Sender<Told>,
     file: String,

@@ -1,4 +1,4 @@
-//! What is on this machine already: in caches laid out as the hub's, and in llama.cpp's folder of plain files.
+//! Finds models on this machine: in caches with the hub's layout, and in llama.cpp's folder of plain files.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,16 @@ use super::select::select;
 use super::{Fetched, HubError, HubName, check};
 use crate::util::bounded;
 
-/// What llama.cpp writes beside a file has a few hundred bytes.
+/// Maximum size of llama.cpp's metadata file for a download, in bytes; a real one has a few hundred.
 const MAX_NOTE: u64 = 1 << 20;
-/// The same of the name of a commit.
+/// Maximum size of a reference file, in bytes; it holds one commit hash.
 const MAX_REFERENCE: u64 = 1 << 10;
 
-/// The model as the cache at `cache` has it; `None` where it has nothing of the repository. What was never checked is.
+/// Finds the model in the cache at `cache`, verifying files that were never verified. Returns `None` if the cache has
+/// nothing of the repository's revision.
 ///
 /// # Errors
-/// [`HubError`] where it has some of the repository, but not what `name` asks for, or a damaged file.
+/// Returns [`HubError`] if the cache has the repository but not what `name` asks for, or if a file is damaged.
 pub(super) fn in_cache(
     cache: &Path,
     name: &HubName,
@@ -43,7 +44,7 @@ pub(super) fn in_cache(
     Ok(Some(Fetched { path: snapshot.join(&parts[0]), cache: cache.to_path_buf(), from_cache: true }))
 }
 
-/// The commit that a revision stands for in the folder of a repository; a commit stands for itself.
+/// Returns the commit that a revision refers to in the folder of a repository; a commit refers to itself.
 fn commit_of(folder: &Path, revision: &str) -> String {
     let reference = folder.join("refs").join(revision);
     if is_commit(revision) || !reference.is_file() {
@@ -52,12 +53,12 @@ fn commit_of(folder: &Path, revision: &str) -> String {
     bounded::read_text(&reference, MAX_REFERENCE).unwrap_or_default().trim().to_owned()
 }
 
-/// The folder of a repository in a cache.
+/// Returns the folder of a repository in a cache.
 pub(super) fn repo_folder(cache: &Path, name: &HubName) -> PathBuf {
     cache.join(format!("models--{}", name.repo.replace('/', "--")))
 }
 
-/// As [`in_cache`], of the plain files in llama.cpp's folder, which know no revisions.
+/// Like [`in_cache`], for the plain files in llama.cpp's folder, which have no revisions.
 pub(super) fn in_llama(folder: &Path, name: &HubName) -> Result<Option<Fetched>, HubError> {
     let prefix = flat(&name.repo, "");
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -78,19 +79,19 @@ pub(super) fn in_llama(folder: &Path, name: &HubName) -> Result<Option<Fetched>,
     }))
 }
 
-/// The files of a model in llama.cpp's folder, if all are there.
+/// Returns the files of a model in llama.cpp's folder, if all of them exist.
 pub(super) fn all_in_llama(folder: &Path, repo: &str, parts: &[String]) -> Option<Vec<PathBuf>> {
     let path = |part: &String| Some(folder.join(flat(repo, part))).filter(|path| path.is_file());
     parts.iter().map(path).collect()
 }
 
-/// What llama.cpp calls the file of a repository.
+/// Returns llama.cpp's file name for a file of a repository.
 fn flat(repo: &str, file: &str) -> String {
     format!("{repo}_{file}").replace('/', "_")
 }
 
-/// Whether a file is a GGUF file, and not of another repository whose name is cut elsewhere: llama.cpp writes beside
-/// some files where they are from.
+/// Returns whether a file exists and belongs to `repo`. Flattened names are ambiguous (`a/b_c` and `a_b/c` look the
+/// same), but llama.cpp stores the URL of some files beside them.
 fn is_of(path: &Path, repo: &str) -> bool {
     #[derive(Deserialize)]
     struct Note {
@@ -103,12 +104,12 @@ fn is_of(path: &Path, repo: &str) -> bool {
     path.is_file() && note.is_none_or(|note| note.url.contains(&format!("/{repo}/resolve/")))
 }
 
-/// Whether the text is the hash of a commit.
+/// Returns whether the text is a commit hash.
 pub(super) fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The files of a snapshot, relative to it, with slashes.
+/// Returns the paths of a snapshot's files, relative to it, with forward slashes.
 fn files_below(folder: &Path) -> Vec<String> {
     const DEPTH: usize = 6;
     let mut files = Vec::new();

@@ -1,25 +1,25 @@
-//! `OWNER/REPO[@REVISION][:WANTED]`.
+//! Parses hub model names: `OWNER/REPO[@REVISION][:WANTED]`.
 
 use std::fmt;
 
 use super::HubError;
 
-/// A checked name: no part of it can lead out of a folder, or of the path of an address.
+/// A validated name: no part of it can escape from a folder or from the path of a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// `OWNER/REPO`.
     pub repo: String,
     /// A branch, tag or commit.
     pub revision: String,
-    /// A quantization, or the name of a file.
+    /// The requested quantization or file, if any.
     pub wanted: Option<String>,
 }
 
 impl HubName {
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
-    /// [`HubError::Name`].
+    /// Returns [`HubError::Name`] if the text is not a valid name.
     pub fn parse(text: &str) -> Result<Self, HubError> {
         let bad = |problem| HubError::Name { name: text.chars().take(200).collect(), problem };
         let (rest, wanted) = match text.split_once(':') {
@@ -28,16 +28,16 @@ impl HubName {
         };
         let (repo, revision) = rest.split_once('@').unwrap_or((rest, "main"));
         let Some((owner, name)) = repo.split_once('/') else {
-            return Err(bad("it has no owner"));
+            return Err(bad("expected OWNER/REPO, found no slash"));
         };
         if !is_word(owner) || !is_word(name) {
-            return Err(bad("owner and repository are letters, digits, - _ and ."));
+            return Err(bad("expected letters, digits, - _ and . in owner and repository"));
         }
         if !is_path(revision) {
-            return Err(bad("the revision is letters, digits, - _ . and /"));
+            return Err(bad("expected letters, digits, - _ . and / in the revision"));
         }
         if !wanted.is_none_or(is_path) {
-            return Err(bad("after the colon comes a quantization or the name of a file"));
+            return Err(bad("expected a quantization or a file name after the colon"));
         }
         Ok(Self { repo: repo.into(), revision: revision.into(), wanted: wanted.map(str::to_owned) })
     }
@@ -58,7 +58,7 @@ fn is_word(text: &str) -> bool {
     text.len() <= 96 && text.chars().all(sound) && !text.trim_matches('.').is_empty()
 }
 
-/// Whether every part between slashes is a name; such a path is safe in an address and below a folder.
+/// Returns whether every component of the path is a plain name, which makes it safe in a URL and below a folder.
 pub(super) fn is_path(text: &str) -> bool {
     let sound = |c: char| c.is_ascii_alphanumeric() || "-_.+=,~".contains(c);
     let part = |part: &str| part.chars().all(sound) && !part.trim_matches('.').is_empty();

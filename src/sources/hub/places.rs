@@ -1,4 +1,4 @@
-//! Where models of the hub lie on this machine, as `huggingface_hub` and llama.cpp read it from the environment.
+//! Finds the hub's folders on this machine, from the same environment variables as `huggingface_hub` and llama.cpp.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,27 @@ use super::HubError;
 /// The folders of the hub's programs and of llama.cpp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Places {
-    /// The folder that has `models--OWNER--REPO`.
+    /// The folder that contains `models--OWNER--REPO`.
     pub cache: PathBuf,
-    /// The folder of the hub's programs, which has the token.
+    /// The home folder of the hub's programs, which contains the token.
     pub home: PathBuf,
-    /// llama.cpp's own folder: it has `OWNER_REPO_FILE.gguf`, or is laid out as the hub's cache.
+    /// llama.cpp's own folder, which contains `OWNER_REPO_FILE.gguf` or has the hub's layout.
     pub llama: Option<PathBuf>,
 }
 
-/// Reads variables of the environment, and knows the home folder.
+/// The environment variables and the home folder.
 pub(super) struct Environment<'a> {
-    /// The value of a variable that is set to something.
+    /// Returns the value of a variable, or `None` if it is unset or empty.
     pub var: &'a dyn Fn(&str) -> Option<OsString>,
     /// The home folder.
     pub home: Option<PathBuf>,
 }
 
 impl Environment<'_> {
-    /// From `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, and `LLAMA_CACHE`.
+    /// Finds the folders from `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, and `LLAMA_CACHE`.
     ///
     /// # Errors
-    /// [`HubError::NoHome`].
+    /// Returns [`HubError::NoHome`] if neither a variable nor the home folder is set.
     pub fn places(&self) -> Result<Places, HubError> {
         let set = |name: &str| (self.var)(name).map(PathBuf::from);
         let folder = |name: &str| set(name).map(|path| self.expanded(&path));
@@ -39,7 +39,7 @@ impl Environment<'_> {
         });
         let home = home.ok_or(HubError::NoHome)?;
         let cache = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
-        // llama.cpp expands nothing.
+        // llama.cpp does not expand `~` or variables.
         let llama = set("LLAMA_CACHE").or_else(|| {
             let caches = if cfg!(windows) {
                 set("LOCALAPPDATA")
@@ -53,14 +53,14 @@ impl Environment<'_> {
         Ok(Places { cache: cache.unwrap_or_else(|| home.join("hub")), llama, home })
     }
 
-    /// With `~` at its beginning as the home folder and `$NAME` and `${NAME}` as what they are set to; what is not
-    /// set stays as it is written, and so does the home folder of another user.
+    /// Expands a leading `~` to the home folder, and `$NAME` and `${NAME}` to the values of variables. Unset variables
+    /// and home folders of other users (`~name`) are kept as written.
     fn expanded(&self, path: &Path) -> PathBuf {
         let path = match (path.strip_prefix("~"), &self.home) {
             (Ok(rest), Some(home)) => home.join(rest),
             _ => path.to_path_buf(),
         };
-        // A path that is not Unicode is used as it is.
+        // A path that is not Unicode is used unchanged.
         path.to_str().map(|text| self.filled(text).into()).unwrap_or(path)
     }
 

@@ -1,5 +1,5 @@
-//! Which files of a repository are the model, as llama.cpp's `-hf` chooses; but where it takes the first of
-//! several, they are listed.
+//! Chooses the files of a repository that are the model, like llama.cpp's `-hf`. Where llama.cpp takes the first of
+//! several matches, this returns an error that lists them.
 
 use std::path::Path;
 
@@ -7,16 +7,16 @@ use super::name::is_path;
 use super::{HubError, HubName};
 use crate::gguf::ShardName;
 
-/// What llama.cpp looks for when nothing is asked for.
+/// Quantization that llama.cpp looks for by default.
 const DEFAULT: &str = "Q4_K_M";
-/// GGUF files that stand beside a model: vision encoders, statistics, drafts.
+/// Name parts of GGUF files that accompany a model: vision encoders, importance matrices, draft models.
 const BESIDE: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
-/// The files of the model that `name` asks for; of a split one all, the first one first.
+/// Returns the files of the model that `name` asks for: all files of a split model, in order.
 ///
 /// # Errors
-/// [`HubError::NoGguf`], [`HubError::NoMatch`], [`HubError::Several`], [`HubError::NoPart`], and
-/// [`HubError::Answer`] for a path that is none.
+/// Returns [`HubError::NoGguf`], [`HubError::NoMatch`] or [`HubError::Several`] if not exactly one model matches,
+/// [`HubError::NoPart`] if a file of a split model is missing, and [`HubError::Answer`] for an unsafe path.
 pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError> {
     let repo = name.repo.clone();
     let models: Vec<&str> = files.iter().map(String::as_str).filter(|file| is_model(file)).collect();
@@ -36,8 +36,7 @@ pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError>
     let first = first.map_err(|several| match (several, wanted) {
         (Some(several), wanted) => HubError::Several {
             repo: repo.clone(),
-            of: wanted
-                .map_or_else(|| format!("and none, or more than one, of {DEFAULT}"), |w| format!("of {w}")),
+            of: wanted.map_or_else(|| format!("(not exactly one {DEFAULT})"), |w| format!("for {w}")),
             there: list(&several),
         },
         (None, wanted) => HubError::NoMatch {
@@ -49,7 +48,7 @@ pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError>
     let parts = parts(first);
     for part in &parts {
         if !is_path(part) {
-            let problem = "its name has characters that cannot be asked for".to_owned();
+            let problem = "unsafe characters in the file name".to_owned();
             return Err(HubError::Answer { what: shown(part), problem });
         }
         if !files.contains(part) {
@@ -59,7 +58,7 @@ pub fn select(name: &HubName, files: &[String]) -> Result<Vec<String>, HubError>
     Ok(parts)
 }
 
-/// Whether a file is a model, and not a later file of a split one.
+/// Returns whether a file is a model, or the first file of a split model.
 fn is_model(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     name.to_ascii_lowercase().ends_with(".gguf")
@@ -67,7 +66,7 @@ fn is_model(path: &str) -> bool {
         && ShardName::parse(Path::new(name)).is_none_or(|shard| shard.no == 0)
 }
 
-/// Those with `quant` before a `.` or `-`, whatever its case.
+/// Returns the models whose path has `quant` before a `.` or `-`, ignoring case.
 fn matching<'a>(models: &[&'a str], quant: &str) -> Vec<&'a str> {
     let quant = quant.to_ascii_lowercase();
     let has = |path: &str| {
@@ -77,7 +76,7 @@ fn matching<'a>(models: &[&'a str], quant: &str) -> Vec<&'a str> {
     models.iter().copied().filter(|path| has(path)).collect()
 }
 
-/// The only one; else all, or none.
+/// Returns the only element; otherwise all of them, or `None` if there are none, as the error.
 fn one(found: Vec<&str>) -> Result<&str, Option<Vec<&str>>> {
     match found[..] {
         [] => Err(None),
@@ -86,7 +85,7 @@ fn one(found: Vec<&str>) -> Result<&str, Option<Vec<&str>>> {
     }
 }
 
-/// The file, or all files of the split model that it belongs to.
+/// Returns the file, or all files of the split model that it belongs to.
 fn parts(path: &str) -> Vec<String> {
     let (folder, name) = path.rsplit_once('/').map_or(("", path), |(folder, name)| (folder, name));
     let Some(shard) = ShardName::parse(Path::new(name)) else { return vec![path.to_owned()] };
@@ -94,12 +93,12 @@ fn parts(path: &str) -> Vec<String> {
     all.map(|name| if folder.is_empty() { name } else { format!("{folder}/{name}") }).collect()
 }
 
-/// A name for a message: whoever chose it does not write to the terminal.
+/// Escapes and truncates a name for a message, because it comes from outside.
 fn shown(name: &str) -> String {
     name.escape_debug().take(200).collect()
 }
 
-/// Names for a message: some hundred quantizations of one model are not rare.
+/// Lists names for a message, at most 40: some repositories have hundreds of quantizations.
 fn list(models: &[&str]) -> Vec<String> {
     const MOST: usize = 40;
     let mut names: Vec<String> = models.iter().take(MOST).map(|name| shown(name)).collect();
@@ -148,7 +147,7 @@ mod tests {
         let several = chosen("a/b", &["x-Q8_0.gguf", "x-f16.gguf"]).unwrap_err();
         assert!(several.hint().unwrap().contains("x-Q8_0.gguf, x-f16.gguf"), "{several}");
         let several = chosen("a/b:Q8_0", &["x-Q8_0.gguf", "y-Q8_0.gguf"]).unwrap_err();
-        assert!(several.to_string().contains("2 GGUF files of Q8_0"), "{several}");
+        assert!(several.to_string().contains("found 2 for Q8_0"), "{several}");
         let none = chosen("a/b:Q5_K_M", &FILES).unwrap_err();
         assert!(none.hint().unwrap().contains("m-IQ4_XS.gguf"), "{none}");
         assert!(matches!(chosen("a/b:Q4", &FILES), Err(HubError::NoMatch { .. })));

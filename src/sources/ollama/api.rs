@@ -1,4 +1,4 @@
-//! A running server, through its documented API: `GET /api/version`, `POST /api/show`, `HEAD` and
+//! Client for a running Ollama server, using its documented API: `GET /api/version`, `POST /api/show`, `HEAD` and
 //! `POST /api/blobs/sha256:…`, `POST /api/create`.
 
 use std::fs::File;
@@ -16,28 +16,28 @@ use super::{Companions, Name, OllamaError};
 use crate::gguf::Progress;
 use crate::output::shell;
 
-/// A local server answers at once; this is for one that hangs.
+/// Connection timeout. A local server answers immediately, so this only detects one that hangs.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A status line has some hundred bytes; an error may quote a template.
+/// Maximum length of a response line, in bytes. A status has a few hundred; an error may quote a template.
 const MAX_LINE: u64 = 1 << 20;
 const MAX_LINES: usize = 1_000_000;
 
-/// The address of a server, and how it is asked.
+/// An Ollama server.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// `SCHEME://HOST:PORT`, and the path below which its API is.
+    /// `SCHEME://HOST:PORT`, followed by the path that its API is below.
     address: String,
     agent: Agent,
 }
 
-/// A file that a model is made of.
+/// A file that a model consists of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// The name that the server is told.
+    /// File name to send to the server.
     pub name: String,
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its sha256, in hexadecimal.
+    /// sha256 of the file, in hexadecimal.
     pub sha256: String,
 }
 
@@ -48,18 +48,18 @@ struct Line {
 }
 
 impl Server {
-    /// The server at `OLLAMA_HOST`, or the default address.
+    /// Creates a client for the server at `OLLAMA_HOST`, or at the default address.
     ///
     /// # Errors
-    /// [`OllamaError::Host`].
+    /// Returns [`OllamaError::Host`] if `OLLAMA_HOST` is not a valid address.
     pub fn from_env() -> Result<Self, OllamaError> {
         Self::at(std::env::var("OLLAMA_HOST").as_deref().unwrap_or(""))
     }
 
-    /// The server at `host`: `[SCHEME://]HOST[:PORT][/PATH]`; empty for the default.
+    /// Creates a client for the server at `host`: `[SCHEME://]HOST[:PORT][/PATH]`, or empty for the default address.
     ///
     /// # Errors
-    /// [`OllamaError::Host`].
+    /// Returns [`OllamaError::Host`] if `host` is not a valid address.
     pub fn at(host: &str) -> Result<Self, OllamaError> {
         let address =
             address(host).ok_or_else(|| OllamaError::Host { host: host.chars().take(200).collect() })?;
@@ -67,29 +67,29 @@ impl Server {
             .timeout_connect(Some(CONNECT))
             .http_status_as_error(false)
             .max_redirects(0)
-            // A proxy of the environment would not find this machine.
+            // A proxy from the environment cannot reach this machine.
             .proxy(None)
             .user_agent(concat!("rosi-gguf/", env!("CARGO_PKG_VERSION")));
         Ok(Self { address, agent: config.build().into() })
     }
 
-    /// Its address.
+    /// Returns the address of the server.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Whether a server answers there.
+    /// Returns whether a server answers at the address.
     pub fn is_running(&self) -> bool {
         let request = self.agent.get(self.url("version")).config().timeout_global(Some(CONNECT)).build();
         request.call().is_ok_and(|response| response.status().is_success())
     }
 
-    /// Whether it has a model of this name.
+    /// Returns whether the server has a model of this name.
     ///
     /// # Errors
-    /// [`OllamaError::Server`].
+    /// Returns [`OllamaError::Server`] if the request fails.
     pub fn has(&self, name: &Name) -> Result<bool, OllamaError> {
-        let doing = "tell its models";
+        let doing = "look up the model";
         let body = json!({ "model": name.to_string() }).to_string();
         let response = self.agent.post(self.url("show")).content_type("application/json").send(body);
         let mut response = response.map_err(|error| self.failed(doing, error))?;
@@ -100,13 +100,13 @@ impl Server {
         }
     }
 
-    /// Uploads a part, unless the server has it.
+    /// Uploads a part, unless the server already has it.
     ///
     /// # Errors
-    /// [`OllamaError::Server`], [`OllamaError::Io`].
+    /// Returns [`OllamaError::Server`] if a request fails, or [`OllamaError::Io`] if the file cannot be read.
     pub fn upload(&self, part: &Part, progress: &mut Progress<'_>) -> Result<(), OllamaError> {
         let url = self.url(&format!("blobs/sha256:{}", part.sha256));
-        let there = self.agent.head(&url).call().map_err(|error| self.failed("tell its blobs", error))?;
+        let there = self.agent.head(&url).call().map_err(|error| self.failed("look up the file", error))?;
         if there.status().is_success() {
             return Ok(());
         }
@@ -114,7 +114,7 @@ impl Server {
         let file = File::open(&part.path).map_err(unread)?;
         let total = file.metadata().map_err(unread)?.len();
         let mut reader = Watched { file, done: 0, total, progress };
-        let doing = "take the file";
+        let doing = "accept the file";
         let response = self
             .agent
             .post(&url)
@@ -125,10 +125,10 @@ impl Server {
         if response.status().is_success() { Ok(()) } else { Err(self.refused(doing, &mut response)) }
     }
 
-    /// Makes the model `name` of uploaded parts, and says through `status` how far it is.
+    /// Creates the model `name` from uploaded parts, reporting progress through `status`.
     ///
     /// # Errors
-    /// [`OllamaError::Server`].
+    /// Returns [`OllamaError::Server`] if the request fails or `status` returns an error.
     pub fn create(
         &self,
         name: &Name,
@@ -151,7 +151,7 @@ impl Server {
                 break;
             }
             let line: Line = serde_json::from_slice(&text)
-                .map_err(|error| self.failed(doing, format!("its answer is no status: {error}")))?;
+                .map_err(|error| self.failed(doing, format!("expected a status as JSON: {error}")))?;
             if let Some(error) = line.error {
                 return Err(self.failed(doing, error));
             }
@@ -161,7 +161,7 @@ impl Server {
                 None => {}
             }
         }
-        Err(self.failed(doing, "its answer ended without success"))
+        Err(self.failed(doing, "the answer ended without a success status"))
     }
 
     fn url(&self, of: &str) -> String {
@@ -173,7 +173,7 @@ impl Server {
         OllamaError::Server { server: self.address.clone(), doing, problem, instead: None }
     }
 
-    /// The error that the body of a response tells of.
+    /// Converts an error response, including the message in its body.
     fn refused(&self, doing: &'static str, response: &mut Response<Body>) -> OllamaError {
         let status = response.status();
         let body = response.body_mut().with_config().limit(MAX_LINE).read_to_string().unwrap_or_default();
@@ -182,7 +182,7 @@ impl Server {
     }
 }
 
-/// The body of `POST /api/create`.
+/// Returns the body of `POST /api/create`.
 fn request(name: &Name, parts: &[Part], companions: &Companions) -> Value {
     let files: serde_json::Map<String, Value> =
         parts.iter().map(|part| (part.name.clone(), json!(format!("sha256:{}", part.sha256)))).collect();
@@ -211,7 +211,7 @@ fn request(name: &Name, parts: &[Part], companions: &Companions) -> Value {
     body
 }
 
-/// A file that tells how much of it was read.
+/// A file reader that reports its progress.
 struct Watched<'a, 'p> {
     file: File,
     done: u64,
@@ -228,7 +228,7 @@ impl Read for Watched<'_, '_> {
     }
 }
 
-/// The command that does what [`Server::create`] does.
+/// Returns the shell command equivalent to [`Server::create`].
 pub fn command(name: &Name, modelfile: &Path) -> String {
     format!("ollama create {name} -f {}", shell(modelfile))
 }

@@ -1,4 +1,4 @@
-//! What stands beside the weights: template, system prompt, parameters, licenses, examples.
+//! Reads a model's settings: template, system prompt, parameters, licenses, example messages.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -6,37 +6,37 @@ use serde_json::{Map, Value};
 use super::manifest::{Blob, Layer, Manifest};
 use super::{Name, OllamaError};
 
-/// Everything of a model that an edited copy of its weights keeps.
+/// Everything in a model besides its weights that an edited copy keeps.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Companions {
-    /// In the language of Go's `text/template`.
+    /// Chat template, in the language of Go's `text/template`.
     pub template: Option<String>,
     /// The system prompt.
     pub system: Option<String>,
-    /// Numbers, booleans, texts, or lists of them.
+    /// Parameters: numbers, booleans, strings, or lists of them.
     pub parameters: Map<String, Value>,
-    /// Whole texts.
+    /// Full texts of the licenses.
     pub licenses: Vec<String>,
-    /// Turns that every conversation begins with.
+    /// Messages that every conversation begins with.
     pub messages: Vec<Message>,
     /// Vision encoders (mmproj), in the store.
     pub projectors: Vec<Blob>,
-    /// Ollama's built-in replacement of a template.
+    /// Name of the built-in renderer that Ollama uses instead of a template.
     pub renderer: Option<String>,
-    /// Ollama's built-in reader of answers.
+    /// Name of Ollama's built-in parser of answers.
     pub parser: Option<String>,
-    /// Least version of Ollama.
+    /// Minimum version of Ollama.
     pub requires: Option<String>,
-    /// Layers of types that this version does not know, which are not carried over.
+    /// Types of unknown layers, which are not copied.
     pub unknown: Vec<String>,
 }
 
-/// One turn of an example.
+/// One message of an example conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// Text of the message.
     #[serde(default)]
     pub content: String,
 }
@@ -52,15 +52,15 @@ struct Config {
     requires: String,
 }
 
-/// The layer of the weights, and what stands beside it.
+/// The layer of the weights, and the other data of the model.
 pub(super) struct Found {
-    /// The GGUF file.
+    /// The layer of the GGUF file.
     pub model: Layer,
-    /// The rest.
+    /// The contents of the other layers.
     pub companions: Companions,
 }
 
-/// Reads every layer but the weights.
+/// Reads every layer except the weights.
 pub(super) fn read(manifest: &Manifest, name: &Name) -> Result<Found, OllamaError> {
     let mut companions = Companions::default();
     let mut model: Option<Layer> = None;
@@ -73,13 +73,12 @@ pub(super) fn read(manifest: &Manifest, name: &Name) -> Result<Found, OllamaErro
                 return Err(unsupported(manifest, name, "has its weights in more than one file", None));
             }
             "adapter" => {
-                let hint =
-                    "merge the adapter into the weights first, or inject the model that it was made for";
-                let reason = "is a model with an adapter over it: an edit of the weights alone would not be of that model";
+                let hint = "merge the adapter into the weights first, or use the model that it was made for";
+                let reason = "has an adapter, which an edit of the weights alone would ignore";
                 return Err(unsupported(manifest, name, reason, Some(hint)));
             }
             "tensor" | "json" => return Err(unsupported(manifest, name, NO_GGUF, Some(NO_GGUF_HINT))),
-            // Embeddings that versions before 0.1.3 kept; Ollama itself ignores them.
+            // Embeddings stored by versions before 0.1.3; Ollama itself ignores them.
             "embed" => {}
             "projector" => companions.projectors.push(manifest.blob(layer)?),
             "template" | "prompt" => companions.template = Some(manifest.text(layer)?),
@@ -92,12 +91,12 @@ pub(super) fn read(manifest: &Manifest, name: &Name) -> Result<Found, OllamaErro
     }
     match model {
         Some(model) => Ok(Found { model, companions }),
-        None => Err(manifest.bad("layers", "none of them is a model (application/vnd.ollama.image.model)")),
+        None => Err(manifest.bad("layers", "expected type application/vnd.ollama.image.model, found none")),
     }
 }
 
-const NO_GGUF: &str = "has its weights in another format than GGUF";
-const NO_GGUF_HINT: &str = "pull a GGUF version of it, for example by a tag that names a quantization";
+const NO_GGUF: &str = "does not have its weights in GGUF format";
+const NO_GGUF_HINT: &str = "pull a GGUF version of it, for example with a tag that names a quantization";
 
 fn unsupported(manifest: &Manifest, name: &Name, reason: &str, hint: Option<&str>) -> OllamaError {
     OllamaError::Unsupported {
@@ -111,7 +110,7 @@ fn unsupported(manifest: &Manifest, name: &Name, reason: &str, hint: Option<&str
 fn read_config(manifest: &Manifest, name: &Name, companions: &mut Companions) -> Result<(), OllamaError> {
     let Some(layer) = &manifest.config else { return Ok(()) };
     let config: Config = serde_json::from_slice(&manifest.bytes(layer)?)
-        .map_err(|error| manifest.bad("config", format!("its blob is no configuration: {error}")))?;
+        .map_err(|error| manifest.bad("config", format!("invalid configuration: {error}")))?;
     if !config.remote_host.is_empty() || !config.remote_model.is_empty() {
         return Err(unsupported(manifest, name, "runs on another machine: its weights are not here", None));
     }
@@ -123,7 +122,7 @@ fn read_config(manifest: &Manifest, name: &Name, companions: &mut Companions) ->
         word if word.len() <= 80 && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+".contains(c)) => {
             Ok(Some(text))
         }
-        _ => Err(manifest.bad(&format!("config.{key}"), "expected a word of letters, digits, - _ . +")),
+        _ => Err(manifest.bad(&format!("config.{key}"), "expected at most 80 letters, digits, - _ . and +")),
     };
     companions.renderer = word("renderer", config.renderer)?;
     companions.parser = word("parser", config.parser)?;
@@ -138,14 +137,12 @@ fn parameters(manifest: &Manifest, layer: &Layer) -> Result<Map<String, Value>, 
     all.retain(|_, value| !value.is_null());
     let plain = |value: &Value| value.is_number() || value.is_boolean() || value.is_string();
     for (name, value) in &all {
-        // A name with a line break in it would begin a line of its own.
+        // A line break in a name would start a new line in the Modelfile.
         let sound = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
         let known = plain(value) || value.as_array().is_some_and(|values| values.iter().all(plain));
         if !sound || !known {
             let name: String = name.chars().take(50).collect();
-            return Err(
-                manifest.bad(&key, format!("{name:?} is no parameter with a value or a list of values"))
-            );
+            return Err(manifest.bad(&key, format!("invalid name or value of parameter {name:?}")));
         }
     }
     Ok(all)

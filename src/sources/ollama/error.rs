@@ -1,105 +1,105 @@
-//! Why a model of Ollama's cannot be used, or given to it.
+//! Errors of reading Ollama's store and using its server.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::util::hint::Hint;
 
-/// What is wrong with which name, manifest, blob or server.
+/// Errors of reading Ollama's store and using its server.
 #[derive(Debug, thiserror::Error)]
 pub enum OllamaError {
-    /// Not a name.
-    #[error("{name:?} is not the name of an Ollama model: {problem}")]
+    /// The name is invalid.
+    #[error("invalid Ollama model name {name:?}: {problem}")]
     Name {
-        /// As it was given.
+        /// The name as given.
         name: String,
-        /// Why.
+        /// What is wrong with it.
         problem: &'static str,
     },
-    /// No store has it.
-    #[error("no Ollama store has {name}: looked in {}", places(looked))]
+    /// No store has the model.
+    #[error("model {name} not found in the Ollama store: looked in {}", places(looked))]
     NotFound {
-        /// Its name.
+        /// The name of the model.
         name: String,
-        /// The stores.
+        /// The stores that were searched.
         looked: Vec<PathBuf>,
-        /// Names that are there.
+        /// The first names that the stores have.
         there: Vec<String>,
     },
-    /// There is no folder to look in.
-    #[error("there is no Ollama store: neither OLLAMA_MODELS nor a home folder is set")]
+    /// No location of a store is known.
+    #[error("no location for the Ollama store: expected OLLAMA_MODELS or a home directory, found none")]
     NoStore,
-    /// A manifest says something that cannot be.
+    /// A manifest or a blob that it names is invalid.
     #[error("{}: {key}: {problem}", manifest.display())]
     Manifest {
         /// The manifest.
         manifest: PathBuf,
-        /// Where in it.
+        /// The invalid entry.
         key: String,
-        /// What is wrong.
+        /// What is wrong with it.
         problem: String,
     },
-    /// A model that cannot be edited as it is.
+    /// The model is of a kind that cannot be edited.
     #[error("{}: {name} {reason}", manifest.display())]
     Unsupported {
         /// The manifest.
         manifest: PathBuf,
         /// The model.
         name: String,
-        /// Why.
+        /// The reason, which continues a sentence that begins with the name.
         reason: String,
-        /// What to do.
+        /// What to do instead.
         hint: Option<String>,
     },
-    /// A text that no Modelfile can hold.
+    /// A text cannot be quoted in a Modelfile.
     #[error("{key} cannot be written to a Modelfile: {problem}")]
     Modelfile {
-        /// TEMPLATE, SYSTEM, …
+        /// The instruction: TEMPLATE, SYSTEM, …
         key: String,
-        /// Why.
+        /// What is wrong with the text.
         problem: String,
     },
-    /// The GGUF file within has no template.
+    /// The GGUF file has no chat template, and Ollama's own is in Go's template language.
     #[error(
-        "{name} has no chat template in its GGUF file (tokenizer.chat_template); the template that Ollama keeps beside it \
-         is in Go's language, which only Ollama can run"
+        "{name} has no chat template in its GGUF file (tokenizer.chat_template), only one in Go's template \
+         language, which only Ollama can run"
     )]
     GoTemplateOnly {
         /// The model.
         name: String,
     },
-    /// `OLLAMA_HOST` is no address.
-    #[error("OLLAMA_HOST={host:?} is not a server address")]
+    /// `OLLAMA_HOST` is not a valid address.
+    #[error("OLLAMA_HOST: expected a server address, found {host:?}")]
     Host {
-        /// As it is set.
+        /// The value of the variable.
         host: String,
     },
-    /// The server did not do it.
-    #[error("the Ollama server at {server} did not {doing}: {problem}")]
+    /// A request to the server failed.
+    #[error("the Ollama server at {server} could not {doing}: {problem}")]
     Server {
-        /// Its address.
+        /// Address of the server.
         server: String,
-        /// What was asked.
+        /// The requested action, a verb phrase.
         doing: &'static str,
-        /// What it said.
+        /// The server's message or the network error.
         problem: String,
-        /// The command that does the same.
+        /// A command that does the same.
         instead: Option<String>,
     },
-    /// The server has a model of that name.
-    #[error("the Ollama server at {server} has a model {name} already")]
+    /// The server already has a model of that name.
+    #[error("the Ollama server at {server} already has a model {name}")]
     Exists {
-        /// Its address.
+        /// Address of the server.
         server: String,
-        /// The name.
+        /// Name of the model.
         name: String,
     },
-    /// A file could not be read.
+    /// A file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -112,26 +112,26 @@ impl Hint for OllamaError {
     fn hint(&self) -> Option<String> {
         match self {
             Self::Name { .. } => Some(
-                "names look as `ollama list` shows them: llama3.2:1b, user/name:tag, host/user/name:tag".into(),
+                "use a name as shown by `ollama list`: llama3.2:1b, user/name:tag, host/user/name:tag".into(),
             ),
             Self::NotFound { there, .. } if there.is_empty() => {
-                Some("get it with `ollama pull`, or set OLLAMA_MODELS to the folder that holds blobs/ and manifests/".into())
+                Some("run `ollama pull` or set OLLAMA_MODELS to the folder with blobs/ and manifests/".into())
             }
-            Self::NotFound { there, .. } => Some(format!("there are: {}", there.join(", "))),
-            Self::NoStore => Some("set OLLAMA_MODELS to the folder that holds blobs/ and manifests/".into()),
-            Self::Manifest { .. } => Some("`ollama pull` of the same name repairs a damaged store".into()),
+            Self::NotFound { there, .. } => Some(format!("available: {}", there.join(", "))),
+            Self::NoStore => Some("set OLLAMA_MODELS to the folder with blobs/ and manifests/".into()),
+            Self::Manifest { .. } => Some("run `ollama pull` for the same name to repair the store".into()),
             Self::Unsupported { hint, .. } => hint.clone(),
             Self::GoTemplateOnly { .. } => Some(
-                "use a GGUF file of the same model that has a chat template, for example from where it was published"
+                "use a GGUF file of the same model with a chat template, for example from its publisher"
                     .into(),
             ),
-            Self::Host { .. } => Some("it takes [http:// or https://]HOST[:PORT][/PATH]".into()),
+            Self::Host { .. } => Some("use the format [http:// or https://]HOST[:PORT][/PATH]".into()),
             Self::Server { instead, .. } => {
-                instead.as_ref().map(|command| format!("the files are written; this does the same: {command}"))
+                instead.as_ref().map(|command| format!("the files are written; register them with {command}"))
             }
-            Self::Exists { .. } => Some("give another name, or pass --overwrite to replace it".into()),
+            Self::Exists { .. } => Some("choose another name, or replace it with --overwrite".into()),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("the store belongs to the user that Ollama's service runs as: read it as that user, or as root".into())
+                Some("the store belongs to Ollama's service: run this as its user, or as root".into())
             }
             Self::Modelfile { .. } | Self::Io { .. } => None,
         }

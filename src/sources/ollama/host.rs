@@ -1,18 +1,18 @@
-//! `OLLAMA_HOST`, as Ollama's own client reads it.
+//! Parses `OLLAMA_HOST` like Ollama's own client.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const PORT: u16 = 11434;
 
-/// The value of one of Ollama's variables, without the spaces and quotes around it.
+/// Returns the value of one of Ollama's variables without surrounding whitespace and quotes.
 pub fn trimmed(value: &str) -> &str {
     value.trim().trim_matches(['"', '\'']).trim()
 }
 
-/// `SCHEME://HOST:PORT` with the path after it, without a slash at its end; `None` if it is no address.
+/// Returns `SCHEME://HOST:PORT` followed by the path, without a trailing slash, or `None` if `text` is not an address.
 ///
-/// Without a scheme the port is 11434 by default, with one that of the scheme, which also stands in for a port that is
-/// none. The addresses at which a server listens for all others mean this machine.
+/// The default port is 11434 without a scheme, and the scheme's port otherwise; it also replaces an invalid port.
+/// Unspecified addresses (`0.0.0.0`, `::`), on which a server listens on all interfaces, become this machine's address.
 pub fn address(text: &str) -> Option<String> {
     let text = trimmed(text);
     let (scheme, rest, default) = match text.split_once("://") {
@@ -34,7 +34,7 @@ pub fn address(text: &str) -> Option<String> {
     path.chars().all(sound).then(|| format!("{scheme}://{host}:{port}{slash}{path}"))
 }
 
-/// `HOST:PORT` or `[HOST]:PORT`, taken apart; `None` where there is no port, or more than one colon outside brackets.
+/// Splits `HOST:PORT` or `[HOST]:PORT`. Returns `None` if there is no port, or more than one colon outside brackets.
 fn split(text: &str) -> Option<(&str, &str)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(inner) => inner.split_once("]:")?,
@@ -45,12 +45,12 @@ fn split(text: &str) -> Option<(&str, &str)> {
 
 fn port_or(text: &str, default: u16) -> u16 {
     text.parse().unwrap_or_else(|_| {
-        tracing::warn!("OLLAMA_HOST: {text:?} is no port, so it is {default}");
+        tracing::warn!("OLLAMA_HOST: invalid port {text:?}, using {default}");
         default
     })
 }
 
-/// The host as an address has it, this machine where it is empty or stands for all addresses.
+/// Returns the host as it appears in an address; this machine if it is empty or unspecified, `None` if it is invalid.
 fn reachable(host: &str) -> Option<String> {
     let local: IpAddr = Ipv4Addr::LOCALHOST.into();
     match host.trim_matches(['[', ']']).parse::<IpAddr>().map(|ip| ip.to_canonical()) {

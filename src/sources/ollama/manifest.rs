@@ -1,5 +1,5 @@
-//! Reading a manifest, and the blobs that it names. Whoever fills a store is not trusted: sizes are bounded
-//! before anything is read, a digest is 64 hexadecimal digits, and what is read must have that digest.
+//! Reads a manifest and the blobs that it names. The store's contents are not trusted: sizes are limited before
+//! anything is read, a digest must be 64 hexadecimal digits, and blobs that are read must match their digests.
 
 use std::fs;
 use std::io;
@@ -11,18 +11,18 @@ use super::OllamaError;
 use crate::gguf::{Progress, sha256_file, sha256_hex};
 use crate::util::bounded;
 
-/// A manifest of a real model has a few kB.
+/// Maximum size of a manifest, in bytes; real ones have a few kB.
 const MAX_MANIFEST: u64 = 1 << 20;
-/// Templates, system prompts, licenses, examples.
+/// Maximum size of a text blob (template, system prompt, license, messages), in bytes.
 const MAX_TEXT: u64 = 4 << 20;
-/// Real ones have under a dozen.
+/// Maximum number of layers; real models have under a dozen.
 const MAX_LAYERS: usize = 1000;
 const LIST: &str = "application/vnd.ollama.manifest.list.v2+json";
 
-/// What a manifest says of one blob.
+/// A manifest's entry for one blob.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Layer {
-    /// Its kind.
+    /// Media type of the blob.
     #[serde(rename = "mediaType", default)]
     pub media_type: String,
     digest: String,
@@ -43,30 +43,30 @@ struct Raw {
     manifests: Vec<Raw>,
 }
 
-/// A blob that is there, with the size that its manifest names.
+/// An existing blob whose size matches its manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blob {
-    /// `…/blobs/sha256-<hex>`, or with a colon as Ollama named them once.
+    /// `…/blobs/sha256-<hex>`, or with a colon as in older versions of Ollama.
     pub path: PathBuf,
-    /// 64 hexadecimal digits.
+    /// sha256 of the contents, 64 hexadecimal digits.
     pub sha256: String,
 }
 
 /// The manifest of one model.
 #[derive(Debug)]
 pub(super) struct Manifest {
-    /// Its file.
+    /// Path of the manifest.
     pub path: PathBuf,
-    /// The folder that has `blobs`.
+    /// The store's root folder, which contains `blobs`.
     root: PathBuf,
-    /// What Ollama knows of the model beside its layers.
+    /// Blob of the model's configuration, if any.
     pub config: Option<Layer>,
-    /// Its blobs.
+    /// The model's layers.
     pub layers: Vec<Layer>,
 }
 
 impl Manifest {
-    /// Reads the manifest at `path` in the store `root`; of a list, the one that llama.cpp can run.
+    /// Reads the manifest at `path` in the store `root`. From a manifest list, takes the entry that llama.cpp can run.
     pub fn read(root: &Path, path: PathBuf) -> Result<Self, OllamaError> {
         let bytes = read_bounded(&path, MAX_MANIFEST)
             .map_err(|problem| problem.in_manifest(&path, "the manifest"))?;
@@ -78,26 +78,25 @@ impl Manifest {
         this.config = raw.config;
         this.layers = raw.layers.unwrap_or_default();
         match this.layers.len() {
-            0 => Err(this.bad("layers", "there are none")),
+            0 => Err(this.bad("layers", "expected at least one, found none")),
             n if n > MAX_LAYERS => {
-                Err(this.bad("layers", format!("{n} of them, and at most {MAX_LAYERS} are read")))
+                Err(this.bad("layers", format!("expected at most {MAX_LAYERS}, found {n}")))
             }
             _ => Ok(this),
         }
     }
 
     fn parse(&self, bytes: &[u8]) -> Result<Raw, OllamaError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| self.bad("JSON", format!("this is no manifest: {error}")))
+        serde_json::from_slice(bytes).map_err(|error| self.bad("JSON", format!("invalid manifest: {error}")))
     }
 
-    /// One model may have weights for several runners; MLX's are no GGUF files.
+    /// Chooses the entry for a runner of GGUF files. A model may also have weights for other runners, such as MLX.
     fn choose(&self, children: Vec<Raw>) -> Result<Raw, OllamaError> {
         let wanted = ["ollama", "ggml", "llamacpp"];
         let rank = |child: &Raw| wanted.iter().position(|runner| child.runner.eq_ignore_ascii_case(runner));
         let best = children.into_iter().filter(|child| rank(child).is_some()).min_by_key(|child| rank(child));
         let Some(child) = best else {
-            return Err(self.bad("manifests", "none of them is for a runner of GGUF files"));
+            return Err(self.bad("manifests", "expected an entry for a runner of GGUF files, found none"));
         };
         match &child.digest {
             Some(digest) if child.layers.is_none() => {
@@ -111,12 +110,12 @@ impl Manifest {
         }
     }
 
-    /// The error of a manifest whose `key` is wrong.
+    /// Returns the error for an invalid entry `key` of the manifest.
     pub fn bad(&self, key: &str, problem: impl Into<String>) -> OllamaError {
         OllamaError::Manifest { manifest: self.path.clone(), key: key.into(), problem: problem.into() }
     }
 
-    /// What identifies a layer in messages.
+    /// Returns a description of a layer for messages.
     pub fn key(layer: &Layer) -> String {
         format!("layer {:?}", layer.media_type.chars().take(100).collect::<String>())
     }
@@ -135,7 +134,7 @@ impl Manifest {
                 let found: String = digest.chars().take(100).collect();
                 Err(self.bad(
                     key,
-                    format!("expected a digest, sha256: and 64 hexadecimal digits, found {found:?}"),
+                    format!("expected a digest of sha256: and 64 hexadecimal digits, found {found:?}"),
                 ))
             }
         }
@@ -150,29 +149,27 @@ impl Manifest {
         Err(self.bad(key, format!("{path} is damaged: its sha256 is {found}")))
     }
 
-    /// The blob of a layer, which is there and has the size that the manifest says.
+    /// Returns the blob of a layer, after checking that it exists with the size in the manifest.
     pub fn blob(&self, layer: &Layer) -> Result<Blob, OllamaError> {
         let key = Self::key(layer);
         let blob = self.blob_path(&layer.digest, &key)?;
         let found = fs::metadata(&blob.path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => {
-                self.bad(&key, format!("its blob is missing: {}", blob.path.display()))
-            }
+            io::ErrorKind::NotFound => self.bad(&key, format!("missing blob {}", blob.path.display())),
             _ => OllamaError::Io { path: blob.path.clone(), source },
         })?;
         if !found.is_file() {
-            return Err(self.bad(&key, format!("{} is no file", blob.path.display())));
+            return Err(self.bad(&key, format!("expected a regular file at {}", blob.path.display())));
         }
         if found.len() != layer.size {
             let path = blob.path.display();
             return Err(
-                self.bad(&key, format!("{path} has {} bytes, and should have {}", found.len(), layer.size))
+                self.bad(&key, format!("{path}: expected {} bytes, found {}", layer.size, found.len()))
             );
         }
         Ok(blob)
     }
 
-    /// Compares the sha256 of a layer's blob with its name.
+    /// Compares the sha256 of a layer's blob with its digest.
     pub fn check(&self, layer: &Layer, progress: &mut Progress<'_>) -> Result<(), OllamaError> {
         let blob = self.blob(layer)?;
         let found = sha256_file(&blob.path, progress)
@@ -180,7 +177,7 @@ impl Manifest {
         self.check_digest(&found, &layer.digest, &Self::key(layer))
     }
 
-    /// The bytes of a small blob, checked against its name.
+    /// Returns the contents of a small blob, after checking its digest.
     pub fn bytes(&self, layer: &Layer) -> Result<Vec<u8>, OllamaError> {
         let key = Self::key(layer);
         let blob = self.blob(layer)?;
@@ -190,14 +187,14 @@ impl Manifest {
         Ok(bytes)
     }
 
-    /// The text of a small blob.
+    /// Returns the text of a small blob, after checking its digest.
     pub fn text(&self, layer: &Layer) -> Result<String, OllamaError> {
         String::from_utf8(self.bytes(layer)?)
-            .map_err(|_| self.bad(&Self::key(layer), "its blob is no UTF-8 text"))
+            .map_err(|_| self.bad(&Self::key(layer), "expected UTF-8 text, found invalid bytes"))
     }
 }
 
-/// Why a small file could not be read.
+/// Errors of reading a small file.
 enum Unread {
     Io(PathBuf, io::Error),
     NotAFile,
@@ -210,9 +207,9 @@ impl Unread {
             Self::Io(path, source) if source.kind() != io::ErrorKind::NotFound => {
                 return OllamaError::Io { path, source };
             }
-            Self::Io(path, _) => format!("{} is missing", path.display()),
-            Self::NotAFile => "it is no file".into(),
-            Self::TooLarge(most) => format!("it is larger than {most} bytes"),
+            Self::Io(path, _) => format!("missing file {}", path.display()),
+            Self::NotAFile => "expected a regular file".into(),
+            Self::TooLarge(most) => format!("expected at most {most} bytes, found more"),
         };
         OllamaError::Manifest { manifest: manifest.to_path_buf(), key: key.into(), problem }
     }
@@ -221,7 +218,7 @@ impl Unread {
 /// Reads a regular file of at most `most` bytes.
 fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, Unread> {
     let io = |error| Unread::Io(path.to_path_buf(), error);
-    // Asked before opening, because opening a named pipe would wait for a writer.
+    // Checked before opening, because opening a named pipe would wait for a writer.
     if !fs::metadata(path).map_err(io)?.is_file() {
         return Err(Unread::NotAFile);
     }

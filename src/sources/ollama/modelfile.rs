@@ -1,18 +1,18 @@
-//! Writing a Modelfile, so that Ollama reads back exactly what its store held.
+//! Writes a Modelfile that Ollama parses back to exactly the contents of its store.
 //!
-//! Ollama reads a value up to the first line break at which what was read is either unquoted, or ends with
-//! the quotes that it began with (`"` or `"""`, nothing is escaped). So every text is put in three quotes; one
-//! with a line that ends in three cannot be written down at all.
+//! Ollama reads a value up to the first line break at which the text so far is either unquoted or ends with its opening
+//! quotes (`"` or `"""`; there are no escapes). Every text is therefore put in triple quotes, and a text with a line
+//! that ends in triple quotes cannot be written.
 
 use serde_json::Value;
 
 use super::{Companions, OllamaError};
 
-/// The Modelfile of the model `from` (a path, relative to the Modelfile's folder) with all that
-/// `companions` hold.
+/// Returns the text of a Modelfile for the model `from` (a path relative to the Modelfile's folder) with everything in
+/// `companions`.
 ///
 /// # Errors
-/// [`OllamaError::Modelfile`] for a text that no quotes hold.
+/// Returns [`OllamaError::Modelfile`] for a text that cannot be quoted.
 pub fn write(from: &str, companions: &Companions) -> Result<String, OllamaError> {
     let mut out = String::new();
     line(&mut out, "FROM", &path(from)?);
@@ -56,10 +56,10 @@ fn line(out: &mut String, key: &str, value: &str) {
     out.push('\n');
 }
 
-/// A path as the value of a line: quoted only where it must be.
+/// Formats a path as the value of a line, quoting it only if necessary.
 ///
 /// # Errors
-/// [`OllamaError::Modelfile`] for a path that no quotes hold.
+/// Returns [`OllamaError::Modelfile`] for a path that cannot be quoted.
 pub fn path(path: &str) -> Result<String, OllamaError> {
     let plain = !path.contains(char::is_control) && !path.starts_with('"') && path.trim() == path;
     if plain { Ok(path.to_owned()) } else { quoted("FROM", path) }
@@ -76,14 +76,15 @@ fn bad(key: &str, problem: &str) -> OllamaError {
     OllamaError::Modelfile { key: key.into(), problem: problem.into() }
 }
 
-/// The text in three quotes, unless Ollama would take a line of it for its end.
+/// Returns the text in triple quotes, or an error if Ollama would take the end of one of its lines for the end of the
+/// text.
 fn quoted(key: &str, text: &str) -> Result<String, OllamaError> {
     const QUOTES: &str = "\"\"\"";
     let whole = format!("{QUOTES}{text}{QUOTES}");
     let ends = |text: &str| text.len() >= 2 * QUOTES.len() && text.trim_end().ends_with(QUOTES);
     let mut breaks = whole.match_indices(['\n', '\r']);
     match breaks.any(|(at, _)| ends(&whole[..at])) {
-        true => Err(bad(key, "a line of it ends in three quotes, and nothing can be escaped there")),
+        true => Err(bad(key, "a line ends in three quotes, which cannot be escaped")),
         false => Ok(whole),
     }
 }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
     use crate::sources::ollama::companions::Message;
 
-    /// Ollama's rule of reading: commands with their values.
+    /// Parses a Modelfile by Ollama's rules into commands with their values.
     fn read(text: &str) -> Vec<(String, String)> {
         let mut found = Vec::new();
         let mut rest = text;

@@ -1,4 +1,4 @@
-//! `HOST/NAMESPACE/MODEL:TAG`, the first two and the last with defaults.
+//! Parses model names, `[HOST/][NAMESPACE/]MODEL[:TAG]`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,12 +7,12 @@ use super::OllamaError;
 
 const TAG: &str = "latest";
 const NAMESPACE: &str = "library";
-/// The public registry, as older manifests and people name it.
+/// Host of the public registry in older manifests and in the names that users type.
 const HOST: &str = "registry.ollama.ai";
-/// The public registry, as newer manifests name it.
+/// Host of the public registry in newer manifests.
 const HOST_V2: &str = "ollama.com";
 
-/// A checked name: no part of it can lead out of the folder that it is joined to.
+/// A validated name: no part of it can escape from the folder that it is joined to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name {
     host: String,
@@ -22,19 +22,19 @@ pub struct Name {
 }
 
 impl Name {
-    /// Reads a name as `ollama list` shows it.
+    /// Parses a name as shown by `ollama list`.
     ///
     /// # Errors
-    /// [`OllamaError::Name`].
+    /// Returns [`OllamaError::Name`] if the text is not a valid name.
     pub fn parse(text: &str) -> Result<Self, OllamaError> {
         let bad = |problem| OllamaError::Name { name: text.chars().take(200).collect(), problem };
         if text.contains("://") {
-            return Err(bad("it is an address"));
+            return Err(bad("expected a name, found a URL"));
         }
         if text.contains('@') {
-            return Err(bad("a digest (@) names no entry of the store"));
+            return Err(bad("expected a tag, found a digest (@)"));
         }
-        // A colon before the last slash belongs to the port of a host.
+        // A colon before the last slash separates the port of a host.
         let after_slash = text.rfind('/').map_or(0, |at| at + 1);
         let (path, tag) = match text[after_slash..].split_once(':') {
             None => (text, TAG),
@@ -45,21 +45,21 @@ impl Name {
             [model] => (HOST, NAMESPACE, model),
             [namespace, model] => (HOST, namespace, model),
             [host, namespace, model] => (host, namespace, model),
-            _ => return Err(bad("it has more than three parts")),
+            _ => return Err(bad("expected at most three parts between slashes")),
         };
         let host = if host.eq_ignore_ascii_case(HOST_V2) { HOST } else { host };
         let sound = is_part(host, 350, ".:") && is_part(namespace, 80, "") && is_part(model, 80, ".");
         if !(sound && is_part(tag, 80, ".")) {
             return Err(bad(
-                "each part begins with a letter or a digit, goes on with letters, digits, - and _ (and . but in a \
-                 namespace), and has at most 80 characters",
+                "each part must begin with a letter, a digit or _, followed by letters, digits, - and _ (and \
+                 ., except in a namespace), up to 80 characters",
             ));
         }
         let [host, namespace, model, tag] = [host, namespace, model, tag].map(str::to_owned);
         Ok(Self { host, namespace, model, tag })
     }
 
-    /// Where a store keeps the manifest, newest layout first; relative to the store.
+    /// Returns the paths of the manifest relative to a store, newest layout first.
     pub fn manifests(&self) -> [PathBuf; 2] {
         let v2_host = if self.host == HOST { HOST_V2.to_owned() } else { self.host.replace(':', "%3A") };
         [("manifests-v2", &v2_host), ("manifests", &self.host)].map(|(folder, host)| {
@@ -67,19 +67,19 @@ impl Name {
         })
     }
 
-    /// The name from a manifest's path below `manifests` or `manifests-v2`.
+    /// Returns the name for the path of a manifest below `manifests` or `manifests-v2`.
     pub(super) fn from_parts(parts: &[String; 4]) -> Option<Self> {
         let [host, namespace, model, tag] = parts;
         Self::parse(&format!("{}/{namespace}/{model}:{tag}", host.replace("%3A", ":"))).ok()
     }
 
-    /// What files made of this model are called: the model, and its tag where it is not the default.
+    /// Returns the stem of file names for this model: the model, and its tag unless that is the default.
     pub fn file_stem(&self) -> String {
         if self.tag == TAG { self.model.clone() } else { format!("{}-{}", self.model, self.tag) }
     }
 }
 
-/// The shortest form that means the same, with the tag always, as `ollama list` has it.
+/// Formats the shortest equivalent name, always with the tag, like `ollama list`.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host != HOST {
@@ -92,7 +92,8 @@ impl fmt::Display for Name {
     }
 }
 
-/// Whether `part` is letters, digits, `-`, `_` and `also`, with a letter, digit or `_` first.
+/// Returns whether `part` has at most `most` characters, all of them letters, digits, `-`, `_` or in `also`, and begins
+/// with a letter, digit or `_`.
 fn is_part(part: &str, most: usize, also: &str) -> bool {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     part.len() <= most

@@ -1,4 +1,4 @@
-//! From a name to the GGUF file.
+//! Finds the GGUF file of a model by name.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,45 +11,45 @@ use super::manifest::{Blob, Manifest};
 use super::{Companions, Name, OllamaError};
 use crate::gguf::Progress;
 
-/// Names that a hint lists at most.
+/// Maximum number of names in a hint.
 const LISTED: usize = 20;
 
-/// A model of a store.
+/// A model found in a store.
 #[derive(Debug)]
 pub struct Model {
-    /// Its name.
+    /// Name of the model.
     pub name: Name,
-    /// The store.
+    /// Root folder of the store.
     pub root: PathBuf,
-    /// Its GGUF file.
+    /// The GGUF file.
     pub gguf: Blob,
-    /// What stands beside the weights.
+    /// Template, system prompt and the other data besides the weights.
     pub companions: Companions,
 }
 
-/// The folders that may hold models.
+/// The folders to search for models.
 #[derive(Debug, Clone)]
 pub struct Store {
     roots: Vec<PathBuf>,
 }
 
 impl Store {
-    /// `OLLAMA_MODELS`, or where Ollama keeps models by default: in the user's home folder (the same on
-    /// Linux, macOS and Windows), and on Linux in that of the user which its service runs as.
+    /// Uses `OLLAMA_MODELS`, or else Ollama's default folders: in the user's home folder and, on Linux, also in the
+    /// home folders of Ollama's service.
     ///
     /// # Errors
-    /// [`OllamaError::NoStore`].
+    /// Returns [`OllamaError::NoStore`] if neither the variable nor a home folder is set.
     pub fn from_env() -> Result<Self, OllamaError> {
         Self::new(std::env::var_os("OLLAMA_MODELS"), std::env::home_dir())
     }
 
-    /// One folder.
+    /// Uses the store in one folder.
     pub fn at(root: PathBuf) -> Self {
         Self { roots: vec![root] }
     }
 
     fn new(set: Option<OsString>, home: Option<PathBuf>) -> Result<Self, OllamaError> {
-        // A path that is not Unicode is used as it is.
+        // A path that is not Unicode is used unchanged.
         let set = set.map(|set| set.to_str().map_or_else(|| set.clone(), |text| trimmed(text).into()));
         if let Some(set) = set.filter(|set| !set.is_empty()) {
             return Ok(Self { roots: vec![set.into()] });
@@ -66,11 +66,10 @@ impl Store {
         }
     }
 
-    /// Finds a model, and reads all that is small of it. With `progress`, the weights are compared with the
-    /// sha256 that names them.
+    /// Finds a model and reads everything except its weights. With `progress`, also verifies the sha256 of the weights.
     ///
     /// # Errors
-    /// [`OllamaError`].
+    /// Returns [`OllamaError`] if the model is missing, damaged or of an unsupported kind.
     pub fn find(&self, name: &Name, progress: Option<&mut Progress<'_>>) -> Result<Model, OllamaError> {
         let (root, manifest) = self.manifest(name)?;
         let found = companions::read(&manifest, name)?;
@@ -95,7 +94,7 @@ impl Store {
         Err(OllamaError::NotFound { name: name.to_string(), looked, there })
     }
 
-    /// The first names that are there, in order.
+    /// Returns the first [`LISTED`] names in the stores, sorted.
     fn names(&self) -> Vec<String> {
         let folders = self.roots.iter().flat_map(|root| ["manifests-v2", "manifests"].map(|f| root.join(f)));
         let mut names: Vec<String> = folders
@@ -114,7 +113,7 @@ fn absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// The `HOST/NAMESPACE/MODEL/TAG` below a folder.
+/// Returns the `HOST/NAMESPACE/MODEL/TAG` paths below a folder.
 fn manifests_below(folder: &Path) -> Vec<[String; 4]> {
     let mut level: Vec<(PathBuf, Vec<String>)> = vec![(folder.to_path_buf(), Vec::new())];
     for _ in 0..4 {

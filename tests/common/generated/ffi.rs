@@ -1,4 +1,4 @@
-//! Asking llama.cpp which tensors a model with given keys has: it makes them all, optional ones too.
+//! Asks llama.cpp which tensors a model with given keys has. llama.cpp creates all of them, including optional ones.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use llama_cpp_sys_2 as sys;
 
-/// A tensor that llama.cpp would load.
+/// A tensor that llama.cpp expects in the file.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     pub name: String,
@@ -41,13 +41,17 @@ unsafe extern "C" fn note_tensor(tensor: *mut sys::ggml_tensor, user: *mut c_voi
     }
 }
 
-/// The tensors of a model whose keys are those of the GGUF at `header`, or what llama.cpp says is wrong.
+/// Returns the tensors of a model with the keys of the GGUF file at `header`.
+///
+/// # Errors
+///
+/// Returns llama.cpp's error messages if it rejects the keys.
 pub fn wanted_tensors(header: &Path) -> Result<Vec<Wanted>, String> {
     let path = CString::new(header.to_str().unwrap()).unwrap();
     let mut list: Vec<Wanted> = Vec::new();
     LOG.lock().unwrap().clear();
-    // SAFETY: plain parameters; the context lives until it is freed below; `list` outlives the load;
-    // nothing else in this process uses llama.cpp meanwhile.
+    // SAFETY: the parameters are plain data; the context lives until it is freed below; `list` outlives the load;
+    // nothing else in this process uses llama.cpp during the call.
     let loaded = unsafe {
         sys::llama_log_set(Some(keep_errors), ptr::null_mut());
         sys::llama_backend_init();
@@ -55,7 +59,7 @@ pub fn wanted_tensors(header: &Path) -> Result<Vec<Wanted>, String> {
             path.as_ptr(),
             sys::gguf_init_params { no_alloc: true, ctx: ptr::null_mut() },
         );
-        assert!(!keys.is_null(), "the header that this test wrote is no GGUF");
+        assert!(!keys.is_null(), "the header written by this test is not a GGUF file");
         let mut params = sys::llama_model_default_params();
         params.n_gpu_layers = 0;
         let model = sys::llama_model_init_from_user(keys, Some(note_tensor), (&raw mut list).cast(), params);

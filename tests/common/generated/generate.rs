@@ -1,4 +1,4 @@
-//! From keys to a file with random weights: llama.cpp is asked what it misses until it is content.
+//! Generates a model file with random weights from a set of keys, adding keys until llama.cpp reports none missing.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,18 +10,18 @@ use toml::Value as Toml;
 use super::ffi::{Wanted, wanted_tensors};
 use super::seeds::{Seeds, retyped};
 
-/// Rounds of asking after which a seed is surely wrong.
+/// Number of rounds after which the seed is considered wrong.
 const MAX_ROUNDS: usize = 80;
 
-/// What [`generate`] made.
+/// Result of [`generate`].
 pub struct Generated {
-    /// Keys that llama.cpp asked for, with the values that they got.
+    /// Keys that llama.cpp asked for, with the values they were given.
     pub asked: Vec<String>,
     /// Names of the tensors in the file.
     pub tensors: Vec<String>,
 }
 
-/// Writes a random model of `run` to `path`; `scales` puts in the factors that few files have.
+/// Writes a random model for `run` to `path`. With `scales`, it includes the `.scale` tensors that few files have.
 pub fn generate(seeds: &Seeds, run: &str, scales: bool, path: &Path) -> Result<Generated, String> {
     let mut seed = seeds.run[run].clone();
     if scales {
@@ -44,7 +44,7 @@ pub fn generate(seeds: &Seeds, run: &str, scales: bool, path: &Path) -> Result<G
             Err(message) => asked.push(mend(seeds, &mut keys, &message)?),
         }
     }
-    Err(format!("still not content after {MAX_ROUNDS} rounds: {}", asked.join(", ")))
+    Err(format!("llama.cpp still asks for keys after {MAX_ROUNDS} rounds: {}", asked.join(", ")))
 }
 
 /// Adds or changes the key that `message` complains about.
@@ -101,7 +101,7 @@ fn type_named(name: &str) -> GgmlType {
     GgmlType::all().find(|one| one.name() == name).unwrap_or_else(|| panic!("no type {name}"))
 }
 
-/// Tensors that most files lack: factors that a conversion writes only for some weight types.
+/// Endings of tensors that most files lack: factors that the conversion writes only for some weight types.
 const USUALLY_ABSENT: [&str; 3] = [".scale", ".input_scale", ".in_s"];
 
 fn write_model(
@@ -120,7 +120,7 @@ fn write_model(
     let mut file = with_keys(keys);
     let mut names = Vec::new();
     for tensor in wanted.iter().filter(|t| !absent(&t.name) && !dropped(&t.name)) {
-        let ggml_type = GgmlType::from_id(tensor.ggml_type).ok_or("a type that this crate does not know")?;
+        let ggml_type = GgmlType::from_id(tensor.ggml_type).ok_or("unknown tensor type")?;
         let bytes = values(run, tensor, ggml_type)?;
         file = file.tensor(&tensor.name, &tensor.ne, ggml_type, bytes);
         names.push(tensor.name.clone());
@@ -129,7 +129,7 @@ fn write_model(
     Ok(names)
 }
 
-/// Values of usual size: matrices ∝ 1/√n_in, gains and scales around 1, decays negative.
+/// Returns random values of a typical magnitude: matrices ∝ 1/√n_in, gains and scales around 1, decays negative.
 fn values(run: &str, tensor: &Wanted, ggml_type: GgmlType) -> Result<Vec<u8>, String> {
     let n: u64 = tensor.ne.iter().product();
     let seed = run
@@ -157,7 +157,7 @@ fn values(run: &str, tensor: &Wanted, ggml_type: GgmlType) -> Result<Vec<u8>, St
     Ok((0..n).flat_map(|_| one(&mut random).to_le_bytes()).collect())
 }
 
-/// SplitMix64.
+/// A SplitMix64 generator.
 pub struct Random(pub u64);
 
 impl Random {
@@ -173,7 +173,7 @@ impl Random {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// Standard normal enough: a sum of twelve uniform numbers.
+    /// Returns an approximately standard normal number: the sum of twelve uniform ones, minus 6.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
     }

@@ -1,21 +1,21 @@
-//! What llama.cpp cannot tell by itself about the keys of an architecture: `seeds.toml`.
+//! `seeds.toml`: the keys of each architecture that llama.cpp cannot be asked for.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
-/// The whole table.
+/// The contents of `seeds.toml`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seeds {
-    /// Keys of every model.
+    /// Keys of all models.
     pub core: Table,
-    /// Values of the keys that llama.cpp asks for, by the end of their names.
+    /// Values for the keys that llama.cpp asks for, by the ending of the key.
     pub guess: Table,
-    /// Sets of keys that several runs share.
+    /// Named sets of keys shared by several runs.
     pub preset: BTreeMap<String, Table>,
-    /// One model each; the name is the architecture, with `+something` where it has several.
+    /// One model per run. The name is the architecture, followed by `+something` if the architecture has several runs.
     pub run: BTreeMap<String, Run>,
 }
 
@@ -23,28 +23,28 @@ pub struct Seeds {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
-    /// Presets, in order.
+    /// Names of the presets to apply, in order.
     pub with: Vec<String>,
-    /// Keys, after those of the presets.
+    /// Keys of this run; they override those of the presets.
     pub keys: Table,
-    /// Types of tensors that are not F32.
+    /// Types of the tensors that are not F32, by name.
     pub types: BTreeMap<String, String>,
-    /// Tensors that are left out: those whose name ends so.
+    /// Endings of the names of tensors to omit.
     pub drop: Vec<String>,
-    /// Tensors that are kept although every other run leaves them out.
+    /// Endings of the names of tensors to keep although other runs omit them.
     pub keep: Vec<String>,
-    /// Why no model can be made or run here.
+    /// Why no model of this run can be generated or run here.
     pub skip: Option<String>,
 }
 
 impl Seeds {
-    /// The table in the repository; a file named by `ROSI_PROOF_SEEDS` instead, to try things out.
+    /// Loads the table from the repository, or from the file named by `ROSI_PROOF_SEEDS` for experiments.
     pub fn load() -> Self {
         let own = std::env::var_os("ROSI_PROOF_SEEDS").map(|path| std::fs::read_to_string(path).unwrap());
         toml::from_str(own.as_deref().unwrap_or(include_str!("seeds.toml"))).unwrap()
     }
 
-    /// All keys of run `name`, with their full names.
+    /// Returns all keys of the run `name`, under their full names.
     pub fn keys(&self, name: &str) -> BTreeMap<String, Value> {
         let (arch, run) = (architecture(name), &self.run[name]);
         let mut keys = BTreeMap::new();
@@ -56,14 +56,14 @@ impl Seeds {
         keys
     }
 
-    /// What to give a key that llama.cpp asked for.
+    /// Returns the value for a key that llama.cpp asked for: that of the longest matching ending.
     pub fn guess(&self, key: &str) -> Option<&Value> {
         let fits = |(end, _): &(&String, &Value)| key.ends_with(end.as_str());
         self.guess.iter().filter(fits).max_by_key(|(end, _)| end.len()).map(|(_, value)| value)
     }
 }
 
-/// The architecture of a run.
+/// Returns the architecture of a run: its name up to the `+`.
 pub fn architecture(run: &str) -> &str {
     run.split('+').next().unwrap_or(run)
 }
@@ -73,7 +73,7 @@ fn full_key(arch: &str, key: &str) -> String {
     if whole { key.to_string() } else { format!("{arch}.{key}") }
 }
 
-/// `value` as GGUF type `wanted` (ggml's name), where it can be.
+/// Converts `value` to the GGUF type `wanted` (ggml's name); `None` if that is not possible.
 pub fn retyped(value: &Value, wanted: &str) -> Option<Value> {
     let number = match value {
         Value::Integer(n) => *n as f64,

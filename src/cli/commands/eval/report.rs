@@ -1,4 +1,4 @@
-//! The report of `eval`: what was found, and what is said of it.
+//! The report of `eval`: the measurements and their summary.
 
 use std::collections::BTreeMap;
 
@@ -16,121 +16,121 @@ use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
 use crate::report::FileFacts;
 
-/// The whole report.
+/// The full report of `eval`.
 #[derive(Debug, Clone, Serialize)]
 pub struct EvalReport {
     /// Version of this tool.
     pub version: String,
     /// Version of llama.cpp.
     pub llama_cpp: String,
-    /// Most tokens of an answer that tells by then whether it refuses; others have
-    /// [`N_PREDICT_MOST`](crate::eval::answers::N_PREDICT_MOST) at most.
+    /// Token limit of an answer; one that is still undecided then continues to at most
+    /// [`N_PREDICT_MOST`](crate::eval::answers::N_PREDICT_MOST) tokens.
     pub tokens: usize,
     /// The system prompt that the models were asked under, if any.
     pub system_prompt: Option<String>,
-    /// The judge, if one was asked.
+    /// The judge, if one was given.
     pub judge: Option<JudgeFacts>,
     /// The base, if one was given.
     pub base: Option<ModelReport>,
-    /// The models.
+    /// The measured models.
     pub models: Vec<ModelReport>,
-    /// Seconds that it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// Peak resident memory in bytes, where the system tells it.
+    /// Peak resident memory in bytes, if the system reports it.
     pub peak_memory: Option<u64>,
 }
 
-/// The judge.
+/// The judge: a model that decides whether answers refuse.
 #[derive(Debug, Clone, Serialize)]
 pub struct JudgeFacts {
-    /// Its file.
+    /// The judge's file.
     #[serde(flatten)]
     pub file: FileFacts,
-    /// How it is asked.
+    /// How the judge is asked.
     pub kind: JudgeKind,
 }
 
-/// One model.
+/// Measurements of one model.
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelReport {
-    /// Its file.
+    /// The model's file.
     #[serde(flatten)]
     pub file: FileFacts,
-    /// One for each set of prompts.
+    /// Results for each set of prompts.
     pub sets: Vec<SetReport>,
-    /// On the text, if one was given.
+    /// Perplexity on the text, if one was given.
     pub perplexity: Option<Perplexity>,
-    /// On the multiple-choice questions, if any were given.
+    /// Results on the multiple-choice questions, if any were given.
     pub choice: Option<ChoiceReport>,
 }
 
-/// One model on one set of prompts.
+/// Results of one model on one set of prompts.
 #[derive(Debug, Clone, Serialize)]
 pub struct SetReport {
-    /// The file, or `bundled report split`.
+    /// Path of the prompt file, or `bundled report split`.
     pub source: String,
-    /// Hash of the whole set.
+    /// sha256 of the whole set.
     pub sha256: String,
-    /// The kinds of prompt that the set has.
+    /// Results for each kind of prompt in the set.
     pub kinds: BTreeMap<PromptKind, KindReport>,
-    /// Distance from the base on the harmless prompts.
+    /// KL divergence from the base on the harmless prompts.
     pub kl: Option<Divergence>,
-    /// The harmful prompts, put in other ways.
+    /// Results on the harmful prompts wrapped in each jailbreak.
     pub jailbreak: Vec<JailbreakReport>,
 }
 
-/// One model on one kind of prompt.
+/// Results of one model on one kind of prompt.
 #[derive(Debug, Clone, Serialize)]
 pub struct KindReport {
-    /// The counts by the rules.
+    /// Counts of outcomes, classified by rules.
     #[serde(flatten)]
     pub tally: Tally,
-    /// The thoughts before the answers, where there were any.
+    /// Statistics of the thoughts before the answers, if there were any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thoughts: Option<Thoughts>,
-    /// Refusals beside those of the base.
+    /// Paired comparison of refusals with the base.
     pub against_base: Option<Paired>,
-    /// What the judge says.
+    /// The judge's verdicts, compared with the rules.
     pub judge: Option<SecondOpinion>,
-    /// The answers.
+    /// Every prompt with its answer.
     pub answers: Vec<AnswerRow>,
 }
 
-/// One answer.
+/// One prompt with its answer.
 #[derive(Debug, Clone, Serialize)]
 pub struct AnswerRow {
     /// The prompt.
     pub prompt: String,
     /// The answer.
     pub answer: String,
-    /// By the rules.
+    /// Outcome according to the rules.
     pub outcome: Outcome,
-    /// By the judge.
+    /// Verdict of the judge.
     pub judge: Option<Verdict>,
 }
 
-/// Harmful prompts put one way.
+/// Results on the harmful prompts wrapped in one jailbreak.
 #[derive(Debug, Clone, Serialize)]
 pub struct JailbreakReport {
-    /// The counts.
+    /// The jailbreak, with its counts and answers.
     #[serde(flatten)]
     pub wrapped: Wrapped,
-    /// Refusals beside those of the base.
+    /// Paired comparison of refusals with the base.
     pub against_base: Option<Paired>,
 }
 
-/// Multiple choice.
+/// Results on multiple-choice questions.
 #[derive(Debug, Clone, Serialize)]
 pub struct ChoiceReport {
-    /// The counts.
+    /// Counts of right choices, and the picks.
     #[serde(flatten)]
     pub choices: Choices,
-    /// Right picks beside those of the base.
+    /// Paired comparison of right picks with the base.
     pub against_base: Option<Paired>,
 }
 
 impl KindReport {
-    /// Judges `answers` to `prompts` by the rules.
+    /// Classifies `answers` to `prompts` by the rules.
     pub fn new(prompts: &[String], answers: Vec<String>) -> Self {
         let tally = Tally::of(&answers);
         let row = |(prompt, answer): (&String, String)| AnswerRow {
@@ -143,12 +143,12 @@ impl KindReport {
         Self { tally, thoughts: None, against_base: None, judge: None, answers }
     }
 
-    /// By the rules, in the order of the prompts.
+    /// Returns the outcomes according to the rules, in the order of the prompts.
     pub fn outcomes(&self) -> Vec<Outcome> {
         self.answers.iter().map(|row| row.outcome).collect()
     }
 
-    /// Takes the judge's `verdicts`, one for each answer.
+    /// Stores the judge's `verdicts`, one for each answer.
     pub fn second_opinion(&mut self, verdicts: &[Verdict]) {
         self.judge = Some(SecondOpinion::new(&self.outcomes(), verdicts));
         for (row, &verdict) in self.answers.iter_mut().zip(verdicts) {
@@ -164,7 +164,7 @@ impl JailbreakReport {
 }
 
 impl ModelReport {
-    /// Tests what was asked of both models, pair by pair.
+    /// Adds paired tests of everything that was measured on both models.
     pub fn set_beside(&mut self, base: &Self) {
         for (this, base) in self.sets.iter_mut().zip(&base.sets) {
             for (kind, report) in &mut this.kinds {
@@ -183,19 +183,19 @@ impl ModelReport {
 }
 
 impl EvalReport {
-    /// The base, then the models, with their names for tables.
+    /// Returns the base, then the models, each with its name for tables.
     pub fn rows(&self) -> Vec<(String, &ModelReport)> {
         let base = self.base.iter().map(|base| (format!("base {}", short_name(&base.file.path)), base));
         base.chain(self.models.iter().map(|model| (short_name(&model.file.path), model))).collect()
     }
 
-    /// The tables for people.
+    /// Formats the report as tables.
     pub fn summary(&self) -> String {
         tables::all(self)
     }
 }
 
-/// The name of a file without its folders.
+/// Returns the file name of a path without its directories.
 pub fn short_name(path: &str) -> String {
     let name = std::path::Path::new(path).file_name();
     name.map_or_else(|| path.to_owned(), |name| name.to_string_lossy().into_owned())

@@ -1,4 +1,4 @@
-//! The report of `eval` as tables.
+//! Formats the report of `eval` as tables.
 
 use super::report::{EvalReport, KindReport, ModelReport, SetReport};
 use crate::eval::Tally;
@@ -10,10 +10,10 @@ use crate::eval::thoughts::Thoughts;
 use crate::output::Table;
 use crate::util::stats::Proportion;
 
-/// Rows of the report: a name and the model.
+/// Rows of the report: each model with its name.
 type Rows<'a> = [(String, &'a ModelReport)];
 
-/// Every table that has something to say.
+/// Formats every table that has data.
 pub fn all(report: &EvalReport) -> String {
     let rows = report.rows();
     let mut parts = Vec::new();
@@ -21,7 +21,7 @@ pub fn all(report: &EvalReport) -> String {
         report.models.first().map(|m| m.sets.iter().map(|s| s.source.as_str()).collect()).unwrap_or_default();
     for (i, source) in sources.into_iter().enumerate() {
         parts.push(format!(
-            "{source}, greedy answers of at most {} tokens{}{}\n{}",
+            "{source}: greedy answers of at most {} tokens{}{}\n{}",
             report.tokens,
             longer(report.tokens),
             report.system_prompt.as_ref().map_or("", |_| ", under the system prompt"),
@@ -37,13 +37,9 @@ pub fn all(report: &EvalReport) -> String {
     parts.join("\n").trim_end().to_owned()
 }
 
-/// How far those go that the first tokens leave open.
+/// Describes the higher token limit of answers that are still undecided at `tokens`.
 fn longer(tokens: usize) -> String {
-    if tokens >= N_PREDICT_MOST {
-        String::new()
-    } else {
-        format!(", {N_PREDICT_MOST} where those leave it open")
-    }
+    if tokens >= N_PREDICT_MOST { String::new() } else { format!(" ({N_PREDICT_MOST} if still undecided)") }
 }
 
 fn share(proportion: Proportion) -> String {
@@ -54,7 +50,7 @@ fn p_value(p: f64) -> String {
     if p < 0.001 { format!("{p:.0e}") } else { format!("{p:.3}") }
 }
 
-/// Thoughts before the answers of all kinds.
+/// Formats the statistics of the thoughts before the answers to all kinds of prompts.
 fn thoughts(rows: &Rows<'_>, set: usize) -> Option<String> {
     let mut table = Table::new(&["thoughts", "mean tokens", "did not end"]);
     let mut any = false;
@@ -68,7 +64,7 @@ fn thoughts(rows: &Rows<'_>, set: usize) -> Option<String> {
     any.then(|| table.to_string())
 }
 
-/// Counts by the rules, and KL.
+/// Formats the counts according to the rules, and the KL divergence.
 fn refusals(rows: &Rows<'_>, set: usize) -> Table {
     let mut table = Table::new(&[
         "model",
@@ -95,7 +91,7 @@ fn refusals(rows: &Rows<'_>, set: usize) -> Table {
     table
 }
 
-/// Paired tests.
+/// Formats the paired tests against the base.
 fn against_base(report: &EvalReport, rows: &Rows<'_>, set: usize) -> Option<String> {
     report.base.as_ref()?;
     let mut table = Table::new(&["refused, against the base", "prompts", "only base", "only this", "p"]);
@@ -113,10 +109,10 @@ fn against_base(report: &EvalReport, rows: &Rows<'_>, set: usize) -> Option<Stri
             row(format!("{name}, {}", found.wrapped.wrapper), found.against_base);
         }
     }
-    Some(format!("{table}exact McNemar test over prompts that only one of the two refuses\n"))
+    Some(format!("{table}exact McNemar test on the prompts that only one of the two refuses\n"))
 }
 
-/// Harmful prompts, plain and wrapped.
+/// Formats the refusals of harmful prompts, plain and wrapped in jailbreaks.
 fn jailbreaks(rows: &Rows<'_>, set: usize) -> Option<String> {
     if rows.iter().all(|(_, model)| model.sets[set].jailbreak.is_empty()) {
         return None;
@@ -135,7 +131,7 @@ fn jailbreaks(rows: &Rows<'_>, set: usize) -> Option<String> {
     Some(table.to_string())
 }
 
-/// The judge beside the rules.
+/// Compares the judge with the rules.
 fn judged(report: &EvalReport, rows: &Rows<'_>, set: usize) -> Option<String> {
     report.judge.as_ref()?;
     let mut table =
@@ -170,7 +166,7 @@ fn perplexities(rows: &Rows<'_>) -> Option<String> {
             format!("{:.4}", found.error),
         ]);
     }
-    any.map(|any| format!("{table}second halves of {} chunks of {} tokens\n", any.chunks, any.n_ctx))
+    any.map(|any| format!("{table}on the second halves of {} chunks of {} tokens\n", any.chunks, any.n_ctx))
 }
 
 fn choices(rows: &Rows<'_>) -> Option<String> {
@@ -188,7 +184,7 @@ fn choices(rows: &Rows<'_>) -> Option<String> {
         ]);
     }
     any.then(|| {
-        format!("{table}right by mean log-likelihood per byte of the answer; by whole answer: by its sum\n")
+        format!("{table}right: by mean log-likelihood per byte of the answer; by whole answer: by its sum\n")
     })
 }
 

@@ -1,17 +1,17 @@
-//! What a release is to be: from a TOML file or from flags.
+//! The configuration of a release, from a TOML file or from flags.
 //!
 //! ```toml
-//! sources = ["Qwen2.5-0.5B-Instruct-F16.gguf"]   # paths are taken from the folder of this file
+//! sources = ["Qwen2.5-0.5B-Instruct-F16.gguf"]   # paths are relative to this file's folder
 //! output  = "release"
 //! types   = ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS"]
-//! # all the rest may be left out
+//! # everything below is optional
 //! name       = "Qwen2.5-0.5B-Instruct-rosi"
 //! imatrix    = "imatrix.gguf"
-//! edit       = "edit.safetensors"                # else it is searched, as [search] says
+//! edit       = "edit.safetensors"                # default: searched as set in [search]
 //! base-model = "Qwen/Qwen2.5-0.5B-Instruct"
 //! license    = "apache-2.0"
 //! score      = true
-//! score-prompts = 64                             # at most so many of each kind
+//! score-prompts = 64                             # at most this many of each kind
 //! keep-bases = false
 //! [search]                                       # the flags of `rosi-gguf search`
 //! trials = 4
@@ -28,7 +28,7 @@ use crate::release::ReleaseError;
 use crate::release::quantize::{QuantType, TYPES};
 use crate::util::bounded;
 
-/// More bytes than a configuration has.
+/// Maximum size of a configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 /// Flags of `[search]` that name files.
 const PATHS: [&str; 1] = ["prompts"];
@@ -36,69 +36,69 @@ const PATHS: [&str; 1] = ["prompts"];
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
-    /// Only that no file refuses less than its base: 48 bundled harmful prompts.
+    /// Only that no file refuses less than its base, on 48 bundled harmful prompts.
     Guard,
-    /// Also the report split, all of it or at most so many prompts of each kind.
+    /// Also scores on the report split: all of it, or at most this many prompts of each kind.
     Report(Option<usize>),
 }
 
-/// A release, checked.
+/// The validated configuration of a release.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Model files.
     pub sources: Vec<PathBuf>,
-    /// The folder that is written to.
+    /// Output folder.
     pub output: PathBuf,
-    /// Types that are made.
+    /// Quantization types to make.
     pub types: Vec<&'static QuantType>,
-    /// What the files are called before their types.
+    /// File names up to the type.
     pub name: Option<String>,
-    /// Importance matrix.
+    /// Importance matrix file.
     pub imatrix: Option<PathBuf>,
-    /// Stored edit.
+    /// Stored edit file; if `None`, the edit is searched.
     pub edit: Option<PathBuf>,
-    /// The model on Hugging Face that this is of.
+    /// The base model on Hugging Face.
     pub base_model: Option<String>,
-    /// Its license, in place of what the source says.
+    /// License, overriding the source's metadata.
     pub license: Option<String>,
     /// How much is measured.
     pub scoring: Scoring,
-    /// Whether the quantizations without the edit are kept.
+    /// Whether to keep the quantizations without the edit.
     pub keep_bases: bool,
-    /// How the edit is searched.
+    /// Options of the search for the edit.
     pub search: SearchArgs,
 }
 
-/// The file as it is written.
+/// The configuration as written in the file, before validation.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Raw {
     /// Model files.
     pub sources: Vec<PathBuf>,
-    /// The folder.
+    /// Output folder.
     pub output: PathBuf,
-    /// Names of types.
+    /// Names of quantization types.
     #[serde(default)]
     pub types: Vec<String>,
-    /// Name of the files.
+    /// File names up to the type.
     pub name: Option<String>,
-    /// Importance matrix.
+    /// Importance matrix file.
     pub imatrix: Option<PathBuf>,
-    /// Stored edit.
+    /// Stored edit file.
     pub edit: Option<PathBuf>,
-    /// Model on Hugging Face.
+    /// Base model on Hugging Face.
     pub base_model: Option<String>,
-    /// License.
+    /// License for the model card.
     pub license: Option<String>,
-    /// Whether the report split is asked.
+    /// Whether to score on the report split.
     #[serde(default = "yes")]
     pub score: bool,
-    /// Most prompts of each kind.
+    /// Maximum number of prompts of each kind.
     pub score_prompts: Option<usize>,
-    /// Whether bases are kept.
+    /// Whether to keep the quantizations without the edit.
     #[serde(default)]
     pub keep_bases: bool,
-    /// Flags of the search.
+    /// Flags of the search, without their dashes.
     #[serde(default)]
     pub search: toml::Table,
 }
@@ -107,7 +107,7 @@ fn yes() -> bool {
     true
 }
 
-/// The flags of a search alone.
+/// Parser for the flags of `[search]`.
 #[derive(Debug, Parser)]
 struct Search {
     #[command(flatten)]
@@ -115,10 +115,10 @@ struct Search {
 }
 
 impl Config {
-    /// Reads the file at `path`; what it names is taken from its folder.
+    /// Reads the file at `path`, resolving the paths in it relative to its folder.
     ///
     /// # Errors
-    /// [`ReleaseError::Config`].
+    /// Returns [`ReleaseError::Config`] if the file cannot be read or is invalid.
     pub fn read(path: &Path) -> Result<Self, ReleaseError> {
         let fail = |problem: String| ReleaseError::Config { path: path.into(), problem };
         let text = bounded::read_text(path, MAX_BYTES).map_err(|error| fail(error.to_string()))?;
@@ -129,20 +129,20 @@ impl Config {
         Self::new(raw.in_folder(folder), search).map_err(fail)
     }
 
-    /// Checks what a file or flags say.
+    /// Validates the settings of a file or of flags.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Returns a description of the first invalid setting.
     pub fn new(raw: Raw, search: SearchArgs) -> Result<Self, String> {
         let known = || TYPES.map(|t| t.name).join(", ");
-        let one =
-            |name: &String| QuantType::parse(name).ok_or_else(|| format!("no type {name}; {}", known()));
+        let unknown = |name: &String| format!("unknown type {name}, expected one of {}", known());
+        let one = |name: &String| QuantType::parse(name).ok_or_else(|| unknown(name));
         if raw.score_prompts == Some(0) {
-            return Err("score-prompts: expected at least 1".into());
+            return Err("score-prompts: expected at least 1, found 0".into());
         }
         let line = |text: &Option<String>| text.as_ref().is_some_and(|t| t.is_empty() || t.contains('\n'));
         if line(&raw.base_model) || line(&raw.license) {
-            return Err("base-model and license are one line each".into());
+            return Err("base-model, license: expected one non-empty line each".into());
         }
         Ok(Self {
             types: raw.types.iter().map(one).collect::<Result<_, _>>()?,
@@ -172,7 +172,7 @@ impl Raw {
     }
 }
 
-/// The table `[search]` as the flags that it stands for.
+/// Parses the table `[search]` as command-line flags.
 fn search_flags(table: &toml::Table, folder: &Path) -> Result<SearchArgs, String> {
     let mut flags = vec!["search".to_owned()];
     for (key, value) in table {
@@ -197,11 +197,11 @@ fn search_flags(table: &toml::Table, folder: &Path) -> Result<SearchArgs, String
 
 fn word(value: &toml::Value) -> Result<String, String> {
     match value {
-        toml::Value::String(text) if text.starts_with("--") => Err("a value, not a flag, is expected".into()),
+        toml::Value::String(text) if text.starts_with("--") => Err("expected a value, found a flag".into()),
         toml::Value::String(text) => Ok(text.clone()),
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Float(number) => Ok(number.to_string()),
-        _ => Err("expected a text, a number or a list of them".into()),
+        _ => Err("expected a string, a number or a list of them".into()),
     }
 }
 
@@ -238,12 +238,12 @@ mod tests {
         for (text, why) in [
             ("output = 'out'", "missing field `sources`"),
             (&format!("{least}typos = 1"), "unknown field `typos`"),
-            (&format!("{least}types = ['Q9']"), "no type Q9"),
+            (&format!("{least}types = ['Q9']"), "unknown type Q9"),
             (&format!("{least}score-prompts = 0"), "at least 1"),
             (&format!("{least}[search]\ntypo = 1"), "unexpected argument '--typo'"),
             (&format!("{least}[search]\ntrials = 'x'"), "invalid value 'x'"),
-            (&format!("{least}[search]\ndirection-source = '--resume'"), "not a flag"),
-            (&format!("{least}license = \"a\\nb\""), "one line each"),
+            (&format!("{least}[search]\ndirection-source = '--resume'"), "found a flag"),
+            (&format!("{least}license = \"a\\nb\""), "one non-empty line each"),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -1,4 +1,4 @@
-//! One file of a release after the other: its base, the edit in it, and what was measured.
+//! Makes the files of a release one by one: quantizes the base, writes the edit, and measures the result.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -31,18 +31,18 @@ use crate::report::{AnswerPair, FileFacts, MIN_SURVIVAL};
 use crate::util::interrupt;
 use crate::util::leftovers::Leftover;
 
-/// Makes the files.
+/// Makes the files of a release.
 pub(super) struct ReleaseWriter<'a> {
     pub release: &'a Release<'a>,
-    /// Of each source.
+    /// Path, hash and size of each source.
     pub sources: &'a [FileFacts],
-    /// And its hash.
+    /// The importance matrix and its sha256.
     pub imatrix: Option<(&'a Imatrix, String)>,
     pub edit: &'a SharedEdit,
     pub prompts: &'a PromptSet,
 }
 
-/// The report of one file; the same release gives the same one.
+/// The report of one file, identical for identical releases.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     row: &'a Row,
@@ -51,7 +51,7 @@ struct Report<'a> {
     answers: &'a [AnswerPair],
 }
 
-/// What was measured of a base and of the file with the edit.
+/// Measurements of a base and of the file with the edit.
 struct Measured {
     scores: Option<[Score; 2]>,
     guard: [Tally; 2],
@@ -59,8 +59,8 @@ struct Measured {
 }
 
 impl ReleaseWriter<'_> {
-    /// Makes what is not there yet. A file that refuses less than its base is not kept and does not stop the
-    /// others: its error is returned when all are done.
+    /// Makes every file that is not complete yet. A file that refuses less than its base is discarded without stopping
+    /// the others; the first such error is returned at the end.
     pub(super) fn all(&self, state: &mut State) -> Result<Option<Error>, Error> {
         let mut failed = None;
         let n = self.release.plan.files.len();
@@ -68,7 +68,7 @@ impl ReleaseWriter<'_> {
             interrupt::check()?;
             let recipe = self.recipe(planned);
             if self.is_done(state, planned, &recipe)? {
-                self.release.printer.say(format!("{}/{n} {} is there already", i + 1, planned.file));
+                self.release.printer.say(format!("{}/{n} {} is up to date", i + 1, planned.file));
                 continue;
             }
             self.release.printer.say(format!("{}/{n} {}", i + 1, planned.file));
@@ -76,7 +76,7 @@ impl ReleaseWriter<'_> {
             let unfinished = Leftover::new(&work);
             let made = self.make(state, planned, recipe);
             drop(unfinished);
-            // Its base is gigabytes that the next run would make anew.
+            // The base takes gigabytes, and the next run would quantize it again anyway.
             let _ = std::fs::remove_dir_all(work);
             match made {
                 Err(error @ Error::LessSafe { .. }) => {
@@ -89,7 +89,7 @@ impl ReleaseWriter<'_> {
         Ok(failed)
     }
 
-    /// Everything that a file follows from.
+    /// Returns everything that determines a file.
     fn recipe(&self, planned: &PlannedFile) -> Recipe {
         let mut recipe = Recipe::from([
             ("source".into(), self.sources[planned.step.source()].sha256.clone()),
@@ -106,7 +106,7 @@ impl ReleaseWriter<'_> {
         recipe
     }
 
-    /// Whether the file is there with the hash of its row.
+    /// Returns whether the file exists with the recipe and hash of its row.
     fn is_done(&self, state: &State, planned: &PlannedFile, recipe: &Recipe) -> Result<bool, Error> {
         let path = self.release.at(&planned.file);
         let Some(row) = state.row(&planned.file).filter(|_| path.exists()) else { return Ok(false) };
@@ -122,11 +122,11 @@ impl ReleaseWriter<'_> {
         if found? == row.sha256 {
             return Ok(true);
         }
-        self.release.printer.warn(format!("{} is not what was written: it is made again", planned.file));
+        self.release.printer.warn(format!("{} has changed since it was written; remaking it", planned.file));
         Ok(false)
     }
 
-    /// The quantization that the edit is put into.
+    /// Returns the path of the file that the edit is written into, quantizing the source if the plan says so.
     fn base(&self, planned: &PlannedFile) -> Result<PathBuf, Error> {
         let source = &self.release.sources[planned.step.source()];
         let Step::Quantize(_, quant) = planned.step else { return Ok(source.path.clone()) };
@@ -160,7 +160,7 @@ impl ReleaseWriter<'_> {
         let mut file = AtomicModel::create(&path, &opened.gguf, ours)?;
         self.write(&opened, &edit_search, &taken, &base, &mut file)?;
         let written = Gguf::open(file.temporary_path())?;
-        // From the two files alone, as `verify` does.
+        // Uses the two files only, like `verify`.
         let claimed = claimed_edits(&opened.gguf, &written, &opened.plan)?;
         let verification = check_written(Base::from(&opened.gguf), &written, &claimed, printer)?;
         let measured = self.measure(&opened, &written)?;
@@ -181,7 +181,7 @@ impl ReleaseWriter<'_> {
         };
         self.report(&row, &taken, &verification, &measured)?;
         self.tell(&row);
-        // The row first: a run that is killed between the two finds the file, and knows it.
+        // Save the row first: without it, the next run would reject the file as not its own.
         state.put(row);
         state.save()?;
         file.commit()?;
@@ -216,7 +216,7 @@ impl ReleaseWriter<'_> {
         write.write(file, self.release.printer)
     }
 
-    /// Asks the base, then the file; one that refuses less than its base is never kept.
+    /// Measures the base, then the file, which is rejected if it refuses less than its base.
     fn measure(&self, opened: &Opened, written: &Gguf) -> Result<Measured, Error> {
         let template = opened.template()?;
         let bar = self.release.printer.bar("scoring the base and the file", 2);
@@ -252,7 +252,7 @@ impl ReleaseWriter<'_> {
         Ok(measured)
     }
 
-    /// `reports/NAME.json`, without what differs from run to run.
+    /// Writes `reports/NAME.json`, omitting what differs from run to run.
     fn report(
         &self,
         row: &Row,
@@ -276,7 +276,7 @@ impl ReleaseWriter<'_> {
             None => row.guard,
         };
         self.release.printer.say(format!(
-            "  {} of the edit arrived in {} tensors; harmful refused {} → {}; {} MB in {:.0} s",
+            "  {} of the edit is in the file ({} tensors changed); harmful refused {} → {}; {} MB in {:.0} s",
             percent(gain),
             row.changed,
             base.refused(),

@@ -1,9 +1,9 @@
-//! How far the rules agree with people: `tests/refusal-labels.jsonl`.
+//! Agreement of the rules with the human labels in `tests/refusal-labels.jsonl`.
 //!
-//! A line is an answer, or its beginning, with the label that a person gave it on reading it: of real models (`source` names
-//! the model and how many tokens it was given), of PyPI `pyrit` 1.1.0 (its people labelled the whole answers), or `written`
-//! in the style of models that were not at hand. The rules were written on the lines whose text has an even hash
-//! ([`is_held_out`]), and on all of pyrit's; the others were labelled and then only measured.
+//! Each line is an answer, or its beginning, with the label that a person gave it: from real models (`source` names the
+//! model and its token limit), from PyPI `pyrit` 1.1.0 (whose authors labeled the whole answers), or `written` in the
+//! style of models that were not available. The rules were developed on the lines that are not held out
+//! ([`is_held_out`]), including all of pyrit's; the held-out lines were labeled and then only measured.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::*;
 
-/// Accuracy at least; false refusals and missed ones at most.
+/// Minimum accuracy, maximum share of false refusals, and maximum share of missed refusals.
 const ALL: [f64; 3] = [0.945, 0.015, 0.05];
 const HELD_OUT: [f64; 3] = [0.935, 0.03, 0.05];
 const OTHERS: [f64; 3] = [0.96, 0.0, 0.05];
@@ -31,22 +31,22 @@ fn labelled() -> Vec<Labelled> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Bit 32 of the text's FNV-1a hash; never a line of pyrit.
+/// Returns bit 32 of the text's FNV-1a hash, or false for a line of pyrit.
 fn is_held_out(row: &Labelled) -> bool {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = row.answer.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
     hash >> 32 & 1 == 1 && !row.source.starts_with("pyrit")
 }
 
-/// Agreement on some lines.
+/// Agreement counts on some lines.
 #[derive(Debug, Default)]
 struct Agreement {
     lines: usize,
     right: usize,
-    /// Answers that comply, and those of them that are taken for refusals.
+    /// Answers labeled as complying; those of them classified as refusals are `false_refusals`.
     complied: usize,
     false_refusals: usize,
-    /// Refusals, and those of them that are not taken for any.
+    /// Answers labeled as refusals; those of them with another outcome are `missed_refusals`.
     refused: usize,
     missed_refusals: usize,
 }
@@ -67,7 +67,7 @@ impl Agreement {
         sum
     }
 
-    /// Accuracy, false refusals among answers, missed refusals among refusals, as shares.
+    /// Returns accuracy, false refusals among complying answers, and missed refusals among refusals, as shares.
     fn shares(&self) -> [f64; 3] {
         let share = |part: usize, whole: usize| part as f64 / whole.max(1) as f64;
         [
@@ -105,5 +105,5 @@ fn there_are_labels_enough_of_every_sort() {
     assert!(rows.len() >= 300 && rows.iter().filter(|row| is_held_out(row)).count() >= 100);
     assert!(languages.len() >= 11 && languages.values().all(|&n| n >= 3), "{languages:?}");
     let answers: std::collections::HashSet<&str> = rows.iter().map(|row| row.answer.as_str()).collect();
-    assert_eq!(answers.len(), rows.len(), "a line is there twice");
+    assert_eq!(answers.len(), rows.len(), "duplicate line");
 }

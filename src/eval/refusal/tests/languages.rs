@@ -1,4 +1,4 @@
-//! Refusals, answers and beginnings in other languages than English.
+//! Refusals, answers and beginnings in languages other than English.
 
 use super::*;
 

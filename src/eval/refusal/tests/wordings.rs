@@ -1,6 +1,6 @@
-//! Refusals in the words of many models, and answers that use the same words.
+//! Refusals as many models word them, and answers that use the same words.
 
-// Tables of data, as functions.
+// The functions are mostly tables of data.
 #![allow(clippy::too_many_lines)]
 
 use super::*;

@@ -25,7 +25,7 @@ impl Product {
         quant::dequantize(ggml_type, n_in, &bytes, &mut weights).unwrap();
         let params =
             sys::ggml_init_params { mem_size: 1 << 20, mem_buffer: std::ptr::null_mut(), no_alloc: true };
-        // SAFETY: as ggml's examples build a graph; both tensors are as large as what is written to them.
+        // SAFETY: the graph is built as in ggml's examples; both tensors are as large as the data written to them.
         unsafe {
             let context = sys::ggml_init(params);
             let [ne0, ne1, ne2] = [n_in, n_rows, n_tokens].map(|n| n as i64);
@@ -60,7 +60,7 @@ impl Product {
         }
     }
 
-    /// The largest difference of `y` from the product in F64, beside the largest value of that.
+    /// Returns the largest difference between `y` and the F64 product, relative to the largest value of the latter.
     fn error(&self, y: &[f32], n_in: usize) -> f64 {
         let dot = |w: &[f32], x: &[f32]| -> f64 {
             w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()
@@ -78,7 +78,7 @@ impl Product {
 
 impl Drop for Product {
     fn drop(&mut self) {
-        // SAFETY: all were made by `new`, and nothing else holds them.
+        // SAFETY: all were created by `new`, and nothing else holds them.
         unsafe {
             sys::ggml_backend_buffer_free(self.buffer);
             sys::ggml_backend_free(self.backend);
@@ -91,7 +91,7 @@ impl Drop for Product {
 fn products_are_exact_for_any_type_and_number_of_threads() {
     let quantized = |t: &GgmlType| t.can_quantize() && !t.needs_imatrix() && !t.is_float();
     for ggml_type in GgmlType::all().filter(quantized) {
-        // Rows that are no multiple of a block.
+        // 301 rows are not a multiple of the block size.
         let n_in = 512;
         let product = Product::new(ggml_type, [n_in, 301, 100]);
         let llama = product.compute(2);
@@ -101,7 +101,7 @@ fn products_are_exact_for_any_type_and_number_of_threads() {
         let [ours, llama_error] = [product.error(&ours, n_in), product.error(&llama, n_in)];
         assert!(ours < 4e-6, "{ggml_type}: {ours}");
         assert!(ours < llama_error, "{ggml_type}: {llama_error}");
-        // A graph that llama.cpp uses again is its own again.
+        // A graph that llama.cpp reuses gets its own product back.
         assert!(!product.choose(Arithmetic::Llama));
         assert_eq!(product.compute(2), llama);
     }

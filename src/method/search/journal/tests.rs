@@ -1,4 +1,4 @@
-//! Journals that are whole, torn, damaged and of another search.
+//! Tests on journals that are complete, truncated, damaged, or of another search.
 
 use super::*;
 use crate::eval::Tally;
@@ -83,7 +83,7 @@ fn a_journal_of_another_search_is_refused_by_what_differs() {
     );
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen('{', "{\"newer\":1,", 1)).unwrap();
-    assert!(told(head()).contains("newer was 1 in the search that was stopped and is unknown now"));
+    assert!(told(head()).contains("newer was 1 in the interrupted search and is unknown now"));
 }
 
 #[test]
