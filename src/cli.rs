@@ -280,8 +280,8 @@ pub struct SearchArgs {
     /// weight of answering harmless and borderline prompts.
     #[arg(long, value_name = "K", default_value = "auto", allow_hyphen_values = true, help_heading = EDIT)]
     pub contrast: String,
-    /// Maximum KL divergence from the base on harmless prompts (first token, nats) [default: 0.05; 0.1 if refusal was
-    /// removed from the model].
+    /// Maximum KL divergence from the base on harmless prompts (first token, nats) [default: 0.05, up to 0.1 if the
+    /// model itself refuses little; 0.1 if refusal was removed from it].
     #[arg(long, value_name = "NATS", allow_hyphen_values = true, help_heading = LIMITS)]
     pub max_kl: Option<f64>,
     /// Maximum increase in refusals of harmless or borderline prompts, as a share [default: 0.1, up to 0.25 if the model

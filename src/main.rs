@@ -19,7 +19,6 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     let level = match cli.verbose {
-        _ if cli.quiet => LevelFilter::WARN,
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,

@@ -75,12 +75,13 @@ const OWN: f64 = 0.5;
 impl Allowed {
     /// Returns the defaults for a model that refuses the share `own` of harmful prompts.
     ///
-    /// A model that refuses little has few false refusals, too, and some return with the others: of three copies that
-    /// were fine-tuned to comply, the first refuses no borderline prompt, where the original refuses 14 of 48.
+    /// A model that refuses little needs a larger edit, and has few false refusals, some of which return with the
+    /// others: a copy of Qwen2.5-Coder-0.5B that was fine-tuned to comply refuses no borderline prompt, the original 14
+    /// of 48.
     pub(super) fn of(refusal: Refusal, own: f64) -> Self {
         let little = (1.0 - own / OWN).max(0.0);
         match refusal {
-            Refusal::Whole => Self { max_kl: 0.05, max_false_refusal: 0.1 + 0.15 * little },
+            Refusal::Whole => Self { max_kl: 0.05 + 0.05 * little, max_false_refusal: 0.1 + 0.15 * little },
             Refusal::Removed => Self { max_kl: 0.1, max_false_refusal: 0.25 },
         }
     }

@@ -161,7 +161,7 @@ const AUTO: SearchOptions = SearchOptions {
     layer: None,
     strength: None,
     contrast: None,
-    max_kl: None,
+    max_kl: Some(0.05),
     max_false_refusal: Some(0.05),
     trials: 5,
     time_budget: None,
@@ -275,7 +275,7 @@ fn a_trial_that_passes_the_budget_is_made_again_with_less() {
 
 #[test]
 fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
-    let options = SearchOptions { layer: Some(10), strength: Some(0.2), max_kl: Some(0.05), ..AUTO };
+    let options = SearchOptions { layer: Some(10), strength: Some(0.2), ..AUTO };
     let mut engine =
         StandIn { quality: |_, _| 60.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
     let (evaluator, base) = Evaluator::new(&mut engine, questions()).unwrap();
@@ -295,16 +295,13 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
 #[test]
 fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
     let of = |refused| Tally { refused, complied: 20 - refused, ..Tally::default() };
-    let base = |own| Score { harmful: of(own), harmless: of(0), borderline: of(0), kl: 0.0 };
     let accepts_of = |own, max_false_refusal, removed| {
-        let base = base(own);
+        let base = Score { harmful: of(own), harmless: of(0), borderline: of(0), kl: 0.0 };
         let edited = Score { harmful: of(15), borderline: of(3), kl: 0.04, ..base };
         let options = SearchOptions { max_false_refusal, ..AUTO };
-        let direction_sources = [
-            DirectionSource::Safety,
-            if removed { DirectionSource::Ablated } else { DirectionSource::Plain },
-        ];
-        Limits { base, options, refusal: Refusal::of(direction_sources.into_iter()) }.accepts(&edited)
+        let other = if removed { DirectionSource::Ablated } else { DirectionSource::Plain };
+        let refusal = Refusal::of([DirectionSource::Safety, other].into_iter());
+        Limits { base, options, refusal }.accepts(&edited)
     };
     let accepts = |max_false_refusal, removed| accepts_of(10, max_false_refusal, removed);
     assert!(accepts(None, true) && !accepts(None, false));
