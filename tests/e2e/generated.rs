@@ -177,17 +177,16 @@ fn a_stored_edit_of_experts_writes_the_same_neurons() {
     let few = few_prompts::few_prompts(dir.path());
     let case = cases().into_iter().find(|case| case.name == "moe").unwrap();
     let (model, edit) = (made(&case, dir.path()), dir.path().join("edit.safetensors"));
-    let common =
-        ["--prompts", text(&few), "--trials", "1", "--system-prompt", "off", "--allow-no-refusal", "--json"];
-    let search = ["search", text(&model), "-o", text(&edit), "--allow-over-limits"];
-    assert_eq!(json(&[&search[..], &common].concat())["edit"]["method"], "detector");
+    let settings = ["--method", "detector", "--trials", "1", "--system-prompt", "off"];
+    let settings = [&settings[..], &["--allow-no-refusal", "--allow-over-limits"]].concat();
+    let always = ["--prompts", text(&few), "--json"];
+    json(&[&["search", text(&model), "-o", text(&edit)][..], &settings, &always].concat());
     let [found, stored] = ["found.gguf", "stored.gguf"].map(|name| dir.path().join(name));
-    let inject = |out, more: &[&str]| {
-        let args = ["inject", text(&model), "-o", text(out), "--allow-over-limits", "--prompts", text(&few)];
-        json(&[&args[..], &["--allow-no-refusal", "--json"], more].concat());
+    let inject = |out: &Path, more: &[&str]| {
+        json(&[&["inject", text(&model), "-o", text(out)][..], more, &always].concat());
         Gguf::open(out).unwrap()
     };
-    let found = inject(&found, &["--trials", "1", "--system-prompt", "off"]);
+    let found = inject(&found, &settings);
     let stored = inject(&stored, &["--edit", text(&edit)]);
     for tensor in &found.tensors {
         let other = stored.tensor(&tensor.name).unwrap();
@@ -251,7 +250,7 @@ fn a_written_file_is_made_anew_or_it_is_said_why_not() {
         let threads = std::thread::available_parallelism().unwrap().get();
         let more = (threads + 1).to_string();
         let said = run::command(&[&given[..], &["-t", &more]].concat()).output().unwrap();
-        let told = format!("threads was {threads} when the file was made and is {more} now");
+        let told = format!("threads was {threads} when the file was written, now {more}");
         assert!(run::stderr(&said).contains(&told), "{}", run::stderr(&said));
 
         let said = run::stderr(&run::ended(&args, 1));

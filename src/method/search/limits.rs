@@ -76,8 +76,8 @@ impl Allowed {
     /// Returns the defaults for a model that refuses the share `own` of harmful prompts.
     ///
     /// A model that refuses little needs a larger edit, and has few false refusals, some of which return with the
-    /// others: a copy of Qwen2.5-Coder-0.5B that was fine-tuned to comply refuses no borderline prompt, the original 14
-    /// of 48.
+    /// others: a copy of Qwen2.5-Coder-0.5B that was fine-tuned to comply refuses 3 of 48 borderline prompts, the
+    /// original 14.
     pub(super) fn of(refusal: Refusal, own: f64) -> Self {
         let little = (1.0 - own / OWN).max(0.0);
         match refusal {
