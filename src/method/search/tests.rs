@@ -447,7 +447,8 @@ fn another_source_is_judged_before_another_contrast() {
 fn a_source_that_gains_nothing_is_told_of_but_not_asked() {
     let quality: Quality =
         |direction_source, _| if direction_source == DirectionSource::Ablated { 90.0 } else { 0.0 };
-    let result = run_with(&[space(DirectionSource::Plain), space(DirectionSource::Ablated)], quality, AUTO);
+    let options = SearchOptions { max_kl: None, ..AUTO };
+    let result = run_with(&[DirectionSource::Plain, DirectionSource::Ablated].map(space), quality, options);
     let best = result.best().unwrap();
     assert_eq!((best.candidate.direction_source, best.candidate.layer), (DirectionSource::Ablated, 10));
     assert!(best.score.kl > 0.05 && best.score.kl <= 0.1, "the budget of a model without refusal: {best:?}");
