@@ -54,8 +54,7 @@ impl RunOptions {
 
 /// Returns the number of CPU threads, all cores by default.
 pub(crate) fn threads(threads: Option<usize>) -> Result<usize, Error> {
-    let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
-    match threads.unwrap_or_else(cores) {
+    match threads.unwrap_or_else(linalg::cores) {
         threads @ 1..=1024 => Ok(threads),
         threads => Err(option("--threads", format!("expected 1 to 1024, found {threads}"), None)),
     }

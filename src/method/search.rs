@@ -27,7 +27,7 @@ mod tests;
 pub use budget::KlBudget;
 pub use direction_source::{DirectionSource, SourceOutcome};
 use journal::{Journal, Look, Row};
-pub use limits::{Allowed, Refusal, utility};
+pub use limits::{Allowed, Refusal, own_refusal, utility};
 use limits::{Limits, first_token_utility};
 pub use result::{Candidate, Probe, SearchResult, Trial};
 pub use settings::harder;

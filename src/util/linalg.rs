@@ -45,6 +45,11 @@ pub struct Eigenpair {
 /// Maximum number of threads of the computations here; 0 means the available parallelism.
 static MAX_THREADS: AtomicUsize = AtomicUsize::new(0);
 
+/// Returns the number of cores that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
 /// Limits the threads of all later computations in this process.
 pub fn limit_threads(n_thread: usize) {
     MAX_THREADS.store(n_thread, Relaxed);
@@ -53,7 +58,7 @@ pub fn limit_threads(n_thread: usize) {
 /// Returns the number of threads to use for `jobs` units of work: at least 1, at most the limit.
 pub fn threads(jobs: usize) -> usize {
     let limit = match MAX_THREADS.load(Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        0 => cores(),
         n_thread => n_thread,
     };
     limit.min(jobs).max(1)

@@ -33,6 +33,13 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
+pub fn told(args: &[&str], folder: &Path) -> String {
+    let output = command(args).output().unwrap();
+    let text = stderr(&output).replace(text(folder), "DIR");
+    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+}
+
 /// Runs the program, which must end with exit code `code`, and returns its output.
 pub fn ended(args: &[&str], code: i32) -> Output {
     let output = command(args).output().unwrap();

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::common::run::{json, text};
 use ndarray::{Array1, Array2, ArrayView1};
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
@@ -246,9 +247,7 @@ fn row(original: &Original, removal: &Removal, dir: &Path, prompts: &Path) {
 
 /// Refusals of `model` under the safety prompt.
 fn under_the_safety_prompt(model: &Path, prompts: &Path) -> [u64; 3] {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.arg("eval").arg(model).args(["--system-prompt", "safety", "--json", "--set"]).arg(prompts);
-    let told: Value = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+    let told = json(&["eval", text(model), "--system-prompt", "safety", "--json", "--set", text(prompts)]);
     refused(&told["models"][0]["sets"][0]["kinds"])
 }
 

@@ -7,15 +7,10 @@ use clap::CommandFactory;
 use rosi_gguf::cli::Cli;
 use rosi_gguf::gguf::{GgufBuilder, Value};
 
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
+use crate::common::run::{command, told};
 
-/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
-fn told(args: &[&str], folder: &Path) -> String {
-    let output = run(args);
-    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
-    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+fn run(args: &[&str]) -> Output {
+    command(args).output().unwrap()
 }
 
 fn inject(folder: &Path, file: &str) -> String {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use rosi_gguf::gguf::{
     AtomicModel, GgmlType, Gguf, GgufBuilder, GgufError, Rewrite, TensorInfo, Value, sha256_files, sha256_hex,
@@ -11,6 +11,7 @@ use rosi_gguf::gguf::{
 use rosi_gguf::util::hint::Hint;
 use tempfile::TempDir;
 
+use crate::common::run::{command, stderr};
 use crate::common::splitter::split;
 
 /// Returns a llama model of one block and width 32, aligned to `alignment` bytes.
@@ -86,11 +87,7 @@ impl Fixture {
 }
 
 fn rosi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    command(args).output().unwrap()
 }
 
 fn json(output: &Output) -> serde_json::Value {

@@ -1,21 +1,20 @@
 //! `undo`, and how other commands report a half-changed file. No model is run.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use crate::common::in_place;
+use crate::common::run::{self, command};
 use rosi_gguf::gguf::in_place::journal_path;
 use rosi_gguf::gguf::sha256_hex;
 
 fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
+    command(args).output().unwrap()
 }
 
-/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
+/// As [`run::told`], with a line break at the end.
 fn told(args: &[&str], folder: &Path) -> String {
-    let output = run(args);
-    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
-    format!("exit {}\n{}\n", output.status.code().unwrap(), text.trim_end())
+    run::told(args, folder) + "\n"
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::arch::plan::{Ffn, Plan};
 use crate::method::edit::Method;
-use crate::method::search::{Candidate, DirectionSource, Space};
+use crate::method::search::{Candidate, DirectionSource, Space, own_refusal};
 use crate::pipeline::options::InjectOptions;
 
 /// Depths of the blocks with late gates, as fractions. Late gates act at the last token of a prompt, where the answer
@@ -15,17 +15,15 @@ pub(in crate::pipeline) const DEEPEST: f64 = LATE[LATE.len() - 1];
 const EARLY: [f64; 4] = [0.438, 0.479, 0.521, 0.563];
 /// Total push of all late gates toward refusal, in lengths of the direction, for a model that refuses on its own.
 pub(in crate::pipeline) const PUSH: f64 = 6.0;
-/// Share of harmful prompts above which a model refuses enough on its own. A model that refuses none needs twice the
-/// push: without refusals of its own, half-open gates must tip the balance alone (docs/notebook/removed-refusal.md).
-const OWN: f64 = 0.5;
 /// Pull away from refusal, as a multiple of the push of late gates. Early gates pull as hard as late ones.
 pub(super) const PULL: f64 = 1.33;
 /// Multiples of the push that the search tries: the default, then a weaker and a stronger one.
 const PARTS: [f64; 3] = [1.0, 2.0 / 3.0, 4.0 / 3.0];
 
-/// Returns the push for a model that refuses the share `rate` of harmful prompts on its own.
+/// Returns the push for a model that refuses the share `rate` of harmful prompts on its own. One that refuses none needs
+/// twice the push: half-open gates must tip the balance alone there (docs/notebook/removed-refusal.md).
 pub(super) fn push(rate: f64) -> f64 {
-    PUSH * (2.0 - (rate / OWN).min(1.0))
+    PUSH * (2.0 - own_refusal(rate))
 }
 
 /// Returns the search space for `direction_source`: the layers, the pull and the push for [`settings`].
