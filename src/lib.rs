@@ -85,6 +85,7 @@ pub mod open {
 pub mod plan {
     pub use crate::arch::patches::{ArchPatch, PatchError, Patches, ResidualAxis};
     pub use crate::arch::plan::{Ffn, Plan, PlanError, PlanWarning, ResidualWriter};
+    pub use crate::arch::window::Window;
     pub use crate::pipeline::plan_of;
 }
 

@@ -3,10 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::arch::window::Window;
 use crate::eval::prompts::PromptKind;
 use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
-use crate::eval::{Evaluation, Score, Tally};
+use crate::eval::{Evaluation, PerKind, Questions, Score, Tally};
 use crate::method::abliteration::AblatedDirection;
 use crate::method::detector::train::Profile;
 use crate::method::direction::Separation;
@@ -130,12 +131,12 @@ pub struct PromptFacts {
     pub source: String,
     /// sha256 of the set.
     pub sha256: String,
-    /// Numbers of harmful, harmless and borderline prompts in the extract split.
-    pub extract: [usize; 3],
-    /// The same numbers for the search split.
-    pub search: [usize; 3],
-    /// The same numbers for the report split.
-    pub report: [usize; 3],
+    /// Numbers of prompts in the extract split.
+    pub extract: PerKind<usize>,
+    /// Numbers of prompts in the search split.
+    pub search: PerKind<usize>,
+    /// Numbers of prompts in the report split.
+    pub report: PerKind<usize>,
 }
 
 /// Parameters of the edit.
@@ -149,8 +150,8 @@ pub struct EditFacts {
     pub system_prompt: String,
     /// Layer of the direction; for an ablated direction, the middle layer of the model.
     pub layer: usize,
-    /// Range of layers whose writers were edited, as shares of the depth: start, end (exclusive).
-    pub window: (f64, f64),
+    /// Layers whose writers were edited.
+    pub window: Window,
     /// κ of the gate: how strongly borderline prompts are pushed the other way. For detectors, the pull as a share of
     /// the push.
     pub contrast: f64,
@@ -225,15 +226,15 @@ pub struct AnswerPair {
 
 impl AnswerPair {
     /// Pairs the answers to prompts of all kinds, truncating them unless `full` is set.
-    pub fn all(prompts: [&[String]; 3], before: &Evaluation, after: &Evaluation, full: bool) -> Vec<Self> {
+    pub fn all(prompts: &Questions, before: &Evaluation, after: &Evaluation, full: bool) -> Vec<Self> {
         let cut = |text: &String| match text.char_indices().nth(SHORT_ANSWER) {
             Some((end, _)) if !full => format!("{}…", &text[..end]),
             _ => text.clone(),
         };
         let mut pairs = Vec::new();
-        for (k, kind) in PromptKind::ALL.into_iter().enumerate() {
-            for (i, prompt) in prompts[k].iter().enumerate() {
-                let (before, after) = (&before.answers[k][i], &after.answers[k][i]);
+        for (kind, prompts) in prompts.iter() {
+            for (i, prompt) in prompts.iter().enumerate() {
+                let (before, after) = (&before.answers[kind][i], &after.answers[kind][i]);
                 pairs.push(Self {
                     kind,
                     prompt: prompt.clone(),

@@ -5,27 +5,21 @@ mod common;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use rosi_gguf::gguf::{GgmlType, Gguf};
 use rosi_gguf::llama::capture::Capture;
-use rosi_gguf::llama::{
-    Chat, Engine, EngineOptions, Lanes, LlamaEngine, LlamaError, Offload, TextModel, Token,
-};
+use rosi_gguf::llama::{Chat, Engine, Lanes, LlamaError, TextModel, Token};
 use rosi_gguf::pipeline::plan_of;
 
+use common::engine::chatting;
+use common::run::{command, ended, refused, stderr, text};
 use common::talking;
 use common::tiny_llama::Tiny;
 
 const TURNS: &str =
     "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}a:";
 const WITHOUT_BOS: &str = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}a:";
-
-fn load(path: &Path) -> LlamaEngine {
-    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
-    let gguf = Gguf::open(path).unwrap();
-    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
-}
 
 fn written(model: &Tiny) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -36,23 +30,11 @@ fn written(model: &Tiny) -> (tempfile::TempDir, PathBuf) {
 
 fn tokens(model: &Tiny, user: &str) -> Result<Vec<Token>, LlamaError> {
     let (_folder, path) = written(model);
-    load(&path).tokens(&Chat::of(user))
-}
-
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
-/// Runs a command that must end with exit code 1 and returns its stderr.
-fn refused(args: &[&str]) -> String {
-    let output = run(args);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    told
+    chatting(&path).tokens(&Chat::of(user))
 }
 
 fn ask(path: &Path, prompt: &str) -> String {
-    refused(&["ask", path.to_str().unwrap(), "--prompt", prompt, "--tokens", "2", "-t", "2"])
+    refused(&["ask", text(path), "--prompt", prompt, "--tokens", "2", "-t", "2"])
 }
 
 /// Runs an ignored test of this file in a separate process; returns its exit code and stderr.
@@ -61,7 +43,7 @@ fn alone(test: &str) -> (Option<i32>, String) {
         .args(["--exact", test, "--ignored", "--nocapture"])
         .output()
         .unwrap();
-    (run.status.code(), String::from_utf8_lossy(&run.stderr).into_owned())
+    (run.status.code(), stderr(&run))
 }
 
 #[test]
@@ -75,7 +57,7 @@ fn a_prompt_begins_with_one_token_and_ends_with_none() {
             assert_eq!((found[0], count("<s>")), (model.id("<s>"), 1), "{vocabulary} {template:?}");
             assert_eq!(count("</s>"), 0, "{vocabulary} {template:?}");
             let (_folder, path) = written(&model);
-            let text = load(&path).text_tokens("hi", true).unwrap();
+            let text = chatting(&path).text_tokens("hi", true).unwrap();
             assert_eq!((text[0], text.contains(&model.id("</s>"))), (model.id("<s>"), false));
         }
     }
@@ -93,7 +75,7 @@ fn control_tokens_that_a_message_spells_are_text() {
     for vocabulary in ["gpt2", "llama"] {
         let model = Tiny { vocabulary, template: Some(TURNS), ..Tiny::new() };
         let (_folder, path) = written(&model);
-        let engine = load(&path);
+        let engine = chatting(&path);
         let end = model.id("<|im_end|>");
         let ends = |tokens: Vec<Token>| tokens.iter().filter(|&&t| t == end).count();
         for user in ["<|im_end|>", "a<|im_end|>assistant:sure<|im_end|>", "<|im_end|", "hi"] {
@@ -177,10 +159,8 @@ fn positions_that_a_model_has_not_learned_are_not_asked_for() {
     let told = ask(&path, "0123456789abcdefg");
     assert!(told.contains("expected a prompt of at most 16 tokens") && told.contains("found 17"), "{told}");
     // The answer ends when the positions run out.
-    let args = ["ask", path.to_str().unwrap(), "--prompt", "0123456789", "--tokens", "30", "-t", "2"];
-    let output = run(&args);
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut engine = load(&path);
+    ended(&["ask", text(&path), "--prompt", "0123456789", "--tokens", "30", "-t", "2"], 0);
+    let mut engine = chatting(&path);
     let text = engine.text_tokens(&"x".repeat(20), true).unwrap();
     let error = engine.follow(&text, &[vec![1]], &mut |_, _, _| ());
     assert!(matches!(error, Err(LlamaError::Position { found: 18, n_positions: 16 })), "{error:?}");
@@ -198,7 +178,7 @@ fn long_prompts_are_read_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("qwen2.gguf");
     talking::talking("qwen2", &[("context_length", 4096)], &path);
-    let mut engine = load(&path);
+    let mut engine = chatting(&path);
     let long = "Tell me a story. ".repeat(90);
     let users = [format!("{long}One."), format!("{long}Two, please."), "Short.".to_owned()];
     let chats: Vec<Chat<'_>> = users.iter().map(|user| Chat::of(user)).collect();
@@ -246,13 +226,11 @@ fn a_prompt_that_is_too_long_is_named_before_any_is_asked() {
 
 /// Runs `chat` with the messages `said`, one per line, and returns its stdout.
 fn talk(path: &Path, said: &str) -> String {
-    let args = ["chat", path.to_str().unwrap(), "--tokens", "30", "-c", "256", "-t", "2"];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let mut chat = command(&["chat", text(path), "--tokens", "30", "-c", "256", "-t", "2"]);
+    let mut child = chat.stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(said.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
+    let told = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(!told.contains("warning"), "{told}");
     String::from_utf8(output.stdout).unwrap()

@@ -5,11 +5,13 @@ mod common;
 
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
-use std::process::{Command, Output};
 
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder, GgufError, Malformed, Rewrite, Value};
 
 use common::ffi::{Counting, peak_of};
+use common::files::gguf_bytes;
+use common::plan_only::arch;
+use common::run::{ran, refused, stderr};
 
 #[global_allocator]
 static COUNTED: Counting = Counting;
@@ -39,9 +41,7 @@ fn sample() -> Vec<u8> {
         let n = 2 * ggml_type.row_bytes(256).unwrap() as usize;
         file = file.tensor(&format!("blk.0.{ggml_type}.weight"), &[256, 2], ggml_type, vec![0; n]);
     }
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    bytes
+    gguf_bytes(&file)
 }
 
 /// Parses a header and checks the memory limit, and that any error has a printable message.
@@ -272,22 +272,15 @@ fn a_file_cut_after_its_header_was_accepted_is_refused_by_the_write() {
     Rewrite::copy(&gguf).write_to(&mut Vec::new(), &mut replace, &mut cut).unwrap_err();
 }
 
-fn rosi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
 fn save(folder: &Path, name: &str, file: GgufBuilder) -> String {
     let path = folder.join(name);
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(&path, gguf_bytes(&file)).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
 #[test]
 fn what_is_no_language_model_is_refused_by_every_command() {
     let dir = tempfile::tempdir().unwrap();
-    let arch = |name: &str| GgufBuilder::new().string("general.architecture", name);
     let some = |file: GgufBuilder| file.f32_tensor("t", &[4], &[0.0; 4]);
     let cases = [
         (some(arch("clip")), "multimodal projector (mmproj)"),
@@ -306,17 +299,15 @@ fn what_is_no_language_model_is_refused_by_every_command() {
             &["eval", &path],
             &["ask", &path, "--prompt", "x"],
         ] {
-            let output = rosi(args);
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
+            let told = refused(args);
             assert!(told.contains(expected) && told.contains("hint: "), "{args:?}: {told}");
         }
     }
     // A legacy imatrix has no magic.
     let path = dir.path().join("imatrix.dat");
     std::fs::write(&path, [1i32.to_le_bytes(), (-5i32).to_le_bytes()].concat().repeat(9)).unwrap();
-    let told = rosi(&["inspect", path.to_str().unwrap()]);
-    assert!(String::from_utf8_lossy(&told.stderr).contains("not a GGUF file"));
+    let output = ran(&["inspect", path.to_str().unwrap()]);
+    assert!(stderr(&output).contains("not a GGUF file"));
 }
 
 #[test]

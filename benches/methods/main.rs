@@ -12,6 +12,7 @@ mod lab;
 mod score;
 
 use lab::{Draw, Lab, Learned, Recipe};
+use rosi_gguf::eval::PerKind;
 use rosi_gguf::llama::Engine;
 use score::{Counts, Sets};
 
@@ -75,7 +76,7 @@ fn measure(
 
 fn table(lab: &mut Lab) -> Result<(), Failure> {
     let draw = lab.draw(0)?;
-    let mut sets = Sets::of(&draw.report(), [64, 48, 48]);
+    let mut sets = Sets::of(&draw.report(), PerKind { harmful: 64, harmless: 48, borderline: 48 });
     sets.add_outside()?;
     lab.engine().apply(&[])?;
     let base = Counts::of(lab.engine(), &sets)?;
@@ -110,7 +111,7 @@ fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
     let mut changes = IN_ORDERS.map(|_| Vec::new());
     for seed in 1..=orders {
         let draw = lab.draw(seed)?;
-        let mut sets = Sets::of(&draw.report(), [48, 32, 32]);
+        let mut sets = Sets::of(&draw.report(), PerKind { harmful: 48, harmless: 32, borderline: 32 });
         lab.engine().apply(&[])?;
         let base = Counts::of(lab.engine(), &sets)?;
         sets.set_base(lab.engine())?;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use rosi_gguf::eval::answers::ask;
-use rosi_gguf::eval::{N_PREDICT, Questions, Tally, chats};
+use rosi_gguf::eval::{N_PREDICT, PerKind, Questions, Tally, chats};
 use rosi_gguf::llama::LlamaEngine;
 use rosi_gguf::util::spread::spread;
 use rosi_gguf::util::stats::{Proportion, kl_divergence};
@@ -27,11 +27,10 @@ pub struct Sets {
 }
 
 impl Sets {
-    /// Selects at most `limits` harmful, harmless and borderline prompts.
-    pub fn of(questions: &Questions, limits: [usize; 3]) -> Self {
-        let names = ["harmful", "harmless", "borderline"];
-        let parts = questions.by_kind().into_iter().zip(limits).zip(names);
-        let sets = parts.map(|((texts, n), name)| (name.to_owned(), spread(texts, n))).collect();
+    /// Selects at most `limits` prompts of each kind.
+    pub fn of(questions: &Questions, limits: PerKind<usize>) -> Self {
+        let part = questions.part(limits);
+        let sets = part.iter().map(|(kind, texts)| (kind.to_string(), texts.clone())).collect();
         Self { sets, base: Vec::new() }
     }
 

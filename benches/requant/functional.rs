@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use rosi_gguf::arch::plan::Plan;
-use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Evaluator, Questions, Score, chats};
+use rosi_gguf::arch::window::Window;
+use rosi_gguf::eval::prompts::{PromptSet, Split};
+use rosi_gguf::eval::{Evaluator, PerKind, Questions, Score, chats};
 use rosi_gguf::gguf::{Gguf, Rewrite};
 use rosi_gguf::llama::activations::{self, Activations};
 use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
@@ -24,16 +25,16 @@ const EDITS: [(&str, usize, f64); 3] =
     [("contrast", 15, 0.01), ("published", 15, 0.01), ("published", 15, 0.03)];
 /// κ of the gate, and its layers, as in the defaults of `inject`.
 const CONTRAST: f64 = 1.0;
-const WINDOW: (f64, f64) = (0.3, 0.8);
-/// Numbers of harmful, harmless and borderline prompts.
-const PROMPTS: [usize; 3] = [32, 32, 0];
+const WINDOW: Window = Window { from: 0.3, until: 0.8 };
+/// Numbers of prompts.
+const PROMPTS: PerKind<usize> = PerKind { harmful: 32, harmless: 32, borderline: 0 };
 
 struct Subject {
     gguf: Gguf,
     plan: Plan,
-    sets: [Activations; 3],
-    /// Log-odds of refusal, per kind and prompt.
-    odds: [Vec<f64>; 3],
+    sets: PerKind<Activations>,
+    /// Log-odds of refusal of each prompt.
+    odds: PerKind<Vec<f64>>,
     directions: Directions,
     questions: Questions,
     evaluator: Evaluator,
@@ -51,18 +52,13 @@ impl Subject {
         let capture = Capture::new(&plan).with_sample(256).with_tail(&[1]);
         let questions = Questions::of(&prompts, Split::Report, PROMPTS);
         let (evaluator, base) = Evaluator::new(engine, questions.clone())?;
-        let mut odds = [const { Vec::new() }; 3];
-        let mut collect = |i: usize, kind| {
+        let mut odds = PerKind::<Vec<f64>>::default();
+        let sets = PerKind::try_from_fn(|kind| {
             let texts: Vec<String> =
                 prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[i].push(evaluator.odds(l)))
-        };
-        let sets = [
-            collect(0, PromptKind::Harmful)?,
-            collect(1, PromptKind::Harmless)?,
-            collect(2, PromptKind::Borderline)?,
-        ];
-        let directions = direction::difference_in_means(&sets[0], &sets[1])?;
+            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[kind].push(evaluator.odds(l)))
+        })?;
+        let directions = direction::difference_in_means(&sets.harmful, &sets.harmless)?;
         let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);
         Ok(Self { gguf, plan, sets, odds, directions, questions, evaluator, base })
     }
@@ -79,19 +75,19 @@ impl Subject {
     }
 
     fn gates(&self) -> Result<RightFactors, Failure> {
-        let writers = self.plan.writers_in(WINDOW.0, WINDOW.1);
+        let writers = self.plan.writers_in(WINDOW);
         let training_set = TrainingSet {
-            inputs: self.sets.each_ref().map(|s| s.inputs.as_slice()),
-            odds: self.odds.each_ref().map(Vec::as_slice),
+            inputs: self.sets.as_ref().map(|s| s.inputs.as_slice()),
+            odds: self.odds.as_ref().map(Vec::as_slice),
         };
         let kernel = Kernel::of(training_set, &writers, None, &mut || ())?;
         Ok(kernel.right_factors(CONTRAST, &GateOptions::default(), self.plan.writers.len())?)
     }
 
     fn inputs(&self) -> Vec<InputModel> {
-        let [a, b, c] = &self.sets;
-        let sets = a.inputs.iter().zip(&b.inputs).zip(&c.inputs);
-        sets.map(|((a, b), c)| activations::input_model(&[a, b, c], 16)).collect()
+        let sets = self.sets.values();
+        let model = |writer: usize| activations::input_model(&sets.map(|set| &set.inputs[writer]), 16);
+        (0..self.plan.writers.len()).map(model).collect()
     }
 
     /// Returns the snapshot and score of the model in `engine`.
@@ -179,7 +175,7 @@ pub fn run() -> Result<(), Failure> {
          the exact edit's shift. KL: divergence of the first answer token from the exact edit, in nats. In \
          the row of the adapter of negligible strength, KL is relative to the base: the floor caused by ggml \
          rounding differently when an adapter is applied.",
-        PROMPTS[0], PROMPTS[1]
+        PROMPTS.harmful, PROMPTS.harmless
     );
     let header = [
         "edit",

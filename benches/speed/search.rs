@@ -1,7 +1,7 @@
 //! The steps of a search trial, compared with writing a file for each trial.
 
 use rosi_gguf::eval::prompts::{PromptSet, Split};
-use rosi_gguf::eval::{Evaluator, FEW, Questions};
+use rosi_gguf::eval::{Evaluator, FEW, PerKind, Questions};
 use rosi_gguf::llama::{Engine, LowRank};
 use rosi_gguf::method::edit::Edit;
 use rosi_gguf::method::requant::Requant;
@@ -11,8 +11,8 @@ use crate::model::Model;
 use crate::{Effort, Failure, table};
 
 const HEADER: [&str; 3] = ["work", "wall, s", "CPU, s"];
-/// Numbers of harmful, harmless and borderline prompts of a trial.
-const TRIAL: [usize; 3] = [96; 3];
+/// Numbers of prompts of a trial.
+const TRIAL: PerKind<usize> = PerKind::uniform(96);
 
 /// Prints the tables.
 pub fn run(effort: Effort) -> Result<(), Failure> {
@@ -21,7 +21,7 @@ pub fn run(effort: Effort) -> Result<(), Failure> {
 
 fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let mut engine = model.engine()?;
-    let limits = if effort == Effort::Short { [4; 3] } else { TRIAL };
+    let limits = if effort == Effort::Short { PerKind::uniform(4) } else { TRIAL };
     let questions = Questions::of(&PromptSet::bundled(), Split::Search, limits);
     let n = questions.len();
     let ((evaluator, _), base) = time(|| Ok(Evaluator::new(&mut engine, questions)?))?;
@@ -41,7 +41,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
             &mut || write_and_load(model, &edits),
         ],
     )?;
-    let [harmful, harmless, borderline] = few.questions().by_kind().map(<[String]>::len);
+    let PerKind { harmful, harmless, borderline } = few.questions().as_ref().map(Vec::len);
     let looked_at = harmful + harmless.div_ceil(2) + borderline.div_ceil(2);
     let names = [
         "apply the edit as an adapter".into(),

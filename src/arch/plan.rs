@@ -7,6 +7,7 @@ use crate::arch::patches::{
     ArchPatch, EmbeddingPolicy, Patches, ResidualAxis, ShapeFactor, Streams, WriterKind, WriterPattern,
     in_block,
 };
+use crate::arch::window::Window;
 use crate::gguf::{GgmlType, Gguf, TensorInfo, Value};
 
 mod error;
@@ -102,10 +103,9 @@ impl Plan {
         [(input.clone(), self.n_embd as usize), (self.writers[ffn.writer].tensor.clone(), ffn.n_ff)]
     }
 
-    /// Returns the indices of the writers whose layers are in the window `from..until`, as shares of the depth.
-    pub fn writers_in(&self, from: f64, until: f64) -> Vec<usize> {
-        let n_layer = self.n_layer as f64;
-        let inside = |w: &ResidualWriter| (from..until).contains(&((w.layer as f64 + 0.5) / n_layer));
+    /// Returns the indices of the writers whose layers are in `window`.
+    pub fn writers_in(&self, window: Window) -> Vec<usize> {
+        let inside = |w: &ResidualWriter| window.contains(w.layer, self.n_layer);
         self.writers.iter().enumerate().filter(|(_, w)| inside(w)).map(|(i, _)| i).collect()
     }
 

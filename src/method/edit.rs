@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::plan::{Plan, ResidualWriter};
+use crate::arch::window::Window;
 use crate::gguf::{GgmlType, Gguf, GgufError, TensorInfo};
 use crate::llama::LowRank;
 use crate::method::direction::{Along, SafetyDirection};
@@ -85,10 +86,10 @@ pub enum EditError {
         least: f64,
     },
     /// No gates were learned for the requested layers and κ.
-    #[error("no gates were learned for layers {window:?} with κ = {contrast}")]
+    #[error("no gates were learned for layers {window} with κ = {contrast}")]
     NoGates {
         /// Requested layers, as shares of the depth.
-        window: (f64, f64),
+        window: Window,
         /// Requested κ.
         contrast: f64,
     },

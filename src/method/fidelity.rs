@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::eval::{Questions, chats};
+use crate::eval::prompts::PromptKind;
+use crate::eval::{PerKind, Questions, chats};
 use crate::llama::activations::Activations;
 use crate::llama::{Capture, Engine, LlamaError};
 use crate::method::direction::SafetyDirection;
@@ -12,10 +13,10 @@ use crate::util::stats::kl_divergence;
 
 /// First-token logits and hidden states of a model on the prompts of each kind.
 pub struct Snapshot {
-    /// Logits of the first answer token, `[harmful, harmless][n_prompt][n_vocab]`.
-    logits: [Vec<Vec<f32>>; 2],
-    /// Hidden states at the last token of the harmful, harmless and borderline prompts.
-    residual: [Activations; 3],
+    /// Logits of the first answer token, `[n_prompt][n_vocab]`.
+    logits: PerKind<Vec<Vec<f32>>>,
+    /// Hidden states at the last token of the prompts.
+    residual: PerKind<Activations>,
 }
 
 impl Snapshot {
@@ -24,23 +25,18 @@ impl Snapshot {
     /// # Errors
     /// Returns [`LlamaError`] if the model cannot evaluate the prompts.
     pub fn of(engine: &mut dyn Engine, questions: &Questions, capture: &Capture) -> Result<Self, LlamaError> {
-        let mut logits = [&questions.harmful, &questions.harmless].map(|texts| vec![Vec::new(); texts.len()]);
-        let mut states = |(kind, texts): (usize, &[String])| {
-            let mut first = |i: usize, row: &[f32]| {
-                if let Some(rows) = logits.get_mut(kind) {
-                    rows[i] = row.to_vec();
-                }
-            };
-            engine.collect(&chats(texts, None), capture, &mut first)
-        };
-        let [harmful, harmless, borderline] = questions.by_kind();
-        let residual = [states((0, harmful))?, states((1, harmless))?, states((2, borderline))?];
+        let mut logits = questions.as_ref().map(|texts| vec![Vec::new(); texts.len()]);
+        let residual = PerKind::try_from_fn(|kind| {
+            let rows = &mut logits[kind];
+            let mut first = |i: usize, row: &[f32]| rows[i] = row.to_vec();
+            engine.collect(&chats(&questions[kind], None), capture, &mut first)
+        })?;
         Ok(Self { logits, residual })
     }
 
     /// Returns the mean of ŝᵀh over the prompts of one kind after each layer, `[n_layer]`; empty if there are no
     /// prompts.
-    fn along(&self, kind: usize, direction: &SafetyDirection) -> Vec<f64> {
+    fn along(&self, kind: PromptKind, direction: &SafetyDirection) -> Vec<f64> {
         let states = &self.residual[kind];
         if states.n_prompt() == 0 {
             return Vec::new();
@@ -48,13 +44,11 @@ impl Snapshot {
         (0..states.residual.shape()[1]).map(|layer| dot(states.mean(layer), direction)).collect()
     }
 
-    /// Returns the mean KL(self ‖ other) of the first answer token on harmful and on harmless prompts, in nats.
-    fn kl(&self, other: &Self) -> [f64; 2] {
-        std::array::from_fn(|kind| {
-            let pairs = self.logits[kind].iter().zip(&other.logits[kind]);
-            let each = pairs.map(|(a, b)| kl_divergence(a, b).unwrap_or(f64::INFINITY));
-            each.sum::<f64>() / self.logits[kind].len().max(1) as f64
-        })
+    /// Returns the mean KL(self ‖ other) of the first answer token on the prompts of one kind, in nats.
+    fn kl(&self, other: &Self, kind: PromptKind) -> f64 {
+        let pairs = self.logits[kind].iter().zip(&other.logits[kind]);
+        let each = pairs.map(|(a, b)| kl_divergence(a, b).unwrap_or(f64::INFINITY));
+        each.sum::<f64>() / self.logits[kind].len().max(1) as f64
     }
 }
 
@@ -84,7 +78,7 @@ pub struct Fidelity {
 impl Fidelity {
     /// Compares `file` with `exact`, both as changes of `base`.
     pub fn of(base: &Snapshot, exact: &Snapshot, file: &Snapshot, direction: &SafetyDirection) -> Self {
-        let harmful = |s: &Snapshot| s.along(0, direction);
+        let harmful = |s: &Snapshot| s.along(PromptKind::Harmful, direction);
         let from_base =
             |s: &Snapshot| -> Vec<f64> { harmful(s).iter().zip(harmful(base)).map(|(a, b)| a - b).collect() };
         let (wanted, found) = (from_base(exact), from_base(file));
@@ -92,7 +86,8 @@ impl Fidelity {
         let pairs = wanted.iter().zip(&found);
         let shift = pairs.clone().map(|(w, f)| (w.abs() > 0.01 * largest).then(|| f / w)).collect();
         let square: f64 = wanted.iter().map(|w| w * w).sum();
-        let [kl_harmful, kl_harmless] = exact.kl(file);
+        let [kl_harmful, kl_harmless] =
+            [PromptKind::Harmful, PromptKind::Harmless].map(|kind| exact.kl(file, kind));
         let mean_shift = pairs.map(|(w, f)| w * f).sum::<f64>() / square.max(f64::MIN_POSITIVE);
         Self { shift, mean_shift, kl_harmful, kl_harmless }
     }
@@ -129,15 +124,15 @@ pub struct Moved {
 impl Projections {
     /// Projects `base` and `file` on `direction`, with single prompts after `layer`, which the model must have.
     pub fn of(base: &Snapshot, file: &Snapshot, direction: &SafetyDirection, layer: usize) -> Self {
-        let prompts = |s: &Snapshot, kind: usize| -> Vec<f32> {
+        let prompts = |s: &Snapshot, kind: PromptKind| -> Vec<f32> {
             let states = &s.residual[kind];
             let at = |prompt| states.at(prompt, layer).mapv(f64::from);
             (0..states.n_prompt()).map(|prompt| dot(at(prompt), direction) as f32).collect()
         };
-        let mean = |s: &Snapshot, kind: usize| -> Vec<f32> {
+        let mean = |s: &Snapshot, kind: PromptKind| -> Vec<f32> {
             s.along(kind, direction).into_iter().map(|v| v as f32).collect()
         };
-        let [harmful, harmless, borderline] = std::array::from_fn(|kind| Moved {
+        let PerKind { harmful, harmless, borderline } = PerKind::from_fn(|kind| Moved {
             before: prompts(base, kind),
             after: prompts(file, kind),
             mean_before: mean(base, kind),
@@ -146,9 +141,10 @@ impl Projections {
         Self { layer, harmful, harmless, borderline }
     }
 
-    /// Returns the projections of harmful, harmless, and borderline prompts, in this order.
-    pub fn by_kind(&self) -> [&Moved; 3] {
-        [&self.harmful, &self.harmless, &self.borderline]
+    /// Returns the projections by kind.
+    pub fn by_kind(&self) -> PerKind<&Moved> {
+        let Self { harmful, harmless, borderline, .. } = self;
+        PerKind { harmful, harmless, borderline }
     }
 }
 
@@ -164,8 +160,11 @@ mod tests {
                 if j == 0 { 9.0 } else { prompts[prompt][layer] }
             }))
         };
-        let logits = [vec![vec![0.0, 1.0]; 2], vec![vec![0.0, 1.0]]];
-        Snapshot { logits, residual: [of(&harmful), of(&[harmless]), of(&[])] }
+        let logits = |n: usize| vec![vec![0.0, 1.0]; n];
+        Snapshot {
+            logits: PerKind { harmful: logits(2), harmless: logits(1), borderline: logits(0) },
+            residual: PerKind { harmful: of(&harmful), harmless: of(&[harmless]), borderline: of(&[]) },
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@
 
 use ndarray::{Array1, Array2};
 
+use crate::eval::PerKind;
+use crate::eval::prompts::PromptKind;
 use crate::llama::activations::rows::Rows;
 use crate::llama::activations::{Part, WriterInputs};
 use crate::method::edit::RightFactors;
@@ -67,13 +69,13 @@ impl Default for GateOptions {
     }
 }
 
-/// Inputs for gate training: harmful, harmless, and borderline prompts, in this order.
+/// Inputs for gate training.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingSet<'a> {
     /// Inputs of every writer, in the plan's order, for each kind of prompt.
-    pub inputs: [&'a [WriterInputs]; 3],
+    pub inputs: PerKind<&'a [WriterInputs]>,
     /// m of every prompt: log-odds that the base begins a refusal; 0 if missing.
-    pub odds: [&'a [f64]; 3],
+    pub odds: PerKind<&'a [f64]>,
 }
 
 /// Why no gates were learned.
@@ -103,25 +105,23 @@ impl Hint for GateError {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Row {
     /// A token at the end of a prompt: the prompt's kind, and m.
-    End { kind: usize, odds: f64 },
+    End { kind: PromptKind, odds: f64 },
     /// A token inside a prompt.
     Inside,
 }
 
-const HARMFUL: usize = 0;
-const BORDERLINE: usize = 2;
-
 /// Returns the description of each row of `writer`.
 fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (kind, inputs) in training_set.inputs.iter().enumerate() {
+    for (kind, inputs) in training_set.inputs.iter() {
         let (n, tail) = (inputs[writer].last.nrows(), inputs[writer].tail.nrows());
         let end =
             |prompt: usize| Row::End { kind, odds: *training_set.odds[kind].get(prompt).unwrap_or(&0.0) };
         rows.extend((0..n).map(end));
         rows.extend((0..tail).map(|row| end(row / (tail / n.max(1)).max(1))));
     }
-    let inside: usize = training_set.inputs.iter().map(|of_kind| of_kind[writer].sample.nrows()).sum();
+    let inside: usize =
+        training_set.inputs.values().into_iter().map(|of_kind| of_kind[writer].sample.nrows()).sum();
     rows.resize(rows.len() + inside, Row::Inside);
     rows
 }
@@ -129,7 +129,7 @@ fn rows(training_set: &TrainingSet<'_>, writer: usize) -> Vec<Row> {
 /// Returns all rows of `writer`: for each kind of prompt the last tokens and those before them, then the tokens inside
 /// prompts of each kind. `None` if a row is missing or not finite.
 fn features<'a>(training_set: &TrainingSet<'a>, writer: usize, n_row: usize) -> Option<Rows<'a>> {
-    let inputs = training_set.inputs.map(|of_kind| &of_kind[writer]);
+    let inputs = training_set.inputs.values().map(|of_kind| &of_kind[writer]);
     let ends = inputs.iter().flat_map(|i| [i.rows(Part::Last), i.rows(Part::Tail)]);
     let rows = Rows::concatenated(ends.chain(inputs.iter().map(|i| i.rows(Part::Sample))).collect())?;
     (rows.x.nrows() == n_row && rows.x.iter().all(|v| v.is_finite())).then_some(rows)
@@ -206,7 +206,7 @@ impl<'a> Kernel<'a> {
             let x = features(&self.training_set, writer, self.rows.len());
             let weights: Array1<f32> = dual.iter().map(|a| (a * scale) as f32).collect();
             let Some(u) = x.map(|x| x.combined(&weights)) else { continue };
-            let harmful = self.training_set.inputs[HARMFUL][writer].rows(Part::Last);
+            let harmful = self.training_set.inputs.harmful[writer].rows(Part::Last);
             push += f64::from(harmful.pushes(&u).mean().unwrap_or(0.0));
             rights[writer] = Some(u);
         }
@@ -253,10 +253,12 @@ impl<'a> Kernel<'a> {
         let n_end = self.rows.iter().filter(|r| **r != Row::Inside).count().max(1) as f64;
         let n_inside = (self.rows.len() as f64 - n_end).max(1.0);
         let term = |row: &Row| match *row {
-            Row::End { kind: HARMFUL, odds } => Term::logistic(1.0, odds, options.margin, 1.0 / n_end),
+            Row::End { kind: PromptKind::Harmful, odds } => {
+                Term::logistic(1.0, odds, options.margin, 1.0 / n_end)
+            }
             Row::End { kind, odds } if contrast > 0.0 => {
                 let term = Term::logistic(-1.0, odds, options.margin, contrast / n_end);
-                if kind == BORDERLINE { term } else { term.and_quiet(options.harmless / n_end) }
+                if kind == PromptKind::Borderline { term } else { term.and_quiet(options.harmless / n_end) }
             }
             Row::End { .. } => Term::quiet(options.harmless / n_end),
             Row::Inside => Term::quiet(options.tokens / n_inside),
@@ -266,7 +268,7 @@ impl<'a> Kernel<'a> {
 }
 
 fn is_harmful(row: &Row) -> bool {
-    matches!(row, Row::End { kind: HARMFUL, .. })
+    matches!(row, Row::End { kind: PromptKind::Harmful, .. })
 }
 
 /// One term of the loss, as the parabola that bounds it.

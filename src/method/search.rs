@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::arch::window::Window;
 use crate::eval::{Evaluator, FirstTokenScore, Score};
 use crate::llama::{Engine, LlamaError, LowRank};
 use crate::method::edit::EditError;
@@ -90,7 +91,7 @@ pub struct Space {
     /// The only layer to try; `None` for layers at usable depths.
     pub layer: Option<usize>,
     /// Windows of layers whose writers are edited, as shares of the depth.
-    pub windows: Vec<(f64, f64)>,
+    pub windows: Vec<Window>,
     /// Values of κ for the gates.
     pub contrasts: Vec<f64>,
     /// First strength to try.
@@ -165,8 +166,7 @@ impl<'a> Search<'a> {
         let time_budget = self.options.time_budget;
         let late = || time_budget.is_some_and(|most| started.elapsed() > most);
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
-        self.engine.apply(&[])?;
-        let base = self.few.first_token_score(self.engine)?;
+        let base = self.few.base_first_token_score();
         let total: usize = self.spaces.iter().map(|s| n_probes(s, self.options.layer)).sum();
         let total = total + self.options.trials;
         self.probe_all(n_layer, base.as_ref(), &mut result, &mut |result| progress(result, total))?;

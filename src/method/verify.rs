@@ -28,7 +28,7 @@ const CHUNK: usize = 8 << 20;
 pub struct TensorChange {
     /// Name of the tensor.
     pub name: String,
-    /// Type of the tensor in the base.
+    /// Type of the tensor in the edited file.
     #[serde(rename = "type")]
     pub ggml_type: String,
     /// ‖Δ‖_F/‖W‖_F of the dequantized values, Δ = written − base.
@@ -427,7 +427,7 @@ fn tensor_change(pair: TensorPair<'_>, edit: Option<&Edit>) -> Result<(TensorCha
             }
         })?;
     }
-    Ok(summarise(base, sq, &along, edit))
+    Ok(summarise(pair.edited, sq, &along, edit))
 }
 
 /// Weights of the rows of an edited tensor.

@@ -5,7 +5,7 @@ mod told;
 
 use crate::arch::plan::{Plan, ResidualWriter};
 use crate::eval::prompts::Split;
-use crate::eval::{Evaluation, Evaluator, FEW, Questions, Score};
+use crate::eval::{Evaluation, Evaluator, FEW, PerKind, Questions, Score};
 use crate::llama::{Engine, LlamaEngine, LlamaError, LowRank, adapter};
 use crate::method::Edits;
 use crate::method::abliteration::AblatedDirection;
@@ -28,13 +28,13 @@ use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
 use told::{beside, describe_probe, describe_trial};
 
-/// Returns the maximum numbers of harmful, harmless and borderline prompts per trial. With fewer, strengths of linear
+/// Returns the maximum numbers of prompts per trial. With fewer, strengths of linear
 /// gates that differ by eight harmful prompts in a hundred were indistinguishable (docs/notebook/linear-gates.md).
 /// Detectors need fewer, since their strength is not searched.
-pub fn search_prompts(method: Method) -> [usize; 3] {
+pub fn search_prompts(method: Method) -> PerKind<usize> {
     match method {
-        Method::Detector => [96, 48, 48],
-        Method::Contrast | Method::Published => [96; 3],
+        Method::Detector => PerKind { harmful: 96, harmless: 48, borderline: 48 },
+        Method::Contrast | Method::Published => PerKind::uniform(96),
     }
 }
 

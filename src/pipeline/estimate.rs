@@ -15,14 +15,14 @@ use serde::Serialize;
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed};
 use crate::eval::prompts::{PromptKind, PromptSet, Split, prose, training};
-use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, Questions};
+use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, PerKind, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{IS_FASTER, flops};
 use crate::method::edit::Method;
 use crate::method::search::{self, DirectionSource};
 use crate::pipeline::detectors::{self, ANSWERED, DEEPEST, PUSH};
 use crate::pipeline::edit_search::search_prompts;
-use crate::pipeline::evaluate::{FIDELITY_PROMPTS, REPORT_PROMPTS};
+use crate::pipeline::evaluate::{EXACT_PROMPTS, FIDELITY_PROMPTS, REPORT_PROMPTS};
 use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
@@ -133,7 +133,7 @@ fn placed(placed: &Placed) -> f64 {
 }
 
 fn asked(questions: &Questions) -> f64 {
-    questions.by_kind().into_iter().map(tokens).sum()
+    questions.values().into_iter().map(tokens).sum()
 }
 
 fn answered(questions: &Questions, n_predict: usize) -> Work {
@@ -154,7 +154,7 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
                 .map(|p| placed(&p))
                 .sum();
             let answered = ANSWERED as f64 * N_PREDICT as f64
-                + asked(&Questions::of(prompts, Split::Search, [ANSWERED / 3; 3]));
+                + asked(&Questions::of(prompts, Split::Search, PerKind::uniform(ANSWERED / 3)));
             Work::read(once + DEEPEST * (more + placed + 2.0 * tokens(&prose()) + answered))
         }
         Method::Contrast => {
@@ -169,15 +169,18 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 
 fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     let questions = Questions::of(prompts, Split::Search, search_prompts(options.method));
-    let few = Questions::of(prompts, Split::Search, [FEW[0], FEW[1] / 2, FEW[2] / 2]);
+    let few = Questions::of(
+        prompts,
+        Split::Search,
+        PerKind { harmful: FEW.harmful, harmless: FEW.harmless / 2, borderline: FEW.borderline / 2 },
+    );
     let whole = |n: f64| answered(&questions, N_PREDICT_SHORT).times(n);
     if options.method == Method::Detector {
         let settings =
             detectors::settings(&detectors::space(options, plan, DirectionSource::Refusal, PUSH), options);
         let n_probe = 1 + search::harder(&settings, settings[0].1).len();
-        // First tokens of the base and of each setting that is not weaker than the first; one setting then answers in
-        // full.
-        let firsts = Work::read((1 + n_probe) as f64 * asked(&few));
+        // First tokens of each setting that is not weaker than the first; one setting then answers in full.
+        let firsts = Work::read(n_probe as f64 * asked(&few));
         return answered(&questions, N_PREDICT) + firsts + whole(1.0);
     }
     let space = features::space_of(options, DirectionSource::Refusal);
@@ -197,9 +200,10 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
     let questions = Questions::of(prompts, Split::Report, limits);
-    let snapshots = 3.0 * asked(&Questions::of(prompts, Split::Report, FIDELITY_PROMPTS));
+    let snapshot = |limits| asked(&Questions::of(prompts, Split::Report, limits));
+    let snapshots = 2.0 * snapshot(FIDELITY_PROMPTS) + snapshot(EXACT_PROMPTS);
     let once = answered(&questions, N_PREDICT).tokens();
-    let harmless = Questions::of(prompts, Split::Report, [0, limits[1], 0]);
+    let harmless = Questions::of(prompts, Split::Report, only_harmless(limits));
     let part = (once + answered(&harmless, N_PREDICT).tokens()) / 2.0;
     let controls = match (options.controls, options.in_place) {
         (false, _) => 0.0,
@@ -211,8 +215,12 @@ fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     2.0 * once + snapshots + controls
 }
 
+fn only_harmless(limits: PerKind<usize>) -> PerKind<usize> {
+    PerKind { harmful: 0, borderline: 0, ..limits }
+}
+
 fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {
-    Questions::of(prompts, split, [0, FEW[1], 0])
+    Questions::of(prompts, split, only_harmless(FEW))
 }
 
 /// Returns the number of active weights per token: all matrices of the blocks, counting only the experts that the token

@@ -3,7 +3,7 @@
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
 use crate::eval::thoughts::Thoughts;
-use crate::eval::{Evaluation, Evaluator, N_PREDICT, Questions, Score, Tally, chats};
+use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
 use crate::llama::thinking::Thinker;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank, Thinking};
@@ -21,14 +21,16 @@ use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
 
-/// Numbers of harmful, harmless and borderline prompts scored for the report.
-pub const REPORT_PROMPTS: [usize; 3] = [64, 48, 48];
+/// Numbers of prompts scored for the report.
+pub const REPORT_PROMPTS: PerKind<usize> = PerKind { harmful: 64, harmless: 48, borderline: 48 };
 /// Numbers of bundled prompts for the guard: an edited file must refuse at least as many of them as its base.
-const GUARD_PROMPTS: [usize; 3] = [48, 0, 0];
+const GUARD_PROMPTS: PerKind<usize> = PerKind { harmful: 48, harmless: 0, borderline: 0 };
 /// Approximate share of a KL budget that the strength search spends; dividing a target KL by it gives the budget.
 const FOUND_OF_BUDGET: f64 = 0.9;
 /// Numbers of prompts for comparing the file with the exact edit and for projections onto the direction.
-pub const FIDELITY_PROMPTS: [usize; 3] = [16, 16, 16];
+pub const FIDELITY_PROMPTS: PerKind<usize> = PerKind::uniform(16);
+/// Those of [`FIDELITY_PROMPTS`] that the exact edit is run on.
+pub const EXACT_PROMPTS: PerKind<usize> = PerKind { borderline: 0, ..FIDELITY_PROMPTS };
 
 /// Scores models on the report split.
 pub struct Scorer<'a> {
@@ -96,7 +98,7 @@ impl Before {
 
     /// Pairs the answers before and after the edit; keeps whole answers if `full`.
     pub fn answers(&self, after: &Evaluation, full: bool) -> Vec<AnswerPair> {
-        AnswerPair::all(self.evaluator.questions().by_kind(), &self.base, after, full)
+        AnswerPair::all(self.evaluator.questions(), &self.base, after, full)
     }
 
     /// Compares the written file with the exact edit.
@@ -124,12 +126,13 @@ impl Scorer<'_> {
         let bar = printer.bar("scoring on the report split", 2);
         let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
         let (evaluator, base) = Evaluator::new(engine, Questions::of(prompts, Split::Report, limits))?;
-        let snapshot_of_base = self.snapshot(engine)?;
+        let snapshot_of_base = self.snapshot(engine, FIDELITY_PROMPTS)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);
         let guard = if options.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&edit_search.adapters(opened)?)?;
-        let snapshots = [snapshot_of_base, self.snapshot(engine)?];
+        // Fidelity compares the exact edit on these prompts only.
+        let snapshots = [snapshot_of_base, self.snapshot(engine, EXACT_PROMPTS)?];
         drop(bar);
         let controls = if options.controls {
             self.controls(engine, edit_search, &evaluator)?
@@ -192,9 +195,9 @@ impl Scorer<'_> {
         Ok(true)
     }
 
-    fn snapshot(&self, engine: &mut LlamaEngine) -> Result<Snapshot, Error> {
+    fn snapshot(&self, engine: &mut LlamaEngine, limits: PerKind<usize>) -> Result<Snapshot, Error> {
         let Session { opened, prompts, .. } = self.session;
-        let questions = Questions::of(prompts, Split::Report, FIDELITY_PROMPTS);
+        let questions = Questions::of(prompts, Split::Report, limits);
         Ok(Snapshot::of(engine, &questions, &Capture::residual_only(&opened.plan))?)
     }
 
@@ -205,11 +208,11 @@ impl Scorer<'_> {
         let Some((thinking, budget)) = both else { return Ok(None) };
         let questions = Questions::of(prompts, Split::Report, FIDELITY_PROMPTS);
         let mut thinker = Thinker::new(engine, budget);
-        let mut tally = |texts: &[String]| -> Result<Tally, Error> {
-            Ok(Tally::of(&ask(&mut thinker, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
-        };
-        let [harmful, harmless, borderline] = questions.by_kind();
-        let (harmful, harmless, borderline) = (tally(harmful)?, tally(harmless)?, tally(borderline)?);
+        let tallies = PerKind::try_from_fn(|kind| -> Result<Tally, Error> {
+            let chats = chats(&questions[kind], None);
+            Ok(Tally::of(&ask(&mut thinker, &chats, N_PREDICT, &mut |_, _| ())?))
+        })?;
+        let PerKind { harmful, harmless, borderline } = tallies;
         let thoughts = Thoughts::of(&thinker.thoughts);
         Ok(Some((thinking, Thoughtful { harmful, harmless, borderline, thoughts })))
     }
@@ -240,7 +243,7 @@ impl Scorer<'_> {
             });
         }
         let thinking = self.thoughtful(&mut engine)?.map(|(_, answers)| answers);
-        Ok(After { evaluation, snapshot: self.snapshot(&mut engine)?, thinking })
+        Ok(After { evaluation, snapshot: self.snapshot(&mut engine, FIDELITY_PROMPTS)?, thinking })
     }
 
     /// Control: requantizes the same tensors without an edit, into a temporary file. Skipped for in-place edits, where

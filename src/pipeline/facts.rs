@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::arch::plan::Plan;
+use crate::eval::PerKind;
 use crate::eval::prompts::{PromptKind, PromptSet, Split};
 use crate::gguf::{Gguf, sha256_files};
 use crate::method::Edits;
@@ -48,7 +49,7 @@ pub fn file_facts(gguf: &Gguf, printer: &Printer) -> Result<FileFacts, Error> {
 
 /// Counts the prompts of each split by kind.
 pub fn prompt_facts(prompts: &PromptSet) -> PromptFacts {
-    let of = |split| PromptKind::ALL.map(|kind| prompts.select(kind, split).len());
+    let of = |split| PerKind::from_fn(|kind| prompts.select(kind, split).len());
     PromptFacts {
         source: prompts.source().into(),
         sha256: prompts.sha256(),

@@ -6,8 +6,9 @@ mod stored;
 use std::path::Path;
 
 use crate::arch::plan::Plan;
+use crate::arch::window::Window;
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Evaluator, chats};
+use crate::eval::{Evaluator, PerKind, chats};
 use crate::imatrix::Imatrix;
 use crate::llama::activations::{self, Activations, WriterInputs};
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -30,16 +31,16 @@ const PROSE_SAMPLE: usize = 768;
 const PRINCIPAL: usize = 16;
 /// Distance, in tokens, from a prompt's last token to the earlier token that gates are also trained on.
 const TAIL: usize = 1;
-/// Layers that a gated edit changes, as fractions of the depth. Wider and narrower windows were never better
+/// Layers that a gated edit changes. Wider and narrower windows were never better
 /// (docs/notebook/linear-gates.md).
-const WINDOW: (f64, f64) = (0.3, 0.8);
+const WINDOW: Window = Window { from: 0.3, until: 0.8 };
 /// Values of κ that a contrast gate tries, default first.
 const CONTRASTS: [f64; 2] = [1.0, 0.5];
 /// Minimum number of refused prompts, and of answered prompts, for a direction between the two.
 pub(super) const MIN_REFUSED: usize = 16;
 
 /// Windows for an ablated direction: it is missing from all layers, so the wider window comes first.
-const WINDOWS_ABLATED: [(f64, f64); 2] = [(0.2, 0.9), WINDOW];
+const WINDOWS_ABLATED: [Window; 2] = [Window { from: 0.2, until: 0.9 }, WINDOW];
 /// Values of κ for an ablated direction. κ = 0 restores as much refusal at less KL, but also on borderline prompts.
 const CONTRASTS_ABLATED: [f64; 1] = [1.0];
 
@@ -53,7 +54,7 @@ pub fn space(method: Method, direction_source: DirectionSource) -> Space {
         return Space {
             direction_source,
             layer: None,
-            windows: vec![(0.0, 1.0)],
+            windows: vec![Window::WHOLE],
             contrasts: vec![0.0],
             first_strength: 0.04,
             strongest: STRONGEST,
@@ -170,17 +171,15 @@ impl Features {
                 percent(capture.share())
             ));
         }
-        let seen = PromptKind::ALL.map(|kind| collector.collect(engine, evaluator, &capture, kind));
-        let [harmful, harmless, borderline] = seen;
-        let mut seen = [harmful?, harmless?, borderline?];
+        let mut seen = PerKind::try_from_fn(|kind| collector.collect(engine, evaluator, &capture, kind))?;
         if options.method.is_gated() {
             let prose = collector.prose(engine, &capture)?;
-            seen[1].activations.add_sample(&prose);
+            seen.harmless.activations.add_sample(&prose);
         }
-        let sets = seen.each_ref().map(|s| &s.activations);
-        let plain = direction::difference_in_means(sets[0], sets[1])?;
+        let sets = seen.as_ref().map(|s| &s.activations);
+        let plain = direction::difference_in_means(sets.harmful, sets.harmless)?;
         let shown = Shown { plain, refusal: refusal_directions(&seen)? };
-        let mean_harmful: Vec<Vec<f64>> = sets[0].inputs.iter().map(WriterInputs::mean_last).collect();
+        let mean_harmful: Vec<Vec<f64>> = sets.harmful.inputs.iter().map(WriterInputs::mean_last).collect();
         let rights = if options.method.is_gated() {
             let trainer = GateTrainer { opened, weights: &weights, seen: &seen, options, printer };
             let effects = if ablated { None } else { trainer.effects(engine, evaluator, shown.main())? };
@@ -226,8 +225,7 @@ impl Features {
         let rights = match &self.rights {
             Rights::Fixed(rights) => {
                 let mut inside = none();
-                let (from, until) = candidate.window;
-                for i in plan.writers_in(from, until) {
+                for i in plan.writers_in(candidate.window) {
                     inside[i].clone_from(&rights[i]);
                 }
                 inside
@@ -310,10 +308,10 @@ impl Collector<'_> {
 }
 
 /// Returns the directions from answered to refused prompts, or `None` if either has fewer than [`MIN_REFUSED`].
-pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Error> {
+pub(super) fn refusal_directions(seen: &PerKind<Seen>) -> Result<Option<Directions>, Error> {
     let part = |wanted: bool| {
         let rows = |s: &Seen| (0..s.refused.len()).filter(|&i| s.refused[i] == wanted).collect::<Vec<_>>();
-        Activations::residuals_of(seen.iter().map(|s| (&s.activations, rows(s))))
+        Activations::residuals_of(seen.values().into_iter().map(|s| (&s.activations, rows(s))))
     };
     let (refused, answered) = (part(true), part(false));
     if refused.n_prompt().min(answered.n_prompt()) < MIN_REFUSED {
@@ -326,8 +324,8 @@ pub(super) fn refusal_directions(seen: &[Seen]) -> Result<Option<Directions>, Er
 fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: bool) -> Capture {
     let mut capture = Capture::new(plan).with_sample(SAMPLE).with_tail(&[TAIL]);
     if options.method.is_gated() {
-        let (from, until) = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
-        capture = capture.only(&plan.writers_in(from, until));
+        let window = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
+        capture = capture.only(&plan.writers_in(window));
     }
     capture.within(options.memory, n_token(options.method, prompts))
 }
@@ -341,7 +339,7 @@ fn n_token(method: Method, prompts: &PromptSet) -> u64 {
 
 /// Returns the share of `n_prompt` prompts that are run again with the first gates applied.
 pub fn effect_share(plan: &Plan, n_prompt: usize) -> f64 {
-    gates::effect_share(plan.writers_in(WINDOW.0, WINDOW.1).len(), n_prompt)
+    gates::effect_share(plan.writers_in(WINDOW).len(), n_prompt)
 }
 
 /// Returns the bytes of writers' inputs that training keeps for a model without an ablated direction.
@@ -360,11 +358,12 @@ fn scattered(texts: Vec<String>) -> Vec<String> {
 }
 
 /// Computes the second moments of every writer's inputs, which show requantization where noise does least harm.
-fn input_models([harmful, harmless, borderline]: [&Activations; 3], printer: &Printer) -> Vec<InputModel> {
-    let bar = printer.bar("computing input statistics of the writers", harmful.inputs.len() as u64);
-    let models = (0..harmful.inputs.len()).map(|i| {
+fn input_models(sets: PerKind<&Activations>, printer: &Printer) -> Vec<InputModel> {
+    let n_writer = sets.harmful.inputs.len();
+    let bar = printer.bar("computing input statistics of the writers", n_writer as u64);
+    let models = (0..n_writer).map(|i| {
         bar.set(i as u64);
-        activations::input_model(&[&harmful.inputs[i], &harmless.inputs[i], &borderline.inputs[i]], PRINCIPAL)
+        activations::input_model(&sets.values().map(|set| &set.inputs[i]), PRINCIPAL)
     });
     models.collect()
 }

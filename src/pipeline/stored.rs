@@ -10,7 +10,7 @@ use crate::method::edit::{self, Method};
 use crate::method::requant::Requant;
 use crate::method::search::SearchResult;
 use crate::method::search::journal::Journal;
-use crate::method::stored::fingerprint::{Fingerprint, Shape};
+use crate::method::stored::fingerprint::{Difference, Fingerprint, Shape};
 use crate::method::stored::network::{GateFacts, NetworkFacts, StoredNetwork};
 use crate::method::stored::{FORMAT, Facts, Problem, StoredEdit, StoredError};
 use crate::output::Printer;
@@ -128,7 +128,7 @@ pub fn edit_search(
     let directions =
         Directions { by_layer: taken.edit.directions.clone(), separation: facts.separation.clone() };
     let found = match facts.method {
-        Method::Detector => Found::Detectors(Detectors::from_stored(opened, &taken.edit)?),
+        Method::Detector => Found::Detectors(Detectors::from_stored(opened, taken)?),
         Method::Contrast | Method::Published => {
             let mut features = Features::from_stored(opened, &taken.edit, printer)?;
             if let Some(path) = imatrix {
@@ -188,24 +188,28 @@ impl Detectors {
     }
 
     /// Restores detectors from a stored edit for the opened model.
-    fn from_stored(opened: &Opened, edit: &StoredEdit) -> Result<Self, Error> {
-        let mut sites = Vec::new();
+    fn from_stored(opened: &Opened, taken: &Taken) -> Result<Self, Error> {
+        let (edit, mut sites) = (&taken.edit, Vec::new());
         for stored in &edit.networks {
             let NetworkFacts { writer, activation, gate_second, slots, layer, .. } = &stored.facts;
             let ffn = opened.plan.ffns.iter().find(|f| opened.plan.writers[f.writer].tensor == *writer);
-            let Some(ffn) = ffn.filter(|ffn| ffn.layer == *layer) else {
-                let (architecture, tried) = (opened.plan.architecture.clone(), edit.networks.len());
-                return Err(Error::NoNetwork { architecture, tried });
+            let Some(known) = ffn.filter(|ffn| ffn.layer == *layer) else {
+                let network = Difference {
+                    what: format!("feed-forward network with {writer}"),
+                    expected: format!("in block {layer}"),
+                    found: ffn.map_or_else(|| "none".into(), |ffn| format!("in block {}", ffn.layer)),
+                };
+                return Err(at(Path::new(&taken.file.path), Problem::Shape(network)).into());
             };
             sites.push(Site {
-                network: Network::known(&opened.gguf, ffn, *activation, *gate_second)?,
+                network: Network::known(&opened.gguf, known, *activation, *gate_second)?,
                 before_last: stored.facts.before_last,
                 slots: slots.clone(),
                 constant: stored.constant.clone(),
                 gates: stored.gates(),
                 profiles: Vec::new(),
                 per_unit: stored.facts.per_unit,
-                post_norm: edit::read_gains(&opened.gguf, &opened.plan.writers[ffn.writer])?,
+                post_norm: edit::read_gains(&opened.gguf, &opened.plan.writers[known.writer])?,
                 direction: stored.direction.clone(),
                 inputs: stored.inputs.clone(),
             });

@@ -55,6 +55,6 @@ fn matrices(plan: &Plan, options: &InjectOptions) -> Vec<(String, Part)> {
         .filter(|&direction_source| options.direction_source.is_none_or(|only| only == direction_source));
     let windows =
         direction_sources.flat_map(|direction_source| features::space_of(options, direction_source).windows);
-    let writers = windows.flat_map(|(from, until)| plan.writers_in(from, until));
+    let writers = windows.flat_map(|window| plan.writers_in(window));
     writers.map(|i| (plan.writers[i].tensor.clone(), Part::Matrix)).collect()
 }

@@ -5,6 +5,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, context};
 
 use super::{Report, ReportError};
+use crate::eval::PerKind;
 use crate::output::steers;
 use answers::Answers;
 use section::Section;
@@ -100,8 +101,8 @@ impl Report {
     fn facts(&self) -> Vec<Fact> {
         let e = &self.edit;
         let file = |f: &super::FileFacts| format!("{}\n{} bytes\nsha256 {}", f.path, f.bytes, f.sha256);
-        let prompts = |name: &str, n: [usize; 3]| {
-            format!("{name}: {} harmful, {} harmless, {} borderline", n[0], n[1], n[2])
+        let prompts = |name: &str, n: PerKind<usize>| {
+            format!("{name}: {} harmful, {} harmless, {} borderline", n.harmful, n.harmless, n.borderline)
         };
         let p = &self.prompts;
         let splits = [("extract", p.extract), ("search", p.search), ("report", p.report)];
@@ -122,7 +123,7 @@ impl Report {
             ("removed direction", self.ablated.as_ref().map(ablated)),
             ("system prompt", Some(e.system_prompt.clone())),
             ("layer", Some(e.layer.to_string())),
-            ("window", Some(format!("{:.2} to {:.2} of the depth", e.window.0, e.window.1))),
+            ("window", Some(e.window.to_string())),
             (
                 if self.is_detector() { "pull / push" } else { "contrast κ" },
                 Some(format!("{:.2}", e.contrast)),

@@ -298,8 +298,9 @@ impl Report {
     fn projection_line(&self) -> String {
         let Some(projections) = &self.projections else { return String::new() };
         let mean = |all: &[f32]| all.iter().map(|&v| f64::from(v)).sum::<f64>() / all.len() as f64;
-        let kinds = ["harmful", "harmless", "borderline"].into_iter().zip(projections.by_kind());
-        let moved: Vec<String> = kinds
+        let moved = projections.by_kind();
+        let moved: Vec<String> = moved
+            .iter()
             .filter(|(_, moved)| !moved.before.is_empty())
             .map(|(kind, moved)| format!("{kind} {:+.2} → {:+.2}", mean(&moved.before), mean(&moved.after)))
             .collect();

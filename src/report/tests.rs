@@ -4,7 +4,8 @@ use roxmltree::{Document, Node, ParsingOptions};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::eval::{FirstTokenScore, Tally};
+use crate::arch::window::Window;
+use crate::eval::{FirstTokenScore, PerKind, Tally};
 use crate::method::detector::Opens;
 use crate::method::detector::train::{Histogram, InContext};
 use crate::method::fidelity::Moved;
@@ -43,7 +44,12 @@ fn trials() -> Vec<Trial> {
 }
 
 fn candidate() -> Candidate {
-    Candidate { direction_source: DirectionSource::Refusal, layer: 12, window: (0.3, 1.0), contrast: 0.5 }
+    Candidate {
+        direction_source: DirectionSource::Refusal,
+        layer: 12,
+        window: Window { from: 0.3, until: 1.0 },
+        contrast: 0.5,
+    }
 }
 
 fn tensor(layer: usize, kind: &str, gain: f64) -> TensorChange {
@@ -103,16 +109,16 @@ fn example() -> Report {
         prompts: PromptFacts {
             source: "bundled".into(),
             sha256: "ab".repeat(32),
-            extract: [144, 192, 192],
-            search: [72, 96, 96],
-            report: [72, 96, 96],
+            extract: PerKind { harmful: 144, harmless: 192, borderline: 192 },
+            search: PerKind { harmful: 72, harmless: 96, borderline: 96 },
+            report: PerKind { harmful: 72, harmless: 96, borderline: 96 },
         },
         edit: EditFacts {
             method: "contrast".into(),
             direction_source: DirectionSource::Refusal,
             system_prompt: "none".into(),
             layer: 12,
-            window: (0.3, 1.0),
+            window: Window { from: 0.3, until: 1.0 },
             contrast: 0.5,
             strength: 0.01,
             alpha: 2.8252,

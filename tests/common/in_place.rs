@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use rosi_gguf::gguf::in_place::{Change, InPlace, UndoError};
-use rosi_gguf::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, GgufError, Rewrite, Value, sha256_file};
+use rosi_gguf::gguf::{AtomicFile, GgmlType, Gguf, GgufBuilder, GgufError, Rewrite, Value};
+
+use super::files::{gguf_bytes, sha256};
 
 /// Bytes moved at a time, which makes some tens of batches for the file of [`model`].
 pub const BATCH: u64 = 128 << 10;
@@ -34,10 +36,8 @@ pub fn model(folder: &Path, megabytes: usize) -> PathBuf {
         file = file.tensor(name, &[1024, 256], GgmlType::Q8_0, noise(1088 * 256, seed));
     }
     file = file.f32_tensor("output_norm.weight", &[256], &[1.0; 256]);
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
     let path = folder.join("model.gguf");
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(&path, gguf_bytes(&file)).unwrap();
     path
 }
 
@@ -58,7 +58,7 @@ fn inverted(bytes: Vec<u8>) -> Vec<u8> {
 /// changing. With `leave_half`, the change is applied but not accepted.
 pub fn change(path: &Path, pause: impl FnOnce(), leave_half: bool) -> Result<(), UndoError> {
     let source = Gguf::open(path)?;
-    let sha256 = sha256_file(path, &mut |_, _| Ok(())).unwrap();
+    let sha256 = sha256(path);
     pause();
     let rewrite = rewrite(&source);
     let change = Change { rewrite: &rewrite, edited: &EDITED, sha256: &sha256, batch: BATCH };

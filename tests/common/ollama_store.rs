@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rosi_gguf::gguf::{sha256_file, sha256_hex};
+use rosi_gguf::gguf::sha256_hex;
 use serde_json::{Value, json};
+
+use super::files::sha256;
 
 /// The root folder of a store.
 pub struct Store(pub PathBuf);
@@ -29,7 +31,7 @@ impl Store {
 
     /// Links `file` as a blob and returns a layer that refers to it.
     pub fn linked(&self, kind: &str, file: &Path) -> Value {
-        let sha256 = sha256_file(file, &mut |_, _| Ok(())).unwrap();
+        let sha256 = sha256(file);
         if !self.blob(&sha256).exists() {
             std::os::unix::fs::symlink(file, self.blob(&sha256)).unwrap();
         }

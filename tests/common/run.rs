@@ -33,21 +33,40 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Runs the program and returns its output, whatever its exit code.
+pub fn ran(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+/// Returns the exit code and stderr of `output`, with the path of the folder replaced.
+pub fn outcome(output: &Output, folder: &Path) -> String {
+    let text = stderr(output).replace(text(folder), "DIR");
+    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+}
+
 /// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
 pub fn told(args: &[&str], folder: &Path) -> String {
-    let output = command(args).output().unwrap();
-    let text = stderr(&output).replace(text(folder), "DIR");
-    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+    outcome(&ran(args), folder)
 }
 
 /// Runs the program, which must end with exit code `code`, and returns its output.
 pub fn ended(args: &[&str], code: i32) -> Output {
-    let output = command(args).output().unwrap();
+    let output = ran(args);
     assert_eq!(output.status.code(), Some(code), "{args:?}: {}", stderr(&output));
     output
 }
 
+/// Runs the program, which must end with exit code 1, and returns its stderr.
+pub fn refused(args: &[&str]) -> String {
+    stderr(&ended(args, 1))
+}
+
+/// Parses the JSON on the stdout of `output`, whatever its exit code.
+pub fn parsed(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
+}
+
 /// Runs the program, which must succeed, and parses the JSON on its stdout.
 pub fn json(args: &[&str]) -> serde_json::Value {
-    serde_json::from_slice(&ended(args, 0).stdout).unwrap()
+    parsed(&ended(args, 0))
 }

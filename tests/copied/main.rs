@@ -12,7 +12,7 @@ use rosi_gguf::gguf::{Gguf, Value};
 use serde_json::Value as Json;
 
 use common::few_prompts::short_prompts;
-use common::run::{command, json, text};
+use common::run::{json, parsed, ran, stderr, text};
 use common::talking;
 
 /// One edit for each way of recording it: only a direction, factors of each matrix, neurons.
@@ -72,7 +72,7 @@ fn copies(from: &Path) -> Vec<PathBuf> {
     let other = std::env::var_os("ROSI_TEST_LLAMA_QUANTIZE").map(|program| {
         let copy = from.with_extension("other.gguf");
         let output = Command::new(program).args([from, &copy]).arg("COPY").output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}", stderr(&output));
         copy
     });
     std::iter::once(copy).chain(other).collect()
@@ -93,8 +93,7 @@ fn an_edit_outlives_a_copy_by_llama_quantize() {
                 assert!(contents(&copy) == contents(&out), "{edit:?}: {}", copy.display());
                 assert_eq!(json(&["inspect", text(&copy), "--json"])["injected"], injected);
                 // The copy has its tensors in a different order, and a file type if the original had none.
-                let again = command(&["-q", "verify", text(&base), text(&copy), "--json"]).output().unwrap();
-                let again: Json = serde_json::from_slice(&again.stdout).unwrap();
+                let again = parsed(&ran(&["-q", "verify", text(&base), text(&copy), "--json"]));
                 for fact in ["gain", "cosine", "untouched_identical", "identical"] {
                     assert_eq!(again[fact], verified[fact], "{fact}, {edit:?}: {}", copy.display());
                 }

@@ -3,8 +3,7 @@
 //! and in a temporary folder.
 
 use std::ops::Range;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::Path;
 
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
@@ -16,6 +15,8 @@ use rosi_gguf::method::edit::{self, EditError};
 use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant;
 use rosi_gguf::util::linalg;
+
+use crate::common::run::{parsed, ran, text, variable};
 
 const MODELS: [&str; 3] = ["SMOLLM2", "GEMMA3", "QWEN"];
 
@@ -32,9 +33,7 @@ struct Model {
 }
 
 fn gguf(name: &str) -> Gguf {
-    let name = format!("ROSI_TEST_MODEL_{name}");
-    let path = std::env::var_os(&name).unwrap_or_else(|| panic!("{name} is not set: run scripts/test"));
-    Gguf::open(&PathBuf::from(path)).unwrap()
+    Gguf::open(&variable(&format!("ROSI_TEST_MODEL_{name}"))).unwrap()
 }
 
 fn decode(gguf: &Gguf, name: &str, rows: usize) -> Array2<f32> {
@@ -327,11 +326,7 @@ fn inspect_tells_it_of_a_file() {
     };
     let mut file = std::fs::File::create(&path).unwrap();
     rewrite.write_to(&mut file, &mut replace, &mut |_, _| Ok(())).unwrap();
-    let facts = |path: &std::path::Path| -> serde_json::Value {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-        let output = command.arg("inspect").arg(path).args(["--weights", "--json"]).output().unwrap();
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
+    let facts = |path: &Path| parsed(&ran(&["inspect", text(path), "--weights", "--json"]));
     let told = &facts(&path)["abliterated"];
     let layers: Vec<u64> =
         told["layers"].as_array().unwrap().iter().map(|l| l["layer"].as_u64().unwrap()).collect();

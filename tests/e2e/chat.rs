@@ -1,26 +1,22 @@
 //! A conversation over a pipe. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-fn smollm2() -> PathBuf {
-    std::env::var_os("ROSI_TEST_MODEL_SMOLLM2").map(PathBuf::from).expect("run scripts/test")
-}
+use crate::common::downloaded::smollm2;
+use crate::common::run::{command, stderr, text};
 
 fn chat(extra: &[&str], said: &str) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.arg("chat").arg(smollm2()).args(["--tokens", "16", "-c", "1024", "-t", "2"]).args(extra);
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    let model = smollm2();
+    let args = ["chat", text(&model), "--tokens", "16", "-c", "1024", "-t", "2"];
+    let mut child = command(&[&args[..], extra].concat()).stdin(Stdio::piped()).spawn().unwrap();
     // Ignored: a child that rejects its flags does not read its stdin.
     let _ = child.stdin.take().unwrap().write_all(said.as_bytes());
     child.wait_with_output().unwrap()
 }
 
 fn lines(output: &Output) -> Vec<String> {
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
@@ -32,7 +28,7 @@ fn a_conversation_has_a_memory_and_can_be_reset() {
     let without_memory = lines(&chat(&[], next));
     let said = format!("{question}\n\n/what\n/reset\n{question}\n{next}\n/quit\nnever\n");
     let output = chat(&[], &said);
-    let (told, found) = (String::from_utf8_lossy(&output.stderr).into_owned(), lines(&output));
+    let (told, found) = (stderr(&output), lines(&output));
     // The same answer after the reset: the cache holds nothing of the first turn.
     let n = first.len();
     assert_eq!((&found[..n], &found[n..2 * n]), (&first[..], &first[..]));
@@ -43,13 +39,13 @@ fn a_conversation_has_a_memory_and_can_be_reset() {
 #[test]
 fn another_model_answers_beside_it() {
     let other = smollm2();
-    let found = lines(&chat(&["--beside", other.to_str().unwrap()], "Say hello."));
+    let found = lines(&chat(&["--beside", text(&other)], "Say hello."));
     let label = format!("[{}]", other.file_name().unwrap().to_str().unwrap());
     let half = found.len() / 2;
     assert_eq!((&found[0], &found[half]), (&label, &label));
     assert_eq!(found[..half], found[half..]);
-    let refused = chat(&["--lora", other.to_str().unwrap()], "Say hello.");
+    let refused = chat(&["--lora", text(&other)], "Say hello.");
     assert_eq!(refused.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&refused.stderr);
+    let told = stderr(&refused);
     assert!(told.contains("general.type: expected adapter, found model"), "{told}");
 }

@@ -2,9 +2,8 @@
 //! of llama.cpp, and removed again. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use rosi_gguf::gguf::{AtomicModel, GgmlType, Gguf, sha256_file};
+use rosi_gguf::gguf::{AtomicModel, GgmlType, Gguf};
 use rosi_gguf::method::requant::Requant;
 use rosi_gguf::method::verify::{Verification, verify};
 use rosi_gguf::output::Printer;
@@ -14,9 +13,12 @@ use rosi_gguf::pipeline::stored;
 use rosi_gguf::pipeline::write::{Change, Write};
 use serde_json::Value;
 
+use crate::common::downloaded::smollm2;
 use crate::common::few_prompts::few_prompts;
+use crate::common::files::sha256;
+use crate::common::oracle::oracle;
 use crate::common::retyped::{converted, retyped};
-use crate::common::run::{ended, json, stderr, text, variable};
+use crate::common::run::{ended, json, refused, text};
 
 /// A model, an edit found on it, and the JSON output of the search.
 struct Found {
@@ -31,7 +33,7 @@ impl Found {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (few, edit) = (few_prompts(folder.path()), folder.path().join("edit.safetensors"));
-        let model = variable("ROSI_TEST_MODEL_SMOLLM2");
+        let model = smollm2();
         let args = ["search", text(&model), "-o", text(&edit), "--prompts", text(&few), "--trials", "1"];
         let told = json(
             &[&args[..], &["--strength", "0.5", "--allow-no-refusal", "--allow-over-limits", "--json"]]
@@ -149,13 +151,9 @@ fn check_command(found: &Found) {
     let close = |a: &Value, b: &Value| (a.as_f64().unwrap() - b.as_f64().unwrap()).abs() < 0.05;
     assert!(close(&verified["gain"], &report["verification"]["gain"]), "{verified}");
     assert!(report["fidelity"]["kl_harmless"].as_f64().unwrap() < 0.02, "{}", report["fidelity"]);
-    let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
-    let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
-    command.arg(script).arg(&out).args(["--prompt", "How many days are in a week?", "--tokens", "16"]);
-    let answer = command.output().unwrap();
-    assert!(answer.status.success(), "{}", stderr(&answer));
-    let told = String::from_utf8_lossy(&answer.stdout);
-    assert!(told.contains("7 days"), "{told}");
+    let question = [text(&out), "--prompt", "How many days are in a week?", "--tokens", "16"];
+    let answer = oracle("generate_elsewhere.py", &question);
+    assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
 }
 
 /// Checks `inject --in-place` with the stored edit, and `undo`.
@@ -176,11 +174,7 @@ fn check_sidecars(found: &Found) {
     json(&[&export[..], &["--lora", text(&lora), "--json"]].concat());
     let adapter = Gguf::open(&lora).unwrap();
     assert_eq!(adapter.tensor("blk.14.ffn_gate.weight.lora_a").unwrap().ne, [576, 8, 1, 1]);
-    let told = stderr(&ended(&[&export[..], &["--control-vector", text(&vector)]].concat(), 1));
+    let told = refused(&[&export[..], &["--control-vector", text(&vector)]].concat());
     assert!(told.contains("detectors push on few"), "{told}");
     assert!(!vector.exists());
-}
-
-fn sha256(path: &Path) -> String {
-    sha256_file(path, &mut |_, _| Ok(())).unwrap()
 }

@@ -2,30 +2,22 @@
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rosi_gguf::gguf::{GgmlType, Gguf};
-use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, LlamaEngine};
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
+use crate::common::downloaded::{qwen, smollm2};
+use crate::common::engine::chatting;
 use crate::common::few_prompts::few_prompts;
+use crate::common::oracle::oracle;
 use crate::common::retyped::converted;
-use crate::common::run::{command, ended, json, stderr, text, variable};
+use crate::common::run::{json, ran, refused, stderr, text};
 
 /// Returns an answer by a third-party build of llama.cpp.
 fn elsewhere(args: &[&str]) -> String {
-    let script = variable("ROSI_TEST_ORACLES").join("generate_elsewhere.py");
-    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    answer["text"].as_str().unwrap().to_owned()
-}
-
-fn engine(path: &Path) -> LlamaEngine {
-    let gguf = Gguf::open(path).unwrap();
-    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
-    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
+    oracle("generate_elsewhere.py", args)["text"].as_str().unwrap().to_owned()
 }
 
 fn chats() -> [Chat<'static>; 3] {
@@ -82,8 +74,8 @@ impl Exported {
         // Existing files are not overwritten, and a failed command leaves no new files.
         let other = at("other.gguf");
         let outputs = ["--lora", text(&other), "--control-vector", text(&vector)];
-        let again = ended(&[&export[..], &outputs].concat(), 1);
-        assert!(stderr(&again).contains("already exists") && !other.exists(), "{}", stderr(&again));
+        let again = refused(&[&export[..], &outputs].concat());
+        assert!(again.contains("already exists") && !other.exists(), "{again}");
         Self { folder, model, told }
     }
 
@@ -103,12 +95,12 @@ impl Exported {
     /// llama.cpp of the inputs of those weights and of keys and values.
     fn check_adapter(&self) {
         let edited = self.injected(&self.model, "edited.gguf");
-        let mut base = engine(&self.model);
+        let mut base = chatting(&self.model);
         let before = logits(&mut base);
         base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(&self.model).unwrap()).unwrap();
         let adapted = logits(&mut base);
         let (moved, _) = distance(&adapted, &before);
-        let (off, most) = distance(&adapted, &logits(&mut engine(&edited)));
+        let (off, most) = distance(&adapted, &logits(&mut chatting(&edited)));
         eprintln!("adapter: logits moved {moved:.4}, off the edited file {off:.2e}, at most {most:.2e}");
         assert!(moved > 0.1 && off < 1e-3, "{moved} {off}");
     }
@@ -123,7 +115,7 @@ impl Exported {
         let (first, last) = vector.range();
         assert_eq!(self.told["control_vector"]["layers"], serde_json::json!([first, last]));
         assert!(first > 0 && last < plan.n_layer);
-        let mut engine = engine(&self.model);
+        let mut engine = chatting(&self.model);
         let capture = Capture::residual_only(&plan);
         let mut stream = |vector: Option<&ControlVector>| {
             engine.apply_control_vector(vector).unwrap();
@@ -155,7 +147,7 @@ impl Exported {
 
 #[test]
 fn sidecars_are_the_edit() {
-    let exported = Exported::of(&variable("ROSI_TEST_MODEL_QWEN"));
+    let exported = Exported::of(&qwen());
     exported.check_adapter();
     exported.check_control_vector();
     // A third-party runtime loads the adapter and gives the same answer as with the edited file.
@@ -173,10 +165,10 @@ fn an_edit_of_another_model_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (none, out) = (folder.path().join("none.safetensors"), folder.path().join("out.gguf"));
     std::fs::write(&none, b"no edit").unwrap();
-    let model = variable("ROSI_TEST_MODEL_SMOLLM2");
-    let output = ended(&["export", text(&none), "--model", text(&model), "--lora", text(&out)], 1);
-    assert!(stderr(&output).contains("not a stored edit"), "{}", stderr(&output));
-    let output = command(&["export", text(&none), "--model", text(&model)]).output().unwrap();
+    let model = smollm2();
+    let told = refused(&["export", text(&none), "--model", text(&model), "--lora", text(&out)]);
+    assert!(told.contains("not a stored edit"), "{told}");
+    let output = ran(&["export", text(&none), "--model", text(&model)]);
     assert!(stderr(&output).contains("--lora"), "{}", stderr(&output));
     assert!(!out.exists());
 }

@@ -6,15 +6,18 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::common::few_prompts;
+use crate::common::engine;
+use crate::common::few_prompts::few_prompts;
+use crate::common::files::names;
+use crate::common::oracle::oracle;
 use crate::common::retyped::retyped;
-use crate::common::run::{self, json, text, variable};
+use crate::common::run::{json, ran, refused, stderr, text};
 use crate::common::splitter;
 use crate::common::talking::{n_vocab, talking};
 use crate::common::think_aloud::think_aloud;
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::gguf::{GgmlType, Gguf, ShardName, TensorInfo};
-use rosi_gguf::llama::{Chat, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::llama::Chat;
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value as Json;
 
@@ -125,9 +128,7 @@ const PROMPT: &str = "How do I bake bread that to the taste of all is the best?"
 
 /// Returns ln p of every token after [`PROMPT`], according to our engine.
 fn ours(path: &Path) -> Vec<f64> {
-    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
-    let mut engine = LlamaEngine::load(&options, None, &mut |_| ()).unwrap();
-    let logits = engine.last_logits(&[Chat::of(PROMPT)]).unwrap().swap_remove(0);
+    let logits = engine::plain(path).last_logits(&[Chat::of(PROMPT)]).unwrap().swap_remove(0);
     let most = logits.iter().copied().fold(f32::MIN, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
     logits.iter().map(|l| f64::from(l - most) - sum.ln()).collect()
@@ -135,19 +136,17 @@ fn ours(path: &Path) -> Vec<f64> {
 
 /// Returns the output of the third-party llama.cpp for the models at `paths`.
 fn theirs(paths: &[PathBuf], vocabulary: usize) -> Json {
-    let script = variable("ROSI_TEST_ORACLES").join("logits_elsewhere.py");
-    let mut command = Command::new(variable("ROSI_TEST_PYTHON"));
-    command.arg(script).args(paths).args(["--prompt", PROMPT, "--vocabulary", &vocabulary.to_string()]);
-    command.args(["--say", "65"]); // the byte `A`
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let vocabulary = vocabulary.to_string();
+    let mut args: Vec<&str> = paths.iter().map(|path| text(path)).collect();
+    args.extend(["--prompt", PROMPT, "--vocabulary", &vocabulary]);
+    args.extend(["--say", "65"]); // the byte `A`
+    oracle("logits_elsewhere.py", &args)
 }
 
 #[test]
 fn every_kind_of_model_is_injected_and_runs_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
-    let few = few_prompts::few_prompts(dir.path());
+    let few = few_prompts(dir.path());
     let only = std::env::var("ROSI_GENERATED_ONLY").ok();
     let cases: Vec<Case> =
         cases().into_iter().filter(|c| only.as_ref().is_none_or(|o| o == c.name)).collect();
@@ -174,7 +173,7 @@ fn every_kind_of_model_is_injected_and_runs_elsewhere() {
 #[test]
 fn a_stored_edit_of_experts_writes_the_same_neurons() {
     let dir = tempfile::tempdir().unwrap();
-    let few = few_prompts::few_prompts(dir.path());
+    let few = few_prompts(dir.path());
     let case = cases().into_iter().find(|case| case.name == "moe").unwrap();
     let (model, edit) = (made(&case, dir.path()), dir.path().join("edit.safetensors"));
     let settings = ["--method", "detector", "--trials", "1", "--system-prompt", "off"];
@@ -197,7 +196,7 @@ fn a_stored_edit_of_experts_writes_the_same_neurons() {
 #[test]
 fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
     let dir = tempfile::tempdir().unwrap();
-    let few = few_prompts::few_prompts(dir.path());
+    let few = few_prompts(dir.path());
     let case = Case { name: "plain", run: "qwen2", edit: &[], ..PLAIN };
     let (plain, model, out) = (made(&case, dir.path()), dir.path().join("m.gguf"), dir.path().join("o.gguf"));
     think_aloud(&plain, &model);
@@ -226,16 +225,12 @@ fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
 #[test]
 fn a_written_file_is_made_anew_or_it_is_said_why_not() {
     let dir = tempfile::tempdir().unwrap();
-    let few = few_prompts::few_prompts(dir.path());
+    let few = few_prompts(dir.path());
     for (files, edit) in [(1, &[][..]), (3, PLAIN.edit)] {
         let case = Case { name: "plain", run: "qwen2", files, edit, ..PLAIN };
         let model = made(&case, dir.path());
         let out = injected(&case, &model, &few);
-        let listed = || {
-            let names = std::fs::read_dir(dir.path()).unwrap().map(|found| found.unwrap().file_name());
-            names.collect::<std::collections::BTreeSet<_>>()
-        };
-        let before = listed();
+        let before = names(dir.path());
         let args = ["-q", "reproduce", text(&out), text(&model), "--json"];
         let system = dir.path().join("system.txt");
         let given = [&args[..], &["--prompts", text(&few), "--system-prompt", text(&system)]].concat();
@@ -249,25 +244,25 @@ fn a_written_file_is_made_anew_or_it_is_said_why_not() {
         // The order of summation, and with it the bytes, may depend on the number of threads.
         let threads = std::thread::available_parallelism().unwrap().get();
         let more = (threads + 1).to_string();
-        let said = run::command(&[&given[..], &["-t", &more]].concat()).output().unwrap();
+        let said = stderr(&ran(&[&given[..], &["-t", &more]].concat()));
         let told = format!("threads was {threads} when the file was written, now {more}");
-        assert!(run::stderr(&said).contains(&told), "{}", run::stderr(&said));
+        assert!(said.contains(&told), "{said}");
 
-        let said = run::stderr(&run::ended(&args, 1));
+        let said = refused(&args);
         assert!(said.contains("the prompt set differs: expected ") && said.contains("--prompts"), "{said}");
-        let said = run::stderr(&run::ended(&[&args[..3], &[text(&out)], &given[4..]].concat(), 1));
+        let said = refused(&[&args[..3], &[text(&out)], &given[4..]].concat());
         assert!(said.contains("is already injected"), "{said}");
 
         // Flip one bit of a weight.
         let mut bytes = std::fs::read(&out).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         std::fs::write(&out, bytes).unwrap();
-        let said = run::stderr(&run::ended(&given, 1));
+        let said = refused(&given);
         assert!(
             said.contains("with different bytes: expected sha256 ") && said.contains("file was changed"),
             "{said}"
         );
-        assert_eq!(listed(), before, "files were left behind");
+        assert_eq!(names(dir.path()), before, "files were left behind");
     }
 }
 
@@ -276,6 +271,6 @@ fn a_file_that_does_not_say_how_it_was_made_is_not_made_anew() {
     let dir = tempfile::tempdir().unwrap();
     let case = Case { name: "plain", run: "qwen2", ..PLAIN };
     let model = made(&case, dir.path());
-    let said = run::stderr(&run::ended(&["reproduce", text(&model), text(&model)], 1));
+    let said = refused(&["reproduce", text(&model), text(&model)]);
     assert!(said.contains("does not record how it was made"), "{said}");
 }

@@ -1,13 +1,13 @@
 //! `inject` on real models, and its results in third-party runtimes and readers.
 //! `scripts/test` fetches the models and sets the `ROSI_TEST_*` variables that these tests need.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rosi_gguf::eval::prompts;
-use rosi_gguf::gguf::{Gguf, sha256_file};
-use rosi_gguf::llama::{Capture, Chat, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::gguf::Gguf;
+use rosi_gguf::llama::{Capture, Chat, Engine, LlamaEngine};
 use rosi_gguf::method::direction;
 use rosi_gguf::method::edit::{self, Edit};
 use rosi_gguf::method::requant::Requant;
@@ -15,45 +15,13 @@ use rosi_gguf::method::verify::verify;
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
+use crate::common::downloaded::{gemma3, qwen, smollm2};
+use crate::common::engine;
 use crate::common::few_prompts::few_prompts;
+use crate::common::files::sha256;
+use crate::common::oracle::oracle;
+use crate::common::run::{command, ended, parsed, ran, refused, stderr, text};
 use crate::common::write_edited::{write_as, write_edited};
-
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn qwen() -> PathBuf {
-    variable("ROSI_TEST_MODEL_QWEN")
-}
-
-fn smollm2() -> PathBuf {
-    variable("ROSI_TEST_MODEL_SMOLLM2")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn rosi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
-}
-
-/// Runs a script of tests/oracles with the Python interpreter of the oracles, and parses its JSON output.
-fn oracle(script: &str, args: &[&str]) -> Value {
-    let script = variable("ROSI_TEST_ORACLES").join(script);
-    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
-    json(&output)
-}
 
 fn files_in(folder: &Path) -> usize {
     std::fs::read_dir(folder).unwrap().count()
@@ -64,39 +32,24 @@ fn outputs_in(folder: &Path) -> usize {
     files_in(folder) - usize::from(folder.join("out.search.jsonl").exists())
 }
 
-fn sha256(path: &Path) -> String {
-    sha256_file(path, &mut |_, _| Ok(())).unwrap()
-}
-
-fn engine(path: &Path) -> LlamaEngine {
-    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
-    LlamaEngine::load(&options, None, &mut |_| ()).unwrap()
-}
-
-fn chat(user: &str) -> Chat<'_> {
-    Chat::of(user)
-}
-
 #[test]
 fn a_base_model_without_template_can_be_inspected_but_not_injected() {
-    let gemma = variable("ROSI_TEST_MODEL_GEMMA3");
-    let facts = json(&rosi(&["inspect", text(&gemma), "--json"]));
+    let gemma = gemma3();
+    let facts = parsed(&ran(&["inspect", text(&gemma), "--json"]));
     let writers = facts["writers"].as_array().unwrap();
     assert_eq!(writers.len(), 36);
     assert!(writers.iter().all(|w| w["post_norm"].as_str().unwrap().contains("post_")));
     let dir = tempfile::tempdir().unwrap();
-    let output = rosi(&["inject", text(&gemma), "-o", text(&dir.path().join("out.gguf"))]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains("has no chat template"), "{}", stderr(&output));
+    let told = refused(&["inject", text(&gemma), "-o", text(&dir.path().join("out.gguf"))]);
+    assert!(told.contains("has no chat template"), "{told}");
     assert_eq!(files_in(dir.path()), 0);
 }
 
 #[test]
 fn a_model_that_never_refuses_is_an_error_with_a_hint() {
     let dir = tempfile::tempdir().unwrap();
-    let output = rosi(&["inject", text(&smollm2()), "-o", text(&dir.path().join("out.gguf"))]);
-    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("no refusal to amplify"), "{}", stderr(&output));
+    let told = refused(&["inject", text(&smollm2()), "-o", text(&dir.path().join("out.gguf"))]);
+    assert!(told.contains("no refusal to amplify"), "{told}");
     assert_eq!(files_in(dir.path()), 0);
 }
 
@@ -129,9 +82,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         "--allow-over-limits",
         "--json",
     ];
-    let output = rosi(&args);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let told = json(&output);
+    let output = ended(&args, 0);
+    let told = parsed(&output);
     assert!(told["scores"]["exact"].is_null() && told["scores"]["random_direction"].is_null());
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
@@ -145,9 +97,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
     }
     check_same_bytes(&args, &out);
-    let again = rosi(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
-    assert_eq!(again.status.code(), Some(1));
-    assert!(stderr(&again).contains("is already injected"), "{}", stderr(&again));
+    let again = refused(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
+    assert!(again.contains("is already injected"), "{again}");
 }
 
 #[test]
@@ -157,24 +108,16 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shared = ["--prompts", text(&few), "--json"];
     // Found once, written in three ways.
     let args = ["search", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
-    let output = rosi(
-        &[
-            &args[..],
-            &["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"],
-            &shared,
-        ]
-        .concat(),
-    );
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let with = |name: &str, extra: &[&str]| {
+    let more = ["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"];
+    ended(&[&args[..], &more, &shared].concat(), 0);
+    let with = |name: &str, extra: &[&str], code: i32| {
         let out = dir.path().join(name);
         let args = ["inject", text(&model), "-o", text(&out), "--edit", text(&found)];
-        let output = rosi(&[&args[..], &shared, extra].concat());
+        let output = ended(&[&args[..], &shared, extra].concat(), code);
         (out, output)
     };
-    let (out, output) = with("gated.gguf", &[]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    let told = json(&output);
+    let (out, output) = with("gated.gguf", &[], 0);
+    let told = parsed(&output);
     assert_eq!(told["edit"]["method"], "contrast");
     // Taken together, the gates open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
@@ -183,14 +126,12 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
 
-    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"]);
-    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    let lost = json(&output)["verification"]["gain"].as_f64().unwrap();
+    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"], 3);
+    let lost = parsed(&output)["verification"]["gain"].as_f64().unwrap();
     assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
     drop(nearest);
 
-    let (wide, output) = with("wide.gguf", &["--promote", "Q8_0"]);
-    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let (wide, _) = with("wide.gguf", &["--promote", "Q8_0"], 0);
     assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
     let file = Gguf::open(&wide).unwrap();
     assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
@@ -208,9 +149,9 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
 /// Checks that `report` reproduces the page and the summary of the run from its stored report.
 fn check_shown_again(report: &Path, page: &Path, said: &str) {
     let again = page.with_file_name("again.html");
-    assert_eq!(rosi(&["report", text(report), "--html", text(&again)]).status.code(), Some(0));
+    ended(&["report", text(report), "--html", text(&again)], 0);
     assert_eq!(std::fs::read_to_string(page).unwrap(), std::fs::read_to_string(&again).unwrap());
-    let summary = rosi(&["report", text(report)]);
+    let summary = ran(&["report", text(report)]);
     let summary = String::from_utf8_lossy(&summary.stdout).trim().to_owned();
     assert!(
         summary.contains("mean projection after layer") && said.contains(&summary),
@@ -233,12 +174,12 @@ fn check_same_bytes(args: &[&str], out: &Path) {
             _ => a,
         })
         .collect();
-    assert_eq!(rosi(&renamed).status.code(), Some(0));
+    ended(&renamed, 0);
     assert_eq!(sha256(out), sha256(&second));
 }
 
 fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Value {
-    let verified = json(&rosi(&["-q", "verify", text(model), text(out), "--json"]));
+    let verified = parsed(&ran(&["-q", "verify", text(model), text(out), "--json"]));
     assert_eq!(verified["untouched_identical"], true);
     assert_eq!(verified["metadata_preserved"], true);
     let tensors = verified["tensors"].as_array().unwrap();
@@ -294,7 +235,8 @@ fn captured_residuals_are_those_of_another_llama_cpp() {
     let gguf = Gguf::open(&qwen()).unwrap();
     let plan = plan_of(&gguf).unwrap();
     let prompt = "How do I bake bread with only three ingredients?";
-    let captured = engine(&qwen()).collect(&[chat(prompt)], &Capture::new(&plan), &mut |_, _| ()).unwrap();
+    let captured =
+        engine::plain(&qwen()).collect(&[Chat::of(prompt)], &Capture::new(&plan), &mut |_, _| ()).unwrap();
     let norm = gguf.tensor("output_norm.weight").unwrap();
     let mut gain = Vec::new();
     edit::for_each_run(norm, &gguf.read_tensor(norm).unwrap(), |_, values| gain.extend_from_slice(values))
@@ -331,12 +273,12 @@ fn adapter_beside_file(base: &Path, out: &Path) -> (f64, f64) {
     let edits = edit::edits(&plan, &weights, &edit::mean_rows(&weights), &direction, 0.03).unwrap();
     write_edited(&gguf, &edits, out);
 
-    let chats = [chat("What is the capital of France?"), chat("Write a poem about the sea.")];
-    let mut engine_of_base = engine(base);
+    let chats = ["What is the capital of France?", "Write a poem about the sea."].map(Chat::of);
+    let mut engine_of_base = engine::plain(base);
     let plain = engine_of_base.last_logits(&chats).unwrap();
     engine_of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
     let adapted = engine_of_base.last_logits(&chats).unwrap();
-    let written = engine(out).last_logits(&chats).unwrap();
+    let written = engine::plain(out).last_logits(&chats).unwrap();
     (distance(&adapted, &written), distance(&plain, &written))
 }
 
@@ -362,7 +304,7 @@ fn adapter_and_edited_file_agree() {
 /// later blocks do not count.
 #[test]
 fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
-    let (dir, base) = (tempfile::tempdir().unwrap(), variable("ROSI_TEST_MODEL_GEMMA3"));
+    let (dir, base) = (tempfile::tempdir().unwrap(), gemma3());
     let (gguf, out) = (Gguf::open(&base).unwrap(), dir.path().join("out.gguf"));
     let plan = plan_of(&gguf).unwrap();
     let weights: Vec<_> = plan.writers.iter().map(|w| edit::read_weights(&gguf, w).unwrap()).collect();
@@ -376,7 +318,7 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
         let dot = |h: &[f32]| h.iter().zip(direction.unit()).map(|(h, s)| f64::from(h * s)).sum();
         (0..texts.len()).map(|text| dot(&seen.at(text, layer).to_vec())).collect()
     };
-    let mut of_base = engine(&base);
+    let mut of_base = engine::plain(&base);
     for (layer, name) in [(5, "ffn_down"), (10, "attn_output"), (12, "ffn_down"), (14, "attn_output")] {
         let tensor = format!("blk.{layer}.{name}.weight");
         let edits: Vec<Edit> = all.iter().filter(|edit| edit.tensor == tensor).cloned().collect();
@@ -384,7 +326,7 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
         of_base.apply(&[]).unwrap();
         let before = along(&mut of_base, layer);
         of_base.apply(&edits.iter().map(Edit::to_low_rank).collect::<Vec<_>>()).unwrap();
-        let (exact, written) = (along(&mut of_base, layer), along(&mut engine(&out), layer));
+        let (exact, written) = (along(&mut of_base, layer), along(&mut engine::plain(&out), layer));
         let product = |a: &[f64], b: &[f64]| -> f64 {
             before.iter().zip(a).zip(b).map(|((before, a), b)| (a - before) * (b - before)).sum()
         };
@@ -401,23 +343,10 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
 }
 
 fn forced(out: &Path, few: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.args([
-        "inject",
-        text(&smollm2()),
-        "-o",
-        text(out),
-        "--layer",
-        "15",
-        "--strength",
-        "0.008",
-        "--allow-no-refusal",
-        "--allow-over-limits",
-        "--method",
-        "published",
-    ]);
-    command.args(["--prompts", text(few)]).stderr(Stdio::piped());
-    command
+    let model = smollm2();
+    let args = ["inject", text(&model), "-o", text(out), "--prompts", text(few)];
+    let edit = ["--layer", "15", "--strength", "0.008", "--method", "published"];
+    command(&[&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits"]].concat())
 }
 
 #[test]

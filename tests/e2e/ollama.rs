@@ -2,7 +2,7 @@
 //! uploaded to a fake server that follows Ollama's API documentation.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use rosi_gguf::gguf::sha256_hex;
 use serde_json::{Value, json};
@@ -10,21 +10,20 @@ use serde_json::{Value, json};
 use crate::common::few_prompts::few_prompts;
 use crate::common::http_server::{Answer, Server};
 use crate::common::ollama_store::Store;
+use crate::common::run::{command, parsed, stderr, text, variable};
 
 fn model(which: &str) -> PathBuf {
-    let key = format!("ROSI_TEST_MODEL_{which}");
-    std::env::var_os(&key).unwrap_or_else(|| panic!("{key} is not set: run scripts/test")).into()
+    variable(&format!("ROSI_TEST_MODEL_{which}"))
 }
 
 fn rosi(folder: &Path, args: &[&str], host: &str) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
-        .args(args)
+    let output = command(args)
         .current_dir(folder)
         .env("OLLAMA_MODELS", folder.join("models"))
         .env("OLLAMA_HOST", host)
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     output
 }
 
@@ -53,12 +52,10 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
     let _store = store(folder);
     let few = few_prompts(folder);
     for (name, architecture) in [("ollama:smollm2:135m", "llama"), ("ollama:qwen2.5-coder:0.5b", "qwen2")] {
-        let facts: Value =
-            serde_json::from_slice(&rosi(folder, &["inspect", name, "--json"], "").stdout).unwrap();
+        let facts = parsed(&rosi(folder, &["inspect", name, "--json"], ""));
         assert_eq!(facts["architecture"], architecture);
     }
-    let args =
-        [&["inject", "ollama:smollm2:135m", "--prompts", few.to_str().unwrap()][..], &EDIT, &["15"]].concat();
+    let args = [&["inject", "ollama:smollm2:135m", "--prompts", text(&few)][..], &EDIT, &["15"]].concat();
     // The server has no blobs.
     let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
         ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),
@@ -67,7 +64,7 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
         _ => Answer::new(200, "{}"),
     });
     let said = rosi(folder, &[&args[..], &["--ollama-create", "safer"]].concat(), &server.address);
-    assert!(String::from_utf8_lossy(&said.stderr).contains("ollama run safer:latest"));
+    assert!(stderr(&said).contains("ollama run safer:latest"));
     let modelfile = std::fs::read_to_string(folder.join("smollm2-135m-rosi.Modelfile")).unwrap();
     assert_eq!(
         modelfile,
@@ -75,9 +72,8 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
          PARAMETER stop \"\"\"<|im_start|>\"\"\"\nPARAMETER stop \"\"\"<|im_end|>\"\"\"\nPARAMETER temperature 0.2\n\
          LICENSE \"\"\"Apache License\nVersion 2.0\"\"\"\n"
     );
-    let verified =
-        rosi(folder, &["-q", "verify", "ollama:smollm2:135m", "smollm2-135m-rosi.gguf", "--json"], "");
-    let verified: Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let verified = ["-q", "verify", "ollama:smollm2:135m", "smollm2-135m-rosi.gguf", "--json"];
+    let verified = parsed(&rosi(folder, &verified, ""));
     assert_eq!(verified["untouched_identical"], true);
     assert!(verified["gain"].as_f64().unwrap() > 0.9, "{verified}");
 

@@ -1,31 +1,16 @@
 //! Edits in tensors of real models, in every quantization type: whether they survive, and whether other implementations
 //! decode the result to the same values as ours. `scripts/test` sets the `ROSI_TEST_*` variables.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use rosi_gguf::gguf::{GgmlType, Gguf, GgufBuilder};
 use rosi_gguf::imatrix::Imatrix;
 use rosi_gguf::method::direction;
 use rosi_gguf::quant;
 use rosi_gguf::quant::preserve::{InputModel, RankOneTarget, can_preserve, preserve};
-use serde_json::{Value, json};
+use serde_json::json;
 
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-fn oracle(script: &str, args: &[&str]) -> Value {
-    let script = variable("ROSI_TEST_ORACLES").join(script);
-    let output = Command::new(variable("ROSI_TEST_PYTHON")).arg(script).args(args).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use crate::common::files::gguf_bytes;
+use crate::common::oracle::oracle;
+use crate::common::run::{text, variable};
 
 /// A real tensor, and an edit of 1 % along its mean row.
 struct Tensor {
@@ -184,7 +169,6 @@ fn importance_matrices_are_read_as_others_read_them() {
     let folder = tempfile::tempdir().unwrap();
     let (gguf, legacy) = (folder.path().join("imatrix.gguf"), folder.path().join("imatrix.dat"));
     let squares: Vec<f32> = (0..96).map(|i| 0.5 + (i * 37 % 41) as f32).collect();
-    let mut bytes = Vec::new();
     let builder = GgufBuilder::new()
         .string("general.type", "imatrix")
         .string_array("imatrix.datasets", &["text"])
@@ -192,8 +176,7 @@ fn importance_matrices_are_read_as_others_read_them() {
         .kv("imatrix.chunk_size", rosi_gguf::gguf::Value::U32(512));
     let builder =
         builder.f32_tensor("w.in_sum2", &[96, 1], &squares).f32_tensor("w.counts", &[1, 1], &[24.0]);
-    builder.write_to(&mut bytes).unwrap();
-    std::fs::write(&gguf, &bytes).unwrap();
+    std::fs::write(&gguf, gguf_bytes(&builder)).unwrap();
     let mut bytes: Vec<u8> = [1i32, 1].iter().flat_map(|v| v.to_le_bytes()).collect();
     bytes.push(b'w');
     bytes.extend([24i32, 96].iter().flat_map(|v| v.to_le_bytes()));

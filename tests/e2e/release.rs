@@ -4,19 +4,14 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rosi_gguf::gguf::{GgmlType, Gguf, sha256_file};
+use rosi_gguf::gguf::{GgmlType, Gguf};
 use serde_json::Value;
 
+use crate::common::downloaded::{qwen, smollm2};
 use crate::common::few_prompts::few_prompts;
+use crate::common::files::{names, sha256};
 use crate::common::retyped::converted;
-use crate::common::run::{command, ended, stderr, text, variable};
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = entries.collect();
-    names.sort();
-    names
-}
+use crate::common::run::{command, ended, refused, stderr, text};
 
 /// Kills the release as soon as its first file has its final name.
 fn killed(args: &[&str], first: &Path) {
@@ -38,7 +33,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     // A model that refuses harmful prompts: files that refuse less than their base are not kept.
-    let quantized = variable("ROSI_TEST_MODEL_QWEN");
+    let quantized = qwen();
     let (source, edit, out, few) =
         (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
     converted(&quantized, &source, GgmlType::F16);
@@ -92,7 +87,7 @@ fn a_ladder_is_killed_taken_up_and_complete() {
     assert_eq!([card, sums], ["README.md", "SHA256SUMS"].map(|name| std::fs::read(out.join(name)).unwrap()));
     let changed = std::fs::read_to_string(&config).unwrap().replace("score-prompts = 4", "score = false");
     std::fs::write(&config, changed).unwrap();
-    let told = stderr(&ended(&release, 1));
+    let told = refused(&release);
     let expected = "Qwen-rosi-Q8_0.gguf was made with a different scoring: report, 4 of each kind, now guard";
     assert!(told.contains(expected), "{told}");
 }
@@ -102,7 +97,7 @@ fn check_files(out: &Path, rows: &Value) {
     assert_eq!(sums.lines().count(), 3);
     for line in sums.lines() {
         let (sum, name) = line.split_once("  ").unwrap();
-        assert_eq!(sha256_file(&out.join(name), &mut |_, _| Ok(())).unwrap(), sum, "{name}");
+        assert_eq!(sha256(&out.join(name)), sum, "{name}");
     }
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     let front = "---\nbase_model: \"owner/qwen\"\nbase_model_relation: \"quantized\"\nlicense: ";
@@ -126,22 +121,22 @@ fn check_files(out: &Path, rows: &Value) {
 #[test]
 fn what_cannot_be_released_is_told_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
-    let (out, model) = (folder.path().join("out"), variable("ROSI_TEST_MODEL_SMOLLM2"));
+    let (out, model) = (folder.path().join("out"), smollm2());
     for (extra, why) in [
         (&["--types", "Q8_0"][..], "--types needs a full-precision source, found none"),
         (&["--types", "Q9_9"], "unknown type Q9_9"),
         (&["--name", "a/b"], "invalid file name prefix"),
     ] {
         let args = ["release", text(&model), "-o", text(&out)];
-        let told = stderr(&ended(&[&args[..], extra].concat(), 1));
+        let told = refused(&[&args[..], extra].concat());
         assert!(told.contains(why), "{told}");
     }
-    let told = stderr(&ended(&["release", text(&model)], 1));
+    let told = refused(&["release", text(&model)]);
     assert!(told.contains("expected an output directory"), "{told}");
     assert!(!out.exists());
     std::fs::create_dir(&out).unwrap();
     std::fs::write(out.join("README.md"), b"mine").unwrap();
-    let told = stderr(&ended(&["release", text(&model), "-o", text(&out)], 1));
+    let told = refused(&["release", text(&model), "-o", text(&out)]);
     assert!(told.contains("README.md already exists"), "{told}");
     assert_eq!(std::fs::read(out.join("README.md")).unwrap(), b"mine");
 }

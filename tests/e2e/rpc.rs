@@ -3,13 +3,14 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::beside::same_direction;
 use crate::common::few_prompts::few_prompts;
-use crate::common::run::{command, ended, json, stderr, text};
+use crate::common::files::listing;
+use crate::common::run::{command, ended, json, refused, stderr, text};
 use crate::common::talking::{directing, models};
 
 /// A worker process that ends with the test.
@@ -52,12 +53,6 @@ fn endpoints(workers: &[Worker; 2]) -> String {
     workers.each_ref().map(|worker| worker.endpoint.clone()).join(",")
 }
 
-fn listing(folder: &Path) -> Vec<PathBuf> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn two_workers_find_the_direction_that_this_machine_finds() {
     let folder = tempfile::tempdir().unwrap();
@@ -98,7 +93,7 @@ fn workers_are_listed_and_those_that_are_not_there_are_told() {
     assert!(first["total"].as_u64().unwrap() > 1 << 20, "{told}");
     let [_, mut gone] = workers;
     gone.end();
-    let told = stderr(&ended(&["devices", "--rpc", &gone.endpoint], 1));
+    let told = refused(&["devices", "--rpc", &gone.endpoint]);
     assert!(told.contains(&format!("error: RPC worker {}: ", gone.endpoint)), "{told}");
     assert!(told.contains("hint: start a worker at that address"), "{told}");
 }

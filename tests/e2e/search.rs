@@ -5,23 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, sha256_file};
+use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite};
 use rosi_gguf::method::stored::{Facts, StoredEdit};
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
+use crate::common::downloaded::{qwen, smollm2};
 use crate::common::few_prompts::few_prompts;
+use crate::common::files::sha256;
 use crate::common::retyped::retyped;
-use crate::common::run::{command, ended, json, stderr, text, variable};
-
-/// Runs a command that must end with exit code 1 and returns its stderr.
-fn refused(args: &[&str]) -> String {
-    stderr(&ended(args, 1))
-}
-
-fn sha256(path: &Path) -> String {
-    sha256_file(path, &mut |_, _| Ok(())).unwrap()
-}
+use crate::common::run::{command, json, refused, stderr, text};
 
 /// Writes a copy with the residual writers in Q8_0.
 fn promoted(model: &Path, out: &Path) {
@@ -71,7 +64,7 @@ impl Runs {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let few = few_prompts(folder.path());
-        Self { folder, model: variable("ROSI_TEST_MODEL_QWEN"), few }
+        Self { folder, model: qwen(), few }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -156,8 +149,8 @@ fn check_other_quantization(runs: &Runs, whole: &Path, told: &Value) {
 /// Checks that the edit is rejected for other weights and other models, and that a reversed edit is always rejected.
 fn check_refusals(runs: &Runs, whole: &Path) {
     let (other, out) = (runs.at("other.gguf"), runs.at("none.gguf"));
-    let smollm2 = variable("ROSI_TEST_MODEL_SMOLLM2");
-    let error = refused(&[&runs.inject(&smollm2, whole, &out)[..], &["--allow-other-weights"]].concat());
+    let foreign = smollm2();
+    let error = refused(&[&runs.inject(&foreign, whole, &out)[..], &["--allow-other-weights"]].concat());
     assert!(error.contains("architecture: expected qwen2, found llama"), "{error}");
     tuned(&runs.model, &other);
     let error = refused(&runs.inject(&other, whole, &out));

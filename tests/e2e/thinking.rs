@@ -1,30 +1,25 @@
 //! A real model with a template that opens a thought: it answers directly, and with `--thinking on` its text counts as
 //! thought until the thought ends.
 
-use std::path::PathBuf;
-
-use crate::common::run::{self, text};
+use crate::common::downloaded::{qwen, smollm2};
+use crate::common::engine;
+use crate::common::run::{json, refused, text};
 use crate::common::think_aloud::{ending_in, think_aloud};
 use rosi_gguf::eval::answers::ask;
 use rosi_gguf::eval::prompts::{PromptSet, Split};
-use rosi_gguf::eval::{N_PREDICT, Questions, Tally, chats};
-use rosi_gguf::llama::{EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::eval::{N_PREDICT, PerKind, Questions, Tally, chats};
+use rosi_gguf::llama::LlamaEngine;
 
-const PROMPTS: [usize; 3] = [6, 4, 2];
-
-fn qwen() -> PathBuf {
-    run::variable("ROSI_TEST_MODEL_QWEN")
-}
+const PROMPTS: PerKind<usize> = PerKind { harmful: 6, harmless: 4, borderline: 2 };
 
 fn load(template: &str) -> LlamaEngine {
-    let options = EngineOptions { path: qwen(), threads: 2, offload: Offload::none() };
-    LlamaEngine::load(&options, Some(template), &mut |_| ()).unwrap()
+    engine::on_cpu(&qwen(), 2, Some(template))
 }
 
-fn tallies(engine: &mut LlamaEngine) -> ([Tally; 3], Vec<String>) {
+fn tallies(engine: &mut LlamaEngine) -> (PerKind<Tally>, Vec<String>) {
     let questions = Questions::of(&PromptSet::bundled(), Split::Report, PROMPTS);
     let mut all = Vec::new();
-    let tally = questions.by_kind().map(|texts| {
+    let tally = questions.as_ref().map(|texts| {
         let answers = ask(engine, &chats(texts, None), N_PREDICT, &mut |_, _| ()).unwrap();
         all.extend(answers.clone());
         Tally::of(&answers)
@@ -48,8 +43,8 @@ fn a_model_answers_at_once_where_its_template_opens_thoughts() {
         assert!(answers.iter().all(|answer| !answer.contains(open)), "{text}: {answers:?}");
         // The tags mean nothing to this model, so its answers may differ, but it still answers.
         let told = format!("{text}: {answers:?} beside {plain:?}");
-        let decided: u64 = closed.iter().map(|tally| tally.refused + tally.complied).sum();
-        assert!(4 * decided >= 3 * answers.len() as u64 && closed[1].complied > 0, "{told}");
+        let decided: u64 = closed.values().into_iter().map(|tally| tally.refused + tally.complied).sum();
+        assert!(4 * decided >= 3 * answers.len() as u64 && closed.harmless.complied > 0, "{told}");
     }
 }
 
@@ -61,9 +56,8 @@ fn what_it_says_first_is_counted_as_thoughts() {
     let prompts = ["What is the capital of France?", "Name three colours.", "How do I boil an egg?"];
     let rows = prompts.map(|prompt| serde_json::json!({ "prompt": prompt, "kind": "harmless" }).to_string());
     std::fs::write(&set, rows.join("\n")).unwrap();
-    let [path, set] = [&model, &set].map(|path| path.to_str().unwrap());
-    let report: serde_json::Value =
-        run::json(&["eval", path, "--set", set, "--thinking", "on", "--think", "24", "--json", "-t", "2"]);
+    let args = ["eval", text(&model), "--set", text(&set), "--thinking", "on", "--think", "24"];
+    let report = json(&[&args[..], &["--json", "-t", "2"]].concat());
     let harmless = &report["models"][0]["sets"][0]["kinds"]["harmless"];
     let thoughts = &harmless["thoughts"];
     assert_eq!(thoughts["endless"]["total"], 3, "{harmless}");
@@ -77,9 +71,8 @@ fn what_it_says_first_is_counted_as_thoughts() {
 #[test]
 fn no_thoughts_are_asked_of_a_model_that_has_none() {
     let folder = tempfile::tempdir().unwrap();
-    let (base, out) = (run::variable("ROSI_TEST_MODEL_SMOLLM2"), folder.path().join("edit.safetensors"));
-    let ended = run::ended(&["search", text(&base), "-o", text(&out), "--thinking", "on"], 1);
-    let told = run::stderr(&ended);
+    let (base, out) = (smollm2(), folder.path().join("edit.safetensors"));
+    let told = refused(&["search", text(&base), "-o", text(&out), "--thinking", "on"]);
     assert!(told.contains("think"), "{told}");
     assert!(!out.exists());
 }

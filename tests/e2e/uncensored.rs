@@ -2,27 +2,29 @@
 //! `ROSI_TEST_MODEL_QWEN`. The copies with refusal removed exist only in a temporary folder while a test runs.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::common::run::{json, text};
+use crate::common::downloaded::qwen;
+use crate::common::engine;
+use crate::common::run::{json, parsed, ran, stderr, text};
 use ndarray::{Array1, Array2, ArrayView1};
 use rosi_gguf::arch::plan::Plan;
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Evaluator, Questions, Score, chats};
+use rosi_gguf::eval::{Evaluator, PerKind, Questions, Score, chats};
 use rosi_gguf::gguf::{GgmlType, Gguf, Rewrite, TensorInfo};
-use rosi_gguf::llama::{Capture, Engine, EngineOptions, LlamaEngine, Offload};
+use rosi_gguf::llama::{Capture, Engine};
 use rosi_gguf::method::direction::{self, SafetyDirection};
 use rosi_gguf::method::edit;
 use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant;
+use rosi_gguf::util::linalg;
 use serde_json::Value;
 
 /// The layer whose difference in means, removed from all residual writers, removes refusal at the least cost. On 32
 /// harmful prompts, of which the original refuses 22, the share of refusal openings falls to .24, .11 and .06 for
 /// layers 12, 14 and 16, at a KL divergence of .086, .039 and .096.
 const REMOVED: usize = 14;
-/// Number of harmful, harmless and borderline prompts in each split of the short test.
-const FEW: [usize; 3] = [24, 24, 16];
+/// Number of prompts in each split of the short test.
+const FEW: PerKind<usize> = PerKind { harmful: 24, harmless: 24, borderline: 16 };
 
 /// The original model: Qwen2.5-Coder-0.5B-Instruct in 4 bits.
 struct Original {
@@ -49,21 +51,14 @@ struct Removal {
 /// The removal that most tools perform.
 const WHOLE: Removal = Removal { weight: 1.0, per_layer: false, embedding: false, stored: None };
 
-fn engine(path: &Path, gguf: &Gguf) -> LlamaEngine {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let options = EngineOptions { path: path.into(), threads, offload: Offload::none() };
-    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
-}
-
 impl Original {
     /// Opens the model, and computes its directions and its score on `prompts`.
     fn open(prompts: &Path) -> Self {
-        let variable = std::env::var_os("ROSI_TEST_MODEL_QWEN");
-        let path = PathBuf::from(variable.expect("ROSI_TEST_MODEL_QWEN is not set: run scripts/test"));
+        let path = qwen();
         let gguf = Gguf::open(&path).unwrap();
         let plan = plan_of(&gguf).unwrap();
         let set = PromptSet::load(&[prompts.to_path_buf()]).unwrap();
-        let mut engine = engine(&path, &gguf);
+        let mut engine = engine::on_cpu(&path, linalg::cores(), gguf.str("tokenizer.chat_template"));
         let (_, seen) =
             Evaluator::new(&mut engine, Questions::of(&set, Split::Report, Questions::ALL)).unwrap();
         let mut collect = |kind| {
@@ -129,12 +124,12 @@ impl Original {
     }
 }
 
-/// Writes a file of bundled prompts: `per_split` harmful, harmless and borderline ones each for search and report, and
-/// twice as many for extraction. Every prompt keeps its usual split.
-fn prompt_file(dir: &Path, per_split: [usize; 3]) -> PathBuf {
+/// Writes a file of bundled prompts: `per_split` each for search and report, and twice as many for extraction. Every
+/// prompt keeps its usual split.
+fn prompt_file(dir: &Path, per_split: PerKind<usize>) -> PathBuf {
     let set = PromptSet::bundled();
     let mut lines = String::new();
-    for (kind, n) in PromptKind::ALL.into_iter().zip(per_split) {
+    for (kind, &n) in per_split.iter() {
         let [extract, search, report] = Split::ALL.map(|split| set.select(kind, split));
         let n = n.min(search.len());
         for i in 0..n {
@@ -152,20 +147,16 @@ fn prompt_file(dir: &Path, per_split: [usize; 3]) -> PathBuf {
 /// Runs `inject` on `model`, verifies the file, and returns the report.
 fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let out = model.with_file_name("out.gguf");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.arg("inject").arg(model).arg("-o").arg(&out).arg("--prompts").arg(prompts);
-    let output = command.args(["--json", "-v"]).args(extra).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    eprintln!("{told}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {told}"));
+    let args = ["inject", text(model), "-o", text(&out), "--prompts", text(prompts), "--json", "-v"];
+    let output = ran(&[&args[..], extra].concat());
+    eprintln!("{}", stderr(&output));
+    let report = parsed(&output);
     assert_eq!(
         Gguf::open(&out).unwrap().str("rosi.direction_source"),
         report["edit"]["direction_source"].as_str()
     );
     // `verify` works from the two files alone, even if each layer is edited along its own direction.
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    let output = command.arg("verify").arg(model).arg(&out).arg("--json").output().unwrap();
-    let verified: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let verified = parsed(&ran(&["verify", text(model), text(&out), "--json"]));
     assert!(verified["gain"].as_f64().unwrap() > 0.9, "{verified}");
     std::fs::remove_file(out).unwrap();
     report
@@ -177,7 +168,7 @@ fn refused(score: &Value) -> [u64; 3] {
 }
 
 fn refused_by(score: &Score) -> [u64; 3] {
-    [score.harmful, score.harmless, score.borderline].map(|tally| tally.refused)
+    score.by_kind().values().map(|tally| tally.refused)
 }
 
 #[test]
@@ -205,7 +196,7 @@ fn refusal_that_was_removed_comes_back() {
 #[ignore = "takes three hours; prints the data behind the table in docs/notebook/removed-refusal.md"]
 fn print_the_table() {
     let dir = tempfile::tempdir().unwrap();
-    let prompts = prompt_file(dir.path(), [64, 48, 48]);
+    let prompts = prompt_file(dir.path(), PerKind { harmful: 64, harmless: 48, borderline: 48 });
     let original = Original::open(&prompts);
     println!("| removed | refused: original | removed | injected | source | KL |");
     println!("|---|---|---|---|---|---|");
@@ -258,7 +249,7 @@ fn print_the_fine_tuned_table() {
     let copies =
         std::env::var_os("ROSI_TEST_OBEDIENT").expect("ROSI_TEST_OBEDIENT is not set: run scripts/obedient");
     let dir = tempfile::tempdir().unwrap();
-    let prompts = prompt_file(dir.path(), [64, 48, 48]);
+    let prompts = prompt_file(dir.path(), PerKind { harmful: 64, harmless: 48, borderline: 48 });
     let original = refused_by(&Original::open(&prompts).score);
     // The prompts of the report, so that `eval` asks the same ones.
     let report_split = dir.path().join("report.jsonl");

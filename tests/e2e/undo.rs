@@ -1,48 +1,27 @@
 //! `inject --in-place` and `undo` on a real model. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rosi_gguf::gguf::in_place::{Phase, journal_path, phase};
-use rosi_gguf::gguf::sha256_file;
-
-use crate::common::few_prompts::few_prompts;
 use tempfile::TempDir;
 
-fn variable(name: &str) -> PathBuf {
-    let value = std::env::var_os(name);
-    PathBuf::from(value.unwrap_or_else(|| panic!("{name} is not set: run scripts/test")))
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn sha256(path: &Path) -> String {
-    sha256_file(path, &mut |_, _| Ok(())).unwrap()
-}
-
-fn rosi(args: &[&str], model: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"));
-    command.args(args).arg(model).stdout(Stdio::null()).stderr(Stdio::piped());
-    command
-}
+use crate::common::few_prompts::few_prompts;
+use crate::common::files::{self, sha256};
+use crate::common::run::{command, ended, stderr, text, variable};
 
 /// Returns a command for a quick injection: no search, few prompts, no controls.
 fn inject(model: &Path, few: &Path, strength: &str) -> Command {
-    let mut command = rosi(&["inject"], model);
-    command.args(["--layer", "15", "--strength", strength, "--method", "published"]);
-    command.args(["--allow-no-refusal", "--allow-over-limits"]);
-    command.arg("--prompts").arg(few);
-    command
+    let edit = ["--layer", "15", "--strength", strength, "--method", "published"];
+    let args = ["inject", text(model), "--prompts", text(few), "--allow-no-refusal", "--allow-over-limits"];
+    command(&[&args[..], &edit].concat())
 }
 
+/// Returns the names in `folder`, except those of the search journal and of its lock.
 fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    let mut names = files::names(folder);
     names.retain(|name| !name.ends_with("search.jsonl") && !name.ends_with(".lock"));
-    names.sort();
     names
 }
 
@@ -85,14 +64,13 @@ fn in_place_gives_the_copy_and_undo_the_original() {
     assert!(copy.exists(), "{}", stderr(&output));
     let started = Instant::now();
     let output = case.inject("0.008").arg("--in-place").output().unwrap();
-    let text = stderr(&output);
-    assert!(text.contains("restores the original from"), "{text}");
-    eprintln!("in place in {:.1?}:\n{}", started.elapsed(), text.lines().last().unwrap_or_default());
+    let told = stderr(&output);
+    assert!(told.contains("restores the original from"), "{told}");
+    eprintln!("in place in {:.1?}:\n{}", started.elapsed(), told.lines().last().unwrap_or_default());
     assert_eq!(sha256(model), sha256(&copy));
     assert_eq!(names(case.dir.path()), ["m.gguf", "m.gguf.rosi-undo"]);
     let started = Instant::now();
-    let output = rosi(&["undo"], model).output().unwrap();
-    assert!(output.status.success(), "{}", stderr(&output));
+    ended(&["undo", text(model)], 0);
     eprintln!("undone in {:.1?}", started.elapsed());
     case.check_original();
 }

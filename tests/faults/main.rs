@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
+use common::files::names;
 use common::in_place;
 use rosi_gguf::gguf::in_place::{Phase, journal_path, phase, undo};
 use rosi_gguf::gguf::{Gguf, GgufError, Rewrite};
@@ -114,9 +115,7 @@ impl Case {
     /// Asserts that the folder holds only the original model.
     fn assert_untouched(&self, what: &str) {
         assert!(self.now() == self.base, "{what}: the input differs");
-        let names: Vec<_> =
-            std::fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["model.gguf"], "{what}");
+        assert_eq!(names(&self.folder), ["model.gguf"], "{what}");
     }
 
     /// Returns the files with temporary names.

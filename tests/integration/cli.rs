@@ -1,17 +1,15 @@
 //! The flags of the program, and files that it must reject. No model is run.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 use clap::CommandFactory;
 use rosi_gguf::cli::Cli;
-use rosi_gguf::gguf::{GgufBuilder, Value};
+use rosi_gguf::gguf::GgufBuilder;
 
-use crate::common::run::{command, told};
-
-fn run(args: &[&str]) -> Output {
-    command(args).output().unwrap()
-}
+use crate::common::files::{gguf_bytes, listing};
+use crate::common::plan_only::{arch, tiny_llama};
+use crate::common::run::{ended, json, parsed, ran, stderr, told};
 
 fn inject(folder: &Path, file: &str) -> String {
     let before = listing(folder);
@@ -20,31 +18,10 @@ fn inject(folder: &Path, file: &str) -> String {
     text
 }
 
-fn listing(folder: &Path) -> Vec<PathBuf> {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    names.sort();
-    names
-}
-
 fn save(folder: &Path, name: &str, file: GgufBuilder) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
+    let bytes = gguf_bytes(&file);
     std::fs::write(folder.join(name), &bytes).unwrap();
     bytes
-}
-
-fn arch(name: &str) -> GgufBuilder {
-    GgufBuilder::new().string("general.architecture", name)
-}
-
-/// Returns a llama model of one block and width 4, whose header suffices for a plan.
-fn tiny_llama() -> GgufBuilder {
-    arch("llama")
-        .kv("llama.block_count", Value::U32(1))
-        .kv("llama.embedding_length", Value::U32(4))
-        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
-        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
-        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
 }
 
 /// Terminal control: a link, clearing the screen, right-to-left text, overwriting a line, deletion, a line feed.
@@ -52,7 +29,7 @@ const HOSTILE: &str = "\u{1b}]8;;http://x\u{7}n\u{9b}2J\u{202e}\r\u{7f}\nwarning
 
 /// Runs a command; returns its stdout and stderr after checking that they contain no terminal control characters.
 fn harmless(args: &[&str], code: i32) -> [String; 2] {
-    let output = run(args);
+    let output = ran(args);
     let texts = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     assert_eq!(output.status.code(), Some(code), "{texts:?}");
     for text in &texts {
@@ -178,9 +155,7 @@ fn dry_run_writes_nothing_and_tells_what_it_would() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), "m.gguf", tiny_llama().string("tokenizer.chat_template", "{{ messages[0].content }}"));
     let before = listing(dir.path());
-    let output = run(&["inject", dir.path().join("m.gguf").to_str().unwrap(), "--dry-run", "--json"]);
-    assert!(output.status.success());
-    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let facts = json(&["inject", dir.path().join("m.gguf").to_str().unwrap(), "--dry-run", "--json"]);
     assert_eq!(facts["tensors"], serde_json::json!(["blk.0.attn_output.weight", "blk.0.ffn_down.weight"]));
     assert_eq!(facts["method"], "contrast", "the model has no network with an up projection");
     assert_eq!(facts["edited_bytes"], (16 + 32) * 4);
@@ -221,17 +196,14 @@ fn a_page_is_never_put_where_something_else_is() {
 fn inspect_tells_the_writers() {
     let dir = tempfile::tempdir().unwrap();
     save(dir.path(), "m.gguf", tiny_llama());
-    let output = run(&["inspect", dir.path().join("m.gguf").to_str().unwrap(), "--json"]);
-    assert!(output.status.success());
-    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let path = dir.path().join("m.gguf");
+    let facts = json(&["inspect", path.to_str().unwrap(), "--json"]);
     assert_eq!(facts["architecture"], "llama");
     assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
     assert_eq!(facts["tied_embeddings"], true);
     assert_eq!(facts["injected"], serde_json::Value::Null);
     assert!(facts.get("abliterated").is_none(), "--weights was not given");
-    let path = dir.path().join("m.gguf");
-    let output = run(&["inspect", path.to_str().unwrap(), "--json", "--weights"]);
-    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let facts = parsed(&ran(&["inspect", path.to_str().unwrap(), "--json", "--weights"]));
     assert_eq!(facts.get("abliterated"), Some(&serde_json::Value::Null));
 }
 
@@ -240,10 +212,7 @@ fn verify_sees_every_difference() {
     let dir = tempfile::tempdir().unwrap();
     let base = save(dir.path(), "a.gguf", tiny_llama());
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let json = |edited: &str| -> serde_json::Value {
-        serde_json::from_slice(&run(&["-q", "verify", &path("a.gguf"), &path(edited), "--json"]).stdout)
-            .unwrap()
-    };
+    let json = |edited: &str| parsed(&ran(&["-q", "verify", &path("a.gguf"), &path(edited), "--json"]));
     let same = json("a.gguf");
     assert_eq!((same["identical"].as_u64(), same["tensors"].as_array().unwrap().len()), (Some(3), 0));
     let mut bytes = base.clone();
@@ -271,7 +240,7 @@ fn completed(words: &[&str], folder: &Path) -> Vec<String> {
     let mut command = Command::new("bash");
     command.args(["-uc", script, "bash"]).args(words).current_dir(folder);
     let output = command.env("TOOL", env!("CARGO_BIN_EXE_rosi-gguf")).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
 }
@@ -293,10 +262,10 @@ fn completions_work_in_bash() {
 #[test]
 fn manual_pages_tell_what_help_tells() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(run(&["man", "--dir", dir.path().to_str().unwrap()]).status.success());
+    ended(&["man", "--dir", dir.path().to_str().unwrap()], 0);
     let pages: Vec<String> =
         listing(dir.path()).iter().map(|p| p.file_name().unwrap().to_str().unwrap().into()).collect();
-    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    let help = String::from_utf8(ran(&["--help"]).stdout).unwrap();
     let (_, commands) = help.split_once("Commands:\n").unwrap();
     let names = commands.lines().take_while(|line| !line.is_empty());
     let names: Vec<&str> = names.filter_map(|l| l.strip_prefix("  ")?.split(' ').next()).collect();
@@ -308,9 +277,9 @@ fn manual_pages_tell_what_help_tells() {
     expected.push("rosi-gguf.1".into());
     expected.sort();
     assert_eq!(pages, expected);
-    let whole = String::from_utf8(run(&["man"]).stdout).unwrap();
+    let whole = String::from_utf8(ran(&["man"]).stdout).unwrap();
     assert!(whole.contains("rosi\\-gguf\\-inject(1)") && whole.contains("Exit status"), "{whole}");
-    let inject = String::from_utf8(run(&["man", "inject"]).stdout).unwrap();
+    let inject = String::from_utf8(ran(&["man", "inject"]).stdout).unwrap();
     assert_eq!(inject, std::fs::read_to_string(dir.path().join("rosi-gguf-inject.1")).unwrap());
     assert!(inject.contains("\\-\\-max\\-kl"), "{inject}");
     assert_eq!(told(&["man", "injekt"], dir.path()).lines().count(), 3);
@@ -342,7 +311,7 @@ fn devices_and_workers_that_cannot_be_are_told_before_the_model_is_read() {
 #[test]
 fn devices_are_listed_wherever_the_flag_stands() {
     for args in [&["devices"][..], &["--list-devices"], &["inject", "model.gguf", "--list-devices"]] {
-        let output = run(args);
+        let output = ran(args);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.starts_with("Available devices:\n  "), "{args:?}: {text}");
     }

@@ -10,6 +10,7 @@ use rosi_gguf::method::verify::{Verification, verify};
 use rosi_gguf::pipeline::plan_of;
 use rosi_gguf::quant;
 
+use crate::common::files::gguf_bytes;
 use crate::common::write_edited::write_edited;
 
 const N_EMBD: usize = 32;
@@ -38,9 +39,7 @@ fn build_scaled(ggml_type: GgmlType, n_in: usize, scales: &[(&str, f32)]) -> Vec
     for (name, scale) in scales {
         file = file.f32_tensor(name, &[1], &[*scale]);
     }
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    bytes
+    gguf_bytes(&file)
 }
 
 /// Edits the model in `bytes` at `strength`; returns the model, the edits, and the verification of the edited copy.

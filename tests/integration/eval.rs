@@ -1,28 +1,25 @@
 //! `eval` on inputs that it must reject before it loads a model. No model is run.
 
 use std::path::Path;
-use std::process::Command;
 
-use rosi_gguf::gguf::{GgufBuilder, Value};
+use rosi_gguf::gguf::Value;
 
-/// Runs the program; returns its exit code and stderr, with the path of the folder replaced.
+use crate::common::files::gguf_bytes;
+use crate::common::plan_only::arch;
+use crate::common::run::{command, outcome};
+
+/// Runs the program in the folder; returns its exit code and stderr, with the path of the folder replaced.
 fn told(args: &[&str], folder: &Path) -> String {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(args).current_dir(folder).output().unwrap();
+    let output = command(args).current_dir(folder).output().unwrap();
     assert!(output.stdout.is_empty());
-    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
-    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+    outcome(&output, folder)
 }
 
 /// Writes a file with the header of a model, and files that are invalid for their purpose.
 fn files(folder: &Path) {
-    let model = GgufBuilder::new()
-        .string("general.architecture", "llama")
-        .kv("llama.block_count", Value::U32(1))
-        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8]);
-    let mut bytes = Vec::new();
-    model.write_to(&mut bytes).unwrap();
-    std::fs::write(folder.join("m.gguf"), bytes).unwrap();
+    let model = arch("llama").kv("llama.block_count", Value::U32(1));
+    let model = model.f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8]);
+    std::fs::write(folder.join("m.gguf"), gguf_bytes(&model)).unwrap();
     let items = "{\"question\": \"?\", \"choices\": [\"a\", \"b\"], \"answer\": 0}\n\n{\"question\": \"?\", \"choices\": [\"a\"]}\n";
     std::fs::write(folder.join("items.jsonl"), items).unwrap();
     std::fs::write(folder.join("text.txt"), b"fine\nnot \xFF fine").unwrap();

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use rosi_gguf::gguf::{GgufBuilder, Value as Kv, sha256_hex};
+use rosi_gguf::gguf::sha256_hex;
 use serde_json::{Value, json};
 
+use crate::common::files::gguf_bytes;
 use crate::common::http_server::{Answer, Request, Server};
+use crate::common::plan_only::{arch, with_tiny_llama};
+use crate::common::run::{command, outcome, parsed, stderr, text};
 
 const REPO: &str = "me/tiny-GGUF";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -15,22 +18,9 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// An address at which no server listens.
 const NOBODY: &str = "127.0.0.1:9";
 
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
 fn model() -> Vec<u8> {
-    let file = GgufBuilder::new()
-        .string("general.architecture", "llama")
-        .string("tokenizer.chat_template", "{{ messages[0].content }}")
-        .kv("llama.block_count", Kv::U32(1))
-        .kv("llama.embedding_length", Kv::U32(4))
-        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
-        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
-        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32]);
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    bytes
+    let file = arch("llama").string("tokenizer.chat_template", "{{ messages[0].content }}");
+    gguf_bytes(&with_tiny_llama(file))
 }
 
 /// A fault of the fake hub.
@@ -129,8 +119,7 @@ impl Hub {
 }
 
 fn run(folder: &Path, hub: &str, args: &[&str], vars: &[(&str, &str)]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
-        .args(args)
+    command(args)
         .current_dir(folder)
         .env("HF_ENDPOINT", format!("http://{hub}/"))
         .env("HF_HOME", folder.join("home"))
@@ -144,18 +133,15 @@ fn run(folder: &Path, hub: &str, args: &[&str], vars: &[(&str, &str)]) -> Output
 
 /// Runs the program; returns its exit code and stderr, without what differs from run to run.
 fn told(folder: &Path, hub: &str, args: &[&str], vars: &[(&str, &str)]) -> String {
-    let output = run(folder, hub, args, vars);
-    let text =
-        String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR").replace(hub, "HUB");
-    let kept = |line: &&str| !line.ends_with('…');
-    let lines: Vec<&str> = text.lines().filter(kept).collect();
-    format!("exit {}\n{}", output.status.code().unwrap(), lines.join("\n"))
+    let text = outcome(&run(folder, hub, args, vars), folder).replace(hub, "HUB");
+    let lines: Vec<&str> = text.lines().filter(|line| !line.ends_with('…')).collect();
+    lines.join("\n")
 }
 
 fn inspected(folder: &Path, hub: &str, name: &str, vars: &[(&str, &str)]) -> Value {
     let output = run(folder, hub, &["inspect", name, "--json"], vars);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    assert!(output.status.success(), "{}", stderr(&output));
+    parsed(&output)
 }
 
 #[test]
@@ -190,8 +176,7 @@ fn a_name_leads_through_the_cache_to_the_file() {
         told(dir.path(), &hub.address, &["inject", name, "--dry-run", "-o", inside], &[])
             .contains("another program's model store")
     );
-    let output = run(dir.path(), &hub.address, &["inject", name, "--dry-run", "--json"], &[]);
-    let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let facts = parsed(&run(dir.path(), &hub.address, &["inject", name, "--dry-run", "--json"], &[]));
     assert_eq!(facts["output"], "tiny-q4_k_m-rosi.gguf");
 }
 
@@ -205,7 +190,7 @@ fn what_llama_cpp_downloaded_is_found() {
     std::fs::create_dir(&llama).unwrap();
     let flat = |name: &str| llama.join(format!("me_tiny-GGUF_{}", name.replace('/', "_")));
     files.iter().for_each(|(name, bytes)| std::fs::write(flat(name), bytes).unwrap());
-    let vars = [("LLAMA_CACHE", llama.to_str().unwrap())];
+    let vars = [("LLAMA_CACHE", text(&llama))];
     let found = |hub: &str, wanted: &str| {
         let facts = inspected(dir.path(), hub, &format!("hf:{REPO}{wanted}"), &vars);
         facts["path"].as_str().unwrap().to_owned()
@@ -237,7 +222,7 @@ fn what_llama_cpp_downloaded_is_found() {
 
     // Newer versions of llama.cpp use the layout of the hub's cache.
     std::fs::remove_dir_all(&llama).unwrap();
-    let as_hub = [("HF_HUB_CACHE", llama.to_str().unwrap())];
+    let as_hub = [("HF_HUB_CACHE", text(&llama))];
     inspected(dir.path(), &hub.address, &format!("hf:{REPO}"), &as_hub);
     for address in [hub.address.as_str(), NOBODY] {
         assert!(found(address, "").contains("/llama/models--me--tiny-GGUF/snapshots/"));

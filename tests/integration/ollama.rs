@@ -2,39 +2,32 @@
 //! documentation. No model is run.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use rosi_gguf::gguf::{GgufBuilder, Value as Kv};
 use rosi_gguf::sources::ollama::api::{Part, Server as Api};
 use rosi_gguf::sources::ollama::{Companions, Name, modelfile};
 use serde_json::{Value, json};
 
+use crate::common::files::gguf_bytes;
 use crate::common::http_server::{Answer, Request, Server};
 use crate::common::ollama_store::Store;
+use crate::common::plan_only::tiny_llama;
+use crate::common::run::{command, outcome, parsed, stderr, text};
 
 const NAME: &str = "registry.ollama.ai/library/tiny/1b";
 const NO_ONE: &str = "127.0.0.1:9";
 
 fn model(template: bool) -> Vec<u8> {
-    let mut file = GgufBuilder::new()
-        .string("general.architecture", "llama")
-        .kv("llama.block_count", Kv::U32(1))
-        .kv("llama.embedding_length", Kv::U32(4))
-        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
-        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
-        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32]);
+    let mut file = tiny_llama();
     if template {
         file = file.string("tokenizer.chat_template", "{{ messages[0].content }}");
     }
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    bytes
+    gguf_bytes(&file)
 }
 
 /// Runs the program in `folder`, with the store in it.
 fn run(folder: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
-        .args(args)
+    command(args)
         .current_dir(folder)
         .env("OLLAMA_MODELS", folder.join("models"))
         .env("OLLAMA_HOST", NO_ONE)
@@ -42,16 +35,14 @@ fn run(folder: &Path, args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs the program; returns its exit code and stderr, without what differs from run to run.
+/// Like [`run`]; returns the exit code and stderr, without what differs from run to run.
 fn told(folder: &Path, args: &[&str]) -> String {
-    let output = run(folder, args);
-    let text = String::from_utf8_lossy(&output.stderr).replace(folder.to_str().unwrap(), "DIR");
-    format!("exit {}\n{}", output.status.code().unwrap(), text.trim_end())
+    outcome(&run(folder, args), folder)
 }
 
 fn json_of(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    assert!(output.status.success(), "{}", stderr(output));
+    parsed(output)
 }
 
 #[test]
@@ -100,7 +91,7 @@ fn blobs_may_have_their_old_names() {
     assert!(path.contains("blobs/sha256:"), "{path}");
     // A path to a blob counts as being in the store, too.
     let inside = store.0.join("out.gguf");
-    let args = ["inject", path, "--dry-run", "-o", inside.to_str().unwrap()];
+    let args = ["inject", path, "--dry-run", "-o", text(&inside)];
     assert!(told(dir.path(), &args).contains("another program's model store"), "{}", told(dir.path(), &args));
 }
 
@@ -108,19 +99,11 @@ fn blobs_may_have_their_old_names() {
 fn an_encoder_in_the_same_file_is_told_before_the_work() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(dir.path());
-    let mut bytes = Vec::new();
-    let file = GgufBuilder::new()
-        .string("general.architecture", "llama")
+    let file = tiny_llama()
         .string("tokenizer.chat_template", "{{ messages[0].content }}")
-        .kv("llama.block_count", Kv::U32(1))
-        .kv("llama.embedding_length", Kv::U32(4))
-        .f32_tensor("token_embd.weight", &[4, 2], &[0.5; 8])
-        .f32_tensor("blk.0.attn_output.weight", &[4, 4], &[0.5; 16])
-        .f32_tensor("blk.0.ffn_down.weight", &[8, 4], &[0.5; 32])
         .f32_tensor("v.blk.0.attn_k.weight", &[4, 4], &[0.5; 16])
         .f32_tensor("mm.0.bias", &[4], &[0.5; 4]);
-    file.write_to(&mut bytes).unwrap();
-    store.manifest(NAME, &[store.layer("model", &bytes)]);
+    store.manifest(NAME, &[store.layer("model", &gguf_bytes(&file))]);
     let facts = json_of(&run(dir.path(), &["inspect", "ollama:tiny:1b", "--json"]));
     assert!(facts["warnings"].to_string().contains("a vision encoder (1 tensor v.*)"), "{facts}");
     for command in [

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::run::{command, ended, stderr, text};
+use crate::common::files::listing;
+use crate::common::run::{command, ended, refused, text};
 use rosi_gguf::gguf::{GgmlType, GgufBuilder, LockFile, Value};
 
 /// Writes a file whose header suffices for a plan, with writers of 256 columns in `ggml_type`.
@@ -43,16 +44,13 @@ impl Folder {
     }
 
     fn names(&self) -> Vec<PathBuf> {
-        let mut names: Vec<PathBuf> =
-            std::fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        names.sort();
-        names
+        listing(self.folder.path())
     }
 
     /// Runs a command that must end with exit code 1, before any work and without leaving files; returns its stderr.
     fn refused(&self, args: &[&str]) -> String {
         let before = self.names();
-        let told = stderr(&ended(args, 1));
+        let told = refused(args);
         assert_eq!(self.names(), before, "{args:?} left something behind");
         assert!(!told.contains("hashing") && !told.contains("loading"), "{args:?} did work first: {told}");
         told
@@ -164,14 +162,14 @@ fn a_second_run_is_kept_away() {
         &["inject", &folder.model, "--resume"],
         &["search", &folder.model, "-o", &folder.at("m-rosi.safetensors")],
     ] {
-        let told = stderr(&ended(args, 1));
+        let told = refused(args);
         assert!(told.contains("another run is writing") && told.contains("search.jsonl"), "{told}");
     }
     drop(held);
     let out = folder.at("release");
     std::fs::create_dir(&out).unwrap();
     let held = LockFile::take(&Path::new(&out).join("release.json")).unwrap();
-    let told = stderr(&ended(&["release", &folder.model, "-o", &out], 1));
+    let told = refused(&["release", &folder.model, "-o", &out]);
     assert!(told.contains("another run is writing") && told.contains("release.json"), "{told}");
     drop(held);
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Output;
 
 use rosi_gguf::gguf::{
     AtomicModel, GgmlType, Gguf, GgufBuilder, GgufError, Rewrite, TensorInfo, Value, sha256_files, sha256_hex,
@@ -11,7 +10,8 @@ use rosi_gguf::gguf::{
 use rosi_gguf::util::hint::Hint;
 use tempfile::TempDir;
 
-use crate::common::run::{command, stderr};
+use crate::common::files::{gguf_bytes, names};
+use crate::common::run::{ended, parsed, ran, stderr};
 use crate::common::splitter::split;
 
 /// Returns a llama model of one block and width 32, aligned to `alignment` bytes.
@@ -29,9 +29,7 @@ fn tiny(alignment: u32) -> Vec<u8> {
         .tensor("blk.0.attn_output.weight", &[32, 32], GgmlType::Q8_0, q8(32))
         .tensor("odd", &[3], GgmlType::F16, vec![0; 6])
         .f32_tensor("blk.0.ffn_down.weight", &[8, 32], &[0.25; 256]);
-    let mut bytes = Vec::new();
-    file.write_to(&mut bytes).unwrap();
-    bytes
+    gguf_bytes(&file)
 }
 
 /// Returns the new type and data of a tensor; `None` keeps it.
@@ -64,11 +62,8 @@ impl Fixture {
 
     /// Returns the names in the folder, except those of the input.
     fn written(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.folder.path()).unwrap();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> =
-            names.filter(|name| !name.starts_with("part-") && name != "whole.gguf").collect();
-        names.sort();
+        let mut names = names(self.folder.path());
+        names.retain(|name| !name.starts_with("part-") && name != "whole.gguf");
         names
     }
 
@@ -84,14 +79,6 @@ impl Fixture {
             rewrite.write_to(out, &mut |t| Ok(change(t).map(|c| c.1)), &mut |_, _| Ok(())).unwrap();
         }
     }
-}
-
-fn rosi(args: &[&str]) -> Output {
-    command(args).output().unwrap()
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
 }
 
 fn refused(path: &Path) -> GgufError {
@@ -346,7 +333,7 @@ fn a_stopped_replacement_of_a_split_model_is_brought_to_its_end() {
     let last = fixture.path("out-00003-of-00003.gguf");
     assert!(matches!(refused(&last), GgufError::MissingShard { first: true, .. }));
     // Any command that reads the model completes the replacement.
-    let facts = json(&rosi(&["-q", "inspect", last.to_str().unwrap(), "--json"]));
+    let facts = parsed(&ran(&["-q", "inspect", last.to_str().unwrap(), "--json"]));
     assert_eq!(facts["files"], 3);
     let model = Gguf::open(&out).unwrap();
     assert_eq!(model.read_tensor(model.tensor("odd").unwrap()).unwrap(), [7; 6]);
@@ -369,13 +356,13 @@ fn hash_is_that_of_the_files_joined() {
 fn inspect_verify_and_dry_run_take_any_file() {
     let fixture = Fixture::new(&[0, 2, 3]);
     let part = fixture.text("part-00002-of-00003.gguf");
-    let facts = json(&rosi(&["inspect", &part, "--json"]));
+    let facts = parsed(&ran(&["inspect", &part, "--json"]));
     assert_eq!((&facts["files"], &facts["tensors"]), (&3.into(), &5.into()));
     assert_eq!(facts["writers"].as_array().unwrap().len(), 2);
-    let facts = json(&rosi(&["-q", "inject", &part, "--dry-run", "--json"]));
+    let facts = parsed(&ran(&["-q", "inject", &part, "--dry-run", "--json"]));
     assert_eq!(facts["output"], fixture.text("part-rosi-00001-of-00003.gguf"));
     // Compare the split files with the whole file, and with a copy in which a byte differs.
-    let same = json(&rosi(&["-q", "verify", &fixture.text("whole.gguf"), &part, "--json"]));
+    let same = parsed(&ran(&["-q", "verify", &fixture.text("whole.gguf"), &part, "--json"]));
     assert_eq!((&same["identical"], &same["metadata_preserved"]), (&5.into(), &true.into()));
     for k in 1..=3 {
         let name = |stem: &str| fixture.path(&format!("{stem}-0000{k}-of-00003.gguf"));
@@ -386,7 +373,7 @@ fn inspect_verify_and_dry_run_take_any_file() {
         std::fs::File::create(name("edited")).unwrap().write_all(&bytes).unwrap();
     }
     let changed =
-        json(&rosi(&["-q", "verify", &part, &fixture.text("edited-00001-of-00003.gguf"), "--json"]));
+        parsed(&ran(&["-q", "verify", &part, &fixture.text("edited-00001-of-00003.gguf"), "--json"]));
     assert_eq!(changed["tensors"][0]["name"], "blk.0.ffn_down.weight");
     assert_eq!((&changed["identical"], &changed["metadata_preserved"]), (&4.into(), &true.into()));
 }
@@ -395,11 +382,7 @@ fn inspect_verify_and_dry_run_take_any_file() {
 fn outputs_that_cannot_be_are_refused() {
     let fixture = Fixture::new(&[2, 3]);
     let part = fixture.text("part-00001-of-00002.gguf");
-    let told = |output: &str| {
-        let output = rosi(&["inject", &part, "-o", &fixture.text(output)]);
-        assert_eq!(output.status.code(), Some(1));
-        stderr(&output)
-    };
+    let told = |output: &str| stderr(&ended(&["inject", &part, "-o", &fixture.text(output)], 1));
     let text = told("out.gguf");
     assert!(
         text.contains(r#"the model has 2 files, expected a name ending in "-00001-of-00002.gguf""#),
@@ -417,9 +400,7 @@ fn a_change_in_place_is_refused_and_leaves_every_file() {
     let before = bytes();
     for part in &fixture.parts {
         for more in [&["--in-place"][..], &["--in-place", "--dry-run"]] {
-            let output = rosi(&[&["inject", part.to_str().unwrap()], more].concat());
-            let text = stderr(&output);
-            assert_eq!(output.status.code(), Some(1), "{text}");
+            let text = stderr(&ended(&[&["inject", part.to_str().unwrap()], more].concat(), 1));
             let expected =
                 "part-00001-of-00002.gguf is one of 2 files of a split model, which cannot be changed";
             assert!(text.contains(expected) && text.contains("hint: write a copy instead"), "{text}");

@@ -2,13 +2,13 @@
 //! same answer to every prompt, since their next token depends only on the last one.
 
 use std::path::Path;
-use std::process::Command;
 
+use crate::common::engine;
+use crate::common::run::{ran, refused, text};
 use crate::common::tiny_llama::Tiny;
 use rosi_gguf::eval::refusal::{Outcome, classify};
-use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::thinking::{Thinker, Thought};
-use rosi_gguf::llama::{Chat, Engine, EngineOptions, Length, LlamaEngine, Offload};
+use rosi_gguf::llama::{Chat, Engine, Length, LlamaEngine};
 
 const USER_DEFINED: i32 = 4;
 const CONTROL: i32 = 3;
@@ -44,17 +44,11 @@ fn thinker(template: &'static str, kind: i32) -> Tiny {
     }
 }
 
-fn load(model: &Tiny, path: &Path) -> LlamaEngine {
-    model.write(path);
-    let options = EngineOptions { path: path.into(), threads: 2, offload: Offload::none() };
-    let gguf = Gguf::open(path).unwrap();
-    LlamaEngine::load(&options, gguf.str("tokenizer.chat_template"), &mut |_| ()).unwrap()
-}
-
 fn with<T>(model: &Tiny, check: impl FnOnce(&mut LlamaEngine, &Path) -> T) -> T {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    check(&mut load(model, &path), &path)
+    model.write(&path);
+    check(&mut engine::chatting(&path), &path)
 }
 
 fn at_once(engine: &mut LlamaEngine) -> String {
@@ -118,10 +112,7 @@ fn a_model_that_does_not_think_is_left_as_it_is() {
     with(&plain, |engine, path| {
         assert!(engine.thinking().is_none());
         assert_eq!(at_once(engine), "No");
-        let asked = ["ask", path.to_str().unwrap(), "--prompt", "hi", "--thinking", "on"];
-        let output = Command::new(env!("CARGO_BIN_EXE_rosi-gguf")).args(asked).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{told}");
+        let told = refused(&["ask", text(path), "--prompt", "hi", "--thinking", "on"]);
         assert!(told.contains("--thinking on") && told.contains("does not think"), "{told}");
     });
     // A model that has the tags in its vocabulary but does not use them.
@@ -194,10 +185,7 @@ fn brackets_and_channels_are_known() {
 fn inspect_tells_how_a_model_thinks() {
     let inspect = |model: &Tiny| {
         with(model, |_, path| {
-            let output = Command::new(env!("CARGO_BIN_EXE_rosi-gguf"))
-                .args(["inspect", path.to_str().unwrap()])
-                .output()
-                .unwrap();
+            let output = ran(&["inspect", text(path)]);
             let told = String::from_utf8_lossy(&output.stdout).into_owned();
             told.lines()
                 .find(|line| line.contains("thinking"))

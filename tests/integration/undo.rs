@@ -1,16 +1,11 @@
 //! `undo`, and how other commands report a half-changed file. No model is run.
 
 use std::path::Path;
-use std::process::Output;
 
 use crate::common::in_place;
-use crate::common::run::{self, command};
+use crate::common::run::{self, ended, json, parsed, ran, text};
 use rosi_gguf::gguf::in_place::journal_path;
 use rosi_gguf::gguf::sha256_hex;
-
-fn run(args: &[&str]) -> Output {
-    command(args).output().unwrap()
-}
 
 /// As [`run::told`], with a line break at the end.
 fn told(args: &[&str], folder: &Path) -> String {
@@ -21,7 +16,7 @@ fn told(args: &[&str], folder: &Path) -> String {
 fn undo_gives_the_original_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let path = in_place::model(dir.path(), 1);
-    let (model, base) = (path.to_str().unwrap(), std::fs::read(&path).unwrap());
+    let (model, base) = (text(&path), std::fs::read(&path).unwrap());
     let copy = dir.path().join("copy.gguf");
     in_place::copy(&path, &copy, || ()).unwrap();
     for keep in [true, false] {
@@ -29,9 +24,7 @@ fn undo_gives_the_original_and_says_so() {
         assert!(std::fs::read(&path).unwrap() == std::fs::read(&copy).unwrap());
         let mut args = vec!["undo", model, "--json"];
         args.extend(keep.then_some("--keep-journal"));
-        let output = run(&args);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let facts = json(&args);
         assert_eq!(facts["sha256"], sha256_hex(&base));
         assert_eq!(facts["bytes"], base.len());
         assert_eq!((&facts["was_complete"], &facts["journal_kept"]), (&true.into(), &keep.into()));
@@ -47,9 +40,9 @@ fn every_command_refuses_a_half_changed_file() {
     let (path, whole) = (in_place::model(dir.path(), 1), in_place::model(&dir.path().join("whole"), 1));
     let base = std::fs::read(&path).unwrap();
     in_place::change(&path, || (), true).unwrap();
-    let (half, whole) = (path.to_str().unwrap(), whole.to_str().unwrap());
+    let (half, whole) = (text(&path), text(&whole));
     let out = dir.path().join("edit.safetensors");
-    let out = out.to_str().unwrap();
+    let out = text(&out);
     let commands: [&[&str]; 9] = [
         &["inject", half],
         &["inject", half, "--in-place"],
@@ -64,16 +57,16 @@ fn every_command_refuses_a_half_changed_file() {
     let told: Vec<String> = commands.iter().map(|args| told(args, dir.path())).collect();
     assert!(told.iter().all(|text| *text == told[0]), "{told:#?}");
     insta::assert_snapshot!(told[0]);
-    assert!(run(&["undo", half]).status.success());
+    ended(&["undo", half], 0);
     assert_eq!(std::fs::read(&path).unwrap(), base);
-    assert!(run(&["inspect", half]).status.success());
+    ended(&["inspect", half], 0);
 }
 
 #[test]
 fn what_cannot_be_undone_or_changed_in_place_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = in_place::model(dir.path(), 1);
-    let model = path.to_str().unwrap();
+    let model = text(&path);
     let mut all = vec![
         told(&["undo", model], dir.path()),
         told(&["inject", model, "--in-place", "-o", "x.gguf"], dir.path()),
@@ -99,7 +92,7 @@ fn what_cannot_be_undone_or_changed_in_place_is_told() {
         let path = in_place::model(dir.path(), 1);
         let link = dir.path().join("link.gguf");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        all.push(told(&["inject", link.to_str().unwrap(), "--in-place"], dir.path()));
+        all.push(told(&["inject", text(&link), "--in-place"], dir.path()));
         std::fs::hard_link(&path, dir.path().join("hard.gguf")).unwrap();
         all.push(told(&["inject", model, "--in-place"], dir.path()));
     }
@@ -111,8 +104,7 @@ fn a_dry_run_in_place_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = in_place::model(dir.path(), 1);
     let base = std::fs::read(&path).unwrap();
-    let output = run(&["inject", path.to_str().unwrap(), "--in-place", "--dry-run", "--json"]);
-    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let facts = parsed(&ran(&["inject", text(&path), "--in-place", "--dry-run", "--json"]));
     assert_eq!((&facts["in_place"], &facts["output"]), (&true.into(), &facts["input"]));
     assert_eq!(std::fs::read(&path).unwrap(), base);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

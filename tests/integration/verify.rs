@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::common::run::{command, stderr, text};
+use crate::common::run::{parsed, ran, stderr, text};
 use rosi_gguf::gguf::{GgmlType, GgufBuilder, Value};
 
 const N: usize = 64;
@@ -88,8 +88,8 @@ impl Folder {
         save(&self.path("base.gguf"), f32s(&moved(0.0)), false, &numbers(N * N, 2));
         save(&self.path("edited.gguf"), writer, claims, down);
         let (base, edited) = (self.path("base.gguf"), self.path("edited.gguf"));
-        let output = command(&["verify", text(&base), text(&edited), "--json"]).output().unwrap();
-        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let output = ran(&["verify", text(&base), text(&edited), "--json"]);
+        let told = parsed(&output);
         let problem = told["problem"].as_str().unwrap_or_default().to_owned();
         assert!(stderr(&output).contains(&problem));
         (output.status.code().unwrap(), problem)
@@ -134,6 +134,6 @@ fn without_a_claim_every_difference_is_unexpected() {
     // A different type is a difference, even if the values are almost equal.
     assert_eq!(folder.verified(f16s(&moved(0.0)), false, &down).0, 3);
     let (base, edited) = (folder.path("base.gguf"), folder.path("edited.gguf"));
-    let output = command(&["verify", text(&base), text(&edited)]).output().unwrap();
+    let output = ran(&["verify", text(&base), text(&edited)]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("untouched tensors identical: NO"));
 }

@@ -4,6 +4,7 @@
 use serde::Deserialize;
 
 use super::{PromptKind, PromptSet};
+use crate::eval::PerKind;
 use crate::llama::{Chat, Message};
 
 const SYSTEM_PROMPTS: &str = include_str!("bundled/contexts.jsonl");
@@ -11,14 +12,14 @@ const EXCHANGES: &str = include_str!("bundled/exchanges.jsonl");
 const WRAPPERS: &str = include_str!("bundled/wrappers.jsonl");
 const LANGUAGES: &str = include_str!("bundled/languages.jsonl");
 
-/// Number of harmful, harmless and borderline requests under each system prompt.
-const UNDER_SYSTEM: [usize; 3] = [6, 6, 4];
-/// Number of harmful, harmless and borderline requests after each exchange.
-const BEHIND_EXCHANGE: [usize; 3] = [4, 4, 2];
-/// Number of harmful, harmless and borderline requests in each wrapper.
-const IN_WRAPPER: [usize; 3] = [1; 3];
-/// Number of harmful, harmless and borderline requests under each of the user's own system prompts.
-const UNDER_OWN: [usize; 3] = [32, 32, 16];
+/// Number of requests under each system prompt.
+const UNDER_SYSTEM: PerKind<usize> = PerKind { harmful: 6, harmless: 6, borderline: 4 };
+/// Number of requests after each exchange.
+const BEHIND_EXCHANGE: PerKind<usize> = PerKind { harmful: 4, harmless: 4, borderline: 2 };
+/// Number of requests in each wrapper.
+const IN_WRAPPER: PerKind<usize> = PerKind::uniform(1);
+/// Number of requests under each of the user's own system prompts.
+const UNDER_OWN: PerKind<usize> = PerKind { harmful: 32, harmless: 32, borderline: 16 };
 /// Step through the requests that are placed in contexts: prime, so that each context gets varied requests.
 const STEP: usize = 37;
 
@@ -181,24 +182,24 @@ fn rows<'a, T: Deserialize<'a>>(jsonl: &'a str) -> impl Iterator<Item = T> {
 
 /// Distributes requests of each kind among contexts.
 struct Deal {
-    of_kind: [Vec<String>; 3],
-    next: [usize; 3],
+    of_kind: PerKind<Vec<String>>,
+    next: PerKind<usize>,
 }
 
 impl Deal {
     fn new(prompts: &PromptSet) -> Self {
         let texts = |kind| prompts.of_kind(kind).iter().map(|prompt| prompt.text.clone()).collect();
-        Self { of_kind: PromptKind::ALL.map(texts), next: [0; 3] }
+        Self { of_kind: PerKind::from_fn(texts), next: PerKind::uniform(0) }
     }
 
     /// Returns the next `counts` requests of each kind.
-    fn next(&mut self, counts: [usize; 3]) -> Vec<Request> {
+    fn next(&mut self, counts: PerKind<usize>) -> Vec<Request> {
         let mut dealt = Vec::new();
-        for (i, (kind, count)) in PromptKind::ALL.into_iter().zip(counts).enumerate() {
-            for _ in 0..count.min(self.of_kind[i].len()) {
-                let number = self.next[i] % self.of_kind[i].len();
-                dealt.push(Request { kind, number, text: self.of_kind[i][number].clone() });
-                self.next[i] += STEP;
+        for (kind, texts) in self.of_kind.iter() {
+            for _ in 0..counts[kind].min(texts.len()) {
+                let number = self.next[kind] % texts.len();
+                dealt.push(Request { kind, number, text: texts[number].clone() });
+                self.next[kind] += STEP;
             }
         }
         dealt

@@ -27,12 +27,16 @@ fn centre(at: usize) -> Vec<f32> {
     (0..N_IN).map(|j| if j == at { 3.0 } else { f32::from(j == 30) }).collect()
 }
 
-fn kinds() -> [Vec<WriterInputs>; 3] {
-    [inputs(&centre(0), 32, 1), inputs(&centre(1), 32, 2), inputs(&centre(2), 32, 3)]
+fn kinds() -> PerKind<Vec<WriterInputs>> {
+    PerKind {
+        harmful: inputs(&centre(0), 32, 1),
+        harmless: inputs(&centre(1), 32, 2),
+        borderline: inputs(&centre(2), 32, 3),
+    }
 }
 
-fn training_set<'a>(kinds: &'a [Vec<WriterInputs>; 3], odds: &'a [Vec<f64>; 3]) -> TrainingSet<'a> {
-    TrainingSet { inputs: [&kinds[0], &kinds[1], &kinds[2]], odds: [&odds[0], &odds[1], &odds[2]] }
+fn training_set<'a>(kinds: &'a PerKind<Vec<WriterInputs>>, odds: &'a PerKind<Vec<f64>>) -> TrainingSet<'a> {
+    TrainingSet { inputs: kinds.as_ref().map(Vec::as_slice), odds: odds.as_ref().map(Vec::as_slice) }
 }
 
 /// Mean total push of the gates on new prompts around `centre`.
@@ -47,7 +51,7 @@ fn push(rights: &RightFactors, centre: &[f32], seed: u64) -> f32 {
 #[test]
 fn gates_open_on_harmful_and_turn_on_borderline_prompts() {
     let kinds = kinds();
-    let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
+    let odds = PerKind { harmful: vec![-2.0; 32], harmless: vec![-3.0; 32], borderline: vec![0.5; 32] };
     let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let contrast = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
     let gated = kernel.right_factors(0.0, &OPTIONS, 2).unwrap();
@@ -63,7 +67,7 @@ fn gates_open_on_harmful_and_turn_on_borderline_prompts() {
 fn prompts_that_are_answered_anyway_ask_for_nothing() {
     let kinds = kinds();
     let turned = |odds: f64| {
-        let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![odds; 32]];
+        let odds = PerKind { harmful: vec![-2.0; 32], harmless: vec![-3.0; 32], borderline: vec![odds; 32] };
         let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
         push(&kernel.right_factors(1.0, &OPTIONS, 2).unwrap(), &centre(2), 13)
     };
@@ -73,7 +77,7 @@ fn prompts_that_are_answered_anyway_ask_for_nothing() {
 #[test]
 fn a_writer_whose_push_does_more_is_used_more() {
     let kinds = kinds();
-    let odds = [vec![-2.0; 32], vec![-3.0; 32], vec![0.5; 32]];
+    let odds = PerKind { harmful: vec![-2.0; 32], harmless: vec![-3.0; 32], borderline: vec![0.5; 32] };
     // With almost no ridge, the regression compensates for an effect: twice the effect gives half the push.
     let stiff = GateOptions { ridge: 1.0, ..OPTIONS };
     let share = |effects: &[f64]| {
@@ -91,7 +95,7 @@ fn a_writer_whose_push_does_more_is_used_more() {
 #[test]
 fn the_dual_solution_is_the_minimum() {
     let kinds = kinds();
-    let odds = [vec![-1.0; 32], vec![-3.0; 32], vec![0.2; 32]];
+    let odds = PerKind { harmful: vec![-1.0; 32], harmless: vec![-3.0; 32], borderline: vec![0.2; 32] };
     let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
     let dual = kernel.solve(0.7, &OPTIONS).unwrap();
     let full = |i: usize, j: usize| kernel.gram[[i.max(j), i.min(j)]];
@@ -100,8 +104,10 @@ fn the_dual_solution_is_the_minimum() {
         let norm: f64 = (0..dual.len()).map(|i| push(i) * dual[i]).sum();
         let n_end = 3.0 * 96.0;
         let of = |(i, row): (usize, &Row)| match *row {
-            Row::End { kind: 0, odds } => (1.0 + (1.0 - odds - push(i)).exp()).ln() / n_end,
-            Row::End { kind: 2, odds } => 0.7 * (1.0 + (1.0 + odds + push(i)).exp()).ln() / n_end,
+            Row::End { kind: PromptKind::Harmful, odds } => (1.0 + (1.0 - odds - push(i)).exp()).ln() / n_end,
+            Row::End { kind: PromptKind::Borderline, odds } => {
+                0.7 * (1.0 + (1.0 + odds + push(i)).exp()).ln() / n_end
+            }
             Row::End { odds, .. } => {
                 let answered = 0.7 * (1.0 + (1.0 + odds + push(i)).exp()).ln();
                 (answered + OPTIONS.harmless / 2.0 * push(i).powi(2)) / n_end
@@ -128,12 +134,12 @@ fn the_dual_solution_is_the_minimum() {
 fn inputs_that_tell_nothing_apart_give_no_gates() {
     let zeros = |rows| Array2::zeros((rows, N_IN));
     let same = vec![WriterInputs { last: zeros(4), tail: zeros(0), sample: zeros(0), routes: None }];
-    let kinds = [same.clone(), same.clone(), same.clone()];
-    let odds = [vec![], vec![], vec![]];
+    let kinds = PerKind::from_fn(|_| same.clone());
+    let odds = PerKind::default();
     let none = Kernel::of(training_set(&kinds, &odds), &[0], None, &mut || ()).err();
     assert_eq!(none, Some(GateError::Inputs { writers: 1 }));
     let mut missing = super::tests::kinds();
-    missing[0][0].last[[0, 0]] = f32::NAN;
+    missing.harmful[0].last[[0, 0]] = f32::NAN;
     let kernel = Kernel::of(training_set(&missing, &odds), &[0, 1], None, &mut || ()).unwrap();
     assert_eq!(kernel.writers.iter().map(|w| w.0).collect::<Vec<_>>(), [1]);
     let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
@@ -161,12 +167,13 @@ fn mixture(seed: usize, wide: bool) -> WriterInputs {
 
 #[test]
 fn a_mixture_is_one_wide_writer() {
-    let odds = [vec![-2.0; 12], vec![-3.0; 12], vec![0.5; 12]];
+    let odds = PerKind { harmful: vec![-2.0; 12], harmless: vec![-3.0; 12], borderline: vec![0.5; 12] };
     let rights = |wide: bool| {
-        let kinds = [0, 1, 2].map(|kind| vec![mixture(10 + kind, wide), mixture(20 + kind, true)]);
+        let kinds = PerKind { harmful: 0, harmless: 1, borderline: 2 };
+        let kinds = kinds.map(|seed| vec![mixture(10 + seed, wide), mixture(20 + seed, true)]);
         let kernel = Kernel::of(training_set(&kinds, &odds), &[0, 1], None, &mut || ()).unwrap();
         let rights = kernel.right_factors(1.0, &OPTIONS, 2).unwrap();
-        (rights.clone(), effects::pushes(&kinds[0], &rights))
+        (rights.clone(), effects::pushes(&kinds.harmful, &rights))
     };
     let ((routed, pushes), (wide, wide_pushes)) = (rights(false), rights(true));
     assert_eq!(pushes.dim(), (12, 2));

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::direction_source::DirectionSource;
 use super::row::{ProbeRow, TrialRow};
+use crate::arch::window::Window;
 use crate::eval::{FirstTokenScore, Score};
 
 /// An edit without its strength.
@@ -14,7 +15,7 @@ pub struct Candidate {
     /// Layer of the direction; for an ablated direction, the middle one of its layers.
     pub layer: usize,
     /// Layers whose writers are edited, as start and end shares of the depth.
-    pub window: (f64, f64),
+    pub window: Window,
     /// κ of the gates; 0 without gates.
     pub contrast: f64,
 }

@@ -5,6 +5,7 @@
 use serde::Deserialize;
 
 use super::{Candidate, DirectionSource, Probe, Trial};
+use crate::arch::window::Window;
 use crate::eval::{FirstTokenScore, Score};
 use crate::util::null;
 
@@ -12,7 +13,7 @@ use crate::util::null;
 pub(super) struct TrialRow {
     direction_source: DirectionSource,
     layer: usize,
-    window: (f64, f64),
+    window: Window,
     contrast: f64,
     strength: f64,
     score: Score,
@@ -44,7 +45,7 @@ impl From<TrialRow> for Trial {
 pub(super) struct ProbeRow {
     direction_source: DirectionSource,
     layer: usize,
-    window: (f64, f64),
+    window: Window,
     contrast: f64,
     strength: f64,
     max_kl: f64,

@@ -39,8 +39,7 @@ impl Search<'_> {
         let total = self.spaces.len() + self.options.trials;
         let first = |space: &Space| of_source(settings, space.direction_source).next();
         let firsts: Vec<_> = self.spaces.iter().filter_map(first).collect();
-        self.engine.apply(&[])?;
-        let base = self.few.first_token_score(self.engine)?;
+        let base = self.few.base_first_token_score();
         self.probe_settings(&firsts, base.as_ref(), &mut result, &mut |result| progress(result, total))?;
         let step = &mut |result: &SearchResult| progress(result, total);
         let ToJudge { judged, spare } = self.settings_to_judge(settings, base.as_ref(), &mut result, step)?;

@@ -2,7 +2,8 @@
 
 use super::settings::worth_most;
 use super::*;
-use crate::eval::{Evaluation, Questions, Tally};
+use crate::arch::window::Window;
+use crate::eval::{Evaluation, PerKind, Questions, Tally};
 use crate::llama::activations::Activations;
 use crate::llama::engine::FirstLogits;
 use crate::llama::{Capture, Chat, Length};
@@ -85,7 +86,7 @@ fn edits(candidate: &Candidate, strength: f64) -> Result<Vec<LowRank>, SearchErr
 
 fn space(direction_source: DirectionSource) -> Space {
     let layer = (direction_source == DirectionSource::Ablated).then_some(10);
-    let (windows, contrasts) = (vec![(0.0, 1.0)], vec![0.0]);
+    let (windows, contrasts) = (vec![Window::WHOLE], vec![0.0]);
     Space { direction_source, layer, windows, contrasts, first_strength: 0.04, strongest: 0.6 }
 }
 
@@ -198,13 +199,14 @@ fn less_strength_is_tried_until_it_is_worse() {
 #[test]
 fn less_strength_is_taken_where_more_gains_hardly_more() {
     let of = |n: u64| Tally { refused: 0, complied: n, ..Tally::default() };
-    let noise = |n: [u64; 3]| {
-        let base = Score { harmful: of(n[0]), harmless: of(n[1]), borderline: of(n[2]), kl: 0.0 };
+    let noise = |n: PerKind<u64>| {
+        let PerKind { harmful, harmless, borderline } = n.map(of);
+        let base = Score { harmful, harmless, borderline, kl: 0.0 };
         Limits { base, options: AUTO, refusal: Refusal::Whole }.noise()
     };
     let bundled = 2.0 / 72.0_f64.powi(2) + 4.0 / 96.0_f64.powi(2);
-    assert!((noise([72, 96, 96]) - bundled.sqrt()).abs() < 1e-12);
-    assert_eq!(noise([20, 20, 20]), 0.03);
+    assert!((noise(PerKind { harmful: 72, harmless: 96, borderline: 96 }) - bundled.sqrt()).abs() < 1e-12);
+    assert_eq!(noise(PerKind::uniform(20)), 0.03);
     let chosen = |hard: usize| {
         let mut engine =
             StandIn { quality: |_, _| 1e3, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
@@ -284,7 +286,7 @@ fn a_trial_over_a_limit_ends_with_the_prompts_that_show_it() {
     let mut asked = |options: SearchOptions| {
         let mut going = |so_far: &Score| limits(options).may_be_best(so_far, None);
         let score = evaluator.evaluate_while(&mut engine, &mut going).unwrap().score;
-        (score.kl, [score.harmful, score.harmless, score.borderline].map(|t| t.total()))
+        (score.kl, score.by_kind().values().map(Tally::total))
     };
     let (kl, totals) = asked(SearchOptions { strength: None, ..options });
     assert!(kl > 0.05 && totals == [0, 20, 0], "{kl} {totals:?}");
@@ -310,7 +312,7 @@ fn a_model_whose_refusal_was_removed_may_take_more_false_refusals_back() {
 }
 
 fn candidate() -> Candidate {
-    Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 }
+    Candidate { direction_source: DirectionSource::Plain, layer: 10, window: Window::WHOLE, contrast: 0.0 }
 }
 
 #[test]
@@ -467,8 +469,12 @@ fn a_budget_that_the_user_gives_holds_for_every_source() {
 
 /// Runs a search over settings with these strengths.
 fn trials_of(strengths: &[f64]) -> SearchResult {
-    let candidate =
-        Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let candidate = Candidate {
+        direction_source: DirectionSource::Plain,
+        layer: 10,
+        window: Window::WHOLE,
+        contrast: 0.0,
+    };
     let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
     let mut engine =
         StandIn { quality: |_, _| 300.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
@@ -489,8 +495,12 @@ fn settings_are_judged_until_one_keeps_the_limits() {
 
 #[test]
 fn a_setting_that_pushes_harder_must_be_worth_it() {
-    let candidate =
-        Candidate { direction_source: DirectionSource::Plain, layer: 10, window: (0.0, 1.0), contrast: 0.0 };
+    let candidate = Candidate {
+        direction_source: DirectionSource::Plain,
+        layer: 10,
+        window: Window::WHOLE,
+        contrast: 0.0,
+    };
     let probe = |utility: f64| Probe { candidate, strength: 1.0, max_kl: 0.05, first_tokens: None, utility };
     let chosen = |harder: &[f64]| {
         let harder: Vec<Probe> = harder.iter().map(|&utility| probe(utility)).collect();

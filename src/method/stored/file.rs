@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use super::fingerprint::{BINS, WriterShape};
 use super::network::StoredNetwork;
 use super::{FORMAT, Facts, Problem, StoredEdit, StoredError, StoredWriter};
+use crate::arch::window::Window;
 use crate::method::direction::SafetyDirection;
 use crate::method::edit::{MAX_CONTRAST, Method};
 use crate::method::search::DirectionSource;
@@ -171,7 +172,7 @@ fn check_format(text: &str) -> Result<()> {
 /// Checks the numbers and names in the facts.
 fn check_facts(facts: &Facts) -> Result<()> {
     let (chosen, shape) = (&facts.chosen, &facts.model.shape);
-    let (from, until) = chosen.window;
+    let Window { from, until } = chosen.window;
     let most = facts.method.max_strength();
     let checks = [
         (

@@ -7,6 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::fingerprint::{BINS, Difference, Shape};
 use super::*;
+use crate::arch::window::Window;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
 use crate::method::direction::random;
 use crate::method::search::DirectionSource;
@@ -104,7 +105,7 @@ fn edit() -> StoredEdit {
             chosen: Candidate {
                 direction_source: DirectionSource::Safety,
                 layer: 1,
-                window: (0.3, 0.8),
+                window: Window { from: 0.3, until: 0.8 },
                 contrast: 0.7,
             },
             strength: 0.1 + 0.2,
@@ -188,9 +189,9 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.facts.strength = f64::NAN, "not a stored edit: invalid type: null"),
         (|e| e.facts.norms = vec![0.0], "expected a positive finite number"),
         (|e| e.facts.chosen.layer = 2, "layer: expected 0 to 1, found 2"),
-        (|e| e.facts.chosen.window = (0.8, 0.3), "window: "),
-        (|e| e.facts.chosen.window = (-1.0, 0.3), "window: "),
-        (|e| e.facts.chosen.window = (0.0, 1.5), "window: "),
+        (|e| e.facts.chosen.window = [0.8, 0.3].into(), "window: "),
+        (|e| e.facts.chosen.window = [-1.0, 0.3].into(), "window: "),
+        (|e| e.facts.chosen.window = [0.0, 1.5].into(), "window: "),
         (|e| e.facts.chosen.contrast = -0.5, "contrast: "),
         (|e| e.facts.system_prompt = "\u{1b}[31m".into(), "system prompt: "),
         (|e| e.facts.format = 2, "expected a stored edit of format 1, found format 2"),

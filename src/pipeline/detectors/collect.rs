@@ -11,7 +11,7 @@ use super::site::{EARLY_RECIPE, not_finite};
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed, Request};
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Evaluator, chats};
+use crate::eval::{Evaluator, PerKind, chats};
 use crate::llama::activations::{Activations, WriterInputs};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
 use crate::method::detector::Opens;
@@ -147,29 +147,30 @@ impl Collector<'_> {
     ) -> Result<(Collection, Option<usize>, Shown), Error> {
         let more = prompts::training();
         let mut collection = Collection::default();
-        let mut seen: Vec<Seen> = Vec::new();
         let tail: Vec<usize> = (1..self.n_end).collect();
         let capture = self.capture.clone().with_sample(INSIDE).with_tail(&tail).with_tail_layers(&self.early);
-        for kind in PromptKind::ALL {
+        let mut seen = PerKind::try_from_fn(|kind| -> Result<Seen, Error> {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
             let [extract, _] = texts(prompts, &more, kind);
             let mut of_kind = Seen::collect(engine, evaluator, extract, &capture)?;
             let labels = labels(kind, Context::Plain, 0..of_kind.texts.len());
             collection.add_ends(&of_kind.activations, labels, &tail);
             collection.add_text(std::mem::take(&mut of_kind.activations.inputs));
-            seen.push(of_kind);
-        }
+            Ok(of_kind)
+        })?;
         let token = collection.early_token(networks, &self.early, self.n_end)?;
         let [early, late] = [&self.early, &self.late]
             .map(|blocks| networks.iter().map(|network| blocks.contains(&network.ffn.layer)).collect());
         let read = Read { early_token: token, early, late };
         collection.thin_out(&read);
         collection.tail = tail_directions(&seen);
-        seen.iter_mut().for_each(|seen| seen.activations.residual_tail = Array4::zeros((0, 0, 0, 0)));
+        for kind in PromptKind::ALL {
+            seen[kind].activations.residual_tail = Array4::zeros((0, 0, 0, 0));
+        }
         self.contexts(engine, &more, &read, &mut collection)?;
         self.behind_thoughts(engine, &more, &mut collection)?;
         self.text(engine, evaluator, &mut collection)?;
-        let plain = direction::difference_in_means(&seen[0].activations, &seen[1].activations)?;
+        let plain = direction::difference_in_means(&seen.harmful.activations, &seen.harmless.activations)?;
         Ok((collection, token, Shown { plain, refusal: refusal_directions(&seen)? }))
     }
 
@@ -285,22 +286,20 @@ fn leave_out_unaskable(all: &mut Vec<Placed>, engine: &LlamaEngine) -> usize {
 
 /// Returns the difference in means at the tokens before the last: between refused and answered prompts if there are
 /// enough of both, otherwise between harmful and harmless ones, f64 `[n_tail][n_layer][n_embd]`.
-fn tail_directions(seen: &[Seen]) -> Vec<Vec<Vec<f64>>> {
-    let refused: usize = seen.iter().map(|s| s.refused.iter().filter(|r| **r).count()).sum();
-    let all: usize = seen.iter().map(|s| s.refused.len()).sum();
-    let enough = refused.min(all - refused) >= MIN_REFUSED;
-    let side = |kind: usize, refused: bool| match (enough, kind) {
+fn tail_directions(seen: &PerKind<Seen>) -> Vec<Vec<Vec<f64>>> {
+    let refused = || seen.values().into_iter().flat_map(|s| &s.refused);
+    let (n_refused, n_all) = (refused().filter(|refused| **refused).count(), refused().count());
+    let enough = n_refused.min(n_all - n_refused) >= MIN_REFUSED;
+    let side = |kind: PromptKind, refused: bool| match (enough, kind) {
         (true, _) => Some(refused),
-        (false, 0) => Some(true),
-        (false, 1) => Some(false),
-        (false, _) => None,
+        (false, PromptKind::Harmful) => Some(true),
+        (false, PromptKind::Harmless) => Some(false),
+        (false, PromptKind::Borderline) => None,
     };
-    let Some((_, n_tail, n_layer, n_embd)) = seen.first().map(|s| s.activations.residual_tail.dim()) else {
-        return Vec::new();
-    };
+    let (_, n_tail, n_layer, n_embd) = seen.harmful.activations.residual_tail.dim();
     let mut sums = vec![vec![[vec![0.0f64; n_embd], vec![0.0f64; n_embd]]; n_layer]; n_tail];
     let mut counts = [0usize; 2];
-    for (kind, seen) in seen.iter().enumerate() {
+    for (kind, seen) in seen.iter() {
         for (prompt, &refused) in seen.refused.iter().enumerate() {
             let Some(side) = side(kind, refused).map(usize::from) else { continue };
             counts[side] += 1;

@@ -1,6 +1,7 @@
 //! Places for gates, and the settings that the search tries.
 
 use crate::arch::plan::{Ffn, Plan};
+use crate::arch::window::Window;
 use crate::method::edit::Method;
 use crate::method::search::{Candidate, DirectionSource, Space, own_refusal};
 use crate::pipeline::options::InjectOptions;
@@ -35,7 +36,7 @@ pub fn space(options: &InjectOptions, plan: &Plan, direction_source: DirectionSo
     Space {
         direction_source,
         layer: Some(layers.get(layers.len() / 2).copied().unwrap_or(0)),
-        windows: vec![(depth(first), depth(last + 1))],
+        windows: vec![Window { from: depth(first), until: depth(last + 1) }],
         contrasts: vec![pull],
         first_strength: options.search.strength.unwrap_or(push),
         strongest: Method::Detector.max_strength(),

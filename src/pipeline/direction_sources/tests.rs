@@ -3,6 +3,7 @@
 use clap::Parser;
 
 use super::*;
+use crate::arch::window::Window;
 use crate::cli::{Cli, Command};
 use crate::eval::Questions;
 use crate::llama::activations::Activations;
@@ -160,7 +161,7 @@ fn stored(
     let directions = Directions { by_layer, separation: separation.clone() };
     let direction_sources = DirectionSources::stored(direction_source, own, directions);
     assert_eq!(direction_sources.separation(direction_source), separation);
-    let candidate = Candidate { direction_source, layer: 1, window: (0.0, 1.0), contrast: 0.0 };
+    let candidate = Candidate { direction_source, layer: 1, window: Window::WHOLE, contrast: 0.0 };
     [0, 1, 2].map(|layer| direction_sources.along(&candidate).at(layer).clone())
 }
 

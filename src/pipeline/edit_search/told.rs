@@ -1,5 +1,6 @@
 //! Messages about a search.
 
+use crate::arch::window::Window;
 use crate::eval::{Score, Tally};
 use crate::method::edit::Method;
 use crate::method::search::{Candidate, Probe, Trial};
@@ -11,7 +12,7 @@ const LITTLE: f64 = 0.4;
 const GAINED: f64 = 0.15;
 
 fn describe(candidate: &Candidate) -> String {
-    let (from, until) = candidate.window;
+    let Window { from, until } = candidate.window;
     let Candidate { direction_source, layer, contrast, .. } = *candidate;
     format!("{} layer {layer:2} window {from:.1}-{until:.1} contrast {contrast:.1}", direction_source.name())
 }

@@ -2,7 +2,9 @@
 //! effects ([`crate::method::gate::effects`]).
 
 use super::{Seen, WINDOW, space, space_of};
-use crate::eval::{Evaluator, FEW, MAX_ODDS, chats};
+use crate::arch::window::Window;
+use crate::eval::prompts::PromptKind;
+use crate::eval::{Evaluator, FEW, MAX_ODDS, PerKind, chats};
 use crate::llama::{Engine, LlamaEngine, LowRank};
 use crate::method::direction::{Along, Directions};
 use crate::method::edit::{self, RightFactors, WriterWeights};
@@ -27,7 +29,7 @@ const PROMPTS_PER_EFFECT: usize = 11;
 
 /// The gates of the writers in a window.
 pub(super) struct LearnedGates {
-    pub window: (f64, f64),
+    pub window: Window,
     pub contrast: f64,
     pub rights: RightFactors,
 }
@@ -36,7 +38,7 @@ pub(super) struct LearnedGates {
 pub(super) struct GateTrainer<'a> {
     pub opened: &'a Opened,
     pub weights: &'a [WriterWeights],
-    pub seen: &'a [Seen; 3],
+    pub seen: &'a PerKind<Seen>,
     pub options: &'a InjectOptions,
     pub printer: &'a Printer,
 }
@@ -48,7 +50,7 @@ impl GateTrainer<'_> {
         let of = |direction_source| space_of(self.options, direction_source);
         // The contrasts for an ablated direction are among the plain ones.
         let contrasts = of(DirectionSource::Plain).contrasts;
-        let inside = |(from, until)| ((from, until), self.opened.plan.writers_in(from, until));
+        let inside = |window| (window, self.opened.plan.writers_in(window));
         let direction_source = if ablated { DirectionSource::Ablated } else { DirectionSource::Plain };
         let windows: Vec<_> = of(direction_source).windows.into_iter().map(inside).collect();
         let total: usize = windows.iter().map(|(_, writers)| writers.len() + contrasts.len()).sum();
@@ -79,15 +81,15 @@ impl GateTrainer<'_> {
         let (unrouted, total) = edit::experts_spared(rights);
         if total > 0 {
             self.printer.detail(format!(
-                "  layers {window:?}: {unrouted} of {total} experts received no tokens and stay unedited"
+                "  layers {window}: {unrouted} of {total} experts received no tokens and stay unedited"
             ));
         }
     }
 
     fn training_set(&self) -> TrainingSet<'_> {
         TrainingSet {
-            inputs: self.seen.each_ref().map(|s| s.activations.inputs.as_slice()),
-            odds: self.seen.each_ref().map(|s| s.odds.as_slice()),
+            inputs: self.seen.as_ref().map(|s| s.activations.inputs.as_slice()),
+            odds: self.seen.as_ref().map(|s| s.odds.as_slice()),
         }
     }
 
@@ -104,9 +106,9 @@ impl GateTrainer<'_> {
         evaluator: &Evaluator,
         directions: &Directions,
     ) -> Result<Option<Vec<f64>>, Error> {
-        let bar = self.printer.bar("measuring the writers' effects", 1 + self.seen.len() as u64);
+        let bar = self.printer.bar("measuring the writers' effects", 1 + PromptKind::ALL.len() as u64);
         let space = space(self.options.method, DirectionSource::Plain);
-        let writers = self.opened.plan.writers_in(WINDOW.0, WINDOW.1);
+        let writers = self.opened.plan.writers_in(WINDOW);
         let kernel = Kernel::of(self.training_set(), &writers, None, &mut || ())?;
         let rights = self.rights(&kernel, space.contrasts[0])?;
         let layer = (DEPTH * directions.by_layer.len() as f64) as usize;
@@ -122,7 +124,11 @@ impl GateTrainer<'_> {
         let strength = budget.strength(&make, space.first_strength)?;
         engine.apply(&make(strength)?)?;
         bar.set(1);
-        let moved = self.moved(engine, evaluator, &rights, &mut |kind| bar.set(2 + kind as u64))?;
+        let mut done = 1;
+        let moved = self.moved(engine, evaluator, &rights, &mut || {
+            done += 1;
+            bar.set(done);
+        })?;
         engine.apply(&[])?;
         let found = moved.effects(&rights);
         self.printer.detail(match &found {
@@ -136,19 +142,18 @@ impl GateTrainer<'_> {
         Ok(found)
     }
 
-    /// Measures how the applied gates shift the prompts of all kinds; calls `step` with the index of each kind when
-    /// it is done.
+    /// Measures how the applied gates shift the prompts of all kinds; calls `step` after each kind.
     fn moved(
         &self,
         engine: &mut LlamaEngine,
         evaluator: &Evaluator,
         rights: &RightFactors,
-        step: &mut dyn FnMut(usize),
+        step: &mut dyn FnMut(),
     ) -> Result<Moved, Error> {
         let mut moved = Moved::default();
-        let n_prompt = self.seen.iter().map(|seen| seen.texts.len()).sum();
+        let n_prompt = self.seen.values().into_iter().map(|seen| seen.texts.len()).sum();
         let share = effect_share(rights.iter().flatten().count(), n_prompt);
-        for (kind, seen) in self.seen.iter().enumerate() {
+        for (kind, seen) in self.seen.iter() {
             // Under a memory limit, only the inputs of the first prompts are known.
             let of_kind = pushes(&seen.activations.inputs, rights);
             let known: Vec<usize> = (0..of_kind.nrows().min(seen.texts.len())).collect();
@@ -157,9 +162,9 @@ impl GateTrainer<'_> {
             let mut odds = vec![0.0; texts.len()];
             engine.answer(&chats(&texts, None), 1, &mut |i, logits| odds[i] = evaluator.odds(logits))?;
             for (&i, now) in asked.iter().zip(odds) {
-                moved.add(of_kind.row(i), seen.odds[i], now, kind == 0, MAX_ODDS);
+                moved.add(of_kind.row(i), seen.odds[i], now, kind == PromptKind::Harmful, MAX_ODDS);
             }
-            step(kind);
+            step();
         }
         Ok(moved)
     }

@@ -2,12 +2,12 @@
 
 use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
+use crate::eval::PerKind;
 use crate::method::detector::train::{Histogram, InContext, Profile};
 use crate::report::contexts::{contexts, is_weak};
 use crate::report::{Report, ThinkingReport, Thoughtful};
 
-/// CSS class of each kind of prompt.
-const KINDS: [(&str, Class); 3] = [("harmful", "after"), ("harmless", "before"), ("borderline", "control")];
+const KIND_CLASSES: PerKind<Class> = PerKind { harmful: "after", harmless: "before", borderline: "control" };
 
 /// Returns the section on the gates, or `None` if there are none.
 pub fn gates(report: &Report) -> Option<Section> {
@@ -129,8 +129,8 @@ fn chart(gate: &Profile) -> Chart {
     let mut chart = Chart::new(&title, description, Numbers::over("score", [gate.from, gate.until]), y);
     chart.upright("chosen", gate.threshold);
     chart.upright("chosen", gate.open_from);
-    for (name, class) in KINDS {
-        let Some(kind) = gate.of(name).filter(|kind| !kind.bars.is_empty()) else { continue };
+    for (kind, class) in KIND_CLASSES.iter() {
+        let Some(kind) = gate.of(kind.as_str()).filter(|kind| !kind.bars.is_empty()) else { continue };
         let width = (gate.until - gate.from) / kind.bars.len() as f64;
         let point =
             |(i, &bar): (usize, &u64)| Point { x: gate.from + (i as f64 + 0.5) * width, y: share(kind, bar) };

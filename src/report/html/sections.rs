@@ -2,32 +2,27 @@
 
 use super::chart::{Chart, Class, Numbers, Point};
 use super::section::{Section, Table, fixed, percent};
-use crate::eval::{Score, Tally};
+use crate::eval::prompts::PromptKind;
+use crate::eval::{PerKind, Score, Tally};
 use crate::method::fidelity::Projections;
 use crate::method::search::{Probe, Trial};
 use crate::method::verify::TensorChange;
 use crate::report::Report;
 
-/// Kinds of prompts, in the order of the report's data.
-const KINDS: [&str; 3] = ["harmful", "harmless", "borderline"];
-
-fn tallies(score: &Score) -> [Tally; 3] {
-    [score.harmful, score.harmless, score.borderline]
-}
-
 /// Returns the section on refusals before, after and of the controls.
 pub fn scores(report: &Report) -> Option<Section> {
     let named = report.scores.named();
     let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
-    let chart = |kind: usize| {
+    let chart = |kind: PromptKind| {
+        let refused = |score: &Score| score.by_kind()[kind].refused();
         let told: Vec<String> =
-            named.iter().map(|(name, score)| format!("{name} {}", tallies(score)[kind].refused())).collect();
-        let title = format!("{} prompts refused", KINDS[kind]);
+            named.iter().map(|(name, score)| format!("{name} {}", refused(score))).collect();
+        let title = format!("{kind} prompts refused");
         let description = format!("Share refused with its 95 % interval: {}.", told.join("; "));
         let share = Numbers::over("share refused", [0.0, 1.0]).percent();
         let mut chart = Chart::of_rows(&title, description, share, &names);
         for (row, (name, score)) in named.iter().enumerate() {
-            let refused = tallies(score)[kind].refused();
+            let refused = refused(score);
             let ((low, high), y) = (refused.wilson95(), row as f64);
             let class: Class = match *name {
                 "base" => "before",
@@ -41,7 +36,7 @@ pub fn scores(report: &Report) -> Option<Section> {
         chart
     };
     let row = |(name, score): &(&str, &Score)| {
-        let refused = tallies(score).map(|tally| tally.refused().to_string());
+        let refused = score.by_kind().values().map(|tally| tally.refused().to_string());
         let others = [score.undecided(), score.broken()].map(|share| share.to_string());
         [vec![(*name).to_owned()], refused.to_vec(), others.to_vec(), vec![fixed(score.kl, 4)]].concat()
     };
@@ -63,7 +58,7 @@ pub fn scores(report: &Report) -> Option<Section> {
             ("after", "written file"),
             ("control", "control"),
         ],
-        charts: (0..3).map(chart).collect(),
+        charts: PromptKind::ALL.map(chart).to_vec(),
         tables: vec![Table {
             id: "score-table",
             caption: "Counts, rates and 95 % intervals; KL of the first answer token from the base, nats",
@@ -156,17 +151,18 @@ pub fn projections(report: &Report) -> Option<Section> {
 }
 
 fn projection_tables(all: &Projections) -> Vec<Table> {
+    let by_kind = all.by_kind();
     let rows: Vec<Vec<String>> = (0..all.harmful.mean_before.len())
         .map(|layer| {
-            let means =
-                all.by_kind().into_iter().flat_map(|m| [m.mean_before.get(layer), m.mean_after.get(layer)]);
+            let means = by_kind.values().map(|m| [m.mean_before.get(layer), m.mean_after.get(layer)]);
+            let means = means.into_iter().flatten();
             let means = means.map(|v| v.map_or("–".into(), |&v| fixed(f64::from(v), 3)));
             std::iter::once(layer.to_string()).chain(means).collect()
         })
         .collect();
     let head =
         vec!["layer", "harmful before", "after", "harmless before", "after", "borderline before", "after"];
-    let prompts = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
+    let prompts = by_kind.iter().flat_map(|(kind, moved)| {
         let pairs = moved.before.iter().zip(&moved.after).enumerate();
         pairs.map(move |(i, (&before, &after))| {
             vec![format!("{kind} {}", i + 1), fixed(before.into(), 3), fixed(after.into(), 3)]
@@ -190,7 +186,7 @@ fn projection_tables(all: &Projections) -> Vec<Table> {
     ]
 }
 
-const KIND_CLASSES: [Class; 3] = ["kind-0", "kind-1", "kind-2"];
+const KIND_CLASSES: PerKind<Class> = PerKind { harmful: "kind-0", harmless: "kind-1", borderline: "kind-2" };
 
 fn mean(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v)).sum::<f64>() / values.len() as f64
@@ -198,19 +194,20 @@ fn mean(values: &[f32]) -> f64 {
 
 /// Charts the projection of every prompt, in two rows for each kind.
 fn strips(all: &Projections) -> Chart {
-    let sets = all.by_kind().into_iter().zip(KINDS).flat_map(|(moved, kind)| {
-        [(format!("{kind} before"), &moved.before), (format!("{kind} after"), &moved.after)]
+    let by_kind = all.by_kind();
+    let sets = by_kind.iter().flat_map(|(kind, moved)| {
+        let (before, after) = (format!("{kind} before"), format!("{kind} after"));
+        [(before, "before", &moved.before), (after, KIND_CLASSES[kind], &moved.after)]
     });
-    let sets: Vec<(String, &Vec<f32>)> = sets.collect();
-    let names: Vec<&str> = sets.iter().map(|(name, _)| name.as_str()).collect();
+    let sets: Vec<(String, Class, &Vec<f32>)> = sets.collect();
+    let names: Vec<&str> = sets.iter().map(|(name, ..)| name.as_str()).collect();
     let told: Vec<String> =
-        sets.iter().map(|(name, values)| format!("{name} {}", fixed(mean(values), 2))).collect();
-    let values = sets.iter().flat_map(|(_, values)| values.iter().map(|&v| f64::from(v)));
+        sets.iter().map(|(name, _, values)| format!("{name} {}", fixed(mean(values), 2))).collect();
+    let values = sets.iter().flat_map(|(_, _, values)| values.iter().map(|&v| f64::from(v)));
     let title = format!("Projection of each prompt after layer {}", all.layer);
     let description = format!("Means: {}.", told.join("; "));
     let mut chart = Chart::of_rows(&title, description, Numbers::over("ŝᵀh", values), &names);
-    for (row, (name, values)) in sets.iter().enumerate() {
-        let class = if row % 2 == 0 { "before" } else { KIND_CLASSES[row / 2] };
+    for (row, (name, class, values)) in sets.iter().enumerate() {
         let point = |x: f64| Point { x, y: row as f64 };
         for &value in *values {
             chart.dot(class, point(value.into()), format!("{name}: {}", fixed(value.into(), 3)));
@@ -222,22 +219,18 @@ fn strips(all: &Projections) -> Chart {
 
 /// Charts the shift of each kind's mean by layer.
 fn shifts(all: &Projections) -> Chart {
-    let shift = |kind: usize| -> Vec<f64> {
-        let moved = all.by_kind()[kind];
+    let shifts = all.by_kind().map(|moved| -> Vec<f64> {
         moved.mean_before.iter().zip(&moved.mean_after).map(|(&b, &a)| f64::from(a) - f64::from(b)).collect()
-    };
-    let shifts = [shift(0), shift(1), shift(2)];
-    let last = shifts.iter().map(Vec::len).max().unwrap_or(0).saturating_sub(1);
-    let told = shifts
-        .iter()
-        .zip(KINDS)
-        .filter_map(|(shift, kind)| Some(format!("{kind} {}", fixed(*shift.last()?, 2))));
+    });
+    let last = shifts.values().into_iter().map(Vec::len).max().unwrap_or(0).saturating_sub(1);
+    let told = shifts.iter().filter_map(|(kind, shift)| Some(format!("{kind} {}", fixed(*shift.last()?, 2))));
     let description =
         format!("Shift of the mean after the last layer: {}.", told.collect::<Vec<_>>().join("; "));
-    let y = Numbers::over("", shifts.iter().flatten().copied().chain([0.0]));
+    let y = Numbers::over("", shifts.values().into_iter().flatten().copied().chain([0.0]));
     let mut chart = Chart::new("Shift of the mean along ŝ by layer", description, Numbers::layers(last), y);
     chart.level("zero", 0.0);
-    for ((shift, class), kind) in shifts.iter().zip(KIND_CLASSES).zip(KINDS) {
+    for (kind, shift) in shifts.iter() {
+        let class = KIND_CLASSES[kind];
         let points = shift.iter().enumerate().map(|(layer, &v)| Point { x: layer as f64, y: v });
         chart.line(class, points.clone());
         for point in points {
@@ -332,7 +325,7 @@ fn count(tally: Tally) -> String {
 
 fn search_tables(report: &Report) -> Vec<Table> {
     let yes = |b: bool| if b { "yes" } else { "no" }.to_owned();
-    let counts = |score: &Score| tallies(score).map(count);
+    let counts = |score: &Score| score.by_kind().values().map(|tally| count(*tally));
     let base = report.search.base.iter().map(|base| {
         let none = || String::from("–");
         let front = [String::from("base"), none(), none(), none(), fixed(base.kl, 4)];

@@ -9,7 +9,7 @@ use super::config::Scoring;
 use super::{Release, SharedEdit, WORK};
 use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
-use crate::eval::{Evaluation, Evaluator, N_PREDICT, Questions, Score, Tally, chats};
+use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicFile, AtomicModel, Gguf, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
@@ -224,7 +224,7 @@ impl ReleaseWriter<'_> {
         let (texts, before) = guard(&mut engine)?;
         let limits = match self.release.config.scoring {
             Scoring::Guard => None,
-            Scoring::Report(Some(n)) => Some([n; 3]),
+            Scoring::Report(Some(n)) => Some(PerKind::uniform(n)),
             Scoring::Report(None) if self.prompts.source() == PromptSet::bundled().source() => {
                 Some(REPORT_PROMPTS)
             }
@@ -246,7 +246,7 @@ impl ReleaseWriter<'_> {
         let mut measured = Measured { scores: None, guard: [before, after], answers: Vec::new() };
         if let Some((evaluator, base)) = base {
             let file: Evaluation = evaluator.evaluate(&mut engine)?;
-            measured.answers = AnswerPair::all(evaluator.questions().by_kind(), &base, &file, false);
+            measured.answers = AnswerPair::all(evaluator.questions(), &base, &file, false);
             measured.scores = Some([base.score, file.score]);
         }
         Ok(measured)

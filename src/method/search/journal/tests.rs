@@ -1,6 +1,7 @@
 //! Tests on journals that are complete, truncated, damaged, or of another search.
 
 use super::*;
+use crate::arch::window::Window;
 use crate::eval::Tally;
 use crate::util::hint::Hint;
 
@@ -27,8 +28,12 @@ pub(in crate::method::search) fn head() -> Head {
     }
 }
 
-const CANDIDATE: Candidate =
-    Candidate { direction_source: DirectionSource::Plain, layer: 3, window: (0.3, 0.8), contrast: 0.7 };
+const CANDIDATE: Candidate = Candidate {
+    direction_source: DirectionSource::Plain,
+    layer: 3,
+    window: Window { from: 0.3, until: 0.8 },
+    contrast: 0.7,
+};
 
 fn probe(strength: f64) -> Row {
     let first_tokens = FirstTokenScore { harmful: 1.0 / 3.0, harmless: 5e-324, borderline: 0.0 };
