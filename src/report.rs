@@ -13,7 +13,7 @@ use crate::method::detector::train::Profile;
 use crate::method::direction::Separation;
 use crate::method::edit::Method;
 use crate::method::fidelity::{Fidelity, Projections};
-use crate::method::search::{DirectionSource, SearchResult, SourceOutcome};
+use crate::method::search::{DirectionSource, ExtractionPrompt, SearchResult, SourceOutcome};
 use crate::method::verify::Verification;
 use crate::output::Stage;
 
@@ -146,8 +146,8 @@ pub struct EditFacts {
     pub method: String,
     /// Where the direction comes from.
     pub direction_source: DirectionSource,
-    /// System prompt during extraction: `none`, `safety` or `user`.
-    pub system_prompt: String,
+    /// System prompt during extraction.
+    pub system_prompt: ExtractionPrompt,
     /// Layer of the direction; for an ablated direction, the middle layer of the model.
     pub layer: usize,
     /// Layers whose writers were edited.

@@ -26,7 +26,7 @@ mod settings;
 mod tests;
 
 pub use budget::KlBudget;
-pub use direction_source::{DirectionSource, SourceOutcome};
+pub use direction_source::{DirectionSource, ExtractionPrompt, SourceOutcome};
 use journal::{Journal, Look, Row};
 pub use limits::{Allowed, Refusal, own_refusal, utility};
 use limits::{Limits, first_token_utility};

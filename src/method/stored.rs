@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::method::direction::{SafetyDirection, Separation};
 use crate::method::edit::Method;
-use crate::method::search::Candidate;
+use crate::method::search::{Candidate, ExtractionPrompt};
 use crate::quant::preserve::InputModel;
 
 pub use error::{Problem, StoredError};
@@ -59,8 +59,8 @@ pub struct Facts {
     pub llama_cpp: String,
     /// How the weights are edited.
     pub method: Method,
-    /// System prompt under which the direction was extracted: `none`, `safety`, or `user`.
-    pub system_prompt: String,
+    /// System prompt under which the direction was extracted.
+    pub system_prompt: ExtractionPrompt,
     /// Chosen direction source, layer, window, and contrast.
     pub chosen: Candidate,
     /// Chosen relative Frobenius change; the push for detectors.
@@ -90,7 +90,7 @@ impl Facts {
 
     /// Describes the direction of the edit for display.
     pub fn along(&self) -> String {
-        self.chosen.direction_source.along(self.chosen.layer, &self.system_prompt)
+        self.chosen.direction_source.along(self.chosen.layer, self.system_prompt)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::llama::{Engine, LlamaEngine};
 use crate::method::abliteration::{self, AblatedDirection, FileSource};
 use crate::method::direction::{Along, Directions, SafetyDirection, Separation};
 use crate::method::edit::Method;
-use crate::method::search::{Candidate, DirectionSource, Space};
+use crate::method::search::{Candidate, DirectionSource, ExtractionPrompt, Space};
 use crate::output::Printer;
 use crate::pipeline::error::Error;
 use crate::pipeline::features::{self, Shown};
@@ -23,8 +23,8 @@ use crate::util::stats::Proportion;
 
 /// Refusal rate on harmful prompts up to which a model counts as not refusing.
 const HARDLY: f64 = 0.1;
-/// Refusal rate above which a model needs no safety prompt to reveal its direction; a safety prompt then gives worse
-/// results (docs/notebook/linear-gates.md).
+/// Refusal rate above which a model needs no safety prompt to reveal its direction. With one, linear gates are then
+/// worse (docs/notebook/linear-gates.md) and detectors no better (docs/notebook/detectors.md).
 const WELL: f64 = 0.3;
 /// Increase in refusal rate under the safety prompt that justifies a second collection.
 const NOTICEABLY: f64 = 0.1;
@@ -33,10 +33,17 @@ const NOTICEABLY: f64 = 0.1;
 pub struct Offer {
     /// Whether plain prompts may be a direction source.
     plain: bool,
-    /// Name (`safety` or `user`) and text of the system prompt.
-    system: Option<(&'static str, String)>,
+    /// The system prompt, if it helps or was asked for.
+    system: Option<PromptUsed>,
     /// The direction removed from the weights, if any.
     pub ablated: Option<AblatedDirection>,
+}
+
+/// A system prompt to extract under.
+#[derive(Clone)]
+struct PromptUsed {
+    origin: ExtractionPrompt,
+    text: String,
 }
 
 impl Offer {
@@ -67,21 +74,22 @@ impl Offer {
         let mut prompted = None;
         let text = match &options.system_prompt {
             _ if only(DirectionSource::Plain) => None,
-            SystemPrompt::Text(text) => Some(("user", text.as_str())),
+            SystemPrompt::Text(text) => Some((ExtractionPrompt::User, text.as_str())),
             SystemPrompt::Off => None,
             SystemPrompt::Auto if plain.rate() > WELL && !only(DirectionSource::Safety) => None,
-            SystemPrompt::Auto => Some(("safety", safety_system_prompt())),
+            SystemPrompt::Auto => Some((ExtractionPrompt::Safety, safety_system_prompt())),
         };
         let mut system = None;
-        if let Some((name, text)) = text {
+        if let Some((origin, text)) = text {
             let _bar = printer.bar("asking the base model under a system prompt", 1);
             let refused = evaluator.learn_openings(engine, Some(text))?.refused();
             prompted = Some(refused);
-            if name == "user" || only(DirectionSource::Safety) || helps(plain, refused) {
-                system = Some((name, text.to_owned()));
+            let is_users = origin == ExtractionPrompt::User;
+            if is_users || only(DirectionSource::Safety) || helps(plain, refused) {
+                system = Some(PromptUsed { origin, text: text.to_owned() });
             }
         }
-        let users = system.as_ref().is_some_and(|(name, _)| *name == "user");
+        let users = system.as_ref().is_some_and(|used| used.origin == ExtractionPrompt::User);
         let none = plain.rate() <= HARDLY && system.is_none() && ablated.is_none();
         if none && !options.allow.no_refusal {
             let prompted = prompted.map(|refused| refused.count);
@@ -90,11 +98,11 @@ impl Offer {
         Ok(Self { plain: !users && !only(DirectionSource::Safety), system, ablated })
     }
 
-    /// Returns the system prompt used by `direction_source`: `none`, `safety` or `user`.
-    pub fn system_prompt(&self, direction_source: DirectionSource) -> &'static str {
+    /// Returns the system prompt used by `direction_source`.
+    pub fn system_prompt(&self, direction_source: DirectionSource) -> ExtractionPrompt {
         match &self.system {
-            Some((name, _)) if direction_source == DirectionSource::Safety => name,
-            _ => "none",
+            Some(used) if direction_source == DirectionSource::Safety => used.origin,
+            _ => ExtractionPrompt::None,
         }
     }
 }
@@ -153,7 +161,7 @@ impl DirectionSources {
     ) -> Result<Self, Error> {
         let options = session.options;
         let mut means = BTreeMap::new();
-        if let Some((_, text)) = &offer.system {
+        if let Some(PromptUsed { text, .. }) = &offer.system {
             let under = features::directions_under(session, engine, text)?;
             means.insert(DirectionSource::Safety, under);
         }
@@ -170,7 +178,7 @@ impl DirectionSources {
             let hint = Some("omit the flag to use plain prompts, the next best source".into());
             return Err(Error::Option { flag: "--direction-source", problem: problem.into(), hint });
         }
-        // The plain direction was never better than the refusal direction (docs/methods.md).
+        // The plain direction was never better than the refusal direction (docs/notebook/linear-gates.md).
         if means.is_empty()
             || (wanted(DirectionSource::Plain) && !means.contains_key(&DirectionSource::Refusal))
         {

@@ -15,7 +15,8 @@ use crate::method::edit::{Edit, EditError, Method};
 use crate::method::requant::Requant;
 use crate::method::search::journal::Journal;
 use crate::method::search::{
-    Allowed, Candidate, DirectionSource, KlBudget, Refusal, Search, SearchError, SearchResult, Space, Trial,
+    Allowed, Candidate, DirectionSource, ExtractionPrompt, KlBudget, Refusal, Search, SearchError,
+    SearchResult, Space, Trial,
 };
 use crate::output::Printer;
 use crate::pipeline::detectors::{self, Detectors, Toward, low_rank};
@@ -53,7 +54,7 @@ pub struct EditSearch {
     /// The edit to write.
     pub chosen: Chosen,
     /// System prompt of the chosen direction: `none`, `safety` or `user`.
-    pub system_prompt: &'static str,
+    pub system_prompt: ExtractionPrompt,
 }
 
 /// Ingredients of edits.

@@ -70,7 +70,7 @@ pub fn edit_facts(edit_search: &EditSearch, edits: &Edits) -> EditFacts {
     EditFacts {
         method: edit_search.method.name().into(),
         direction_source: candidate.direction_source,
-        system_prompt: edit_search.system_prompt.into(),
+        system_prompt: edit_search.system_prompt,
         layer: candidate.layer,
         window: candidate.window,
         contrast: candidate.contrast,

@@ -238,7 +238,7 @@ impl Job<'_> {
             prompts_sha256: found_with.unwrap_or_else(|| self.session.prompts.sha256()),
             input_sha256: input.sha256.clone(),
             direction_source: edit_search.chosen.candidate.direction_source.name().into(),
-            system_prompt: edit_search.system_prompt.into(),
+            system_prompt: edit_search.system_prompt.to_string(),
             edit_sha256: self.facts.edit_sha256.clone(),
             run: Some(self.facts.clone()),
         }

@@ -9,7 +9,7 @@ use crate::method::edit::Method;
 use crate::method::search::journal::{Head, Journal};
 use crate::output::Printer;
 use crate::pipeline::error::Error;
-use crate::pipeline::options::{InjectOptions, SystemPrompt};
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
 use crate::report::FileFacts;
 
@@ -43,11 +43,7 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
         prompts_sha256: prompts.sha256(),
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
         method: options.asked_method.map_or("auto", Method::name).into(),
-        system_prompt: match &options.system_prompt {
-            SystemPrompt::Auto => "auto".into(),
-            SystemPrompt::Off => "off".into(),
-            SystemPrompt::Text(text) => sha256_hex(text.as_bytes()),
-        },
+        system_prompt: options.system_prompt.identity(),
         contexts_sha256: sha256_hex(options.contexts.join("\n\n").as_bytes()),
         thoughts: options.thinking.beside_answers(),
         direction_source: options.direction_source,

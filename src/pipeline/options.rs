@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::error::Error;
+use crate::gguf::sha256_hex;
 use crate::llama::Offload;
 use crate::method::edit::Method;
 use crate::method::requant::Requant;
@@ -46,6 +47,17 @@ pub enum SystemPrompt {
     Off,
     /// This text, always.
     Text(String),
+}
+
+impl SystemPrompt {
+    /// Returns `auto`, `off`, or the SHA-256 of the text.
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Auto => "auto".into(),
+            Self::Off => "off".into(),
+            Self::Text(text) => sha256_hex(text.as_bytes()),
+        }
+    }
 }
 
 /// Whether and how long a reasoning model thinks before it answers.

@@ -49,7 +49,7 @@ pub fn search(
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
         method: edit_search.method,
-        system_prompt: edit_search.system_prompt.into(),
+        system_prompt: edit_search.system_prompt,
         chosen,
         strength: edit_search.chosen.strength,
         norms: directions.iter().map(SafetyDirection::norm).collect(),
@@ -148,11 +148,7 @@ pub fn edit_search(
         ablated: None, // not searched for
         search: SearchResult::default(),
         chosen: Chosen { candidate: facts.chosen, strength: strength.unwrap_or(facts.strength) },
-        system_prompt: match facts.system_prompt.as_str() {
-            "safety" => "safety",
-            "user" => "user",
-            _ => "none",
-        },
+        system_prompt: facts.system_prompt,
     })
 }
 

@@ -65,7 +65,7 @@ impl Report {
                 "Made from {} with detector neurons in {} matrices along {}, push {:.1}, pull {:.1}.",
                 file_name(&self.input.path),
                 e.writers,
-                e.direction_source.along(e.layer, &e.system_prompt),
+                e.direction_source.along(e.layer, e.system_prompt),
                 e.strength,
                 e.strength * e.contrast
             );
@@ -74,7 +74,7 @@ impl Report {
             "Made from {} with one {} edit along {}, strength {:.2} %, in {} matrices.",
             file_name(&self.input.path),
             e.method,
-            e.direction_source.along(e.layer, &e.system_prompt),
+            e.direction_source.along(e.layer, e.system_prompt),
             100.0 * e.strength,
             e.writers
         )
@@ -121,7 +121,7 @@ impl Report {
             ("method", Some(e.method.clone())),
             ("direction source", Some(e.direction_source.name().into())),
             ("removed direction", self.ablated.as_ref().map(ablated)),
-            ("system prompt", Some(e.system_prompt.clone())),
+            ("system prompt", Some(e.system_prompt.to_string())),
             ("layer", Some(e.layer.to_string())),
             ("window", Some(e.window.to_string())),
             (

@@ -96,7 +96,7 @@ impl Report {
             let neurons: usize = self.verification.neurons.iter().map(|n| n.neurons).sum();
             return format!(
                 "detectors along {}, push {:.1}, pull {:.1}: {neurons} neurons in {} matrices, {:.3} % of the file's bytes",
-                e.direction_source.along(e.layer, &e.system_prompt),
+                e.direction_source.along(e.layer, e.system_prompt),
                 e.strength,
                 e.strength * e.contrast,
                 e.writers,
@@ -106,7 +106,7 @@ impl Report {
         format!(
             "{} along {}, strength {} (α = {:.4}) in {} matrices, push {:.1}; {} of them push away from refusal",
             e.method,
-            e.direction_source.along(e.layer, &e.system_prompt),
+            e.direction_source.along(e.layer, e.system_prompt),
             percent(e.strength),
             e.alpha,
             e.writers,

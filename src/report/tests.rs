@@ -116,7 +116,7 @@ fn example() -> Report {
         edit: EditFacts {
             method: "contrast".into(),
             direction_source: DirectionSource::Refusal,
-            system_prompt: "none".into(),
+            system_prompt: ExtractionPrompt::None,
             layer: 12,
             window: Window { from: 0.3, until: 1.0 },
             contrast: 0.5,
@@ -206,7 +206,6 @@ fn hostile() -> Report {
         &mut report.architecture,
         &mut report.prompts.source,
         &mut report.edit.method,
-        &mut report.edit.system_prompt,
     ] {
         *text = HOSTILE.into();
     }

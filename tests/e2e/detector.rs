@@ -62,7 +62,7 @@ impl Found {
             prompts_sha256: facts.prompts_sha256.clone(),
             input_sha256: facts.input_sha256.clone(),
             direction_source: facts.chosen.direction_source.name().into(),
-            system_prompt: facts.system_prompt.clone(),
+            system_prompt: facts.system_prompt.to_string(),
             edit_sha256: Some(taken.file.sha256.clone()),
             run: None,
         };

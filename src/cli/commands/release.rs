@@ -11,6 +11,8 @@ use crate::eval::prompts::PromptSet;
 use crate::gguf::{self, AtomicFile, Gguf, LockFile, sha256_file, sha256_hex};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
+use crate::method::edit::Method;
+use crate::method::search::DirectionSource;
 use crate::method::stored::StoredEdit;
 use crate::output::{Printer, percent};
 use crate::pipeline::error::{Error, ExitStatus};
@@ -212,13 +214,8 @@ impl Release<'_> {
     fn searched(&self, state: &mut State, widest: &FileFacts) -> Result<PathBuf, Error> {
         let file = self.edit_name();
         let path = self.at(&file);
-        let recipe = Recipe::from([
-            ("source".into(), widest.sha256.clone()),
-            ("search".into(), format!("{:?}", self.config.search)),
-            ("prompts".into(), self.prompts()?.sha256()),
-            ("version".into(), env!("CARGO_PKG_VERSION").into()),
-            ("llama.cpp".into(), llama_version()),
-        ]);
+        let options = self.search_options(&path)?;
+        let recipe = self.search_recipe(&options, widest)?;
         let before = state.searched.as_ref().filter(|before| before.file == file);
         let same = before.map(|before| same_recipe(&file, &before.recipe, &recipe));
         if path.exists() {
@@ -235,11 +232,17 @@ impl Release<'_> {
         // Saved before the edit: after a killed run, the next one can tell what an existing edit was made from.
         state.searched = Some(Searched { file, recipe });
         state.save()?;
+        search::run(&options, self.printer)?;
+        Ok(path)
+    }
+
+    /// Returns the options of the search, which continues an unfinished one.
+    fn search_options(&self, path: &Path) -> Result<InjectOptions, Error> {
         let mut search = self.config.search.clone();
         search.resume = path.with_extension("search.jsonl").exists();
         let args = SearchCommandArgs {
             model: self.sources[self.plan.widest].path.clone().into(),
-            output: path.clone(),
+            output: path.to_path_buf(),
             search,
             json: false,
             overwrite: self.waived.overwrite,
@@ -247,9 +250,34 @@ impl Release<'_> {
             run: RunArgs::default(),
         };
         let source = session::find(&args.model, Check::Size, self.printer)?;
-        let options = InjectOptions { run: self.run.clone(), ..InjectOptions::for_search(args, source)? };
-        search::run(&options, self.printer)?;
-        Ok(path)
+        Ok(InjectOptions { run: self.run.clone(), ..InjectOptions::for_search(args, source)? })
+    }
+
+    /// Returns what the edit depends on.
+    fn search_recipe(&self, options: &InjectOptions, widest: &FileFacts) -> Result<Recipe, Error> {
+        fn or_auto<T: ToString>(value: Option<T>) -> String {
+            value.map_or_else(|| "auto".into(), |value| value.to_string())
+        }
+        let search = options.search;
+        Ok(Recipe::from([
+            ("source".into(), widest.sha256.clone()),
+            ("prompts".into(), self.prompts()?.sha256()),
+            ("contexts".into(), sha256_hex(options.contexts.join("\n\n").as_bytes())),
+            ("system prompt".into(), options.system_prompt.identity()),
+            ("method".into(), or_auto(options.asked_method.map(Method::name))),
+            ("direction source".into(), or_auto(options.direction_source.map(DirectionSource::name))),
+            ("layer".into(), or_auto(search.layer)),
+            ("strength".into(), or_auto(search.strength)),
+            ("contrast".into(), or_auto(search.contrast)),
+            ("KL limit".into(), or_auto(search.max_kl)),
+            ("false-refusal limit".into(), or_auto(search.max_false_refusal)),
+            ("number of trials".into(), search.trials.to_string()),
+            ("time budget".into(), or_auto(search.time_budget.map(|budget| budget.as_secs()))),
+            ("memory".into(), options.memory.to_string()),
+            ("thoughts".into(), or_auto(options.thinking.beside_answers())),
+            ("version".into(), env!("CARGO_PKG_VERSION").into()),
+            ("llama.cpp".into(), llama_version()),
+        ]))
     }
 
     /// Returns the prompts of search and report: the user's or the bundled ones.

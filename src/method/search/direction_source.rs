@@ -1,5 +1,7 @@
 //! Sources of directions. The strongest source differs between models, so it is measured.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Probe, SearchResult, Trial};
@@ -31,12 +33,41 @@ impl DirectionSource {
     }
 
     /// Describes the direction of an edit along `layer` for display.
-    pub fn along(self, layer: usize, system_prompt: &str) -> String {
+    pub fn along(self, layer: usize, system_prompt: ExtractionPrompt) -> String {
         match self {
             Self::Refusal | Self::Plain => format!("layer {layer} ({})", self.name()),
             Self::Safety => format!("layer {layer} (under the {system_prompt} system prompt)"),
             Self::Ablated => "the direction removed from the weights".into(),
         }
+    }
+}
+
+/// The system prompt under which a direction was extracted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtractionPrompt {
+    /// No system prompt.
+    None,
+    /// The bundled safety prompt.
+    Safety,
+    /// The user's own.
+    User,
+}
+
+impl ExtractionPrompt {
+    /// Returns the name used in reports and in provenance keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Safety => "safety",
+            Self::User => "user",
+        }
+    }
+}
+
+impl fmt::Display for ExtractionPrompt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

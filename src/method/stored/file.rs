@@ -191,10 +191,6 @@ fn check_facts(facts: &Facts) -> Result<()> {
             (0.0..=MAX_CONTRAST).contains(&chosen.contrast),
             ("contrast", format!("0 to {MAX_CONTRAST}"), chosen.contrast.to_string()),
         ),
-        (
-            ["none", "safety", "user"].contains(&facts.system_prompt.as_str()),
-            ("system prompt", "none, safety or user".into(), facts.system_prompt.clone()),
-        ),
     ];
     match checks.into_iter().find(|(right, _)| !right) {
         Some((_, (what, expected, found))) => Err(Problem::content(what, expected, found)),

@@ -10,7 +10,7 @@ use super::*;
 use crate::arch::window::Window;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
 use crate::method::direction::random;
-use crate::method::search::DirectionSource;
+use crate::method::search::{DirectionSource, ExtractionPrompt};
 use crate::pipeline::plan_of;
 use crate::quant;
 use crate::util::hint::Hint;
@@ -101,7 +101,7 @@ fn edit() -> StoredEdit {
             version: "0.1.0".into(),
             llama_cpp: "b1".into(),
             method: Method::Contrast,
-            system_prompt: "safety".into(),
+            system_prompt: ExtractionPrompt::Safety,
             chosen: Candidate {
                 direction_source: DirectionSource::Safety,
                 layer: 1,
@@ -180,9 +180,18 @@ fn refused(change: impl FnOnce(&mut StoredEdit)) -> String {
 }
 
 #[test]
+fn an_unknown_system_prompt_is_refused() {
+    let mut bytes = edit().to_bytes().unwrap();
+    let at = bytes.windows(6).position(|name| name == b"safety").unwrap();
+    bytes[at..at + 6].copy_from_slice(b"danger");
+    let error = StoredEdit::from_bytes(&bytes).unwrap_err().to_string();
+    assert!(error.contains("unknown variant `danger`"), "{error}");
+}
+
+#[test]
 fn hostile_numbers_are_refused_by_name() {
     type Change = fn(&mut StoredEdit);
-    let cases: [(Change, &str); 20] = [
+    let cases: [(Change, &str); 19] = [
         (|e| e.facts.strength = -0.04, "strength: expected a number above 0 and up to 1, found -0.04"),
         (|e| e.facts.strength = 0.0, "strength: "),
         (|e| e.facts.strength = 1.5, "strength: "),
@@ -193,7 +202,6 @@ fn hostile_numbers_are_refused_by_name() {
         (|e| e.facts.chosen.window = [-1.0, 0.3].into(), "window: "),
         (|e| e.facts.chosen.window = [0.0, 1.5].into(), "window: "),
         (|e| e.facts.chosen.contrast = -0.5, "contrast: "),
-        (|e| e.facts.system_prompt = "\u{1b}[31m".into(), "system prompt: "),
         (|e| e.facts.format = 2, "expected a stored edit of format 1, found format 2"),
         (|e| e.writers[0].right[3] = f32::NAN, "right.blk.0.attn_output.weight: expected magnitudes up to"),
         (|e| e.writers[0].right[3] = f32::INFINITY, "right.blk.0.attn_output.weight: "),

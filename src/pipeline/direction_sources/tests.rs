@@ -58,7 +58,7 @@ fn offer(
     prompted: usize,
     ablated: Option<AblatedDirection>,
     flags: &[&str],
-) -> Result<(Vec<DirectionSource>, &'static str), Error> {
+) -> Result<(Vec<DirectionSource>, ExtractionPrompt), Error> {
     let mut engine = StandIn { plain, prompted };
     let harmful = (0..20).map(|i| format!("prompt {i}")).collect();
     let questions = Questions { harmful, ..Questions::default() };
@@ -114,14 +114,14 @@ fn the_safety_prompt_must_bring_something() {
 #[test]
 fn a_model_that_refuses_well_gets_no_safety_prompt() {
     let told = offer(12, 20, None, &[]).unwrap();
-    assert_eq!(told, (vec![DirectionSource::Plain], "none"));
+    assert_eq!(told, (vec![DirectionSource::Plain], ExtractionPrompt::None));
 }
 
 #[test]
 fn a_model_that_refuses_little_gets_one_where_it_helps() {
     for plain in [0, 6] {
         let told = offer(plain, 15, None, &[]).unwrap();
-        assert_eq!(told, (vec![DirectionSource::Plain, DirectionSource::Safety], "safety"));
+        assert_eq!(told, (vec![DirectionSource::Plain, DirectionSource::Safety], ExtractionPrompt::Safety));
     }
     assert_eq!(offer(6, 7, None, &[]).unwrap().0, [DirectionSource::Plain]);
     assert_eq!(offer(6, 15, None, &["--system-prompt", "off"]).unwrap().0, [DirectionSource::Plain]);

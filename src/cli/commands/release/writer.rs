@@ -206,7 +206,7 @@ impl ReleaseWriter<'_> {
             prompts_sha256: facts.prompts_sha256.clone(),
             input_sha256: base.sha256.clone(),
             direction_source: facts.chosen.direction_source.name().into(),
-            system_prompt: edit_search.system_prompt.into(),
+            system_prompt: edit_search.system_prompt.to_string(),
             edit_sha256: Some(taken.file.sha256.clone()),
             run: None,
         };
