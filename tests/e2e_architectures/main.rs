@@ -63,6 +63,10 @@ fn files_and_graphs_agree() {
     let only: Option<Vec<&str>> = only.as_deref().map(|list| list.split(',').collect());
     let wanted = |run: &str| only.as_ref().is_none_or(|o| o.contains(&architecture(run)) || o.contains(&run));
     let outcomes = run_all(&seeds, &patches, wanted);
+    for name in only.iter().flatten() {
+        let has_run = |outcome: &Outcome| [outcome.run.as_str(), architecture(&outcome.run)].contains(name);
+        assert!(outcomes.iter().any(has_run), "no run for {name} in tests/common/generated/seeds.toml");
+    }
     println!("{}", table::printed(&outcomes));
     let wrong = outcomes.iter().filter_map(|outcome| match table::verdict(outcome) {
         Verdict::Wrong(reasons) => Some(format!("{}: {}", outcome.run, reasons.join("\n    "))),
