@@ -11,7 +11,9 @@ use crate::llama::Offload;
 use crate::method::edit::Method;
 use crate::method::requant::Requant;
 use crate::pipeline::error::Error;
-use crate::pipeline::options::{Allow, InjectOptions, RunOptions, ThinkingOptions};
+use crate::pipeline::options::{
+    Allow, InjectOptions, LearnOptions, ReportOptions, RunOptions, ThinkingOptions, WriteOptions,
+};
 use crate::sources::ollama::Name;
 use crate::sources::{ModelArg, Source};
 use crate::util::linalg;
@@ -94,35 +96,44 @@ impl InjectOptions {
         apart(&[("--output", &Some(output.clone()).filter(|_| !args.in_place))], &taken)?;
         taken.extend([source.path.as_path(), &output]);
         apart(&sides, &taken)?;
-        Ok(Self {
-            output,
-            in_place: args.in_place,
-            search: search_options(&args.search, args.allow.allow_over_limits)?,
-            direction_source: args.search.direction_source,
+        let learn = LearnOptions {
+            system_prompt: system_prompt(&args.search)?,
             contexts: contexts(&args.search.context, &source)?,
             thinking: args.search.thinking.into(),
-            edit: args.edit,
-            resume: args.search.resume,
+            direction_source: args.search.direction_source,
             memory: args.search.memory << 20,
-            system_prompt: system_prompt(&args.search)?,
-            requant,
-            source,
-            asked_method: args.search.method,
-            method: args.search.method.unwrap_or(Method::Detector),
-            imatrix: args.imatrix,
-            prompts: args.search.prompts,
-            report: args.report,
-            html: args.html,
-            json: args.json,
-            dry_run: args.dry_run,
+            prompts: args.search.prompts.clone(),
+        };
+        let write = WriteOptions {
+            output,
+            in_place: args.in_place,
             overwrite: args.overwrite,
-            allow: args.allow.into(),
-            allow_other_weights: args.allow_other_weights,
+            requant,
+            imatrix: args.imatrix,
             save_adapter: args.save_adapter,
             ollama_create: args.ollama_create.as_deref().map(Name::parse).transpose()?,
+        };
+        let report = ReportOptions {
+            path: args.report,
+            html: args.html,
+            json: args.json,
             controls: args.controls,
             full_answers: args.full_answers,
             seed: args.seed,
+        };
+        Ok(Self {
+            source,
+            asked_method: args.search.method,
+            method: args.search.method.unwrap_or(Method::Detector),
+            learn,
+            search: search_options(&args.search, args.allow.allow_over_limits)?,
+            resume: args.search.resume,
+            edit: args.edit,
+            allow_other_weights: args.allow_other_weights,
+            write,
+            report,
+            allow: args.allow.into(),
+            dry_run: args.dry_run,
             run: RunOptions::new(args.run)?,
         })
     }

@@ -96,13 +96,13 @@ impl Detectors {
             input
         };
         let sites: Vec<(String, usize)> = networks.iter().map(input).collect();
-        let thoughts = options.thinking.beside_answers().filter(|_| engine.thinking().is_some());
+        let thoughts = options.learn.thinking.beside_answers().filter(|_| engine.thinking().is_some());
         let collector = Collector {
             capture: Capture::of_inputs(plan, &sites),
             n_end,
             early,
             late,
-            own: &options.contexts,
+            own: &options.learn.contexts,
             thoughts,
             printer,
         };

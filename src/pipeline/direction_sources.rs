@@ -61,9 +61,9 @@ impl Offer {
         printer: &Printer,
     ) -> Result<Self, Error> {
         let plain = base.score.harmful.refused();
-        let only = |direction_source| options.direction_source == Some(direction_source);
+        let only = |direction_source| options.learn.direction_source == Some(direction_source);
         let ablated =
-            ablated.filter(|_| options.direction_source.is_none_or(|l| l == DirectionSource::Ablated));
+            ablated.filter(|_| options.learn.direction_source.is_none_or(|l| l == DirectionSource::Ablated));
         if only(DirectionSource::Ablated) {
             let problem = || "no direction is missing from the weights (see inspect --weights)".to_owned();
             return match ablated {
@@ -72,7 +72,7 @@ impl Offer {
             };
         }
         let mut prompted = None;
-        let text = match &options.system_prompt {
+        let text = match &options.learn.system_prompt {
             _ if only(DirectionSource::Plain) => None,
             SystemPrompt::Text(text) => Some((ExtractionPrompt::User, text.as_str())),
             SystemPrompt::Off => None,
@@ -121,7 +121,11 @@ pub fn find_ablated(
     options: &InjectOptions,
     printer: &Printer,
 ) -> Result<Option<AblatedDirection>, Error> {
-    if options.direction_source.is_some_and(|direction_source| direction_source != DirectionSource::Ablated) {
+    if options
+        .learn
+        .direction_source
+        .is_some_and(|direction_source| direction_source != DirectionSource::Ablated)
+    {
         return Ok(None);
     }
     let bar = printer.bar("looking for a removed direction", 1);
@@ -166,13 +170,13 @@ impl DirectionSources {
             means.insert(DirectionSource::Safety, under);
         }
         let wanted = |direction_source| {
-            offer.plain && options.direction_source.is_none_or(|only| only == direction_source)
+            offer.plain && options.learn.direction_source.is_none_or(|only| only == direction_source)
         };
         let ours = options.method != Method::Published;
         if let Some(refusal) = shown.refusal.filter(|_| ours && wanted(DirectionSource::Refusal)) {
             means.insert(DirectionSource::Refusal, refusal);
         }
-        if options.direction_source == Some(DirectionSource::Refusal) && means.is_empty() {
+        if options.learn.direction_source == Some(DirectionSource::Refusal) && means.is_empty() {
             let problem = "the refusal direction needs enough refused and enough answered prompts, \
                            and a method other than published";
             let hint = Some("omit the flag to use plain prompts, the next best source".into());

@@ -28,8 +28,8 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
     };
     let facts = serde_json::json!({
         "input": opened.gguf.path.display().to_string(),
-        "output": options.output.display().to_string(),
-        "in_place": options.in_place,
+        "output": options.write.output.display().to_string(),
+        "in_place": options.write.in_place,
         "architecture": plan.architecture,
         "method": options.method.name(),
         "tensors": names,
@@ -43,7 +43,7 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         "prompts": prompt_facts(prompts),
         "estimate": estimate,
     });
-    if options.json {
+    if options.report.json {
         printer.json(&facts);
     }
     printer.say(format!(
@@ -52,10 +52,10 @@ pub fn run(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, printe
         names.len(),
         edited / 1_000_000,
         opened.gguf.path.display(),
-        if options.in_place {
+        if options.write.in_place {
             format!("keep the originals in {}", journal_path(&options.source.path).display())
         } else {
-            format!("write {} ({} MB)", options.output.display(), opened.gguf.total_len() / 1_000_000)
+            format!("write {} ({} MB)", options.write.output.display(), opened.gguf.total_len() / 1_000_000)
         },
         write_memory(opened, options) / 1_000_000
     ));
@@ -88,13 +88,13 @@ fn duration(seconds: f64) -> String {
 /// Returns the peak bytes of writing and verifying, including the controls, which are requantized to nearest.
 /// Excludes running the model: llama.cpp maps its file (`mapped_bytes`) and allocates its context (`context_memory`).
 fn write_memory(opened: &Opened, options: &InjectOptions) -> u64 {
-    let control = (options.controls && !options.in_place).then_some(Requant::Nearest);
+    let control = (options.report.controls && !options.write.in_place).then_some(Requant::Nearest);
     let control = control.filter(|_| options.method != Method::Detector);
     let names = edited(&opened.plan, options);
     let of = |how: Requant| {
         names.iter().filter_map(|name| opened.gguf.tensor(name)).map(move |t| how.memory(t)).max()
     };
-    [Some(options.requant), control].into_iter().flatten().filter_map(of).max().unwrap_or(0)
+    [Some(options.write.requant), control].into_iter().flatten().filter_map(of).max().unwrap_or(0)
 }
 
 /// Returns the names of the tensors that may be edited.

@@ -83,7 +83,7 @@ impl Found {
             return Ok((Self::Detectors(detectors), shown));
         }
         let (mut features, shown) = Features::collect(session, engine, evaluator, ablated)?;
-        if let Some(path) = &options.imatrix {
+        if let Some(path) = &options.write.imatrix {
             features.mix(path, &opened.plan, printer)?;
         }
         Ok((Self::Linear(features), shown))

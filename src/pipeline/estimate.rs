@@ -198,14 +198,14 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
-    let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+    let limits = if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
     let questions = Questions::of(prompts, Split::Report, limits);
     let snapshot = |limits| asked(&Questions::of(prompts, Split::Report, limits));
     let snapshots = 2.0 * snapshot(FIDELITY_PROMPTS) + snapshot(EXACT_PROMPTS);
     let once = answered(&questions, N_PREDICT).tokens();
     let harmless = Questions::of(prompts, Split::Report, only_harmless(limits));
     let part = (once + answered(&harmless, N_PREDICT).tokens()) / 2.0;
-    let controls = match (options.controls, options.in_place) {
+    let controls = match (options.report.controls, options.write.in_place) {
         (false, _) => 0.0,
         // Exact edit and published edit; half of the prompts for the random direction and for the requantized copy.
         (true, in_place) => {

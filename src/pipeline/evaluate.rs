@@ -124,17 +124,17 @@ impl Scorer<'_> {
     pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
         let Session { opened, prompts, options, printer } = self.session;
         let bar = printer.bar("scoring on the report split", 2);
-        let limits = if options.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+        let limits = if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
         let (evaluator, base) = Evaluator::new(engine, Questions::of(prompts, Split::Report, limits))?;
         let snapshot_of_base = self.snapshot(engine, FIDELITY_PROMPTS)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);
-        let guard = if options.prompts.is_empty() { None } else { Some(guard(engine)?) };
+        let guard = if options.learn.prompts.is_empty() { None } else { Some(guard(engine)?) };
         engine.apply(&edit_search.adapters(opened)?)?;
         // Fidelity compares the exact edit on these prompts only.
         let snapshots = [snapshot_of_base, self.snapshot(engine, EXACT_PROMPTS)?];
         drop(bar);
-        let controls = if options.controls {
+        let controls = if options.report.controls {
             self.controls(engine, edit_search, &evaluator)?
         } else {
             Controls::default()
@@ -156,7 +156,7 @@ impl Scorer<'_> {
         let part = evaluator.half_with_kl();
         let exact = part.evaluate(engine)?.score;
         bar.set(1);
-        engine.apply(&edit_search.random_adapters(opened, options.seed)?)?;
+        engine.apply(&edit_search.random_adapters(opened, options.report.seed)?)?;
         let random = evaluator.half().evaluate(engine)?.score;
         bar.set(2);
         let mut published = None;
@@ -204,7 +204,7 @@ impl Scorer<'_> {
     /// Collects answers given after thinking; returns `None` if the model cannot think or thinking is off.
     fn thoughtful(&self, engine: &mut LlamaEngine) -> Result<Option<(Thinking, Thoughtful)>, Error> {
         let Session { prompts, options, .. } = self.session;
-        let both = engine.thinking().cloned().zip(options.thinking.beside_answers());
+        let both = engine.thinking().cloned().zip(options.learn.thinking.beside_answers());
         let Some((thinking, budget)) = both else { return Ok(None) };
         let questions = Questions::of(prompts, Split::Report, FIDELITY_PROMPTS);
         let mut thinker = Thinker::new(engine, budget);
@@ -252,7 +252,7 @@ impl Scorer<'_> {
         let Session { opened, options, .. } = self.session;
         // Neuron edits requantize nothing but the neurons.
         let linear = matches!(write.edits, Edits::Linear(_));
-        if !options.controls || options.in_place || !linear {
+        if !options.report.controls || options.write.in_place || !linear {
             return Control::NotAsked;
         }
         let tensors = opened.gguf.tensors.iter().filter(|tensor| write.edits.touches(&tensor.name));
@@ -272,7 +272,7 @@ impl Scorer<'_> {
     fn score_requantized(&self, write: Write<'_>, before: &Before) -> Result<Score, Error> {
         let Session { opened, options, printer, .. } = self.session;
         // Never committed, so the file only ever has its temporary name.
-        let mut file = AtomicModel::create(&options.output, &opened.gguf, true)?;
+        let mut file = AtomicModel::create(&options.write.output, &opened.gguf, true)?;
         Write { change: Change::RequantizeOnly, ..write }.write(&mut file, printer)?;
         let mut engine = self.load(&Gguf::open(file.temporary_path())?)?;
         let _bar = printer.bar("scoring the control", 1);

@@ -167,7 +167,7 @@ impl Features {
         if capture.share() < 1.0 {
             printer.say(format!(
                 "the writers' inputs exceed {} MiB (--memory): training the gates on {} of the prompts",
-                options.memory >> 20,
+                options.learn.memory >> 20,
                 percent(capture.share())
             ));
         }
@@ -327,7 +327,7 @@ fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: b
         let window = if ablated { WINDOWS_ABLATED[0] } else { WINDOW };
         capture = capture.only(&plan.writers_in(window));
     }
-    capture.within(options.memory, n_token(options.method, prompts))
+    capture.within(options.learn.memory, n_token(options.method, prompts))
 }
 
 /// Returns the number of tokens at which the writers' inputs are kept, over all prompt kinds and prose.
@@ -345,7 +345,7 @@ pub fn effect_share(plan: &Plan, n_prompt: usize) -> f64 {
 /// Returns the bytes of writers' inputs that training keeps for a model without an ablated direction.
 pub fn inputs_memory(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> u64 {
     let capture = capture(plan, options, prompts, false);
-    capture.token_bytes().saturating_mul(n_token(options.method, prompts)).min(options.memory)
+    capture.token_bytes().saturating_mul(n_token(options.method, prompts)).min(options.learn.memory)
 }
 
 /// Reorders `texts` so that every prefix of the result is spread evenly over the input.

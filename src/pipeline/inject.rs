@@ -57,18 +57,18 @@ impl Target {
     /// Returns [`Error::Gguf`] if the output cannot be created, or [`Error::Undo`] if the model cannot be changed in
     /// place.
     pub fn of(options: &InjectOptions, gguf: &Gguf) -> Result<Self, Error> {
-        if options.in_place {
+        if options.write.in_place {
             gguf::in_place::check(&options.source.path)?;
             return Ok(Self::InPlace);
         }
-        Ok(Self::Copy(AtomicModel::create(&options.output, gguf, options.overwrite)?))
+        Ok(Self::Copy(AtomicModel::create(&options.write.output, gguf, options.write.overwrite)?))
     }
 
     /// Returns the final path of the edited model; for a split model, of its first file.
     pub fn path<'a>(&'a self, options: &'a InjectOptions) -> &'a Path {
         match self {
             Self::Copy(model) => model.path(),
-            Self::InPlace => &options.output,
+            Self::InPlace => &options.write.output,
         }
     }
 }
@@ -98,7 +98,7 @@ impl Job<'_> {
         let session = Session { options, ..self.session };
         let Session { opened, prompts, printer, .. } = session;
         // Fails before scoring if a tensor's type cannot hold the edit.
-        let edits = edit_search.edits(opened, options.requant)?;
+        let edits = edit_search.edits(opened, options.write.requant)?;
         let scorer = Scorer { session };
         let before = scorer.before(&mut engine, &edit_search)?;
         drop(engine);
@@ -128,9 +128,9 @@ impl Job<'_> {
             search: edit_search.search.clone(),
             scores: before.scores(after.evaluation.score, requantized),
             verification,
-            answers: before.answers(&after.evaluation, options.full_answers),
+            answers: before.answers(&after.evaluation, options.report.full_answers),
             fidelity: before.fidelity(&after, edit_search.direction()),
-            thinking: before.thinking(&after, options.thinking.budget),
+            thinking: before.thinking(&after, options.learn.thinking.budget),
             projections: Some(before.projections(
                 &after,
                 edit_search.direction(),
@@ -141,7 +141,8 @@ impl Job<'_> {
             cpu_seconds: cpu_seconds(),
             peak_memory: peak_memory(),
         };
-        let adapter = options.save_adapter.as_ref().map(|_| edit_search.adapter_file(opened)).transpose()?;
+        let adapter =
+            options.write.save_adapter.as_ref().map(|_| edit_search.adapter_file(opened)).transpose()?;
         Ok(Done { report, adapter })
     }
 
@@ -153,7 +154,7 @@ impl Job<'_> {
         let (engine, edit_search) = self.find(&mut Journal::off())?;
         drop(engine);
         let Session { opened, options, printer, .. } = self.session;
-        let edits = edit_search.edits(opened, options.requant)?;
+        let edits = edit_search.edits(opened, options.write.requant)?;
         let provenance = self.provenance(&edit_search, input);
         self.write(&edit_search, &edits, &provenance).write(&mut file, printer)?;
         file_facts(&Gguf::open(file.temporary_path())?, printer)
@@ -167,7 +168,7 @@ impl Job<'_> {
         let edit_search = match self.taken {
             None => EditSearch::new(self.session, &mut engine, journal)?,
             Some(taken) => {
-                let (imatrix, strength) = (options.imatrix.as_deref(), options.search.strength);
+                let (imatrix, strength) = (options.write.imatrix.as_deref(), options.search.strength);
                 stored::edit_search(taken, opened, imatrix, strength, printer)?
             }
         };
@@ -183,7 +184,7 @@ impl Job<'_> {
         let Session { opened, options, .. } = self.session;
         let (source, plan, inputs) = (&opened.gguf, &opened.plan, edit_search.found.inputs());
         let change = Change::Edit(provenance, edit_search.along());
-        Write { source, plan, edits, inputs, requant: options.requant, change }
+        Write { source, plan, edits, inputs, requant: options.write.requant, change }
     }
 
     /// Writes and measures the copy, and renames it to its final path if it passes.
@@ -202,7 +203,7 @@ impl Job<'_> {
         let verification = check_written(Base::from(base), &gguf, write.edits, printer)?;
         let after = scorer.after(&gguf, before)?;
         let mut output = file_facts(&gguf, printer)?;
-        output.path = options.output.display().to_string();
+        output.path = options.write.output.display().to_string();
         check_unchanged(input, base, self.seen.as_deref(), printer)?;
         file.commit()?;
         let requantized = scorer.requantized_control(write, before);

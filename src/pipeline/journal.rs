@@ -43,13 +43,13 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
         prompts_sha256: prompts.sha256(),
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
         method: options.asked_method.map_or("auto", Method::name).into(),
-        system_prompt: options.system_prompt.identity(),
-        contexts_sha256: sha256_hex(options.contexts.join("\n\n").as_bytes()),
-        thoughts: options.thinking.beside_answers(),
-        direction_source: options.direction_source,
+        system_prompt: options.learn.system_prompt.identity(),
+        contexts_sha256: sha256_hex(options.learn.contexts.join("\n\n").as_bytes()),
+        thoughts: options.learn.thinking.beside_answers(),
+        direction_source: options.learn.direction_source,
         strength: options.search.strength,
         max_kl: options.search.max_kl,
-        memory: options.memory,
+        memory: options.learn.memory,
         threads: options.run.threads,
         gpu_layers: devices::n_layers(offload),
         devices: devices::in_use(offload),
@@ -59,7 +59,7 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
 
 /// Returns the path of the journal: the output's with the extension `.search.jsonl`.
 pub fn path(options: &InjectOptions) -> PathBuf {
-    options.output.with_extension("search.jsonl")
+    options.write.output.with_extension("search.jsonl")
 }
 
 /// Removes the journal of a finished search; reports the path of an unfinished one.

@@ -92,31 +92,9 @@ pub struct RunOptions {
     pub patches: Option<PathBuf>,
 }
 
-/// Options of `inject` and `search`; `search` stops after the search.
+/// What the direction and the gates are learned from.
 #[derive(Debug, Clone)]
-pub struct InjectOptions {
-    /// The input model.
-    pub source: Source,
-    /// Output path; for in-place edits, the model itself.
-    pub output: PathBuf,
-    /// Whether to change the model file itself.
-    pub in_place: bool,
-    /// The method, if set by the user.
-    pub asked_method: Option<Method>,
-    /// The method to use: the user's or, once the model is known, one that the model supports.
-    pub method: Method,
-    /// Layer, strength and budgets of the search.
-    pub search: SearchOptions,
-    /// Stored edit to apply instead of searching.
-    pub edit: Option<PathBuf>,
-    /// Whether to continue an interrupted search.
-    pub resume: bool,
-    /// Maximum bytes of writers' inputs to keep.
-    pub memory: u64,
-    /// How to quantize edited tensors.
-    pub requant: Requant,
-    /// Importance matrix of the model.
-    pub imatrix: Option<PathBuf>,
+pub struct LearnOptions {
     /// The user's prompt files; if empty, the bundled prompts are used.
     pub prompts: Vec<PathBuf>,
     /// System prompt for extracting the direction.
@@ -127,30 +105,73 @@ pub struct InjectOptions {
     pub thinking: ThinkingOptions,
     /// The only direction source to use, if set by the user.
     pub direction_source: Option<DirectionSource>,
-    /// Output path of the JSON report.
-    pub report: Option<PathBuf>,
-    /// Output path of the HTML report.
-    pub html: Option<PathBuf>,
-    /// Whether to print the JSON report to stdout.
-    pub json: bool,
-    /// Whether to only print what would be done.
-    pub dry_run: bool,
+    /// Maximum bytes of writers' inputs to keep.
+    pub memory: u64,
+}
+
+/// How and where the edited model is written.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// Output path; for in-place edits, the model itself.
+    pub output: PathBuf,
+    /// Whether to change the model file itself.
+    pub in_place: bool,
     /// Whether to overwrite existing output files.
     pub overwrite: bool,
-    /// Checks that the user waives.
-    pub allow: Allow,
-    /// Whether to apply a stored edit to a model with other weights.
-    pub allow_other_weights: bool,
+    /// How to quantize edited tensors.
+    pub requant: Requant,
+    /// Importance matrix of the model.
+    pub imatrix: Option<PathBuf>,
     /// Output path of the adapter.
     pub save_adapter: Option<PathBuf>,
     /// Name to create the model under in Ollama.
     pub ollama_create: Option<Name>,
+}
+
+/// What is measured for the report, and where it goes.
+#[derive(Debug, Clone)]
+pub struct ReportOptions {
+    /// Output path of the JSON report.
+    pub path: Option<PathBuf>,
+    /// Output path of the HTML report.
+    pub html: Option<PathBuf>,
+    /// Whether to print the JSON report to stdout.
+    pub json: bool,
     /// Whether to run the controls.
     pub controls: bool,
     /// Whether to keep whole answers in the report.
     pub full_answers: bool,
     /// Seed of the random control.
     pub seed: u64,
+}
+
+/// Options of `inject` and `search`; `search` stops after the search.
+#[derive(Debug, Clone)]
+pub struct InjectOptions {
+    /// The input model.
+    pub source: Source,
+    /// The method, if set by the user.
+    pub asked_method: Option<Method>,
+    /// The method to use: the user's or, once the model is known, one that the model supports.
+    pub method: Method,
+    /// What the edit is learned from.
+    pub learn: LearnOptions,
+    /// Layer, strength and budgets of the search.
+    pub search: SearchOptions,
+    /// Whether to continue an interrupted search.
+    pub resume: bool,
+    /// Stored edit to apply instead of searching.
+    pub edit: Option<PathBuf>,
+    /// Whether to apply a stored edit to a model with other weights.
+    pub allow_other_weights: bool,
+    /// How and where the model is written.
+    pub write: WriteOptions,
+    /// What is measured and reported.
+    pub report: ReportOptions,
+    /// Checks that the user waives.
+    pub allow: Allow,
+    /// Whether to only print what would be done.
+    pub dry_run: bool,
     /// Options for running the model.
     pub run: RunOptions,
 }

@@ -12,7 +12,9 @@ use crate::method::search::SearchOptions;
 use crate::method::search::journal::Head;
 use crate::pipeline::error::Error;
 use crate::pipeline::journal;
-use crate::pipeline::options::{Allow, InjectOptions, SystemPrompt, ThinkingMode, ThinkingOptions};
+use crate::pipeline::options::{
+    Allow, InjectOptions, LearnOptions, SystemPrompt, ThinkingMode, ThinkingOptions, WriteOptions,
+};
 use crate::pipeline::session::{Session, stoppable};
 use crate::pipeline::stored::Taken;
 use crate::report::FileFacts;
@@ -67,7 +69,7 @@ impl RunFacts {
     pub fn of(session: Session<'_>, taken: Option<&Taken>, input: &FileFacts) -> Result<Self, Error> {
         let Session { opened, prompts, options, printer } = session;
         let SearchOptions { layer, contrast, max_false_refusal, trials, time_budget, .. } = options.search;
-        let imatrix_sha256 = match &options.imatrix {
+        let imatrix_sha256 = match &options.write.imatrix {
             None => None,
             Some(path) => {
                 let bar = printer.bar("hashing", 1);
@@ -82,9 +84,9 @@ impl RunFacts {
             max_false_refusal,
             trials,
             time_budget: time_budget.map(|budget| budget.as_secs()),
-            thinking: options.thinking.asked,
-            think: options.thinking.budget,
-            requant: options.requant.name(),
+            thinking: options.learn.thinking.asked,
+            think: options.learn.thinking.budget,
+            requant: options.write.requant.name(),
             imatrix_sha256,
             edit_sha256: taken.map(|taken| taken.file.sha256.clone()),
             allow_other_weights: options.allow_other_weights,
@@ -95,7 +97,7 @@ impl RunFacts {
     /// Returns `options` with the recorded settings. Files, texts and runtime settings are kept from `options`.
     pub fn repeat(&self, options: InjectOptions) -> Result<InjectOptions, Error> {
         let unknown = |problem| Error::Option { flag: "rosi.run", problem, hint: None };
-        let system_prompt = match (self.search.system_prompt.as_str(), options.system_prompt) {
+        let system_prompt = match (self.search.system_prompt.as_str(), options.learn.system_prompt) {
             ("off", _) => SystemPrompt::Off,
             ("auto", _) => SystemPrompt::Auto,
             (_, given) => given,
@@ -110,14 +112,20 @@ impl RunFacts {
             time_budget: self.time_budget.map(Duration::from_secs),
             to_the_end: self.allow.over_limits,
         };
-        Ok(InjectOptions {
-            asked_method: Method::from_str(&self.search.method, false).ok(),
-            search,
+        let learn = LearnOptions {
             system_prompt,
-            memory: self.search.memory,
-            requant: self.requant.parse().map_err(unknown)?,
             thinking: ThinkingOptions { asked: self.thinking, budget: self.think },
             direction_source: self.search.direction_source,
+            memory: self.search.memory,
+            prompts: options.learn.prompts,
+            contexts: options.learn.contexts,
+        };
+        let requant = self.requant.parse().map_err(unknown)?;
+        Ok(InjectOptions {
+            asked_method: Method::from_str(&self.search.method, false).ok(),
+            learn,
+            search,
+            write: WriteOptions { requant, ..options.write },
             allow: self.allow,
             allow_other_weights: self.allow_other_weights,
             ..options

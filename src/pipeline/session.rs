@@ -189,15 +189,15 @@ pub fn check_all(
     options: &InjectOptions,
     printer: &Printer,
 ) -> Result<(), Error> {
-    thoughts(engine, options.thinking)?;
+    thoughts(engine, options.learn.thinking)?;
     let _bar = printer.bar("checking the prompts", 1);
     let all = || PromptKind::ALL.into_iter().flat_map(|kind| prompts.of_kind(kind));
     let all = || all().map(|prompt| (prompt.kind, prompt.text.as_str()));
     check_prompts(engine, None, all())?;
-    for context in &options.contexts {
+    for context in &options.learn.contexts {
         check_prompts(engine, Some(context), all())?;
     }
-    match &options.system_prompt {
+    match &options.learn.system_prompt {
         SystemPrompt::Text(text) => check_prompts(engine, Some(text), all()),
         SystemPrompt::Auto | SystemPrompt::Off => Ok(()),
     }

@@ -27,7 +27,7 @@ pub fn check(opened: &Opened, options: &InjectOptions, taken: Option<&Taken>) ->
     };
     for (name, part) in parts {
         if let Some(tensor) = opened.gguf.tensor(&name) {
-            options.requant.check(tensor, part)?;
+            options.write.requant.check(tensor, part)?;
         }
     }
     Ok(())
@@ -50,9 +50,9 @@ fn neurons(plan: &Plan, networks: &[Ffn]) -> Vec<(String, Part)> {
 fn matrices(plan: &Plan, options: &InjectOptions) -> Vec<(String, Part)> {
     let direction_sources =
         [DirectionSource::Refusal, DirectionSource::Plain, DirectionSource::Safety, DirectionSource::Ablated];
-    let direction_sources = direction_sources
-        .into_iter()
-        .filter(|&direction_source| options.direction_source.is_none_or(|only| only == direction_source));
+    let direction_sources = direction_sources.into_iter().filter(|&direction_source| {
+        options.learn.direction_source.is_none_or(|only| only == direction_source)
+    });
     let windows =
         direction_sources.flat_map(|direction_source| features::space_of(options, direction_source).windows);
     let writers = windows.flat_map(|window| plan.writers_in(window));

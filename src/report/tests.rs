@@ -18,8 +18,7 @@ fn tally(refused: u64, total: u64) -> Tally {
     Tally { refused, complied: total - refused, ..Tally::default() }
 }
 
-fn score(refused: [u64; 3], kl: f64) -> Score {
-    let [harmful, harmless, borderline] = refused;
+fn score([harmful, harmless, borderline]: [u64; 3], kl: f64) -> Score {
     let (harmful, harmless, borderline) = (tally(harmful, 64), tally(harmless, 48), tally(borderline, 48));
     Score { harmful, harmless, borderline, kl }
 }
@@ -99,6 +98,7 @@ fn example() -> Report {
     });
     let tensors = (8..24).flat_map(|l| [tensor(l, "attn_output", 0.999), tensor(l, "ffn_down", 1.001)]);
     let refusal = "I'm sorry, but I can't assist with that.";
+    let searched = PerKind { harmful: 72, harmless: 96, borderline: 96 };
     Report {
         version: "0.1.0".into(),
         llama_cpp: "b1".into(),
@@ -110,8 +110,8 @@ fn example() -> Report {
             source: "bundled".into(),
             sha256: "ab".repeat(32),
             extract: PerKind { harmful: 144, harmless: 192, borderline: 192 },
-            search: PerKind { harmful: 72, harmless: 96, borderline: 96 },
-            report: PerKind { harmful: 72, harmless: 96, borderline: 96 },
+            search: searched,
+            report: searched,
         },
         edit: EditFacts {
             method: "contrast".into(),
@@ -288,8 +288,7 @@ fn what_is_no_report_is_refused_with_a_reason() {
 fn the_summary_fits_a_terminal() {
     let report = example();
     insta::assert_snapshot!(report.summary());
-    let mut stored = example();
-    stored.stored_edit = Some(file("edit.safetensors"));
+    let mut stored = Report { stored_edit: Some(file("edit.safetensors")), ..example() };
     (stored.search, stored.direction_sources, stored.projections) =
         (SearchResult::default(), Vec::new(), None);
     insta::assert_snapshot!(stored.summary());
@@ -446,9 +445,9 @@ fn answers_that_changed_come_first() {
 fn hostile_text_stays_text() {
     let page = hostile().page().unwrap();
     let page = parsed(&page);
-    let names = ["script", "img", "iframe", "object", "link", "a", "form"];
     for node in page.descendants().filter(Node::is_element) {
-        assert!(!names.contains(&node.tag_name().name()), "{node:?}");
+        let name = node.tag_name().name();
+        assert!(!["script", "img", "iframe", "object", "link", "a", "form"].contains(&name), "{node:?}");
         assert!(node.attributes().all(|a| !a.name().starts_with("on") && a.name() != "src"), "{node:?}");
     }
     let expected = HOSTILE.replace(['\u{1b}', '\u{0}', '\u{202e}'], "\u{fffd}");
@@ -464,11 +463,9 @@ fn no_number_and_no_length_breaks_the_page() {
     for value in strange {
         let mut report = example();
         report.separation.iter_mut().for_each(|s| (s.auroc, s.d_prime, s.norm) = (value, value, value));
-        report
-            .verification
-            .tensors
-            .iter_mut()
-            .for_each(|t| (t.gain, t.requested_change) = (Some(value), Some(value)));
+        for tensor in &mut report.verification.tensors {
+            (tensor.gain, tensor.requested_change) = (Some(value), Some(value));
+        }
         report.search.trials.iter_mut().for_each(|t| (t.strength, t.score.kl) = (value, value));
         report.search.best = Some(99);
         report.scores.written = score([0, 0, 0], value);
@@ -482,11 +479,9 @@ fn no_number_and_no_length_breaks_the_page() {
         parsed(&page);
         assert!(report.summary().lines().count() > 10);
     }
-    let mut empty = example();
-    empty.separation.clear();
+    let (separation, answers, direction_sources) = (Vec::new(), Vec::new(), Vec::new());
+    let mut empty = Report { separation, answers, direction_sources, ..example() };
     empty.verification.tensors.clear();
-    empty.answers.clear();
-    empty.direction_sources.clear();
     parsed(&empty.page().unwrap());
     empty.summary();
 }

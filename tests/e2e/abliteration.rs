@@ -279,7 +279,7 @@ fn honest_models_have_none_after_requantization_either() {
 }
 
 #[test]
-fn scars_of_smollm2() {
+fn ablated_directions_of_smollm2() {
     let m = Model::open("SMOLLM2");
     for (r, share) in [(m.random(7), 0.3..0.7), (m.meaning(), 0.0..1.0), (m.meaning(), 0.3..0.7)] {
         expect(&m, &Removal::of_one(0.8, share.clone(), &r), GgmlType::F32, 0.97);
@@ -294,7 +294,7 @@ fn scars_of_smollm2() {
 }
 
 #[test]
-fn scars_of_gemma3_with_its_post_norms() {
+fn ablated_directions_of_gemma3_with_its_post_norms() {
     let m = Model::open("GEMMA3");
     let one_kind = Removal { only: Some(Group::Mixer), ..Removal::of_one(1.0, 0.0..1.0, &m.meaning()) };
     expect(&m, &one_kind, GgmlType::Q4_0, 0.999);

@@ -29,7 +29,7 @@ fn killed(args: &[&str], first: &Path) {
 }
 
 #[test]
-fn a_ladder_is_killed_taken_up_and_complete() {
+fn a_release_is_killed_taken_up_and_complete() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     // A model that refuses harmful prompts: files that refuse less than their base are not kept.

@@ -18,7 +18,7 @@ use crate::output::{Printer, percent, shell};
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
-use crate::pipeline::options::InjectOptions;
+use crate::pipeline::options::{InjectOptions, WriteOptions};
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::run_facts::RunFacts;
 use crate::pipeline::session::{Opened, Session};
@@ -36,19 +36,23 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let Checked { opened, prompts, taken, options } = &Checked::new(options, printer)?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
-        let output = Some(&options.output).filter(|_| !options.in_place);
-        let all = [&options.report, &options.html, &options.save_adapter].into_iter().flatten().chain(output);
-        outputs::look(all.map(PathBuf::as_path), options.overwrite)?;
+        let output = Some(&options.write.output).filter(|_| !options.write.in_place);
+        let all = [&options.report.path, &options.report.html, &options.write.save_adapter]
+            .into_iter()
+            .flatten()
+            .chain(output);
+        outputs::look(all.map(PathBuf::as_path), options.write.overwrite)?;
         registration.announce(printer);
         dry_run::run(opened, options, prompts, printer);
         return Ok(ExitStatus::Done);
     }
     // Created now, so that an output that cannot be written fails before the work.
     let target = Target::of(options, &opened.gguf)?;
-    let options = &InjectOptions { output: target.path(options).into(), ..options.clone() };
-    let side_files = [&options.report, &options.html, &options.save_adapter];
+    let write = WriteOptions { output: target.path(options).into(), ..options.write.clone() };
+    let options = &InjectOptions { write, ..options.clone() };
+    let side_files = [&options.report.path, &options.report.html, &options.write.save_adapter];
     let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
-    outputs::check(side_files, options.overwrite)?;
+    outputs::check(side_files, options.write.overwrite)?;
     if taken.is_none() {
         outputs::check([journal::path(options).as_path()], true)?;
     }
@@ -67,7 +71,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     journal::close(journal, done.is_ok(), printer);
     let done = done?;
     let status = finish(&done, options, printer)?;
-    registration.finish(&done.report.output.sha256, status, options.overwrite, printer)?;
+    registration.finish(&done.report.output.sha256, status, options.write.overwrite, printer)?;
     Ok(status)
 }
 
@@ -89,13 +93,13 @@ impl Checked {
     pub fn new(options: &InjectOptions, printer: &Printer) -> Result<Self, Error> {
         let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
         check_input(&opened, options, printer)?;
-        let prompts = load_prompts(&options.prompts, printer)?;
+        let prompts = load_prompts(&options.learn.prompts, printer)?;
         let other_weights = options.allow_other_weights;
         let taken = options.edit.as_deref().map(|path| stored::take(path, &opened, other_weights, printer));
         let taken = taken.transpose()?;
-        match options.in_place {
+        match options.write.in_place {
             true => gguf::in_place::refuse_split(&opened.gguf)?,
-            false => refuse_input_as_output(&opened.gguf, &options.output)?,
+            false => refuse_input_as_output(&opened.gguf, &options.write.output)?,
         }
         // A stored edit keeps the method that found it.
         let options = match &taken {
@@ -146,7 +150,7 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
         }
     }
     // Opened only to report errors before the work; it is read again when needed.
-    options.imatrix.as_deref().map(Imatrix::open).transpose()?;
+    options.write.imatrix.as_deref().map(Imatrix::open).transpose()?;
     match Provenance::read(&opened.gguf) {
         Some(p) if !options.allow.injected => {
             Err(Error::Injected { path: options.source.path.clone(), size: p.size(), version: p.version })
@@ -156,15 +160,15 @@ pub(super) fn check_input(opened: &Opened, options: &InjectOptions, printer: &Pr
 }
 
 fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
-    let (path, seconds) = (options.output.display(), report.seconds);
-    if !options.in_place {
+    let (path, seconds) = (options.write.output.display(), report.seconds);
+    if !options.write.in_place {
         return printer.say(format!("wrote {path} in {seconds:.0} s"));
     }
     let journal = journal_path(&options.source.path);
     let bytes = std::fs::metadata(&journal).map_or(0, |found| found.len());
     printer.say(format!(
         "edited {path} in place in {seconds:.0} s; `rosi-gguf undo {}` restores the original from {} ({} MB)",
-        shell(&options.output),
+        shell(&options.write.output),
         journal.display(),
         bytes / 1_000_000
     ));
@@ -174,25 +178,25 @@ fn tell_where(report: &Report, options: &InjectOptions, printer: &Printer) {
 fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let report = &done.report;
     let json = serde_json::to_string_pretty(report).unwrap_or_default();
-    if let Some(path) = &options.report {
-        AtomicFile::write_whole(path, json.as_bytes(), options.overwrite)?;
+    if let Some(path) = &options.report.path {
+        AtomicFile::write_whole(path, json.as_bytes(), options.write.overwrite)?;
     }
-    if let Some(path) = &options.html {
-        AtomicFile::write_whole(path, report.page()?.as_bytes(), options.overwrite)?;
+    if let Some(path) = &options.report.html {
+        AtomicFile::write_whole(path, report.page()?.as_bytes(), options.write.overwrite)?;
     }
-    if let (Some(path), Some(adapter)) = (&options.save_adapter, &done.adapter) {
-        AtomicFile::write_whole(path, adapter, options.overwrite)?;
+    if let (Some(path), Some(adapter)) = (&options.write.save_adapter, &done.adapter) {
+        AtomicFile::write_whole(path, adapter, options.write.overwrite)?;
     }
     printer.say(report.summary());
     printer.detail(report.times());
     tell_where(report, options, printer);
-    if let Requant::Promote(ggml_type) = options.requant {
+    if let Requant::Promote(ggml_type) = options.write.requant {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
         let (before, after) = (megabytes(report.input.bytes), megabytes(report.output.bytes));
         printer
             .say(format!("edited tensors are now {ggml_type}: {before:.0} MB before, {after:.0} MB after"));
     }
-    if options.json {
+    if options.report.json {
         printer.json_text(&json);
     }
     if report.survived() {
@@ -203,7 +207,7 @@ fn finish(done: &Done, options: &InjectOptions, printer: &Printer) -> Result<Exi
         percent(report.verification.gain.unwrap_or(0.0)),
         report.verification.cosine.unwrap_or(0.0)
     ));
-    printer.warn(match options.requant {
+    printer.warn(match options.write.requant {
         Requant::Nearest => "rounding to nearest loses small edits: omit --requant nearest",
         _ => {
             "the types of these tensors are too coarse for the edit: widen them with --promote Q8_0, or \

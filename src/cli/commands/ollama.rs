@@ -42,14 +42,14 @@ pub fn explain(error: Error, source: &Source) -> Error {
 impl Registration {
     /// Prepares the registration. Everything that can fail before the work fails here.
     pub fn prepare(options: &InjectOptions, n_files: usize, printer: &Printer) -> Result<Self, Error> {
-        let (source, output) = (&options.source, options.output.clone());
+        let (source, output) = (&options.source, options.write.output.clone());
         let companions = source.companions.clone().unwrap_or_default();
         for unknown in &companions.unknown {
             printer.warn(format!("{}: layer of unknown type {unknown:?} not copied", source.display_name));
         }
-        let create = options.ollama_create.as_ref().map(|name| Create::prepare(name, options, n_files));
+        let create = options.write.ollama_create.as_ref().map(|name| Create::prepare(name, options, n_files));
         let create = create.transpose()?;
-        let wanted = !options.in_place && (source.companions.is_some() || create.is_some());
+        let wanted = !options.write.in_place && (source.companions.is_some() || create.is_some());
         let text = wanted.then(|| modelfile::write(&from(&output), &companions)).transpose();
         let text = text.unwrap_or_else(|problem| {
             printer.warn(format!("writing no Modelfile: {problem}"));
@@ -137,7 +137,7 @@ impl Create {
             });
         }
         let server = Server::from_env()?;
-        let replaces = !options.overwrite && server.is_running() && server.has(name)?;
+        let replaces = !options.write.overwrite && server.is_running() && server.has(name)?;
         if replaces {
             return Err(
                 OllamaError::Exists { server: server.address().into(), name: name.to_string() }.into()

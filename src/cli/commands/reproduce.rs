@@ -52,7 +52,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
         printer.warn(format!("{what} was {then} when the file was written, now {now}: the bytes may differ"));
     }
     let original = file_facts(&gguf, printer)?;
-    let file = AtomicModel::create(&options.output, &opened.gguf, true)?;
+    let file = AtomicModel::create(&options.write.output, &opened.gguf, true)?;
     // The recorded facts, not the current ones: they are part of the file, so a reported difference would change its
     // bytes.
     let job = Job { session, taken, facts: &then, seen: None };
@@ -62,7 +62,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
         return Err(ReproduceError::Differs { path, expected, found, differences }.into());
     }
     let seconds = start.elapsed().as_secs_f64();
-    if options.json {
+    if options.report.json {
         let (file, sha256, model) = (&original.path, &original.sha256, &input.path);
         printer.json(&Told { file, sha256, model, seconds, differences: &differences });
     }

@@ -24,18 +24,18 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     check_input(&opened, options, printer)?;
     let options = &with_method(options, &opened.plan)?;
     types::check(&opened, options, None)?;
-    let prompts = load_prompts(&options.prompts, printer)?;
+    let prompts = load_prompts(&options.learn.prompts, printer)?;
     // Created now, so that an output that cannot be written fails before the work.
-    let file = AtomicFile::create(&options.output, options.overwrite)?;
+    let file = AtomicFile::create(&options.write.output, options.write.overwrite)?;
     outputs::check([journal::path(options).as_path()], true)?;
     let input = file_facts(&opened.gguf, printer)?;
     let mut journal = journal::open(journal::head(&opened, options, &prompts, &input), options, printer)?;
     let session = Session { opened: &opened, prompts: &prompts, options, printer };
     let found = search(session, &input, &mut journal);
     let done = found.and_then(|(stored, search)| {
-        let bytes = stored.to_bytes().map_err(|problem| at(&options.output, problem))?;
+        let bytes = stored.to_bytes().map_err(|problem| at(&options.write.output, problem))?;
         // Never store an edit that `inject --edit` would reject.
-        StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.output, problem))?;
+        StoredEdit::from_bytes(&bytes).map_err(|problem| at(&options.write.output, problem))?;
         write(file, &bytes)?;
         tell(&stored, &search, options, bytes.len(), printer);
         Ok(ExitStatus::Done)
@@ -67,14 +67,14 @@ fn tell(
             Method::Detector => format!(" in {} networks", stored.networks.len()),
             _ => format!(" in {} matrices, push {:.1}", stored.writers.len(), facts.push),
         },
-        options.output.display(),
+        options.write.output.display(),
         bytes / 1000
     ));
     printer.say(format!(
         "inject any quantization of the model with it: rosi-gguf inject MODEL.gguf --edit {}",
-        shell(&options.output)
+        shell(&options.write.output)
     ));
-    if options.json {
+    if options.report.json {
         let told = serde_json::json!({ "edit": facts, "search": search });
         printer.json(&told);
     }

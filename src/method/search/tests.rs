@@ -469,12 +469,7 @@ fn a_budget_that_the_user_gives_holds_for_every_source() {
 
 /// Runs a search over settings with these strengths.
 fn trials_of(strengths: &[f64]) -> SearchResult {
-    let candidate = Candidate {
-        direction_source: DirectionSource::Plain,
-        layer: 10,
-        window: Window::WHOLE,
-        contrast: 0.0,
-    };
+    let candidate = candidate();
     let settings: Vec<(Candidate, f64)> = strengths.iter().map(|&strength| (candidate, strength)).collect();
     let mut engine =
         StandIn { quality: |_, _| 300.0, at: (DirectionSource::Plain, 0), strength: 0.0, applied: 0 };
@@ -495,12 +490,7 @@ fn settings_are_judged_until_one_keeps_the_limits() {
 
 #[test]
 fn a_setting_that_pushes_harder_must_be_worth_it() {
-    let candidate = Candidate {
-        direction_source: DirectionSource::Plain,
-        layer: 10,
-        window: Window::WHOLE,
-        contrast: 0.0,
-    };
+    let candidate = candidate();
     let probe = |utility: f64| Probe { candidate, strength: 1.0, max_kl: 0.05, first_tokens: None, utility };
     let chosen = |harder: &[f64]| {
         let harder: Vec<Probe> = harder.iter().map(|&utility| probe(utility)).collect();
