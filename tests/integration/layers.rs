@@ -1,4 +1,5 @@
-//! Checks the layering of the modules: a file in `src/` imports only from its own module and from lower layers.
+//! Checks the layering of the modules: a file in `src/` imports only from its own module and from lower layers. Also
+//! checks the length of files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
         }
     }
 }
+
+/// Maximum number of lines of a file.
+const MAX_LINES: usize = 500;
 
 /// Returns the part of a file before its unit tests; nothing for files of tests.
 fn product(path: &Path) -> String {
@@ -61,4 +65,17 @@ fn imports_point_down() {
     }
     assert!(n_import > 500, "only {n_import} imports were found");
     assert!(upwards.is_empty(), "{upwards:#?}");
+}
+
+#[test]
+fn no_file_is_long() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "benches", "examples"] {
+        sources(&root.join(folder), &mut found);
+    }
+    assert!(found.len() > 200, "only {} files were found", found.len());
+    let lines = |path: &PathBuf| fs::read_to_string(path).unwrap().lines().count();
+    let long: Vec<PathBuf> = found.into_iter().filter(|path| lines(path) > MAX_LINES).collect();
+    assert!(long.is_empty(), "more than {MAX_LINES} lines: {long:#?}");
 }
