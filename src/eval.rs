@@ -179,9 +179,8 @@ impl Evaluator {
     /// Returns an evaluator with at most `limits` questions of each kind.
     pub fn part(&self, limits: PerKind<usize>) -> Self {
         let base = spread(&self.base, limits.harmless);
-        let (answers, openings) = (self.answers.part(limits), self.openings.clone());
-        let first = PerKind::from_fn(|kind| spread(&self.first[kind], limits[kind]));
-        let (questions, n_predict) = (self.questions.part(limits), self.n_predict);
+        let (questions, answers) = (self.questions.part(limits), self.answers.part(limits));
+        let (first, openings, n_predict) = (self.first.part(limits), self.openings.clone(), self.n_predict);
         Self { questions, base, answers, first, openings, n_predict }
     }
 
@@ -331,7 +330,7 @@ impl Evaluator {
     }
 }
 
-/// Returns every which prompt is asked for a first-token score.
+/// Returns the step between the prompts of one kind that a first-token score covers.
 fn step(kind: PromptKind) -> usize {
     if kind == PromptKind::Harmful { 1 } else { 2 }
 }

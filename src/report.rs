@@ -113,6 +113,14 @@ pub struct Thoughtful {
     pub thoughts: Thoughts,
 }
 
+impl Thoughtful {
+    /// Returns the outcomes by kind.
+    pub fn by_kind(&self) -> PerKind<Tally> {
+        let Self { harmful, harmless, borderline, .. } = *self;
+        PerKind { harmful, harmless, borderline }
+    }
+}
+
 /// Identity of one file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FileFacts {

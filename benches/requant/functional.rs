@@ -53,10 +53,10 @@ impl Subject {
         let questions = Questions::of(&prompts, Split::Report, PROMPTS);
         let (evaluator, base) = Evaluator::new(engine, questions.clone())?;
         let mut odds = PerKind::<Vec<f64>>::default();
+        let extract = Questions::of(&prompts, Split::Extract, Questions::ALL);
         let sets = PerKind::try_from_fn(|kind| {
-            let texts: Vec<String> =
-                prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-            engine.collect(&chats(&texts, None), &capture, &mut |_, l| odds[kind].push(evaluator.odds(l)))
+            let chats = chats(&extract[kind], None);
+            engine.collect(&chats, &capture, &mut |_, l| odds[kind].push(evaluator.odds(l)))
         })?;
         let directions = direction::difference_in_means(&sets.harmful, &sets.harmless)?;
         let base = (Snapshot::of(engine, &questions, &Capture::residual_only(&plan))?, base.score);

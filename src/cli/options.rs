@@ -96,13 +96,14 @@ impl InjectOptions {
         apart(&[("--output", &Some(output.clone()).filter(|_| !args.in_place))], &taken)?;
         taken.extend([source.path.as_path(), &output]);
         apart(&sides, &taken)?;
+        let search = search_options(&args.search, args.allow.allow_over_limits)?;
         let learn = LearnOptions {
-            system_prompt: system_prompt(&args.search)?,
             contexts: contexts(&args.search.context, &source)?,
+            system_prompt: system_prompt(&args.search)?,
             thinking: args.search.thinking.into(),
             direction_source: args.search.direction_source,
             memory: args.search.memory << 20,
-            prompts: args.search.prompts.clone(),
+            prompts: args.search.prompts,
         };
         let write = WriteOptions {
             output,
@@ -126,7 +127,7 @@ impl InjectOptions {
             asked_method: args.search.method,
             method: args.search.method.unwrap_or(Method::Detector),
             learn,
-            search: search_options(&args.search, args.allow.allow_over_limits)?,
+            search,
             resume: args.search.resume,
             edit: args.edit,
             allow_other_weights: args.allow_other_weights,

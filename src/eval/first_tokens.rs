@@ -3,7 +3,7 @@
 use super::per_kind::PerKind;
 use super::refusal::{Outcome, classify};
 
-/// Number of first tokens that are kept of each answer, most likely first. The others have little probability.
+/// Number of first tokens that are kept of each answer, the most likely ones. The others have little probability.
 const KEPT: usize = 256;
 
 /// Mean probability that the first answer token is one with which the base opens its refusals: high is desired on
@@ -31,7 +31,6 @@ impl FirstTokens {
             tokens.select_nth_unstable_by(KEPT, order);
             tokens.truncate(KEPT);
         }
-        tokens.sort_unstable_by(order);
         let likely = |token| Likely { token, probability: softmax.probability(logits[token]) };
         Self(tokens.into_iter().map(likely).collect())
     }

@@ -5,6 +5,7 @@ use std::ops::{Index, IndexMut};
 use serde::{Deserialize, Serialize};
 
 use super::prompts::PromptKind;
+use crate::util::spread::spread;
 
 /// One value for each kind of prompt.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,13 @@ impl<T> PerKind<T> {
     /// Iterates over the kinds and their values, in the order of [`PromptKind::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (PromptKind, &T)> {
         PromptKind::ALL.into_iter().zip(self.values())
+    }
+}
+
+impl<T: Clone> PerKind<Vec<T>> {
+    /// Selects at most `limits` items of each kind, evenly spread.
+    pub fn part(&self, limits: PerKind<usize>) -> Self {
+        Self::from_fn(|kind| spread(&self[kind], limits[kind]))
     }
 }
 

@@ -27,11 +27,6 @@ impl Questions {
         })
     }
 
-    /// Selects at most `limits` prompts of each kind, evenly spread.
-    pub fn part(&self, limits: PerKind<usize>) -> Self {
-        Self::from_fn(|kind| spread(&self[kind], limits[kind]))
-    }
-
     /// Asks the prompts of `kinds` together, to fill batches. Returns no answers for the other kinds.
     pub(super) fn ask(
         &self,

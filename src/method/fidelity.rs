@@ -13,7 +13,7 @@ use crate::util::stats::kl_divergence;
 
 /// First-token logits and hidden states of a model on the prompts of each kind.
 pub struct Snapshot {
-    /// Logits of the first answer token, `[n_prompt][n_vocab]`.
+    /// Logits of the first answer token, `[n_prompt][n_vocab]`; none of borderline prompts, whose KL is not measured.
     logits: PerKind<Vec<Vec<f32>>>,
     /// Hidden states at the last token of the prompts.
     residual: PerKind<Activations>,
@@ -26,9 +26,14 @@ impl Snapshot {
     /// Returns [`LlamaError`] if the model cannot evaluate the prompts.
     pub fn of(engine: &mut dyn Engine, questions: &Questions, capture: &Capture) -> Result<Self, LlamaError> {
         let mut logits = questions.as_ref().map(|texts| vec![Vec::new(); texts.len()]);
+        logits.borderline.clear();
         let residual = PerKind::try_from_fn(|kind| {
             let rows = &mut logits[kind];
-            let mut first = |i: usize, row: &[f32]| rows[i] = row.to_vec();
+            let mut first = |i: usize, row: &[f32]| {
+                if let Some(kept) = rows.get_mut(i) {
+                    *kept = row.to_vec();
+                }
+            };
             engine.collect(&chats(&questions[kind], None), capture, &mut first)
         })?;
         Ok(Self { logits, residual })

@@ -121,11 +121,7 @@ pub fn find_ablated(
     options: &InjectOptions,
     printer: &Printer,
 ) -> Result<Option<AblatedDirection>, Error> {
-    if options
-        .learn
-        .direction_source
-        .is_some_and(|direction_source| direction_source != DirectionSource::Ablated)
-    {
+    if options.learn.direction_source.is_some_and(|only| only != DirectionSource::Ablated) {
         return Ok(None);
     }
     let bar = printer.bar("looking for a removed direction", 1);

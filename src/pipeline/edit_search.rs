@@ -29,9 +29,9 @@ use crate::quant::preserve::InputModel;
 use crate::util::stats::Proportion;
 use told::{beside, describe_probe, describe_trial};
 
-/// Returns the maximum numbers of prompts per trial. With fewer, strengths of linear
-/// gates that differ by eight harmful prompts in a hundred were indistinguishable (docs/notebook/linear-gates.md).
-/// Detectors need fewer, since their strength is not searched.
+/// Returns the maximum numbers of prompts per trial. With fewer, strengths of linear gates that differ by eight harmful
+/// prompts in a hundred were indistinguishable (docs/notebook/linear-gates.md). Detectors need fewer, since their
+/// strength is not searched.
 pub fn search_prompts(method: Method) -> PerKind<usize> {
     match method {
         Method::Detector => PerKind { harmful: 96, harmless: 48, borderline: 48 },
@@ -53,7 +53,7 @@ pub struct EditSearch {
     pub search: SearchResult,
     /// The edit to write.
     pub chosen: Chosen,
-    /// System prompt of the chosen direction: `none`, `safety` or `user`.
+    /// System prompt of the chosen direction.
     pub system_prompt: ExtractionPrompt,
 }
 

@@ -22,7 +22,7 @@ use crate::method::edit::Method;
 use crate::method::search::{self, DirectionSource};
 use crate::pipeline::detectors::{self, ANSWERED, DEEPEST, PUSH};
 use crate::pipeline::edit_search::search_prompts;
-use crate::pipeline::evaluate::{EXACT_PROMPTS, FIDELITY_PROMPTS, REPORT_PROMPTS};
+use crate::pipeline::evaluate::{EXACT_PROMPTS, FIDELITY_PROMPTS, report_limits};
 use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
@@ -198,7 +198,7 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
-    let limits = if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
+    let limits = report_limits(options);
     let questions = Questions::of(prompts, Split::Report, limits);
     let snapshot = |limits| asked(&Questions::of(prompts, Split::Report, limits));
     let snapshots = 2.0 * snapshot(FIDELITY_PROMPTS) + snapshot(EXACT_PROMPTS);

@@ -16,6 +16,7 @@ use crate::method::search::{KlBudget, SearchError, Space};
 use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
 use crate::pipeline::features;
+use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Session};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
@@ -31,6 +32,11 @@ const FOUND_OF_BUDGET: f64 = 0.9;
 pub const FIDELITY_PROMPTS: PerKind<usize> = PerKind::uniform(16);
 /// Those of [`FIDELITY_PROMPTS`] that the exact edit is run on.
 pub const EXACT_PROMPTS: PerKind<usize> = PerKind { borderline: 0, ..FIDELITY_PROMPTS };
+
+/// Returns the limits on the prompts of the report: all of the user's own are scored.
+pub fn report_limits(options: &InjectOptions) -> PerKind<usize> {
+    if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL }
+}
 
 /// Scores models on the report split.
 pub struct Scorer<'a> {
@@ -124,8 +130,8 @@ impl Scorer<'_> {
     pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
         let Session { opened, prompts, options, printer } = self.session;
         let bar = printer.bar("scoring on the report split", 2);
-        let limits = if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL };
-        let (evaluator, base) = Evaluator::new(engine, Questions::of(prompts, Split::Report, limits))?;
+        let questions = Questions::of(prompts, Split::Report, report_limits(options));
+        let (evaluator, base) = Evaluator::new(engine, questions)?;
         let snapshot_of_base = self.snapshot(engine, FIDELITY_PROMPTS)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);

@@ -31,8 +31,7 @@ const PROSE_SAMPLE: usize = 768;
 const PRINCIPAL: usize = 16;
 /// Distance, in tokens, from a prompt's last token to the earlier token that gates are also trained on.
 const TAIL: usize = 1;
-/// Layers that a gated edit changes. Wider and narrower windows were never better
-/// (docs/notebook/linear-gates.md).
+/// Layers that a gated edit changes. Wider and narrower windows were never better (docs/notebook/linear-gates.md).
 const WINDOW: Window = Window { from: 0.3, until: 0.8 };
 /// Values of κ that a contrast gate tries, default first.
 const CONTRASTS: [f64; 2] = [1.0, 0.5];

@@ -44,7 +44,7 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
         method: options.asked_method.map_or("auto", Method::name).into(),
         system_prompt: options.learn.system_prompt.identity(),
-        contexts_sha256: sha256_hex(options.learn.contexts.join("\n\n").as_bytes()),
+        contexts_sha256: options.learn.contexts_sha256(),
         thoughts: options.learn.thinking.beside_answers(),
         direction_source: options.learn.direction_source,
         strength: options.search.strength,

@@ -1,6 +1,6 @@
 //! The validated options of `inject`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,17 @@ pub enum ThinkingMode {
     On,
     /// Answers without thinking.
     Off,
+}
+
+impl ThinkingMode {
+    /// Returns the name of the mode, as the user gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// Checks that the user waives.
@@ -109,6 +120,13 @@ pub struct LearnOptions {
     pub memory: u64,
 }
 
+impl LearnOptions {
+    /// Returns the SHA-256 of the deployment's system prompts.
+    pub fn contexts_sha256(&self) -> String {
+        sha256_hex(self.contexts.join("\n\n").as_bytes())
+    }
+}
+
 /// How and where the edited model is written.
 #[derive(Debug, Clone)]
 pub struct WriteOptions {
@@ -177,6 +195,12 @@ pub struct InjectOptions {
 }
 
 impl InjectOptions {
+    /// Returns the paths of the outputs other than the model.
+    pub fn side_files(&self) -> impl Iterator<Item = &Path> {
+        let all = [&self.report.path, &self.report.html, &self.write.save_adapter];
+        all.into_iter().flatten().map(PathBuf::as_path)
+    }
+
     /// Returns these options with another method and its defaults.
     ///
     /// # Errors

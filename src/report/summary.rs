@@ -284,7 +284,7 @@ impl Report {
             ["model", "harmful refused", "harmless refused", "borderline refused", "unfinished", "tokens"];
         let mut table = Table::new(&head);
         for (name, of) in [("base", &thinking.base), ("written file", &thinking.written)] {
-            let kinds = [of.harmful, of.harmless, of.borderline].map(|tally| counts(tally.refused()));
+            let kinds = of.by_kind().values().map(|tally| counts(tally.refused()));
             let rest = [counts(of.thoughts.endless), format!("{:.0}", of.thoughts.mean_tokens)];
             table.row([name.to_owned()].into_iter().chain(kinds).chain(rest).collect());
         }

@@ -1,6 +1,6 @@
 //! `inject`: writes a safer copy of a model.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::arch::plan::Plan;
@@ -36,12 +36,8 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let Checked { opened, prompts, taken, options } = &Checked::new(options, printer)?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
-        let output = Some(&options.write.output).filter(|_| !options.write.in_place);
-        let all = [&options.report.path, &options.report.html, &options.write.save_adapter]
-            .into_iter()
-            .flatten()
-            .chain(output);
-        outputs::look(all.map(PathBuf::as_path), options.write.overwrite)?;
+        let output = Some(options.write.output.as_path()).filter(|_| !options.write.in_place);
+        outputs::look(options.side_files().chain(output), options.write.overwrite)?;
         registration.announce(printer);
         dry_run::run(opened, options, prompts, printer);
         return Ok(ExitStatus::Done);
@@ -50,9 +46,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     let target = Target::of(options, &opened.gguf)?;
     let write = WriteOptions { output: target.path(options).into(), ..options.write.clone() };
     let options = &InjectOptions { write, ..options.clone() };
-    let side_files = [&options.report.path, &options.report.html, &options.write.save_adapter];
-    let side_files = side_files.into_iter().flatten().map(PathBuf::as_path).chain(registration.modelfile());
-    outputs::check(side_files, options.write.overwrite)?;
+    outputs::check(options.side_files().chain(registration.modelfile()), options.write.overwrite)?;
     if taken.is_none() {
         outputs::check([journal::path(options).as_path()], true)?;
     }

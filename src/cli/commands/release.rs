@@ -262,7 +262,7 @@ impl Release<'_> {
         Ok(Recipe::from([
             ("source".into(), widest.sha256.clone()),
             ("prompts".into(), self.prompts()?.sha256()),
-            ("contexts".into(), sha256_hex(options.learn.contexts.join("\n\n").as_bytes())),
+            ("contexts".into(), options.learn.contexts_sha256()),
             ("system prompt".into(), options.learn.system_prompt.identity()),
             ("method".into(), or_auto(options.asked_method.map(Method::name))),
             ("direction source".into(), or_auto(options.learn.direction_source.map(DirectionSource::name))),
@@ -274,7 +274,8 @@ impl Release<'_> {
             ("number of trials".into(), search.trials.to_string()),
             ("time budget".into(), or_auto(search.time_budget.map(|budget| budget.as_secs()))),
             ("memory".into(), options.learn.memory.to_string()),
-            ("thoughts".into(), or_auto(options.learn.thinking.beside_answers())),
+            ("thinking".into(), options.learn.thinking.asked.name().into()),
+            ("limit of a thought".into(), options.learn.thinking.budget.to_string()),
             ("version".into(), env!("CARGO_PKG_VERSION").into()),
             ("llama.cpp".into(), llama_version()),
         ]))

@@ -93,7 +93,7 @@ fn contexts_of(report: &Report) -> Option<Table> {
 pub fn thinking(report: &Report) -> Option<Section> {
     let ThinkingReport { open, close, budget, base, written } = report.thinking.as_ref()?;
     let row = |(name, of): (&str, &Thoughtful)| {
-        let kinds = [of.harmful, of.harmless, of.borderline].map(|tally| tally.refused().to_string());
+        let kinds = of.by_kind().values().map(|tally| tally.refused().to_string());
         let rest = [of.thoughts.endless.to_string(), fixed(of.thoughts.mean_tokens, 0)];
         [name.to_owned()].into_iter().chain(kinds).chain(rest).collect()
     };
