@@ -55,7 +55,7 @@ fn measure(model: &Model, effort: Effort) -> Result<(), Failure> {
     let spent = medians(
         effort.rounds(),
         &mut [
-            &mut || alone(Arithmetic::F32),
+            &mut || alone(Arithmetic::Float),
             &mut || alone(Arithmetic::Llama),
             &mut || collect(&residual, false),
             &mut || collect(&inputs, false),

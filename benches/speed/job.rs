@@ -101,12 +101,8 @@ fn search(model: &Model, report: &Value) {
 fn result(model: &Model, scores: &Value) {
     let scores = scores.as_object().cloned().unwrap_or_default();
     let share = |tally: &Value| {
-        let count = |outcome: &str| tally[outcome]["count"].as_u64().unwrap_or_default();
-        format!(
-            "{} of {}",
-            count("refused"),
-            ["refused", "complied", "broken"].map(count).iter().sum::<u64>()
-        )
+        let [count, total] = ["count", "total"].map(|key| tally["refused"][key].as_u64().unwrap_or_default());
+        format!("{count} of {total}")
     };
     let row = |(name, score): (&String, &Value)| {
         let kl = format!("{:.4}", score["kl"].as_f64().unwrap_or(f64::NAN));

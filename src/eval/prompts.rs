@@ -283,6 +283,12 @@ impl PromptSet {
         self.prompts.iter().filter(|p| p.kind == kind).collect()
     }
 
+    /// Returns the texts of the prompts of one kind, in order: those of `split`, or all.
+    pub fn texts(&self, kind: PromptKind, split: Option<Split>) -> Vec<String> {
+        let chosen = split.map_or_else(|| self.of_kind(kind), |split| self.select(kind, split));
+        chosen.into_iter().map(|prompt| prompt.text.clone()).collect()
+    }
+
     /// Returns the number of prompts of one kind.
     pub fn count(&self, kind: PromptKind) -> usize {
         self.prompts.iter().filter(|p| p.kind == kind).count()

@@ -94,8 +94,8 @@ pub trait Engine {
     ) -> Result<Vec<String>, LlamaError>;
 
     /// Captures the residual stream of every layer at the last prompt token and the writers' inputs, computed in
-    /// [F32](super::Arithmetic::F32). `first` receives the logits of the token that would follow: an empty slice if
-    /// `capture` covers inputs only.
+    /// [floating point](super::Arithmetic::Float). `first` receives the logits of the token that would follow: an empty
+    /// slice if `capture` covers inputs only.
     ///
     /// # Errors
     /// Returns [`LlamaError`] if rendering, decoding or the capture fails.
@@ -192,7 +192,8 @@ impl LlamaEngine {
         self.prompt_tokens(&prompt, user)
     }
 
-    /// Sets the arithmetic for later answers and returns the previous one. Hidden states are always collected in F32.
+    /// Sets the arithmetic for later answers and returns the previous one. Hidden states are always collected in
+    /// floating point.
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
         self.context.set_arithmetic(arithmetic)
     }

@@ -382,7 +382,7 @@ impl Context {
         if rc == 0 { Ok(()) } else { Err(LlamaError::ControlVector { reason: take_errors() }) }
     }
 
-    /// Sets the arithmetic of all later decodes and returns the previous one. F32 is used only where it is faster.
+    /// Sets the arithmetic of later decodes and returns the previous one. Uses floating point only where it is faster.
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
         let possible = if IS_FASTER { arithmetic } else { Arithmetic::Llama };
         std::mem::replace(&mut self.state.arithmetic, possible)

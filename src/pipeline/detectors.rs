@@ -8,7 +8,7 @@ mod site;
 use ndarray::Array2;
 
 use crate::arch::plan::{Ffn, Plan};
-use crate::eval::prompts::{self, PromptKind};
+use crate::eval::prompts::{self, PromptKind, Split};
 use crate::eval::{Evaluator, chats};
 use crate::llama::activations::Part;
 use crate::llama::{Capture, Engine, LlamaEngine, LowRank};
@@ -27,7 +27,7 @@ use crate::pipeline::session::{Opened, Session};
 use crate::util::interrupt;
 use crate::util::linalg::mean_row;
 use crate::util::spread::spread;
-use collect::{Collection, Collector, ENDING, EarlyDirections, texts};
+use collect::{Collection, Collector, ENDING, EarlyDirections};
 use places::{PULL, Places, push};
 
 pub(super) use collect::ANSWERED;
@@ -89,7 +89,8 @@ impl Detectors {
         let plan = &opened.plan;
         let Places { early, late, networks } = Places::of(plan, options.search.layer);
         let networks = identify(opened, engine, &networks, printer)?;
-        let harmful = texts(prompts, &prompts::training(), PromptKind::Harmful).concat();
+        let mut harmful = prompts.texts(PromptKind::Harmful, Some(Split::Extract));
+        harmful.extend(prompts::training().texts(PromptKind::Harmful, None));
         let n_end = engine.shared_ending(&chats(&spread(&harmful, SHOWN), None))?.clamp(1, ENDING);
         let input = |network: &Network| {
             let [input, _] = plan.readers(&network.ffn);

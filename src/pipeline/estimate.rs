@@ -2,11 +2,13 @@
 //! measured throughput of this CPU.
 //!
 //! ```text
-//! seconds ≈ 2 · active weights · (tokens read in F32 / READ + other tokens / ANSWERS) / (threads · operations/s)
+//! seconds ≈ 2 · active weights · (read / (READ · float) + answers / (ANSWERS · f32)) / threads
 //! ```
 //!
-//! The estimate assumes 4.5 characters per token. It ignores the common prefix of the prompts, which is decoded only
-//! once, and hashing, writing and training, which take a few percent of the time.
+//! `read` are the tokens of prompts, `float` the operations per second of their products, `answers` the tokens that
+//! llama.cpp's own products process, and `f32` the operations per second in F32. The estimate assumes 4.5 characters
+//! per token. It ignores the common prefix of the prompts, which is decoded only once, and hashing, writing and
+//! training, which take a few percent of the time.
 
 use std::ops::Add;
 
@@ -17,7 +19,7 @@ use crate::eval::prompts::contexts::{self, Context, Placed};
 use crate::eval::prompts::{PromptKind, PromptSet, Split, prose, training};
 use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, PerKind, Questions};
 use crate::gguf::{Gguf, TensorInfo};
-use crate::llama::matmul::{IS_FASTER, flops};
+use crate::llama::matmul::{Flops, IS_FASTER};
 use crate::method::edit::Method;
 use crate::method::search::{self, DirectionSource};
 use crate::pipeline::detectors::{self, ANSWERED, DEEPEST, PUSH};
@@ -36,8 +38,9 @@ const ENDING: f64 = 5.0;
 const OPEN: f64 = 3.0;
 /// Average passes over the harmless prompts to find the strength that spends the KL budget.
 const BUDGET_PASSES: f64 = 1.5;
-/// Throughput relative to plain matrix products on the same cores, for reading prompts in F32 and for llama.cpp's own
-/// products. Qwen2.5-Coder-0.5B Q4_K_M on two cores with AVX-512 had .5 and .3; VNNI speeds up only llama.cpp.
+/// Throughput relative to plain matrix products on the same cores, for reading prompts in floating point and for
+/// llama.cpp's own products. Qwen2.5-Coder-0.5B Q4_K_M on two cores with AVX-512 had .5 and .3; VNNI speeds up only
+/// llama.cpp.
 const READ: f64 = if IS_FASTER { 0.5 } else { ANSWERS };
 /// Relative throughput of llama.cpp's own products; see [`READ`].
 const ANSWERS: f64 = 0.45;
@@ -45,7 +48,7 @@ const ANSWERS: f64 = 0.45;
 /// Tokens that a step processes.
 #[derive(Debug, Clone, Copy, Default)]
 struct Work {
-    /// Tokens of prompts and texts, read in F32.
+    /// Tokens of prompts and texts, read in floating point.
     read: f64,
     /// Tokens processed by llama.cpp's own products: answers, and everything for the report.
     answers: f64,
@@ -64,9 +67,9 @@ impl Work {
         self.read + self.answers
     }
 
-    /// Returns the tokens that plain matrix products would process in the same time.
-    fn weighted(self) -> f64 {
-        self.read / READ + self.answers / ANSWERS
+    /// Returns the seconds that one thread takes per active weight.
+    fn seconds_per_weight(self, flops: Flops) -> f64 {
+        2.0 * (self.read / (READ * flops.float) + self.answers / (ANSWERS * flops.f32))
     }
 }
 
@@ -104,14 +107,14 @@ impl Estimate {
             None => (learning(&opened.plan, options, prompts), search(&opened.plan, options, prompts)),
         };
         let active_weights = active_weights(&opened.gguf, &opened.plan);
-        let rate = flops() * options.run.threads.max(1) as f64;
+        let weights = active_weights as f64 / options.run.threads.max(1) as f64;
         let work = learning + search + Work { read: 0.0, answers: report };
         Self {
             tokens_learning: learning.tokens() as u64,
             tokens_search: search.tokens() as u64,
             tokens_report: report as u64,
             active_weights,
-            seconds: 2.0 * active_weights as f64 * work.weighted() / rate,
+            seconds: weights * work.seconds_per_weight(Flops::measure()),
         }
     }
 

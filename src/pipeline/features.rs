@@ -259,11 +259,11 @@ pub fn directions_under(
     system: &str,
 ) -> Result<Directions, Error> {
     let Session { opened, prompts, printer, .. } = session;
-    let collector = Collector { prompts, printer };
     let mut residual = |kind| {
         let _bar = printer.bar(&format!("collecting hidden states under the safety prompt: {kind}"), 1);
         let capture = Capture::residual_only(&opened.plan);
-        engine.collect(&chats(&collector.texts(kind), Some(system)), &capture, &mut |_, _| ())
+        let texts = prompts.texts(kind, Some(Split::Extract));
+        engine.collect(&chats(&texts, Some(system)), &capture, &mut |_, _| ())
     };
     let (harmful, harmless) = (residual(PromptKind::Harmful)?, residual(PromptKind::Harmless)?);
     Ok(direction::difference_in_means(&harmful, &harmless)?)
@@ -276,10 +276,6 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    fn texts(&self, kind: PromptKind) -> Vec<String> {
-        self.prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect()
-    }
-
     /// Collects hidden states, writers' inputs and first answer tokens on the prompts of one kind.
     fn collect(
         &self,
@@ -289,7 +285,7 @@ impl Collector<'_> {
         kind: PromptKind,
     ) -> Result<Seen, Error> {
         let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
-        let mut texts = self.texts(kind);
+        let mut texts = self.prompts.texts(kind, Some(Split::Extract));
         if capture.share() < 1.0 {
             // Only the inputs of the first prompts are kept, and the prompts are grouped by topic.
             texts = scattered(texts);

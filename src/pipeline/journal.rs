@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::eval::prompts::PromptSet;
 use crate::gguf::{LockFile, sha256_hex};
-use crate::llama::{devices, llama_version};
+use crate::llama::{devices, llama_version, matmul};
 use crate::method::edit::Method;
 use crate::method::search::journal::{Head, Journal};
 use crate::output::Printer;
@@ -38,14 +38,15 @@ pub fn head(opened: &Opened, options: &InjectOptions, prompts: &PromptSet, input
     Head {
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
-        cpu: devices::cpu_features(),
+        cpu: format!("{} | {}", devices::cpu_features(), matmul::kernel()),
         input_sha256: input.sha256.clone(),
         prompts_sha256: prompts.sha256(),
         writers_sha256: sha256_hex(writers.join("\n").as_bytes()),
         method: options.asked_method.map_or("auto", Method::name).into(),
         system_prompt: options.learn.system_prompt.identity(),
         contexts_sha256: options.learn.contexts_sha256(),
-        thoughts: options.learn.thinking.beside_answers(),
+        thinking: options.learn.thinking.asked.name().into(),
+        think: options.learn.thinking.budget,
         direction_source: options.learn.direction_source,
         strength: options.search.strength,
         max_kl: options.search.max_kl,

@@ -118,13 +118,13 @@ mod tests {
         let mut search = json!({
             "version": "0.1.0", "llama_cpp": "b1", "cpu": "AVX2 = 1", "input_sha256": "00",
             "prompts_sha256": "11", "writers_sha256": "22", "method": "auto", "system_prompt": "auto",
-            "contexts_sha256": "33", "thoughts": 256, "direction_source": null, "strength": 0.1,
+            "contexts_sha256": "33", "thinking": "auto", "think": 256, "direction_source": null, "strength": 0.1,
             "max_kl": 0.30000000000000004, "memory": 4, "threads": 2, "gpu_layers": 0, "devices": [],
             "flash_attn": "off",
         });
         let mut facts = json!({
             "layer": null, "contrast": 1.33, "max_false_refusal": null, "trials": 3, "time_budget": null,
-            "thinking": "auto", "think": 256, "requant": "preserve", "imatrix_sha256": null,
+            "requant": "preserve", "imatrix_sha256": null,
             "edit_sha256": null, "allow_other_weights": false,
             "allow": { "injected": false, "no_refusal": false, "over_limits": true },
         });

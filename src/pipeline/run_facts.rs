@@ -34,10 +34,6 @@ pub struct RunFacts {
     pub trials: usize,
     /// Seconds after which no new trial starts. With a time budget, results may differ on a loaded machine.
     pub time_budget: Option<u64>,
-    /// Thinking mode: `auto`, `on` or `off`.
-    pub thinking: ThinkingMode,
-    /// Maximum tokens of a thought.
-    pub think: usize,
     /// [`Requant::name`](crate::method::requant::Requant::name).
     pub requant: String,
     /// SHA-256 of the importance matrix, if one was used.
@@ -84,8 +80,6 @@ impl RunFacts {
             max_false_refusal,
             trials,
             time_budget: time_budget.map(|budget| budget.as_secs()),
-            thinking: options.learn.thinking.asked,
-            think: options.learn.thinking.budget,
             requant: options.write.requant.name(),
             imatrix_sha256,
             edit_sha256: taken.map(|taken| taken.file.sha256.clone()),
@@ -112,9 +106,10 @@ impl RunFacts {
             time_budget: self.time_budget.map(Duration::from_secs),
             to_the_end: self.allow.over_limits,
         };
+        let asked = ThinkingMode::from_str(&self.search.thinking, false).map_err(unknown)?;
         let learn = LearnOptions {
             system_prompt,
-            thinking: ThinkingOptions { asked: self.thinking, budget: self.think },
+            thinking: ThinkingOptions { asked, budget: self.search.think },
             direction_source: self.search.direction_source,
             memory: self.search.memory,
             prompts: options.learn.prompts,

@@ -62,8 +62,7 @@ impl Original {
         let (_, seen) =
             Evaluator::new(&mut engine, Questions::of(&set, Split::Report, Questions::ALL)).unwrap();
         let mut collect = |kind| {
-            let texts: Vec<String> =
-                set.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
+            let texts = set.texts(kind, Some(Split::Extract));
             engine.collect(&chats(&texts, None), &Capture::residual_only(&plan), &mut |_, _| ()).unwrap()
         };
         let (harmful, harmless) = (collect(PromptKind::Harmful), collect(PromptKind::Harmless));

@@ -110,10 +110,7 @@ struct Set {
 
 impl Set {
     fn new(source: String, prompts: &PromptSet, split: Option<Split>) -> Self {
-        let of = |kind| {
-            let chosen = split.map_or_else(|| prompts.of_kind(kind), |split| prompts.select(kind, split));
-            (kind, chosen.iter().map(|prompt| prompt.text.clone()).collect::<Vec<_>>())
-        };
+        let of = |kind| (kind, prompts.texts(kind, split));
         let kinds = PromptKind::ALL.map(of).into_iter().filter(|(_, texts)| !texts.is_empty()).collect();
         Self { source, sha256: prompts.sha256(), kinds }
     }

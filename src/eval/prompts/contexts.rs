@@ -160,7 +160,7 @@ pub fn place(context: Context, prompts: &PromptSet) -> Vec<Placed> {
 
 fn plain(kind: PromptKind, prompts: &PromptSet) -> Placed {
     let request = |(number, text): (usize, String)| Request { kind, number, text };
-    let texts = prompts.of_kind(kind).into_iter().map(|prompt| prompt.text.clone());
+    let texts = prompts.texts(kind, None).into_iter();
     Placed { requests: texts.enumerate().map(request).collect(), ..Placed::default() }
 }
 
@@ -188,8 +188,7 @@ struct Deal {
 
 impl Deal {
     fn new(prompts: &PromptSet) -> Self {
-        let texts = |kind| prompts.of_kind(kind).iter().map(|prompt| prompt.text.clone()).collect();
-        Self { of_kind: PerKind::from_fn(texts), next: PerKind::uniform(0) }
+        Self { of_kind: PerKind::from_fn(|kind| prompts.texts(kind, None)), next: PerKind::uniform(0) }
     }
 
     /// Returns the next `counts` requests of each kind.

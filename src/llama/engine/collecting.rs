@@ -97,7 +97,7 @@ impl LlamaEngine {
         let sample = Sample::new(prompts, from, capture);
         let activations = capture.allocate(prompts.len(), sample.n_kept);
         let mut collection = Collection { prompts, sample, capture, activations };
-        let before = self.context.set_arithmetic(Arithmetic::F32);
+        let before = self.context.set_arithmetic(Arithmetic::Float);
         let collected = self.collect_groups(&mut collection, first);
         self.context.set_arithmetic(before);
         collected?;

@@ -1,4 +1,4 @@
-//! Replacement of ggml's products by F32 products.
+//! Replacement of ggml's products by products in floating point.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use llama_cpp_sys_2 as sys;
 
+use super::bf16::Operands;
 use super::{Arithmetic, rows};
 use crate::gguf::GgmlType;
 
-/// Minimum number of tokens of an F32 product; at 64, dequantizing takes as long as the product saves.
+/// Minimum number of tokens of a product; at 64, dequantizing takes as long as the product saves.
 const MIN_TOKENS: i64 = 96;
 /// Number of dequantized values that are multiplied at a time (1 MiB), so that they stay in a core's cache.
 const BLOCK_VALUES: usize = 1 << 18;
@@ -31,14 +32,14 @@ const _: () = assert!(size_of::<CustomParams>() <= size_of::<[i32; 16]>());
 /// ggml's value for "as many tasks as threads" (`GGML_N_TASKS_MAX`).
 const N_TASKS_MAX: c_int = -1;
 
-/// Turns `node` into an F32 product if `arithmetic` asks for it and the node is suitable; otherwise restores
-/// llama.cpp's own product.
+/// Turns `node` into a product in floating point if `arithmetic` asks for it and the node is suitable; otherwise
+/// restores llama.cpp's own product.
 pub(in crate::llama) fn choose(node: &mut sys::ggml_tensor, arithmetic: Arithmetic) {
     if is_ours(node) {
         node.op = sys::GGML_OP_MUL_MAT;
         node.op_params = [0; 16];
     }
-    if arithmetic == Arithmetic::F32 && fits(node) {
+    if arithmetic == Arithmetic::Float && fits(node) {
         let (function, user) = (Some(multiply as _), std::ptr::null_mut());
         let params = CustomParams { function, n_tasks: N_TASKS_MAX, user };
         node.op = sys::GGML_OP_CUSTOM;
@@ -120,8 +121,57 @@ fn is_computed_on_the_cpu(node: &sys::ggml_tensor) -> bool {
 }
 
 thread_local! {
-    /// Block of dequantized rows that the current ggml thread multiplies.
-    static BLOCK: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Buffers of the current ggml thread.
+    static MULTIPLIER: RefCell<Multiplier> = RefCell::new(Multiplier::new(Operands::new()));
+}
+
+/// Multiplies blocks of rows by the same tokens.
+struct Multiplier {
+    /// The dequantized rows.
+    block: Vec<f32>,
+    /// The operands in BF16, if the CPU multiplies these.
+    bf16: Option<Operands>,
+}
+
+impl Multiplier {
+    fn new(bf16: Option<Operands>) -> Self {
+        Self { block: Vec::new(), bf16 }
+    }
+
+    /// Returns the operands in BF16 if rows of `n_in` values fit the kernel; those of all of ggml's quantized types do.
+    fn bf16(&mut self, n_in: usize) -> Option<&mut Operands> {
+        self.bf16.as_mut().filter(|_| n_in.is_multiple_of(32))
+    }
+
+    /// Prepares the tokens `x` `[n_tokens][n_in]`.
+    fn set_tokens(&mut self, x: &[f32], n_in: usize) {
+        if let Some(operands) = self.bf16(n_in) {
+            operands.set_tokens(x, n_in);
+        }
+    }
+
+    /// Multiplies the first `n_rows` rows of the block by the tokens `x` of [`Self::set_tokens`], for sizes `[n_rows,
+    /// n_tokens, n_in]`: `y[token][row] = Σ_i block[row][i] · x[token][i]`. The outputs of successive tokens are
+    /// `stride` values apart.
+    ///
+    /// # Safety
+    /// `y` must be writable for `n_rows` values at each of `n_tokens` strides.
+    unsafe fn product(&mut self, sizes: [usize; 3], x: &[f32], y: *mut f32, stride: usize) {
+        let [n_rows, n_tokens, n_in] = sizes;
+        assert!(x.len() == n_tokens * n_in && self.block.len() >= n_rows * n_in);
+        let w = std::mem::take(&mut self.block);
+        // SAFETY: upheld by the caller and the assertion.
+        unsafe {
+            match self.bf16(n_in) {
+                Some(operands) => {
+                    operands.set_rows(&w[..n_rows * n_in], n_in);
+                    operands.product(sizes, y, stride);
+                }
+                None => product(sizes, w.as_ptr(), x.as_ptr(), y, stride),
+            }
+        }
+        self.block = w;
+    }
 }
 
 /// The custom operation. Thread `ith` of `nth` multiplies every `nth` block of rows, so the result does not depend on
@@ -137,11 +187,15 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
     let [ith, nth] = [ith, nth].map(|n| n as usize);
     let (least, most) = BLOCK_ROWS;
     let block_rows = (BLOCK_VALUES / n_in.max(1) / least * least).clamp(least, most);
-    BLOCK.with_borrow_mut(|block| {
-        block.resize(block.len().max(block_rows * n_in), 0.0);
+    // SAFETY: x is contiguous, `[n_tokens][n_in]`.
+    let x = unsafe { slice::from_raw_parts(x.data.cast_const().cast::<f32>(), n_tokens * n_in) };
+    MULTIPLIER.with_borrow_mut(|multiplier| {
+        multiplier.set_tokens(x, n_in);
+        let n_values = multiplier.block.len().max(block_rows * n_in);
+        multiplier.block.resize(n_values, 0.0);
         for start in (0..n_rows).step_by(block_rows).skip(ith).step_by(nth) {
             let rows = block_rows.min(n_rows - start);
-            for (row, out) in block.chunks_exact_mut(n_in).take(rows).enumerate() {
+            for (row, out) in multiplier.block.chunks_exact_mut(n_in).take(rows).enumerate() {
                 // SAFETY: the row lies inside the weights.
                 let bytes = unsafe {
                     let at = weights.data.cast_const().cast::<u8>().add((start + row) * row_bytes);
@@ -153,18 +207,17 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
                     None => unsafe { to_float(bytes.as_ptr().cast(), out.as_mut_ptr(), n_in as i64) },
                 }
             }
-            // SAFETY: the call reads `[rows][n_in]` of the block and all of x `[n_tokens][n_in]`, and writes columns
-            // `start..start + rows` of y `[n_tokens][n_rows]`, which no other thread writes.
+            // SAFETY: the call writes columns `start..start + rows` of y `[n_tokens][n_rows]`, which no other thread
+            // writes.
             unsafe {
                 let y = node.data.cast::<f32>().add(start);
-                product([rows, n_tokens, n_in], block.as_ptr(), x.data.cast(), y, n_rows);
+                multiplier.product([rows, n_tokens, n_in], x, y, n_rows);
             }
         }
     });
 }
 
-/// Computes `y[token][row] = Σ_i w[row][i] · x[token][i]` for sizes `[n_rows, n_tokens, n_in]`. The outputs of
-/// successive tokens are `stride` values apart.
+/// Computes [`Multiplier::product`] in F32.
 ///
 /// # Safety
 /// `w` must hold `[n_rows][n_in]` and `x` `[n_tokens][n_in]` values, and `y` must be writable for `n_rows` values at
@@ -187,18 +240,37 @@ unsafe fn product(
     }
 }
 
-/// Measures the floating-point operations per second of one thread in F32 products, within some hundredths of a second.
-pub fn flops() -> f64 {
+/// Floating-point operations per second of one thread.
+#[derive(Debug, Clone, Copy)]
+pub struct Flops {
+    /// In F32.
+    pub f32: f64,
+    /// In the type in which [`Arithmetic::Float`] multiplies.
+    pub float: f64,
+}
+
+impl Flops {
+    /// Measures them within some hundredths of a second.
+    pub fn measure() -> Self {
+        let f32 = flops(None);
+        Self { f32, float: Operands::new().map_or(f32, |operands| flops(Some(operands))) }
+    }
+}
+
+fn flops(bf16: Option<Operands>) -> f64 {
     const N: usize = 512;
-    let (w, x, mut y) = (vec![1f32; N * N], vec![1f32; N * N], vec![0f32; N * N]);
+    let mut multiplier = Multiplier::new(bf16);
+    multiplier.block = vec![1.0; N * N];
+    let (x, mut y) = (vec![1f32; N * N], vec![0f32; N * N]);
     let mut seconds = || {
         let start = Instant::now();
-        // SAFETY: all three are matrices of N × N values.
-        unsafe { product([N; 3], w.as_ptr(), x.as_ptr(), y.as_mut_ptr(), N) };
+        multiplier.set_tokens(&x, N);
+        // SAFETY: y is a matrix of N × N values.
+        unsafe { multiplier.product([N; 3], &x, y.as_mut_ptr(), N) };
         start.elapsed().as_secs_f64()
     };
     // Other load only makes a run slower, so the fastest run counts.
-    let best = (0..4).map(|_| seconds()).fold(f64::INFINITY, f64::min);
+    let best = (0..16).map(|_| seconds()).fold(f64::INFINITY, f64::min);
     2.0 * (N as f64).powi(3) / best
 }
 

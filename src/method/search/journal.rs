@@ -33,7 +33,7 @@ pub struct Head {
     pub version: String,
     /// Version of llama.cpp.
     pub llama_cpp: String,
-    /// CPU features that llama.cpp uses; kernels differ in their rounding.
+    /// CPU features that llama.cpp uses, and the type of our products; kernels differ in their rounding.
     pub cpu: String,
     /// Hash of the model file.
     pub input_sha256: String,
@@ -47,8 +47,10 @@ pub struct Head {
     pub system_prompt: String,
     /// Hash of the system prompts under which the model will run.
     pub contexts_sha256: String,
-    /// Maximum number of tokens of thinking from which detectors also learn; `None` if they do not.
-    pub thoughts: Option<usize>,
+    /// Thinking mode: `auto`, `on` or `off`.
+    pub thinking: String,
+    /// Maximum tokens of a thought.
+    pub think: usize,
     /// The only direction source to try, if the user chose one; with others, the search also learns how refusals begin
     /// from them.
     pub direction_source: Option<DirectionSource>,

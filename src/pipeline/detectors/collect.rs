@@ -49,9 +49,8 @@ const OTHER_TOKENS: usize = 768;
 /// Returns an upper bound on the bytes of inputs that training keeps.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
-    let [extract, n_more] = [0, 1].map(|part| {
-        PromptKind::ALL.iter().map(|&kind| texts(prompts, &more, kind)[part].len()).sum::<usize>()
-    });
+    let extract: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
+    let n_more = more.prompts().len();
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
     let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
     let placed: usize = placed.map(|placed| placed.requests.len()).sum();
@@ -62,13 +61,6 @@ pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> 
     // Training one site needs three more copies of its inputs in F32: original, scaled and weighted.
     let bytes = n_network * size_of::<f16>() + 3 * size_of::<f32>();
     (rows * bytes) as u64 * plan.n_embd
-}
-
-/// Returns the training prompts of one kind: the extract split, then `more`.
-pub(super) fn texts(prompts: &PromptSet, more: &PromptSet, kind: PromptKind) -> [Vec<String>; 2] {
-    let extract = prompts.select(kind, Split::Extract).iter().map(|p| p.text.clone()).collect();
-    let more = more.of_kind(kind).iter().map(|p| p.text.clone()).collect();
-    [extract, more]
 }
 
 /// Inputs at one token of the template ending.
@@ -151,7 +143,7 @@ impl Collector<'_> {
         let capture = self.capture.clone().with_sample(INSIDE).with_tail(&tail).with_tail_layers(&self.early);
         let mut seen = PerKind::try_from_fn(|kind| -> Result<Seen, Error> {
             let _bar = self.printer.bar(&format!("collecting hidden states: {kind}"), 1);
-            let [extract, _] = texts(prompts, &more, kind);
+            let extract = prompts.texts(kind, Some(Split::Extract));
             let mut of_kind = Seen::collect(engine, evaluator, extract, &capture)?;
             let labels = labels(kind, Context::Plain, 0..of_kind.texts.len());
             collection.add_ends(&of_kind.activations, labels, &tail);

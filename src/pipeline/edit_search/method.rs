@@ -12,15 +12,16 @@ use crate::pipeline::types;
 
 impl EditSearch {
     /// Runs the whole search on a loaded model, reusing the steps in the journal. Values that are only compared with
-    /// each other are computed in F32. If the user sets no method and the model still refuses little with detectors,
-    /// this also searches linear gates and takes the more useful edit. Linear gates change more layers, and restore
-    /// refusal where every layer lost its own direction and detectors cannot (docs/notebook/removed-refusal.md).
+    /// each other are computed in floating point. If the user sets no method and the model still refuses little with
+    /// detectors, this also searches linear gates and takes the more useful edit. Linear gates change more layers, and
+    /// restore refusal where every layer lost its own direction and detectors cannot
+    /// (docs/notebook/removed-refusal.md).
     ///
     /// # Errors
     /// Returns [`Error`] if the model cannot be run or the search finds no edit.
     pub fn new(session: Session<'_>, engine: &mut LlamaEngine, journal: &mut Journal) -> Result<Self, Error> {
         let Session { opened, options, printer, .. } = session;
-        let arithmetic = engine.set_arithmetic(Arithmetic::F32);
+        let arithmetic = engine.set_arithmetic(Arithmetic::Float);
         let mut search =
             |options: &InjectOptions| Self::of_method(Session { options, ..session }, engine, journal);
         let mut found = search(options);
