@@ -69,7 +69,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         "--layer",
         "15",
         "--strength",
-        "0.008",
+        "0.004",
         "--prompts",
         text(&few),
         "--save-adapter",
@@ -345,7 +345,7 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
 fn forced(out: &Path, few: &Path) -> Command {
     let model = smollm2();
     let args = ["inject", text(&model), "-o", text(out), "--prompts", text(few)];
-    let edit = ["--layer", "15", "--strength", "0.008", "--method", "published"];
+    let edit = ["--layer", "15", "--strength", "0.004", "--method", "published"];
     command(&[&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits"]].concat())
 }
 

@@ -43,7 +43,7 @@ fn store(folder: &Path) -> Store {
 }
 
 const EDIT: [&str; 7] =
-    ["--method", "published", "--strength", "0.008", "--allow-no-refusal", "--allow-over-limits", "--layer"];
+    ["--method", "published", "--strength", "0.004", "--allow-no-refusal", "--allow-over-limits", "--layer"];
 
 #[test]
 fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {

@@ -43,7 +43,7 @@ fn a_release_is_killed_taken_up_and_complete() {
         "--layer",
         "14",
         "--strength",
-        "0.008",
+        "0.004",
         "--direction-source",
         "plain",
         "-t",

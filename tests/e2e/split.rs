@@ -11,7 +11,7 @@ use crate::common::splitter::split;
 
 fn inject(model: &Path, out: &Path, few: &Path) {
     let args = ["inject", text(model), "-o", text(out), "--prompts", text(few)];
-    let edit = ["--method", "published", "--layer", "15", "--strength", "0.008"];
+    let edit = ["--method", "published", "--layer", "15", "--strength", "0.004"];
     ended(&[&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits"]].concat(), 0);
 }
 

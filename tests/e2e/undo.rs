@@ -60,10 +60,10 @@ impl Case {
 fn in_place_gives_the_copy_and_undo_the_original() {
     let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
     let (model, copy) = (&case.model, case.elsewhere.path().join("copy.gguf"));
-    let output = case.inject("0.008").arg("-o").arg(&copy).output().unwrap();
+    let output = case.inject("0.004").arg("-o").arg(&copy).output().unwrap();
     assert!(copy.exists(), "{}", stderr(&output));
     let started = Instant::now();
-    let output = case.inject("0.008").arg("--in-place").output().unwrap();
+    let output = case.inject("0.004").arg("--in-place").output().unwrap();
     let told = stderr(&output);
     assert!(told.contains("restores the original from"), "{told}");
     eprintln!("in place in {:.1?}:\n{}", started.elapsed(), told.lines().last().unwrap_or_default());
@@ -79,7 +79,7 @@ fn in_place_gives_the_copy_and_undo_the_original() {
 fn ctrl_c_amid_the_scoring_puts_the_original_back() {
     let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
     let started = Instant::now();
-    let child = case.inject("0.008").arg("--in-place").spawn().unwrap();
+    let child = case.inject("0.004").arg("--in-place").spawn().unwrap();
     while !journal_path(&case.model).exists() && started.elapsed() < Duration::from_secs(900) {
         std::thread::sleep(Duration::from_millis(5));
     }
