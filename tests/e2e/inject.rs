@@ -92,9 +92,9 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     check_oracle(&model, &out, &verified);
     for extra in [vec![text(&out)], vec![text(&model), "--lora", text(&lora)]] {
         let mut args = extra.clone();
-        args.extend(["--prompt", "What is the capital of France?", "--tokens", "16"]);
+        args.extend(["--prompt", "How many days are in a week?", "--tokens", "16"]);
         let answer = oracle("generate_elsewhere.py", &args);
-        assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+        assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
     }
     check_same_bytes(&args, &out);
     let again = refused(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
