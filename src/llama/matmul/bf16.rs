@@ -2,7 +2,7 @@
 //! and later). They do so twice as fast as in F32.
 //!
 //! Weights and activations are rounded to 8 significant bits, a relative error of at most 2⁻⁸ each. llama.cpp's own
-//! products round activations to 8 bits of the largest of 32 values or more, which makes about twice the error.
+//! products round activations to 8 bits of the largest of 32 values or more, which makes nearly twice the error.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::{
