@@ -19,12 +19,7 @@ impl Questions {
 
     /// Selects at most `limits` prompts of each kind of `split`, evenly spread and in order.
     pub fn of(prompts: &PromptSet, split: Split, limits: PerKind<usize>) -> Self {
-        Self::from_fn(|kind| {
-            spread(&prompts.select(kind, split), limits[kind])
-                .iter()
-                .map(|prompt| prompt.text.clone())
-                .collect()
-        })
+        Self::from_fn(|kind| spread(&prompts.texts(kind, Some(split)), limits[kind]))
     }
 
     /// Asks the prompts of `kinds` together, to fill batches. Returns no answers for the other kinds.

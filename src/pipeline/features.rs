@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::arch::plan::Plan;
 use crate::arch::window::Window;
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Evaluator, PerKind, chats};
+use crate::eval::{Evaluator, PerKind, Questions, chats};
 use crate::imatrix::Imatrix;
 use crate::llama::activations::{self, Activations, WriterInputs};
 use crate::llama::{Capture, Engine, LlamaEngine};
@@ -327,7 +327,7 @@ fn capture(plan: &Plan, options: &InjectOptions, prompts: &PromptSet, ablated: b
 
 /// Returns the number of tokens at which the writers' inputs are kept, over all prompt kinds and prose.
 fn n_token(method: Method, prompts: &PromptSet) -> u64 {
-    let n_prompt: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
+    let n_prompt = Questions::of(prompts, Split::Extract, Questions::ALL).len();
     let prose = if method.is_gated() { PROSE_SAMPLE } else { 0 };
     (n_prompt * 2 + PromptKind::ALL.len() * SAMPLE + prose) as u64
 }

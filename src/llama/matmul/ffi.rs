@@ -12,6 +12,8 @@ use super::bf16::Operands;
 use super::{Arithmetic, rows};
 use crate::gguf::GgmlType;
 
+/// Divisor of the lengths of rows that the kernel in BF16 multiplies: the block size of ggml's smallest quantized types.
+const ROW_MULTIPLE: i64 = 32;
 /// Minimum number of tokens of a product; at 64, dequantizing takes as long as the product saves.
 const MIN_TOKENS: i64 = 96;
 /// Number of dequantized values that are multiplied at a time (1 MiB), so that they stay in a core's cache.
@@ -66,6 +68,7 @@ fn fits(node: &sys::ggml_tensor) -> bool {
         && node.op_params[0] == 0
         && is_matrix
         && weights.ne[0] > 0
+        && weights.ne[0] % ROW_MULTIPLE == 0
         && is_quantized(weights)
         && to_float(weights).is_some()
         && x.type_ == sys::GGML_TYPE_F32
@@ -138,14 +141,9 @@ impl Multiplier {
         Self { block: Vec::new(), bf16 }
     }
 
-    /// Returns the operands in BF16 if rows of `n_in` values fit the kernel; those of all of ggml's quantized types do.
-    fn bf16(&mut self, n_in: usize) -> Option<&mut Operands> {
-        self.bf16.as_mut().filter(|_| n_in.is_multiple_of(32))
-    }
-
     /// Prepares the tokens `x` `[n_tokens][n_in]`.
     fn set_tokens(&mut self, x: &[f32], n_in: usize) {
-        if let Some(operands) = self.bf16(n_in) {
+        if let Some(operands) = &mut self.bf16 {
             operands.set_tokens(x, n_in);
         }
     }
@@ -159,18 +157,16 @@ impl Multiplier {
     unsafe fn product(&mut self, sizes: [usize; 3], x: &[f32], y: *mut f32, stride: usize) {
         let [n_rows, n_tokens, n_in] = sizes;
         assert!(x.len() == n_tokens * n_in && self.block.len() >= n_rows * n_in);
-        let w = std::mem::take(&mut self.block);
         // SAFETY: upheld by the caller and the assertion.
         unsafe {
-            match self.bf16(n_in) {
+            match &mut self.bf16 {
                 Some(operands) => {
-                    operands.set_rows(&w[..n_rows * n_in], n_in);
+                    operands.set_rows(&self.block[..n_rows * n_in], n_in);
                     operands.product(sizes, y, stride);
                 }
-                None => product(sizes, w.as_ptr(), x.as_ptr(), y, stride),
+                None => product(sizes, self.block.as_ptr(), x.as_ptr(), y, stride),
             }
         }
-        self.block = w;
     }
 }
 
@@ -187,6 +183,10 @@ unsafe extern "C" fn multiply(node: *mut sys::ggml_tensor, ith: c_int, nth: c_in
     let [ith, nth] = [ith, nth].map(|n| n as usize);
     let (least, most) = BLOCK_ROWS;
     let block_rows = (BLOCK_VALUES / n_in.max(1) / least * least).clamp(least, most);
+    if ith * block_rows >= n_rows {
+        // No block is left for this thread.
+        return;
+    }
     // SAFETY: x is contiguous, `[n_tokens][n_in]`.
     let x = unsafe { slice::from_raw_parts(x.data.cast_const().cast::<f32>(), n_tokens * n_in) };
     MULTIPLIER.with_borrow_mut(|multiplier| {

@@ -11,7 +11,7 @@ use super::site::{EARLY_RECIPE, not_finite};
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed, Request};
 use crate::eval::prompts::{self, PromptKind, PromptSet, Split};
-use crate::eval::{Evaluator, PerKind, chats};
+use crate::eval::{Evaluator, PerKind, Questions, chats};
 use crate::llama::activations::{Activations, WriterInputs};
 use crate::llama::{Capture, Chat, Engine, LlamaEngine};
 use crate::method::detector::Opens;
@@ -49,7 +49,7 @@ const OTHER_TOKENS: usize = 768;
 /// Returns an upper bound on the bytes of inputs that training keeps.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
-    let extract: usize = PromptKind::ALL.iter().map(|&k| prompts.select(k, Split::Extract).len()).sum();
+    let extract = Questions::of(prompts, Split::Extract, Questions::ALL).len();
     let n_more = more.prompts().len();
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
     let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
