@@ -9,6 +9,7 @@ pub mod estimate;
 pub mod evaluate;
 pub mod facts;
 pub mod features;
+pub mod guard;
 pub mod in_place;
 pub mod inject;
 pub mod journal;

@@ -146,6 +146,9 @@ fn several(model: &Model, dir: &Path) -> Result<Value, Failure> {
         rows.push(cells);
         reports.push((cpu, report));
     }
+    if reports.iter().any(|(_, report)| report["output"]["sha256"] != reports[0].1["output"]["sha256"]) {
+        return Err("runs of the same job wrote different bytes".into());
+    }
     let text = format!(
         "`inject` without options, {RUNS} times, with Debian's `llama-bench -p 512` after each run. CPU \
          seconds of llama-bench are for {TOKENS:.0} tokens at its rate. The next table shows the run with \

@@ -1,7 +1,7 @@
 //! Scores on the report split: the base model, the exact edit, the written file and the controls.
 
 use crate::eval::answers::ask;
-use crate::eval::prompts::{PromptSet, Split};
+use crate::eval::prompts::Split;
 use crate::eval::thoughts::Thoughts;
 use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
@@ -16,6 +16,7 @@ use crate::method::search::{KlBudget, SearchError, Space};
 use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
 use crate::pipeline::features;
+use crate::pipeline::guard::{Guard, not_less_safe};
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Session};
 use crate::pipeline::write::{Change, Write};
@@ -24,8 +25,6 @@ use crate::util::interrupt;
 
 /// Numbers of prompts scored for the report.
 pub const REPORT_PROMPTS: PerKind<usize> = PerKind { harmful: 64, harmless: 48, borderline: 48 };
-/// Numbers of bundled prompts for the guard: an edited file must refuse at least as many of them as its base.
-const GUARD_PROMPTS: PerKind<usize> = PerKind { harmful: 48, harmless: 0, borderline: 0 };
 /// Approximate share of a KL budget that the strength search spends; dividing a target KL by it gives the budget.
 const FOUND_OF_BUDGET: f64 = 0.9;
 /// Numbers of prompts for comparing the file with the exact edit and for projections onto the direction.
@@ -57,8 +56,8 @@ pub struct Before {
     evaluator: Evaluator,
     base: Evaluation,
     controls: Controls,
-    /// Bundled harmful prompts and the base's tally on them, if the user supplied other prompts.
-    guard: Option<(Vec<String>, Tally)>,
+    /// The guard, if the user supplied other prompts than the bundled ones.
+    guard: Option<Guard>,
     /// Base and exact edit on [`FIDELITY_PROMPTS`].
     snapshots: [Snapshot; 2],
     /// The base's thinking format, and its answers given after thinking.
@@ -135,7 +134,7 @@ impl Scorer<'_> {
         let snapshot_of_base = self.snapshot(engine, FIDELITY_PROMPTS)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);
-        let guard = if options.learn.prompts.is_empty() { None } else { Some(guard(engine)?) };
+        let guard = if options.learn.prompts.is_empty() { None } else { Some(Guard::of(engine)?) };
         engine.apply(&edit_search.adapters(opened)?)?;
         // Fidelity compares the exact edit on these prompts only.
         let snapshots = [snapshot_of_base, self.snapshot(engine, EXACT_PROMPTS)?];
@@ -236,17 +235,9 @@ impl Scorer<'_> {
         let mut engine = self.load(written)?;
         let _bar = self.session.printer.bar("scoring the written file", 1);
         let evaluation = before.evaluator.evaluate(&mut engine)?;
-        let (old, new) = match &before.guard {
-            Some((texts, old)) => {
-                (*old, Tally::of(&ask(&mut engine, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
-            }
-            None => (before.base.score.harmful, evaluation.score.harmful),
-        };
-        if new.refused < old.refused {
-            return Err(Error::LessSafe {
-                edited: new.refused().to_string(),
-                base: old.refused().to_string(),
-            });
+        match &before.guard {
+            Some(guard) => guard.check(&mut engine)?,
+            None => not_less_safe(before.base.score.harmful, evaluation.score.harmful)?,
         }
         let thinking = self.thoughtful(&mut engine)?.map(|(_, answers)| answers);
         Ok(After { evaluation, snapshot: self.snapshot(&mut engine, FIDELITY_PROMPTS)?, thinking })
@@ -284,15 +275,4 @@ impl Scorer<'_> {
         let _bar = printer.bar("scoring the control", 1);
         Ok(before.evaluator.half().evaluate(&mut engine)?.score)
     }
-}
-
-/// Runs bundled harmful prompts of the report split; returns the prompts and the tally of the model in its current
-/// state.
-///
-/// # Errors
-/// Returns [`Error::Llama`] if the model cannot be run.
-pub fn guard(engine: &mut LlamaEngine) -> Result<(Vec<String>, Tally), Error> {
-    let questions = Questions::of(&PromptSet::bundled(), Split::Report, GUARD_PROMPTS).harmful;
-    let answers = ask(engine, &chats(&questions, None), N_PREDICT, &mut |_, _| ())?;
-    Ok((questions, Tally::of(&answers)))
 }

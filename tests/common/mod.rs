@@ -8,6 +8,7 @@ pub mod engine;
 pub mod few_prompts;
 pub mod ffi;
 pub mod files;
+pub mod found;
 pub mod generated;
 pub mod http_server;
 pub mod in_place;

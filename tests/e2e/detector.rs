@@ -124,14 +124,15 @@ fn neurons_are_found_once_and_planted_in_every_quantization() {
         check(ggml_type.name(), &found.planted(&model, &found.at("out.gguf")), 0.01);
     }
     check_command(&found);
-    check_in_place(&found);
     check_sidecars(&found);
 }
 
-/// Checks `inject` with the stored edit: the report agrees with `verify`, and another runtime serves the file.
+/// Checks `inject --in-place` with the stored edit: the report agrees with `verify`, another runtime serves the file, and
+/// `undo` restores the original.
 fn check_command(found: &Found) {
     let (out, page) = (found.at("injected.gguf"), found.at("page.html"));
-    let args = ["inject", text(&found.model), "-o", text(&out), "--edit", text(&found.edit)];
+    std::fs::copy(&found.model, &out).unwrap();
+    let args = ["inject", text(&out), "--in-place", "--edit", text(&found.edit)];
     let more = ["--prompts", text(&found.few), "--json", "--html", text(&page)];
     let report = json(&[&args[..], &more].concat());
     let (ours, planted) = (Gguf::open(&out).unwrap(), Gguf::open(&found.at("own.gguf")).unwrap());
@@ -154,17 +155,8 @@ fn check_command(found: &Found) {
     let question = [text(&out), "--prompt", "How many days are in a week?", "--tokens", "16"];
     let answer = oracle("generate_elsewhere.py", &question);
     assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
-}
-
-/// Checks `inject --in-place` with the stored edit, and `undo`.
-fn check_in_place(found: &Found) {
-    let model = found.at("in-place.gguf");
-    std::fs::copy(&found.model, &model).unwrap();
-    let args = ["inject", text(&model), "--in-place", "--edit", text(&found.edit)];
-    json(&[&args[..], &["--prompts", text(&found.few), "--json"]].concat());
-    assert_ne!(sha256(&model), sha256(&found.model));
-    ended(&["undo", text(&model)], 0);
-    assert_eq!(sha256(&model), sha256(&found.model));
+    ended(&["undo", text(&out)], 0);
+    assert_eq!(sha256(&out), sha256(&found.model));
 }
 
 /// Checks that the exact edit can be exported as an adapter, and that gates cannot be exported as a control vector.

@@ -1,4 +1,5 @@
-//! Compares the sidecars of a stored edit with the edited file, in our llama.cpp and in a third-party runtime.
+//! Applies a stored edit to another quantization, and compares its sidecars with the edited file, in our llama.cpp and in
+//! a third-party runtime.
 //! `scripts/test` sets the `ROSI_TEST_*` variables.
 
 use std::path::{Path, PathBuf};
@@ -8,9 +9,10 @@ use rosi_gguf::llama::{Capture, Chat, ControlVector, Engine, LlamaEngine};
 use rosi_gguf::pipeline::plan_of;
 use serde_json::Value;
 
-use crate::common::downloaded::{qwen, smollm2};
+use crate::common::downloaded::smollm2;
 use crate::common::engine::chatting;
-use crate::common::few_prompts::few_prompts;
+use crate::common::files::sha256;
+use crate::common::found::Found;
 use crate::common::oracle::oracle;
 use crate::common::retyped::converted;
 use crate::common::run::{json, ran, refused, stderr, text};
@@ -36,39 +38,21 @@ fn distance(a: &[f64], b: &[f64]) -> (f64, f64) {
     (off / square(&mut b.iter().copied()), most)
 }
 
-/// An F16 model, an edit found on its quantization, and both sidecars. The model must refuse harmful prompts, because
-/// `inject` keeps no file that refuses less than its base.
+/// An F16 model, and both sidecars of an edit that was found on a quantization of it.
 struct Exported {
+    found: &'static Found,
     folder: tempfile::TempDir,
     model: PathBuf,
     told: Value,
 }
 
 impl Exported {
-    fn of(quantized: &Path) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let few = few_prompts(folder.path());
+    fn new() -> Self {
+        let (found, folder) = (Found::once(), tempfile::tempdir().unwrap());
         let at = |name: &str| folder.path().join(name);
-        let (model, edit, lora, vector) =
-            (at("f16.gguf"), at("e.safetensors"), at("lora.gguf"), at("v.gguf"));
-        converted(quantized, &model, GgmlType::F16);
-        let search = [
-            "--layer",
-            "14",
-            "--trials",
-            "1",
-            "--strength",
-            "0.02",
-            "--direction-source",
-            "plain",
-            "--method",
-            "contrast",
-            "--allow-no-refusal",
-            "--allow-over-limits",
-        ];
-        let args = ["search", text(quantized), "-o", text(&edit), "--prompts", text(&few)];
-        json(&[&args[..], &search, &["--json", "-t", "2"]].concat());
-        let export = ["export", text(&edit), "--model", text(&model), "--json"];
+        let (model, lora, vector) = (at("f16.gguf"), at("lora.gguf"), at("v.gguf"));
+        converted(&found.model, &model, GgmlType::F16);
+        let export = ["export", text(&found.edit), "--model", text(&model), "--json"];
         let outputs = ["--lora", text(&lora), "--control-vector", text(&vector)];
         let told = json(&[&export[..], &outputs].concat());
         // Existing files are not overwritten, and a failed command leaves no new files.
@@ -76,25 +60,37 @@ impl Exported {
         let outputs = ["--lora", text(&other), "--control-vector", text(&vector)];
         let again = refused(&[&export[..], &outputs].concat());
         assert!(again.contains("already exists") && !other.exists(), "{again}");
-        Self { folder, model, told }
+        Self { found, folder, model, told }
     }
 
     fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Writes the edit into a copy of `model` with `inject`; returns its path.
-    fn injected(&self, model: &Path, out: &str) -> PathBuf {
-        let (out, edit, few) = (self.at(out), self.at("e.safetensors"), self.at("few.jsonl"));
-        let args = ["inject", text(model), "-o", text(&out), "--edit", text(&edit)];
-        json(&[&args[..], &["--prompts", text(&few), "--json", "-t", "2"]].concat());
-        out
+    /// Writes the edit into a copy of the F16 model, and checks that it is the one that was found on the quantization.
+    fn inject(&self, out: &Path) {
+        let (edit, told) = (&self.found.edit, &self.found.told["edit"]);
+        let report = json(&self.found.inject(&self.model, out));
+        assert_eq!(report["stored_edit"]["sha256"], sha256(edit));
+        assert_eq!(report["search"]["trials"], serde_json::json!([]));
+        for key in ["direction_source", "layer", "window", "contrast"] {
+            assert_eq!(report["edit"][key], told["chosen"][key], "{key}");
+        }
+        assert_eq!(report["edit"]["strength"], told["strength"]);
+        let near = |a: &Value, b: &Value| (a.as_f64().unwrap() / b.as_f64().unwrap() - 1.0).abs() < 0.01;
+        assert!(near(&report["edit"]["push"], &told["push"]), "{report}");
+        let gain = report["verification"]["gain"].as_f64().unwrap();
+        assert!((0.99..1.01).contains(&gain), "{gain}");
+        let edited = Gguf::open(out).unwrap();
+        assert_eq!(edited.str("rosi.edit_sha256"), report["stored_edit"]["sha256"].as_str());
+        assert_eq!(edited.str("rosi.method"), Some("contrast"));
     }
 
     /// Compares base and adapter with the edited file. They differ by rounding to F16: of the edited weights, and in
     /// llama.cpp of the inputs of those weights and of keys and values.
     fn check_adapter(&self) {
-        let edited = self.injected(&self.model, "edited.gguf");
+        let edited = self.at("edited.gguf");
+        self.inject(&edited);
         let mut base = chatting(&self.model);
         let before = logits(&mut base);
         base.apply_adapter_file(&self.at("lora.gguf"), &Gguf::open(&self.model).unwrap()).unwrap();
@@ -147,7 +143,7 @@ impl Exported {
 
 #[test]
 fn sidecars_are_the_edit() {
-    let exported = Exported::of(&qwen());
+    let exported = Exported::new();
     exported.check_adapter();
     exported.check_control_vector();
     // A third-party runtime loads the adapter and gives the same answer as with the edited file.

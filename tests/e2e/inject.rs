@@ -19,6 +19,7 @@ use crate::common::downloaded::{gemma3, qwen, smollm2};
 use crate::common::engine;
 use crate::common::few_prompts::few_prompts;
 use crate::common::files::sha256;
+use crate::common::found::Found;
 use crate::common::oracle::oracle;
 use crate::common::run::{command, ended, parsed, ran, refused, stderr, text};
 use crate::common::write_edited::{write_as, write_edited};
@@ -96,24 +97,17 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         let answer = oracle("generate_elsewhere.py", &args);
         assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
     }
-    check_same_bytes(&args, &out);
     let again = refused(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert!(again.contains("is already injected"), "{again}");
 }
 
 #[test]
 fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
-    let dir = tempfile::tempdir().unwrap();
-    let (few, model, found) = (few_prompts(dir.path()), qwen(), dir.path().join("found.safetensors"));
-    let shared = ["--prompts", text(&few), "--json"];
-    // Found once, written in three ways.
-    let args = ["search", text(&model), "-o", text(&found), "--layer", "14", "--strength", "0.012"];
-    let more = ["--trials", "1", "--method", "contrast", "--allow-no-refusal", "--allow-over-limits"];
-    ended(&[&args[..], &more, &shared].concat(), 0);
+    let (found, dir) = (Found::once(), tempfile::tempdir().unwrap());
+    let model = &found.model;
     let with = |name: &str, extra: &[&str], code: i32| {
         let out = dir.path().join(name);
-        let args = ["inject", text(&model), "-o", text(&out), "--edit", text(&found)];
-        let output = ended(&[&args[..], &shared, extra].concat(), code);
+        let output = ended(&[&found.inject(model, &out)[..], extra].concat(), code);
         (out, output)
     };
     let (out, output) = with("gated.gguf", &[], 0);
@@ -121,8 +115,8 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(told["edit"]["method"], "contrast");
     // Taken together, the gates open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
-    let verified = check_verify(&model, &out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
-    check_oracle(&model, &out, &verified);
+    let verified = check_verify(model, &out, &told, told["edit"]["writers"].as_u64().unwrap() as usize);
+    check_oracle(model, &out, &verified);
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
 
@@ -137,7 +131,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
     assert_eq!(
         file.tensor("blk.0.ffn_down.weight").unwrap().ggml_type,
-        Gguf::open(&model).unwrap().tensor("blk.0.ffn_down.weight").unwrap().ggml_type
+        Gguf::open(model).unwrap().tensor("blk.0.ffn_down.weight").unwrap().ggml_type
     );
     let answer = oracle(
         "generate_elsewhere.py",
@@ -157,25 +151,6 @@ fn check_shown_again(report: &Path, page: &Path, said: &str) {
         summary.contains("mean projection after layer") && said.contains(&summary),
         "{summary} in {said}"
     );
-}
-
-/// Checks that the same input and options give the same bytes.
-fn check_same_bytes(args: &[&str], out: &Path) {
-    let second = out.with_file_name("second.gguf");
-    let (report, page) = (out.with_file_name("second.json"), out.with_file_name("second.html"));
-    let lora = out.with_file_name("second-lora.gguf");
-    let renamed: Vec<&str> = args
-        .iter()
-        .map(|&a| match Path::new(a) {
-            p if p == out => text(&second),
-            p if p.file_name().is_some_and(|name| name == "lora.gguf") => text(&lora),
-            p if p.extension().is_some_and(|e| e == "json") => text(&report),
-            p if p.extension().is_some_and(|e| e == "html") => text(&page),
-            _ => a,
-        })
-        .collect();
-    ended(&renamed, 0);
-    assert_eq!(sha256(out), sha256(&second));
 }
 
 fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Value {

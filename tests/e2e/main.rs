@@ -1,5 +1,4 @@
-//! End-to-end tests on real models and on generated ones. `scripts/test` sets the `ROSI_TEST_*` variables and runs the
-//! modules one after another, since each uses all cores.
+//! End-to-end tests on real models and on generated ones, two at a time. `scripts/test` sets the `ROSI_TEST_*` variables.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use rosi_gguf::gguf::{GgmlType, Gguf};
 use serde_json::Value;
 
-use crate::common::downloaded::{qwen, smollm2};
-use crate::common::few_prompts::few_prompts;
+use crate::common::downloaded::smollm2;
 use crate::common::files::{names, sha256};
+use crate::common::found::Found;
 use crate::common::retyped::converted;
 use crate::common::run::{command, ended, refused, stderr, text};
 
@@ -32,35 +32,9 @@ fn killed(args: &[&str], first: &Path) {
 fn a_release_is_killed_taken_up_and_complete() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    // A model that refuses harmful prompts: files that refuse less than their base are not kept.
-    let quantized = qwen();
-    let (source, edit, out, few) =
-        (at("Qwen-F16.gguf"), at("e.safetensors"), at("out"), few_prompts(folder.path()));
-    converted(&quantized, &source, GgmlType::F16);
-    let search = [
-        "--method",
-        "published",
-        "--layer",
-        "14",
-        "--strength",
-        "0.004",
-        "--direction-source",
-        "plain",
-        "-t",
-        "2",
-    ];
-    let direction = [
-        "search",
-        text(&quantized),
-        "-o",
-        text(&edit),
-        "--prompts",
-        text(&few),
-        "--allow-no-refusal",
-        "--allow-over-limits",
-    ];
-    ended(&[&direction[..], &search].concat(), 0);
-
+    let (found, source, edit, out) = (Found::once(), at("Qwen-F16.gguf"), at("e.safetensors"), at("out"));
+    converted(&found.model, &source, GgmlType::F16);
+    std::fs::copy(&found.edit, &edit).unwrap();
     let config = at("release.toml");
     std::fs::write(
         &config,

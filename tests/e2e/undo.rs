@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use rosi_gguf::gguf::in_place::{Phase, journal_path, phase};
 use tempfile::TempDir;
 
+use crate::common::downloaded::smollm2;
 use crate::common::few_prompts::few_prompts;
 use crate::common::files::{self, sha256};
-use crate::common::run::{command, ended, stderr, text, variable};
+use crate::common::run::{command, ended, stderr, text};
 
 /// Returns a command for a quick injection: no search, few prompts, no controls.
 fn inject(model: &Path, few: &Path, strength: &str) -> Command {
@@ -36,11 +37,11 @@ struct Case {
 }
 
 impl Case {
-    /// Creates a case with a copy of the model at the path in the variable `name`.
-    fn of(name: &str) -> Self {
+    /// Creates a case with a copy of SmolLM2.
+    fn new() -> Self {
         let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (few, model) = (few_prompts(elsewhere.path()), dir.path().join("m.gguf"));
-        std::fs::copy(variable(name), &model).unwrap();
+        std::fs::copy(smollm2(), &model).unwrap();
         let base = sha256(&model);
         Self { dir, elsewhere, few, model, base }
     }
@@ -57,8 +58,8 @@ impl Case {
 }
 
 #[test]
-fn in_place_gives_the_copy_and_undo_the_original() {
-    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
+fn in_place_gives_the_bytes_of_the_copy_and_undo_the_original() {
+    let case = Case::new();
     let (model, copy) = (&case.model, case.elsewhere.path().join("copy.gguf"));
     let output = case.inject("0.004").arg("-o").arg(&copy).output().unwrap();
     assert!(copy.exists(), "{}", stderr(&output));
@@ -77,7 +78,7 @@ fn in_place_gives_the_copy_and_undo_the_original() {
 
 #[test]
 fn ctrl_c_amid_the_scoring_puts_the_original_back() {
-    let case = Case::of("ROSI_TEST_MODEL_SMOLLM2");
+    let case = Case::new();
     let started = Instant::now();
     let child = case.inject("0.004").arg("--in-place").spawn().unwrap();
     while !journal_path(&case.model).exists() && started.elapsed() < Duration::from_secs(900) {
@@ -93,7 +94,7 @@ fn ctrl_c_amid_the_scoring_puts_the_original_back() {
 
 #[test]
 fn a_less_safe_result_is_put_back() {
-    let case = Case::of("ROSI_TEST_MODEL_QWEN");
+    let case = Case::new();
     // An edit as large as the weights: the model only produces broken text, which never counts as a refusal.
     let output = case.inject("1").arg("--in-place").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));

@@ -1,15 +1,14 @@
 use super::*;
 use crate::llama::activations::{Routes, rows};
+use crate::util::noise::normal;
 
 const N_IN: usize = 40;
 const OPTIONS: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 2.0, tokens: 0.5 };
 
 /// Rows of noise around `centre`, deterministic for each seed.
 fn noise(centre: &[f32], rows: usize, seed: u64) -> Array2<f32> {
-    let unit = crate::method::direction::random(0, rows * N_IN, seed).unwrap();
-    let scale = ((rows * N_IN) as f32).sqrt() * 0.3;
-    let noise = Array2::from_shape_vec((rows, N_IN), unit.unit().iter().map(|v| v * scale).collect());
-    noise.unwrap() + &Array1::from(centre.to_vec())
+    let noise = normal(rows * N_IN, seed).iter().map(|v| 0.3 * v).collect();
+    Array2::from_shape_vec((rows, N_IN), noise).unwrap() + &Array1::from(centre.to_vec())
 }
 
 /// Two writers; the second sees ten times larger inputs.

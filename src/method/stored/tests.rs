@@ -14,15 +14,10 @@ use crate::method::search::{DirectionSource, ExtractionPrompt};
 use crate::pipeline::plan_of;
 use crate::quant;
 use crate::util::hint::Hint;
+use crate::util::noise::normal as noise;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;
-
-/// Standard normal values.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let root = (n as f32).sqrt();
-    random(0, n, seed).unwrap().unit().iter().map(|v| v * root).collect()
-}
 
 /// A llama of two blocks.
 #[derive(Clone)]

@@ -3,16 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::method::post_norm::PostNorm;
 use crate::quant::{dequantize, grid, quantize_weighted};
-
-/// Random vector with a root mean square of 1.
-fn noise(n: usize, seed: u64) -> Vec<f32> {
-    crate::method::direction::random(0, n.max(1), seed)
-        .unwrap()
-        .unit()
-        .iter()
-        .map(|v| v * (n as f32).sqrt())
-        .collect()
-}
+use crate::util::noise::normal as noise;
 
 fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * (values.len() / n_in)];

@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::config::Scoring;
 use super::{Release, SharedEdit, WORK};
-use crate::eval::answers::ask;
 use crate::eval::prompts::{PromptSet, Split};
-use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
+use crate::eval::{Evaluation, Evaluator, PerKind, Questions, Score, Tally};
 use crate::gguf::{AtomicFile, AtomicModel, Gguf, sha256_file};
 use crate::imatrix::Imatrix;
 use crate::llama::llama_version;
@@ -18,8 +17,9 @@ use crate::method::verify::{Base, Verification};
 use crate::output::percent;
 use crate::pipeline::edit_search::EditSearch;
 use crate::pipeline::error::Error;
-use crate::pipeline::evaluate::{REPORT_PROMPTS, guard};
+use crate::pipeline::evaluate::REPORT_PROMPTS;
 use crate::pipeline::facts::{check_written, file_facts};
+use crate::pipeline::guard::{Guard, not_less_safe};
 use crate::pipeline::provenance::{Provenance, claimed_edits};
 use crate::pipeline::session::Opened;
 use crate::pipeline::stored::{self, Taken};
@@ -221,7 +221,7 @@ impl ReleaseWriter<'_> {
         let template = opened.template()?;
         let bar = self.release.printer.bar("scoring the base and the file", 2);
         let mut engine = self.release.load(&opened.gguf, template)?;
-        let (texts, before) = guard(&mut engine)?;
+        let guard = Guard::of(&mut engine)?;
         let limits = match self.release.config.scoring {
             Scoring::Guard => None,
             Scoring::Report(Some(n)) => Some(PerKind::uniform(n)),
@@ -235,15 +235,9 @@ impl ReleaseWriter<'_> {
         drop(engine);
         bar.set(1);
         let mut engine = self.release.load(written, template)?;
-        let after = Tally::of(&ask(&mut engine, &chats(&texts, None), N_PREDICT, &mut |_, _| ())?);
-        let less = |before: Tally, after: Tally| {
-            let edited = after.refused().to_string();
-            Error::LessSafe { edited, base: before.refused().to_string() }
-        };
-        if after.refused < before.refused {
-            return Err(less(before, after));
-        }
-        let mut measured = Measured { scores: None, guard: [before, after], answers: Vec::new() };
+        let after = guard.written(&mut engine)?;
+        not_less_safe(guard.base, after)?;
+        let mut measured = Measured { scores: None, guard: [guard.base, after], answers: Vec::new() };
         if let Some((evaluator, base)) = base {
             let file: Evaluation = evaluator.evaluate(&mut engine)?;
             measured.answers = AnswerPair::all(evaluator.questions(), &base, &file, false);
