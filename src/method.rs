@@ -8,6 +8,8 @@ pub mod edits;
 pub mod fidelity;
 pub mod gate;
 pub mod mean_push;
+#[cfg(test)]
+pub mod noise;
 pub mod post_norm;
 pub mod requant;
 pub mod search;

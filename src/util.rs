@@ -5,8 +5,6 @@ pub mod hint;
 pub mod interrupt;
 pub mod leftovers;
 pub mod linalg;
-#[cfg(test)]
-pub mod noise;
 pub mod null;
 pub mod spread;
 pub mod stats;

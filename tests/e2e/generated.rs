@@ -11,7 +11,7 @@ use crate::common::few_prompts::few_prompts;
 use crate::common::files::names;
 use crate::common::oracle::oracle;
 use crate::common::retyped::retyped;
-use crate::common::run::{json, ran, refused, stderr, text};
+use crate::common::run::{ended, json, parsed, ran, refused, stderr, text};
 use crate::common::splitter;
 use crate::common::talking::{n_vocab, talking};
 use crate::common::think_aloud::think_aloud;
@@ -77,7 +77,7 @@ fn scaled(plan: &Plan) -> bool {
     plan.writers.iter().any(|w| (w.residual_scale - 0.6).abs() < 1e-6)
 }
 
-/// Writes the model of a case; returns the path of its first file.
+/// Writes the model of a case; returns the path of its file, or of the second one: any of them names the model.
 fn made(case: &Case, dir: &Path) -> PathBuf {
     let (wide, path) = (dir.join("wide.gguf"), dir.join(format!("{}.gguf", case.name)));
     talking(case.run, case.keys, &wide);
@@ -90,7 +90,7 @@ fn made(case: &Case, dir: &Path) -> PathBuf {
         return path;
     }
     let n = gguf.tensors.len();
-    splitter::split(&gguf, dir, case.name, &[0, n / 2, n - n / 2]).swap_remove(0)
+    splitter::split(&gguf, dir, case.name, &[0, n / 2, n - n / 2]).swap_remove(1)
 }
 
 /// Writes a copy with the writers, except the embeddings, in `ggml_type`.
@@ -168,6 +168,21 @@ fn every_kind_of_model_is_injected_and_runs_elsewhere() {
         println!("{}: {} differs by at most {furthest:.1e} nats", case.name, answers["runtime"]);
         assert!(furthest < 5e-3, "{}: {furthest} nats", case.name);
     }
+}
+
+#[test]
+fn an_edit_that_rounding_loses_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let few = few_prompts(dir.path());
+    let case = Case { name: "plain", run: "qwen2", writers: GgmlType::Q4_0, ..PLAIN };
+    let (model, out) = (made(&case, dir.path()), dir.path().join("out.gguf"));
+    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--system-prompt", "off"];
+    let edit = ["--method", "published", "--layer", "1", "--strength", "0.004", "--requant", "nearest"];
+    let waived = ["--allow-no-refusal", "--allow-over-limits", "--json"];
+    let output = ended(&[&args[..], &edit, &waived].concat(), 3);
+    let gain = parsed(&output)["verification"]["gain"].as_f64().unwrap();
+    assert!(gain < 0.9 && stderr(&output).contains("--requant nearest"), "{gain}: {}", stderr(&output));
+    assert!(out.exists(), "it is written nevertheless");
 }
 
 #[test]

@@ -18,10 +18,11 @@ use serde_json::Value;
 use crate::common::downloaded::{gemma3, qwen, smollm2};
 use crate::common::engine;
 use crate::common::few_prompts::few_prompts;
-use crate::common::files::sha256;
+use crate::common::files::{names, sha256};
 use crate::common::found::Found;
 use crate::common::oracle::oracle;
-use crate::common::run::{command, ended, parsed, ran, refused, stderr, text};
+use crate::common::run::{command, ended, json, parsed, ran, refused, stderr, text};
+use crate::common::talking::talking;
 use crate::common::write_edited::{write_as, write_edited};
 
 fn files_in(folder: &Path) -> usize {
@@ -97,6 +98,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         let answer = oracle("generate_elsewhere.py", &args);
         assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
     }
+    check_in_place(&args, &out);
     let again = refused(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert!(again.contains("is already injected"), "{again}");
 }
@@ -105,13 +107,12 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
 fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let (found, dir) = (Found::once(), tempfile::tempdir().unwrap());
     let model = &found.model;
-    let with = |name: &str, extra: &[&str], code: i32| {
+    let with = |name: &str, extra: &[&str]| {
         let out = dir.path().join(name);
-        let output = ended(&[&found.inject(model, &out)[..], extra].concat(), code);
-        (out, output)
+        let told = json(&[&found.inject(model, &out)[..], extra].concat());
+        (out, told)
     };
-    let (out, output) = with("gated.gguf", &[], 0);
-    let told = parsed(&output);
+    let (out, told) = with("gated.gguf", &[]);
     assert_eq!(told["edit"]["method"], "contrast");
     // Taken together, the gates open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
@@ -120,12 +121,7 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
 
-    let (nearest, output) = with("nearest.gguf", &["--requant", "nearest"], 3);
-    let lost = parsed(&output)["verification"]["gain"].as_f64().unwrap();
-    assert!(lost < 0.9 && stderr(&output).contains("--requant nearest"), "{lost}");
-    drop(nearest);
-
-    let (wide, _) = with("wide.gguf", &["--promote", "Q8_0"], 0);
+    let (wide, _) = with("wide.gguf", &["--promote", "Q8_0"]);
     assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
     let file = Gguf::open(&wide).unwrap();
     assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
@@ -151,6 +147,25 @@ fn check_shown_again(report: &Path, page: &Path, said: &str) {
         summary.contains("mean projection after layer") && said.contains(&summary),
         "{summary} in {said}"
     );
+}
+
+/// Checks that the same options give the same bytes in place, and that `undo` restores the original.
+fn check_in_place(args: &[&str], out: &Path) {
+    let (folder, model) = (tempfile::tempdir().unwrap(), smollm2());
+    let own = folder.path().join("m.gguf");
+    std::fs::copy(&model, &own).unwrap();
+    let files = ["--save-adapter", "--report", "--html"];
+    let skipped = |i: usize| files.contains(&args[i]) || i > 0 && files.contains(&args[i - 1]);
+    // The first four are the command, the model and its output.
+    let settings: Vec<&str> = (4..args.len()).filter(|&i| !skipped(i)).map(|i| args[i]).collect();
+    let said = stderr(&ended(&[&["inject", text(&own), "--in-place"][..], &settings].concat(), 0));
+    assert!(said.contains("restores the original from"), "{said}");
+    assert_eq!(sha256(&own), sha256(out));
+    let kept: Vec<String> =
+        names(folder.path()).into_iter().filter(|name| !name.ends_with(".lock")).collect();
+    assert_eq!(kept, ["m.gguf", "m.gguf.rosi-undo"]);
+    ended(&["undo", text(&own)], 0);
+    assert_eq!(sha256(&own), sha256(&model));
 }
 
 fn check_verify(model: &Path, out: &Path, told: &Value, n_edited: usize) -> Value {
@@ -317,10 +332,9 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
     }
 }
 
-fn forced(out: &Path, few: &Path) -> Command {
-    let model = smollm2();
-    let args = ["inject", text(&model), "-o", text(out), "--prompts", text(few)];
-    let edit = ["--layer", "15", "--strength", "0.004", "--method", "published"];
+fn forced(model: &Path, out: &Path, few: &Path) -> Command {
+    let args = ["inject", text(model), "-o", text(out), "--prompts", text(few)];
+    let edit = ["--layer", "1", "--strength", "0.004", "--method", "published", "--system-prompt", "off"];
     command(&[&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits"]].concat())
 }
 
@@ -329,7 +343,7 @@ fn ctrl_c_leaves_nothing_behind() {
     let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let few = few_prompts(prompts.path());
     let started = Instant::now();
-    let child = forced(&dir.path().join("out.gguf"), &few).spawn().unwrap();
+    let child = forced(&smollm2(), &dir.path().join("out.gguf"), &few).spawn().unwrap();
     // A temporary file shows that the work has begun.
     while files_in(dir.path()) == 0 && started.elapsed() < Duration::from_secs(300) {
         std::thread::sleep(Duration::from_millis(50));
@@ -351,13 +365,15 @@ fn small_disk(folder: &Path, options: &str) -> Option<()> {
 #[test]
 fn a_full_disk_and_a_read_only_one_leave_nothing_behind() {
     let (dir, prompts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let few = few_prompts(prompts.path());
-    for (options, expected) in [("size=8m", "no space left"), ("ro", "no permission to write")] {
+    let (few, model) = (few_prompts(prompts.path()), prompts.path().join("model.gguf"));
+    talking("qwen2", &[], &model);
+    let half = format!("size={}", model.metadata().unwrap().len() / 2);
+    for (options, expected) in [(half.as_str(), "no space left"), ("ro", "no permission to write")] {
         if small_disk(dir.path(), options).is_none() {
             eprintln!("SKIPPED: mounting a tmpfs needs root");
             return;
         }
-        let output = forced(&dir.path().join("out.gguf"), &few).output().unwrap();
+        let output = forced(&model, &dir.path().join("out.gguf"), &few).output().unwrap();
         let left = outputs_in(dir.path());
         assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));

@@ -16,7 +16,6 @@ mod quant;
 mod release;
 mod rpc;
 mod search;
-mod split;
 mod thinking;
 mod uncensored;
 mod undo;

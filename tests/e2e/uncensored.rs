@@ -177,7 +177,7 @@ fn refusal_that_was_removed_comes_back() {
     let original = Original::open(&prompts);
     let copy = original.uncensored(&WHOLE, dir.path());
     // A tenth of so few prompts is only one or two, so the limit is higher than usual.
-    let limits = ["--layer", "14", "--trials", "2", "--max-false-refusal", "0.2", "--system-prompt", "off"];
+    let limits = ["--layer", "14", "--trials", "1", "--max-false-refusal", "0.2", "--system-prompt", "off"];
     // The table below uses detectors, which learn from thousands of prompts. `contrast` uses the same directions.
     let report = inject(&copy, &prompts, &[&["--method", "contrast"][..], &limits].concat());
     let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));

@@ -1,6 +1,6 @@
 use super::*;
 use crate::llama::activations::{Routes, rows};
-use crate::util::noise::normal;
+use crate::method::noise::normal;
 
 const N_IN: usize = 40;
 const OPTIONS: GateOptions = GateOptions { ridge: 1e-3, margin: 1.0, harmless: 2.0, tokens: 0.5 };

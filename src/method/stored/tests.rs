@@ -10,11 +10,11 @@ use super::*;
 use crate::arch::window::Window;
 use crate::gguf::{GgmlType, Gguf, GgufBuilder, Value};
 use crate::method::direction::random;
+use crate::method::noise::normal as noise;
 use crate::method::search::{DirectionSource, ExtractionPrompt};
 use crate::pipeline::plan_of;
 use crate::quant;
 use crate::util::hint::Hint;
-use crate::util::noise::normal as noise;
 
 const N_EMBD: usize = 256;
 const N_FF: usize = 512;

@@ -1,9 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::method::noise::normal as noise;
 use crate::method::post_norm::PostNorm;
 use crate::quant::{dequantize, grid, quantize_weighted};
-use crate::util::noise::normal as noise;
 
 fn encoded(ggml_type: GgmlType, n_in: usize, values: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; ggml_type.row_bytes(n_in as u64).unwrap() as usize * (values.len() / n_in)];
