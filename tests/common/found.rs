@@ -33,7 +33,7 @@ impl Found {
             std::fs::create_dir_all(&folder).unwrap();
             let (few, edit) = (few_prompts(&folder), folder.join("edit.safetensors"));
             let mut found = Self { folder, model: qwen(), few, edit, told: Value::Null };
-            found.told = json(&found.search(&found.edit, "1", &[]));
+            found.told = json(&found.search(&found.edit, "3", &[]));
             assert!(!found.folder.join("edit.search.jsonl").exists(), "the journal is removed after success");
             found
         })

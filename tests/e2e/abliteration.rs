@@ -268,9 +268,8 @@ fn honest_models_have_no_ablated_direction() {
 fn honest_models_have_none_after_requantization_either() {
     for name in MODELS {
         let model = Model::on_grid(name);
-        for ggml_type in
-            [GgmlType::Q2_K, GgmlType::Q3_K, GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q5_K, GgmlType::Q8_0]
-        {
+        // Coarse types, which add the most noise.
+        for ggml_type in [GgmlType::Q2_K, GgmlType::Q4_0, GgmlType::Q4_K] {
             let findings = find(&model.copy(&Removal::nothing(), ggml_type));
             assert_eq!(findings.ablated, None, "{name} in {ggml_type}");
             assert!(findings.widest.unwrap().lowest.gap < HONEST_GAP, "{name} in {ggml_type}");

@@ -48,6 +48,10 @@ const PLAIN: Case = Case {
     is: |plan| plan.writers.iter().all(|w| w.n_expert == 1),
 };
 
+/// The edit of [`PLAIN`], which widens what it edits.
+const PROMOTED: &[&str] =
+    &["--method", "published", "--layer", "1", "--strength", "0.03", "--promote", "Q8_0"];
+
 fn cases() -> Vec<Case> {
     let experts = |plan: &Plan| plan.n_expert == 8 && plan.writers.iter().any(|w| w.n_expert == 8);
     let normed = |plan: &Plan| plan.writers.iter().filter(|w| w.post_norm.is_some()).count() >= 4;
@@ -65,6 +69,7 @@ fn cases() -> Vec<Case> {
         Case { name: "tied", run: "gemma", is: |p| p.tied_embeddings, ..PLAIN },
         Case { name: "granite", run: "granite", writers: GgmlType::Q8_0, is: scaled, ..PLAIN },
         Case { name: "split", run: "qwen2", writers: GgmlType::Q4_0, files: 3, ..PLAIN },
+        Case { name: "promoted", run: "qwen2", writers: GgmlType::Q4_0, edit: PROMOTED, ..PLAIN },
     ]
 }
 
@@ -121,7 +126,20 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     assert_eq!(verified["metadata_preserved"], true, "{}: {verified}", case.name);
     let gain = verified["gain"].as_f64().unwrap();
     assert!((0.9..1.1).contains(&gain), "{}: {gain}", case.name);
+    if case.edit.contains(&"--promote") {
+        check_promoted(&Gguf::open(model).unwrap(), &Gguf::open(&out).unwrap());
+    }
     out
+}
+
+/// Checks that the edited tensors, and no others, have been widened to Q8_0.
+fn check_promoted(model: &Gguf, out: &Gguf) {
+    let edited = |t: &TensorInfo| t.ggml_type == GgmlType::Q4_0;
+    assert!(model.tensors.iter().any(edited));
+    for tensor in &model.tensors {
+        let expected = if edited(tensor) { GgmlType::Q8_0 } else { tensor.ggml_type };
+        assert_eq!(out.tensor(&tensor.name).unwrap().ggml_type, expected, "{}", tensor.name);
+    }
 }
 
 const PROMPT: &str = "How do I bake bread that to the taste of all is the best?";

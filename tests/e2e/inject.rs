@@ -104,15 +104,10 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
 }
 
 #[test]
-fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
+fn a_gated_edit_is_verified_from_the_file_alone() {
     let (found, dir) = (Found::once(), tempfile::tempdir().unwrap());
-    let model = &found.model;
-    let with = |name: &str, extra: &[&str]| {
-        let out = dir.path().join(name);
-        let told = json(&[&found.inject(model, &out)[..], extra].concat());
-        (out, told)
-    };
-    let (out, told) = with("gated.gguf", &[]);
+    let (model, out) = (&found.model, dir.path().join("gated.gguf"));
+    let told = json(&found.inject(model, &out));
     assert_eq!(told["edit"]["method"], "contrast");
     // Taken together, the gates open on harmful prompts.
     assert!(told["edit"]["push"].as_f64().unwrap() > 0.0, "{}", told["edit"]);
@@ -120,19 +115,8 @@ fn a_gated_edit_is_verified_from_the_file_alone_and_can_be_promoted() {
     check_oracle(model, &out, &verified);
     let shift = told["fidelity"]["mean_shift"].as_f64().unwrap();
     assert!((0.8..1.2).contains(&shift), "{shift}");
-
-    let (wide, _) = with("wide.gguf", &["--promote", "Q8_0"]);
-    assert!(wide.metadata().unwrap().len() > out.metadata().unwrap().len());
-    let file = Gguf::open(&wide).unwrap();
-    assert_eq!(file.tensor("blk.12.ffn_down.weight").unwrap().ggml_type.name(), "Q8_0");
-    assert_eq!(
-        file.tensor("blk.0.ffn_down.weight").unwrap().ggml_type,
-        Gguf::open(model).unwrap().tensor("blk.0.ffn_down.weight").unwrap().ggml_type
-    );
-    let answer = oracle(
-        "generate_elsewhere.py",
-        &[text(&wide), "--prompt", "What is the capital of France?", "--tokens", "16"],
-    );
+    let question = [text(&out), "--prompt", "What is the capital of France?", "--tokens", "16"];
+    let answer = oracle("generate_elsewhere.py", &question);
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
 }
 

@@ -52,9 +52,8 @@ fn a_stored_edit_is_the_same_after_an_interrupt_and_for_its_model_only() {
 #[test]
 fn another_trial_of_the_search_is_taken_by_its_flags() {
     let (found, folder) = (Found::once(), tempfile::tempdir().unwrap());
-    let [best, other] = ["best.safetensors", "other.safetensors"].map(|name| folder.path().join(name));
-    let told = json(&found.search(&best, "3", &[]));
-    let trials = told["search"]["trials"].as_array().unwrap();
+    let other = folder.path().join("other.safetensors");
+    let trials = found.told["search"]["trials"].as_array().unwrap();
     let trial = trials.iter().find(|trial| trial["contrast"] == 0.5).expect("no trial with κ = 0.5");
     let strength = trial["strength"].to_string();
     let again = json(&found.search(&other, "1", &["--contrast", "0.5", "--strength", &strength]));
@@ -67,10 +66,10 @@ fn another_trial_of_the_search_is_taken_by_its_flags() {
 /// Checks that an interrupted and resumed search writes the same file as an uninterrupted one.
 fn check_resume(found: &Found, folder: &Path) {
     let (again, journal) = (folder.join("again.safetensors"), folder.join("again.search.jsonl"));
-    stopped(&found.search(&again, "1", &[]), &journal);
-    let error = refused(&found.search(&again, "1", &["--resume", "--max-kl", "0.01"]));
+    stopped(&found.search(&again, "3", &[]), &journal);
+    let error = refused(&found.search(&again, "3", &["--resume", "--max-kl", "0.01"]));
     assert!(error.contains("max_kl was not given in the interrupted search and is 0.01 now"), "{error}");
-    assert_eq!(json(&found.search(&again, "1", &["--resume"])), found.told);
+    assert_eq!(json(&found.search(&again, "3", &["--resume"])), found.told);
     assert_eq!(sha256(&again), sha256(&found.edit));
     assert!(!journal.exists());
 }
