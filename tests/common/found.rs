@@ -12,7 +12,6 @@ use crate::common::run::{json, text};
 /// An edit of Qwen2.5-Coder, which refuses half of the harmful prompts: `inject` keeps no file that refuses fewer than
 /// its base.
 pub struct Found {
-    folder: PathBuf,
     pub model: PathBuf,
     /// The prompts of the search.
     pub few: PathBuf,
@@ -32,9 +31,9 @@ impl Found {
             let _ = std::fs::remove_dir_all(&folder);
             std::fs::create_dir_all(&folder).unwrap();
             let (few, edit) = (few_prompts(&folder), folder.join("edit.safetensors"));
-            let mut found = Self { folder, model: qwen(), few, edit, told: Value::Null };
+            let mut found = Self { model: qwen(), few, edit, told: Value::Null };
             found.told = json(&found.search(&found.edit, "3", &[]));
-            assert!(!found.folder.join("edit.search.jsonl").exists(), "the journal is removed after success");
+            assert!(!folder.join("edit.search.jsonl").exists(), "the journal is removed after success");
             found
         })
     }

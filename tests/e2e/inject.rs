@@ -61,29 +61,10 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let at = |name: &str| dir.path().join(name);
     let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
     let (few, model) = (few_prompts(dir.path()), smollm2());
-    let args = [
-        "inject",
-        text(&model),
-        "-o",
-        text(&out),
-        "--method",
-        "published",
-        "--layer",
-        "15",
-        "--strength",
-        "0.004",
-        "--prompts",
-        text(&few),
-        "--save-adapter",
-        text(&lora),
-        "--report",
-        text(&report),
-        "--html",
-        text(&page),
-        "--allow-no-refusal",
-        "--allow-over-limits",
-        "--json",
-    ];
+    let edit = ["--method", "published", "--layer", "15", "--strength", "0.004", "--prompts", text(&few)];
+    let settings = [&edit[..], &["--allow-no-refusal", "--allow-over-limits", "--json"]].concat();
+    let files = ["--save-adapter", text(&lora), "--report", text(&report), "--html", text(&page)];
+    let args = [&["inject", text(&model), "-o", text(&out)][..], &files, &settings].concat();
     let output = ended(&args, 0);
     let told = parsed(&output);
     assert!(told["scores"]["exact"].is_null() && told["scores"]["random_direction"].is_null());
@@ -98,7 +79,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
         let answer = oracle("generate_elsewhere.py", &args);
         assert!(answer["text"].as_str().unwrap().contains("7 days"), "{answer}");
     }
-    check_in_place(&args, &out);
+    check_in_place(&settings, &out);
     let again = refused(&["inject", text(&out), "-o", text(&dir.path().join("twice.gguf"))]);
     assert!(again.contains("is already injected"), "{again}");
 }
@@ -133,16 +114,12 @@ fn check_shown_again(report: &Path, page: &Path, said: &str) {
     );
 }
 
-/// Checks that the same options give the same bytes in place, and that `undo` restores the original.
-fn check_in_place(args: &[&str], out: &Path) {
+/// Checks that the same settings give the same bytes in place, and that `undo` restores the original.
+fn check_in_place(settings: &[&str], out: &Path) {
     let (folder, model) = (tempfile::tempdir().unwrap(), smollm2());
     let own = folder.path().join("m.gguf");
     std::fs::copy(&model, &own).unwrap();
-    let files = ["--save-adapter", "--report", "--html"];
-    let skipped = |i: usize| files.contains(&args[i]) || i > 0 && files.contains(&args[i - 1]);
-    // The first four are the command, the model and its output.
-    let settings: Vec<&str> = (4..args.len()).filter(|&i| !skipped(i)).map(|i| args[i]).collect();
-    let said = stderr(&ended(&[&["inject", text(&own), "--in-place"][..], &settings].concat(), 0));
+    let said = stderr(&ended(&[&["inject", text(&own), "--in-place"][..], settings].concat(), 0));
     assert!(said.contains("restores the original from"), "{said}");
     assert_eq!(sha256(&own), sha256(out));
     let kept: Vec<String> =

@@ -1,6 +1,6 @@
 //! The search over given settings: candidates with their strengths.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{
     Candidate, DirectionSource, Probe, Search, SearchError, SearchProgress, SearchResult, Space, Strength,
@@ -24,7 +24,8 @@ impl Search<'_> {
     ///
     /// First tokens rank the first setting of each direction source, and the settings of the best source that push
     /// harder. Whole answers judge the winner, the first setting of every other source and, while no trial keeps the
-    /// limits, the remaining settings of the best source.
+    /// limits, the remaining settings of the best source. A setting that exceeds the KL budget is judged again with as
+    /// much push as the budget allows.
     ///
     /// # Errors
     /// Returns [`SearchError`] if the model cannot be run or an edit cannot be made.
@@ -34,9 +35,10 @@ impl Search<'_> {
         progress: &mut SearchProgress<'_>,
     ) -> Result<SearchResult, SearchError> {
         let started = Instant::now();
-        let late = |most: Duration| started.elapsed() > most;
+        let time_budget = self.options.time_budget;
+        let late = || time_budget.is_some_and(|most| started.elapsed() > most);
         let mut result = SearchResult { base: Some(self.base), ..SearchResult::default() };
-        let total = self.spaces.len() + self.options.trials;
+        let mut total = self.spaces.len() + self.options.trials;
         let first = |space: &Space| of_source(settings, space.direction_source).next();
         let firsts: Vec<_> = self.spaces.iter().filter_map(first).collect();
         let base = self.few.base_first_token_score();
@@ -47,12 +49,16 @@ impl Search<'_> {
         for (i, (candidate, strength)) in
             judged.into_iter().chain(spare).take(self.options.trials).enumerate()
         {
-            let is_late = self.options.time_budget.is_some_and(late) && !result.trials.is_empty();
-            if is_late || (i >= n_judged && result.best.is_some()) {
+            if (late() && !result.trials.is_empty()) || (i >= n_judged && result.best.is_some()) {
                 break;
             }
             self.trial(&candidate, strength, &mut result)?;
             progress(&result, total);
+            if let Some(less) = self.back_within(&result).filter(|_| !late()) {
+                total += 1;
+                self.trial(&candidate, less, &mut result)?;
+                progress(&result, total);
+            }
         }
         result.mark_front();
         Ok(result)
