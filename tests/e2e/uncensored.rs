@@ -265,8 +265,9 @@ fn print_the_fine_tuned_table() {
         let report = inject(&model, &prompts, &[]);
         let [before, after] = ["base", "written"].map(|which| refused(&report["scores"][which]));
         println!(
-            "| {passes} | {original:?} | {before:?} | {prompted:?} | {after:?} | {} | {:.3} |",
+            "| {passes} | {original:?} | {before:?} | {prompted:?} | {after:?} | {}, {} | {:.3} |",
             report["edit"]["direction_source"].as_str().unwrap(),
+            report["edit"]["method"].as_str().unwrap(),
             report["scores"]["written"]["kl"].as_f64().unwrap()
         );
     }
