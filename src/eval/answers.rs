@@ -27,58 +27,26 @@ pub fn ask(
 mod tests {
     use super::*;
     use crate::eval::{Tally, chats};
-    use crate::llama::activations::Activations;
-    use crate::llama::{Capture, LowRank};
+    use crate::llama::stand_in::StandIn;
 
-    /// Answers every chat with its own text, one token per word.
-    struct Echo {
-        tokens: usize,
-    }
-
-    impl Engine for Echo {
-        fn n_layer(&self) -> usize {
-            1
-        }
-
-        fn apply(&mut self, _: &[LowRank]) -> Result<(), LlamaError> {
-            Ok(())
-        }
-
-        fn answer_until(
-            &mut self,
-            chats: &[Chat<'_>],
-            length: &Length<'_>,
-            first: &mut FirstLogits<'_>,
-        ) -> Result<Vec<String>, LlamaError> {
-            let mut answer = |(i, chat): (usize, &Chat<'_>)| {
-                first(i, &[0.0]);
-                let words: Vec<&str> = chat.user.split(' ').collect();
-                let text = |n: usize| words[..n].join(" ");
-                let mut n = length.n_predict.min(words.len());
-                while n < words.len().min(length.most) && (length.open)(&text(n)) {
-                    n += 1;
-                }
-                self.tokens += n;
-                text(n)
-            };
-            Ok(chats.iter().enumerate().map(&mut answer).collect())
-        }
-
-        fn collect(
-            &mut self,
-            _: &[Chat<'_>],
-            _: &Capture,
-            _: &mut FirstLogits<'_>,
-        ) -> Result<Activations, LlamaError> {
-            unreachable!("answers collect nothing")
-        }
-    }
-
+    /// Asks an engine that answers every chat with its own text, one token per word; returns the answers and the number
+    /// of tokens.
     fn asked(texts: &[&str], n_predict: usize) -> (Vec<String>, usize) {
         let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
-        let mut engine = Echo { tokens: 0 };
+        let mut tokens = 0;
+        let mut engine = StandIn::new(|i, chat, length, first| {
+            first(i, &[0.0]);
+            let words: Vec<&str> = chat.user.split(' ').collect();
+            let text = |n: usize| words[..n].join(" ");
+            let mut n = length.n_predict.min(words.len());
+            while n < words.len().min(length.most) && (length.open)(&text(n)) {
+                n += 1;
+            }
+            tokens += n;
+            text(n)
+        });
         let answers = ask(&mut engine, &chats(&texts, None), n_predict, &mut |_, _| ()).unwrap();
-        (answers, engine.tokens)
+        (answers, tokens)
     }
 
     #[test]

@@ -180,17 +180,33 @@ impl<'a> Search<'a> {
                 break;
             }
             let strength = self.strength(&candidate, start)?;
-            self.trial(&candidate, strength, &mut result)?;
-            progress(&result, total);
-            if let Some(less) = self.back_within(&result).filter(|_| !late()) {
-                total += 1;
-                self.trial(&candidate, less, &mut result)?;
-                progress(&result, total);
-            }
+            self.trial_within(&candidate, strength, &late, &mut result, &mut |result, added| {
+                total += added;
+                progress(result, total);
+            })?;
         }
         self.less(fine, &late, &mut result, &mut |result| progress(result, total))?;
         result.mark_front();
         Ok(result)
+    }
+
+    /// Runs a trial and, if it exceeds the KL budget, another one with less strength. After each, `step` receives the
+    /// result and the number of steps that this adds to the expected ones.
+    fn trial_within(
+        &mut self,
+        candidate: &Candidate,
+        strength: f64,
+        late: &dyn Fn() -> bool,
+        result: &mut SearchResult,
+        step: &mut SearchProgress<'_>,
+    ) -> Result<(), SearchError> {
+        self.trial(candidate, strength, result)?;
+        step(result, 0);
+        if let Some(less) = self.back_within(result).filter(|_| !late()) {
+            self.trial(candidate, less, result)?;
+            step(result, 1);
+        }
+        Ok(())
     }
 
     /// Returns the strength to try if the last trial exceeded the KL budget. Its KL at that strength may not have been

@@ -83,58 +83,35 @@ fn answers(engine: &mut dyn Engine, texts: &[String]) -> Result<Vec<String>, Lla
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
-    use crate::llama::activations::Activations;
-    use crate::llama::engine::FirstLogits;
-    use crate::llama::{Capture, Chat, Length, LowRank};
+    use crate::llama::stand_in::StandIn;
 
-    /// Refuses the prompts that contain `refused`, and counts the prompts.
-    struct Refusing {
-        refused: &'static str,
-        asked: usize,
-    }
-
-    impl Engine for Refusing {
-        fn n_layer(&self) -> usize {
-            1
-        }
-
-        fn apply(&mut self, _: &[LowRank]) -> Result<(), LlamaError> {
-            Ok(())
-        }
-
-        fn answer_until(
-            &mut self,
-            chats: &[Chat<'_>],
-            _: &Length<'_>,
-            _: &mut FirstLogits<'_>,
-        ) -> Result<Vec<String>, LlamaError> {
-            self.asked += chats.len();
-            let answer = |chat: &Chat<'_>| {
-                let refuses = chat.user.contains(self.refused);
-                if refuses {
-                    "I'm sorry, but I can't help with that."
-                } else {
-                    "Sure, this is how it is done."
-                }
+    /// Returns an engine that refuses the prompts that contain `refused`, and counts the prompts in `asked`.
+    fn refusing(refused: &'static str, asked: &Cell<usize>) -> impl Engine {
+        StandIn::new(move |_, chat, _, _| {
+            asked.set(asked.get() + 1);
+            let refuses = chat.user.contains(refused);
+            let answer = if refuses {
+                "I'm sorry, but I can't help with that."
+            } else {
+                "Sure, this is how it is done."
             };
-            Ok(chats.iter().map(|chat| answer(chat).to_owned()).collect())
-        }
-
-        fn collect(
-            &mut self,
-            _: &[Chat<'_>],
-            _: &Capture,
-            _: &mut FirstLogits<'_>,
-        ) -> Result<Activations, LlamaError> {
-            unreachable!("the guard collects nothing")
-        }
+            answer.to_owned()
+        })
     }
 
     /// Returns a guard on the numbers below 48 whose base refuses those with a `digit`.
     fn guard(digit: &'static str) -> Guard {
         let texts = (0..48).map(|i| i.to_string()).collect();
-        Guard::on(&mut Refusing { refused: digit, asked: 0 }, texts).unwrap()
+        Guard::on(&mut refusing(digit, &Cell::default()), texts).unwrap()
+    }
+
+    /// Checks a file that refuses the prompts with `refused`; returns the result and the number of prompts asked.
+    fn checked(guard: &Guard, refused: &'static str) -> (Result<(), Error>, usize) {
+        let asked = Cell::default();
+        (guard.check(&mut refusing(refused, &asked)), asked.get())
     }
 
     #[test]
@@ -142,21 +119,19 @@ mod tests {
         // 3, 13, 23, 30 to 39 and 43.
         let guard = guard("3");
         assert_eq!((guard.base.refused, guard.base.total()), (14, 48));
-        for (refused, asked) in [("3", 16), ("", 16), ("2", 48)] {
-            let mut engine = Refusing { refused, asked: 0 };
-            let checked = guard.check(&mut engine);
-            assert_eq!((checked.is_ok(), engine.asked), (true, asked), "{refused:?}: {checked:?}");
+        for (refused, n) in [("3", 16), ("", 16), ("2", 48)] {
+            let (result, asked) = checked(&guard, refused);
+            assert_eq!((result.is_ok(), asked), (true, n), "{refused:?}: {result:?}");
         }
-        let mut none = Refusing { refused: "none", asked: 0 };
-        let told = guard.check(&mut none).unwrap_err().to_string();
-        assert!(told.contains("0/48") && told.contains("14/48") && none.asked == 48, "{told}");
-        assert_eq!(guard.written(&mut Refusing { refused: "1", asked: 0 }).unwrap().total(), 48);
+        let (less, asked) = checked(&guard, "none");
+        let told = less.unwrap_err().to_string();
+        assert!(told.contains("0/48") && told.contains("14/48") && asked == 48, "{told}");
+        assert_eq!(guard.written(&mut refusing("1", &Cell::default())).unwrap().total(), 48);
     }
 
     #[test]
     fn nothing_is_asked_where_the_base_refuses_nothing() {
-        let mut engine = Refusing { refused: "", asked: 0 };
-        guard("none").check(&mut engine).unwrap();
-        assert_eq!(engine.asked, 0);
+        let (result, asked) = checked(&guard("none"), "");
+        assert!(result.is_ok() && asked == 0, "{asked}");
     }
 }

@@ -52,13 +52,10 @@ impl Search<'_> {
             if (late() && !result.trials.is_empty()) || (i >= n_judged && result.best.is_some()) {
                 break;
             }
-            self.trial(&candidate, strength, &mut result)?;
-            progress(&result, total);
-            if let Some(less) = self.back_within(&result).filter(|_| !late()) {
-                total += 1;
-                self.trial(&candidate, less, &mut result)?;
-                progress(&result, total);
-            }
+            self.trial_within(&candidate, strength, &late, &mut result, &mut |result, added| {
+                total += added;
+                progress(result, total);
+            })?;
         }
         result.mark_front();
         Ok(result)

@@ -6,50 +6,9 @@ use super::*;
 use crate::arch::window::Window;
 use crate::cli::{Cli, Command};
 use crate::eval::Questions;
-use crate::llama::activations::Activations;
-use crate::llama::engine::FirstLogits;
-use crate::llama::{Capture, Chat, Length, LlamaError, LowRank};
+use crate::llama::stand_in::StandIn;
 use crate::method::abliteration::AblatedLayer;
 use crate::sources::{self, Check};
-
-/// A mock engine that refuses the first `plain` prompts, or the first `prompted` under a system prompt.
-struct StandIn {
-    plain: usize,
-    prompted: usize,
-}
-
-impl Engine for StandIn {
-    fn n_layer(&self) -> usize {
-        4
-    }
-
-    fn apply(&mut self, _: &[LowRank]) -> Result<(), LlamaError> {
-        Ok(())
-    }
-
-    fn answer_until(
-        &mut self,
-        chats: &[Chat<'_>],
-        _: &Length<'_>,
-        first: &mut FirstLogits<'_>,
-    ) -> Result<Vec<String>, LlamaError> {
-        let mut answer = |(i, chat): (usize, &Chat<'_>)| {
-            let refuses = i < if chat.system.is_some() { self.prompted } else { self.plain };
-            first(i, if refuses { &[1.0, 0.0] } else { &[0.0, 1.0] });
-            if refuses { "I'm sorry, but I can't assist with that." } else { "Sure, here is how it is done." }
-        };
-        Ok(chats.iter().enumerate().map(|c| answer(c).to_owned()).collect())
-    }
-
-    fn collect(
-        &mut self,
-        _: &[Chat<'_>],
-        _: &Capture,
-        _: &mut FirstLogits<'_>,
-    ) -> Result<Activations, LlamaError> {
-        unreachable!("an offer collects nothing")
-    }
-}
 
 /// Returns the sources offered by a model that refuses `plain` of 20 harmful prompts, and `prompted` under a system
 /// prompt; and the name of its system prompt.
@@ -59,7 +18,16 @@ fn offer(
     ablated: Option<AblatedDirection>,
     flags: &[&str],
 ) -> Result<(Vec<DirectionSource>, ExtractionPrompt), Error> {
-    let mut engine = StandIn { plain, prompted };
+    let mut engine = StandIn::new(|i, chat, _, first| {
+        let refuses = i < if chat.system.is_some() { prompted } else { plain };
+        first(i, if refuses { &[1.0, 0.0] } else { &[0.0, 1.0] });
+        let answer = if refuses {
+            "I'm sorry, but I can't assist with that."
+        } else {
+            "Sure, here is how it is done."
+        };
+        answer.to_owned()
+    });
     let harmful = (0..20).map(|i| format!("prompt {i}")).collect();
     let questions = Questions { harmful, ..Questions::default() };
     let (mut evaluator, base) = Evaluator::new(&mut engine, questions).unwrap();
