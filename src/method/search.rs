@@ -198,7 +198,7 @@ impl<'a> Search<'a> {
         strength: f64,
         late: &dyn Fn() -> bool,
         result: &mut SearchResult,
-        step: &mut SearchProgress<'_>,
+        step: &mut dyn FnMut(&SearchResult, usize),
     ) -> Result<(), SearchError> {
         self.trial(candidate, strength, result)?;
         step(result, 0);
