@@ -26,6 +26,7 @@ mod settings;
 mod tests;
 
 pub use budget::KlBudget;
+use budget::Spent;
 pub use direction_source::{DirectionSource, ExtractionPrompt, SourceOutcome};
 use journal::{Journal, Look, Row};
 pub use limits::{Allowed, Refusal, own_refusal, utility};
@@ -179,7 +180,7 @@ impl<'a> Search<'a> {
             if late() && !result.trials.is_empty() {
                 break;
             }
-            let strength = self.strength(&candidate, start)?;
+            let strength = self.strength(&candidate, start, None)?;
             self.trial_within(&candidate, strength, &late, &mut result, &mut |result, added| {
                 total += added;
                 progress(result, total);
@@ -202,20 +203,20 @@ impl<'a> Search<'a> {
     ) -> Result<(), SearchError> {
         self.trial(candidate, strength, result)?;
         step(result, 0);
-        if let Some(less) = self.back_within(result).filter(|_| !late()) {
-            self.trial(candidate, less, result)?;
-            step(result, 1);
-        }
+        let Some(over) = self.over_budget(result).filter(|_| !late()) else { return Ok(()) };
+        let less = self.strength(candidate, over.strength * over.next(None), Some(over))?;
+        self.trial(candidate, less, result)?;
+        step(result, 1);
         Ok(())
     }
 
-    /// Returns the strength to try if the last trial exceeded the KL budget. Its KL at that strength may not have been
-    /// measured before, and it can grow faster than usual (with a power of 3.2 of the strength under the safety prompt
-    /// in copies without refusal).
-    fn back_within(&self, result: &SearchResult) -> Option<f64> {
+    /// Returns how much of the KL budget the last trial used, if that is more than all. Its KL at that strength may not
+    /// have been measured before, or it grows faster than usual (with a power of 3.2 of the strength under the safety
+    /// prompt in copies without refusal).
+    fn over_budget(&self, result: &SearchResult) -> Option<Spent> {
         let last = result.trials.last().filter(|_| self.options.strength.is_none())?;
-        let spent = last.score.kl / self.limits().allowed().max_kl;
-        (spent > 1.0).then(|| last.strength * budget::next(spent))
+        let share = last.score.kl / self.limits().allowed().max_kl;
+        (share > 1.0).then_some(Spent { strength: last.strength, share })
     }
 
     /// Returns the candidates in the order in which to judge their answers, each with a strength to begin at: the best,
@@ -345,16 +346,21 @@ impl<'a> Search<'a> {
         Ok(())
     }
 
-    /// Returns the strength at which the candidate uses up the budget on all harmless prompts; `start` is the strength
-    /// found on a few.
-    fn strength(&mut self, candidate: &Candidate, start: f64) -> Result<f64, SearchError> {
+    /// Returns the strength at which the candidate uses up the budget on all harmless prompts, beginning at `start`: the
+    /// strength found on a few of them, or the one that follows from an `earlier` measurement.
+    fn strength(
+        &mut self,
+        candidate: &Candidate,
+        start: f64,
+        earlier: Option<Spent>,
+    ) -> Result<f64, SearchError> {
         if self.options.strength.is_some() {
             return Ok(start);
         }
         if let Some(known) = self.journal.strength(candidate, start) {
             return Ok(known);
         }
-        let strength = self.spending(self.evaluator, candidate, start)?;
+        let strength = self.spending(self.evaluator, candidate, start, earlier)?;
         self.journal.add(Row::Strength { candidate: *candidate, start, strength });
         Ok(strength)
     }
@@ -366,11 +372,12 @@ impl<'a> Search<'a> {
         evaluator: &Evaluator,
         candidate: &Candidate,
         start: f64,
+        earlier: Option<Spent>,
     ) -> Result<f64, SearchError> {
         let max_kl = self.limits().allowed().max_kl;
         let make = |strength: f64| (self.make_edits)(candidate, strength);
         let strongest = self.space(candidate.direction_source).strongest;
-        KlBudget { engine: self.engine, evaluator, max_kl, strongest }.strength(&make, start)
+        KlBudget { engine: self.engine, evaluator, max_kl, strongest }.strength_after(&make, start, earlier)
     }
 
     /// Determines the candidate's strength, from the budget on few prompts if it is not given, and measures the model
@@ -383,7 +390,7 @@ impl<'a> Search<'a> {
     ) -> Result<Look, SearchError> {
         let strength = match strength {
             Strength::Given(strength) => strength,
-            Strength::Budget { start } => self.spending(self.few, candidate, start)?,
+            Strength::Budget { start } => self.spending(self.few, candidate, start, None)?,
         };
         self.engine.apply(&(self.make_edits)(candidate, strength)?)?;
         let first_tokens = if answers { None } else { self.few.first_token_score(self.engine)? };

@@ -15,13 +15,38 @@ const AIM: f64 = 0.85;
 /// 2.4 of the strength (1.9 to 2.2 on Qwen2.5-Coder-0.5B), so a strength that should use .85 of the budget uses
 /// .74-.98. If the KL grows faster, the trial reveals it and is repeated with less strength.
 const TRUSTED: std::ops::RangeInclusive<f64> = 0.7..=1.4;
+/// Power of the strength with which the KL grows, until two measurements show it.
+const POWER: f64 = 2.0;
+/// Range of that power: 1.6 to 4.3 were measured, the largest for pushes of detectors that exceed the budget.
+const POWERS: std::ops::RangeInclusive<f64> = 1.5..=6.0;
 
-/// Returns the factor, 0.25 to 4, by which to multiply a strength that uses the share `spent` of the budget so that it
-/// uses [`AIM`].
-pub(super) fn next(spent: f64) -> f64 {
-    let factor = if spent.is_finite() { (AIM / spent.max(1e-6)).sqrt() } else { 0.0 };
-    factor.clamp(0.25, 4.0)
+/// The share of the budget that a strength uses.
+#[derive(Clone, Copy)]
+pub(super) struct Spent {
+    pub(super) strength: f64,
+    /// KL over the budget.
+    pub(super) share: f64,
 }
+
+impl Spent {
+    /// Returns the factor, 0.25 to 4, by which to multiply the strength so that it uses [`AIM`], given an earlier
+    /// measurement at another strength.
+    pub(super) fn next(self, earlier: Option<Self>) -> f64 {
+        let power = earlier.map_or(POWER, |earlier| self.power(earlier));
+        let factor =
+            if self.share.is_finite() { (AIM / self.share.max(1e-6)).powf(power.recip()) } else { 0.0 };
+        factor.clamp(0.25, 4.0)
+    }
+
+    /// Returns the power of the strength with which the KL grows between the two measurements.
+    fn power(self, other: Self) -> f64 {
+        let power = (self.share / other.share).ln() / (self.strength / other.strength).ln();
+        if power.is_finite() { power.clamp(*POWERS.start(), *POWERS.end()) } else { POWER }
+    }
+}
+
+/// Makes the edit of a strength.
+type MakeEdit<'a> = dyn Fn(f64) -> Result<Vec<LowRank>, SearchError> + 'a;
 
 /// A limit on the KL of an edit, and the means to measure it.
 pub struct KlBudget<'a> {
@@ -43,23 +68,29 @@ impl KlBudget<'_> {
     ///
     /// # Errors
     /// Returns [`SearchError`] if the model cannot be run or an edit cannot be made.
-    pub fn strength(
+    pub fn strength(self, make: &MakeEdit<'_>, start: f64) -> Result<f64, SearchError> {
+        self.strength_after(make, start, None)
+    }
+
+    /// Finds that strength when the KL at an `earlier` one is known.
+    pub(super) fn strength_after(
         self,
-        make: &dyn Fn(f64) -> Result<Vec<LowRank>, SearchError>,
+        make: &MakeEdit<'_>,
         start: f64,
+        mut earlier: Option<Spent>,
     ) -> Result<f64, SearchError> {
         let mut strength = start;
         let mut within = None;
         for _ in 0..MAX_PROBES {
             self.engine.apply(&make(strength)?)?;
-            let spent = self.evaluator.kl(self.engine)? / self.max_kl;
-            if spent <= 1.0 {
+            let spent = Spent { strength, share: self.evaluator.kl(self.engine)? / self.max_kl };
+            if spent.share <= 1.0 {
                 within = Some(within.map_or(strength, |w: f64| w.max(strength)));
             }
-            if CLOSE.contains(&spent) {
+            if CLOSE.contains(&spent.share) {
                 break;
             }
-            let factor = next(spent);
+            let factor = spent.next(earlier.replace(spent));
             strength = (strength * factor).clamp(WEAKEST, self.strongest);
             if TRUSTED.contains(&factor) {
                 return Ok(strength);

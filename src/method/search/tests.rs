@@ -271,7 +271,7 @@ fn a_trial_that_passes_the_budget_is_made_again_with_less() {
     let result = search_with(&mut engine, asked, &spaces, options, &mut Journal::off());
     let [over, within] = result.trials[..] else { panic!("{result:?}") };
     assert!(over.stopped && over.score.kl > 0.05, "{over:?}");
-    assert!(within.accepted && within.score.kl > 0.025 && within.score.kl < 0.05, "{within:?}");
+    assert!(within.accepted && within.score.kl > 0.04 && within.score.kl < 0.05, "{within:?}");
     assert_eq!(result.best, Some(1));
 }
 
@@ -484,7 +484,7 @@ fn judged(strengths: &[f64]) -> (usize, Option<usize>) {
 fn settings_are_judged_until_one_keeps_the_limits() {
     assert_eq!(judged(&[0.04, 0.05]), (1, Some(0)));
     assert_eq!(judged(&[0.1, 0.04]), (2, Some(1)), "a trial with less push keeps them");
-    assert_eq!(judged(&[0.5, 0.04]), (3, Some(2)), "no such trial does");
+    assert_eq!(judged(&[0.5, 0.04]), (2, Some(1)), "however far it went over them");
 }
 
 #[test]
