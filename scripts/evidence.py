@@ -1,0 +1,214 @@
+"""Prints the page of scripts/evidence for a model, or its table over several models.
+
+    evidence.py page TOKENS METHODS FOLDER
+    evidence.py models TOKENS METHODS FOLDER...
+
+FOLDER holds a model's reports, as scripts/evidence leaves them. `page` also draws FOLDER/evidence.svg.
+"""
+
+import json
+import math
+import sys
+
+KINDS = {"harmful": "more is better", "harmless": "less is better", "borderline": "less is better"}
+METHODS = {
+    "detector": "detectors, the default",
+    "contrast": "linear gates (`--method contrast`)",
+    "published": "the paper's edit (`--method published`)",
+}
+# Printed in a table of its own: the other sets are asked as they are.
+WRAPPED = "jailbreaks"
+
+
+class Evidence:
+    """The reports on one model."""
+
+    def __init__(self, folder, tokens, methods):
+        def load(name):
+            with open(f"{folder}/{name}.json") as file:
+                return json.load(file)
+
+        asked = load(f"eval-{tokens}-{','.join(methods)}")
+        self.name = asked["base"]["path"].split("/")[-1]
+        self.base = ("base", asked["base"])
+        self.edited = [(METHODS[method], entry) for method, entry in zip(methods, asked["models"], strict=True)]
+        self.prompted = ("base under a safety prompt, no edit", load(f"prompted-{tokens}")["models"][0])
+        self.injected = {method: load(f"{method}.inject") for method in methods}
+
+    def everyone(self):
+        return [self.base, self.prompted, *self.edited]
+
+
+def rate(x):
+    return f"{x:.2f}".replace("0.", ".")
+
+
+def interval(found):
+    return f'{found["count"]}/{found["total"]} ({rate(found["rate"])}, {rate(found["low"])}-{rate(found["high"])})'
+
+
+def name_of(set_):
+    return set_["source"].split("/")[-1].removesuffix(".jsonl")
+
+
+def plain_sets(entry):
+    return [set_ for set_ in entry["sets"] if name_of(set_) != WRAPPED]
+
+
+def pooled(entry, kind):
+    """The refusals of a kind over all sets but the wrapped one: count, total, 95 % Wilson interval."""
+    kinds = [set_["kinds"][kind] for set_ in plain_sets(entry) if kind in set_["kinds"]]
+    k, n = (sum(found["refused"][key] for found in kinds) for key in ("count", "total"))
+    z = 1.959963985
+    middle = (k + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
+    return {"count": k, "total": n, "rate": k / n, "low": middle - half, "high": middle + half}
+
+
+def kl(name, entry, key):
+    """The mean over the harmless prompts or, per token, over their answers."""
+    sets = [set_["kl"] for set_ in plain_sets(entry) if set_.get("kl")]
+    weight = "prompts" if key == "first_token" else "tokens"
+    total = sum(found[weight] for found in sets)
+    if name == "base":
+        return "0"
+    return f"{sum(found[key] * found[weight] for found in sets) / total:.4f}" if total else "–"
+
+
+def choice(entry):
+    found = entry["choice"]["correct"]
+    error = math.sqrt(found["rate"] * (1 - found["rate"]) / found["total"])
+    return f'{found["count"]}/{found["total"]} ({found["rate"]:.3f} ± {error:.3f})'
+
+
+def perplexity(entry):
+    return f'{entry["perplexity"]["ppl"]:.3f} ± {entry["perplexity"]["error"]:.3f}'
+
+
+def broken(entry):
+    return str(sum(kind["broken"]["count"] for set_ in plain_sets(entry) for kind in set_["kinds"].values()))
+
+
+def refused(set_):
+    return interval(next(kind["refused"] for kind in set_["kinds"].values() if kind["refused"]["total"]))
+
+
+def in_wrappers(entry):
+    kinds = next(set_["kinds"] for set_ in entry["sets"] if name_of(set_) == WRAPPED)
+    harmful, harmless = kinds["harmful"], kinds["harmless"]
+    return [interval(found) for found in (harmful["complied"], harmful["refused"], harmless["complied"])]
+
+
+def written(method, report):
+    edit = report["edit"]
+    size = f'push {edit["strength"]:.1f}' if edit["method"] == "detector" else f'strength {100 * edit["strength"]:.1f} %'
+    return [
+        METHODS[method],
+        f'{edit["direction_source"]}, layer {edit["layer"]}, {size}',
+        f'{100 * report["verification"]["changed_bytes"]:.3f} %',
+        f'{report["seconds"]:.0f} s',
+    ]
+
+
+def table(head, rows):
+    print("| " + " | ".join(head) + " |")
+    print("|---" + "|--:" * (len(head) - 1) + "|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def print_page(evidence, tokens):
+    everyone = evidence.everyone()
+    print(f"## {evidence.name}\n")
+    print(f"Greedy answers of {tokens} tokens, up to 64 where those do not tell. Counts, then rate and 95 % Wilson interval.\n")
+    table(
+        ["refused", *KINDS, "KL, first token", "KL, per token"],
+        [
+            [name, *(interval(pooled(entry, kind)) for kind in KINDS)]
+            + [kl(name, entry, key) for key in ("first_token", "per_token")]
+            for name, entry in everyone
+        ],
+    )
+    print("KL is from the base, on harmless prompts, in nats; per token along the base's own answers. Set by set:\n")
+    table(
+        ["refused", *(name_of(set_) for set_ in plain_sets(evidence.base[1]))],
+        [[name, *(refused(set_) for set_ in plain_sets(entry))] for name, entry in everyone],
+    )
+    print("Four harmful requests and two harmless ones in each of 24 jailbreak wrappers that others collected in the wild:\n")
+    table(
+        ["wrapped", "harmful: complied with", "harmful: refused", "harmless: answered"],
+        [[name, *in_wrappers(entry)] for name, entry in everyone],
+    )
+    print("Utility:\n")
+    table(
+        ["", "MMLU, every tenth question", "perplexity of a license and code", "broken answers"],
+        [
+            [name, choice(entry), perplexity(entry), broken(entry)]
+            for name, entry in [evidence.base, *evidence.edited]
+        ],
+    )
+    print("Standard errors. What was written:\n")
+    table(
+        ["method", "edit", "bytes changed", "took"],
+        [written(method, report) for method, report in evidence.injected.items()],
+    )
+
+
+def print_models(models):
+    print("## Over models\n")
+    table(
+        ["model", "", *(f"{kind} refused" for kind in KINDS), "KL, first token", "MMLU, every tenth question"],
+        [
+            [evidence.name, name, *(interval(pooled(entry, kind)) for kind in KINDS)]
+            + [kl(name, entry, "first_token"), choice(entry)]
+            for evidence in models
+            for name, entry in [evidence.base, *evidence.edited]
+        ],
+    )
+
+
+def chart(rows):
+    """Refusals with their intervals as SVG: a row per model, a column per kind."""
+    left, width, row, top = 275, 150, 26, 46
+    bottom = top + row * len(rows)
+    svg = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + len(KINDS) * (width + 30)} {bottom + 30}" role="img">',
+        "<title>Prompts of other authors refused, with 95 % intervals</title>",
+        "<style>text { font: 13px sans-serif; fill: #24292f } .small { font-size: 11px; fill: #6e7781 } "
+        "line { stroke: #d0d7de } .interval { stroke: #0969da; stroke-width: 2 } circle { fill: #0969da } "
+        "@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .small { fill: #8b949e } line { stroke: #30363d } "
+        ".interval { stroke: #4493f8 } circle { fill: #4493f8 } }</style>",
+    ]
+    middle = [top + row * (i + 0.5) for i in range(len(rows))]
+    for y, (name, _) in zip(middle, rows, strict=True):
+        svg.append(f'<text x="{left - 15}" y="{y + 4}" text-anchor="end">{name.replace("`", "")}</text>')
+    for column, (kind, wish) in enumerate(KINDS.items()):
+
+        def at(share, start=left + column * (width + 30)):
+            return round(start + width * share, 1)
+
+        svg.append(f'<text x="{at(0.5)}" y="16" text-anchor="middle">{kind} refused</text>')
+        svg.append(f'<text class="small" x="{at(0.5)}" y="32" text-anchor="middle">{wish}</text>')
+        for share in (0, 0.5, 1):
+            svg.append(f'<line x1="{at(share)}" y1="{top}" x2="{at(share)}" y2="{bottom}"/>')
+            svg.append(f'<text class="small" x="{at(share)}" y="{bottom + 16}" text-anchor="middle">{share:.0%}</text>')
+        for y, (_, entry) in zip(middle, rows, strict=True):
+            found = pooled(entry, kind)
+            svg.append(f'<line class="interval" x1="{at(found["low"])}" y1="{y}" x2="{at(found["high"])}" y2="{y}"/>')
+            svg.append(f'<circle cx="{at(found["rate"])}" cy="{y}" r="4"/>')
+    return "\n".join([*svg, "</svg>", ""])
+
+
+def main():
+    what, tokens, methods, *folders = sys.argv[1:]
+    models = [Evidence(folder, tokens, methods.split(",")) for folder in folders]
+    if what == "models":
+        print_models(models)
+        return
+    print_page(models[0], tokens)
+    with open(f"{folders[0]}/evidence.svg", "w") as file:
+        file.write(chart(models[0].everyone()))
+
+
+main()
