@@ -99,3 +99,38 @@ impl KlBudget<'_> {
         Ok(within.unwrap_or(strength))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_measurements_show_how_fast_the_kl_grows() {
+        let kl_at =
+            |power: f64| move |strength: f64| Spent { strength, share: (strength / 10.0_f64).powf(power) };
+        for power in [1.6, 2.0, 3.4, 4.3] {
+            let spent = kl_at(power);
+            let next = 16.0 * spent(16.0).next(Some(spent(8.0)));
+            assert!((spent(next).share - AIM).abs() < 1e-9, "power {power}: {next}");
+        }
+        let guess = 16.0 * kl_at(3.4)(16.0).next(None);
+        assert!(kl_at(3.4)(guess).share < 0.7, "one measurement alone leaves much of the budget");
+    }
+
+    #[test]
+    fn what_two_measurements_cannot_show_is_guessed() {
+        let at = |strength, share| Spent { strength, share };
+        let guess = at(4.0, 2.0).next(None);
+        for earlier in [at(4.0, 1.0), at(4.0, 2.0), at(2.0, f64::NAN), at(2.0, 0.0)] {
+            assert_eq!(
+                at(4.0, 2.0).next(Some(earlier)),
+                guess,
+                "{} of the budget at {}",
+                earlier.share,
+                earlier.strength
+            );
+        }
+        assert_eq!(at(4.0, f64::NAN).next(None), 0.25, "a broken model gets a quarter");
+        assert_eq!(at(4.0, 0.0).next(None), 4.0);
+    }
+}
