@@ -1,9 +1,8 @@
-"""Prints the page of scripts/evidence for a model, or its table over several models.
+"""Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py page TOKENS METHODS FOLDER
-    evidence.py models TOKENS METHODS FOLDER...
+    evidence.py TOKENS METHODS FOLDER...
 
-FOLDER holds a model's reports, as scripts/evidence leaves them. `page` also draws FOLDER/evidence.svg.
+FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg.
 """
 
 import json
@@ -67,11 +66,11 @@ def pooled(entry, kind):
 
 def kl(name, entry, key):
     """The mean over the harmless prompts or, per token, over their answers."""
+    if name == "base":
+        return "0"
     sets = [set_["kl"] for set_ in plain_sets(entry) if set_.get("kl")]
     weight = "prompts" if key == "first_token" else "tokens"
     total = sum(found[weight] for found in sets)
-    if name == "base":
-        return "0"
     return f"{sum(found[key] * found[weight] for found in sets) / total:.4f}" if total else "–"
 
 
@@ -201,14 +200,14 @@ def chart(rows):
 
 
 def main():
-    what, tokens, methods, *folders = sys.argv[1:]
+    tokens, methods, *folders = sys.argv[1:]
     models = [Evidence(folder, tokens, methods.split(",")) for folder in folders]
-    if what == "models":
+    for folder, evidence in zip(folders, models, strict=True):
+        print_page(evidence, tokens)
+        with open(f"{folder}/evidence.svg", "w") as file:
+            file.write(chart(evidence.everyone()))
+    if len(models) > 1:
         print_models(models)
-        return
-    print_page(models[0], tokens)
-    with open(f"{folders[0]}/evidence.svg", "w") as file:
-        file.write(chart(models[0].everyone()))
 
 
 main()
