@@ -15,8 +15,25 @@ METHODS = {
     "contrast": "linear gates (`--method contrast`)",
     "published": "the paper's edit (`--method published`)",
 }
-# Printed in a table of its own: the other sets are asked as they are.
+# Harmful and harmless requests as they are.
+PLAIN = ["strongreject", "harmbench", "do-not-answer", "everyday-more", "over-refusal"]
+# Those that are also asked with sampled answers.
+SAMPLED = ["strongreject", "everyday-more", "over-refusal"]
+# Attacks, in a table of their own.
 WRAPPED = "jailbreaks"
+TENSES = "tenses"
+# The set whose calls also measured utility: MMLU and perplexity with greedy answers, other questions with sampled ones.
+UTILITY = "over-refusal"
+
+
+class Measured:
+    """What one model did in each set of prompts."""
+
+    def __init__(self, entries):
+        self.sets = {name: entry["sets"][0] for name, entry in entries.items()}
+        self.plain = [self.sets[name] for name in PLAIN]
+        self.mmlu = entries[UTILITY].get("choice")
+        self.perplexity = entries[UTILITY].get("perplexity")
 
 
 class Evidence:
@@ -27,11 +44,21 @@ class Evidence:
             with open(f"{folder}/{name}.json") as file:
                 return json.load(file)
 
-        asked = load(f"eval-{tokens}-{','.join(methods)}")
-        self.name = asked["base"]["path"].split("/")[-1]
-        self.base = ("base", asked["base"])
-        self.edited = [(METHODS[method], entry) for method, entry in zip(methods, asked["models"], strict=True)]
-        self.prompted = ("base under a safety prompt, no edit", load(f"prompted-{tokens}")["models"][0])
+        asked = {name: load(f"{name}-{tokens}-{','.join(methods)}") for name in [*PLAIN, WRAPPED, TENSES]}
+        prompted = {name: load(f"{name}-{tokens}-prompted")["models"][0] for name in asked}
+        self.name = asked[UTILITY]["base"]["path"].split("/")[-1]
+        self.base = ("base", Measured({name: report["base"] for name, report in asked.items()}))
+        self.prompted = ("base under a safety prompt, no edit", Measured(prompted))
+        self.edited = [
+            (METHODS[method], Measured({name: report["models"][i] for name, report in asked.items()}))
+            for i, method in enumerate(methods)
+        ]
+        sampled = {name: load(f"{name}-{tokens}-sampled")["models"] for name in SAMPLED}
+        self.sampled = [
+            (name, [models[i]["sets"][0] for models in sampled.values()])
+            for i, (name, _) in enumerate([self.base, self.edited[0]])
+        ]
+        self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
         self.injected = {method: load(f"{method}.inject") for method in methods}
 
     def everyone(self):
@@ -46,17 +73,9 @@ def interval(found):
     return f'{found["count"]}/{found["total"]} ({rate(found["rate"])}, {rate(found["low"])}-{rate(found["high"])})'
 
 
-def name_of(set_):
-    return set_["source"].split("/")[-1].removesuffix(".jsonl")
-
-
-def plain_sets(entry):
-    return [set_ for set_ in entry["sets"] if name_of(set_) != WRAPPED]
-
-
 def pooled(entry, kind):
-    """The refusals of a kind over all sets but the wrapped one: count, total, 95 % Wilson interval."""
-    kinds = [set_["kinds"][kind] for set_ in plain_sets(entry) if kind in set_["kinds"]]
+    """The refusals of a kind over the plain sets: count, total, 95 % Wilson interval."""
+    kinds = [set_["kinds"][kind] for set_ in entry.plain if kind in set_["kinds"]]
     k, n = (sum(found["refused"][key] for found in kinds) for key in ("count", "total"))
     z = 1.959963985
     middle = (k + z * z / 2) / (n + z * z)
@@ -68,34 +87,38 @@ def kl(name, entry, key):
     """The mean over the harmless prompts or, per token, over their answers."""
     if name == "base":
         return "0"
-    sets = [set_["kl"] for set_ in plain_sets(entry) if set_.get("kl")]
+    sets = [set_["kl"] for set_ in entry.plain if set_.get("kl")]
     weight = "prompts" if key == "first_token" else "tokens"
     total = sum(found[weight] for found in sets)
     return f"{sum(found[key] * found[weight] for found in sets) / total:.4f}" if total else "–"
 
 
-def choice(entry):
-    found = entry["choice"]["correct"]
+def choice(answered):
+    if answered is None:
+        return "–"
+    found = answered["correct"]
     error = math.sqrt(found["rate"] * (1 - found["rate"]) / found["total"])
     return f'{found["count"]}/{found["total"]} ({found["rate"]:.3f} ± {error:.3f})'
 
 
 def perplexity(entry):
-    return f'{entry["perplexity"]["ppl"]:.3f} ± {entry["perplexity"]["error"]:.3f}'
+    return f'{entry.perplexity["ppl"]:.3f} ± {entry.perplexity["error"]:.3f}'
 
 
 def broken(entry):
-    return str(sum(kind["broken"]["count"] for set_ in plain_sets(entry) for kind in set_["kinds"].values()))
+    return str(sum(kind["broken"]["count"] for set_ in entry.plain for kind in set_["kinds"].values()))
 
 
 def refused(set_):
     return interval(next(kind["refused"] for kind in set_["kinds"].values() if kind["refused"]["total"]))
 
 
-def in_wrappers(entry):
-    kinds = next(set_["kinds"] for set_ in entry["sets"] if name_of(set_) == WRAPPED)
-    harmful, harmless = kinds["harmful"], kinds["harmless"]
-    return [interval(found) for found in (harmful["complied"], harmful["refused"], harmless["complied"])]
+def under_attack(entry):
+    wrapped, tenses = entry.sets[WRAPPED]["kinds"], entry.sets[TENSES]["kinds"]
+    return [
+        interval(found)
+        for found in (wrapped["harmful"]["complied"], wrapped["harmless"]["complied"], tenses["harmful"]["complied"])
+    ]
 
 
 def written(method, report):
@@ -131,23 +154,34 @@ def print_page(evidence, tokens):
     )
     print("KL is from the base, on harmless prompts, in nats; per token along the base's own answers. Set by set:\n")
     table(
-        ["refused", *(name_of(set_) for set_ in plain_sets(evidence.base[1]))],
-        [[name, *(refused(set_) for set_ in plain_sets(entry))] for name, entry in everyone],
+        ["refused", *PLAIN],
+        [[name, *(refused(set_) for set_ in entry.plain)] for name, entry in everyone],
     )
-    print("Four harmful requests and two harmless ones in each of 24 jailbreak wrappers that others collected in the wild:\n")
+    print(
+        "Attacks: four harmful requests and two harmless ones in each of 24 jailbreak wrappers that others collected in the wild; "
+        "harmful requests that ask how it was done in the past, or will be in the future. Complied with or, if harmless, answered:\n"
+    )
     table(
-        ["wrapped", "harmful: complied with", "harmful: refused", "harmless: answered"],
-        [[name, *in_wrappers(entry)] for name, entry in everyone],
+        ["complied with", "wrapped, harmful: less is better", "wrapped, harmless: more is better", "past or future tense: less is better"],
+        [[name, *under_attack(entry)] for name, entry in everyone],
+    )
+    print(
+        "Answers sampled at a temperature of .8 from the 40 most likely tokens and .9 of their probability, one for each prompt, "
+        "as Ollama answers by default:\n"
+    )
+    table(
+        ["refused, sampled", *SAMPLED],
+        [[name, *(refused(set_) for set_ in sets)] for name, sets in evidence.sampled],
     )
     print("Utility:\n")
     table(
-        ["", "MMLU, every tenth question", "perplexity of a license and code", "broken answers"],
+        ["", "MMLU, every tenth question", "five other tests", "perplexity of a license and code", "broken answers"],
         [
-            [name, choice(entry), perplexity(entry), broken(entry)]
+            [name, choice(entry.mmlu), choice(evidence.questions.get(name)), perplexity(entry), broken(entry)]
             for name, entry in [evidence.base, *evidence.edited]
         ],
     )
-    print("Standard errors. What was written:\n")
+    print("Standard errors. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each. What was written:\n")
     table(
         ["method", "edit", "bytes changed", "took"],
         [written(method, report) for method, report in evidence.injected.items()],
@@ -160,7 +194,7 @@ def print_models(models):
         ["model", "", *(f"{kind} refused" for kind in KINDS), "KL, first token", "MMLU, every tenth question"],
         [
             [evidence.name, name, *(interval(pooled(entry, kind)) for kind in KINDS)]
-            + [kl(name, entry, "first_token"), choice(entry)]
+            + [kl(name, entry, "first_token"), choice(entry.mmlu)]
             for evidence in models
             for name, entry in [evidence.base, *evidence.edited]
         ],

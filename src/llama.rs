@@ -1,4 +1,4 @@
-//! Interface to llama.cpp through `llama-cpp-sys-2`: model loading, chat templates, batched greedy decoding,
+//! Interface to llama.cpp through `llama-cpp-sys-2`: model loading, chat templates, batched decoding,
 //! capture of hidden states through the eval callback, and previews of edits as low-rank LoRA adapters.
 
 mod abort;
@@ -18,6 +18,7 @@ pub mod hook;
 pub mod length;
 pub mod matmul;
 pub mod offload;
+pub mod sampling;
 pub mod sidecar;
 #[cfg(test)]
 pub mod stand_in;
@@ -37,6 +38,7 @@ pub use follow::{Lanes, TextModel};
 pub use length::Length;
 pub use matmul::Arithmetic;
 pub use offload::Offload;
+pub use sampling::Sampling;
 pub use template::{ChatTemplate, Prompt};
 pub use thinking::Thinking;
 

@@ -3,6 +3,7 @@
 pub mod bounded;
 pub mod hint;
 pub mod interrupt;
+pub mod largest;
 pub mod leftovers;
 pub mod linalg;
 pub mod null;

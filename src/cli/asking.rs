@@ -78,6 +78,10 @@ pub struct EvalArgs {
     /// Token limit per answer; an answer that is still undecided continues to at most 64.
     #[arg(long, default_value_t = crate::eval::N_PREDICT, value_name = "N")]
     pub tokens: usize,
+    /// Sample answers at this temperature, with Ollama's default top_k and top_p, instead of taking the most likely
+    /// tokens.
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f64>,
     /// Also measure the perplexity on this text.
     #[arg(long, value_name = "TEXTFILE")]
     pub perplexity: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use super::per_kind::PerKind;
 use super::refusal::{Outcome, classify};
+use crate::util::largest::largest;
 
 /// Number of first tokens that are kept of each answer, the most likely ones. The others have little probability.
 const KEPT: usize = 256;
@@ -25,14 +26,8 @@ impl FirstTokens {
     /// Returns the most likely tokens under softmax(`logits`); none if a logit is NaN or +∞.
     pub fn of(logits: &[f32]) -> Self {
         let Some(softmax) = Softmax::of(logits) else { return Self::default() };
-        let mut tokens: Vec<usize> = (0..logits.len()).collect();
-        let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
-        if tokens.len() > KEPT {
-            tokens.select_nth_unstable_by(KEPT, order);
-            tokens.truncate(KEPT);
-        }
         let likely = |token| Likely { token, probability: softmax.probability(logits[token]) };
-        Self(tokens.into_iter().map(likely).collect())
+        Self(largest(logits, KEPT).into_iter().map(likely).collect())
     }
 
     /// Returns the probability of `tokens`.

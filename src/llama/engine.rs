@@ -17,6 +17,7 @@ use super::follow::Lanes;
 use super::length::Length;
 use super::matmul::Arithmetic;
 use super::offload::Offload;
+use super::sampling::Sampling;
 use super::template::{ChatTemplate, Prompt};
 use super::thinking::Thinking;
 use crate::llama::activations::Activations;
@@ -138,6 +139,8 @@ pub struct LlamaEngine {
     pub(super) ends: Option<Token>,
     /// Maximum number of tokens in a prompt.
     pub(super) prompt_tokens: usize,
+    /// How answers are sampled; greedy if `None`.
+    pub(super) sampling: Option<Sampling>,
 }
 
 impl LlamaEngine {
@@ -163,7 +166,8 @@ impl LlamaEngine {
         let (bos, eos) = model.bos_eos_text();
         let template = template.map(|source| ChatTemplate::new(source, &bos, &eos)).transpose()?;
         let prompt_tokens = context_memory::longest_prompt(&model);
-        let mut engine = Self { model, context, template, thinking: None, ends: None, prompt_tokens };
+        let mut engine =
+            Self { model, context, template, thinking: None, ends: None, prompt_tokens, sampling: None };
         engine.find_thinking()?;
         Ok(engine)
     }
@@ -196,6 +200,11 @@ impl LlamaEngine {
     /// floating point.
     pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) -> Arithmetic {
         self.context.set_arithmetic(arithmetic)
+    }
+
+    /// Samples all later answers instead of taking the most likely tokens.
+    pub fn set_sampling(&mut self, sampling: Option<Sampling>) {
+        self.sampling = sampling;
     }
 
     /// Tokenizes a rendered prompt; `start` is quoted in the error if it is too long.
@@ -256,7 +265,7 @@ impl LlamaEngine {
         Ok(answers.iter().map(|tokens| self.model.detokenize(tokens)).collect())
     }
 
-    /// Generates greedy answers to `prompts`, as tokens; each ends early once `more` returns false.
+    /// Generates answers to `prompts`, as tokens; each ends early once `more` returns false.
     pub(super) fn generate(
         &mut self,
         prompts: &[Vec<Token>],
@@ -322,7 +331,7 @@ impl LlamaEngine {
         Ok(last)
     }
 
-    /// Generates greedy answers for one group, whose prompts and answers fit the cache together.
+    /// Generates answers for one group, whose prompts and answers fit the cache together.
     fn generate_group(
         &mut self,
         prompts: &[Vec<Token>],
@@ -339,7 +348,7 @@ impl LlamaEngine {
                 if step == 0 {
                     first(seq, logits);
                 }
-                let token = lanes.greedy(seq)?;
+                let token = lanes.next(seq, &[&prompts[seq], answer])?;
                 answer.extend(token);
                 next[seq] = token.filter(|_| more(seq, answer));
             }

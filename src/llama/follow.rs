@@ -150,8 +150,29 @@ impl<'a> Lanes<'a> {
     /// # Errors
     /// Returns [`LlamaError::Logits`] if logits are missing or one is NaN.
     pub fn greedy(&self, seq: usize) -> Result<Option<Token>, LlamaError> {
+        self.choose(seq, argmax)
+    }
+
+    /// Returns the next token of lane `seq`, which consists of `so_far`: sampled if the engine samples, or the most
+    /// likely one. `None` if that token ends the answer or the lane has ended.
+    ///
+    /// # Errors
+    /// Returns [`LlamaError::Logits`] if logits are missing or one is NaN.
+    pub(super) fn next(&self, seq: usize, so_far: &[&[Token]]) -> Result<Option<Token>, LlamaError> {
+        match self.engine.sampling {
+            Some(sampling) => self.choose(seq, |logits| sampling.pick(logits, so_far)),
+            None => self.greedy(seq),
+        }
+    }
+
+    /// Applies `pick` to the logits of lane `seq`; `None` if the picked token ends the answer or the lane has ended.
+    fn choose(
+        &self,
+        seq: usize,
+        pick: impl Fn(&[f32]) -> Option<Token>,
+    ) -> Result<Option<Token>, LlamaError> {
         let Some(logits) = self.logits(seq)? else { return Ok(None) };
-        let token = argmax(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
+        let token = pick(logits).ok_or(LlamaError::Logits { prompt: seq, found: "NaN" })?;
         let ends = self.engine.model.is_eog(token) || self.engine.ends == Some(token);
         Ok((!ends).then_some(token))
     }

@@ -10,7 +10,7 @@ use rosi_gguf::eval::likelihood::{log_prob, log_probs};
 use rosi_gguf::eval::perplexity::{ChunkOptions, chunks, perplexity};
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet};
 use rosi_gguf::gguf::Gguf;
-use rosi_gguf::llama::{Chat, Engine, Lanes, Length, LlamaEngine, LowRank, TextModel, Token};
+use rosi_gguf::llama::{Chat, Engine, Lanes, Length, LlamaEngine, LowRank, Sampling, TextModel, Token};
 use rosi_gguf::util::stats::kl_divergence;
 use serde_json::Value;
 
@@ -232,6 +232,37 @@ fn an_open_answer_goes_on_where_it_was() {
     assert_eq!(firsts, 3, "first tokens are reported once");
     let none = Length { n_predict: 6, most: 24, open: &|_| false };
     assert_eq!(engine.answer_until(&chats, &none, &mut |_, _| ()).unwrap(), short);
+}
+
+#[test]
+fn sampled_answers_are_reproducible_and_vary() {
+    let mut engine = engine::chatting(&smollm2());
+    let texts: Vec<String> =
+        (0..16).map(|i| format!("Name an animal that begins with letter {i}.")).collect();
+    let chats: Vec<Chat<'_>> = texts.iter().map(|text| Chat::of(text)).collect();
+    let ask = |engine: &mut LlamaEngine, chats: &[Chat<'_>], n_predict: usize| -> Vec<String> {
+        engine.answer(chats, n_predict, &mut |_, _| ()).unwrap()
+    };
+    let greedy = ask(&mut engine, &chats, 6);
+    engine.set_sampling(Some(Sampling { temperature: 0.8 }));
+    let sampled = ask(&mut engine, &chats, 6);
+    let alike = |a: &[String], b: &[String]| a.iter().zip(b).filter(|(a, b)| a == b).count();
+    assert!(alike(&greedy, &sampled) <= 6, "{greedy:?} {sampled:?}");
+    assert_eq!(ask(&mut engine, &chats, 6), sampled);
+    // In another order, batches round differently, which shows where a draw falls between two tokens.
+    let reversed: Vec<Chat<'_>> = chats.iter().rev().copied().collect();
+    let mut turned = ask(&mut engine, &reversed, 1);
+    turned.reverse();
+    let begun = ask(&mut engine, &chats, 1);
+    assert!(alike(&turned, &begun) >= 12, "{turned:?} {begun:?}");
+    let continued = Length { n_predict: 3, most: 6, open: &|_| true };
+    let continued = engine.answer_until(&chats, &continued, &mut |_, _| ()).unwrap();
+    let short = ask(&mut engine, &chats, 3);
+    assert!(continued.iter().zip(&short).all(|(long, short)| long.starts_with(short.as_str())));
+    assert!(alike(&continued, &sampled) >= 6, "{continued:?} {sampled:?}");
+    engine.set_sampling(Some(Sampling { temperature: 0.01 }));
+    let cold = ask(&mut engine, &chats[..8], 6);
+    assert!(alike(&cold, &greedy[..8]) >= 7, "{cold:?} {greedy:?}");
 }
 
 #[test]

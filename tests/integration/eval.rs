@@ -31,9 +31,10 @@ fn files(folder: &Path) {
 fn what_cannot_be_is_told_before_any_model_is_loaded() {
     let dir = tempfile::tempdir().unwrap();
     files(dir.path());
-    let cases: [&[&str]; 12] = [
+    let cases: [&[&str]; 13] = [
         &["eval", "none.gguf"],
         &["eval", "m.gguf", "--tokens", "0"],
+        &["eval", "m.gguf", "--temperature", "0"],
         &["eval", "m.gguf", "--ctx-size", "2000"],
         &["eval", "m.gguf", "--threads", "0"],
         &["eval", "m.gguf", "--base", "items.jsonl"],

@@ -61,6 +61,7 @@ pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error
         version: env!("CARGO_PKG_VERSION").into(),
         llama_cpp: llama_version(),
         tokens: options.tokens,
+        sampling: options.sampling,
         system_prompt: options.system_prompt.clone(),
         judge: judge.transpose()?,
         base,
@@ -180,6 +181,7 @@ impl Eval<'_> {
             self.printer.warn(format!("{name} has no chat template: prompts are sent as plain text"));
         }
         let mut engine = session::load(gguf, template(gguf), &self.options.run, self.printer)?;
+        engine.set_sampling(self.options.sampling);
         self.check_prompts(&engine)?;
         let report = ModelReport {
             file,

@@ -7,11 +7,14 @@ use super::{RunOptions, ThinkingOptions, option};
 use crate::cli::EvalArgs;
 use crate::eval::perplexity::ChunkOptions;
 use crate::eval::prompts::safety_system_prompt;
+use crate::llama::Sampling;
 use crate::pipeline::error::Error;
 use crate::sources::{ModelArg, Source};
 
 /// Maximum tokens of a judged answer: with the longest prompt it still fits the KV cache.
 const MAX_TOKENS: usize = 512;
+/// Temperatures: what lies outside is greedy or noise.
+const TEMPERATURE: std::ops::RangeInclusive<f64> = 0.01..=5.0;
 /// Tokens per chunk of text: at least four, so that its second half has something to score; at most one batch.
 const CTX_SIZE: std::ops::RangeInclusive<usize> = 4..=1024;
 
@@ -30,6 +33,8 @@ pub struct EvalOptions {
     pub judge: Option<Source>,
     /// Token limit per answer.
     pub tokens: usize,
+    /// How answers are sampled; greedy if `None`.
+    pub sampling: Option<Sampling>,
     /// The text file for perplexity.
     pub perplexity: Option<PathBuf>,
     /// How that text is divided into chunks.
@@ -77,6 +82,7 @@ impl EvalOptions {
             system_prompt: args.system_prompt.as_deref().map(system_prompt).transpose()?,
             judge: args.judge.as_ref().map(&mut *find).transpose()?,
             tokens: args.tokens,
+            sampling: args.temperature.map(sampling).transpose()?,
             perplexity: args.perplexity,
             chunks: ChunkOptions { n_ctx: args.ctx_size, chunks },
             choice: args.choice,
@@ -95,6 +101,14 @@ impl EvalOptions {
         let found = all.find(|source| source.path == path);
         found.map_or_else(|| path.display().to_string(), |source| source.display_name.clone())
     }
+}
+
+fn sampling(temperature: f64) -> Result<Sampling, Error> {
+    if TEMPERATURE.contains(&temperature) {
+        return Ok(Sampling { temperature });
+    }
+    let problem = format!("expected {} to {}, found {temperature}", TEMPERATURE.start(), TEMPERATURE.end());
+    Err(option("--temperature", problem, Some("without the option, answers are greedy".into())))
 }
 
 fn system_prompt(text: &str) -> Result<String, Error> {

@@ -14,6 +14,7 @@ use crate::eval::perplexity::Perplexity;
 use crate::eval::prompts::PromptKind;
 use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
+use crate::llama::Sampling;
 use crate::report::FileFacts;
 
 /// The full report of `eval`.
@@ -26,6 +27,8 @@ pub struct EvalReport {
     /// Token limit of an answer; one that is still undecided then continues to at most
     /// [`N_PREDICT_MOST`](crate::eval::answers::N_PREDICT_MOST) tokens.
     pub tokens: usize,
+    /// How answers were sampled; greedy if `None`.
+    pub sampling: Option<Sampling>,
     /// The system prompt that the models were asked under, if any.
     pub system_prompt: Option<String>,
     /// The judge, if one was given.

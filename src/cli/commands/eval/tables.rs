@@ -21,7 +21,10 @@ pub fn all(report: &EvalReport) -> String {
         report.models.first().map(|m| m.sets.iter().map(|s| s.source.as_str()).collect()).unwrap_or_default();
     for (i, source) in sources.into_iter().enumerate() {
         parts.push(format!(
-            "{source}: greedy answers of at most {} tokens{}{}\n{}",
+            "{source}: {} of at most {} tokens{}{}\n{}",
+            report.sampling.map_or("greedy answers".into(), |sampling| {
+                format!("answers sampled at temperature {}", sampling.temperature)
+            }),
             report.tokens,
             longer(report.tokens),
             report.system_prompt.as_ref().map_or("", |_| ", under the system prompt"),
@@ -245,6 +248,7 @@ mod tests {
             version: "0".into(),
             llama_cpp: "0".into(),
             tokens: 16,
+            sampling: None,
             system_prompt: None,
             judge: Some(judge),
             base: Some(base),
