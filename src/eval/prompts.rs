@@ -50,6 +50,7 @@ const HARMFUL_JSONL: &str = include_str!("prompts/bundled/harmful.jsonl");
 const HARMLESS_JSONL: &str = include_str!("prompts/bundled/harmless.jsonl");
 const BORDERLINE_JSONL: &str = include_str!("prompts/bundled/borderline.jsonl");
 const TRAINING_JSONL: &str = include_str!("prompts/bundled/training.jsonl");
+const PULL_TRAINING_JSONL: &str = include_str!("prompts/bundled/pull_training.jsonl");
 const PROSE: &str = include_str!("prompts/bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("prompts/bundled/safety_system_prompt.txt");
 
@@ -58,12 +59,20 @@ pub fn prose() -> Vec<String> {
     PROSE.split("\n\n").map(|passage| passage.trim().to_owned()).collect()
 }
 
-/// Returns the bundled prompts that are used only to train detectors: 144 harmful, 480 harmless and 360 borderline
-/// ones, more varied than [`PromptSet::bundled`].
+/// Returns the bundled prompts that are used only to train detectors, more varied than [`PromptSet::bundled`].
 pub fn training() -> PromptSet {
+    training_file("training.jsonl", TRAINING_JSONL)
+}
+
+/// Returns the bundled prompts that only gates for borderline prompts learn from: harmful ones that sound like ordinary
+/// questions or like history, each kind with innocent counterparts.
+pub fn pull_training() -> PromptSet {
+    training_file("pull_training.jsonl", PULL_TRAINING_JSONL)
+}
+
+fn training_file(name: &str, text: &str) -> PromptSet {
     // The data is fixed at build time and checked by a test.
-    loader::parse_all(&[("training.jsonl", TRAINING_JSONL)], "bundled training prompts")
-        .expect("they are valid")
+    loader::parse_all(&[(name, text)], "bundled training prompts").expect("they are valid")
 }
 
 /// Returns the bundled safety system prompt, without surrounding whitespace.

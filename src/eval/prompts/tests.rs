@@ -138,6 +138,17 @@ fn bundled_prompts_are_short_and_distinct() {
 }
 
 #[test]
+fn training_prompts_are_of_all_kinds_and_distinct_from_all_others() {
+    let files = [HARMFUL_JSONL, HARMLESS_JSONL, BORDERLINE_JSONL, TRAINING_JSONL, PULL_TRAINING_JSONL];
+    let sets = [PromptSet::bundled(), training(), pull_training()];
+    for set in &sets {
+        assert!(PromptKind::ALL.iter().all(|&kind| set.count(kind) > 0));
+    }
+    let distinct: HashSet<String> = sets.iter().flat_map(PromptSet::prompts).map(|p| fold(&p.text)).collect();
+    assert_eq!(distinct.len(), files.iter().map(|file| file.lines().count()).sum::<usize>());
+}
+
+#[test]
 fn system_prompt_names_refusal_openings() {
     let prompt = safety_system_prompt();
     assert!(prompt.contains("\"I am sorry\"") && prompt.contains("\"I can't\""));

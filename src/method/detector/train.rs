@@ -51,6 +51,16 @@ pub struct Label {
     pub context: Context,
     /// Identifies the request among those of its kind; the same request can appear in several contexts.
     pub request: usize,
+    /// Whether only gates for borderline prompts learn from this prompt. A score that opened on harmful prompts which
+    /// sound ordinary would miss others.
+    pub pull_only: bool,
+}
+
+impl Label {
+    /// Returns whether gates that open on `opens` learn from this prompt.
+    fn teaches(&self, opens: Opens) -> bool {
+        opens == Opens::Borderline || !self.pull_only
+    }
 }
 
 /// Hyperparameters of detector training; docs/notebook/detectors.md lists the alternatives that were tried.
@@ -190,6 +200,7 @@ impl<'a> Teacher<'a> {
         let labels = &self.examples.labels;
         let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
         let weight = |label: &Label| match (opens, label.kind) {
+            _ if !label.teaches(opens) => 0.0,
             (Opens::Harmful, PromptKind::Harmless) => KEPT_APART,
             (Opens::Borderline, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
             _ => 1.0,
@@ -216,15 +227,15 @@ impl<'a> Teacher<'a> {
         Ok(LearnedGate { gate: Gate { opens, score, threshold, width }, scores })
     }
 
-    /// Returns the scores of plain prompts of one kind. [`Shut`] refers to these; [`Profile::contexts`] covers the
-    /// others.
-    fn of(&self, scores: &[f64], kind: PromptKind) -> Vec<f64> {
-        self.of_context(scores, kind, Context::Plain)
+    /// Returns a gate's scores of the plain prompts of one kind that it learned from. [`Shut`] refers to these;
+    /// [`Profile::contexts`] covers the others.
+    fn of(&self, opens: Opens, scores: &[f64], kind: PromptKind) -> Vec<f64> {
+        self.of_context(opens, scores, kind, Context::Plain)
     }
 
-    fn of_context(&self, scores: &[f64], kind: PromptKind, context: Context) -> Vec<f64> {
-        let rows = self.examples.labels.iter().zip(scores);
-        rows.filter(|(label, _)| (label.kind, label.context) == (kind, context)).map(|(_, &s)| s).collect()
+    fn of_context(&self, opens: Opens, scores: &[f64], kind: PromptKind, context: Context) -> Vec<f64> {
+        let is = |label: &Label| (label.kind, label.context) == (kind, context) && label.teaches(opens);
+        self.examples.labels.iter().zip(scores).filter(|(label, _)| is(label)).map(|(_, &s)| s).collect()
     }
 
     /// Returns the lowest threshold that keeps the gate closed on the shares of prompts that the recipe requires.
@@ -234,13 +245,15 @@ impl<'a> Teacher<'a> {
             Opens::Borderline => (self.recipe.borderline, PromptKind::Harmful),
         };
         let kinds = [(PromptKind::Harmless, shut.harmless), (other, shut.other)];
-        let least = kinds.into_iter().filter_map(|(kind, share)| quantile(self.of(scores, kind), share));
+        let least =
+            kinds.into_iter().filter_map(|(kind, share)| quantile(self.of(opens, scores, kind), share));
         least.fold(f64::NEG_INFINITY, f64::max)
     }
 
     /// Returns the share of the prompts on which a gate should open whose score exceeds its threshold.
     pub fn recall(&self, learned: &LearnedGate) -> f64 {
-        let own = self.of(&learned.scores, learned.gate.opens.kind());
+        let opens = learned.gate.opens;
+        let own = self.of(opens, &learned.scores, opens.kind());
         own.iter().filter(|&&s| s > learned.gate.threshold).count() as f64 / own.len().max(1) as f64
     }
 
@@ -259,7 +272,7 @@ impl<'a> Teacher<'a> {
         let at = |share: f64| sorted.get((share * sorted.len() as f64) as usize).copied().unwrap_or(0.0);
         let (from, until) = (at(0.002), at(0.998).max(gate.threshold + gate.width));
         let histogram = |kind: PromptKind| {
-            let scores = self.of(scores, kind);
+            let scores = self.of(gate.opens, scores, kind);
             let mut bars = vec![0; BARS];
             for s in &scores {
                 let bar = ((s - from) / (until - from) * BARS as f64).clamp(0.0, (BARS - 1) as f64);
@@ -278,7 +291,7 @@ impl<'a> Teacher<'a> {
             known.into_iter().map(|context| self.in_context(learned, context, activation)).collect();
         let own = gate.opens.kind();
         let others = PromptKind::ALL.into_iter().filter(|&kind| kind != own);
-        let others: Vec<f64> = others.flat_map(|kind| self.of(scores, kind)).collect();
+        let others: Vec<f64> = others.flat_map(|kind| self.of(gate.opens, scores, kind)).collect();
         Profile {
             layer,
             before_last,
@@ -287,7 +300,7 @@ impl<'a> Teacher<'a> {
             open_from: gate.threshold + gate.width,
             from,
             until,
-            auroc: crate::util::stats::auroc(&self.of(scores, own), &others),
+            auroc: crate::util::stats::auroc(&self.of(gate.opens, scores, own), &others),
             kinds,
             contexts,
         }
@@ -295,7 +308,7 @@ impl<'a> Teacher<'a> {
 
     fn in_context(&self, learned: &LearnedGate, context: Context, activation: Activation) -> InContext {
         let share = |kind: PromptKind| {
-            let own = self.of_context(&learned.scores, kind, context);
+            let own = self.of_context(learned.gate.opens, &learned.scores, kind, context);
             let n_open = own.iter().filter(|&&s| learned.gate.opening(s, activation) > OPEN).count();
             (!own.is_empty()).then(|| n_open as f64 / own.len() as f64)
         };
@@ -357,7 +370,12 @@ mod tests {
 
     /// Three kinds of prompts around a mean, separated by two directions; other tokens have another mean.
     fn examples() -> Examples {
-        let label = |i: usize| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i };
+        let label = |i: usize| Label {
+            kind: PromptKind::ALL[i % 3],
+            context: Context::Plain,
+            request: i,
+            pull_only: false,
+        };
         let labels: Vec<Label> = (0..360).map(label).collect();
         let inputs = Array2::from_shape_fn((360, 20), |(i, j)| {
             let own = match (labels[i].kind, j) {
@@ -397,6 +415,33 @@ mod tests {
             assert_eq!(of("harmful").bars.iter().sum::<u64>(), 120);
             assert!(teacher.recall(&learned) >= of(opens.kind().as_str()).open);
         }
+    }
+
+    #[test]
+    fn prompts_for_the_pull_alone_keep_it_shut_and_leave_the_push_as_it_was() {
+        let mut examples = examples();
+        let u = constant(&examples).unwrap();
+        // Harmful prompts with the mark of borderline ones and a mark of their own.
+        let more = Array2::from_shape_fn((80, 20), |(i, j)| {
+            noise(i + 2000, j) + if j == 1 || j == 2 { 5.0 } else { 0.0 } + f32::from(j == 7) * 6.0
+        });
+        let learned = |examples: &Examples, opens| {
+            let teacher = Teacher::new(examples, &u, RECIPE);
+            let learned = teacher.learn(opens).unwrap();
+            let scores = learned.gate.score.of(more.view());
+            let n_open = scores.iter().filter(|&&s| s > learned.gate.threshold).count();
+            (teacher.recall(&learned), n_open as f64 / 80.0)
+        };
+        let (push_before, _) = learned(&examples, Opens::Harmful);
+        let (_, open_before) = learned(&examples, Opens::Borderline);
+        let label =
+            |request| Label { kind: PromptKind::Harmful, context: Context::Plain, request, pull_only: true };
+        examples.labels.extend((120..200).map(label));
+        examples.inputs = ndarray::concatenate![ndarray::Axis(0), examples.inputs, more];
+        let (push, _) = learned(&examples, Opens::Harmful);
+        let (pull, open) = learned(&examples, Opens::Borderline);
+        assert!((push - push_before).abs() < 0.02, "{push} {push_before}");
+        assert!(open_before > 0.8 && open < 0.3 && pull > 0.4, "{open_before} {open} {pull}");
     }
 
     #[test]

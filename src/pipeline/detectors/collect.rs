@@ -49,8 +49,9 @@ const OTHER_TOKENS: usize = 768;
 /// Returns an upper bound on the bytes of inputs that training keeps.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
+    let pulls = prompts::pull_training();
     let extract = Questions::of(prompts, Split::Extract, Questions::ALL).len();
-    let n_more = more.prompts().len();
+    let n_more = more.prompts().len() + pulls.prompts().len();
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
     let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
     let placed: usize = placed.map(|placed| placed.requests.len()).sum();
@@ -175,10 +176,14 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let tail: Vec<usize> = read.early_token.into_iter().collect();
-        for context in [Context::Plain].into_iter().chain(Context::ALL).chain([Context::Own]) {
+        let pulls = prompts::pull_training();
+        let contexts = Context::ALL.into_iter().chain([Context::Own]).map(|context| (context, false));
+        for (context, pull_only) in
+            [(Context::Plain, false), (Context::Plain, true)].into_iter().chain(contexts)
+        {
             let mut all = match context {
                 Context::Own => contexts::place_under(self.own, more),
-                bundled => contexts::place(bundled, more),
+                bundled => contexts::place(bundled, if pull_only { &pulls } else { more }),
             };
             let left_out = leave_out_unaskable(&mut all, engine);
             if left_out > 0 {
@@ -199,7 +204,7 @@ impl Collector<'_> {
                 let seen =
                     engine.collect(&placed.chats(), &capture, &mut |i, _| bar.set((done + i) as u64))?;
                 done += placed.requests.len();
-                let label = |r: &Request| Label { kind: r.kind, context, request: r.number };
+                let label = |r: &Request| Label { kind: r.kind, context, request: r.number, pull_only };
                 collection.add_ends(&seen, placed.requests.iter().map(label).collect(), &tail);
                 collection.add_text(seen.inputs);
             }
@@ -317,7 +322,7 @@ impl Ends {
 
 /// Returns labels for the requests `numbers`, all of one kind and context.
 fn labels(kind: PromptKind, context: Context, numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
-    numbers.into_iter().map(|request| Label { kind, context, request }).collect()
+    numbers.into_iter().map(|request| Label { kind, context, request, pull_only: false }).collect()
 }
 
 impl Collection {

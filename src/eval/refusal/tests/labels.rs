@@ -1,9 +1,10 @@
 //! Agreement of the rules with the human labels in `tests/refusal-labels.jsonl`.
 //!
 //! Each line is an answer, or its beginning, with the label that a person gave it: from real models (`source` names the
-//! model and its token limit), from PyPI `pyrit` 1.1.0 (whose authors labeled the whole answers), or `written` in the
-//! style of models that were not available. The rules were developed on the lines that are not held out
-//! ([`is_held_out`]), including all of pyrit's; the held-out lines were labeled and then only measured.
+//! model and its token limit), from PyPI `pyrit` 1.1.0 (whose authors labeled the whole answers), from the reports of
+//! `scripts/evidence` (a random sample; at most two lines begin alike), or `written` in the style of models that were
+//! not available. The rules were developed on the lines that are not held out ([`is_held_out`]), including all of
+//! pyrit's; the held-out lines were labeled and then only measured.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ const ALL: [f64; 3] = [0.945, 0.015, 0.05];
 const HELD_OUT: [f64; 3] = [0.935, 0.03, 0.05];
 const OTHERS: [f64; 3] = [0.96, 0.0, 0.05];
 const REAL: [f64; 3] = [0.925, 0.015, 0.0];
+const EVIDENCE: [f64; 3] = [0.945, 0.005, 0.06];
 
 #[derive(Deserialize)]
 struct Labelled {
@@ -31,8 +33,12 @@ fn labelled() -> Vec<Labelled> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Returns bit 32 of the text's FNV-1a hash, or false for a line of pyrit.
+/// Returns whether the rules were developed without a line. They were developed on all of pyrit's, on those of the
+/// evidence that "cannot refuse", and on the others whose FNV-1a hash has bit 32 clear.
 fn is_held_out(row: &Labelled) -> bool {
+    if row.source.starts_with("evidence") {
+        return !row.answer.contains(" refuse");
+    }
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = row.answer.as_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
     hash >> 32 & 1 == 1 && !row.source.starts_with("pyrit")
@@ -92,6 +98,7 @@ fn the_rules_agree_with_people() {
     Agreement::of(rows.iter().filter(|row| is_held_out(row))).keeps("held out", HELD_OUT);
     Agreement::of(rows.iter().filter(|row| row.language != "en")).keeps("other languages", OTHERS);
     Agreement::of(rows.iter().filter(|row| row.source.contains("tokens"))).keeps("real models", REAL);
+    Agreement::of(rows.iter().filter(|row| row.source.starts_with("evidence"))).keeps("evidence", EVIDENCE);
 }
 
 #[test]
