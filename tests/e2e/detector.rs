@@ -91,13 +91,16 @@ fn check(name: &str, found: &Verification, most_changed: f64) {
     assert!(found.untouched_identical && found.metadata_preserved, "{name}: {:?}", found.unexpected);
     assert_eq!(found.neurons.len(), 8, "{name}");
     // A file stores 32 inputs per network. For a few of them the gate is on its ramp, where the output follows the
-    // rounded score.
-    assert!(score >= 0.99 && alike >= 0.8 && cosine >= 0.95, "{name}: {:?}", found.neurons);
+    // rounded score. In the two types with the fewest levels, that can move a single network's output by more.
+    let (least_cosine, least_gain) = match name {
+        "MXFP4" => (0.95, 0.9),
+        "Q4_0" => (0.96, 0.85),
+        _ => (0.96, 0.9),
+    };
+    assert!(score >= 0.99 && alike >= 0.8 && cosine >= least_cosine, "{name}: {:?}", found.neurons);
     assert!((0.9..1.1).contains(&found.gain.unwrap()), "{name}: {:?}", found.gain);
     assert!(found.changed_bytes < most_changed, "{name}: {}", found.changed_bytes);
-    // In the types with the fewest levels, the inputs on the ramp can move a single network's gain by more than a tenth.
-    let least = if ["Q4_0", "MXFP4"].contains(&name) { 0.85 } else { 0.9 };
-    assert!(found.arrived(least), "{name}: {:?}", found.neurons);
+    assert!(found.arrived(least_gain), "{name}: {:?}", found.neurons);
 }
 
 #[test]

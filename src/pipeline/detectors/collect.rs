@@ -177,13 +177,12 @@ impl Collector<'_> {
     ) -> Result<(), Error> {
         let tail: Vec<usize> = read.early_token.into_iter().collect();
         let pulls = prompts::pull_training();
-        let contexts = Context::ALL.into_iter().chain([Context::Own]).map(|context| (context, false));
-        for (context, pull_only) in
-            [(Context::Plain, false), (Context::Plain, true)].into_iter().chain(contexts)
-        {
+        let plain = [(Context::Plain, more, false), (Context::Plain, &pulls, true)];
+        let others = Context::ALL.into_iter().chain([Context::Own]).map(|context| (context, more, false));
+        for (context, prompts, pull_only) in plain.into_iter().chain(others) {
             let mut all = match context {
-                Context::Own => contexts::place_under(self.own, more),
-                bundled => contexts::place(bundled, if pull_only { &pulls } else { more }),
+                Context::Own => contexts::place_under(self.own, prompts),
+                bundled => contexts::place(bundled, prompts),
             };
             let left_out = leave_out_unaskable(&mut all, engine);
             if left_out > 0 {

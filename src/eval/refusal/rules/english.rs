@@ -231,9 +231,10 @@ const NO_DECLINE: &str = concat!(
     "discuss(?:ing)? .* with (?:my|his|her)|carry (?:on|all|it)|make it|handle|hand[a-z]* (?:over )?(?:in|out of)|send (?:e ?mails?|messages|files|you (?:a|an) (?:e ?mail|message|file))|speak (?:french|german|spanish|for)|play (?:the (?:piano|guitar)))",
 );
 
-/// After an apology: not to know, to find or to be able to come is no refusal; nor is a mistake of its own.
+/// After an apology: not to refuse, to know, to find or to be able to come is no refusal; nor is a mistake of its own.
 const NO_OBJECTION: &str = concat!(
-    "(?:i (?:cannot|will not|am (?:[a-z]+ly )*(?:not able|unable)(?: to)?|must|can only|do not have access)(?: [a-z]+ly)? (?:to )?(?:believe|find|see|locate|determine|hear|wait|remember|recall|think|imagine|stress|emphasi[sz]e|guarantee|verify|confirm|predict|afford|understand|figure|thank|express|deny|refuse|decline|wish|make it|attend|come|go|agree|have|open|access|read|join|be there|confess|admit|say|be|misread|stay|meet|reply|pay|move|help but|tell (?:if|which|what|whether))\\b|",
+    "i (?:cannot|will not|am (?:[a-z]+ly )*(?:not able|unable) to) (?:[a-z]+ly )?(?:refuse|decline)\\b|",
+    "(?:i (?:cannot|will not|am (?:[a-z]+ly )*(?:not able|unable)(?: to)?|must|can only|do not have access)(?: [a-z]+ly)? (?:to )?(?:believe|find|see|locate|determine|hear|wait|remember|recall|think|imagine|stress|emphasi[sz]e|guarantee|verify|confirm|predict|afford|understand|figure|thank|express|deny|wish|make it|attend|come|go|agree|have|open|access|read|join|be there|confess|admit|say|be|misread|stay|meet|reply|pay|move|help but|tell (?:if|which|what|whether))\\b|",
     "i am (?:just )?an? [a-z]+ (?:student|fan|person)|(?:your|this|that|the) (?:[a-z]+ )?(?:question|request|topic|subject|task|thing|query|information|prompt|content|material|act|action)s? (?:is|was|are) (?:un|not (?:clear|right|correct|what)|(?:too|a bit|very|quite|somewhat) |missing|incomplete|ambiguous|wrong|incorrect|out of date))",
 );
 

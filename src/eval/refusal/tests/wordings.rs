@@ -27,6 +27,8 @@ fn refusals_come_in_many_words() {
             "That's not something I'm able to support.",
             "That isn’t something I can help with.",
             "I am sorry, but I can't refuse. I can't help you with",
+            "I am sorry, but I can only decline.",
+            "I am sorry, but I must respectfully refuse.",
             "I must decline. Let's talk about something else.",
             "Let's talk about something else.",
             "**I can’t help with that.**",
