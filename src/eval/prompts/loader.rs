@@ -46,6 +46,15 @@ impl Record {
     }
 }
 
+/// What the columns [`MAYBE_KIND_FIELDS`] of a file contain.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// Whether all values of the column are kinds.
+    tell_kinds: [bool; 2],
+    /// Whether labels tell borderline prompts from harmful ones with the same words, as in XSTest.
+    contrast: bool,
+}
+
 /// A file being parsed: its name, the kinds from argument and name, its records so far, and the output.
 pub(super) struct Sink<'a> {
     file: &'a str,
@@ -375,8 +384,14 @@ impl Sink<'_> {
             let values = records.iter().filter_map(|(_, record)| record.maybe_kind[column].as_ref());
             values.into_iter().all(|value| value.parse::<PromptKind>().is_ok())
         });
+        let labeled = |kind: PromptKind| {
+            let mut labels = records.iter().filter_map(|(_, record)| record.maybe_kind[0].as_ref());
+            labels.any(|label| label.parse::<PromptKind>().is_ok_and(|found| found == kind))
+        };
+        let contrast = tell_kinds[0] && labeled(PromptKind::Harmless) && labeled(PromptKind::Harmful);
+        let columns = Columns { tell_kinds, contrast };
         for (line, record) in records {
-            let kind = self.settle(line, &record, tell_kinds)?;
+            let kind = self.settle(line, &record, columns)?;
             let [_, category] = record.maybe_kind;
             let topic = record.topic.or(category.filter(|_| !tell_kinds[1]));
             let topic = topic.map(|topic| topic.trim().to_owned()).filter(|topic| !topic.is_empty());
@@ -386,12 +401,11 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Determines the kind of a prompt from record, prefix and file name; `tell_kinds` says for each of
-    /// [`MAYBE_KIND_FIELDS`] whether all its values in the file are kinds.
-    fn settle(&self, line: u64, record: &Record, tell_kinds: [bool; 2]) -> Result<PromptKind, PromptError> {
-        use PromptKind::{Borderline, Harmless};
+    /// Determines the kind of a prompt from record, prefix and file name.
+    fn settle(&self, line: u64, record: &Record, columns: Columns) -> Result<PromptKind, PromptError> {
+        use PromptKind::{Borderline, Harmful, Harmless};
         let said = |column: usize| {
-            let value = record.maybe_kind[column].as_ref().filter(|_| tell_kinds[column]);
+            let value = record.maybe_kind[column].as_ref().filter(|_| columns.tell_kinds[column]);
             value.and_then(|value| value.parse::<PromptKind>().ok())
         };
         // A category usually is a subject, so it counts only without a `kind`, a `label` and a prefix.
@@ -399,6 +413,7 @@ impl Sink<'_> {
         match (own, self.explicit) {
             // Borderline prompts are harmless, and other sets label them so.
             (Some(Harmless), Some(Borderline)) => Ok(Borderline),
+            (Some(Harmful), Some(Borderline)) if columns.contrast && record.kind.is_none() => Ok(Harmful),
             (Some(found), Some(expected)) if found != expected => {
                 Err(PromptError::KindConflict { file: self.file.into(), line, expected, found })
             }

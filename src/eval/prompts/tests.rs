@@ -282,6 +282,22 @@ fn prefixes_tell_the_kind() {
 }
 
 #[test]
+fn a_prefix_keeps_the_harmful_half_of_a_contrast_set() {
+    // As in XSTest.
+    let rows = lines(24, |i| format!("{i},\"is it, {i}?\",a,{},b,", ["safe", "unsafe"][i % 2]));
+    let (_dir, path) = file("prompts.csv", format!("id,prompt,type,label,focus,note\n{rows}"));
+    let set = PromptSet::load(&[with_prefix("alarming", &path)]).unwrap();
+    assert_eq!([Harmful, Harmless, Borderline].map(|kind| set.count(kind)), [12, 0, 12]);
+    let error = PromptSet::load(&[with_prefix("harmless", &path)]).unwrap_err();
+    assert!(matches!(error, PromptError::KindConflict { line: 3, .. }));
+    // Without a harmless label beside it, a harmful one is a mistake.
+    let rows = lines(12, |i| format!("p{i},unsafe"));
+    let (_dir, path) = file("prompts.csv", format!("prompt,label\n{rows}"));
+    let error = PromptSet::load(&[with_prefix("alarming", &path)]).unwrap_err();
+    assert!(matches!(error, PromptError::KindConflict { line: 2, .. }));
+}
+
+#[test]
 fn a_prefix_decides_over_a_subject() {
     // As in OR-Bench: the category is the subject, and one subject is called harmful.
     let rows = lines(12, |i| format!("\"is it, {i}?\",{}", ["harmful", "privacy", "toxic"][i % 3]));
