@@ -1,8 +1,9 @@
 """Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py TOKENS METHODS FOLDER...
+    evidence.py TOKENS METHODS GIVEN FOLDER...
 
-FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg.
+FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. GIVEN names the
+reports on sets given by path, or is empty.
 """
 
 import json
@@ -39,7 +40,7 @@ class Measured:
 class Evidence:
     """The reports on one model."""
 
-    def __init__(self, folder, tokens, methods):
+    def __init__(self, folder, tokens, methods, given):
         def load(name):
             with open(f"{folder}/{name}.json") as file:
                 return json.load(file)
@@ -59,6 +60,11 @@ class Evidence:
             for i, (name, _) in enumerate([self.base, self.edited[0]])
         ]
         self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
+        self.given = []
+        if given:
+            report, prompted = (load(f"{given}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
+            entries = [report["base"], prompted["models"][0], *report["models"]]
+            self.given = [(name, entry["sets"]) for (name, _), entry in zip(self.everyone(), entries, strict=True)]
         self.injected = {method: load(f"{method}.inject") for method in methods}
 
     def everyone(self):
@@ -173,6 +179,17 @@ def print_page(evidence, tokens):
         ["refused, sampled", *SAMPLED],
         [[name, *(refused(set_) for set_ in sets)] for name, sets in evidence.sampled],
     )
+    if evidence.given:
+        print("Sets given by path (docs/prompt-sets.md):\n")
+        kinds = [(i, kind) for i, set_ in enumerate(evidence.given[0][1]) for kind in set_["kinds"]]
+        names = [set_["source"].split("/")[-1] for set_ in evidence.given[0][1]]
+        table(
+            ["refused", *(f"{names[i]}, {kind}" for i, kind in kinds)],
+            [
+                [name, *(interval(sets[i]["kinds"][kind]["refused"]) for i, kind in kinds)]
+                for name, sets in evidence.given
+            ],
+        )
     print("Utility:\n")
     table(
         ["", "MMLU, every tenth question", "five other tests", "perplexity of a license and code", "broken answers"],
@@ -234,8 +251,8 @@ def chart(rows):
 
 
 def main():
-    tokens, methods, *folders = sys.argv[1:]
-    models = [Evidence(folder, tokens, methods.split(",")) for folder in folders]
+    tokens, methods, given, *folders = sys.argv[1:]
+    models = [Evidence(folder, tokens, methods.split(","), given) for folder in folders]
     for folder, evidence in zip(folders, models, strict=True):
         print_page(evidence, tokens)
         with open(f"{folder}/evidence.svg", "w") as file:

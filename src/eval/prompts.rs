@@ -65,7 +65,7 @@ pub fn training() -> PromptSet {
 }
 
 /// Returns the bundled prompts that only gates for borderline prompts learn from: harmful ones that sound like ordinary
-/// questions or like history, each kind with innocent counterparts.
+/// questions, like history or like a figure of speech, each kind with innocent counterparts.
 pub fn pull_training() -> PromptSet {
     training_file("pull_training.jsonl", PULL_TRAINING_JSONL)
 }
