@@ -1,9 +1,9 @@
 """Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py TOKENS METHODS GIVEN FOLDER...
+    evidence.py TOKENS METHODS SETS_ID FOLDER...
 
-FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. GIVEN names the
-reports on sets given by path, or is empty.
+FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. SETS_ID names
+the reports on sets given by path, or is empty.
 """
 
 import json
@@ -40,7 +40,7 @@ class Measured:
 class Evidence:
     """The reports on one model."""
 
-    def __init__(self, folder, tokens, methods, given):
+    def __init__(self, folder, tokens, methods, sets_id):
         def load(name):
             with open(f"{folder}/{name}.json") as file:
                 return json.load(file)
@@ -61,8 +61,8 @@ class Evidence:
         ]
         self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
         self.given = []
-        if given:
-            report, prompted = (load(f"{given}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
+        if sets_id:
+            report, prompted = (load(f"{sets_id}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
             entries = [report["base"], prompted["models"][0], *report["models"]]
             self.given = [(name, entry["sets"]) for (name, _), entry in zip(self.everyone(), entries, strict=True)]
         self.injected = {method: load(f"{method}.inject") for method in methods}
@@ -181,12 +181,10 @@ def print_page(evidence, tokens):
     )
     if evidence.given:
         print("Sets given by path (docs/prompt-sets.md):\n")
-        kinds = [(i, kind) for i, set_ in enumerate(evidence.given[0][1]) for kind in set_["kinds"]]
-        names = [set_["source"].split("/")[-1] for set_ in evidence.given[0][1]]
         table(
-            ["refused", *(f"{names[i]}, {kind}" for i, kind in kinds)],
+            ["refused", *(f'{set_["source"].split("/")[-1]}, {kind}' for set_ in evidence.given[0][1] for kind in set_["kinds"])],
             [
-                [name, *(interval(sets[i]["kinds"][kind]["refused"]) for i, kind in kinds)]
+                [name, *(interval(kind["refused"]) for set_ in sets for kind in set_["kinds"].values())]
                 for name, sets in evidence.given
             ],
         )
@@ -251,8 +249,8 @@ def chart(rows):
 
 
 def main():
-    tokens, methods, given, *folders = sys.argv[1:]
-    models = [Evidence(folder, tokens, methods.split(","), given) for folder in folders]
+    tokens, methods, sets_id, *folders = sys.argv[1:]
+    models = [Evidence(folder, tokens, methods.split(","), sets_id) for folder in folders]
     for folder, evidence in zip(folders, models, strict=True):
         print_page(evidence, tokens)
         with open(f"{folder}/evidence.svg", "w") as file:
