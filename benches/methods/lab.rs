@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::Parser;
 use rosi_gguf::cli::{Cli, Command};
 use rosi_gguf::eval::prompts::{PromptKind, PromptSet, Split};
-use rosi_gguf::eval::{Evaluator, Questions};
+use rosi_gguf::eval::{Evaluator, PerKind, Questions};
 use rosi_gguf::llama::{Engine, LlamaEngine, LowRank};
 use rosi_gguf::method::direction::{Along, Directions, SafetyDirection};
 use rosi_gguf::method::edit::Method;
@@ -32,7 +32,7 @@ pub enum Recipe {
     Detector,
     /// Detector gates along a random direction.
     RandomDetector,
-    /// `--method contrast` with its first κ, at the KL of the detectors.
+    /// `--method contrast` with its first κ, at the KL of the detectors on the same prompts.
     Contrast,
     /// `--method published`, at the KL of the detectors.
     Published,
@@ -78,13 +78,20 @@ pub struct Learned {
 pub struct Draw {
     prompts: PromptSet,
     /// Evaluator for the search split, which holds the base's answers.
-    pub evaluator: Evaluator,
+    evaluator: Evaluator,
+    /// Evaluator for the harmless prompts of the report split, whose KL all methods are compared at.
+    report_kl: Evaluator,
 }
 
 impl Draw {
     /// Returns the report split, which influenced no choice.
     pub fn report(&self) -> Questions {
         Questions::of(&self.prompts, Split::Report, Questions::ALL)
+    }
+
+    /// Returns the mean first-token KL from the base on the harmless prompts of the report split, in nats.
+    pub fn kl(&self, engine: &mut dyn Engine) -> Result<f64, Failure> {
+        Ok(self.report_kl.kl(engine)?)
     }
 }
 
@@ -113,7 +120,10 @@ impl Lab {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
         let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Detector));
         let (evaluator, _) = Evaluator::new(&mut self.engine, questions)?;
-        Ok(Draw { prompts, evaluator })
+        let harmless = PerKind { harmful: 0, harmless: usize::MAX, borderline: 0 };
+        let (report_kl, _) =
+            Evaluator::new(&mut self.engine, Questions::of(&prompts, Split::Report, harmless))?;
+        Ok(Draw { prompts, evaluator, report_kl })
     }
 
     fn reordered(&self, seed: u64) -> Result<PromptSet, Failure> {
@@ -145,8 +155,8 @@ impl Lab {
         Ok(Learned { space: found.space(opened, options, direction_source), found, directions })
     }
 
-    /// Applies `recipe` at its default strength or, if `kl` is given, at the strength that spends `kl` on the search
-    /// split. Returns the strength.
+    /// Applies `recipe` at its default strength or, if `kl` is given, at the strength that spends `kl`, as
+    /// [`Draw::kl`] measures it. Returns the strength.
     pub fn apply(
         &mut self,
         draw: &Draw,
@@ -178,7 +188,7 @@ impl Lab {
             None => space.first_strength,
             Some(kl) => {
                 let max_kl = kl / FOUND_OF_BUDGET;
-                let (engine, evaluator, strongest) = (&mut self.engine, &draw.evaluator, space.strongest);
+                let (engine, evaluator, strongest) = (&mut self.engine, &draw.report_kl, space.strongest);
                 KlBudget { engine, evaluator, max_kl, strongest }.strength(&make, space.first_strength)?
             }
         };

