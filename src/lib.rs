@@ -127,7 +127,7 @@ pub mod direction {
 /// // Synthetic inputs of 16 values. The first value marks harmful prompts, the last one the ends of prompts.
 /// let noise = |i: usize, j: usize| ((i * 7919 + j * 104_729) as f32 * 0.618).sin();
 /// let labels: Vec<Label> = (0..300)
-///     .map(|i| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i, pull_only: false })
+///     .map(|i| Label { kind: PromptKind::ALL[i % 3], context: Context::Plain, request: i, lookalike: false })
 ///     .collect();
 /// let inputs = Array2::from_shape_fn((300, 16), |(i, j)| match j {
 ///     0 if labels[i].kind == PromptKind::Harmful => noise(i, j) + 3.0,
@@ -138,7 +138,7 @@ pub mod direction {
 /// let examples = Examples { inputs, labels, other_tokens: elsewhere.clone(), elsewhere };
 ///
 /// let shut = Shut { harmless: 0.97, other: 0.95 };
-/// let recipe = Recipe { ridge: 0.03, width: 0.7, harmful: shut, borderline: shut };
+/// let recipe = Recipe { ridge: 0.03, width: 0.7, harmful: shut, lookalike: shut, borderline: shut };
 /// let u = constant(&examples)?;
 /// let gate = Teacher::new(&examples, &u, recipe).learn(Opens::Harmful)?.gate;
 /// let open = gate.openings(&u, examples.inputs.view(), Activation::Silu);

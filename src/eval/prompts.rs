@@ -50,7 +50,7 @@ const HARMFUL_JSONL: &str = include_str!("prompts/bundled/harmful.jsonl");
 const HARMLESS_JSONL: &str = include_str!("prompts/bundled/harmless.jsonl");
 const BORDERLINE_JSONL: &str = include_str!("prompts/bundled/borderline.jsonl");
 const TRAINING_JSONL: &str = include_str!("prompts/bundled/training.jsonl");
-const PULL_TRAINING_JSONL: &str = include_str!("prompts/bundled/pull_training.jsonl");
+const LOOKALIKES_JSONL: &str = include_str!("prompts/bundled/lookalikes.jsonl");
 const PROSE: &str = include_str!("prompts/bundled/prose.txt");
 const SAFETY_SYSTEM_PROMPT: &str = include_str!("prompts/bundled/safety_system_prompt.txt");
 
@@ -64,10 +64,10 @@ pub fn training() -> PromptSet {
     training_file("training.jsonl", TRAINING_JSONL)
 }
 
-/// Returns the bundled prompts that only gates for borderline prompts learn from: harmful ones that sound like ordinary
+/// Returns the bundled lookalikes, which are used only to train detectors: harmful prompts that sound like ordinary
 /// questions, like history or like a figure of speech, each kind with innocent counterparts.
-pub fn pull_training() -> PromptSet {
-    training_file("pull_training.jsonl", PULL_TRAINING_JSONL)
+pub fn lookalikes() -> PromptSet {
+    training_file("lookalikes.jsonl", LOOKALIKES_JSONL)
 }
 
 fn training_file(name: &str, text: &str) -> PromptSet {

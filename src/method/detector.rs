@@ -23,8 +23,9 @@
 //!   [φ(k(s − θ)) − φ(k(s − θ − Δ))] / kΔ                                    φ ≈ max(x, 0)
 //!   [φ(k(s − θ)) − 2 φ(k(s − θ − Δ/2)) + φ(k(s − θ − Δ))] / (k² Δ²/2)          φ = max(x, 0)²
 //!   ```
-//! * **Two gates per place.** One opens on harmful prompts and pushes along the safety direction of this block and
-//!   token; the other opens on prompts that only sound harmful and pushes the other way.
+//! * **Three gates per place.** One opens on harmful prompts and pushes along the safety direction of this block and
+//!   token, one does the same on harmful prompts that look like innocent ones, and one opens on prompts that only sound
+//!   harmful and pushes the other way. A single score for all harmful prompts would miss more of both sorts.
 //! * **One column.** All neurons of a place share d; their signs and sizes are in a. They lie in one run of
 //!   [`COLUMNS_ALIKE`](crate::quant::neuron::COLUMNS_ALIKE) columns with the same quantization grid, so their columns
 //!   are rounded identically and cancel to the last bit above θ + Δ. (Without `W_up`, sign and size are in the
@@ -58,15 +59,29 @@ pub const SHARPNESS: f64 = 6.0;
 pub enum Opens {
     /// Harmful prompts; the gate pushes toward refusal.
     Harmful,
+    /// Harmful prompts that look like innocent ones; the gate pushes toward refusal.
+    Lookalike,
     /// Prompts that only sound harmful; the gate pushes away from refusal.
     Borderline,
 }
 
 impl Opens {
+    /// All gates of a place, in the order of their neurons.
+    pub const ALL: [Self; 3] = [Self::Harmful, Self::Lookalike, Self::Borderline];
+
+    /// Returns the name, as written in files and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Harmful => "harmful",
+            Self::Lookalike => "lookalike",
+            Self::Borderline => "borderline",
+        }
+    }
+
     /// Returns the kind of prompts on which the gate opens.
     pub fn kind(self) -> PromptKind {
         match self {
-            Self::Harmful => PromptKind::Harmful,
+            Self::Harmful | Self::Lookalike => PromptKind::Harmful,
             Self::Borderline => PromptKind::Borderline,
         }
     }

@@ -149,14 +149,14 @@ impl Detectors {
         self.exact(plan, &self.banks(toward, self.push, self.push * PULL))
     }
 
-    /// Returns the gates with strengths. Pushes add up to `push` over the late gates, and to `EARLY_PUSH` times as much
-    /// over the early ones; pulls add up to `pull` over each.
+    /// Returns the gates with strengths. Pushes of either sort add up to `push` over the late gates, and to `EARLY_PUSH`
+    /// times as much over the early ones; pulls add up to `pull` over each.
     pub fn banks(&self, toward: Toward<'_>, push: f64, pull: f64) -> Vec<Bank> {
         let shares = self.shares();
         let bank = |(site, share): (&Site, f64)| {
             let early = site.is_early();
             let amount = |gate: &Gate| match gate.opens {
-                Opens::Harmful => push * share * if early { EARLY_PUSH } else { 1.0 },
+                Opens::Harmful | Opens::Lookalike => push * share * if early { EARLY_PUSH } else { 1.0 },
                 Opens::Borderline => -pull * share,
             };
             Bank {
@@ -249,7 +249,7 @@ fn taught(
     let mut sites: Vec<Site> = Vec::new();
     for (index, network) in networks.iter().enumerate() {
         let own: Vec<&Spot> = spots.iter().filter(|spot| spot.network == index).collect();
-        let count = 2 * neurons_per_gate(network.activation);
+        let count = Opens::ALL.len() * neurons_per_gate(network.activation);
         let writer = &opened.plan.writers[network.ffn.writer];
         let mut slots = Vec::new().into_iter();
         for (i, spot) in own.iter().enumerate() {

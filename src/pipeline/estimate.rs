@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::arch::plan::Plan;
 use crate::eval::prompts::contexts::{self, Context, Placed};
-use crate::eval::prompts::{PromptKind, PromptSet, Split, prose, pull_training, training};
+use crate::eval::prompts::{PromptKind, PromptSet, Split, lookalikes, prose, training};
 use crate::eval::{FEW, N_PREDICT, N_PREDICT_SHORT, PerKind, Questions};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::llama::matmul::{Flops, IS_FASTER};
@@ -149,8 +149,8 @@ fn learning(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
     match options.method {
         Method::Detector => {
             let training = training();
-            let pulls = pull_training();
-            let plain = training.prompts().iter().chain(pulls.prompts());
+            let lookalikes = lookalikes();
+            let plain = training.prompts().iter().chain(lookalikes.prompts());
             let more: f64 = tokens(plain.map(|prompt| &prompt.text));
             // Prose is read twice: as raw text and as an answer.
             let placed: f64 = Context::ALL

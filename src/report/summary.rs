@@ -239,13 +239,14 @@ impl Report {
             };
             let shares = ["harmful", "harmless", "borderline", "text"]
                 .map(|name| gate.of(name).map_or("–".to_owned(), |kind| percent(kind.open)));
-            let place =
-                [format!("{}, −{}", gate.layer, gate.before_last + 1), own.into(), bars(true), bars(false)];
+            let token = format!("{}, −{}", gate.layer, gate.before_last + 1);
+            let place = [token, gate.opens.as_str().into(), bars(true), bars(false)];
             table.row(place.into_iter().chain(shares).collect());
         }
         format!(
-            "{table}block and token (−1 is the last of a prompt); shares of held-out prompts, and of tokens \
-             of text, on which a gate is more than half open"
+            "{table}block and token (−1 is the last of a prompt); lookalikes are harmful prompts that look \
+             innocent; shares of held-out prompts, and of tokens of text, on which a gate is more than half \
+             open"
         )
     }
 

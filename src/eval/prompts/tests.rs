@@ -139,8 +139,8 @@ fn bundled_prompts_are_short_and_distinct() {
 
 #[test]
 fn training_prompts_are_of_all_kinds_and_distinct_from_all_others() {
-    let files = [HARMFUL_JSONL, HARMLESS_JSONL, BORDERLINE_JSONL, TRAINING_JSONL, PULL_TRAINING_JSONL];
-    let sets = [PromptSet::bundled(), training(), pull_training()];
+    let files = [HARMFUL_JSONL, HARMLESS_JSONL, BORDERLINE_JSONL, TRAINING_JSONL, LOOKALIKES_JSONL];
+    let sets = [PromptSet::bundled(), training(), lookalikes()];
     for set in &sets {
         assert!(PromptKind::ALL.iter().all(|&kind| set.count(kind) > 0));
     }

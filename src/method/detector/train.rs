@@ -51,15 +51,20 @@ pub struct Label {
     pub context: Context,
     /// Identifies the request among those of its kind; the same request can appear in several contexts.
     pub request: usize,
-    /// Whether only gates for borderline prompts learn from this prompt. A score that opened on harmful prompts which
-    /// sound ordinary would miss others.
-    pub pull_only: bool,
+    /// Whether the prompt is a lookalike, a harmful prompt that looks like an innocent one, or the innocent counterpart
+    /// of one. A score that opened on lookalikes would miss other harmful prompts, so they have a gate of their own.
+    pub lookalike: bool,
 }
 
 impl Label {
-    /// Returns whether gates that open on `opens` learn from this prompt.
+    /// Returns whether gates that open on `opens` learn from this prompt. The borderline ones learn to stay shut on
+    /// lookalikes, too.
     fn teaches(&self, opens: Opens) -> bool {
-        opens == Opens::Borderline || !self.pull_only
+        match opens {
+            Opens::Harmful => !self.lookalike,
+            Opens::Lookalike => self.lookalike || self.kind != PromptKind::Harmful,
+            Opens::Borderline => true,
+        }
     }
 }
 
@@ -72,6 +77,8 @@ pub struct Recipe {
     pub width: f64,
     /// Shares of the prompts on which the gate for harmful prompts stays closed.
     pub harmful: Shut,
+    /// Shares of the prompts on which the gate for lookalikes stays closed.
+    pub lookalike: Shut,
     /// Shares of the prompts on which the gate for borderline prompts stays closed.
     pub borderline: Shut,
 }
@@ -201,7 +208,7 @@ impl<'a> Teacher<'a> {
         let is: Vec<bool> = labels.iter().map(|label| label.kind == opens.kind()).collect();
         let weight = |label: &Label| match (opens, label.kind) {
             _ if !label.teaches(opens) => 0.0,
-            (Opens::Harmful, PromptKind::Harmless) => KEPT_APART,
+            (Opens::Harmful | Opens::Lookalike, PromptKind::Harmless) => KEPT_APART,
             (Opens::Borderline, PromptKind::Harmless | PromptKind::Harmful) => KEPT_APART,
             _ => 1.0,
         };
@@ -242,6 +249,7 @@ impl<'a> Teacher<'a> {
     fn threshold(&self, opens: Opens, scores: &[f64]) -> f64 {
         let (shut, other) = match opens {
             Opens::Harmful => (self.recipe.harmful, PromptKind::Borderline),
+            Opens::Lookalike => (self.recipe.lookalike, PromptKind::Borderline),
             Opens::Borderline => (self.recipe.borderline, PromptKind::Harmful),
         };
         let kinds = [(PromptKind::Harmless, shut.harmless), (other, shut.other)];
@@ -362,7 +370,8 @@ mod tests {
     use super::*;
 
     const SHUT: Shut = Shut { harmless: 0.95, other: 0.9 };
-    const RECIPE: Recipe = Recipe { ridge: 0.03, width: 0.7, harmful: SHUT, borderline: SHUT };
+    const RECIPE: Recipe =
+        Recipe { ridge: 0.03, width: 0.7, harmful: SHUT, lookalike: SHUT, borderline: SHUT };
 
     fn noise(i: usize, j: usize) -> f32 {
         ((i * 7919 + j * 104_729) as f32 * 0.618).sin() + ((i * 31 + j * j) as f32 * 0.377).cos()
@@ -374,7 +383,7 @@ mod tests {
             kind: PromptKind::ALL[i % 3],
             context: Context::Plain,
             request: i,
-            pull_only: false,
+            lookalike: false,
         };
         let labels: Vec<Label> = (0..360).map(label).collect();
         let inputs = Array2::from_shape_fn((360, 20), |(i, j)| {
@@ -418,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_for_the_pull_alone_keep_it_shut_and_leave_the_push_as_it_was() {
+    fn lookalikes_have_a_gate_of_their_own_keep_the_pull_shut_and_leave_the_push_as_it_was() {
         let mut examples = examples();
         let u = constant(&examples).unwrap();
         // Harmful prompts with the mark of borderline ones and a mark of their own.
@@ -435,11 +444,13 @@ mod tests {
         let (push_before, _) = learned(&examples, Opens::Harmful);
         let (_, open_before) = learned(&examples, Opens::Borderline);
         let label =
-            |request| Label { kind: PromptKind::Harmful, context: Context::Plain, request, pull_only: true };
+            |request| Label { kind: PromptKind::Harmful, context: Context::Plain, request, lookalike: true };
         examples.labels.extend((120..200).map(label));
         examples.inputs = ndarray::concatenate![ndarray::Axis(0), examples.inputs, more];
         let (push, _) = learned(&examples, Opens::Harmful);
         let (pull, open) = learned(&examples, Opens::Borderline);
+        let (own, open_on_all) = learned(&examples, Opens::Lookalike);
+        assert!(own > 0.8 && open_on_all > 0.8, "{own} {open_on_all}");
         assert!((push - push_before).abs() < 0.02, "{push} {push_before}");
         assert!(open_before > 0.8 && open < 0.3 && pull > 0.4, "{open_before} {open} {pull}");
     }

@@ -49,9 +49,9 @@ const OTHER_TOKENS: usize = 768;
 /// Returns an upper bound on the bytes of inputs that training keeps.
 pub fn inputs_memory(plan: &Plan, layer: Option<usize>, prompts: &PromptSet) -> u64 {
     let more = prompts::training();
-    let pulls = prompts::pull_training();
+    let lookalikes = prompts::lookalikes();
     let extract = Questions::of(prompts, Split::Extract, Questions::ALL).len();
-    let n_more = more.prompts().len() + pulls.prompts().len();
+    let n_more = more.prompts().len() + lookalikes.prompts().len();
     let kept = PromptKind::ALL.len() * OTHER_ENDS * (ENDING - 2);
     let placed = Context::ALL.into_iter().flat_map(|context| contexts::place(context, &more));
     let placed: usize = placed.map(|placed| placed.requests.len()).sum();
@@ -176,10 +176,10 @@ impl Collector<'_> {
         collection: &mut Collection,
     ) -> Result<(), Error> {
         let tail: Vec<usize> = read.early_token.into_iter().collect();
-        let pulls = prompts::pull_training();
-        let plain = [(Context::Plain, more, false), (Context::Plain, &pulls, true)];
+        let lookalikes = prompts::lookalikes();
+        let plain = [(Context::Plain, more, false), (Context::Plain, &lookalikes, true)];
         let others = Context::ALL.into_iter().chain([Context::Own]).map(|context| (context, more, false));
-        for (context, prompts, pull_only) in plain.into_iter().chain(others) {
+        for (context, prompts, lookalike) in plain.into_iter().chain(others) {
             let mut all = match context {
                 Context::Own => contexts::place_under(self.own, prompts),
                 bundled => contexts::place(bundled, prompts),
@@ -203,7 +203,7 @@ impl Collector<'_> {
                 let seen =
                     engine.collect(&placed.chats(), &capture, &mut |i, _| bar.set((done + i) as u64))?;
                 done += placed.requests.len();
-                let label = |r: &Request| Label { kind: r.kind, context, request: r.number, pull_only };
+                let label = |r: &Request| Label { kind: r.kind, context, request: r.number, lookalike };
                 collection.add_ends(&seen, placed.requests.iter().map(label).collect(), &tail);
                 collection.add_text(seen.inputs);
             }
@@ -321,7 +321,7 @@ impl Ends {
 
 /// Returns labels for the requests `numbers`, all of one kind and context.
 fn labels(kind: PromptKind, context: Context, numbers: impl IntoIterator<Item = usize>) -> Vec<Label> {
-    numbers.into_iter().map(|request| Label { kind, context, request, pull_only: false }).collect()
+    numbers.into_iter().map(|request| Label { kind, context, request, lookalike: false }).collect()
 }
 
 impl Collection {

@@ -20,12 +20,14 @@ pub(super) const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.953, other: 0.775 },
+    lookalike: Shut { harmless: 0.98, other: 0.93 },
     borderline: Shut { harmless: 0.91, other: 0.895 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.965, other: 0.785 },
+    lookalike: Shut { harmless: 0.98, other: 0.93 },
     borderline: Shut { harmless: 0.945, other: 0.925 },
 };
 
@@ -96,7 +98,7 @@ impl Site {
         let teacher = Teacher::new(examples, &self.constant, recipe);
         let layer = self.network.ffn.layer;
         (self.gates, self.profiles) = (Vec::new(), Vec::new());
-        for opens in [Opens::Harmful, Opens::Borderline] {
+        for opens in Opens::ALL {
             let learned = teacher.learn(opens).map_err(not_finite)?;
             self.profiles.push(teacher.profile(&learned, layer, self.before_last, self.network.activation));
             self.gates.push(learned.gate);

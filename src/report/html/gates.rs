@@ -19,8 +19,9 @@ pub fn gates(report: &Report) -> Option<Section> {
         id: "gates",
         title: "What opens the gates",
         text: "Held-out scores of the training prompts of each gate. A gate is shut left of the first \
-               vertical line and fully open right of the second. Text is everything other than the end of a \
-               prompt: prose, code, answers, the inside of prompts."
+               vertical line and fully open right of the second. Lookalikes are harmful prompts that look \
+               innocent; only their own gates and those for borderline prompts learn from them. Text is \
+               everything other than the end of a prompt: prose, code, answers, the inside of prompts."
             .into(),
         legend: vec![
             ("after", "harmful"),
@@ -40,7 +41,7 @@ fn gate_table(gates: &[Profile]) -> Table {
         vec![
             gate.layer.to_string(),
             format!("−{}", gate.before_last + 1),
-            gate.opens.kind().as_str().to_owned(),
+            gate.opens.as_str().to_owned(),
             fixed(gate.auroc, 3),
             fixed(gate.threshold, 2),
             fixed(gate.open_from, 2),
@@ -53,7 +54,7 @@ fn gate_table(gates: &[Profile]) -> Table {
     Table {
         id: "gate-table",
         caption: "Each gate: how well it separates the kinds, its threshold, and the share of each kind on \
-                  which it is more than half open",
+                  which it is more than half open (of lookalikes, for their gates)",
         open: false,
         head: vec![
             "block",
@@ -121,8 +122,8 @@ fn chart(gate: &Profile) -> Chart {
     let share = |kind: &Histogram, bar: u64| bar as f64 / kind.bars.iter().sum::<u64>().max(1) as f64;
     let told: Vec<String> =
         gate.kinds.iter().map(|kind| format!("{} {}", kind.of, percent(kind.open))).collect();
-    let (block, token, kind) = (gate.layer, gate.before_last + 1, gate.opens.kind());
-    let title = format!("Block {block}, token −{token}: opens on {kind} prompts");
+    let (block, token, opens) = (gate.layer, gate.before_last + 1, gate.opens.as_str());
+    let title = format!("Block {block}, token −{token}: opens on {opens} prompts");
     let description = format!("Open on {}.", told.join(", "));
     let shares = gate.kinds.iter().flat_map(|kind| kind.bars.iter().map(move |&bar| share(kind, bar)));
     let y = Numbers::over("", shares.chain([0.0])).percent();
