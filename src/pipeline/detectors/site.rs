@@ -20,14 +20,14 @@ pub(super) const EARLY_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.953, other: 0.775 },
-    lookalike: Shut { harmless: 0.98, other: 0.93 },
+    lookalike: Shut { harmless: 0.99, other: 0.95 },
     borderline: Shut { harmless: 0.91, other: 0.895 },
 };
 const LATE_RECIPE: Recipe = Recipe {
     ridge: 0.03,
     width: 0.7,
     harmful: Shut { harmless: 0.965, other: 0.785 },
-    lookalike: Shut { harmless: 0.98, other: 0.93 },
+    lookalike: Shut { harmless: 0.99, other: 0.95 },
     borderline: Shut { harmless: 0.945, other: 0.925 },
 };
 
