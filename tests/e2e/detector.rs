@@ -91,13 +91,9 @@ fn check(name: &str, found: &Verification, most_changed: f64) {
     assert!(found.untouched_identical && found.metadata_preserved, "{name}: {:?}", found.unexpected);
     assert_eq!(found.neurons.len(), 8, "{name}");
     // A file stores 32 inputs per network. For a few of them the gate is on its ramp, where the output follows the
-    // rounded score. In the two types with the fewest levels, that can move a single network's output by more.
-    let (least_cosine, least_gain) = match name {
-        "MXFP4" => (0.95, 0.9),
-        "Q4_0" => (0.96, 0.85),
-        _ => (0.96, 0.9),
-    };
-    assert!(score >= 0.99 && alike >= 0.8 && cosine >= least_cosine, "{name}: {:?}", found.neurons);
+    // rounded score. In Q4_0, with its few levels, that can move a single network's output by more.
+    let least_gain = if name == "Q4_0" { 0.85 } else { 0.9 };
+    assert!(score >= 0.99 && alike >= 0.8 && cosine >= 0.96, "{name}: {:?}", found.neurons);
     assert!((0.9..1.1).contains(&found.gain.unwrap()), "{name}: {:?}", found.gain);
     assert!(found.changed_bytes < most_changed, "{name}: {}", found.changed_bytes);
     assert!(found.arrived(least_gain), "{name}: {:?}", found.neurons);
@@ -170,7 +166,8 @@ fn check_sidecars(found: &Found) {
     let export = ["export", text(&found.edit), "--model", text(&found.model)];
     json(&[&export[..], &["--lora", text(&lora), "--json"]].concat());
     let adapter = Gguf::open(&lora).unwrap();
-    assert_eq!(adapter.tensor("blk.14.ffn_gate.weight.lora_a").unwrap().ne, [576, 8, 1, 1]);
+    // Two neurons for each of three gates, at two tokens.
+    assert_eq!(adapter.tensor("blk.14.ffn_gate.weight.lora_a").unwrap().ne, [576, 12, 1, 1]);
     let told = refused(&[&export[..], &["--control-vector", text(&vector)]].concat());
     assert!(told.contains("detectors push on few"), "{told}");
     assert!(!vector.exists());
