@@ -25,7 +25,7 @@
 //!   ```
 //! * **Three gates per place.** One opens on harmful prompts and pushes along the safety direction of this block and
 //!   token, one does the same on harmful prompts that look like innocent ones, and one opens on prompts that only sound
-//!   harmful and pushes the other way. A single score for all harmful prompts would miss more of both sorts.
+//!   harmful and pushes the other way. A single score for all harmful prompts would miss more of the first sort.
 //! * **One column.** All neurons of a place share d; their signs and sizes are in a. They lie in one run of
 //!   [`COLUMNS_ALIKE`](crate::quant::neuron::COLUMNS_ALIKE) columns with the same quantization grid, so their columns
 //!   are rounded identically and cancel to the last bit above θ + Δ. (Without `W_up`, sign and size are in the
