@@ -32,7 +32,7 @@ pub enum Recipe {
     Detector,
     /// Detector gates along a random direction.
     RandomDetector,
-    /// `--method contrast` with its first κ, at the KL of the detectors on the same prompts.
+    /// `--method contrast` with its first κ, at the KL of the detectors.
     Contrast,
     /// `--method published`, at the KL of the detectors.
     Published,
@@ -79,7 +79,7 @@ pub struct Draw {
     prompts: PromptSet,
     /// Evaluator for the search split, which holds the base's answers.
     evaluator: Evaluator,
-    /// Evaluator for the harmless prompts of the report split, whose KL all methods are compared at.
+    /// Evaluator for the harmless prompts of the report split, on which all methods have the same KL.
     report_kl: Evaluator,
 }
 
@@ -120,7 +120,7 @@ impl Lab {
         let prompts = if seed == 0 { PromptSet::bundled() } else { self.reordered(seed)? };
         let questions = Questions::of(&prompts, Split::Search, search_prompts(Method::Detector));
         let (evaluator, _) = Evaluator::new(&mut self.engine, questions)?;
-        let harmless = PerKind { harmful: 0, harmless: usize::MAX, borderline: 0 };
+        let harmless = PerKind { harmful: 0, borderline: 0, ..Questions::ALL };
         let (report_kl, _) =
             Evaluator::new(&mut self.engine, Questions::of(&prompts, Split::Report, harmless))?;
         Ok(Draw { prompts, evaluator, report_kl })
