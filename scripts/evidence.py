@@ -1,14 +1,18 @@
 """Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py TOKENS METHODS SETS_ID FOLDER...
+    evidence.py TOKENS METHODS SETS_ID TASK_TOKENS GSM8K FOLDER...
 
 FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. SETS_ID names
-the reports on sets given by path, or is empty.
+the reports on sets given by path, or is empty. TASK_TOKENS is the token limit of answers to tasks, and GSM8K the file
+of the problems.
 """
 
 import json
 import math
 import sys
+from dataclasses import dataclass
+
+from tasks import PROGRAMS, passes, right_number, solved
 
 KINDS = {"harmful": "more is better", "harmless": "less is better", "borderline": "less is better"}
 METHODS = {
@@ -27,6 +31,17 @@ TENSES = "tenses"
 UTILITY = "over-refusal"
 
 
+@dataclass
+class Run:
+    """What was asked, and how."""
+
+    tokens: str
+    methods: list
+    sets_id: str
+    task_tokens: str
+    gsm8k: str
+
+
 class Measured:
     """What one model did in each set of prompts."""
 
@@ -37,10 +52,22 @@ class Measured:
         self.perplexity = entries[UTILITY].get("perplexity")
 
 
+class Tasks:
+    """Which tasks one model solved, and the KL divergence from the base on its answers to them."""
+
+    def __init__(self, sets, gsm8k):
+        numbers, programs = sets
+        self.numbers = solved(gsm8k, numbers, right_number)
+        self.programs = solved(PROGRAMS, programs, passes)
+        self.kl = [set_["kl"]["per_token"] if set_["kl"] else 0 for set_ in sets]
+
+
 class Evidence:
     """The reports on one model."""
 
-    def __init__(self, folder, tokens, methods, sets_id):
+    def __init__(self, folder, run):
+        tokens, methods = run.tokens, run.methods
+
         def load(name):
             with open(f"{folder}/{name}.json") as file:
                 return json.load(file)
@@ -61,10 +88,15 @@ class Evidence:
         ]
         self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
         self.given = []
-        if sets_id:
-            report, prompted = (load(f"{sets_id}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
+        if run.sets_id:
+            report, prompted = (load(f"{run.sets_id}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
             entries = [report["base"], prompted["models"][0], *report["models"]]
             self.given = [(name, entry["sets"]) for (name, _), entry in zip(self.everyone(), entries, strict=True)]
+        tasks = load(f"tasks-{run.task_tokens}-{methods[0]}")
+        self.tasks = [
+            (name, Tasks(entry["sets"], run.gsm8k))
+            for (name, _), entry in zip([self.base, self.edited[0]], [tasks["base"], *tasks["models"]], strict=True)
+        ]
         self.injected = {method: load(f"{method}.inject") for method in methods}
 
     def everyone(self):
@@ -79,14 +111,27 @@ def interval(found):
     return f'{found["count"]}/{found["total"]} ({rate(found["rate"])}, {rate(found["low"])}-{rate(found["high"])})'
 
 
-def pooled(entry, kind):
-    """The refusals of a kind over the plain sets: count, total, 95 % Wilson interval."""
-    kinds = [set_["kinds"][kind] for set_ in entry.plain if kind in set_["kinds"]]
-    k, n = (sum(found["refused"][key] for found in kinds) for key in ("count", "total"))
+def wilson(k, n):
+    """k of n with its 95 % Wilson interval."""
     z = 1.959963985
     middle = (k + z * z / 2) / (n + z * z)
     half = z * math.sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     return {"count": k, "total": n, "rate": k / n, "low": middle - half, "high": middle + half}
+
+
+def pooled(entry, kind):
+    """The refusals of a kind over the plain sets."""
+    kinds = [set_["kinds"][kind] for set_ in entry.plain if kind in set_["kinds"]]
+    return wilson(*(sum(found["refused"][key] for found in kinds) for key in ("count", "total")))
+
+
+def worked(name, tasks, base):
+    """The tasks solved, those of them that the base failed, and those failed that the base solved; KL per token."""
+    row = [name]
+    for found, of_base in ((tasks.numbers, base.numbers), (tasks.programs, base.programs)):
+        gained, lost = (sum(a > b for a, b in zip(*pair, strict=True)) for pair in ((found, of_base), (of_base, found)))
+        row.append(interval(wilson(sum(found), len(found))) + (f"; {gained} gained, {lost} lost" if tasks is not base else ""))
+    return row + [f"{kl:.4f}" if tasks is not base else "0" for kl in tasks.kl]
 
 
 def kl(name, entry, key):
@@ -146,10 +191,10 @@ def table(head, rows):
     print()
 
 
-def print_page(evidence, tokens):
+def print_page(evidence, run):
     everyone = evidence.everyone()
     print(f"## {evidence.name}\n")
-    print(f"Greedy answers of {tokens} tokens, up to 64 where those do not tell. Counts, then rate and 95 % Wilson interval.\n")
+    print(f"Greedy answers of {run.tokens} tokens, up to 64 where those do not tell. Counts, then rate and 95 % Wilson interval.\n")
     table(
         ["refused", *KINDS, "KL, first token", "KL, per token"],
         [
@@ -196,7 +241,14 @@ def print_page(evidence, tokens):
             for name, entry in [evidence.base, *evidence.edited]
         ],
     )
-    print("Standard errors. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each. What was written:\n")
+    print("Standard errors. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each.\n")
+    print(f"Work, in greedy answers of up to {run.task_tokens} tokens: 100 word problems of GSM8K, and 64 Python functions of ours, run against their tests:\n")
+    base = evidence.tasks[0][1]
+    table(
+        ["solved", "GSM8K", "Python functions", "KL per token, GSM8K", "KL per token, Python"],
+        [worked(name, tasks, base) for name, tasks in evidence.tasks],
+    )
+    print("What was written:\n")
     table(
         ["method", "edit", "bytes changed", "took"],
         [written(method, report) for method, report in evidence.injected.items()],
@@ -249,10 +301,11 @@ def chart(rows):
 
 
 def main():
-    tokens, methods, sets_id, *folders = sys.argv[1:]
-    models = [Evidence(folder, tokens, methods.split(","), sets_id) for folder in folders]
+    tokens, methods, sets_id, task_tokens, gsm8k, *folders = sys.argv[1:]
+    run = Run(tokens, methods.split(","), sets_id, task_tokens, gsm8k)
+    models = [Evidence(folder, run) for folder in folders]
     for folder, evidence in zip(folders, models, strict=True):
-        print_page(evidence, tokens)
+        print_page(evidence, run)
         with open(f"{folder}/evidence.svg", "w") as file:
             file.write(chart(evidence.everyone()))
     if len(models) > 1:
