@@ -84,7 +84,7 @@ class Evidence:
         sampled = {name: load(f"{name}-{tokens}-sampled")["models"] for name in SAMPLED}
         self.sampled = [
             (name, [models[i]["sets"][0] for models in sampled.values()])
-            for i, (name, _) in enumerate([self.base, self.edited[0]])
+            for i, (name, _) in enumerate(self.asked_more())
         ]
         self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
         self.given = []
@@ -92,15 +92,22 @@ class Evidence:
             report, prompted = (load(f"{run.sets_id}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
             entries = [report["base"], prompted["models"][0], *report["models"]]
             self.given = [(name, entry["sets"]) for (name, _), entry in zip(self.everyone(), entries, strict=True)]
+        whole = load(f"mmlu-all-{tokens}-{methods[0]}")
+        self.whole = {
+            name: entry for (name, _), entry in zip(self.asked_more(), [whole["base"], *whole["models"]], strict=True)
+        }
         tasks = load(f"tasks-{run.task_tokens}-{methods[0]}")
         self.tasks = [
             (name, Tasks(entry["sets"], run.gsm8k))
-            for (name, _), entry in zip([self.base, self.edited[0]], [tasks["base"], *tasks["models"]], strict=True)
+            for (name, _), entry in zip(self.asked_more(), [tasks["base"], *tasks["models"]], strict=True)
         ]
         self.injected = {method: load(f"{method}.inject") for method in methods}
 
     def everyone(self):
         return [self.base, self.prompted, *self.edited]
+
+    def asked_more(self):
+        return [self.base, self.edited[0]]
 
 
 def rate(x):
@@ -150,6 +157,15 @@ def choice(answered):
     found = answered["correct"]
     error = math.sqrt(found["rate"] * (1 - found["rate"]) / found["total"])
     return f'{found["count"]}/{found["total"]} ({found["rate"]:.3f} ± {error:.3f})'
+
+
+def paired(entry):
+    """All of MMLU: the right answers, and those that the base has and this model has not, and the other way round."""
+    if entry is None:
+        return "–"
+    answered, beside = entry["choice"], entry["choice"]["against_base"]
+    changed = f'; {beside["only_this"]} gained, {beside["only_base"]} lost, p = {rate(beside["p"])}' if beside else ""
+    return choice(answered) + changed
 
 
 def perplexity(entry):
@@ -235,18 +251,29 @@ def print_page(evidence, run):
         )
     print("Utility:\n")
     table(
-        ["", "MMLU, every tenth question", "five other tests", "perplexity of a license and code", "broken answers"],
+        ["", "MMLU, every tenth question", "all of MMLU", "five other tests", "perplexity of a license and code", "broken answers"],
         [
-            [name, choice(entry.mmlu), choice(evidence.questions.get(name)), perplexity(entry), broken(entry)]
+            [name, choice(entry.mmlu), paired(evidence.whole.get(name)), choice(evidence.questions.get(name))]
+            + [perplexity(entry), broken(entry)]
             for name, entry in [evidence.base, *evidence.edited]
         ],
     )
-    print("Standard errors. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each.\n")
+    print("Standard errors; p by McNemar's exact test. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each.\n")
     print(f"Work, in greedy answers of up to {run.task_tokens} tokens: 100 word problems of GSM8K, and 64 Python functions of ours, run against their tests:\n")
     base = evidence.tasks[0][1]
     table(
         ["solved", "GSM8K", "Python functions", "KL per token, GSM8K", "KL per token, Python"],
         [worked(name, tasks, base) for name, tasks in evidence.tasks],
+    )
+    print("The bundled report split, a validation set by now:\n")
+    table(
+        ["refused", *KINDS, "KL, first token", "KL, per token"],
+        [
+            [name, *(interval(set_["kinds"][kind]["refused"]) for kind in KINDS)]
+            + [f'{set_["kl"][key]:.4f}' if set_["kl"] else "0" for key in ("first_token", "per_token")]
+            for name, entry in evidence.whole.items()
+            for set_ in entry["sets"]
+        ],
     )
     print("What was written:\n")
     table(
