@@ -22,8 +22,6 @@ use crate::Failure;
 /// Number of folds of each prompt kind. The splits repeat every four folds: two for extract, one for search, one for
 /// report.
 const FOLDS: usize = 8;
-/// Approximate share of a KL budget that the strength search spends.
-const FOUND_OF_BUDGET: f64 = 0.9;
 
 /// A recipe for an edit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -187,7 +185,7 @@ impl Lab {
         let strength = match kl {
             None => space.first_strength,
             Some(kl) => {
-                let max_kl = kl / FOUND_OF_BUDGET;
+                let max_kl = KlBudget::spending(kl);
                 let (engine, evaluator, strongest) = (&mut self.engine, &draw.report_kl, space.strongest);
                 KlBudget { engine, evaluator, max_kl, strongest }.strength(&make, space.first_strength)?
             }

@@ -25,8 +25,6 @@ use crate::util::interrupt;
 
 /// Numbers of prompts scored for the report.
 pub const REPORT_PROMPTS: PerKind<usize> = PerKind { harmful: 64, harmless: 48, borderline: 48 };
-/// Approximate share of a KL budget that the strength search spends; dividing a target KL by it gives the budget.
-const FOUND_OF_BUDGET: f64 = 0.9;
 /// Numbers of prompts for comparing the file with the exact edit and for projections onto the direction.
 pub const FIDELITY_PROMPTS: PerKind<usize> = PerKind::uniform(16);
 /// Those of [`FIDELITY_PROMPTS`] that the exact edit is run on.
@@ -194,7 +192,8 @@ impl Scorer<'_> {
         };
         let source = edit_search.chosen.candidate.direction_source;
         let Space { first_strength, strongest, .. } = features::space(Method::Published, source);
-        let budget = KlBudget { engine: &mut *engine, evaluator, max_kl: kl / FOUND_OF_BUDGET, strongest };
+        let max_kl = KlBudget::spending(kl);
+        let budget = KlBudget { engine: &mut *engine, evaluator, max_kl, strongest };
         let strength = budget.strength(&make, first_strength)?;
         engine.apply(&make(strength)?)?;
         Ok(true)

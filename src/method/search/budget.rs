@@ -11,6 +11,8 @@ const CLOSE: std::ops::RangeInclusive<f64> = 0.8..=1.0;
 const MAX_PROBES: usize = 4;
 /// Share of the budget that the next strength should use.
 const AIM: f64 = 0.85;
+/// Approximate share of a budget that the strength found spends.
+const FOUND: f64 = 0.9;
 /// Factors of the strength that need no new measurement: over such a small change, the KL grows with a power of 1.6 to
 /// 2.4 of the strength (1.9 to 2.2 on Qwen2.5-Coder-0.5B), so a strength that should use .85 of the budget uses
 /// .74-.98. If the KL grows faster, the trial reveals it and is repeated with less strength.
@@ -61,6 +63,11 @@ pub struct KlBudget<'a> {
 }
 
 impl KlBudget<'_> {
+    /// Returns the budget, in nats, of which a search spends about `kl`.
+    pub fn spending(kl: f64) -> f64 {
+        kl / FOUND
+    }
+
     /// Finds the strength that uses most of the budget without exceeding it, beginning at `start`.
     ///
     /// The KL was measured at that strength or at one close to it. If no probe stays within the budget, returns the
