@@ -1,10 +1,9 @@
 """Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py TOKENS METHODS SETS_ID TASK_TOKENS GSM8K FOLDER...
+    evidence.py TOKENS METHODS SETS_ID TASK_TOKENS FOLDER...
 
 FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. SETS_ID names
-the reports on sets given by path, or is empty. TASK_TOKENS is the token limit of answers to tasks, and GSM8K the file
-of the problems.
+the reports on sets given by path, or is empty. TASK_TOKENS is the token limit of answers to tasks.
 """
 
 import json
@@ -12,7 +11,7 @@ import math
 import sys
 from dataclasses import dataclass
 
-from tasks import PROGRAMS, passes, right_number, solved
+from tasks import passes, right_number, solved
 
 KINDS = {"harmful": "more is better", "harmless": "less is better", "borderline": "less is better"}
 METHODS = {
@@ -39,7 +38,6 @@ class Run:
     methods: list
     sets_id: str
     task_tokens: str
-    gsm8k: str
 
 
 class Measured:
@@ -55,11 +53,11 @@ class Measured:
 class Tasks:
     """Which tasks one model solved, and the KL divergence from the base on its answers to them."""
 
-    def __init__(self, sets, gsm8k):
+    def __init__(self, sets):
         numbers, programs = sets
-        self.numbers = solved(gsm8k, numbers, right_number)
-        self.programs = solved(PROGRAMS, programs, passes)
-        self.kl = [set_["kl"]["per_token"] if set_["kl"] else 0 for set_ in sets]
+        self.numbers = solved(numbers, right_number)
+        self.programs = solved(programs, passes)
+        self.kl = [kl_of(set_, "per_token") for set_ in sets]
 
 
 class Evidence:
@@ -84,7 +82,7 @@ class Evidence:
         sampled = {name: load(f"{name}-{tokens}-sampled")["models"] for name in SAMPLED}
         self.sampled = [
             (name, [models[i]["sets"][0] for models in sampled.values()])
-            for i, (name, _) in enumerate(self.asked_more())
+            for i, (name, _) in enumerate(self.base_and_default())
         ]
         self.questions = {name: sampled[UTILITY][i]["choice"] for i, (name, _) in enumerate(self.sampled)}
         self.given = []
@@ -92,22 +90,21 @@ class Evidence:
             report, prompted = (load(f"{run.sets_id}-{tokens}-{which}") for which in (",".join(methods), "prompted"))
             entries = [report["base"], prompted["models"][0], *report["models"]]
             self.given = [(name, entry["sets"]) for (name, _), entry in zip(self.everyone(), entries, strict=True)]
-        whole = load(f"mmlu-all-{tokens}-{methods[0]}")
-        self.whole = {
-            name: entry for (name, _), entry in zip(self.asked_more(), [whole["base"], *whole["models"]], strict=True)
-        }
-        tasks = load(f"tasks-{run.task_tokens}-{methods[0]}")
-        self.tasks = [
-            (name, Tasks(entry["sets"], run.gsm8k))
-            for (name, _), entry in zip(self.asked_more(), [tasks["base"], *tasks["models"]], strict=True)
-        ]
+        self.whole = self.named(load(f"mmlu-all-{tokens}-{methods[0]}"))
+        tasks = self.named(load(f"tasks-{run.task_tokens}-{methods[0]}"))
+        self.tasks = {name: Tasks(entry["sets"]) for name, entry in tasks.items()}
         self.injected = {method: load(f"{method}.inject") for method in methods}
 
     def everyone(self):
         return [self.base, self.prompted, *self.edited]
 
-    def asked_more(self):
+    def base_and_default(self):
         return [self.base, self.edited[0]]
+
+    def named(self, report):
+        """The entries of a report on these two."""
+        entries = [report["base"], *report["models"]]
+        return {name: entry for (name, _), entry in zip(self.base_and_default(), entries, strict=True)}
 
 
 def rate(x):
@@ -134,11 +131,20 @@ def pooled(entry, kind):
 
 def worked(name, tasks, base):
     """The tasks solved, those of them that the base failed, and those failed that the base solved; KL per token."""
-    row = [name]
-    for found, of_base in ((tasks.numbers, base.numbers), (tasks.programs, base.programs)):
-        gained, lost = (sum(a > b for a, b in zip(*pair, strict=True)) for pair in ((found, of_base), (of_base, found)))
-        row.append(interval(wilson(sum(found), len(found))) + (f"; {gained} gained, {lost} lost" if tasks is not base else ""))
-    return row + [f"{kl:.4f}" if tasks is not base else "0" for kl in tasks.kl]
+
+    def cell(found, of_base):
+        count = interval(wilson(sum(found), len(found)))
+        if tasks is base:
+            return count
+        pairs = list(zip(found, of_base, strict=True))
+        return f"{count}; {pairs.count((True, False))} gained, {pairs.count((False, True))} lost"
+
+    return [name, cell(tasks.numbers, base.numbers), cell(tasks.programs, base.programs), *tasks.kl]
+
+
+def kl_of(set_, key):
+    """The KL divergence on one set: that of the base is not measured."""
+    return f'{set_["kl"][key]:.4f}' if set_["kl"] else "0"
 
 
 def kl(name, entry, key):
@@ -260,17 +266,17 @@ def print_page(evidence, run):
     )
     print("Standard errors; p by McNemar's exact test. The other tests are BoolQ, OpenBookQA, CommonsenseQA, PIQA and SIQA, 100 questions each.\n")
     print(f"Work, in greedy answers of up to {run.task_tokens} tokens: 100 word problems of GSM8K, and 64 Python functions of ours, run against their tests:\n")
-    base = evidence.tasks[0][1]
+    base = evidence.tasks["base"]
     table(
         ["solved", "GSM8K", "Python functions", "KL per token, GSM8K", "KL per token, Python"],
-        [worked(name, tasks, base) for name, tasks in evidence.tasks],
+        [worked(name, tasks, base) for name, tasks in evidence.tasks.items()],
     )
     print("The bundled report split, a validation set by now:\n")
     table(
         ["refused", *KINDS, "KL, first token", "KL, per token"],
         [
             [name, *(interval(set_["kinds"][kind]["refused"]) for kind in KINDS)]
-            + [f'{set_["kl"][key]:.4f}' if set_["kl"] else "0" for key in ("first_token", "per_token")]
+            + [kl_of(set_, key) for key in ("first_token", "per_token")]
             for name, entry in evidence.whole.items()
             for set_ in entry["sets"]
         ],
@@ -328,8 +334,8 @@ def chart(rows):
 
 
 def main():
-    tokens, methods, sets_id, task_tokens, gsm8k, *folders = sys.argv[1:]
-    run = Run(tokens, methods.split(","), sets_id, task_tokens, gsm8k)
+    tokens, methods, sets_id, task_tokens, *folders = sys.argv[1:]
+    run = Run(tokens, methods.split(","), sets_id, task_tokens)
     models = [Evidence(folder, run) for folder in folders]
     for folder, evidence in zip(folders, models, strict=True):
         print_page(evidence, run)

@@ -13,11 +13,11 @@ import re
 import subprocess
 import sys
 
-PROGRAMS = pathlib.Path(__file__).with_name("programs.jsonl")
 SECONDS = 5
 MEMORY = 1 << 30
 # Modules that programs may import.
 MODULES = "bisect collections copy datetime functools heapq itertools math operator random re statistics string typing"
+# Exit status of a program that fails its tests; Python's own for an error is 1.
 FAILED = 3
 # What a program may do, in the names of Python's audit events: any other event ends it.
 ALLOWED = {"compile", "exec", "builtins.id", "object.__getattr__", "object.__setattr__", "sys._getframe", "sys._getframemodulename"}
@@ -89,17 +89,19 @@ def run():
     os._exit(0 if passed else FAILED)
 
 
-def solved(path, report, right):
-    """How many tasks of the file were answered right, per (prompt, answer) row of a set in a report of `eval`."""
+def read(path):
     with open(path, encoding="utf-8") as file:
-        tasks = {task["prompt"]: task for task in map(json.loads, file)}
-    rows = report["kinds"]["harmless"]["answers"]
-    return [right(row["answer"], tasks[row["prompt"]]) for row in rows]
+        return [json.loads(line) for line in file]
+
+
+def solved(asked, right):
+    """Whether each task of a set in a report of `eval` was answered right."""
+    tasks = {task["prompt"]: task for task in read(asked["source"])}
+    return [right(row["answer"], tasks[row["prompt"]]) for row in asked["kinds"]["harmless"]["answers"]]
 
 
 def check():
-    with open(PROGRAMS, encoding="utf-8") as file:
-        tasks = [json.loads(line) for line in file]
+    tasks = read(pathlib.Path(__file__).with_name("programs.jsonl"))
     for task in tasks:
         fenced = f'Here it is:\n```python\n{task["solution"]}\n```\nIt works.'
         assert passes(fenced, task), task["prompt"]
