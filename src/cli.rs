@@ -182,11 +182,11 @@ pub struct ExportArgs {
     /// Write the exact edit as a LoRA adapter, for `llama-server --lora` and ADAPTER in an Ollama Modelfile.
     #[arg(long, value_name = "OUT.gguf", required_unless_present = "control_vector")]
     pub lora: Option<PathBuf>,
-    /// Write the edit's mean push on harmful prompts as a control vector, for `llama-server --control-vector`. It has
-    /// no gates, so it pushes on every prompt.
+    /// Write the mean push of linear gates on harmful prompts as a control vector, for `llama-server
+    /// --control-vector`. It has no gates, so it pushes on every prompt.
     #[arg(long, value_name = "OUT.gguf")]
     pub control_vector: Option<PathBuf>,
-    /// Size of the change as a share of the edited weights [default: as stored].
+    /// Strength, as for `inject --strength` [default: as stored].
     #[arg(long, default_value = "auto", hide_default_value = true, allow_hyphen_values = true)]
     pub strength: String,
     /// Describe the written files on stdout, as JSON.
@@ -305,8 +305,7 @@ pub struct SearchArgs {
     /// their kind (harmful, harmless, borderline). Bundled prompts fill in missing kinds.
     #[arg(long, num_args = 1.., value_name = "FILE", help_heading = SEARCH)]
     pub prompts: Vec<PathBuf>,
-    /// Source of the direction: plain prompts, prompts under a safety system prompt, or the direction that was removed
-    /// from the weights of an uncensored model [default: whichever measures strongest].
+    /// What the direction is computed from [default: whichever measures strongest].
     #[arg(long, value_enum, help_heading = EDIT)]
     pub direction_source: Option<DirectionSource>,
     /// Safety system prompt to use while extracting the direction: auto, off, or a file.

@@ -66,8 +66,9 @@ pub struct EvalArgs {
     /// Model to compare with: paired tests of refusals, KL divergence.
     #[arg(long, value_name = "BASE")]
     pub base: Option<ModelArg>,
-    /// Ask the prompts of this file instead of the bundled report split; may be repeated.
-    #[arg(long = "set", value_name = "FILE")]
+    /// Ask the prompts of this file instead of the bundled report split; may be repeated. The kind goes before the file
+    /// (harmful:FILE) if the file does not state it.
+    #[arg(long = "set", value_name = "[KIND:]FILE")]
     pub sets: Vec<PathBuf>,
     /// Ask under a system prompt: the contents of FILE, or `safety` for the bundled one that `inject` also uses.
     #[arg(long, value_name = "safety|FILE")]

@@ -33,7 +33,7 @@ use crate::util::interrupt::Interrupted;
 pub enum ExitStatus {
     /// Success.
     Done,
-    /// The file was written, but does not fully contain the requested edit.
+    /// The file does not contain the whole edit or, for `verify`, differs from its base in other ways, too.
     NotVerified,
 }
 
