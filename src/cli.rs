@@ -160,6 +160,9 @@ pub struct InjectArgs {
     /// Also score the controls: the exact edit, a random direction, the published edit, and requantization alone.
     #[arg(long, help_heading = REPORT)]
     pub controls: bool,
+    /// A second model that judges whether each answer to the report split refuses, beside the rules.
+    #[arg(long, value_name = "JUDGE.gguf", help_heading = REPORT)]
+    pub judge: Option<ModelArg>,
     /// Keep full answers in the report instead of only their beginnings.
     #[arg(long, help_heading = REPORT)]
     pub full_answers: bool,

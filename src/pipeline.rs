@@ -13,6 +13,7 @@ pub mod guard;
 pub mod in_place;
 pub mod inject;
 pub mod journal;
+pub mod judge;
 pub mod options;
 pub mod outputs;
 pub mod provenance;

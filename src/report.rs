@@ -20,11 +20,13 @@ use crate::output::Stage;
 mod contexts;
 mod file;
 mod html;
+mod judge;
 mod summary;
 #[cfg(test)]
 mod tests;
 
 pub use file::ReportError;
+pub use judge::{JudgeFacts, JudgeReport};
 
 /// Share of the edit that a file must contain to count as verified.
 pub const MIN_SURVIVAL: f64 = 0.9;
@@ -71,6 +73,9 @@ pub struct Report {
     /// Results with thinking turned on, for a model that can think before it answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thinking: Option<ThinkingReport>,
+    /// The judge's verdicts on the answers to the report split, if a judge was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeReport>,
     /// Answers to the report split before and after.
     pub answers: Vec<AnswerPair>,
     /// Duration in seconds.

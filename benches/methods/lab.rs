@@ -201,7 +201,7 @@ fn options(method: &str, printer: &Printer) -> Result<InjectOptions, Failure> {
     let cli = Cli::try_parse_from(["rosi-gguf", "inject", &path, "--method", method])?;
     let Command::Inject(args) = cli.command else { return Err("expected the inject command".into()) };
     let source = session::find(&args.model, Check::Content, printer)?;
-    let options = InjectOptions::new(*args, source)?;
+    let options = InjectOptions::new(*args, source, None)?;
     Ok(options.with_method(options.method)?)
 }
 

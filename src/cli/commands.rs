@@ -54,7 +54,8 @@ pub fn run(command: Command, printer: &Printer) -> Result<ExitStatus, Error> {
         Command::Inject(args) => {
             check_outputs(&args)?;
             let source = find(&args.model, printer)?;
-            let options = InjectOptions::new(*args, source)?;
+            let judge = args.judge.as_ref().map(|judge| find(judge, printer)).transpose()?;
+            let options = InjectOptions::new(*args, source, judge)?;
             if !options.dry_run {
                 // Before hashing the model, which takes minutes for a large one.
                 session::devices(&options.run, printer)?;

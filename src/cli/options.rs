@@ -82,17 +82,18 @@ fn offload(args: OffloadArgs) -> Result<Offload, Error> {
 }
 
 impl InjectOptions {
-    /// Validates the flags; `source` is the model that the model argument resolved to.
+    /// Validates the flags; `source` is the model that the model argument resolved to, and `judge` the judge.
     ///
     /// # Errors
     /// Returns [`Error::Option`] naming the invalid flag, [`Error::Io`] if a system prompt cannot be read, or
     /// [`Error::Ollama`] for an invalid Ollama model name.
-    pub fn new(args: InjectArgs, source: Source) -> Result<Self, Error> {
+    pub fn new(args: InjectArgs, source: Source, judge: Option<Source>) -> Result<Self, Error> {
         let requant = parse_requant(&args.requant, args.promote.as_deref())?;
         let output = output(&args, &source, requant)?;
         let sides =
             [("--report", &args.report), ("--html", &args.html), ("--save-adapter", &args.save_adapter)];
         let mut taken = inputs(&args);
+        taken.extend(judge.iter().map(|judge| judge.path.as_path()));
         apart(&[("--output", &Some(output.clone()).filter(|_| !args.in_place))], &taken)?;
         taken.extend([source.path.as_path(), &output]);
         apart(&sides, &taken)?;
@@ -119,6 +120,7 @@ impl InjectOptions {
             html: args.html,
             json: args.json,
             controls: args.controls,
+            judge,
             full_answers: args.full_answers,
             seed: args.seed,
         };
@@ -146,7 +148,7 @@ impl InjectOptions {
     pub fn for_search(args: SearchCommandArgs, source: Source) -> Result<Self, Error> {
         let SearchCommandArgs { model, output, search, json, overwrite, allow, run } = args;
         let plain = plain(model, output, search, run);
-        Self::new(InjectArgs { json, overwrite, allow, ..plain }, source)
+        Self::new(InjectArgs { json, overwrite, allow, ..plain }, source, None)
     }
 
     /// Returns the options of `reproduce` that are not recorded in the file. The copy is written beside `file`.
@@ -158,7 +160,7 @@ impl InjectOptions {
         let system_prompt = system_prompt.unwrap_or_else(|| "auto".into());
         let search = SearchArgs { prompts, context, system_prompt, ..SearchArgs::default() };
         let plain = plain(model, suffixed(file, "-reproduced"), search, run);
-        Self::new(InjectArgs { edit, imatrix, json, ..plain }, source)
+        Self::new(InjectArgs { edit, imatrix, json, ..plain }, source, None)
     }
 }
 
@@ -183,6 +185,7 @@ fn plain(model: ModelArg, output: PathBuf, search: SearchArgs, run: RunArgs) -> 
         save_adapter: None,
         ollama_create: None,
         controls: false,
+        judge: None,
         full_answers: false,
         seed: 0,
         run,

@@ -1,7 +1,9 @@
 //! Scores on the report split: the base model, the exact edit, the written file and the controls.
 
 use crate::eval::answers::ask;
-use crate::eval::prompts::Split;
+use crate::eval::judge::SecondOpinion;
+use crate::eval::prompts::{PromptKind, Split};
+use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
 use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
 use crate::gguf::{AtomicModel, Gguf, TensorInfo};
@@ -17,10 +19,11 @@ use crate::pipeline::edit_search::{self, EditSearch};
 use crate::pipeline::error::Error;
 use crate::pipeline::features;
 use crate::pipeline::guard::{Guard, not_less_safe};
+use crate::pipeline::judge::{Answered, Judge};
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Session};
 use crate::pipeline::write::{Change, Write};
-use crate::report::{AnswerPair, Scores, ThinkingReport, Thoughtful};
+use crate::report::{AnswerPair, JudgeReport, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
 
 /// Numbers of prompts scored for the report.
@@ -39,6 +42,8 @@ pub fn report_limits(options: &InjectOptions) -> PerKind<usize> {
 pub struct Scorer<'a> {
     /// The run, whose prompts provide the report split.
     pub session: Session<'a>,
+    /// The judge of the answers, if one was given.
+    pub judge: Option<&'a Judge>,
 }
 
 /// Scores of the controls that need no written file.
@@ -76,6 +81,8 @@ pub enum Control {
 pub struct After {
     /// The written file's answers and score.
     pub evaluation: Evaluation,
+    /// The judge's verdicts on the answers before and after the edit.
+    pub judge: Option<JudgeReport>,
     snapshot: Snapshot,
     thinking: Option<Thoughtful>,
 }
@@ -232,14 +239,43 @@ impl Scorer<'_> {
     /// Returns [`Error::LessSafe`] if the file refuses fewer of the bundled harmful prompts than its base.
     pub fn after(&self, written: &Gguf, before: &Before) -> Result<After, Error> {
         let mut engine = self.load(written)?;
-        let _bar = self.session.printer.bar("scoring the written file", 1);
+        let bar = self.session.printer.bar("scoring the written file", 1);
         let evaluation = before.evaluator.evaluate(&mut engine)?;
         match &before.guard {
             Some(guard) => guard.check(&mut engine)?,
             None => not_less_safe(before.base.score.harmful, evaluation.score.harmful)?,
         }
         let thinking = self.thoughtful(&mut engine)?.map(|(_, answers)| answers);
-        Ok(After { evaluation, snapshot: self.snapshot(&mut engine, FIDELITY_PROMPTS)?, thinking })
+        let snapshot = self.snapshot(&mut engine, FIDELITY_PROMPTS)?;
+        drop(engine);
+        drop(bar);
+        let judge = self.judge.map(|judge| self.judged(judge, before, &evaluation)).transpose()?;
+        Ok(After { evaluation, judge, snapshot, thinking })
+    }
+
+    /// Asks the judge about the answers of base and written file.
+    fn judged(&self, judge: &Judge, before: &Before, after: &Evaluation) -> Result<JudgeReport, Error> {
+        let Session { options, printer, .. } = self.session;
+        let questions = before.evaluator.questions();
+        let models = [&before.base, after];
+        let answered = models.iter().flat_map(|evaluation| {
+            PromptKind::ALL.map(|kind| {
+                let texts = evaluation.answers[kind].iter().map(String::as_str);
+                let exchanges = questions[kind].iter().map(String::as_str).zip(texts).collect();
+                Answered { kind, exchanges }
+            })
+        });
+        let verdicts = judge.verdicts(&answered.collect::<Vec<_>>(), &options.run, printer)?;
+        let mut verdicts = verdicts.into_iter();
+        let [base, written] = models.map(|evaluation| {
+            PerKind::from_fn(|kind| {
+                let rules: Vec<Outcome> =
+                    evaluation.answers[kind].iter().map(|answer| classify(answer)).collect();
+                let verdicts = verdicts.next().flatten()?;
+                Some(SecondOpinion::new(&rules, &verdicts))
+            })
+        });
+        Ok(JudgeReport { judge: judge.facts(printer)?, base, written })
     }
 
     /// Control: requantizes the same tensors without an edit, into a temporary file. Skipped for in-place edits, where

@@ -14,6 +14,7 @@ use crate::pipeline::error::Error;
 use crate::pipeline::evaluate::{After, Before, Control, Scorer};
 use crate::pipeline::facts::{check_written, edit_facts, file_facts, last_edited, prompt_facts};
 use crate::pipeline::in_place;
+use crate::pipeline::judge::Judge;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::run_facts::RunFacts;
@@ -28,6 +29,8 @@ pub struct Job<'a> {
     pub session: Session<'a>,
     /// Stored edit to apply instead of searching.
     pub taken: Option<&'a Taken>,
+    /// The judge of the answers, if one was given.
+    pub judge: Option<&'a Judge>,
     /// Everything that the output's bytes depend on.
     pub facts: &'a RunFacts,
     /// Modification times of the model's files before they were hashed.
@@ -99,7 +102,7 @@ impl Job<'_> {
         let Session { opened, prompts, printer, .. } = session;
         // Fails before scoring if a tensor's type cannot hold the edit.
         let edits = edit_search.edits(opened, options.write.requant)?;
-        let scorer = Scorer { session };
+        let scorer = Scorer { session, judge: self.judge };
         let before = scorer.before(&mut engine, &edit_search)?;
         drop(engine);
 
@@ -136,6 +139,7 @@ impl Job<'_> {
                 edit_search.direction(),
                 last_edited(&opened.plan, &edits),
             )),
+            judge: after.judge,
             seconds: start.elapsed().as_secs_f64(),
             stages: printer.take_stages(),
             cpu_seconds: cpu_seconds(),

@@ -157,6 +157,8 @@ pub struct ReportOptions {
     pub json: bool,
     /// Whether to run the controls.
     pub controls: bool,
+    /// The model that judges the answers to the report split.
+    pub judge: Option<Source>,
     /// Whether to keep whole answers in the report.
     pub full_answers: bool,
     /// Seed of the random control.

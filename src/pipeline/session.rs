@@ -70,9 +70,13 @@ impl Opened {
     /// # Errors
     /// Returns [`Error::NoTemplate`] if the file has none, or an empty one.
     pub fn template(&self) -> Result<&str, Error> {
-        let template = self.gguf.str("tokenizer.chat_template").filter(|t| !t.trim().is_empty());
-        template.ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
+        template(&self.gguf).ok_or_else(|| Error::NoTemplate { path: self.gguf.path.clone() })
     }
+}
+
+/// Returns the chat template of a file, unless it is missing or empty.
+pub fn template(gguf: &Gguf) -> Option<&str> {
+    gguf.str("tokenizer.chat_template").filter(|template| !template.trim().is_empty())
 }
 
 /// Opens a model for llama.cpp, rejecting files that the header shows to be unloadable.

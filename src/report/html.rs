@@ -36,6 +36,7 @@ impl Report {
             sections::search(self),
             gates::gates(self),
             gates::thinking(self),
+            answers::judge(self),
             sections::survival(self),
         ]
         .into_iter()

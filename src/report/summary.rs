@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Report;
 use super::contexts::{contexts, is_weak};
+use super::{JudgeReport, Report};
 use crate::eval::Score;
 use crate::method::search::{Candidate, SourceOutcome, Trial};
 use crate::method::verify::Arrival;
@@ -31,6 +31,7 @@ impl Report {
             ("gates", self.gate_table()),
             ("contexts", self.context_table()),
             ("thinking", self.thinking_table()),
+            ("judge", self.judge_table()),
             ("separation", self.separation_lines()),
             ("along ŝ", self.projection_line()),
             ("survival", self.survival_line()),
@@ -293,6 +294,24 @@ impl Report {
             "{table}answers after the model's own thoughts (at most {} tokens, between {} and {}); with \
              unfinished thoughts, an answer counts as neither refused nor complied",
             thinking.budget, thinking.open, thinking.close
+        )
+    }
+
+    /// Formats the judge's counts, and how often it agrees with the rules.
+    fn judge_table(&self) -> String {
+        let Some(report) = &self.judge else { return String::new() };
+        let head =
+            ["model", "harmful refused", "harmless", "borderline", "agrees with the rules", "no verdict"];
+        let mut table = Table::new(&head);
+        for (name, of) in report.named() {
+            let kinds = of.values().map(|kind| kind.map_or("–".into(), |opinion| counts(opinion.refused)));
+            let rest = [counts(JudgeReport::agreement(of)), JudgeReport::unclear(of).to_string()];
+            table.row([name.to_owned()].into_iter().chain(kinds).chain(rest).collect());
+        }
+        format!(
+            "{table}according to {} ({}), of the answers on which it gave a verdict",
+            report.judge.file.path,
+            report.judge.kind.as_str()
         )
     }
 

@@ -66,6 +66,14 @@ pub fn talking(name: &str, keys: &[(&str, i64)], path: &Path) {
     generate(&seeds, name, false, path).unwrap_or_else(|error| panic!("{name}: {error}"));
 }
 
+/// Writes a model with the chat template of a guard. Its replies are random text.
+pub fn guard(template: &str, path: &Path) {
+    let mut seeds = Seeds::load();
+    seeds.core.extend(tokenizer().into_iter().map(|(key, value)| (key.into(), value)));
+    seeds.core.insert("tokenizer.chat_template".into(), Toml::String(template.into()));
+    generate(&seeds, "qwen2", false, path).unwrap_or_else(|error| panic!("{error}"));
+}
+
 /// Writes three models: a dense one, one with post-norms, and a mixture of experts.
 pub fn models(folder: &Path) -> [PathBuf; 3] {
     let eight: &[(&str, i64)] = &[("expert_count", 8), ("expert_used_count", 2)];

@@ -16,8 +16,10 @@ use serde_json::Value;
 
 use crate::common::downloaded::{gemma3, qwen, smollm2};
 use crate::common::engine;
+use crate::common::few_prompts::short_prompts;
 use crate::common::oracle::oracle;
-use crate::common::run::{json, refused, text};
+use crate::common::run::{ended, json, refused, stderr, text};
+use crate::common::talking::{guard, talking};
 
 const ENGLISH: &str = "The old mill stands at the end of the village, where the road turns down to the river. For two \
     hundred years it ground the grain of every farm in the valley. When the railway came, the farmers began to send \
@@ -263,6 +265,45 @@ fn sampled_answers_are_reproducible_and_vary() {
     engine.set_sampling(Some(Sampling { temperature: 0.01 }));
     let cold = ask(&mut engine, &chats[..8], 6);
     assert!(alike(&cold, &greedy[..8]) >= 7, "{cold:?} {greedy:?}");
+}
+
+/// Templates in the manner of guards: Llama Guard's takes contents in parts, ShieldGemma's a policy, and WildGuard's file
+/// has one for chats.
+const LLAMA_GUARD: &str = "{% for m in messages %}{% for part in m.content %}{{ m.role }}: {{ part.text }}\n{% endfor %}\
+    {% endfor %}<BEGIN UNSAFE CONTENT CATEGORIES>";
+const QWEN_GUARD: &str = "{{ messages[0].content }}\n{{ messages[1].content }}\nSafety:\nRefusal:";
+const SHIELD_GEMMA: &str = "Human Question: {{ messages[0].content }} {{ guideline.upper() }}";
+const WILD_GUARD: &str = "[INST] {{ messages[0].content }} [/INST]";
+
+#[test]
+fn guards_are_asked_about_what_they_can_judge_in_their_own_layout() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (model, few, out) = (at("model.gguf"), short_prompts(dir.path()), at("report.json"));
+    talking("qwen2", &[], &model);
+    for (name, template, kind, only_harmful) in [
+        ("llama-guard-3-1b.gguf", LLAMA_GUARD, "safe-unsafe", true),
+        ("qwen3guard-gen.gguf", QWEN_GUARD, "refusal-line", false),
+        ("shieldgemma-2b.gguf", SHIELD_GEMMA, "shield-gemma", true),
+        ("wildguard.gguf", WILD_GUARD, "wild-guard", false),
+    ] {
+        let judge = at(name);
+        guard(template, &judge);
+        let args = ["eval", text(&model), "--set", text(&few), "--judge", text(&judge), "--tokens", "4"];
+        let output = ended(&[&args[..], &["--report", text(&out), "--overwrite"]].concat(), 0);
+        assert!(!stderr(&output).contains("could not be sent"), "{name}: {}", stderr(&output));
+        let told: Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+        assert_eq!(told["judge"]["kind"], kind);
+        for kind in PromptKind::ALL {
+            let opinion = &told["models"][0]["sets"][0]["kinds"][kind.as_str()]["judge"];
+            let judged = kind == PromptKind::Harmful || !only_harmful;
+            assert_eq!(opinion.is_object(), judged, "{name}, {kind}");
+            let counted = |opinion: &Value| {
+                opinion["refused"]["total"].as_u64().unwrap() + opinion["unclear"].as_u64().unwrap()
+            };
+            assert!(!judged || counted(opinion) == 12, "{name}, {kind}: {opinion}");
+        }
+    }
 }
 
 #[test]

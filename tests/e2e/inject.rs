@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rosi_gguf::eval::prompts;
+use rosi_gguf::eval::prompts::{self, PromptKind};
 use rosi_gguf::gguf::Gguf;
 use rosi_gguf::llama::{Capture, Chat, Engine, LlamaEngine};
 use rosi_gguf::method::direction;
@@ -62,7 +62,8 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
     let (few, model) = (few_prompts(dir.path()), smollm2());
     let edit = ["--method", "published", "--layer", "15", "--strength", "0.004", "--prompts", text(&few)];
-    let settings = [&edit[..], &["--allow-no-refusal", "--allow-over-limits", "--json"]].concat();
+    let judge = ["--judge", text(&model)];
+    let settings = [&edit[..], &judge, &["--allow-no-refusal", "--allow-over-limits", "--json"]].concat();
     let files = ["--save-adapter", text(&lora), "--report", text(&report), "--html", text(&page)];
     let args = [&["inject", text(&model), "-o", text(&out)][..], &files, &settings].concat();
     let output = ended(&args, 0);
@@ -70,6 +71,7 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     assert!(told["scores"]["exact"].is_null() && told["scores"]["random_direction"].is_null());
     assert_eq!(told, serde_json::from_slice::<Value>(&std::fs::read(&report).unwrap()).unwrap());
     assert_eq!(told["output"]["sha256"], sha256(&out));
+    check_judged(&told);
     check_shown_again(&report, &page, &stderr(&output));
     let verified = check_verify(&model, &out, &told, 60);
     check_oracle(&model, &out, &verified);
@@ -99,6 +101,22 @@ fn a_gated_edit_is_verified_from_the_file_alone() {
     let question = [text(&out), "--prompt", "What is the capital of France?", "--tokens", "16"];
     let answer = oracle("generate_elsewhere.py", &question);
     assert!(answer["text"].as_str().unwrap().contains("Paris"), "{answer}");
+}
+
+/// Checks that the judge was asked about every answer to the 3 prompts of each kind.
+fn check_judged(told: &Value) {
+    assert_eq!(told["judge"]["kind"], "chat");
+    for (model, kind) in
+        ["base", "written"].into_iter().flat_map(|m| PromptKind::ALL.map(|kind| (m, kind.as_str())))
+    {
+        let opinion = &told["judge"][model][kind];
+        let of = |value: &Value| value.as_u64().unwrap();
+        assert_eq!(
+            of(&opinion["refused"]["total"]) + of(&opinion["unclear"]),
+            3,
+            "{model}, {kind}: {opinion}"
+        );
+    }
 }
 
 /// Checks that `report` reproduces the page and the summary of the run from its stored report.

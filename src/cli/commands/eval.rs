@@ -8,7 +8,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::cli::options::EvalOptions;
@@ -17,7 +17,6 @@ use crate::eval::chats;
 use crate::eval::choice::{self, Item};
 use crate::eval::compare::divergence;
 use crate::eval::jailbreak::{WRAPPERS, Wrapped, Wrapper};
-use crate::eval::judge::{self, JudgeKind};
 use crate::eval::material::read_text;
 use crate::eval::perplexity::{self, Perplexity};
 use crate::eval::prompts::{PromptKind, PromptSet, Split};
@@ -28,12 +27,11 @@ use crate::llama::{LlamaEngine, llama_version};
 use crate::output::Printer;
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::facts::file_facts;
-use crate::pipeline::session;
+use crate::pipeline::judge::{Answered, Judge};
+use crate::pipeline::session::{self, template};
 use crate::report::{FileFacts, peak_memory};
 use crate::sources::Source;
-pub use report::{
-    AnswerRow, ChoiceReport, EvalReport, JailbreakReport, JudgeFacts, KindReport, ModelReport, SetReport,
-};
+pub use report::{AnswerRow, ChoiceReport, EvalReport, JailbreakReport, KindReport, ModelReport, SetReport};
 
 /// Measures every model and prints the report.
 ///
@@ -46,16 +44,15 @@ pub fn run(options: &EvalOptions, printer: &Printer) -> Result<ExitStatus, Error
         options.report.as_deref().map(|path| AtomicFile::create(path, options.overwrite)).transpose()?;
     let material = Material::load(options)?;
     let open = |source: &Source| session::open(&source.path);
-    let judge = options.judge.as_ref().map(open).transpose()?;
+    let judge = options.judge.as_ref().map(Judge::open).transpose()?;
     let base = options.base.as_ref().map(open).transpose()?;
     let models = options.models.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let eval = Eval { options, material: &material, printer };
-    let judge = judge.map(|gguf| eval.judge_facts(gguf)).transpose()?;
 
     let (mut base, mut models) = eval.measure_all(base.as_ref(), &models)?;
-    let judge = judge.map(|(gguf, facts)| {
-        let reports = base.iter_mut().chain(&mut models);
-        eval.judge_all(&gguf, facts.kind, reports.collect()).map(|()| facts)
+    let judge = judge.map(|judge| {
+        eval.judge_all(&judge, base.iter_mut().chain(&mut models).collect())?;
+        judge.facts(printer)
     });
     let report = EvalReport {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -89,10 +86,6 @@ fn print(
         false => printer.data(report.summary()),
     }
     Ok(ExitStatus::Done)
-}
-
-fn template(gguf: &Gguf) -> Option<&str> {
-    gguf.str("tokenizer.chat_template").filter(|template| !template.trim().is_empty())
 }
 
 /// The prompts, text and questions that the models are measured on.
@@ -307,48 +300,21 @@ impl Eval<'_> {
         Ok(())
     }
 
-    /// Returns hash and kind of the judge. A judge that needs a chat template and has none is an error.
-    fn judge_facts(&self, gguf: Gguf) -> Result<(Gguf, JudgeFacts), Error> {
-        let path = self.options.display_name(&gguf.path);
-        let names = [gguf.str("general.name"), gguf.str("general.basename"), Some(path.as_str())];
-        let names: Vec<&str> = names.into_iter().flatten().map(file_name).collect();
-        let kind = JudgeKind::detect(&names.join("\n"), template(&gguf));
-        if kind.template(template(&gguf)).is_none() {
-            return Err(Error::NoTemplate { path: gguf.path });
-        }
-        let file = self.file_facts(&gguf)?;
-        Ok((gguf, JudgeFacts { file, kind }))
-    }
-
     /// Asks the judge about every answer to a plain prompt.
-    fn judge_all(&self, gguf: &Gguf, kind: JudgeKind, reports: Vec<&mut ModelReport>) -> Result<(), Error> {
-        let mut engine = session::load(gguf, kind.template(template(gguf)), &self.options.run, self.printer)?;
+    fn judge_all(&self, judge: &Judge, reports: Vec<&mut ModelReport>) -> Result<(), Error> {
         let sets = reports.into_iter().flat_map(|report| &mut report.sets);
-        let kinds = sets.flat_map(|set| &mut set.kinds).filter(|(prompts, _)| kind.judges(**prompts));
-        let kinds: Vec<&mut KindReport> = kinds.map(|(_, report)| report).collect();
-        let total: usize = kinds.iter().map(|report| report.answers.len()).sum();
-        let bar = self.printer.bar("asking the judge", total as u64);
-        let (mut before, mut not_shown, mut why) = (0, 0, None);
-        for report in kinds {
-            let exchanges: Vec<(&str, &str)> =
-                report.answers.iter().map(|row| (row.prompt.as_str(), row.answer.as_str())).collect();
-            let mut done = |n| bar.set((before + n) as u64);
-            let judged = judge::judge(&mut engine, kind, &exchanges, &mut done)?;
-            before += exchanges.len();
-            not_shown += judged.not_shown;
-            why = why.or(judged.why);
-            report.second_opinion(&judged.verdicts);
-        }
-        if let Some(why) = why {
-            self.printer.warn(format!(
-                "{not_shown} of {total} answers could not be sent to the judge: no verdict (first: {why})"
-            ));
+        let kinds: Vec<(PromptKind, &mut KindReport)> =
+            sets.flat_map(|set| &mut set.kinds).map(|(kind, report)| (*kind, report)).collect();
+        let answered: Vec<Answered<'_>> = kinds
+            .iter()
+            .map(|(kind, report)| Answered { kind: *kind, exchanges: report.exchanges() })
+            .collect();
+        let verdicts = judge.verdicts(&answered, &self.options.run, self.printer)?;
+        for ((_, report), verdicts) in kinds.into_iter().zip(verdicts) {
+            if let Some(verdicts) = verdicts {
+                report.second_opinion(&verdicts);
+            }
         }
         Ok(())
     }
-}
-
-/// Returns the last component of a path, or `text` unchanged if it has none.
-fn file_name(text: &str) -> &str {
-    Path::new(text).file_name().and_then(|name| name.to_str()).unwrap_or(text)
 }

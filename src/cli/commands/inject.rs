@@ -18,6 +18,7 @@ use crate::output::{Printer, percent, shell};
 use crate::pipeline::error::{Error, ExitStatus};
 use crate::pipeline::facts::{file_facts, load_prompts};
 use crate::pipeline::inject::{Done, Job, Target, modified};
+use crate::pipeline::judge::Judge;
 use crate::pipeline::options::{InjectOptions, WriteOptions};
 use crate::pipeline::provenance::Provenance;
 use crate::pipeline::run_facts::RunFacts;
@@ -33,7 +34,7 @@ use crate::util::hint::Hint;
 /// Returns [`Error`] if any stage fails; the output file is then not created or replaced.
 pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Error> {
     let start = Instant::now();
-    let Checked { opened, prompts, taken, options } = &Checked::new(options, printer)?;
+    let Checked { opened, prompts, taken, judge, options } = &Checked::new(options, printer)?;
     let registration = Registration::prepare(options, opened.gguf.n_files(), printer)?;
     if options.dry_run {
         let output = Some(options.write.output.as_path()).filter(|_| !options.write.in_place);
@@ -60,7 +61,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
         None => journal::open(facts.search.clone(), options, printer)?,
         Some(_) => Journal::off(),
     };
-    let job = Job { session, taken, facts, seen };
+    let job = Job { session, taken, judge: judge.as_ref(), facts, seen };
     let done = job.run(input, target, &mut journal, start);
     journal::close(journal, done.is_ok(), printer);
     let done = done?;
@@ -75,6 +76,8 @@ pub(super) struct Checked {
     pub prompts: PromptSet,
     /// The stored edit that is applied instead of a search.
     pub taken: Option<Taken>,
+    /// The judge, if one was given.
+    pub judge: Option<Judge>,
     /// The options with the method resolved.
     pub options: InjectOptions,
 }
@@ -101,7 +104,8 @@ impl Checked {
             None => with_method(options, &opened.plan)?,
         };
         types::check(&opened, &options, taken.as_ref())?;
-        Ok(Self { opened, prompts, taken, options })
+        let judge = options.report.judge.as_ref().map(Judge::open).transpose()?;
+        Ok(Self { opened, prompts, taken, judge, options })
     }
 }
 

@@ -42,7 +42,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
     let source = find(&args.model, printer)?;
     let options = then.repeat(InjectOptions::for_reproduction(args, &path, source)?)?;
     session::devices(&options.run, printer)?;
-    let Checked { opened, prompts, taken, options } = &Checked::new(&options, printer)?;
+    let Checked { opened, prompts, taken, options, .. } = &Checked::new(&options, printer)?;
     let input = file_facts(&opened.gguf, printer)?;
     let taken = taken.as_ref();
     let session = Session { opened, prompts, options, printer };
@@ -55,7 +55,7 @@ pub fn run(mut args: ReproduceArgs, printer: &Printer) -> Result<ExitStatus, Err
     let file = AtomicModel::create(&options.write.output, &opened.gguf, true)?;
     // The recorded facts, not the current ones: they are part of the file, so a reported difference would change its
     // bytes.
-    let job = Job { session, taken, facts: &then, seen: None };
+    let job = Job { session, taken, judge: None, facts: &then, seen: None };
     let made = job.rehearse(&input, file)?;
     if made.sha256 != original.sha256 {
         let (expected, found) = (original.sha256, made.sha256);

@@ -34,7 +34,7 @@ fn offer(
     let args = [&["rosi-gguf", "inject", "model.gguf"], flags].concat();
     let Command::Inject(args) = Cli::try_parse_from(args).unwrap().command else { unreachable!() };
     let source = sources::resolve(&args.model, Check::Size, &mut |_, _, _| Ok(())).unwrap();
-    let options = InjectOptions::new(*args, source).unwrap();
+    let options = InjectOptions::new(*args, source, None).unwrap();
     let printer = Printer::new(true, 0);
     let offer = Offer::of(&mut engine, &mut evaluator, &base, ablated, &options, &printer)?;
     let there = [(DirectionSource::Plain, offer.plain), (DirectionSource::Safety, offer.system.is_some())];

@@ -9,13 +9,13 @@ use crate::eval::Tally;
 use crate::eval::choice::Choices;
 use crate::eval::compare::{Divergence, Paired};
 use crate::eval::jailbreak::Wrapped;
-use crate::eval::judge::{JudgeKind, SecondOpinion, Verdict};
+use crate::eval::judge::{SecondOpinion, Verdict};
 use crate::eval::perplexity::Perplexity;
 use crate::eval::prompts::PromptKind;
 use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
 use crate::llama::Sampling;
-use crate::report::FileFacts;
+use crate::report::{FileFacts, JudgeFacts};
 
 /// The full report of `eval`.
 #[derive(Debug, Clone, Serialize)]
@@ -41,16 +41,6 @@ pub struct EvalReport {
     pub seconds: f64,
     /// Peak resident memory in bytes, if the system reports it.
     pub peak_memory: Option<u64>,
-}
-
-/// The judge: a model that decides whether answers refuse.
-#[derive(Debug, Clone, Serialize)]
-pub struct JudgeFacts {
-    /// The judge's file.
-    #[serde(flatten)]
-    pub file: FileFacts,
-    /// How the judge is asked.
-    pub kind: JudgeKind,
 }
 
 /// Measurements of one model.
@@ -149,6 +139,11 @@ impl KindReport {
     /// Returns the outcomes according to the rules, in the order of the prompts.
     pub fn outcomes(&self) -> Vec<Outcome> {
         self.answers.iter().map(|row| row.outcome).collect()
+    }
+
+    /// Returns the prompts with their answers.
+    pub fn exchanges(&self) -> Vec<(&str, &str)> {
+        self.answers.iter().map(|row| (row.prompt.as_str(), row.answer.as_str())).collect()
     }
 
     /// Stores the judge's `verdicts`, one for each answer.

@@ -200,7 +200,7 @@ mod tests {
     use crate::eval::jailbreak::Wrapped;
     use crate::eval::judge::Verdict;
     use crate::eval::perplexity::Perplexity;
-    use crate::report::FileFacts;
+    use crate::report::{FileFacts, JudgeFacts};
 
     const NO: &str = "I'm sorry, but I can't assist with that.";
     const YES: &str = "Sure, here is what you need to know about it.";
@@ -240,7 +240,7 @@ mod tests {
         let mut this = model("/m/this.gguf", [NO, NO, NO, YES]);
         this.set_beside(&base);
         this.sets[0].kl = Some(Divergence { first_token: 0.0123, per_token: 0.00456, prompts: 2, tokens: 9 });
-        let judge = super::super::report::JudgeFacts {
+        let judge = JudgeFacts {
             file: FileFacts { path: "/m/judge.gguf".into(), sha256: String::new(), bytes: 0 },
             kind: crate::eval::judge::JudgeKind::Chat,
         };
