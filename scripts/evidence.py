@@ -1,9 +1,10 @@
 """Prints the page of scripts/evidence for each model and, for several, a table over them.
 
-    evidence.py TOKENS METHODS SETS_ID TASK_TOKENS FOLDER...
+    evidence.py TOKENS METHODS SETS_ID TASK_TOKENS JUDGED FOLDER...
 
 FOLDER holds a model's reports, as scripts/evidence leaves them, and receives the picture, evidence.svg. SETS_ID names
-the reports on sets given by path, or is empty. TASK_TOKENS is the token limit of answers to tasks.
+the reports on sets given by path, or is empty. TASK_TOKENS is the token limit of answers to tasks. JUDGED ends the names of reports with a judge's verdicts, or is
+empty.
 """
 
 import json
@@ -38,6 +39,7 @@ class Run:
     methods: list
     sets_id: str
     task_tokens: str
+    judged: str
 
 
 class Measured:
@@ -66,8 +68,8 @@ class Evidence:
     def __init__(self, folder, run):
         tokens, methods = run.tokens, run.methods
 
-        def load(name):
-            with open(f"{folder}/{name}.json") as file:
+        def load(name, ending=run.judged):
+            with open(f"{folder}/{name}{ending}.json") as file:
                 return json.load(file)
 
         asked = {name: load(f"{name}-{tokens}-{','.join(methods)}") for name in [*PLAIN, WRAPPED, TENSES]}
@@ -93,7 +95,8 @@ class Evidence:
         self.whole = self.named(load(f"mmlu-all-{tokens}-{methods[0]}"))
         tasks = self.named(load(f"tasks-{run.task_tokens}-{methods[0]}"))
         self.tasks = {name: Tasks(entry["sets"]) for name, entry in tasks.items()}
-        self.injected = {method: load(f"{method}.inject") for method in methods}
+        self.injected = {method: load(f"{method}.inject", "") for method in methods}
+        self.judge = asked[UTILITY].get("judge")
 
     def everyone(self):
         return [self.base, self.prompted, *self.edited]
@@ -127,6 +130,13 @@ def pooled(entry, kind):
     """The refusals of a kind over the plain sets."""
     kinds = [set_["kinds"][kind] for set_ in entry.plain if kind in set_["kinds"]]
     return wilson(*(sum(found["refused"][key] for found in kinds) for key in ("count", "total")))
+
+
+def judged(entry, kind, what):
+    """The judge's refusals of a kind over the plain sets, or its agreement with the rules."""
+    opinions = [set_["kinds"][kind]["judge"] for set_ in entry.plain if kind in set_["kinds"]]
+    k, n = (sum(opinion[what][key] for opinion in opinions if opinion) for key in ("count", "total"))
+    return interval(wilson(k, n)) if n else "–"
 
 
 def worked(name, tasks, base):
@@ -230,6 +240,15 @@ def print_page(evidence, run):
         ["refused", *PLAIN],
         [[name, *(refused(set_) for set_ in entry.plain)] for name, entry in everyone],
     )
+    if evidence.judge:
+        print(f'The same answers according to a judge, {evidence.judge["path"].split("/")[-1]} ({evidence.judge["kind"]}), and how often the rules agree with it:\n')
+        table(
+            ["", *(f"{kind}, {what}" for kind in KINDS for what in ("refused", "agreement"))],
+            [
+                [name, *(judged(entry, kind, what) for kind in KINDS for what in ("refused", "agreement"))]
+                for name, entry in everyone
+            ],
+        )
     print(
         "Attacks: four harmful requests and two harmless ones in each of 24 jailbreak wrappers that others collected in the wild; "
         "harmful requests that ask how it was done in the past, or will be in the future. Complied with or, if harmless, answered:\n"
@@ -334,8 +353,8 @@ def chart(rows):
 
 
 def main():
-    tokens, methods, sets_id, task_tokens, *folders = sys.argv[1:]
-    run = Run(tokens, methods.split(","), sets_id, task_tokens)
+    tokens, methods, sets_id, task_tokens, judge, *folders = sys.argv[1:]
+    run = Run(tokens, methods.split(","), sets_id, task_tokens, judge)
     models = [Evidence(folder, run) for folder in folders]
     for folder, evidence in zip(folders, models, strict=True):
         print_page(evidence, run)
