@@ -304,10 +304,14 @@ pub struct SearchArgs {
         help_heading = SEARCH
     )]
     pub memory: u64,
-    /// Prompts to use instead of the bundled ones: JSON, CSV, TSV or text. Use KIND:FILE if the file does not state
-    /// their kind (harmful, harmless, borderline). Bundled prompts fill in missing kinds.
-    #[arg(long, num_args = 1.., value_name = "FILE", help_heading = SEARCH)]
+    /// Prompts to learn from, choose by and report on, besides the bundled ones: JSON, CSV, TSV or text. The kind goes
+    /// before the file (harmful:FILE) if the file does not state it.
+    #[arg(long, num_args = 1.., value_name = "[KIND:]FILE", help_heading = SEARCH)]
     pub prompts: Vec<PathBuf>,
+    /// Use the prompts of --prompts without the bundled ones; needs at least 12 of each kind. Detectors still learn from
+    /// more bundled prompts.
+    #[arg(long, requires = "prompts", help_heading = SEARCH)]
+    pub no_bundled_prompts: bool,
     /// What the direction is computed from [default: whichever measures strongest].
     #[arg(long, value_enum, help_heading = EDIT)]
     pub direction_source: Option<DirectionSource>,

@@ -105,6 +105,7 @@ impl InjectOptions {
             direction_source: args.search.direction_source,
             memory: args.search.memory << 20,
             prompts: args.search.prompts,
+            no_bundled_prompts: args.search.no_bundled_prompts,
         };
         let write = WriteOptions {
             output,

@@ -14,7 +14,8 @@
 //! generalize better with more of them. No prompt that is used to choose a setting
 //! is ever used to report on it. The bundled files keep their topics in contiguous
 //! blocks of 12, so each split has the same share (6, 3 and 3) of every topic.
-//! A text that appears under two different kinds is an error.
+//! A text that appears under two different kinds is an error. Prompts that are added
+//! from another set keep the split that they have there.
 //!
 //! The file formats are described in [`PromptSet::load`].
 
@@ -25,7 +26,7 @@ mod loader;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -188,6 +189,8 @@ pub struct Prompt {
 #[derive(Debug, Clone)]
 pub struct PromptSet {
     prompts: Vec<Prompt>,
+    /// Split of each prompt.
+    splits: Vec<Split>,
     source: String,
 }
 
@@ -234,22 +237,10 @@ impl PromptSet {
     /// # Errors
     ///
     /// Returns [`PromptError`] if a file cannot be read, is too large, is not UTF-8,
-    /// contains no prompts or contains a malformed record; if a prompt has no kind or
-    /// two kinds; or if the set has some but fewer than [`MIN_PER_KIND`] prompts of a
-    /// kind. A missing kind is not an error: see [`PromptSet::complete_with`] and
-    /// [`PromptSet::require`].
+    /// contains no prompts or contains a malformed record, or if a prompt has no kind or
+    /// two kinds. Too few prompts of a kind are not an error: see [`PromptSet::require`].
     pub fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
         loader::load(paths)
-    }
-
-    /// Reads prompt files like [`PromptSet::load`], but accepts any number of prompts per kind: for sets
-    /// that are used as a whole and not split.
-    ///
-    /// # Errors
-    ///
-    /// Returns the errors of [`PromptSet::load`], except the one for too few prompts.
-    pub fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
-        loader::load_whole(paths)
     }
 
     /// Builds a set; drops duplicates and rejects texts of two kinds.
@@ -275,16 +266,20 @@ impl PromptSet {
                 }
             }
         }
-        Ok(PromptSet { prompts, source })
+        let mut counts = HashMap::<PromptKind, usize>::new();
+        let split = |prompt: &Prompt| {
+            let position = counts.entry(prompt.kind).or_default();
+            *position += 1;
+            Split::of_position(*position - 1)
+        };
+        let splits = prompts.iter().map(split).collect();
+        Ok(PromptSet { prompts, splits, source })
     }
 
     /// Returns the prompts of one kind and split, in order.
     pub fn select(&self, kind: PromptKind, split: Split) -> Vec<&Prompt> {
-        let of_kind = self.prompts.iter().filter(|p| p.kind == kind).enumerate();
-        of_kind
-            .filter(|(position, _)| Split::of_position(*position) == split)
-            .map(|(_, prompt)| prompt)
-            .collect()
+        let all = self.prompts.iter().zip(&self.splits);
+        all.filter(|(prompt, of)| prompt.kind == kind && **of == split).map(|(prompt, _)| prompt).collect()
     }
 
     /// Returns all prompts of one kind, in order.
@@ -318,8 +313,8 @@ impl PromptSet {
         self.prompts.is_empty()
     }
 
-    /// Returns the origin of the prompts: `bundled` or the file names, and what
-    /// [`PromptSet::complete_with`] filled in.
+    /// Returns the origin of the prompts: `bundled` or the file names, and those of
+    /// sets that were added.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -340,28 +335,15 @@ impl PromptSet {
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Adds the prompts of every kind that this set lacks from `other`, and returns those kinds.
-    ///
-    /// Kinds that are present do not change, so the splits of the user's own
-    /// prompts stay the same.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`PromptError::TwoKinds`] if a text to add is already present under
-    /// another kind. The set is then unchanged.
-    pub fn complete_with(&mut self, other: &PromptSet) -> Result<Vec<PromptKind>, PromptError> {
-        let lacks = |kind: &PromptKind| self.count(*kind) == 0 && other.count(*kind) > 0;
-        let filled: Vec<PromptKind> = PromptKind::ALL.into_iter().filter(lacks).collect();
-        if filled.is_empty() {
-            return Ok(filled);
+    /// Adds the prompts of `other` whose texts this set lacks, under any kind. They keep their splits.
+    pub fn add(&mut self, other: &PromptSet) {
+        let known: HashSet<String> = self.prompts.iter().map(|prompt| fold(&prompt.text)).collect();
+        let added = other.prompts.iter().zip(&other.splits);
+        for (prompt, &split) in added.filter(|(prompt, _)| !known.contains(&fold(&prompt.text))) {
+            self.prompts.push(prompt.clone());
+            self.splits.push(split);
         }
-        let own = self.prompts.iter().map(|p| Located::new(p, &self.source));
-        let added = other.prompts.iter().filter(|p| filled.contains(&p.kind));
-        let added = added.map(|p| Located::new(p, &other.source));
-        let names: Vec<&str> = filled.iter().map(|kind| kind.as_str()).collect();
-        let source = format!("{} + {} ({})", self.source, other.source, names.join(", "));
-        *self = Self::from_located(own.chain(added).collect(), source)?;
-        Ok(filled)
+        self.source = format!("{} + {}", self.source, other.source);
     }
 
     /// Checks that there are at least [`MIN_PER_KIND`] prompts of each of `kinds`.
@@ -389,12 +371,6 @@ impl PromptSet {
 struct Located {
     prompt: Prompt,
     at: String,
-}
-
-impl Located {
-    fn new(prompt: &Prompt, at: &str) -> Located {
-        Located { prompt: prompt.clone(), at: at.to_owned() }
-    }
 }
 
 /// Normalizes a text so that duplicates compare equal.

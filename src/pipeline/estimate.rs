@@ -24,7 +24,7 @@ use crate::method::edit::Method;
 use crate::method::search::{self, DirectionSource};
 use crate::pipeline::detectors::{self, ANSWERED, DEEPEST, PUSH};
 use crate::pipeline::edit_search::search_prompts;
-use crate::pipeline::evaluate::{EXACT_PROMPTS, FIDELITY_PROMPTS, report_limits};
+use crate::pipeline::evaluate::{EXACT_PROMPTS, FIDELITY_PROMPTS, report_questions};
 use crate::pipeline::features;
 use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::Opened;
@@ -203,12 +203,11 @@ fn search(plan: &Plan, options: &InjectOptions, prompts: &PromptSet) -> Work {
 }
 
 fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
-    let limits = report_limits(options);
-    let questions = Questions::of(prompts, Split::Report, limits);
+    let questions = report_questions(prompts);
     let snapshot = |limits| asked(&Questions::of(prompts, Split::Report, limits));
     let snapshots = 2.0 * snapshot(FIDELITY_PROMPTS) + snapshot(EXACT_PROMPTS);
     let once = answered(&questions, N_PREDICT).tokens();
-    let harmless = Questions::of(prompts, Split::Report, only_harmless(limits));
+    let harmless = Questions { harmless: questions.harmless.clone(), ..Questions::default() };
     let part = (once + answered(&harmless, N_PREDICT).tokens()) / 2.0;
     let controls = match (options.report.controls, options.write.in_place) {
         (false, _) => 0.0,
@@ -220,12 +219,8 @@ fn report(options: &InjectOptions, prompts: &PromptSet) -> f64 {
     2.0 * once + snapshots + controls
 }
 
-fn only_harmless(limits: PerKind<usize>) -> PerKind<usize> {
-    PerKind { harmful: 0, borderline: 0, ..limits }
-}
-
 fn few_harmless(prompts: &PromptSet, split: Split) -> Questions {
-    Questions::of(prompts, split, only_harmless(FEW))
+    Questions::of(prompts, split, PerKind { harmful: 0, borderline: 0, ..FEW })
 }
 
 /// Returns the number of active weights per token: all matrices of the blocks, counting only the experts that the token

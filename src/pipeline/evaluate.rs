@@ -1,8 +1,10 @@
 //! Scores on the report split: the base model, the exact edit, the written file and the controls.
 
+use std::collections::HashSet;
+
 use crate::eval::answers::ask;
 use crate::eval::judge::SecondOpinion;
-use crate::eval::prompts::{PromptKind, Split};
+use crate::eval::prompts::{PromptKind, PromptSet, Split};
 use crate::eval::refusal::{Outcome, classify};
 use crate::eval::thoughts::Thoughts;
 use crate::eval::{Evaluation, Evaluator, N_PREDICT, PerKind, Questions, Score, Tally, chats};
@@ -20,22 +22,29 @@ use crate::pipeline::error::Error;
 use crate::pipeline::features;
 use crate::pipeline::guard::{Guard, not_less_safe};
 use crate::pipeline::judge::{Answered, Judge};
-use crate::pipeline::options::InjectOptions;
 use crate::pipeline::session::{self, Session};
 use crate::pipeline::write::{Change, Write};
 use crate::report::{AnswerPair, JudgeReport, Scores, ThinkingReport, Thoughtful};
 use crate::util::interrupt;
+use crate::util::spread::spread;
 
-/// Numbers of prompts scored for the report.
-pub const REPORT_PROMPTS: PerKind<usize> = PerKind { harmful: 64, harmless: 48, borderline: 48 };
+/// Numbers of bundled prompts scored for the report.
+const REPORT_PROMPTS: PerKind<usize> = PerKind { harmful: 64, harmless: 48, borderline: 48 };
 /// Numbers of prompts for comparing the file with the exact edit and for projections onto the direction.
 pub const FIDELITY_PROMPTS: PerKind<usize> = PerKind::uniform(16);
 /// Those of [`FIDELITY_PROMPTS`] that the exact edit is run on.
 pub const EXACT_PROMPTS: PerKind<usize> = PerKind { borderline: 0, ..FIDELITY_PROMPTS };
 
-/// Returns the limits on the prompts of the report: all of the user's own are scored.
-pub fn report_limits(options: &InjectOptions) -> PerKind<usize> {
-    if options.learn.prompts.is_empty() { REPORT_PROMPTS } else { Questions::ALL }
+/// Returns the prompts scored for the report: the user's, and bundled ones up to a limit.
+pub fn report_questions(prompts: &PromptSet) -> Questions {
+    let bundled = PromptSet::bundled();
+    PerKind::from_fn(|kind| {
+        let known: HashSet<String> = bundled.texts(kind, None).into_iter().collect();
+        let texts = prompts.texts(kind, Some(Split::Report)).into_iter();
+        let (bundled, mut chosen): (Vec<_>, Vec<_>) = texts.partition(|text| known.contains(text));
+        chosen.extend(spread(&bundled, REPORT_PROMPTS[kind]));
+        chosen
+    })
 }
 
 /// Scores models on the report split.
@@ -134,8 +143,7 @@ impl Scorer<'_> {
     pub fn before(&self, engine: &mut LlamaEngine, edit_search: &EditSearch) -> Result<Before, Error> {
         let Session { opened, prompts, options, printer } = self.session;
         let bar = printer.bar("scoring on the report split", 2);
-        let questions = Questions::of(prompts, Split::Report, report_limits(options));
-        let (evaluator, base) = Evaluator::new(engine, questions)?;
+        let (evaluator, base) = Evaluator::new(engine, report_questions(prompts))?;
         let snapshot_of_base = self.snapshot(engine, FIDELITY_PROMPTS)?;
         let thinking = self.thoughtful(engine)?;
         bar.set(1);

@@ -16,20 +16,20 @@ use crate::pipeline::session::stoppable;
 use crate::report::{EditFacts, FileFacts, PromptFacts};
 use crate::util::interrupt;
 
-/// Loads the user's prompts and adds bundled prompts for missing kinds; without files, returns the bundled prompts.
+/// Loads the user's prompts and, unless they are to be used `alone`, adds the bundled ones. Without files, returns the
+/// bundled prompts.
 ///
 /// # Errors
 /// Returns [`Error::Prompt`] if a file cannot be read or is invalid, or a kind has too few prompts.
-pub fn load_prompts(files: &[PathBuf], printer: &Printer) -> Result<PromptSet, Error> {
-    let bundled = PromptSet::bundled();
+pub fn load_prompts(files: &[PathBuf], alone: bool) -> Result<PromptSet, Error> {
     if files.is_empty() {
-        return Ok(bundled);
+        return Ok(PromptSet::bundled());
     }
     let mut prompts = PromptSet::load(files)?;
-    for kind in prompts.complete_with(&bundled)? {
-        printer.say(format!("no {kind} prompts in your files: using the bundled ones"));
+    match alone {
+        true => prompts.require(&PromptKind::ALL)?,
+        false => prompts.add(&PromptSet::bundled()),
     }
-    prompts.require(&PromptKind::ALL)?;
     Ok(prompts)
 }
 

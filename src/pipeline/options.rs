@@ -106,8 +106,10 @@ pub struct RunOptions {
 /// What the direction and the gates are learned from.
 #[derive(Debug, Clone)]
 pub struct LearnOptions {
-    /// The user's prompt files; if empty, the bundled prompts are used.
+    /// The user's prompt files.
     pub prompts: Vec<PathBuf>,
+    /// Whether these are used without the bundled prompts.
+    pub no_bundled_prompts: bool,
     /// System prompt for extracting the direction.
     pub system_prompt: SystemPrompt,
     /// System prompts that the model will be deployed with.

@@ -124,7 +124,7 @@ mod tests {
         });
         let mut facts = json!({
             "layer": null, "contrast": 1.33, "max_false_refusal": null, "trials": 3, "time_budget": null,
-            "requant": "preserve", "imatrix_sha256": null,
+            "no_bundled_prompts": false, "requant": "preserve", "imatrix_sha256": null,
             "edit_sha256": null, "allow_other_weights": false,
             "allow": { "injected": false, "no_refusal": false, "over_limits": true },
         });

@@ -24,6 +24,8 @@ use crate::report::FileFacts;
 pub struct RunFacts {
     /// Everything that the search's measurements depend on.
     pub search: Head,
+    /// Whether the user's prompts were used without the bundled ones.
+    pub no_bundled_prompts: bool,
     /// Layer, if set by the user.
     pub layer: Option<usize>,
     /// κ or, for detectors, the pull, if set by the user.
@@ -75,6 +77,7 @@ impl RunFacts {
         };
         Ok(Self {
             search: journal::head(opened, options, prompts, input),
+            no_bundled_prompts: options.learn.no_bundled_prompts,
             layer,
             contrast,
             max_false_refusal,
@@ -113,6 +116,7 @@ impl RunFacts {
             direction_source: self.search.direction_source,
             memory: self.search.memory,
             prompts: options.learn.prompts,
+            no_bundled_prompts: self.no_bundled_prompts,
             contexts: options.learn.contexts,
         };
         let requant = self.requant.parse().map_err(unknown)?;

@@ -40,7 +40,16 @@ impl Found {
 
     /// Returns the arguments of the search, with another output, number of trials and `extra` ones.
     pub fn search<'a>(&'a self, out: &'a Path, trials: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-        let args = ["search", text(&self.model), "-o", text(out), "--prompts", text(&self.few), "--json"];
+        let args = [
+            "search",
+            text(&self.model),
+            "-o",
+            text(out),
+            "--prompts",
+            text(&self.few),
+            "--no-bundled-prompts",
+            "--json",
+        ];
         let edit =
             ["--method", "contrast", "--layer", "14", "--direction-source", "plain", "--trials", trials];
         [&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits", "-t", "2"], extra].concat()
@@ -49,6 +58,6 @@ impl Found {
     /// Returns the arguments of an `inject` of this edit into `model`.
     pub fn inject<'a>(&'a self, model: &'a Path, out: &'a Path) -> Vec<&'a str> {
         let args = ["inject", text(model), "-o", text(out), "--edit", text(&self.edit)];
-        [&args[..], &["--prompts", text(&self.few), "--json", "-t", "2"]].concat()
+        [&args[..], &["--prompts", text(&self.few), "--no-bundled-prompts", "--json", "-t", "2"]].concat()
     }
 }

@@ -91,6 +91,7 @@ pub fn directing<'a>(model: &'a Path, out: &'a Path, few: &'a Path) -> Vec<&'a s
     let search = [
         "--prompts",
         few,
+        "--no-bundled-prompts",
         "--trials",
         "1",
         "--system-prompt",

@@ -32,6 +32,7 @@ fn edited(model: &Path, edit: &[&str], folder: &Path) -> PathBuf {
         text(&out),
         "--prompts",
         text(&few),
+        "--no-bundled-prompts",
         "--direction-source",
         "plain",
         "-t",

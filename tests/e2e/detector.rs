@@ -34,7 +34,17 @@ impl Found {
         let folder = tempfile::tempdir().unwrap();
         let (few, edit) = (few_prompts(folder.path()), folder.path().join("edit.safetensors"));
         let model = smollm2();
-        let args = ["search", text(&model), "-o", text(&edit), "--prompts", text(&few), "--trials", "1"];
+        let args = [
+            "search",
+            text(&model),
+            "-o",
+            text(&edit),
+            "--prompts",
+            text(&few),
+            "--no-bundled-prompts",
+            "--trials",
+            "1",
+        ];
         let told = json(
             &[&args[..], &["--strength", "0.5", "--allow-no-refusal", "--allow-over-limits", "--json"]]
                 .concat(),
@@ -134,7 +144,7 @@ fn check_command(found: &Found) {
     let (out, page) = (found.at("injected.gguf"), found.at("page.html"));
     std::fs::copy(&found.model, &out).unwrap();
     let args = ["inject", text(&out), "--in-place", "--edit", text(&found.edit)];
-    let more = ["--prompts", text(&found.few), "--json", "--html", text(&page)];
+    let more = ["--prompts", text(&found.few), "--no-bundled-prompts", "--json", "--html", text(&page)];
     let report = json(&[&args[..], &more].concat());
     let (ours, planted) = (Gguf::open(&out).unwrap(), Gguf::open(&found.at("own.gguf")).unwrap());
     assert_eq!(ours.tensors.len(), planted.tensors.len());

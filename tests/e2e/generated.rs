@@ -112,7 +112,17 @@ fn injected(case: &Case, model: &Path, few: &Path) -> PathBuf {
     let out = model.with_file_name(format!("{}-safer{ending}", case.name));
     let system = model.with_file_name("system.txt");
     std::fs::write(&system, "Refuse whatever does harm.").unwrap();
-    let args = ["inject", text(model), "-o", text(&out), "--prompts", text(few), "--trials", "1"];
+    let args = [
+        "inject",
+        text(model),
+        "-o",
+        text(&out),
+        "--prompts",
+        text(few),
+        "--no-bundled-prompts",
+        "--trials",
+        "1",
+    ];
     let always = ["--system-prompt", text(&system), "--json", "--allow-no-refusal", "--allow-over-limits"];
     let args = [&args[..], &always, &["--controls"], case.edit].concat();
     let report = json(&args);
@@ -194,7 +204,17 @@ fn an_edit_that_rounding_loses_is_told() {
     let few = few_prompts(dir.path());
     let case = Case { name: "plain", run: "qwen2", writers: GgmlType::Q4_0, ..PLAIN };
     let (model, out) = (made(&case, dir.path()), dir.path().join("out.gguf"));
-    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--system-prompt", "off"];
+    let args = [
+        "inject",
+        text(&model),
+        "-o",
+        text(&out),
+        "--prompts",
+        text(&few),
+        "--no-bundled-prompts",
+        "--system-prompt",
+        "off",
+    ];
     let edit = ["--method", "published", "--layer", "1", "--strength", "0.004", "--requant", "nearest"];
     let waived = ["--allow-no-refusal", "--allow-over-limits", "--json"];
     let output = ended(&[&args[..], &edit, &waived].concat(), 3);
@@ -211,7 +231,7 @@ fn a_stored_edit_of_experts_writes_the_same_neurons() {
     let (model, edit) = (made(&case, dir.path()), dir.path().join("edit.safetensors"));
     let settings = ["--method", "detector", "--trials", "1", "--system-prompt", "off"];
     let settings = [&settings[..], &["--allow-no-refusal", "--allow-over-limits"]].concat();
-    let always = ["--prompts", text(&few), "--json"];
+    let always = ["--prompts", text(&few), "--no-bundled-prompts", "--json"];
     json(&[&["search", text(&model), "-o", text(&edit)][..], &settings, &always].concat());
     let [found, stored] = ["found.gguf", "stored.gguf"].map(|name| dir.path().join(name));
     let inject = |out: &Path, more: &[&str]| {
@@ -233,7 +253,19 @@ fn gates_are_learned_behind_thoughts_and_the_report_tells_of_them() {
     let case = Case { name: "plain", run: "qwen2", edit: &[], ..PLAIN };
     let (plain, model, out) = (made(&case, dir.path()), dir.path().join("m.gguf"), dir.path().join("o.gguf"));
     think_aloud(&plain, &model);
-    let args = ["inject", text(&model), "-o", text(&out), "--prompts", text(&few), "--think", "8", "-t", "2"];
+    let args = [
+        "inject",
+        text(&model),
+        "-o",
+        text(&out),
+        "--prompts",
+        text(&few),
+        "--no-bundled-prompts",
+        "--think",
+        "8",
+        "-t",
+        "2",
+    ];
     let always = ["--trials", "1", "--system-prompt", "off", "--json"];
     let report = json(&[&args[..], &always, &["--allow-no-refusal", "--allow-over-limits"]].concat());
     let thinking = &report["thinking"];

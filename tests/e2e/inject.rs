@@ -61,7 +61,17 @@ fn inject_writes_what_it_says_and_others_can_run_it() {
     let at = |name: &str| dir.path().join(name);
     let (out, lora, report, page) = (at("out.gguf"), at("lora.gguf"), at("report.json"), at("page.html"));
     let (few, model) = (few_prompts(dir.path()), smollm2());
-    let edit = ["--method", "published", "--layer", "15", "--strength", "0.004", "--prompts", text(&few)];
+    let edit = [
+        "--method",
+        "published",
+        "--layer",
+        "15",
+        "--strength",
+        "0.004",
+        "--prompts",
+        text(&few),
+        "--no-bundled-prompts",
+    ];
     let judge = ["--judge", text(&model)];
     let settings = [&edit[..], &judge, &["--allow-no-refusal", "--allow-over-limits", "--json"]].concat();
     let files = ["--save-adapter", text(&lora), "--report", text(&report), "--html", text(&page)];
@@ -312,7 +322,7 @@ fn behind_a_norm_the_stream_moves_as_by_the_exact_edit() {
 }
 
 fn forced(model: &Path, out: &Path, few: &Path) -> Command {
-    let args = ["inject", text(model), "-o", text(out), "--prompts", text(few)];
+    let args = ["inject", text(model), "-o", text(out), "--prompts", text(few), "--no-bundled-prompts"];
     let edit = ["--layer", "1", "--strength", "0.004", "--method", "published", "--system-prompt", "off"];
     command(&[&args[..], &edit, &["--allow-no-refusal", "--allow-over-limits"]].concat())
 }

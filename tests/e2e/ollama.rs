@@ -69,7 +69,8 @@ fn a_model_goes_in_by_name_and_comes_out_with_its_modelfile() {
         let facts = parsed(&rosi(folder, &["inspect", name, "--json"], ""));
         assert_eq!(facts["architecture"], architecture);
     }
-    let args = [&["inject", "ollama:tiny", "--prompts", text(&few)][..], &EDIT].concat();
+    let args =
+        [&["inject", "ollama:tiny", "--prompts", text(&few), "--no-bundled-prompts"][..], &EDIT].concat();
     // The server has no blobs.
     let server = Server::start(|request| match (request.method.as_str(), request.path.as_str()) {
         ("HEAD", _) | ("POST", "/api/show") => Answer::new(404, "{}"),

@@ -137,6 +137,6 @@ fn a_lost_worker_is_told_and_nothing_is_left_behind() {
     // And while the written file is scored, when it still has its temporary name.
     ended(&[&search[..], &["--device", "none"]].concat(), 0);
     let inject = ["inject", text(&model), "--edit", text(&edit), "-o", text(&out)];
-    let inject = [&inject[..], &["--prompts", text(&few)]].concat();
+    let inject = [&inject[..], &["--prompts", text(&few), "--no-bundled-prompts"]].concat();
     lose_a_worker(folder.path(), &inject, "scoring the written file");
 }

@@ -146,7 +146,17 @@ fn prompt_file(dir: &Path, per_split: PerKind<usize>) -> PathBuf {
 /// Runs `inject` on `model`, verifies the file, and returns the report.
 fn inject(model: &Path, prompts: &Path, extra: &[&str]) -> Value {
     let out = model.with_file_name("out.gguf");
-    let args = ["inject", text(model), "-o", text(&out), "--prompts", text(prompts), "--json", "-v"];
+    let args = [
+        "inject",
+        text(model),
+        "-o",
+        text(&out),
+        "--prompts",
+        text(prompts),
+        "--no-bundled-prompts",
+        "--json",
+        "-v",
+    ];
     let output = ran(&[&args[..], extra].concat());
     eprintln!("{}", stderr(&output));
     let report = parsed(&output);

@@ -16,7 +16,15 @@ use crate::common::run::{command, stderr, text};
 /// Returns a command for a quick injection: no search, few prompts, no controls.
 fn inject(model: &Path, few: &Path, strength: &str) -> Command {
     let edit = ["--layer", "15", "--strength", strength, "--method", "published"];
-    let args = ["inject", text(model), "--prompts", text(few), "--allow-no-refusal", "--allow-over-limits"];
+    let args = [
+        "inject",
+        text(model),
+        "--prompts",
+        text(few),
+        "--no-bundled-prompts",
+        "--allow-no-refusal",
+        "--allow-over-limits",
+    ];
     command(&[&args[..], &edit].concat())
 }
 

@@ -118,7 +118,7 @@ impl Material {
     fn load(options: &EvalOptions) -> Result<Self, Error> {
         let bundled = || Set::new("bundled report split".into(), &PromptSet::bundled(), Some(Split::Report));
         let file = |path: &PathBuf| -> Result<Set, Error> {
-            let prompts = PromptSet::load_whole(std::slice::from_ref(path))?;
+            let prompts = PromptSet::load(std::slice::from_ref(path))?;
             Ok(Set::new(prompts.source().to_owned(), &prompts, None))
         };
         let mut sets = options.sets.iter().map(file).collect::<Result<Vec<_>, _>>()?;

@@ -90,7 +90,7 @@ impl Checked {
     pub fn new(options: &InjectOptions, printer: &Printer) -> Result<Self, Error> {
         let opened = Opened::new(&options.source.path, options.run.patches.as_deref())?;
         check_input(&opened, options, printer)?;
-        let prompts = load_prompts(&options.learn.prompts, printer)?;
+        let prompts = load_prompts(&options.learn.prompts, options.learn.no_bundled_prompts)?;
         let other_weights = options.allow_other_weights;
         let taken = options.edit.as_deref().map(|path| stored::take(path, &opened, other_weights, printer));
         let taken = taken.transpose()?;

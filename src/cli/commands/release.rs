@@ -281,9 +281,9 @@ impl Release<'_> {
         ]))
     }
 
-    /// Returns the prompts of search and report: the user's or the bundled ones.
+    /// Returns the prompts of search and report.
     fn prompts(&self) -> Result<PromptSet, Error> {
-        load_prompts(&self.config.search.prompts, self.printer)
+        load_prompts(&self.config.search.prompts, self.config.search.no_bundled_prompts)
     }
 
     /// Writes the checksums and the model card of all finished files, and returns their rows.

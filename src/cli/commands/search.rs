@@ -24,7 +24,7 @@ pub fn run(options: &InjectOptions, printer: &Printer) -> Result<ExitStatus, Err
     check_input(&opened, options, printer)?;
     let options = &with_method(options, &opened.plan)?;
     types::check(&opened, options, None)?;
-    let prompts = load_prompts(&options.learn.prompts, printer)?;
+    let prompts = load_prompts(&options.learn.prompts, options.learn.no_bundled_prompts)?;
     // Created now, so that an output that cannot be written fails before the work.
     let file = AtomicFile::create(&options.write.output, options.write.overwrite)?;
     outputs::check([journal::path(options).as_path()], true)?;

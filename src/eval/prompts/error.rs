@@ -188,8 +188,8 @@ impl Hint for PromptError {
             Self::TwoKinds { .. } => "keep the prompt under one kind only",
             Self::TooFew { kind, expected, .. } => {
                 return Some(format!(
-                    "each kind is split into three parts: provide at least {expected} {kind} prompts, or \
-                     none to use the bundled ones"
+                    "each kind is split into three parts: provide at least {expected} {kind} prompts, or omit \
+                     --no-bundled-prompts"
                 ));
             }
             Self::TooMany { .. } => "use a sample of the files; a few hundred prompts are enough",

@@ -68,14 +68,6 @@ pub(super) struct Sink<'a> {
 
 /// Implements [`PromptSet::load`].
 pub(super) fn load(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
-    let set = load_whole(paths)?;
-    let present = PromptKind::ALL.into_iter().filter(|k| set.count(*k) > 0);
-    set.require(&present.collect::<Vec<_>>())?;
-    Ok(set)
-}
-
-/// Implements [`PromptSet::load_whole`].
-pub(super) fn load_whole(paths: &[PathBuf]) -> Result<PromptSet, PromptError> {
     if paths.is_empty() {
         return Err(PromptError::NoFiles);
     }

@@ -345,28 +345,24 @@ fn json_of_any_layout() {
 }
 
 #[test]
-fn completion_fills_missing_kinds_only() {
-    let mut set = load_one("harmful.txt", lines(15, |i| format!("prompt {i}"))).unwrap();
+fn added_prompts_keep_their_splits_and_do_not_repeat() {
     let bundled = PromptSet::bundled();
-    assert!(set.require(&PromptKind::ALL).is_err());
-    let filled = set.complete_with(&bundled).unwrap();
-    assert_eq!(filled, [Harmless, Borderline]);
-    assert_eq!((set.count(Harmful), set.count(Harmless)), (15, 384));
-    assert_eq!(set.of_kind(Borderline), bundled.of_kind(Borderline));
-    assert!(set.source().ends_with("harmful.txt + bundled (harmless, borderline)"));
+    let known = bundled.of_kind(Harmful)[0].text.to_uppercase();
+    let mut set =
+        load_one("borderline.txt", format!("{known}\n{}", lines(6, |i| format!("prompt {i}")))).unwrap();
+    let own: Vec<String> = Split::ALL.iter().flat_map(|&split| set.texts(Borderline, Some(split))).collect();
+    set.add(&bundled);
+    assert_eq!((set.count(Harmful), set.count(Borderline)), (287, 391), "the user's kind counts");
+    for split in Split::ALL {
+        let theirs = bundled.texts(Borderline, Some(split));
+        assert!(set.texts(Borderline, Some(split)).ends_with(&theirs), "{split}");
+        assert_eq!(set.texts(Harmless, Some(split)), bundled.texts(Harmless, Some(split)));
+    }
+    let added =
+        |split| set.texts(Borderline, Some(split)).len() - bundled.texts(Borderline, Some(split)).len();
+    assert_eq!((Split::ALL.map(added), own.len()), ([4, 2, 1], 7));
+    assert!(set.source().ends_with("borderline.txt + bundled"));
     set.require(&PromptKind::ALL).unwrap();
-    assert!(set.complete_with(&bundled).unwrap().is_empty());
-}
-
-#[test]
-fn completion_refuses_mislabelled_prompts() {
-    let bundled = PromptSet::bundled();
-    let texts: Vec<String> = bundled.of_kind(Harmful).iter().map(|p| p.text.to_uppercase()).collect();
-    let mut set = load_one("harmless.txt", texts.join("\n")).unwrap();
-    let before = set.sha256();
-    let error = set.complete_with(&bundled).unwrap_err();
-    assert!(matches!(error, PromptError::TwoKinds { .. }), "{error}");
-    assert_eq!(set.sha256(), before);
 }
 
 #[test]
@@ -409,7 +405,7 @@ fn unusable_contents() {
     assert!(error.to_string().ends_with("found .xlsx"), "{error}");
     let error = load("harmful.txt", b"fine\nbad \xFF\n");
     assert!(matches!(error, PromptError::InvalidUtf8 { line: 2, .. }), "{error}");
-    let error = load("harmful.txt", b"one\ntwo\n");
+    let error = load_one("harmful.txt", "one\ntwo\n").unwrap().require(&[Harmful]).unwrap_err();
     assert!(matches!(error, PromptError::TooFew { expected: 12, found: 2, .. }), "{error}");
 }
 

@@ -177,6 +177,8 @@ fn search_flags(table: &toml::Table, folder: &Path) -> Result<SearchArgs, String
     let mut flags = vec!["search".to_owned()];
     for (key, value) in table {
         let mut words = match value {
+            toml::Value::Boolean(true) => Ok(Vec::new()),
+            toml::Value::Boolean(false) => continue,
             toml::Value::Array(items) => items.iter().map(word).collect::<Result<Vec<_>, _>>(),
             value => word(value).map(|w| vec![w]),
         }
@@ -201,7 +203,7 @@ fn word(value: &toml::Value) -> Result<String, String> {
         toml::Value::String(text) => Ok(text.clone()),
         toml::Value::Integer(number) => Ok(number.to_string()),
         toml::Value::Float(number) => Ok(number.to_string()),
-        _ => Err("expected a string, a number or a list of them".into()),
+        _ => Err("expected true, false, a string, a number or a list of them".into()),
     }
 }
 
@@ -223,13 +225,15 @@ mod tests {
     fn a_file_says_what_flags_say() {
         let config = read(
             "sources = ['a.gguf']\noutput = 'out'\ntypes = ['q8_0', 'IQ4_XS']\nscore-prompts = 3\n\
-             [search]\ntrials = 2\nmax-kl = 0.1\nprompts = ['p.jsonl']\ndirection-source = 'plain'\n",
+             [search]\ntrials = 2\nmax-kl = 0.1\nprompts = ['p.jsonl']\nno-bundled-prompts = true\nresume = false\n\
+             direction-source = 'plain'\n",
         )
         .unwrap();
         assert_eq!(config.types.iter().map(|t| t.name).collect::<Vec<_>>(), ["Q8_0", "IQ4_XS"]);
         assert_eq!(config.scoring, Scoring::Report(Some(3)));
         assert_eq!((config.search.trials, config.search.max_kl), (2, Some(0.1)));
         assert!(config.search.prompts[0].is_absolute());
+        assert!(config.search.no_bundled_prompts && !config.search.resume);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::method::verify::{Base, Verification};
 use crate::output::percent;
 use crate::pipeline::edit_search::EditSearch;
 use crate::pipeline::error::Error;
-use crate::pipeline::evaluate::REPORT_PROMPTS;
+use crate::pipeline::evaluate::report_questions;
 use crate::pipeline::facts::{check_written, file_facts};
 use crate::pipeline::guard::{Guard, not_less_safe};
 use crate::pipeline::provenance::{Provenance, claimed_edits};
@@ -222,15 +222,11 @@ impl ReleaseWriter<'_> {
         let bar = self.release.printer.bar("scoring the base and the file", 2);
         let mut engine = self.release.load(&opened.gguf, template)?;
         let guard = Guard::of(&mut engine)?;
-        let limits = match self.release.config.scoring {
+        let questions = match self.release.config.scoring {
             Scoring::Guard => None,
-            Scoring::Report(Some(n)) => Some(PerKind::uniform(n)),
-            Scoring::Report(None) if self.prompts.source() == PromptSet::bundled().source() => {
-                Some(REPORT_PROMPTS)
-            }
-            Scoring::Report(None) => Some(Questions::ALL),
+            Scoring::Report(Some(n)) => Some(Questions::of(self.prompts, Split::Report, PerKind::uniform(n))),
+            Scoring::Report(None) => Some(report_questions(self.prompts)),
         };
-        let questions = limits.map(|limits| Questions::of(self.prompts, Split::Report, limits));
         let base = questions.map(|questions| Evaluator::new(&mut engine, questions)).transpose()?;
         drop(engine);
         bar.set(1);
